@@ -1,0 +1,84 @@
+"""Every error that autoprune raises on purpose.
+
+Each message states the rule, what was found, and what to do about it. The command line prints the message alone and
+exits with code 2; from Python, `except AutopruneError` catches them all.
+
+    AutopruneError
+    ├── UsageError (also ValueError)      a name, budget, option or value that cannot be used
+    │   ├── ConfigError                   a configuration or search-space file with a wrong key, value or syntax
+    │   └── BudgetError                   a budget that cannot be read, or that no policy can meet
+    ├── TaskError                         a task that lacks a field, data that is absent or not finite
+    ├── StructureError                    a model that cannot be traced or pruned
+    │   └── ProofError                    a shrunk model that does not compute what the dense model computes
+    ├── PolicyError (also ValueError)     a policy that does not belong to its space
+    ├── LatencyError                      a measurement that cannot be trusted or a table that cannot answer
+    │   └── MissingEntryError             an operator geometry that the table was not profiled for
+    ├── RunFolderError                    a run folder of another task, schema or owner, or one that cannot be written
+    ├── TrialError                        one policy whose evaluation failed (the search goes on)
+    └── VerificationError                 an exported model that differs from the PyTorch model
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AutopruneError(Exception):
+    """Base of all errors that are meant for the user."""
+
+
+class UsageError(AutopruneError, ValueError):
+    """A name, option or value that cannot be used."""
+
+
+class ConfigError(UsageError):
+    """A configuration or search-space file with a wrong key, value or syntax."""
+
+
+class BudgetError(UsageError):
+    """A budget that cannot be read, or that no policy can meet."""
+
+
+class TaskError(AutopruneError):
+    """A task that lacks a field, or data that is absent or not finite."""
+
+
+class StructureError(AutopruneError):
+    """A model that cannot be traced or pruned."""
+
+
+class ProofError(StructureError):
+    """A shrunk model that does not compute what the dense model computes."""
+
+
+class PolicyError(AutopruneError, ValueError):
+    """A policy that does not belong to its space."""
+
+
+class LatencyError(AutopruneError):
+    """A measurement that cannot be trusted, or a table that cannot answer."""
+
+
+class MissingEntryError(LatencyError):
+    """An operator geometry that the table was not profiled for."""
+
+
+class RunFolderError(AutopruneError):
+    """A run folder of another task, schema or owner, or one that cannot be written."""
+
+
+class TrialError(AutopruneError):
+    """One policy whose evaluation failed; the search records it and goes on."""
+
+
+class VerificationError(AutopruneError):
+    """An exported model that differs from the PyTorch model."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
+    """Build the error for a name that is not in a closed list: names the near misses and lists all known ones."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return UsageError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")

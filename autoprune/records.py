@@ -1,0 +1,392 @@
+"""Every value that crosses a stage, and the words they are named with.
+
+Glossary (one meaning each):
+
+    task            model + example inputs + train / validation / test data + loss + metric
+    unit            the smallest thing the search decides about: a set of coupled channels whose members change together
+    width           how many channels of a unit are kept
+    level           a width that the search may choose for a unit
+    space           which units take part and the levels of each
+    policy          one width for every unit of a space
+    target          the measured device: runtime, provider, threads, precision, batch, host
+    latency table   measured cost of operator geometries on one target, and the predictor built on it
+    budget          what a model may cost on the target: `2.5ms`, or `50%` of the dense model
+    effort          what the search may spend: trials, sample passes
+    fidelity        how expensively a policy is scored: proxy < brief < longer < full
+    trial           one policy scored at one fidelity
+    recovery        whatever repairs a pruned model: BN recalibration, fine-tuning, distillation
+    sample pass     forward + backward of the dense model for one example: the unit of all reported search cost
+
+All values are frozen and keyword-only, validate themselves and survive a JSON round trip (`to_json` / `from_json`).
+Units of measure are part of the names. This module never imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+from autoprune.errors import BudgetError, PolicyError, UsageError
+
+Status = Literal["done", "infeasible", "stopped", "failed"]
+
+
+def digest_of(value: object, length: int = 12) -> str:
+    """Hash a JSON value to `length` hex digits, the same in every process and Python version."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One dimension of one parameter that a unit cuts: `per_channel` indices for every channel of the unit."""
+
+    parameter: str
+    dim: int
+    per_channel: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """A set of coupled channels; `members` are the parameter dimensions that change together with its width."""
+
+    name: str
+    kind: str
+    width: int
+    members: tuple[Member, ...]
+    removable: bool = False
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise PolicyError(f"a unit has at least one channel; {self.name!r} has {self.width}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSpace:
+    """The levels of every unit, ascending; the largest level of a unit that is not searched is its only one.
+
+    `id` names the structure and the levels together: policies of one space are refused by another.
+    """
+
+    id: str
+    levels: Mapping[str, tuple[int, ...]]
+
+    def __post_init__(self) -> None:
+        for name, levels in self.levels.items():
+            if not levels or list(levels) != sorted(set(levels)) or levels[0] < 0:
+                raise PolicyError(f"levels of {name!r} must be ascending, distinct and not negative; got {levels}")
+        object.__setattr__(self, "levels", MappingProxyType(dict(self.levels)))
+
+    @property
+    def unit_names(self) -> tuple[str, ...]:
+        """All units, in the order of the structure."""
+        return tuple(self.levels)
+
+    @property
+    def searched(self) -> tuple[str, ...]:
+        """Units with more than one level."""
+        return tuple(name for name, levels in self.levels.items() if len(levels) > 1)
+
+    @property
+    def size(self) -> int:
+        """How many policies the space holds."""
+        return math.prod(len(levels) for levels in self.levels.values())
+
+    def policy(self, widths: Mapping[str, int]) -> Policy:
+        """Build a policy of this space; units that are left out keep their largest level.
+
+        Raises `PolicyError` for a name or a width that the space does not have.
+        """
+        for name, width in widths.items():
+            if name not in self.levels:
+                raise PolicyError(f"the space has no unit {name!r}; it has {', '.join(self.levels)}")
+            if width not in self.levels[name]:
+                raise PolicyError(f"{width} is no level of {name!r}; its levels are {self.levels[name]}")
+        return Policy(space_id=self.id, widths={n: widths.get(n, levels[-1]) for n, levels in self.levels.items()})
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_space_from, (self.id, dict(self.levels)))
+
+    def largest(self) -> Policy:
+        """The policy with every unit at its largest level."""
+        return self.policy({})
+
+    def smallest(self) -> Policy:
+        """The policy with every unit at its smallest level."""
+        return self.policy({name: levels[0] for name, levels in self.levels.items()})
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON value."""
+        return {"id": self.id, "levels": {name: list(levels) for name, levels in self.levels.items()}}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> SearchSpace:
+        """Inverse of `to_json`."""
+        return cls(id=value["id"], levels={name: tuple(levels) for name, levels in value["levels"].items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """One width for every unit: immutable, hashable, named everywhere by `digest()`."""
+
+    space_id: str
+    widths: Mapping[str, int]
+
+    def __post_init__(self) -> None:
+        for name, width in self.widths.items():
+            if not isinstance(width, int) or isinstance(width, bool) or width < 0:
+                raise PolicyError(f"a width is a whole number, 0 or more; {name!r} has {width!r}")
+        object.__setattr__(self, "widths", MappingProxyType(dict(self.widths)))
+
+    def __hash__(self) -> int:
+        return hash((self.space_id, frozenset(self.widths.items())))
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Policy) and self.space_id == other.space_id and dict(self.widths) == dict(other.widths)
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_policy_from, (self.space_id, dict(self.widths)))
+
+    def digest(self) -> str:
+        """Twelve hex digits that name this policy, independent of the order of its units."""
+        return digest_of({"space": self.space_id, "widths": dict(self.widths)})
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON value."""
+        return {"space_id": self.space_id, "widths": dict(self.widths)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Policy:
+        """Inverse of `to_json`; `PolicyError` when the value is not a policy."""
+        try:
+            return cls(space_id=value["space_id"], widths=dict(value["widths"]))
+        except (KeyError, TypeError) as error:
+            raise PolicyError(f"not a policy: {error!r}; expected {{'space_id': ..., 'widths': {{...}}}}") from error
+
+
+def _space_from(space_id: str, levels: dict[str, tuple[int, ...]]) -> SearchSpace:
+    return SearchSpace(id=space_id, levels=levels)
+
+
+def _policy_from(space_id: str, widths: dict[str, int]) -> Policy:
+    return Policy(space_id=space_id, widths=widths)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """Everything that the cost of one operator depends on, for one example; the key of a latency table.
+
+    `fused` names what the runtime folds into the operator. Sizes that do not apply are 0. Never holds a layer name.
+    """
+
+    op: str
+    c_in: int
+    c_out: int
+    height: int = 0
+    width: int = 0
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    groups: int = 1
+    fused: str = ""
+
+    def __str__(self) -> str:
+        size = f" {self.height}x{self.width}" if self.height else ""
+        kernel = f" k{'x'.join(map(str, self.kernel))}" if self.kernel else ""
+        stride = f" s{'x'.join(map(str, self.stride))}" if self.stride and set(self.stride) != {1} else ""
+        groups = f" g{self.groups}" if self.groups > 1 else ""
+        fused = f"+{self.fused}" if self.fused else ""
+        return f"{self.op}{fused} {self.c_in}->{self.c_out}{size}{kernel}{stride}{groups}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencySample:
+    """Latency of one model: median and tenth / ninetieth percentile of `runs` timed runs, in milliseconds."""
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    runs: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON value."""
+        return asdict(self)
+
+
+_BUDGET = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(%|ms|us|s)\s*")
+_IN_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a model may cost on the target: a share of the dense model's latency, or milliseconds."""
+
+    kind: Literal["ratio", "ms"]
+    value: float
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value) or self.value <= 0:
+            raise BudgetError(f"a budget must be above 0; got {self}. Write `50%` or `1.2ms`.")
+        if self.kind == "ratio" and self.value > 1:
+            raise BudgetError(f"a relative budget is at most 100% of the dense model; got {self}.")
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Read `50%`, `1.2ms`, `800us` or `0.01s`; `BudgetError` for anything else."""
+        match = _BUDGET.fullmatch(str(text))
+        if match is None:
+            raise BudgetError(
+                f"a budget is a share of the dense latency or a time, above 0; got {text!r}. Write `50%` or `1.2ms`."
+            )
+        number, unit = float(match[1]), match[2]
+        if unit == "%":
+            return cls(kind="ratio", value=number / 100)
+        return cls(kind="ms", value=number * _IN_MS[unit])
+
+    def limit_ms(self, dense_ms: float) -> float:
+        """The budget in milliseconds, for a dense model that takes `dense_ms`."""
+        return self.value * dense_ms if self.kind == "ratio" else self.value
+
+    def __str__(self) -> str:
+        return f"{self.value * 100:g}%" if self.kind == "ratio" else f"{self.value:g}ms"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fidelity:
+    """How expensively a policy is scored: `finetune_samples` training examples after BN recalibration.
+
+    `rung` orders fidelities from cheap to dear; the proxy has no fine-tuning at all. `val_samples` caps the validation
+    examples that the score is taken on (0: all of them).
+    """
+
+    name: str
+    rung: int
+    finetune_samples: int = 0
+    val_samples: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON value."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Fidelity:
+        """Inverse of `to_json`."""
+        return cls(**value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What one trial found.
+
+    `score` is the task's metric on validation data (higher is better); `loss` is the divergence from the dense model's
+    outputs on the same data (lower is better, less noisy than the score). `latency_source` is `predicted` or `measured`.
+    `bytes` counts parameters and float buffers in fp32.
+    """
+
+    score: float
+    loss: float
+    latency_ms: float
+    latency_source: Literal["predicted", "measured"]
+    params: int
+    macs: int
+    bytes: int
+
+    def __post_init__(self) -> None:
+        for name in ("score", "loss", "latency_ms"):
+            if not math.isfinite(getattr(self, name)):
+                raise UsageError(f"a measurement must be finite; {name} is {getattr(self, name)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON value."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Measurement:
+        """Inverse of `to_json`."""
+        return cls(**value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSpec:
+    """One policy to be scored at one fidelity: all that an executor needs to know."""
+
+    number: int
+    policy: Policy
+    fidelity: Fidelity
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult:
+    """What became of a trial: a measurement when it is `done`, a reason when it `failed`."""
+
+    number: int
+    policy: Policy
+    fidelity: Fidelity
+    status: Status
+    seed: int
+    measurement: Measurement | None = None
+    error: str | None = None
+    seconds: float = 0.0
+    sample_passes: float = 0.0
+
+    def __post_init__(self) -> None:
+        if (self.status == "done") != (self.measurement is not None):
+            raise UsageError(f"a trial has a measurement exactly when it is done; status is {self.status!r}")
+        if self.status == "failed" and not self.error:
+            raise UsageError("a failed trial says why")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON value."""
+        return vars(self) | {
+            "policy": self.policy.to_json(),
+            "fidelity": self.fidelity.to_json(),
+            "measurement": self.measurement.to_json() if self.measurement else None,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> TrialResult:
+        """Inverse of `to_json`."""
+        measurement = value["measurement"]
+        return cls(
+            **dict(value)
+            | {
+                "policy": Policy.from_json(value["policy"]),
+                "fidelity": Fidelity.from_json(value["fidelity"]),
+                "measurement": Measurement.from_json(measurement) if measurement else None,
+            }
+        )
+
+
+def trial_seed(run_seed: int, policy: Policy, fidelity: Fidelity) -> int:
+    """Seed of a trial, from the run seed, the policy and the fidelity alone: the same in every executor and order."""
+    return int(digest_of([run_seed, policy.digest(), fidelity.to_json()], length=8), 16) & 0x7FFFFFFF
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontModel:
+    """One model of `front.json`: a policy with what was predicted and, once verified, what was measured."""
+
+    digest: str
+    policy: Policy
+    score: float
+    test_score: float | None
+    latency_ms_predicted: float
+    latency_ms_measured: float | None
+    latency_ratio: float
+    params: int
+    macs: int
+    bytes: int
+    fidelity: str
+    strategy: str
+    budget: str | None = None
+    meets_budget: bool | None = None
+    onnx: str | None = None
+    notes: tuple[str, ...] = field(default_factory=tuple)
