@@ -1,0 +1,8 @@
+"""What can change: units found on the exported graph, the exact sizes of every policy, and really smaller models."""
+
+from autoprune.structure.capture import module_tensors
+from autoprune.structure.geometry import Dim, Operator
+from autoprune.structure.module import GraphModel
+from autoprune.structure.structure import Fixed, Structure, analyze
+
+__all__ = ["Dim", "Fixed", "GraphModel", "Operator", "Structure", "analyze", "module_tensors"]

@@ -1,0 +1,124 @@
+"""Capture a model as plain ATen graphs, one for evaluation and one for training.
+
+`torch.export` (non-strict, dynamic batch) lifts parameters to graph inputs; here they become attributes again, under
+their state-dict names, so that a graph can be rewritten and run on parameters of any size.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils import _pytree as pytree
+
+from autoprune.errors import StructureError
+
+_TENSOR_KINDS = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capture:
+    """One mode of a model: a graph whose `get_attr` nodes carry state-dict names, and how its outputs nest."""
+
+    graph: fx.Graph
+    out_spec: pytree.TreeSpec
+    training: bool
+
+
+def capture(model: nn.Module, example_inputs: Sequence[torch.Tensor], *, training: bool) -> Capture:
+    """Export `model` in one mode with a dynamic batch dimension; the model is left as it was.
+
+    Raises `StructureError` with the exporter's reason when the model cannot be traced.
+    """
+    model = copy.deepcopy(model).train(training)
+    inputs = tuple(_with_batch(x, 3) for x in example_inputs)
+    shapes = tuple({0: Dim.AUTO} if x.dim() else {} for x in inputs)
+    try:
+        with _quiet():
+            program = torch.export.export(
+                model, inputs, dynamic_shapes=(shapes,) if _takes_varargs(model) else shapes, strict=False
+            )
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise StructureError(
+            f"the model cannot be traced by torch.export: {reason}. Its forward must not branch on tensor values; "
+            "run `torch.export.export(model, example_inputs, strict=False)` to see where it does."
+        ) from error
+    return Capture(graph=_unlift(program), out_spec=program.call_spec.out_spec, training=training)
+
+
+def _with_batch(x: torch.Tensor, batch: int) -> torch.Tensor:
+    """Repeat the first example, because a batch of one would be captured as a constant."""
+    return x[:1].expand(batch, *x.shape[1:]).clone() if x.dim() else x
+
+
+def _takes_varargs(model: nn.Module) -> bool:
+    code = getattr(type(model).forward, "__code__", None)
+    return code is not None and bool(code.co_flags & 0x04) and code.co_argcount == 1
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's warnings and logs; its errors are raised as exceptions anyway."""
+    logger = logging.getLogger("torch.export")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _unlift(program: ExportedProgram) -> fx.Graph:
+    """Copy the exported graph with parameters, buffers and constants as `get_attr` nodes."""
+    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    if any(spec.kind is not OutputKind.USER_OUTPUT for spec in program.graph_signature.output_specs):
+        raise StructureError("the model changes its own buffers in a way that export turns into outputs")
+    graph = fx.Graph()
+    new: dict[fx.Node, fx.Node] = {}
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and specs[node.name].kind in _TENSOR_KINDS:
+            new[node] = graph.create_node("get_attr", str(specs[node.name].target), name=node.name)
+        elif node.op == "placeholder" and specs[node.name].kind is not InputKind.USER_INPUT:
+            raise StructureError(f"inputs of kind {specs[node.name].kind} are not supported ({node.name})")
+        else:
+            new[node] = graph.node_copy(node, lambda n: new[n])
+        new[node].meta = dict(node.meta)
+    return graph
+
+
+def concrete(value: Any, batch: int = 3) -> Any:
+    """Turn symbolic sizes into the integers that they had during capture (the batch size)."""
+    if isinstance(value, torch.SymInt):
+        hint = value.node.hint
+        return int(hint) if hint is not None else batch
+    if isinstance(value, (list, tuple, torch.Size)):
+        return (
+            type(value)(concrete(v, batch) for v in value)
+            if not isinstance(value, torch.Size)
+            else tuple(concrete(v, batch) for v in value)
+        )
+    return value
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """Shape of a node's tensor at capture time; `()` when the node is not one tensor."""
+    value = node.meta.get("val")
+    return concrete(value.shape) if isinstance(value, torch.Tensor) else ()
+
+
+def module_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """All parameters and buffers by state-dict name, aliases and non-persistent buffers included."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    return named | dict(model.named_buffers(remove_duplicate=False))

@@ -1,0 +1,151 @@
+"""Exact arithmetic of sizes: every dimension as a polynomial in the unit widths, and the operators that cost time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import fx
+
+from autoprune.structure.capture import concrete, shape_of
+from autoprune.structure.units import Channels, Site
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Dim:
+    """Exact size of one dimension: `constant + sum(coefficient * product of the widths of some units)`."""
+
+    constant: int
+    terms: tuple[tuple[int, tuple[int, ...]], ...] = ()
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """Indices of the units that the size depends on, ascending."""
+        return tuple(sorted({u for _, units in self.terms for u in units}))
+
+    def __call__(self, widths: Array) -> Array:
+        """Sizes `[P]` (int64) for widths `[P, U]`."""
+        total = np.full(len(widths), self.constant, dtype=np.int64)
+        for coefficient, units in self.terms:
+            total += coefficient * np.prod(widths[:, list(units)], axis=1, dtype=np.int64)
+        return total
+
+    @classmethod
+    def of(cls, channels: Channels, unit_widths: Array) -> Dim:
+        """Polynomial of the living count of a dimension; `unit_widths` `[U]` are the full widths."""
+        names = sorted(channels.of_unit)
+        if not names:
+            return cls(channels.size)
+        belongs = np.stack([channels.of_unit[u] >= 0 for u in names], axis=1)
+        patterns, counts = np.unique(belongs, axis=0, return_counts=True)
+        constant, terms = 0, []
+        for pattern, count in zip(patterns, counts, strict=True):
+            units = tuple(u for u, inside in zip(names, pattern, strict=True) if inside)
+            full = int(np.prod(unit_widths[list(units)])) if units else 1
+            if units:
+                terms.append((int(count) // full, units))
+            else:
+                constant = int(count)
+        return cls(constant, tuple(terms))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operator:
+    """One node of the evaluation graph that costs time. Spatial sizes are those of the output, for one example."""
+
+    node: str
+    op: str
+    inputs: tuple[str, ...]
+    c_in: Dim
+    c_out: Dim
+    groups: Dim
+    height: int = 0
+    width: int = 0
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    parameters: tuple[str, ...] = ()
+
+    def macs(self, widths: Array) -> Array:
+        """Multiply-accumulates for one example, `[P]`, of convolutions and linear layers; 0 for all others."""
+        if self.op not in ("conv1d", "conv2d", "linear"):
+            return np.zeros(len(widths), dtype=np.int64)
+        positions = max(self.height, 1) * max(self.width, 1) * int(np.prod(self.kernel or (1,)))
+        return positions * self.c_out(widths) * self.c_in(widths) // np.maximum(self.groups(widths), 1)
+
+
+_ALIASES = {"relu_": "relu", "add_": "add", "hardtanh_": "hardtanh", "relu6_": "relu6", "mul_": "mul", "silu_": "silu"}
+
+
+def find_operators(graph: fx.Graph, channels: Mapping[Site, Channels], unit_widths: Array) -> tuple[Operator, ...]:
+    """All tensor operators of a graph in order, with channel counts as polynomials."""
+
+    def dim_of(node: fx.Node) -> Dim:
+        shape = shape_of(node)
+        axis = 1 if len(shape) != 3 else 2  # [N, C, ...], [N, C], but [N, tokens, C]
+        if len(shape) <= axis:
+            return Dim(1)
+        found = channels.get(("eval", node.name, axis))
+        return Dim.of(found, unit_widths) if found else Dim(shape[axis])
+
+    operators = []
+    for node in graph.nodes:
+        if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
+            continue
+        sources = [
+            n for n in node.all_input_nodes if n.op != "get_attr" and isinstance(n.meta.get("val"), torch.Tensor)
+        ]
+        groups = channels.get(("eval", node.name, -1))
+        kernel, stride = _window(node)
+        shape = shape_of(node)
+        operators.append(
+            Operator(
+                node=node.name,
+                op=_op_name(node),
+                inputs=tuple(n.name for n in sources),
+                c_in=dim_of(sources[0]) if sources else Dim(0),
+                c_out=dim_of(node),
+                groups=Dim.of(groups, unit_widths) if groups else Dim(_groups(node)),
+                height=shape[2] if len(shape) == 4 else 0,
+                width=shape[3]
+                if len(shape) == 4
+                else (shape[2] if len(shape) == 3 and _op_name(node) == "conv1d" else 0),
+                kernel=kernel,
+                stride=stride,
+                parameters=tuple(str(n.target) for n in node.all_input_nodes if n.op == "get_attr"),
+            )
+        )
+    return tuple(operators)
+
+
+def _op_name(node: fx.Node) -> str:
+    packet = getattr(node.target, "overloadpacket", None)
+    name = (
+        packet._qualified_op_name.split("::")[-1]
+        if packet is not None
+        else getattr(node.target, "__name__", str(node.target))
+    )
+    return _ALIASES.get(name, name)
+
+
+def _groups(node: fx.Node) -> int:
+    return int(node.args[6]) if _op_name(node).startswith("conv") and len(node.args) > 6 else 1  # type: ignore[arg-type]
+
+
+def _window(node: fx.Node) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Kernel and stride of a convolution or pooling."""
+    name = _op_name(node)
+    if name in ("conv1d", "conv2d"):
+        kernel = shape_of(node.args[1])[2:]  # type: ignore[arg-type]
+        stride = node.args[3] if len(node.args) > 3 else 1
+    elif name in ("max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d"):
+        kernel = concrete(node.args[1])
+        stride = node.args[2] if len(node.args) > 2 and node.args[2] else kernel
+    else:
+        return (), ()
+    as_tuple = lambda v: (v,) if isinstance(v, int) else tuple(v)  # noqa: E731
+    kernel, stride = as_tuple(kernel), as_tuple(stride)
+    return kernel, stride * (len(kernel) // len(stride))

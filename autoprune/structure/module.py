@@ -1,0 +1,65 @@
+"""A module that runs captured graphs on parameters of its own, under the original state-dict names."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from autoprune.structure.capture import Capture
+
+
+class GraphModel(nn.Module):
+    """A captured model: `train()` and `eval()` choose the graph, both share the parameters.
+
+    It trains, moves between devices, deep-copies, exports and has the state-dict names of the model that was captured.
+    It has none of the original's Python attributes or methods; inputs are positional tensors.
+    """
+
+    def __init__(
+        self, captures: Mapping[bool, Capture], tensors: Mapping[str, torch.Tensor], persistent: set[str]
+    ) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            _register(self, name, tensor, name in persistent)
+        self._captures = dict(captures)
+        self._forwards = {mode: _compile(found.graph) for mode, found in captures.items()}
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        """Run the graph of the current mode; outputs nest as those of the captured model."""
+        outputs = self._forwards[self.training](self, *inputs)
+        return pytree.tree_unflatten(outputs, self._captures[self.training].out_spec)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GraphModel:
+        new = GraphModel.__new__(GraphModel)
+        nn.Module.__init__(new)
+        memo[id(self)] = new
+        shared = {"_captures", "_forwards"}
+        for key, value in self.__dict__.items():
+            new.__dict__[key] = value if key in shared else copy.deepcopy(value, memo)
+        return new
+
+
+def _register(root: nn.Module, name: str, tensor: torch.Tensor, persistent: bool) -> None:
+    *path, leaf = name.split(".")
+    owner = root
+    for part in path:
+        if part not in owner._modules:
+            owner.add_module(part, nn.Module())
+        owner = owner._modules[part]  # type: ignore[assignment]
+    if isinstance(tensor, nn.Parameter):
+        owner.register_parameter(leaf, tensor)
+    else:
+        owner.register_buffer(leaf, tensor, persistent=persistent)
+
+
+def _compile(graph: fx.Graph) -> Any:
+    """Python function `forward(self, *inputs)` of a graph; it reads parameters as attributes of `self`."""
+    code = graph.python_code("self")
+    scope = dict(code.globals)
+    exec(compile(code.src, "<autoprune graph>", "exec"), scope)
+    return scope["forward"]

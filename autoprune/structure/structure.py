@@ -1,0 +1,265 @@
+"""The structure of a model: its units, its operators, its sizes under any policy, and `shrink`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from autoprune.errors import PolicyError, ProofError, StructureError
+from autoprune.records import Policy, Unit, digest_of
+from autoprune.structure.capture import Capture, capture, module_tensors
+from autoprune.structure.geometry import Dim, Operator, find_operators
+from autoprune.structure.labels import Labels, Value
+from autoprune.structure.module import GraphModel
+from autoprune.structure.proof import TOLERANCE, largest_difference
+from autoprune.structure.rules import Analysis, analyse
+from autoprune.structure.shrink import living_masks, rewrite, slice_tensors
+from autoprune.structure.units import Channels, Site, find_units
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fixed:
+    """A parameter dimension that keeps its full width, and why."""
+
+    parameter: str
+    dim: int
+    size: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structure:
+    """Everything that pruning needs to know about one model. Build it with `analyze`; nothing in it changes.
+
+    `widths` arguments are int64 arrays `[P, U]`: one row for each policy, one column for each unit, in order.
+    """
+
+    model: nn.Module
+    example_inputs: tuple[torch.Tensor, ...]
+    units: tuple[Unit, ...]
+    operators: tuple[Operator, ...]
+    fixed: tuple[Fixed, ...]
+    unsupported: Mapping[str, tuple[str, ...]]
+    channels: Mapping[Site, Channels]
+    canonical: Mapping[str, str]
+    captures: Mapping[bool, Capture]
+    dims: Mapping[str, tuple[Dim, ...]]
+
+    @property
+    def full_widths(self) -> dict[str, int]:
+        """Dense width of every unit."""
+        return {unit.name: unit.width for unit in self.units}
+
+    def digest(self) -> str:
+        """Names the structure: the same units over the same parameter shapes give the same digest."""
+        shapes = {name: list(t.shape) for name, t in module_tensors(self.model).items()}
+        members = [[u.name, u.width, [[m.parameter, m.dim, m.per_channel] for m in u.members]] for u in self.units]
+        return digest_of([shapes, members])
+
+    def widths(self, policies: Sequence[Policy]) -> Array:
+        """Widths of policies as an int64 matrix `[P, U]`; `PolicyError` when one does not fit this structure."""
+        names = [unit.name for unit in self.units]
+        rows = np.empty((len(policies), len(names)), dtype=np.int64)
+        for row, policy in zip(rows, policies, strict=True):
+            if len(policy.widths) != len(names):
+                raise PolicyError(f"a policy has one width for each of the units {names}; got {list(policy.widths)}")
+            try:
+                row[:] = [policy.widths[name] for name in names]
+            except KeyError as error:
+                raise PolicyError(f"the policy has no width for unit {error}; it has {list(policy.widths)}") from error
+        full = np.array([unit.width for unit in self.units], dtype=np.int64)
+        if len(rows) and ((rows < 1) | (rows > full)).any():
+            row, column = np.argwhere((rows < 1) | (rows > full))[0]
+            raise PolicyError(f"the width of {names[column]!r} is 1 to {full[column]}; got {rows[row, column]}")
+        return rows
+
+    def params(self, widths: Array) -> Array:
+        """Number of parameters, `[P]`; a shared parameter counts once."""
+        return self._numel(widths, lambda t: isinstance(t, nn.Parameter), lambda t: 1)
+
+    def bytes(self, widths: Array) -> Array:
+        """Bytes of parameters and floating-point buffers, `[P]`."""
+        return self._numel(widths, torch.is_floating_point, lambda t: t.element_size())
+
+    def _numel(self, widths: Array, counts: object, weight: object) -> Array:
+        total = np.zeros(len(widths), dtype=np.int64)
+        for name, tensor in module_tensors(self.model).items():
+            if self.canonical[name] == name and counts(tensor):  # type: ignore[operator]
+                size = np.full(len(widths), weight(tensor), dtype=np.int64)  # type: ignore[operator]
+                for dim in self.dims[name]:
+                    size *= dim(widths)
+                total += size
+        return total
+
+    def macs(self, widths: Array) -> Array:
+        """Multiply-accumulates of convolutions and linear layers for one example, `[P]`."""
+        return sum((op.macs(widths) for op in self.operators), np.zeros(len(widths), dtype=np.int64))
+
+    def masks(self, policy: Policy, keep: Mapping[str, Array] | None = None) -> dict[Site, Array]:
+        """Living mask of every labelled dimension. `keep`: kept channel indices of each unit (default: the first ones).
+
+        Raises `PolicyError` when the indices do not fit the widths.
+        """
+        widths = self.widths([policy])[0]
+        kept = {}
+        for number, unit in enumerate(self.units):
+            indices = (
+                np.arange(widths[number]) if keep is None or unit.name not in keep else np.asarray(keep[unit.name])
+            )
+            if len(np.unique(indices)) != widths[number] or indices.min() < 0 or indices.max() >= unit.width:
+                raise PolicyError(
+                    f"{unit.name!r} keeps {widths[number]} distinct channels below {unit.width}; got {indices}"
+                )
+            mask = np.zeros(unit.width, dtype=bool)
+            mask[indices] = True
+            kept[number] = mask
+        return living_masks(self.channels, kept)
+
+    def kept(self, policy: Policy, keep: Mapping[str, Array] | None = None) -> dict[str, tuple[Array | None, ...]]:
+        """Kept indices of every dimension of every parameter and buffer by state-dict name (`None`: all of them)."""
+        masks = self.masks(policy, keep)
+        found = {}
+        for name, tensor in module_tensors(self.model).items():
+            of_dims = [masks.get(("parameter", self.canonical[name], dim)) for dim in range(tensor.dim())]
+            found[name] = tuple(None if mask is None else np.flatnonzero(mask) for mask in of_dims)
+        return found
+
+    def shrink(self, policy: Policy, keep: Mapping[str, Array] | None = None, *, prove: bool = True) -> GraphModel:
+        """Build the really smaller model of a policy; the dense model is left alone.
+
+        `keep` holds the kept channel indices of each unit (default: the first ones). The proof compares it with the
+        dense model whose removed entries are zeroed, and raises `ProofError` naming the units that break it.
+        """
+        masks = self.masks(policy, keep)
+        shrunk = self._build(masks)
+        if prove:
+            difference = self._difference(masks, shrunk)
+            if difference > TOLERANCE:
+                raise ProofError(
+                    f"the shrunk model does not compute what the dense model computes (relative difference "
+                    f"{difference:.2g}, allowed {TOLERANCE:g}); broken by {', '.join(self._culprits(policy, keep))}. "
+                    "Exclude these units in the search space, and please report the model."
+                )
+        return shrunk.train(self.model.training)
+
+    def _build(self, masks: Mapping[Site, Array]) -> GraphModel:
+        tensors = slice_tensors(module_tensors(self.model), masks, self.canonical)
+        return GraphModel(
+            {m: rewrite(c, masks) for m, c in self.captures.items()}, tensors, set(self.model.state_dict())
+        )
+
+    def _difference(self, masks: Mapping[Site, Array], shrunk: GraphModel) -> float:
+        return largest_difference(self._build({}), shrunk, masks, self.canonical, self.example_inputs)
+
+    def _culprits(self, policy: Policy, keep: Mapping[str, Array] | None) -> list[str]:
+        """Units that break the proof when they alone are cut (all that are cut, when none does)."""
+        cut = [u.name for u in self.units if policy.widths[u.name] < u.width]
+        guilty = []
+        for name in cut:
+            alone = Policy(space_id=policy.space_id, widths=self.full_widths | {name: policy.widths[name]})
+            masks = self.masks(alone, {name: keep[name]} if keep and name in keep else None)
+            if self._difference(masks, self._build(masks)) > TOLERANCE:
+                guilty.append(name)
+        return guilty or cut
+
+
+def analyze(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> Structure:
+    """Find the units of a model: capture both modes, pass labels through both graphs, close, and count.
+
+    Raises `StructureError` when the model cannot be traced or nothing in it can be pruned.
+    """
+    captures = {training: capture(model, example_inputs, training=training) for training in (False, True)}
+    tensors = module_tensors(model)
+    canonical = _canonical(tensors)
+    labels = Labels()
+    values = {n: _initial(labels, t) for n, t in tensors.items() if canonical[n] == n and t.is_floating_point()}
+    shared = {name: values[canonical[name]] for name in tensors if canonical[name] in values}
+    states = {training: analyse(found.graph, labels, shared) for training, found in captures.items()}
+    _fix_unused(labels, values, captures, canonical)
+    units, channels = find_units(labels, _sites(values, states))
+    if not units:
+        raise StructureError("nothing in this model can be pruned: " + _why(labels, values, states))
+    full = np.array([unit.width for unit in units], dtype=np.int64)
+    return Structure(
+        model=model,
+        example_inputs=tuple(example_inputs),
+        units=units,
+        operators=find_operators(captures[False].graph, channels, full),
+        fixed=_fixed(labels, values, channels),
+        unsupported={op: tuple(nodes) for op, nodes in states[False].unsupported.items()},
+        channels=channels,
+        canonical=canonical,
+        captures=captures,
+        dims={name: _dims(canonical[name], tensor, channels, full) for name, tensor in tensors.items()},
+    )
+
+
+def _canonical(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """First name of every tensor: tied parameters share one."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
+
+
+def _initial(labels: Labels, tensor: torch.Tensor) -> Value:
+    shape = tuple(tensor.shape)
+    return Value.of_dims(shape, {d: [labels.fresh(size)] for d, size in enumerate(shape) if size > 1})
+
+
+def _fix_unused(
+    labels: Labels, values: Mapping[str, Value], captures: Mapping[bool, Capture], canonical: Mapping[str, str]
+) -> None:
+    """Parameters that no graph reads would look like free units."""
+    used = {
+        canonical.get(str(n.target)) for c in captures.values() for n in c.graph.nodes if n.op == "get_attr" and n.users
+    }
+    for name in set(values) - used:
+        labels.fix_value(values[name], "is not used in forward")
+
+
+def _sites(values: Mapping[str, Value], states: Mapping[bool, Analysis]) -> dict[Site, list[Array]]:
+    """Every labelled dimension of parameters and of node outputs in both graphs, and the groups of convolutions."""
+    sites: dict[Site, list[Array]] = {}
+    for name, value in values.items():
+        for dim in range(len(value.shape)):
+            if value.along(dim):
+                sites["parameter", name, dim] = value.along(dim)
+    for training, state in states.items():
+        mode = "train" if training else "eval"
+        for node, value in state.values.items():
+            if isinstance(value, Value) and node.op == "call_function":
+                for dim in range(len(value.shape)):
+                    if value.along(dim):
+                        sites[mode, node.name, dim] = value.along(dim)
+        for node, group in state.groups.items():
+            sites[mode, node.name, -1] = [group]
+    return sites
+
+
+def _fixed(labels: Labels, values: Mapping[str, Value], channels: Mapping[Site, Channels]) -> tuple[Fixed, ...]:
+    """Channel dimensions (0 and 1) of weights that no unit touches, with the reason."""
+    found = []
+    for name, value in values.items():
+        for dim in (0, 1) if len(value.shape) > 1 else ():
+            if value.shape[dim] > 1 and not channels["parameter", name, dim].of_unit:
+                reasons = [labels.reasons[int(x)] for x in value.along(dim)[0] if int(x) in labels.reasons]
+                reason = reasons[0] if reasons else "tied to a dimension that is fixed"
+                found.append(Fixed(parameter=name, dim=dim, size=value.shape[dim], reason=reason))
+    return tuple(found)
+
+
+def _dims(name: str, tensor: torch.Tensor, channels: Mapping[Site, Channels], full: Array) -> tuple[Dim, ...]:
+    sites = [channels.get(("parameter", name, dim)) for dim in range(tensor.dim())]
+    return tuple(Dim.of(c, full) if c else Dim(size) for c, size in zip(sites, tensor.shape, strict=True))
+
+
+def _why(labels: Labels, values: Mapping[str, Value], states: Mapping[bool, Analysis]) -> str:
+    unsupported = sorted(states[False].unsupported)
+    if unsupported:
+        return f"these operators have no rule and fix what they touch: {', '.join(unsupported)}."
+    return "every channel reaches an input or an output of the model. A prunable model has at least two layers."
