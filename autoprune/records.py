@@ -148,9 +148,7 @@ class Policy:
         return hash((self.space_id, frozenset(self.widths.items())))
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Policy) and self.space_id == other.space_id and dict(self.widths) == dict(other.widths)
-        )
+        return isinstance(other, Policy) and self.space_id == other.space_id and dict(self.widths) == dict(other.widths)
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_policy_from, (self.space_id, dict(self.widths)))
@@ -286,7 +284,7 @@ class Measurement:
     """What one trial found.
 
     `score` is the task's metric on validation data (higher is better); `loss` is the divergence from the dense model's
-    outputs on the same data (lower is better, less noisy than the score). `latency_source` is `predicted` or `measured`.
+    outputs on the same data (lower is better, less noisy than the score). `latency_source` says which.
     `bytes` counts parameters and float buffers in fp32.
     """
 

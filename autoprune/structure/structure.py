@@ -56,6 +56,10 @@ class Structure:
         """Dense width of every unit."""
         return {unit.name: unit.width for unit in self.units}
 
+    def dense_policy(self, space_id: str = "") -> Policy:
+        """The policy that keeps everything."""
+        return Policy(space_id=space_id, widths=self.full_widths)
+
     def digest(self) -> str:
         """Names the structure: the same units over the same parameter shapes give the same digest."""
         shapes = {name: list(t.shape) for name, t in module_tensors(self.model).items()}

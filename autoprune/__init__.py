@@ -1,0 +1,38 @@
+"""autoprune: search per-layer pruning policies that meet a latency on your device, and prove the result.
+
+import autoprune
+run = autoprune.search("mnist5k", budgets=["50%"], run_dir="runs/mnist")
+run.front()                                  # pandas.DataFrame
+best = run.pick(max_latency_ms=0.1)
+best.model(); best.export("model.onnx")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autoprune.errors import AutopruneError
+    from autoprune.pipeline import Candidate, Run, search
+    from autoprune.pruning import prune
+    from autoprune.task.base import Recipe, Task
+
+__all__ = ["AutopruneError", "Candidate", "Recipe", "Run", "Task", "prune", "search"]
+
+# Imported when first used: `autoprune --help` and planning must not wait for torch.
+_HOMES = {
+    "AutopruneError": "autoprune.errors",
+    "Candidate": "autoprune.pipeline",
+    "Recipe": "autoprune.task.base",
+    "Run": "autoprune.pipeline",
+    "Task": "autoprune.task.base",
+    "prune": "autoprune.pruning",
+    "search": "autoprune.pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'autoprune' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,274 @@
+"""The command line: thin typer commands over the pipeline. Errors are one message and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from autoprune.errors import AutopruneError, UsageError
+
+app = typer.Typer(
+    name="autoprune",
+    help="Search per-layer pruning policies that meet a latency on your device, and prove the result by measuring it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+out = Console()
+
+RunDir = Annotated[Path, typer.Argument(help="Run folder of `autoprune search`.")]
+Policy = Annotated[str, typer.Option("--policy", help="Digest of a model of the run, or the beginning of it.")]
+TaskOption = Annotated[
+    str | None, typer.Option("--task", help="Built-in task, package.module:function or file.py:function.")
+]
+ModelOption = Annotated[str | None, typer.Option("--model", help="Built-in model.")]
+DataOption = Annotated[str | None, typer.Option("--data-dir", help="Folder of the data.")]
+SpaceOption = Annotated[str | None, typer.Option("--space", help="Built-in search space or a YAML file.")]
+TargetOption = Annotated[str | None, typer.Option("--target", help="Device and runtime that latency is measured on.")]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", help="Threads of the runtime.")]
+BatchOption = Annotated[int | None, typer.Option("--batch", help="Batch size that latency is measured at.")]
+DenseOption = Annotated[str | None, typer.Option("--dense", help="Trained weights of the dense model (safetensors).")]
+
+
+@app.callback()
+def options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+    """Options of every command."""
+
+
+@app.command()
+def search(
+    config: Annotated[Path | None, typer.Argument(help="YAML file with any of the options.")] = None,
+    run_dir: Annotated[Path, typer.Option("--run-dir", help="Folder of the run; resumed when it holds one.")] = Path(
+        "runs/default"
+    ),
+    task: TaskOption = None,
+    model: ModelOption = None,
+    data_dir: DataOption = None,
+    dense: DenseOption = None,
+    space: SpaceOption = None,
+    target: TargetOption = None,
+    threads: ThreadsOption = None,
+    batch: BatchOption = None,
+    budget: Annotated[list[str] | None, typer.Option("--budget", help="50% of dense, or 1.2ms; repeatable.")] = None,
+    strategy: Annotated[str | None, typer.Option("--strategy", help="direct, random or uniform.")] = None,
+    sampler: Annotated[str | None, typer.Option("--sampler", help="tpe, nsga2, gp or random.")] = None,
+    effort: Annotated[str | None, typer.Option("--effort", help="small, medium or large.")] = None,
+    trials: Annotated[int | None, typer.Option("--trials", help="Policies at the cheapest fidelity.")] = None,
+    scores: Annotated[str | None, typer.Option("--scores", help="How the channels of a unit are ranked.")] = None,
+    table: Annotated[str | None, typer.Option("--table", help="Latency table made by `autoprune profile`.")] = None,
+    allow_foreign_table: Annotated[
+        bool, typer.Option("--allow-foreign-table", help="Accept another machine's table.")
+    ] = False,
+    executor: Annotated[str | None, typer.Option("--executor", help="inline or process.")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="Worker processes, one thread each.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Refuse a folder that already holds a run.")] = False,
+) -> None:
+    """Search, fine-tune, export and verify; the same command resumes an interrupted run."""
+    from autoprune.pipeline import search as run_search
+    from autoprune.report import ConsoleEvents
+
+    given = _given(
+        task=task, model=model, data_dir=data_dir, dense=dense, space=space, target=target, threads=threads,
+        batch=batch, budgets=budget or None, strategy=strategy, sampler=sampler, effort=effort, trials=trials,
+        scores=scores, table=table, allow_foreign_table=allow_foreign_table or None, executor=executor,
+        workers=workers, seed=seed,
+    )  # fmt: skip
+    try:
+        with ConsoleEvents(out) as events:
+            run_search(run_dir=run_dir, config_file=config, fresh=fresh, events=events, **given)
+    except KeyboardInterrupt:
+        out.print(f"Stopped. Finished trials are kept; continue with: autoprune search --run-dir {run_dir}")
+        raise typer.Exit(130) from None
+    _show(run_dir)
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    """The options that were given; the others keep their default, or what a resumed run was started with."""
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _show(run_dir: Path) -> None:
+    from autoprune.report import front_table, rung_table
+    from autoprune.runfolder import RunFolder, read_json
+
+    folder = RunFolder(run_dir)
+    document = read_json(folder.front)
+    out.print(front_table(document))
+    out.print(rung_table(document))
+    for model in document["models"]:
+        out.print(f"{model['budget']}: {folder.path / model['onnx']}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def front(
+    run_dir: RunDir, format: Annotated[str, typer.Option("--format", help="table, json or csv.")] = "table"
+) -> None:
+    """Print the Pareto front of a run."""
+    from autoprune.runfolder import RunFolder, read_json
+
+    document = read_json(RunFolder(run_dir).front)
+    if format == "table":
+        _show(run_dir)
+    elif format == "json":
+        print(json.dumps(document, indent=1))
+    elif format == "csv":
+        from autoprune.pipeline.run import Run
+
+        print(Run.open(run_dir).front(baselines=True).to_csv(index=False), end="")
+    else:
+        raise UsageError(f"a front is printed as table, json or csv; got {format!r}")
+
+
+@app.command()
+def pick(
+    run_dir: RunDir,
+    max_latency: Annotated[str | None, typer.Option("--max-latency", help="Such as 1.2ms, or 50% of dense.")] = None,
+    min_score: Annotated[float | None, typer.Option("--min-score", help="Least score on validation data.")] = None,
+    knee: Annotated[bool, typer.Option("--knee", help="The best compromise.")] = False,
+) -> None:
+    """Pick a model off the front; prints its record as JSON."""
+    from autoprune.pipeline.run import Run
+    from autoprune.pipeline.verification import to_json
+    from autoprune.records import Budget
+
+    run = Run.open(run_dir)
+    limit = Budget.parse(max_latency).limit_ms(run.document["dense"]["latency_ms_measured"]) if max_latency else None
+    found = run.pick(max_latency_ms=limit, min_score=min_score, knee=knee)
+    print(json.dumps(to_json(found.record) | {"onnx": str(found.onnx_path)}, indent=1))
+
+
+@app.command()
+def profile(
+    destination: Annotated[Path, typer.Option("--out", help="Latency table to write.")],
+    task: TaskOption = None,
+    model: ModelOption = None,
+    data_dir: DataOption = None,
+    space: SpaceOption = None,
+    target: TargetOption = None,
+    threads: ThreadsOption = None,
+    batch: BatchOption = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the sampled policies.")] = None,
+) -> None:
+    """Measure a latency table for a model and a search space."""
+    from autoprune.pipeline.commands import profile_table
+    from autoprune.report import ConsoleEvents
+
+    given = _given(
+        task=task, model=model, data_dir=data_dir, space=space, target=target, threads=threads, batch=batch, seed=seed
+    )
+    with ConsoleEvents(out) as events:
+        profile_table(destination, events, **given)
+
+
+@app.command()
+def units(
+    task: TaskOption = None, model: ModelOption = None, data_dir: DataOption = None, space: SpaceOption = None
+) -> None:
+    """List what can be pruned in a model, what keeps its width, and why."""
+    from autoprune.pipeline.commands import described_units
+    from autoprune.report import fixed_table, unit_table
+
+    structure, levels = described_units(**_given(task=task, model=model, data_dir=data_dir, space=space))
+    out.print(unit_table(structure.units, levels))
+    out.print(fixed_table(structure.fixed, structure.unsupported))
+
+
+@app.command()
+def finetune(
+    run_dir: RunDir,
+    policy: Policy,
+    epochs: Annotated[float, typer.Option("--epochs", help="Epochs of fine-tuning, from the current weights.")],
+) -> None:
+    """Fine-tune a model of the run further, export it anew and verify it."""
+    from autoprune.pipeline.commands import finetune_model
+    from autoprune.report import ConsoleEvents
+
+    with ConsoleEvents(out) as events:
+        finetune_model(run_dir, policy, epochs, events)
+
+
+@app.command()
+def export(
+    run_dir: RunDir, policy: Policy, destination: Annotated[Path, typer.Option("--out", help="ONNX file to write.")]
+) -> None:
+    """Write the ONNX file of a model of the run."""
+    from autoprune.pipeline.run import Run
+
+    out.print(str(Run.open(run_dir).candidate(policy).export(destination)), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def verify(run_dir: RunDir, policy: Policy) -> None:
+    """Check an exported model again: equal outputs, and measured against predicted latency."""
+    from autoprune.pipeline.commands import verify_again
+
+    print(json.dumps(verify_again(run_dir, policy), indent=1))
+
+
+@app.command()
+def report(
+    run_dir: RunDir, destination: Annotated[Path | None, typer.Option("--out", help="HTML file to write.")] = None
+) -> None:
+    """Write a self-contained HTML page of a run."""
+    from autoprune.report import write_html
+    from autoprune.runfolder import RunFolder, read_json
+
+    folder = RunFolder(run_dir)
+    document = read_json(folder.front)
+    path = write_html(document, folder.read_config() or {}, destination or folder.report)
+    out.print(str(path), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def tasks() -> None:
+    """List the built-in tasks and models."""
+    from autoprune.task.builtin import MODELS, TASKS
+
+    _listing("task", {name: f"{found.summary}; model {found.default_model}" for name, found in TASKS.items()})
+    print("models:", ", ".join(MODELS))
+
+
+@app.command()
+def spaces() -> None:
+    """List the built-in search spaces."""
+    from autoprune.space import builtin_spaces, load_spec
+
+    _listing("space", {name: load_spec(path).description for name, path in builtin_spaces().items()})
+
+
+@app.command()
+def targets() -> None:
+    """List the targets that latency can be measured on."""
+    from autoprune.latency.target import TARGETS, make_target
+
+    described = {name: make_target(name) for name in TARGETS}
+    _listing("target", {n: f"{t.runtime} {t.runtime_version}, {t.provider}, {t.cpu}" for n, t in described.items()})
+
+
+def _listing(title: str, rows: dict[str, str]) -> None:
+    table = Table(title, "what it is", box=None, pad_edge=False)
+    for name, text in rows.items():
+        table.add_row(name, text)
+    out.print(table)
+
+
+def main() -> None:
+    """Entry point: one message and exit code 2 for every expected error, a traceback only with `--debug`."""
+    debug = "--debug" in sys.argv[1:]
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    try:
+        app(args=arguments, prog_name="autoprune")
+    except AutopruneError as error:
+        if debug:
+            traceback.print_exc()
+        Console(stderr=True).print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
+        sys.exit(2)

@@ -1,0 +1,117 @@
+"""The configuration of a run: one validated value, saved with the run in full."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from autoprune.errors import ConfigError
+from autoprune.records import Budget
+
+IDENTITY = (
+    "task", "model", "data_dir", "dense", "space", "target", "threads", "batch", "budgets", "strategy", "sampler",
+    "effort", "trials", "scores", "seed",
+)  # fmt: skip
+"""What a run folder is about: a run that differs in one of these needs a folder of its own."""
+
+
+class RunConfig(BaseModel):
+    """Everything that decides what a search does. Unknown keys are rejected."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: str = "mnist5k"
+    """A built-in task, `package.module:function`, or `path/to/file.py:function`."""
+    model: str | None = None
+    """A built-in model; the task's own default when left out."""
+    data_dir: str | None = None
+    """Folder of the data, for tasks that read files."""
+    dense: str | None = None
+    """Trained weights of the dense model (safetensors); trained once by the task's recipe when left out."""
+    space: str = "default"
+    """A built-in search space or a YAML file."""
+    target: str = "ort-cpu"
+    """The device and runtime that latency is measured on."""
+    threads: int = Field(default=1, ge=1)
+    """Threads of the runtime."""
+    batch: int = Field(default=1, ge=1)
+    """Batch size that latency is measured at."""
+    budgets: tuple[str, ...] = Field(default=("50%", "33%"), min_length=1)
+    """What a model may cost: shares of the dense latency (`50%`) or times (`1.2ms`)."""
+    strategy: str = "direct"
+    """How policies are proposed."""
+    sampler: str = "tpe"
+    """Optuna sampler of the direct strategy."""
+    effort: Literal["small", "medium", "large"] = "small"
+    """How much the search may spend; everything else is derived from it."""
+    trials: int | None = Field(default=None, ge=1)
+    """Policies to score at the cheapest fidelity; derived from the effort when left out."""
+    scores: str = "taylor"
+    """How the channels of a unit are ranked."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of everything."""
+    table: str | None = None
+    """A latency table made by `autoprune profile`; profiled once when left out."""
+    allow_foreign_table: bool = False
+    """Accept a latency table that was measured on another machine or runtime."""
+    executor: Literal["inline", "process"] = "process"
+    """Where trials run."""
+    workers: int = Field(default_factory=lambda: max(1, min(os.cpu_count() or 1, 8)), ge=1)
+    """Number of worker processes, one torch thread each."""
+
+    @field_validator("budgets")
+    @classmethod
+    def _readable(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        parsed = [Budget.parse(text) for text in texts]
+        return tuple(dict.fromkeys(str(budget) for budget in parsed))
+
+    def parsed_budgets(self) -> tuple[Budget, ...]:
+        """The budgets as values."""
+        return tuple(Budget.parse(text) for text in self.budgets)
+
+
+def load_config(path: Path | None, given: dict[str, Any]) -> RunConfig:
+    """Configuration from a YAML file (optional) and options that win over it.
+
+    Raises `ConfigError` naming the file, the key and the known keys.
+    """
+    values = read_yaml(path) if path else {}
+    values.pop("schema", None)
+    try:
+        return RunConfig.model_validate(values | given)
+    except ValidationError as error:
+        raise ConfigError(validation_message(path or "options", error, RunConfig.model_fields)) from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Mapping in a YAML file; errors name the file and the line."""
+    try:
+        value = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: must hold `key: value` lines; got {type(value).__name__}")
+    return value
+
+
+def validation_message(source: object, error: ValidationError, known: Iterable[str]) -> str:
+    """One line for a pydantic error: file, key, rule, value, and the known keys when one is unknown."""
+    parts = []
+    for problem in error.errors():
+        key = ".".join(str(x) for x in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            parts.append(f"unknown key {key!r} (known: {', '.join(known)})")
+        else:
+            parts.append(f"{key}: {problem['msg'].removeprefix('Value error, ')}, got {problem['input']!r}")
+    return f"{source}: " + "; ".join(parts)

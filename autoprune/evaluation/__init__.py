@@ -1,0 +1,6 @@
+"""(policy, fidelity, seed) -> measurement: prune, repair, briefly fine-tune, score."""
+
+from autoprune.evaluation.bench import Bench
+from autoprune.evaluation.evaluator import Evaluator, EvaluatorFactory
+
+__all__ = ["Bench", "Evaluator", "EvaluatorFactory"]

@@ -1,0 +1,113 @@
+"""One trial: shrink, recalibrate, fine-tune as long as the fidelity says, score against the dense model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from autoprune.errors import TrialError
+from autoprune.evaluation.bench import Bench
+from autoprune.latency.table import LatencyTable
+from autoprune.records import Measurement, Policy, TrialResult, TrialSpec
+from autoprune.recovery.batchnorm import recalibrate
+from autoprune.recovery.dense import load_dense, weights_to_bytes
+from autoprune.recovery.evaluate import evaluate
+from autoprune.recovery.finetune import finetune
+from autoprune.recovery.passes import SamplePasses
+from autoprune.runfolder import RunFolder, read_json, write_atomic
+from autoprune.structure import GraphModel, analyze
+from autoprune.task.load import load_task
+
+PredictOne = Callable[[Policy], float]
+FULL = "full"
+"""Name of the fidelity whose models are kept on disk."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluator:
+    """Scores trials on a bench. `predict_ms` gives the latency; `folder` receives the weights of full fine-tunes."""
+
+    bench: Bench
+    predict_ms: PredictOne
+    folder: RunFolder | None = None
+
+    def __call__(self, spec: TrialSpec) -> TrialResult:
+        """Run a trial; raises `TrialError` when its loss or outputs are not finite."""
+        start, passes = time.monotonic(), SamplePasses()
+        model = self.recovered(spec, passes)
+        measurement = self._measure(model, spec, passes)
+        if self.folder is not None and spec.fidelity.name == FULL:
+            write_atomic(self.folder.model(spec.policy.digest()).weights, weights_to_bytes(model))
+        return TrialResult(
+            number=spec.number,
+            policy=spec.policy,
+            fidelity=spec.fidelity,
+            status="done",
+            seed=spec.seed,
+            measurement=measurement,
+            seconds=time.monotonic() - start,
+            sample_passes=passes.total,
+        )
+
+    def recovered(self, spec: TrialSpec, passes: SamplePasses) -> GraphModel:
+        """The pruned model after batch-norm recalibration and the fine-tuning of the trial's fidelity."""
+        bench, cost = self.bench, self.bench.relative_cost(spec.policy)
+        model = bench.shrink(spec.policy)
+        recalibrate(model, bench.task, passes=passes, relative_cost=cost)
+        if spec.fidelity.finetune_samples:
+            finetune(
+                model,
+                bench.task,
+                samples=spec.fidelity.finetune_samples,
+                seed=spec.seed,
+                teacher=bench.dense,
+                passes=passes,
+                relative_cost=cost,
+            )
+        return model
+
+    def _measure(self, model: GraphModel, spec: TrialSpec, passes: SamplePasses) -> Measurement:
+        bench = self.bench
+        found = evaluate(
+            model,
+            bench.task,
+            bench.task.val_set,
+            dense_outputs=bench.dense_outputs,
+            limit=spec.fidelity.val_samples,
+            passes=passes,
+            relative_cost=bench.relative_cost(spec.policy),
+        )
+        if found.divergence is None:
+            raise TrialError("the divergence from the dense model is missing")
+        return Measurement(
+            score=found.score,
+            loss=found.divergence,
+            latency_ms=self.predict_ms(spec.policy),
+            latency_source="predicted",
+            **bench.sizes(spec.policy),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatorFactory:
+    """Builds the evaluator of a run in a worker process, from the task's specification and the run folder alone."""
+
+    task: str
+    model: str | None
+    data_dir: str | None
+    run_dir: str
+
+    def __call__(self) -> Evaluator:
+        """Load task, dense weights, channel order and latency table; analyse the model."""
+        torch.set_num_threads(1)
+        folder = RunFolder(Path(self.run_dir))
+        task = load_task(self.task, self.model, Path(self.data_dir) if self.data_dir else None)
+        dense = load_dense(task, folder.dense)
+        structure = analyze(dense, task.example_inputs)
+        predictor = LatencyTable.load(folder.table).predictor(structure)
+        bench = Bench(task=task, dense=dense, structure=structure, order=read_json(folder.order)["order"])
+        return Evaluator(bench=bench, predict_ms=lambda policy: float(predictor.predict([policy])[0]), folder=folder)

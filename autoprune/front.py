@@ -1,0 +1,136 @@
+"""Pareto fronts of latency (minimised) against score (maximised): dominance, hypervolume, knee, and picking a model.
+
+Arrays are one-dimensional and of equal length, one entry per model. NaN and infinity are refused everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from autoprune.errors import UsageError
+from autoprune.records import FrontModel
+
+Floats = npt.ArrayLike
+
+
+def dominates(a: tuple[float, float], b: tuple[float, float]) -> bool:
+    """Whether `a` is no worse than `b` in both and better in one; each is `(latency_ms, score)`.
+
+    A point does not dominate its own duplicate.
+    """
+    return a[0] <= b[0] and a[1] >= b[1] and a != b
+
+
+def non_dominated(latency_ms: Floats, score: Floats) -> npt.NDArray[np.bool_]:
+    """Mask of the points that no other point dominates.
+
+    Exact duplicates of such a point are all kept; of points with equal latency only those of the best score are, and of
+    points with equal score only those of the lowest latency. Empty in, empty out. Memory grows with the square of the
+    number of points.
+    """
+    latency, value = _checked(latency_ms, score)
+    no_worse = (latency[:, None] <= latency) & (value[:, None] >= value)
+    better = (latency[:, None] < latency) | (value[:, None] > value)
+    return np.logical_not((no_worse & better).any(axis=0))
+
+
+def hypervolume(latency_ms: Floats, score: Floats, reference: tuple[float, float]) -> float:
+    """Exact area that the points dominate, bounded by `reference = (latency_ms, score)`.
+
+    The unit is milliseconds times the score's unit. Points that are not better than the reference in both add nothing,
+    so the area of no points is 0. Compare two areas only when they have the same reference.
+    """
+    latency, value = _checked(latency_ms, score)
+    worst_ms, worst_score = _checked([reference[0]], [reference[1]])
+    inside = (latency < worst_ms) & (value > worst_score)
+    latency, value = latency[inside], value[inside]
+    order = np.lexsort((-value, latency))
+    heights = np.maximum.accumulate(value[order]) - worst_score
+    widths = np.diff(latency[order], append=worst_ms)
+    return float(widths @ heights)
+
+
+def knee(latency_ms: Floats, score: Floats) -> int:
+    """Index of the point of the front that lies farthest above the chord from its fastest to its best point.
+
+    Both axes are scaled to the extent of the front, so units do not matter. Dominated points are never chosen. Where
+    nothing lies above the chord (one or two points, straight or hollow fronts) it is the point with the best score.
+    """
+    latency, value = _checked(latency_ms, score)
+    front = np.flatnonzero(non_dominated(latency, value))
+    if not front.size:
+        raise UsageError("a knee needs at least one point; got none")
+    gain = np.round(_scaled(value[front]) - _scaled(latency[front]), 12)
+    return int(front[np.lexsort((latency[front], -value[front], -gain))[0]])
+
+
+def pick(
+    models: Sequence[FrontModel],
+    *,
+    max_latency_ms: float | None = None,
+    min_score: float | None = None,
+    knee: bool = False,
+) -> FrontModel:
+    """Choose one model: the best score within `max_latency_ms`, else the fastest with `min_score`, or the knee.
+
+    Latency is the measured one where a model was measured, otherwise the predicted one. The limits also restrict the
+    knee. Raises `UsageError` when nothing was asked for or nothing qualifies (and then names the nearest model).
+    """
+    if max_latency_ms is None and min_score is None and not knee:
+        raise UsageError("say which model to pick: give a largest latency, a smallest score, or ask for the knee")
+    if not models:
+        raise UsageError("the front holds no models yet; let the search finish first")
+    fitting = [m for m in models if max_latency_ms is None or latency_of(m) <= max_latency_ms]
+    if not fitting:
+        raise _too_slow(models, max_latency_ms)
+    good = [m for m in fitting if min_score is None or m.score >= min_score]
+    if not good:
+        raise _too_poor(fitting, min_score, max_latency_ms)
+    if knee:
+        return good[_knee_of(good)]
+    if max_latency_ms is None:
+        return min(good, key=lambda m: (latency_of(m), -m.score))
+    return max(good, key=lambda m: (m.score, -latency_of(m)))
+
+
+def latency_of(model: FrontModel) -> float:
+    """The model's measured latency in milliseconds, or the predicted one while it has not been measured."""
+    return model.latency_ms_predicted if model.latency_ms_measured is None else model.latency_ms_measured
+
+
+def _knee_of(models: Sequence[FrontModel]) -> int:
+    return knee([latency_of(m) for m in models], [m.score for m in models])
+
+
+def _too_slow(models: Sequence[FrontModel], max_latency_ms: float | None) -> UsageError:
+    nearest = min(models, key=latency_of)
+    return UsageError(
+        f"no model takes at most {max_latency_ms:g} ms; the fastest is {nearest.digest} with "
+        f"{latency_of(nearest):.4g} ms. Allow more, or search with a smaller budget."
+    )
+
+
+def _too_poor(models: Sequence[FrontModel], min_score: float | None, max_latency_ms: float | None) -> UsageError:
+    nearest = max(models, key=lambda m: m.score)
+    within = "" if max_latency_ms is None else f" within {max_latency_ms:g} ms"
+    return UsageError(
+        f"no model{within} scores at least {min_score:g}; the best is {nearest.digest} with {nearest.score:.4g} "
+        f"at {latency_of(nearest):.4g} ms. Ask for less, or search with a larger budget or effort."
+    )
+
+
+def _scaled(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    extent = np.ptp(values)
+    return (values - values.min()) / extent if extent > 0 else np.zeros_like(values)
+
+
+def _checked(latency_ms: Floats, score: Floats) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    latency, value = np.asarray(latency_ms, dtype=float), np.asarray(score, dtype=float)
+    if latency.ndim != 1 or latency.shape != value.shape:
+        raise UsageError(f"latency and score need one entry per model; got shapes {latency.shape} and {value.shape}")
+    if not (np.isfinite(latency).all() and np.isfinite(value).all()):
+        raise UsageError("latency and score must be finite; leave out models that have not been scored")
+    return latency, value

@@ -1,0 +1,158 @@
+"""What a runtime charges for: the operators of a graph, with everything that it fuses into one counted as one."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from autoprune.records import Geometry, SearchSpace
+from autoprune.structure import Dim, Operator
+
+_FREE = frozenset("flatten view reshape dropout contiguous clone detach alias squeeze unsqueeze identity".split())
+_WEIGHTED = frozenset({"conv1d", "conv2d", "linear"})
+_ACTIVATIONS = frozenset("relu relu6 hardtanh clamp leaky_relu sigmoid hardsigmoid tanh".split())
+_MOST_COMBINATIONS = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class PricedOperator:
+    """One charge of the runtime: an operator, and the names of the element-wise ones that ride on it (`fused`).
+
+    `node` is the operator's name in the captured graph; `parameters` are state-dict names.
+    """
+
+    node: str
+    op: str
+    c_in: Dim
+    c_out: Dim
+    groups: Dim
+    height: int
+    width: int
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    fused: str
+    parameters: tuple[str, ...]
+
+    def sizes(self, widths: np.ndarray) -> np.ndarray:
+        """Channels in, channels out and groups: int64 `[P, 3]` for widths `[P, U]`."""
+        return np.stack([self.c_in(widths), self.c_out(widths), self.groups(widths)], axis=1)
+
+    def geometry(self, sizes: Iterable[int]) -> Geometry:
+        """Key of this operator in a latency table, for one row of `sizes`."""
+        c_in, c_out, groups = (int(size) for size in sizes)
+        return replace(self.signature, c_in=c_in, c_out=c_out, groups=groups)
+
+    @property
+    def signature(self) -> Geometry:
+        """The part of the key that no width changes (channels and groups are 0)."""
+        return Geometry(
+            op=self.op,
+            c_in=0,
+            c_out=0,
+            height=self.height,
+            width=self.width,
+            kernel=self.kernel,
+            stride=self.stride,
+            groups=0,
+            fused=self.fused,
+        )
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """Indices of the units that the cost depends on."""
+        return tuple(sorted({*self.c_in.units, *self.c_out.units, *self.groups.units}))
+
+
+def priced_operators(operators: Sequence[Operator]) -> tuple[PricedOperator, ...]:
+    """Group operators as ONNX Runtime does: weights + batch norm, then an addition and an activation, in one charge.
+
+    A follower rides only on an operator whose output nothing else reads. An addition of two such operators rides on
+    the later one. Reshapes and dropout cost nothing.
+    """
+    readers = Counter(name for operator in operators for name in operator.inputs)
+    heads: list[Operator] = []
+    fused: dict[str, list[str]] = {}
+    tails: dict[str, str] = {}
+    for operator in operators:
+        if operator.op in _FREE:
+            continue
+        carriers = [name for name in operator.inputs if readers[name] == 1 and name in tails]
+        riding = [name for name in carriers if _may_ride(operator.op, fused[tails[name]])]
+        if riding:
+            tail = max(riding, key=lambda name: _position(heads, tails[name]))
+            head = tails.pop(tail)
+            tails[operator.node] = head
+            fused[head] += [] if operator.op == "batch_norm" else [operator.op]
+            continue
+        heads.append(operator)
+        if operator.op in _WEIGHTED:
+            tails[operator.node] = operator.node
+            fused[operator.node] = []
+    return tuple(_priced(head, "+".join(fused.get(head.node, []))) for head in heads)
+
+
+def possible_geometries(
+    priced: Sequence[PricedOperator], space: SearchSpace, unit_names: Sequence[str], *, seed: int = 0
+) -> tuple[Geometry, ...]:
+    """Every geometry that a policy of `space` can produce, in a stable order, without repetition.
+
+    An operator that depends on more than 100,000 combinations of levels is sampled instead.
+    """
+    rng = np.random.default_rng(seed)
+    found: dict[Geometry, None] = {}
+    for operator in priced:
+        widths = _combinations(operator.units, space, unit_names, rng)
+        for row in np.unique(operator.sizes(widths), axis=0):
+            found[operator.geometry(row)] = None
+    return tuple(found)
+
+
+def _may_ride(op: str, fused: Sequence[str]) -> bool:
+    """Order of a fusion: batch norm first, then one addition, then one activation that ends it."""
+    if fused and fused[-1] in _ACTIVATIONS:
+        return False
+    if op == "batch_norm":
+        return not fused
+    return op in _ACTIVATIONS or (op == "add" and not fused)
+
+
+def _position(heads: Sequence[Operator], node: str) -> int:
+    return next(i for i, head in enumerate(heads) if head.node == node)
+
+
+def _priced(head: Operator, fused: str) -> PricedOperator:
+    return PricedOperator(
+        node=head.node,
+        op=head.op,
+        c_in=head.c_in,
+        c_out=head.c_out,
+        groups=head.groups,
+        height=head.height,
+        width=head.width,
+        kernel=tuple(head.kernel),
+        stride=tuple(head.stride),
+        fused=fused,
+        parameters=tuple(head.parameters),
+    )
+
+
+def _combinations(
+    units: Sequence[int], space: SearchSpace, unit_names: Sequence[str], rng: np.random.Generator
+) -> np.ndarray:
+    """Width rows `[P, U]` with every combination of the levels of `units`; all other units at their largest level."""
+    levels: Mapping[str, tuple[int, ...]] = space.levels
+    wanted = [np.array(levels[unit_names[u]], dtype=np.int64) for u in units]
+    count = math.prod(len(values) for values in wanted)
+    if count <= _MOST_COMBINATIONS:
+        columns = [grid.ravel() for grid in np.meshgrid(*wanted, indexing="ij")] if wanted else []
+    else:
+        count = _MOST_COMBINATIONS
+        columns = [rng.choice(values, size=count) for values in wanted]
+    widths = np.tile(np.array([levels[name][-1] for name in unit_names], dtype=np.int64), (count, 1))
+    for unit, column in zip(units, columns, strict=True):
+        widths[:, unit] = column
+    return widths

@@ -1,0 +1,172 @@
+"""ONNX files: exported from PyTorch once, then resized to any policy without the exporter."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from autoprune.errors import LatencyError, StructureError
+from autoprune.records import Policy
+from autoprune.runfolder import write_atomic
+from autoprune.structure import Structure
+
+_SMALLEST = 1e-30
+"""Weights below are set to 0: arithmetic on denormals is up to 100 times slower and would be taken for a latency."""
+
+
+def export_onnx(
+    model: nn.Module,
+    example_inputs: Sequence[torch.Tensor],
+    path: str | Path | None = None,
+    *,
+    dynamic_batch: bool = True,
+) -> onnx.ModelProto:
+    """Export `model` in eval mode, with constant weights under their state-dict names; write it to `path` if given.
+
+    Batch norm is folded into convolutions. The file is written atomically. The model is left as it was.
+    Raises `StructureError` that names the operator when the exporter cannot translate the model.
+    """
+    training = {module: module.training for module in model.modules()}
+    inputs = tuple(_batch_of_two(x) for x in example_inputs) if dynamic_batch else tuple(example_inputs)
+    batch = torch.export.Dim("batch")
+    shapes = [{0: batch} if x.dim() else {} for x in inputs] if dynamic_batch else None
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                model.eval(), inputs, dynamo=True, verbose=False, dynamic_shapes=shapes and tuple(shapes)
+            )
+    except Exception as error:
+        raise StructureError(f"the model cannot be exported to ONNX: {_reason(error)}") from error
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    assert program is not None
+    proto = program.model_proto
+    _strip_metadata(proto)
+    if path is not None:
+        write_atomic(Path(path), proto.SerializeToString())
+    return proto
+
+
+class Resizer:
+    """Builds the ONNX file of any policy by slicing the weights of the dense export; milliseconds per policy.
+
+    The kept channels are the first of every unit, so that `structure.shrink(policy)` is the same function.
+    Raises `LatencyError` when the dense export holds a weight that cannot be traced back to the state dict.
+    """
+
+    def __init__(self, dense: onnx.ModelProto, structure: Structure) -> None:
+        self._structure = structure
+        self._weights = {i.name: _without_denormals(numpy_helper.to_array(i)) for i in dense.graph.initializer}
+        self._graph = onnx.ModelProto()
+        self._graph.CopyFrom(dense)
+        _free_reshapes(self._graph.graph, self._weights)
+        del self._graph.graph.initializer[:]
+        del self._graph.graph.value_info[:]  # shapes of the dense model
+        self._owners = _bias_owners(self._graph.graph, self._weights)
+        self._groups = {name: o.groups for o in structure.operators if o.op.startswith("conv") for name in o.parameters}
+
+    def resize(self, policy: Policy) -> bytes:
+        """Serialised ONNX model of `policy`."""
+        kept = self._structure.kept(policy)
+        widths = self._structure.widths([policy])
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self._graph)
+        for node in proto.graph.node:
+            groups = self._groups.get(node.input[1]) if node.op_type.startswith("Conv") else None
+            if groups is not None:
+                _set_groups(node, int(groups(widths)[0]))
+        for name, weight in self._weights.items():
+            proto.graph.initializer.append(numpy_helper.from_array(self._sliced(name, weight, kept), name))
+        return proto.SerializeToString()
+
+    def _sliced(
+        self, name: str, weight: np.ndarray, kept: Mapping[str, tuple[np.ndarray | None, ...]]
+    ) -> np.ndarray:
+        if name in self._owners:
+            indices: tuple[np.ndarray | None, ...] = kept.get(self._owners[name], (None,))[:1]
+        else:
+            indices = kept.get(name, ())
+        if len(indices) not in (0, weight.ndim):
+            raise LatencyError(f"the weight {name!r} has {weight.ndim} dimensions in ONNX but {len(indices)} in the model")
+        for dim, index in enumerate(indices):
+            if index is not None:
+                weight = weight.take(index, axis=dim)
+        return np.ascontiguousarray(weight)
+
+
+def _batch_of_two(x: torch.Tensor) -> torch.Tensor:
+    """Repeat the first example, because the exporter turns a batch of one into a constant."""
+    return x[:1].expand(2, *x.shape[1:]).contiguous() if x.dim() else x
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's progress, logs and deprecation warnings; its errors still come as exceptions."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings(), redirect_stdout(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost message that names an operator, else the first line of the error."""
+    messages: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        messages += [line.strip() for line in str(cause).splitlines() if line.strip()]
+        cause = cause.__cause__
+    named = [line for line in messages if "aten" in line or "operator" in line.lower()]
+    return (named[-1:] or messages[:1] or [type(error).__name__])[0]
+
+
+def _strip_metadata(proto: onnx.ModelProto) -> None:
+    """Drop the exporter's stack traces and annotations: they hold paths of the exporting machine."""
+    del proto.graph.metadata_props[:]
+    del proto.metadata_props[:]
+    values = [*proto.graph.input, *proto.graph.output, *proto.graph.value_info, *proto.graph.initializer]
+    for part in [*proto.graph.node, *values]:
+        del part.metadata_props[:]
+        part.doc_string = ""
+
+
+def _without_denormals(weight: np.ndarray) -> np.ndarray:
+    return np.where(np.abs(weight) < _SMALLEST, np.zeros_like(weight), weight) if weight.dtype.kind == "f" else weight
+
+
+def _free_reshapes(graph: onnx.GraphProto, weights: dict[str, np.ndarray]) -> None:
+    """Make `[batch, features]` reshapes infer the features, so that they fit every policy."""
+    for node in graph.node:
+        shape = weights.get(node.input[1]) if node.op_type == "Reshape" else None
+        if shape is not None and shape.shape == (2,) and (shape[0] <= 0 < shape[1] or tuple(shape) == (0, -1)):
+            weights[node.input[1]] = np.array([0, -1], dtype=np.int64)
+            del node.attribute[:]  # `allowzero` would read the 0 as an empty dimension, not as a copy
+
+
+def _bias_owners(graph: onnx.GraphProto, weights: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Biases that batch-norm folding created, with the weight whose rows they belong to."""
+    nodes = [n for n in graph.node if n.op_type in {"Conv", "Gemm"} and len(n.input) > 2 and n.input[2] in weights]
+    return {n.input[2]: n.input[1] for n in nodes}
+
+
+def _set_groups(node: onnx.NodeProto, groups: int) -> None:
+    for attribute in node.attribute:
+        if attribute.name == "group":
+            attribute.i = groups

@@ -1,0 +1,105 @@
+"""The smaller commands: profile, list units, fine-tune a model further, verify again."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from autoprune.config import RunConfig, load_config
+from autoprune.errors import StructureError
+from autoprune.latency.profiling import profile
+from autoprune.latency.table import LatencyTable
+from autoprune.latency.target import make_target
+from autoprune.pipeline.events import Events, Silent
+from autoprune.pipeline.prepare import Setup, accuracy_of, check_names, open_task, prepare, space_of
+from autoprune.pipeline.run import Candidate, Run
+from autoprune.pipeline.verification import from_json, front_document, load_model, verify_model
+from autoprune.recovery.dense import build_dense, weights_to_bytes
+from autoprune.recovery.finetune import finetune
+from autoprune.runfolder import read_json, write_atomic, write_json
+from autoprune.structure import Structure, analyze
+from autoprune.task.batches import length
+
+
+def profile_table(destination: Path, events: Events, **options: Any) -> LatencyTable:
+    """Measure a latency table and write it; the weights do not matter, so nothing is trained."""
+    config = load_config(None, options)
+    check_names(config)
+    structure = structure_of(config)
+    target = make_target(config.target, config.threads, config.batch)
+    events.stage("Latency table")
+    table = profile(
+        structure,
+        space_of(config, structure),
+        target,
+        seed=config.seed,
+        on_progress=lambda stage, done, total: events.advance(done, total, stage),
+    )
+    table.save(destination)
+    events.note(accuracy_of(table))
+    events.note(f"written to {destination}")
+    return table
+
+
+def structure_of(config: RunConfig) -> Structure:
+    """Structure of the model that a configuration names, untrained."""
+    task = open_task(config)
+    return analyze(build_dense(task), task.example_inputs)
+
+
+def described_units(**options: Any) -> tuple[Structure, dict[str, tuple[int, ...]]]:
+    """Structure of a model and the levels of its units in a search space."""
+    config = load_config(None, options)
+    structure = structure_of(config)
+    return structure, dict(space_of(config, structure).levels)
+
+
+def open_setup(run_dir: Path, events: Events) -> tuple[Run, Setup]:
+    """A finished run with everything that verification needs."""
+    run = Run.open(run_dir)
+    return run, prepare(run.config, run.folder, events, run.task)
+
+
+def verify_again(run_dir: Path, digest: str) -> dict[str, Any]:
+    """Export, compare and measure a model anew; returns and stores its metrics."""
+    run, setup = open_setup(run_dir, Silent())
+    _reverify(run, setup, run.candidate(digest))
+    return read_json(run.folder.model(run.candidate(digest).digest).metrics)
+
+
+def finetune_model(run_dir: Path, digest: str, epochs: float, events: Events) -> Candidate:
+    """Train a model of the run for further epochs with distillation, then export and verify it again.
+
+    Raises `StructureError` when the number of epochs is not above 0. The old weights stay until the new ones are done.
+    """
+    if not epochs > 0:
+        raise StructureError(f"fine-tuning takes more than 0 epochs; got {epochs}")
+    run, setup = open_setup(run_dir, events)
+    candidate = run.candidate(digest)
+    task, policy = setup.bench.task, candidate.record.policy
+    model = load_model(setup.bench, run.folder, policy)
+    events.stage(f"Fine-tuning {candidate.digest}")
+    finetune(
+        model,
+        task,
+        samples=max(1, round(epochs * length(task.train_set))),
+        seed=setup.config.seed,
+        teacher=setup.bench.dense,
+        on_progress=lambda done, total, loss: events.advance(done, total, f"loss {loss:.3f}"),
+    )
+    write_atomic(run.folder.model(candidate.digest).weights, weights_to_bytes(model))
+    return _reverify(run, setup, candidate)
+
+
+def _reverify(run: Run, setup: Setup, candidate: Candidate) -> Candidate:
+    """Verify a model anew and put the result in its place in `front.json`."""
+    run.folder.model(candidate.digest).metrics.unlink(missing_ok=True)
+    old = candidate.record
+    new = verify_model(setup, old.policy, old.budget, old.strategy)
+    document = read_json(run.folder.front)
+    entries = [*document["models"], *document["others"], *document["baselines"]]
+    records = [from_json(entry, document["space_id"]) for entry in entries]
+    updated = [new if (r.digest, r.budget) == (new.digest, new.budget) else r for r in records]
+    write_json(run.folder.front, document | front_document(setup, updated))
+    return dataclasses.replace(candidate, run=Run(run.folder, run.task), record=new)

@@ -1,0 +1,136 @@
+"""After the search: measure candidates, fine-tune the best in full, verify, and take the next where one misses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from autoprune.export.onnx_file import export_candidate
+from autoprune.export.verify import measure
+from autoprune.pipeline.events import Events
+from autoprune.pipeline.prepare import Setup
+from autoprune.pipeline.verification import meets, verify_model
+from autoprune.records import Budget, FrontModel, Policy, TrialResult
+from autoprune.search.broker import Broker
+from autoprune.search.controller import run_rung
+from autoprune.search.executors.base import Executor
+from autoprune.search.question import Question
+from autoprune.search.rungs import best_within
+from autoprune.search.uniform import baselines
+
+_CANDIDATES = 4
+_ROUNDS = 3
+UNIFORM = "uniform"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finalist:
+    """A policy that goes on to the full fine-tune for one budget; `strategy` is `uniform` for the baseline."""
+
+    policy: Policy
+    budget: str
+    strategy: str
+
+
+@dataclass
+class _Candidates:
+    """Candidates of one budget, best first, and those that were found too slow when measured."""
+
+    waiting: list[Policy]
+    missing: int
+    refused: list[Policy] = field(default_factory=list)
+
+
+def finish(setup: Setup, rung: Sequence[TrialResult], executor: Executor, events: Events) -> list[FrontModel]:
+    """Fine-tune the finalists of every budget and its uniform baseline in full, and verify them.
+
+    `rung` holds the results of the dearest rung of the search. A candidate is measured before it is fine-tuned: one
+    that misses its budget is reported and the next is taken; one that misses it afterwards likewise.
+    """
+    uniform = _baselines(setup)
+    queues = _queues(setup, rung, set(uniform.values()))
+    batch = [Finalist(policy=p, budget=b, strategy=UNIFORM) for b, p in uniform.items()]
+    models: list[FrontModel] = []
+    for _ in range(_ROUNDS):
+        batch += _next(setup, queues, events)
+        if not batch:
+            break
+        events.stage("Full fine-tune")
+        _fine_tune(setup, {f.policy: f.strategy for f in batch}, executor, events)
+        events.stage("Export and verification")
+        for number, finalist in enumerate(batch):
+            events.advance(number, len(batch), finalist.policy.digest())
+            model = verify_model(setup, finalist.policy, finalist.budget, finalist.strategy)
+            events.note(_line(model))
+            models.append(model)
+            if not model.meets_budget and finalist.strategy != UNIFORM:
+                queues[finalist.budget].missing += 1
+        batch = []
+    return models
+
+
+def _baselines(setup: Setup) -> dict[str, Policy]:
+    limits = setup.limits_ms
+    full_widths = setup.bench.structure.full_widths
+    found = baselines(setup.space, full_widths, setup.predictor.predict, list(limits.values()))
+    return {budget: found[limit] for budget, limit in limits.items() if limit in found}
+
+
+def _queues(setup: Setup, rung: Sequence[TrialResult], uniform: set[Policy]) -> dict[str, _Candidates]:
+    """Candidates of every budget by loss. The uniform strategy has no others than the baselines."""
+    others = [result for result in rung if result.policy not in uniform]
+    queues = {}
+    for budget, limit in setup.limits_ms.items():
+        best = [result.policy for result in best_within(others, limit, _CANDIDATES)]
+        queues[budget] = _Candidates(waiting=best, missing=setup.effort.finalists if best else 0)
+    return queues
+
+
+def _next(setup: Setup, queues: Mapping[str, _Candidates], events: Events) -> list[Finalist]:
+    """The next candidates that meet their budget when measured, as many as each budget still misses."""
+    chosen = []
+    for budget, queue in queues.items():
+        while queue.missing and queue.waiting:
+            policy = queue.waiting.pop(0)
+            latency_ms, dense_ms = _measured_ms(setup, policy)
+            if meets(Budget.parse(budget), latency_ms, dense_ms):
+                queue.missing -= 1
+                chosen.append(Finalist(policy=policy, budget=budget, strategy=setup.config.strategy))
+            else:
+                queue.refused.append(policy)
+                events.note(
+                    f"{policy.digest()} misses {budget} when measured ({latency_ms / dense_ms:.1%} of dense, "
+                    f"predicted {setup.predict_ms(policy) / setup.table.dense_ms:.1%}); taking the next one"
+                )
+    return chosen
+
+
+def _measured_ms(setup: Setup, policy: Policy) -> tuple[float, float]:
+    """Latency of a candidate and of the dense model, measured together."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export_candidate(setup.bench.shrink(policy), setup.bench.task.example_inputs, path)
+        samples, dense = measure([path], setup.folder.dense_onnx, setup.target)
+    return samples[0].median_ms, dense.median_ms
+
+
+def _fine_tune(setup: Setup, policies: Mapping[Policy, str], executor: Executor, events: Events) -> None:
+    question = Question(
+        space=setup.space,
+        fidelity=setup.effort.full,
+        limits_ms=tuple(setup.limits_ms.values()),
+        run_seed=setup.config.seed,
+    )
+    with Broker(setup.folder.study, question, setup.predictor.predict) as broker:
+        broker.enqueue(policies)
+        run_rung(broker, executor, question.limits_ms, "full", lambda p: events.advance(p.done, p.total))
+
+
+def _line(model: FrontModel) -> str:
+    verdict = "meets" if model.meets_budget else "MISSES"
+    return (
+        f"{model.digest} ({model.strategy}) {verdict} {model.budget}: measured {model.latency_ratio:.1%} of dense, "
+        f"score {model.score:.4f}, test {model.test_score:.4f}"
+    )

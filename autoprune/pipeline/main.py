@@ -1,0 +1,199 @@
+"""`search`: one call that starts or resumes a run and brings it to a verified front."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from autoprune.config import IDENTITY, RunConfig, load_config
+from autoprune.errors import RunFolderError, TrialError
+from autoprune.evaluation import EvaluatorFactory
+from autoprune.latency.onnx_model import export_onnx
+from autoprune.pipeline.events import Events, Silent
+from autoprune.pipeline.finalists import finish
+from autoprune.pipeline.prepare import Setup, prepare, seconds_per_pass
+from autoprune.pipeline.run import OBJECT_TASK, Run
+from autoprune.pipeline.verification import front_document
+from autoprune.runfolder import RunFolder, write_json
+from autoprune.search.controller import Progress, Search, run_search
+from autoprune.search.executors.base import Executor
+from autoprune.search.executors.inline import InlineExecutor
+from autoprune.search.executors.process import ProcessExecutor
+from autoprune.task.base import Task
+from autoprune.task.batches import length
+
+
+def search(
+    task: Task | str = "mnist5k",
+    *,
+    run_dir: str | Path,
+    config_file: str | Path | None = None,
+    fresh: bool = False,
+    events: Events | None = None,
+    **options: Any,
+) -> Run:
+    """Search policies of a task under latency budgets; start, or resume what `run_dir` holds.
+
+    Args:
+        task: a `Task`, the name of a built-in one, or `package.module:function` / `path/to/file.py:function`. A `Task`
+            object runs in this process (`executor="inline"`), because workers load tasks by name.
+        run_dir: folder of the run. All results are there; the same call after an interruption goes on.
+        config_file: YAML file with any of the options.
+        fresh: refuse a folder that already holds a run.
+        events: receives progress (default: silent).
+        **options: fields of `autoprune.config.RunConfig`, such as `budgets=["50%", "1.2ms"]`, `effort="small"`.
+
+    Raises an `AutopruneError` with one clear message for anything that cannot work.
+    """
+    events = events or Silent()
+    given = dict(options) | ({"task": task} if isinstance(task, str) else {"task": OBJECT_TASK, "executor": "inline"})
+    folder = RunFolder(Path(run_dir))
+    config = resolve(folder, Path(config_file) if config_file else None, given, fresh=fresh)
+    folder.create()
+    with folder.locked():
+        folder.write_config(config.model_dump(mode="json"))
+        setup = prepare(config, folder, events, task if isinstance(task, Task) else None)
+        _run(setup, events)
+    return Run.open(run_dir, task if isinstance(task, Task) else None)
+
+
+def resolve(folder: RunFolder, config_file: Path | None, given: dict[str, Any], *, fresh: bool = False) -> RunConfig:
+    """Configuration of a new run, or of the one in the folder; what a run is about cannot change afterwards.
+
+    Raises `RunFolderError` that lists what differs from the run in the folder.
+    """
+    stored = folder.read_config()
+    if stored is None:
+        return load_config(config_file, given)
+    if fresh:
+        raise RunFolderError(
+            f"{folder.path} already holds a run. Leave out --fresh to resume it, or choose another folder."
+        )
+    before = load_config(None, {key: value for key, value in stored.items() if key in RunConfig.model_fields})
+    given = {key: value for key, value in given.items() if key != "task" or value != stored["task"]}
+    base = stored if config_file is None else {}
+    config = load_config(config_file, base | given if config_file is None else given)
+    changed = [
+        f"{key} was {getattr(before, key)!r} and is {getattr(config, key)!r}"
+        for key in IDENTITY
+        if getattr(before, key) != getattr(config, key)
+    ]
+    if changed:
+        raise RunFolderError(f"{folder.path} holds another run: {'; '.join(changed)}. Choose another --run-dir.")
+    return config
+
+
+def _run(setup: Setup, events: Events) -> None:
+    if not setup.folder.dense_onnx.exists():
+        export_onnx(setup.bench.dense, setup.bench.task.example_inputs, setup.folder.dense_onnx)
+    limits = tuple(setup.limits_ms.values())
+    plan = Search(
+        path=setup.folder.study,
+        space=setup.space,
+        dense_widths=setup.bench.structure.full_widths,
+        predict=setup.predictor.predict,
+        limits_ms=limits,
+        effort=setup.effort,
+        run_seed=setup.config.seed,
+        strategy=setup.config.strategy,
+        sampler=setup.config.sampler,
+    )
+    events.stage("Search")
+    _announce(setup, events)
+    with _executor(setup) as executor:
+        results = run_search(plan, executor, _Watcher(setup, events))
+        for name, rung in results.items():
+            failed = [r for r in rung if r.status == "failed"]
+            passes = sum(r.sample_passes for r in rung)
+            events.note(
+                f"{name}: {len(rung)} policies, {passes:,.0f} sample passes"
+                + (f", {len(failed)} failed" if failed else "")
+            )
+        models = finish(setup, results[setup.effort.rungs[-1].name], executor, events)
+    if not any(model.meets_budget for model in models):
+        raise TrialError(
+            "no fine-tuned model meets its budget when measured; see `models/*/metrics.json`. Raise the budgets."
+        )
+    document = front_document(setup, models)
+    write_json(setup.folder.front, document | {"space_id": setup.space.id, "rungs": rung_scores(setup, results)})
+
+
+class _Watcher:
+    """Turns the progress of a rung into events; a new rung is a new stage."""
+
+    def __init__(self, setup: Setup, events: Events) -> None:
+        self._events = events
+        self._names = {limit: budget for budget, limit in setup.limits_ms.items()}
+        self._rung = ""
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.rung != self._rung:
+            self._rung = progress.rung
+            self._events.stage(f"Rung {progress.rung}")
+        best = ", ".join(f"{self._names[limit]} {loss:.4f}" for limit, loss in progress.best_loss.items())
+        self._events.advance(progress.done, progress.total, f"best divergence: {best}")
+
+
+def _announce(setup: Setup, events: Events) -> None:
+    """Print what the effort means and how long it may take, before anything is spent."""
+    effort, budgets = setup.effort, len(setup.limits_ms)
+    for fidelity, count in effort.trials_at(budgets).items():
+        tuning = (
+            f"{fidelity.finetune_samples:,} samples of fine-tuning" if fidelity.finetune_samples else "no fine-tuning"
+        )
+        events.note(f"{fidelity.name}: at most {count} policies, {tuning}")
+    passes = effort.sample_passes(budgets, length(setup.bench.task.val_set))
+    share = sum(setup.limits_ms.values()) / budgets / setup.table.dense_ms
+    workers = setup.config.workers if setup.config.executor == "process" else 1
+    seconds = passes * share * seconds_per_pass(setup.bench.task, setup.bench.dense) / workers
+    events.note(
+        f"at most {passes * share:,.0f} sample passes, about {max(seconds / 60, 0.1):.1f} min on {workers} worker(s)"
+    )
+
+
+@contextmanager
+def _executor(setup: Setup) -> Iterator[Executor]:
+    config = setup.config
+    if config.executor == "inline":
+        with InlineExecutor(setup.evaluator) as executor:
+            yield executor
+        return
+    factory = EvaluatorFactory(
+        task=config.task, model=config.model, data_dir=config.data_dir, run_dir=str(setup.folder.path.resolve())
+    )
+    with ProcessExecutor(factory, workers=config.workers) as executor:
+        yield executor
+
+
+def rung_scores(setup: Setup, results: dict[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Best searched policy and uniform baseline of every budget at every rung, for the report."""
+    from autoprune.search.rungs import best_within
+    from autoprune.search.uniform import baselines
+
+    structure = setup.bench.structure
+    limits = list(setup.limits_ms.values())
+    uniform = baselines(setup.space, structure.full_widths, setup.predictor.predict, limits)
+    rows = []
+    for rung, found in results.items():
+        by_policy = {result.policy: result for result in found}
+        for budget, limit in setup.limits_ms.items():
+            others = [r for r in found if r.policy not in set(uniform.values())]
+            best = best_within(others, limit, 1)
+            base = by_policy.get(uniform[limit]) if limit in uniform else None
+            for strategy, result in (("searched", best[0] if best else None), ("uniform", base)):
+                if result is not None and result.measurement is not None:
+                    rows.append(
+                        {
+                            "rung": rung,
+                            "budget": budget,
+                            "strategy": strategy,
+                            "digest": result.policy.digest(),
+                            "score": result.measurement.score,
+                            "divergence": result.measurement.loss,
+                            "latency_ms_predicted": result.measurement.latency_ms,
+                            "sample_passes": result.sample_passes,
+                        }
+                    )
+    return rows

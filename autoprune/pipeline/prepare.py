@@ -1,0 +1,233 @@
+"""The stages before the search: task, dense model, units, space, channel order, latency table, limits, effort.
+
+Each stage finds its result in the run folder when an earlier call finished it.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from autoprune.config import RunConfig
+from autoprune.errors import BudgetError, unknown_name
+from autoprune.evaluation import Bench, Evaluator
+from autoprune.latency.predictor import LatencyPredictor
+from autoprune.latency.profiling import profile
+from autoprune.latency.table import LatencyTable
+from autoprune.latency.target import TARGETS, Target, make_target
+from autoprune.pipeline.events import Events
+from autoprune.pruning import SCORES, Calibration, channel_order, score_units
+from autoprune.records import Policy, SearchSpace
+from autoprune.recovery.dense import load_dense, train_dense, weights_to_bytes
+from autoprune.recovery.evaluate import evaluate
+from autoprune.runfolder import RunFolder, read_json, write_atomic, write_json
+from autoprune.search.effort import Effort
+from autoprune.search.samplers import SAMPLERS
+from autoprune.search.strategies import STRATEGIES
+from autoprune.space import build_space, find_space, load_spec
+from autoprune.structure import Structure, analyze
+from autoprune.task.base import Task
+from autoprune.task.batches import batches, length, sample_rows
+from autoprune.task.check import check_task
+from autoprune.task.load import load_task
+
+CALIBRATION_EXAMPLES = 1_024
+_CALIBRATION_BATCH = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """All that a search needs. `limits_ms` maps every budget, as written, to predicted milliseconds."""
+
+    config: RunConfig
+    folder: RunFolder
+    bench: Bench
+    space: SearchSpace
+    target: Target
+    table: LatencyTable
+    predictor: LatencyPredictor
+    dense_score: float
+    limits_ms: dict[str, float]
+    effort: Effort
+
+    def predict_ms(self, policy: Policy) -> float:
+        """Predicted latency of one policy."""
+        return float(self.predictor.predict([policy])[0])
+
+    def evaluator(self) -> Evaluator:
+        """The evaluator in this process."""
+        return Evaluator(bench=self.bench, predict_ms=self.predict_ms, folder=self.folder)
+
+
+def check_names(config: RunConfig) -> None:
+    """Refuse unknown names before anything costs time; each error lists the known ones."""
+    known = {"strategy": STRATEGIES, "sampler": SAMPLERS, "scores": SCORES, "target": TARGETS}
+    for key, names in known.items():
+        if getattr(config, key) not in names:
+            raise unknown_name(key, getattr(config, key), names)
+    load_spec(find_space(config.space))
+    make_target(config.target, config.threads, config.batch)
+
+
+def open_task(config: RunConfig) -> Task:
+    """The task that a configuration names."""
+    return load_task(config.task, config.model, Path(config.data_dir) if config.data_dir else None)
+
+
+def prepare(config: RunConfig, folder: RunFolder, events: Events, task: Task | None = None) -> Setup:
+    """Run every stage up to the search. Raises the error of the stage that cannot go on."""
+    check_names(config)
+    events.stage("Task and dense model")
+    task = task or open_task(config)
+    check_task(task)
+    write_json(folder.environment, environment())
+    dense = dense_model(config, folder, task, events)
+    structure = analyze(dense, task.example_inputs)
+    space = space_of(config, structure)
+    searched = len(space.searched)
+    events.note(
+        f"{len(structure.units)} units, {searched} searched: {space.size:.3g} policies (space {config.space!r})"
+    )
+    for op, nodes in structure.unsupported.items():
+        events.note(f"operator {op} has no rule: what it touches keeps its width ({len(nodes)} places)")
+    order = _channel_order(config, folder, structure, task)
+    bench = Bench(task=task, dense=dense, structure=structure, order=order)
+    score = evaluate(dense, task, task.val_set, dense_outputs=bench.dense_outputs).score
+    target = make_target(config.target, config.threads, config.batch)
+    table = latency_table(config, folder, structure, space, target, events)
+    predictor = table.predictor(structure)
+    events.note(f"dense: {task.metric_name} {score:.4f} on validation data, {table.dense_ms * 1e3:.0f} us measured")
+    effort = Effort.derive(
+        config.effort, train_examples=length(task.train_set), val_examples=length(task.val_set), trials=config.trials
+    )
+    return Setup(
+        config=config,
+        folder=folder,
+        bench=bench,
+        space=space,
+        target=target,
+        table=table,
+        predictor=predictor,
+        dense_score=score,
+        limits_ms=limits(config, space, predictor, table.dense_ms),
+        effort=effort,
+    )
+
+
+def environment() -> dict[str, object]:
+    """Versions and host, for the record."""
+    packages = ("autoprune", "torch", "optuna", "numpy", "onnxruntime", "onnx")
+    versions = {name: metadata.version(name) for name in packages}
+    return {"python": platform.python_version(), "platform": platform.platform(), "versions": versions}
+
+
+def dense_model(config: RunConfig, folder: RunFolder, task: Task, events: Events) -> nn.Module:
+    """The trained dense model: cached in the folder, given as a file, or trained once by the task's recipe."""
+    if folder.dense.exists():
+        return load_dense(task, folder.dense)
+    if config.dense is not None:
+        dense = load_dense(task, Path(config.dense))
+    else:
+        dense = train_dense(
+            task,
+            seed=config.seed,
+            on_progress=lambda done, total, loss: events.advance(done, total, f"training, loss {loss:.3f}"),
+        )
+    write_atomic(folder.dense, weights_to_bytes(dense))
+    return load_dense(task, folder.dense)
+
+
+def space_of(config: RunConfig, structure: Structure) -> SearchSpace:
+    """The search space of a structure, from the file that the configuration names."""
+    path = find_space(config.space)
+    return build_space(load_spec(path), structure.units, structure.digest(), path.name)
+
+
+def _channel_order(config: RunConfig, folder: RunFolder, structure: Structure, task: Task) -> dict[str, list[int]]:
+    if folder.order.exists():
+        return read_json(folder.order)["order"]
+    order = channel_order(score_units(structure, config.scores, calibration(task, config.seed)))
+    write_json(folder.order, {"scores": config.scores, "order": order})
+    return order
+
+
+def calibration(task: Task, seed: int) -> Calibration:
+    """Training examples for the scores that look at data; without a loss, squared outputs stand in for it."""
+    rows = sample_rows(length(task.train_set), CALIBRATION_EXAMPLES, seed=seed)
+    split = [task.split(batch) for batch in batches(task.train_set, _CALIBRATION_BATCH, rows=rows)]
+    return Calibration(batches=split, loss=partial(_loss, task), seed=seed)
+
+
+def _loss(task: Task, outputs: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
+    if task.loss is None or target is None:
+        return outputs.square().mean()
+    return task.loss(outputs, target)
+
+
+def latency_table(
+    config: RunConfig, folder: RunFolder, structure: Structure, space: SearchSpace, target: Target, events: Events
+) -> LatencyTable:
+    """The table of the folder, the one that was given, or one that is profiled now."""
+    given = Path(config.table) if config.table and not folder.table.exists() else folder.table
+    if given.exists() or config.table:
+        table = LatencyTable.load(given)
+        table.require(target, allow_foreign=config.allow_foreign_table)
+        if given != folder.table:
+            table.save(folder.table)
+        return table
+    events.stage("Latency table")
+    table = profile(
+        structure, space, target, seed=config.seed, on_progress=lambda stage, d, t: events.advance(d, t, stage)
+    )
+    table.save(folder.table)
+    events.note(accuracy_of(table))
+    return table
+
+
+def accuracy_of(table: LatencyTable) -> str:
+    """One line on how well a table predicts."""
+    held = table.held_out
+    return (
+        f"latency table: {len(table.entries_ms)} geometries; on {held.policies} held-out policies: mean error "
+        f"{held.mape_percent:.1f} %, largest {held.max_error_percent:.1f} %, Spearman {held.spearman:.3f}, "
+        f"re-measure noise {held.noise_percent:.1f} %"
+    )
+
+
+def limits(config: RunConfig, space: SearchSpace, predictor: LatencyPredictor, dense_ms: float) -> dict[str, float]:
+    """Budgets in milliseconds; `BudgetError` states the floor when one cannot be reached by any policy of the space."""
+    floor_ms = float(predictor.predict([space.smallest()])[0])
+    found = {}
+    for budget in config.parsed_budgets():
+        limit = budget.limit_ms(dense_ms)
+        if limit < floor_ms:
+            raise BudgetError(
+                f"the budget {budget} ({limit:.4f} ms) cannot be reached: the smallest policy of the space takes "
+                f"{floor_ms:.4f} ms, {floor_ms / dense_ms:.1%} of dense. Raise the budget or widen the search space."
+            )
+        found[str(budget)] = limit
+    return found
+
+
+def seconds_per_pass(task: Task, dense: nn.Module) -> float:
+    """Seconds of one sample pass on one thread, from a few timed steps: the basis of the time estimate."""
+    inputs, _ = task.split(next(batches(task.train_set, 64)))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        seconds = []
+        for _ in range(3):
+            start = time.perf_counter()
+            outputs = dense(*inputs)
+            torch.autograd.grad(outputs.square().mean(), [p for p in dense.parameters() if p.requires_grad])
+            seconds.append(time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)
+    return min(seconds) / len(inputs[0])

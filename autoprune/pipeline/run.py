@@ -1,0 +1,143 @@
+"""A run and its models, as Python users hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from autoprune.config import RunConfig, load_config
+from autoprune.errors import RunFolderError, UsageError
+from autoprune.evaluation import Bench
+from autoprune.front import latency_of, pick
+from autoprune.pipeline.prepare import open_task
+from autoprune.pipeline.verification import from_json, load_model
+from autoprune.records import FrontModel
+from autoprune.recovery.dense import load_dense
+from autoprune.runfolder import RunFolder, read_json, write_atomic
+from autoprune.structure import GraphModel, analyze
+from autoprune.task.base import Task
+
+_COLUMNS = (
+    "digest", "strategy", "budget", "meets_budget", "score", "test_score", "latency_ms_predicted",
+    "latency_ms_measured", "latency_ratio", "params", "macs", "bytes", "onnx",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One fine-tuned, exported and measured model of a run."""
+
+    run: Run
+    record: FrontModel
+
+    @property
+    def digest(self) -> str:
+        """Name of the policy."""
+        return self.record.digest
+
+    @property
+    def onnx_path(self) -> Path:
+        """The exported model."""
+        return self.run.folder.model(self.digest).onnx
+
+    def model(self) -> GraphModel:
+        """The really smaller module with its fine-tuned weights, in evaluation mode."""
+        return load_model(self.run.bench, self.run.folder, self.record.policy)
+
+    def export(self, path: str | Path) -> Path:
+        """Copy the verified ONNX model to `path`."""
+        if not self.onnx_path.exists():
+            raise RunFolderError(f"{self.onnx_path} is gone; `autoprune export` makes it anew")
+        write_atomic(Path(path), self.onnx_path.read_bytes())
+        return Path(path)
+
+    def __repr__(self) -> str:
+        m = self.record
+        return f"Candidate({m.digest}, score {m.score:.4f}, {latency_of(m):.3f} ms, {m.latency_ratio:.1%} of dense)"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run. `Run(folder)` opens one; a task that was given as an object must be given again."""
+
+    folder: RunFolder
+    task: Task | None = field(default=None)
+
+    @classmethod
+    def open(cls, run_dir: str | Path, task: Task | None = None) -> Run:
+        """Open the run in a folder; `RunFolderError` when there is no finished one."""
+        run = cls(RunFolder(Path(run_dir)), task)
+        _ = run.document
+        return run
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The configuration that the run was started with."""
+        values = self.folder.read_config()
+        if values is None:
+            raise RunFolderError(f"{self.folder.path} is no run folder: it has no run.yaml")
+        return load_config(None, {key: value for key, value in values.items() if key in RunConfig.model_fields})
+
+    @cached_property
+    def document(self) -> dict[str, Any]:
+        """Content of `front.json`."""
+        return read_json(self.folder.front)
+
+    @cached_property
+    def models(self) -> Sequence[FrontModel]:
+        """Models of the front, fastest first."""
+        return [from_json(value, self.document["space_id"]) for value in self.document["models"]]
+
+    @cached_property
+    def baselines(self) -> Sequence[FrontModel]:
+        """The uniform baseline of every budget."""
+        return [from_json(value, self.document["space_id"]) for value in self.document["baselines"]]
+
+    @cached_property
+    def others(self) -> Sequence[FrontModel]:
+        """Fully fine-tuned models that are dominated or missed their budget."""
+        return [from_json(value, self.document["space_id"]) for value in self.document["others"]]
+
+    def front(self, *, baselines: bool = False) -> pd.DataFrame:
+        """The front as a table, fastest first; with the uniform baselines on request."""
+        rows = [*self.models, *(self.baselines if baselines else ())]
+        frame = pd.DataFrame([{key: getattr(m, key) for key in _COLUMNS} for m in rows], columns=list(_COLUMNS))
+        return frame.sort_values("latency_ms_measured", ignore_index=True)
+
+    def pick(
+        self, *, max_latency_ms: float | None = None, min_score: float | None = None, knee: bool = False
+    ) -> Candidate:
+        """Choose a model of the front: the best within a latency, the fastest with a score, or the knee."""
+        record = pick(self.models, max_latency_ms=max_latency_ms, min_score=min_score, knee=knee)
+        return Candidate(run=self, record=record)
+
+    def candidate(self, digest: str) -> Candidate:
+        """A model of this run by its digest or the beginning of it."""
+        everything = {m.digest: m for m in [*self.models, *self.baselines, *self.others]}
+        found = [m for name, m in everything.items() if name.startswith(digest)]
+        if len(found) != 1:
+            raise UsageError(
+                f"{digest!r} names {len(found)} models of this run; known: {', '.join(sorted(everything))}"
+            )
+        return Candidate(run=self, record=found[0])
+
+    @cached_property
+    def bench(self) -> Bench:
+        """Task, dense model, structure and channel order of the run."""
+        task = self.task
+        if task is None:
+            if self.config.task == OBJECT_TASK:
+                raise UsageError("this run was started with a Task object: pass it again, `Run.open(folder, task=...)`")
+            task = open_task(self.config)
+        dense = load_dense(task, self.folder.dense)
+        structure = analyze(dense, task.example_inputs)
+        return Bench(task=task, dense=dense, structure=structure, order=read_json(self.folder.order)["order"])
+
+
+OBJECT_TASK = "(object)"
+"""Stands for a task that was given as a Python object and cannot be loaded by name."""

@@ -1,0 +1,164 @@
+"""From a fine-tuned policy to a proven model: exported, equal to PyTorch, timed against budget and prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from autoprune.errors import RunFolderError
+from autoprune.evaluation import Bench
+from autoprune.export.onnx_file import export_candidate
+from autoprune.export.verify import measure, parity
+from autoprune.front import hypervolume, latency_of, non_dominated
+from autoprune.pipeline.prepare import Setup
+from autoprune.pruning import keep_best
+from autoprune.records import Budget, FrontModel, Policy
+from autoprune.recovery.evaluate import evaluate, predict_outputs
+from autoprune.runfolder import ModelFolder, RunFolder, read_json, write_json
+from autoprune.structure import GraphModel
+from autoprune.task.batches import length, sample_rows, take
+
+BUDGET_TOLERANCE = 0.02
+"""Share by which a measured latency may pass its budget: the noise of a re-measurement."""
+
+_PARITY_EXAMPLES = 64
+_HYPERVOLUME_SHARE = 0.1
+
+
+def meets(budget: Budget, latency_ms: float, dense_ms: float) -> bool:
+    """Whether a measured latency meets a budget, within the noise of a measurement."""
+    return latency_ms <= budget.limit_ms(dense_ms) * (1 + BUDGET_TOLERANCE)
+
+
+def load_model(bench: Bench, folder: RunFolder, policy: Policy) -> GraphModel:
+    """The fine-tuned model of a policy, in evaluation mode; `RunFolderError` when its weights are absent or wrong."""
+    files = folder.model(policy.digest())
+    if not files.weights.exists():
+        raise RunFolderError(
+            f"there is no fine-tuned model {policy.digest()} in {folder.path}: run `autoprune finetune`"
+        )
+    model = bench.structure.shrink(policy, keep_best(bench.order, policy), prove=False)
+    weights = load_file(files.weights)
+    own = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if own != {name: tensor.shape for name, tensor in weights.items()}:
+        raise RunFolderError(f"{files.weights} does not fit policy {policy.digest()}: names or shapes differ")
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def export_model(setup_bench: Bench, folder: RunFolder, policy: Policy) -> ModelFolder:
+    """Write `policy.json` and `model.onnx` of a fine-tuned policy, and prove that the ONNX computes the same."""
+    files = folder.model(policy.digest())
+    model = load_model(setup_bench, folder, policy)
+    kept = {name: indices.tolist() for name, indices in keep_best(setup_bench.order, policy).items()}
+    write_json(files.policy, policy.to_json() | {"digest": policy.digest(), "kept": kept})
+    export_candidate(model, setup_bench.task.example_inputs, files.onnx)
+    return files
+
+
+def verify_model(setup: Setup, policy: Policy, budget: str | None, strategy: str) -> FrontModel:
+    """Export, check parity on real inputs, measure beside the dense model, score on test data; kept in `metrics.json`.
+
+    Raises `VerificationError` when the exported model computes something else. A model that was verified by an earlier
+    call is not measured again.
+    """
+    files = setup.folder.model(policy.digest())
+    if not files.metrics.exists():
+        write_json(files.metrics, _verified(setup, policy))
+    found = read_json(files.metrics)
+    ratio = found["latency_ms_measured"] / found["dense_ms_measured"]
+    fits = meets(Budget.parse(budget), found["latency_ms_measured"], found["dense_ms_measured"]) if budget else None
+    keys = ("score", "test_score", "latency_ms_predicted", "latency_ms_measured", "params", "macs", "bytes")
+    return FrontModel(
+        digest=policy.digest(),
+        policy=policy,
+        **{key: found[key] for key in keys},
+        latency_ratio=ratio,
+        fidelity="full",
+        strategy=strategy,
+        budget=budget,
+        meets_budget=fits,
+        onnx=str(files.onnx.relative_to(setup.folder.path)),
+    )
+
+
+def _verified(setup: Setup, policy: Policy) -> dict[str, Any]:
+    task, bench = setup.bench.task, setup.bench
+    files = export_model(bench, setup.folder, policy)
+    model = load_model(bench, setup.folder, policy)
+    difference = parity(model, files.onnx, real_inputs(setup))
+    samples, dense = measure([files.onnx], setup.folder.dense_onnx, setup.target)
+    predicted_ms = setup.predict_ms(policy)
+    return {
+        "score": evaluate(model, task, task.val_set, dense_outputs=bench.dense_outputs).score,
+        "test_score": test_score(setup, model),
+        "metric": task.metric_name,
+        "latency_ms_predicted": predicted_ms,
+        "latency_ms_measured": samples[0].median_ms,
+        "latency_ms_p10": samples[0].p10_ms,
+        "latency_ms_p90": samples[0].p90_ms,
+        "dense_ms_measured": dense.median_ms,
+        "prediction_error": predicted_ms / setup.table.dense_ms / (samples[0].median_ms / dense.median_ms) - 1,
+        "onnx_relative_difference": difference,
+        **bench.sizes(policy),
+    }
+
+
+def real_inputs(setup: Setup) -> tuple[torch.Tensor, ...]:
+    """Inputs of a few validation examples, batch dimension first."""
+    task = setup.bench.task
+    rows = sample_rows(length(task.val_set), _PARITY_EXAMPLES)
+    return task.split(take(task.val_set, rows))[0]
+
+
+def test_score(setup: Setup, model: torch.nn.Module) -> float:
+    """Score on the test data, which nothing else looks at."""
+    task = setup.bench.task
+    outputs = None
+    if task.metric is None and not task.classifies:
+        outputs = predict_outputs(setup.bench.dense, task, task.test_set)
+    return evaluate(model, task, task.test_set, dense_outputs=outputs).score
+
+
+def front_document(setup: Setup, models: Sequence[FrontModel]) -> dict[str, Any]:
+    """Content of `front.json`: the front, the uniform baselines, and the models that missed or are dominated."""
+    searched = [m for m in models if m.strategy != "uniform" or setup.config.strategy == "uniform"]
+    met = [m for m in searched if m.meets_budget]
+    mask = non_dominated([latency_of(m) for m in met], [m.score for m in met])
+    front = sorted((m for m, keep in zip(met, mask, strict=True) if keep), key=latency_of)
+    dense = _dense_entry(setup)
+    reference = (dense["latency_ms_measured"], dense["score"] - _HYPERVOLUME_SHARE * abs(dense["score"]))
+    area = hypervolume([latency_of(m) for m in front], [m.score for m in front], reference)
+    return {
+        "metric": setup.bench.task.metric_name,
+        "dense": dense,
+        "models": [to_json(m) for m in front],
+        "baselines": [to_json(m) for m in models if m.strategy == "uniform"],
+        "others": [to_json(m) for m in searched if m not in front],
+        "hypervolume": {"value": area, "reference_latency_ms": reference[0], "reference_score": reference[1]},
+        "held_out": vars(setup.table.held_out),
+    }
+
+
+def _dense_entry(setup: Setup) -> dict[str, Any]:
+    bench = setup.bench
+    return {
+        "score": setup.dense_score,
+        "test_score": test_score(setup, bench.dense),
+        "latency_ms_measured": setup.table.dense_ms,
+        **bench.sizes(bench.structure.dense_policy()),
+    }
+
+
+def to_json(model: FrontModel) -> dict[str, Any]:
+    """One model of `front.json`."""
+    return vars(model) | {"policy": dict(model.policy.widths), "notes": list(model.notes)}
+
+
+def from_json(value: dict[str, Any], space_id: str) -> FrontModel:
+    """Inverse of `to_json`."""
+    policy = Policy(space_id=space_id, widths=value["policy"])
+    return FrontModel(**value | {"policy": policy, "notes": tuple(value["notes"])})

@@ -1,0 +1,7 @@
+"""Which channels go: scores of a unit's channels, rankings, and `prune` = scores + shrink."""
+
+from autoprune.pruning.prune import prune
+from autoprune.pruning.ranking import channel_order, global_widths, keep_best
+from autoprune.pruning.scores import SCORES, Calibration, score_units
+
+__all__ = ["SCORES", "Calibration", "channel_order", "global_widths", "keep_best", "prune", "score_units"]

@@ -1,0 +1,220 @@
+"""How much each channel of a unit matters: plain functions of a unit, higher is more important.
+
+Every score has shape `[width]`, is finite and not negative, and sums over all parameters that the unit cuts, so that
+coupled channels are judged together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from autoprune.errors import TaskError, UsageError, unknown_name
+from autoprune.structure import Structure, module_tensors
+
+Array = np.ndarray
+Batch = tuple[tuple[torch.Tensor, ...], torch.Tensor | None]
+"""Inputs and target (`None` when the task has no labels) of one batch."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Data that some scores look at. `loss` is needed by `taylor` alone; what was used is counted in the two totals.
+
+    `batches` are a few hundred training examples; `seed` feeds the `random` score.
+    """
+
+    batches: Sequence[Batch] = ()
+    loss: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor] | None = None
+    seed: int = 0
+    used: set[str] = field(default_factory=set)
+
+    @property
+    def examples(self) -> int:
+        """Number of calibration examples."""
+        return sum(len(inputs[0]) for inputs, _ in self.batches)
+
+    def need(self, score: str) -> None:
+        """Raise `UsageError` when the data that a score needs is missing; note that it was used."""
+        if not self.batches or (score == "taylor" and self.loss is None):
+            needs = "batches and a loss" if score == "taylor" else "batches"
+            raise UsageError(f"the score {score!r} looks at data: give it a Calibration with {needs}")
+        self.used.add(score)
+
+
+class Scorer:
+    """Scores of the units of one structure; gradients and activations are taken once for all units."""
+
+    def __init__(self, structure: Structure, calibration: Calibration) -> None:
+        self.structure = structure
+        self.calibration = calibration
+        self.tensors = module_tensors(structure.model)
+
+    def members(self, unit: int) -> list[tuple[str, int, Array]]:
+        """Parameter name, dimension and channel of every index (`-1`: none), for all that the unit cuts."""
+        found = self.structure.channels
+        return [
+            (name, dim, sites.of_unit[unit])
+            for (kind, name, dim), sites in found.items()
+            if kind == "parameter" and unit in sites.of_unit and isinstance(self.tensors[name], nn.Parameter)
+        ]
+
+    @cached_property
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """Gradient of the summed calibration loss by parameter; the model and its own gradients are left alone."""
+        self.calibration.need("taylor")
+        model, loss = self.structure.model, self.calibration.loss
+        assert loss is not None
+        parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        totals = {n: torch.zeros_like(p) for n, p in parameters.items()}
+        was_training = model.training
+        model.eval()
+        try:
+            for inputs, target in self.calibration.batches:
+                value = loss(model(*inputs), target)
+                grads = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+                for name, grad in zip(parameters, grads, strict=True):
+                    if grad is not None:
+                        totals[name] += grad * len(inputs[0])
+        finally:
+            model.train(was_training)
+        return totals
+
+    @cached_property
+    def activations(self) -> dict[str, Array]:
+        """Mean absolute activation per channel of every convolution and linear node of the evaluation graph."""
+        self.calibration.need("activation")
+        graph = self.structure.captures[False].graph
+        module = fx.GraphModule(self.structure.shrink(self.structure.dense_policy(), prove=False), graph)
+        recorder = _Recorder(module)
+        with torch.no_grad():
+            for inputs, _ in self.calibration.batches:
+                recorder.run(*inputs)
+        return {name: total / self.calibration.examples for name, total in recorder.totals.items()}
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph and sums mean absolute activations over examples, per channel."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.totals: dict[str, Array] = {}
+
+    def run_node(self, n: fx.Node) -> object:
+        out = super().run_node(n)
+        if n.op == "call_function" and isinstance(out, torch.Tensor) and out.dim() > 1 and out.is_floating_point():
+            channels = out.abs().transpose(0, 1).reshape(out.shape[1], out.shape[0], -1).mean(2).sum(1)
+            self.totals[n.name] = self.totals.get(n.name, 0) + channels.double().numpy()
+        return out
+
+
+def _sum_by_channel(values: torch.Tensor, dim: int, channel: Array, width: int) -> Array:
+    """Sum a parameter-shaped tensor over everything but the channels of `dim`: `[width]`."""
+    per_index = values.detach().double().transpose(0, dim).reshape(values.shape[dim], -1).sum(1).numpy()
+    inside = channel >= 0
+    return np.bincount(channel[inside], weights=per_index[inside], minlength=width)
+
+
+def _norm(scorer: Scorer, unit: int, power: int) -> Array:
+    width = scorer.structure.units[unit].width
+    total = np.zeros(width)
+    for name, dim, channel in scorer.members(unit):
+        if scorer.tensors[name].dim() > 1:
+            total += _sum_by_channel(scorer.tensors[name].abs() ** power, dim, channel, width)
+    return total ** (1 / power)
+
+
+def l1(scorer: Scorer, unit: int) -> Array:
+    """Sum of absolute weights (Li et al. 2017), over producers and consumers."""
+    return _norm(scorer, unit, 1)
+
+
+def l2(scorer: Scorer, unit: int) -> Array:
+    """Euclidean norm of the weights, over producers and consumers."""
+    return _norm(scorer, unit, 2)
+
+
+def random(scorer: Scorer, unit: int) -> Array:
+    """Uniform random numbers from the calibration's seed and the unit's position."""
+    width = scorer.structure.units[unit].width
+    return np.random.default_rng([scorer.calibration.seed, unit]).random(width)
+
+
+def fpgm(scorer: Scorer, unit: int) -> Array:
+    """Distance of a filter to all others of its layer (He et al. 2019): those in the middle can be replaced."""
+    width = scorer.structure.units[unit].width
+    total = np.zeros(width)
+    for name, dim, channel in scorer.members(unit):
+        weight = scorer.tensors[name]
+        if weight.dim() > 1 and dim == 0:
+            filters = weight.detach().double().reshape(len(weight), -1)
+            distance = torch.cdist(filters, filters).sum(1)
+            total += np.bincount(channel[channel >= 0], weights=distance.numpy()[channel >= 0], minlength=width)
+    return total
+
+
+def bn_scale(scorer: Scorer, unit: int) -> Array:
+    """Absolute scale of the batch norms on the channels (Liu et al. 2017); falls back to `l2` where there are none."""
+    width = scorer.structure.units[unit].width
+    total, found = np.zeros(width), False
+    for name, dim, channel in scorer.members(unit):
+        if f"{name.rpartition('.')[0]}.running_var" in scorer.tensors and name.endswith("weight"):
+            total += _sum_by_channel(scorer.tensors[name].abs(), dim, channel, width)
+            found = True
+    return total if found else l2(scorer, unit)
+
+
+def taylor(scorer: Scorer, unit: int) -> Array:
+    """First-order change of the loss when the channel goes: |sum of weight times gradient| (Molchanov et al. 2019)."""
+    width = scorer.structure.units[unit].width
+    total = np.zeros(width)
+    for name, dim, channel in scorer.members(unit):
+        if name in scorer.gradients:
+            product = scorer.tensors[name].detach() * scorer.gradients[name]
+            total += np.abs(_sum_by_channel(product, dim, channel, width))
+    return total / max(scorer.calibration.examples, 1)
+
+
+def activation(scorer: Scorer, unit: int) -> Array:
+    """Mean absolute activation of the channel on calibration data, over all nodes that carry it."""
+    width = scorer.structure.units[unit].width
+    total = np.zeros(width)
+    for (kind, node, dim), sites in scorer.structure.channels.items():
+        if kind == "eval" and dim == 1 and unit in sites.of_unit and node in scorer.activations:
+            channel = sites.of_unit[unit]
+            inside = channel >= 0
+            total += np.bincount(channel[inside], weights=scorer.activations[node][inside], minlength=width)
+    return total
+
+
+SCORES: dict[str, Callable[[Scorer, int], Array]] = {
+    "l1": l1,
+    "l2": l2,
+    "random": random,
+    "fpgm": fpgm,
+    "bn_scale": bn_scale,
+    "taylor": taylor,
+    "activation": activation,
+}
+
+
+def score_units(structure: Structure, score: str, calibration: Calibration | None = None) -> dict[str, Array]:
+    """Scores of all units, `unit name -> [width]`.
+
+    Raises `UsageError` for an unknown score or missing data, `TaskError` when a score is not finite.
+    """
+    if score not in SCORES:
+        raise unknown_name("score", score, SCORES)
+    scorer = Scorer(structure, calibration or Calibration())
+    scores = {unit.name: SCORES[score](scorer, number) for number, unit in enumerate(structure.units)}
+    for name, values in scores.items():
+        if not np.isfinite(values).all():
+            raise TaskError(
+                f"the score {score!r} of unit {name!r} is not finite: check the weights and the data for NaN"
+            )
+    return scores

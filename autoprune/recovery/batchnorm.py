@@ -1,0 +1,113 @@
+"""Batch-norm recalibration: after pruning, the stored statistics belong to activations that no longer exist."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from autoprune.recovery.passes import SamplePasses
+from autoprune.task.base import Task
+from autoprune.task.batches import batches, length, sample_rows, take
+
+# Large against any statistic, and exact in float32, so that what remains of it shows the momentum to seven digits.
+_MARKER = 2.0**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Statistic:
+    """A running mean or variance and the share of it that one forward pass in training mode replaces."""
+
+    buffer: Tensor
+    momentum: Tensor
+
+
+def recalibrate(
+    model: nn.Module,
+    task: Task,
+    *,
+    examples: int = 512,
+    batch_size: int = 128,
+    seed: int = 0,
+    dataset: Dataset[Any] | None = None,
+    passes: SamplePasses | None = None,
+    relative_cost: float = 1.0,
+) -> None:
+    """Replace the running statistics of `model`, in place, by their averages over `examples` of the training data.
+
+    Works on every module whose `train()` mode makes a forward pass update buffers named `...running_mean` and
+    `...running_var` by a fixed momentum, traced graphs included. Parameters stay, the model is left in evaluation mode;
+    a model without such buffers is left alone and costs nothing. `dataset` replaces the task's training data.
+    """
+    model.eval()
+    if not _running_buffers(model):
+        return
+    dataset = task.train_set if dataset is None else dataset
+    rows = sample_rows(length(dataset), examples, seed=seed)
+    batch_size = min(batch_size, len(rows))
+    # Batches of equal size weigh the same; a smaller last one would have noisier statistics.
+    rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
+    rows = rows[: len(rows) // batch_size * batch_size]
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        model.train()
+        probe, _ = task.split(take(dataset, rows[:2]))
+        statistics = _find_momenta(model, probe, seed=seed)
+        averages = _average(model, statistics, task, dataset, rows, batch_size)
+        for statistic, average in zip(statistics, averages, strict=True):
+            statistic.buffer.copy_(average)
+        model.eval()
+    if passes is not None:
+        passes.forward(len(rows) + 2 * len(rows[:2]), relative_cost)
+
+
+def _running_buffers(model: nn.Module) -> list[Tensor]:
+    return [b for name, b in model.named_buffers() if name.endswith(("running_mean", "running_var"))]
+
+
+def _find_momenta(model: nn.Module, probe: tuple[Tensor, ...], *, seed: int) -> list[_Statistic]:
+    """Read the momentum of every statistic off two passes over one batch that start from 0 and from `_MARKER`.
+
+    A pass gives new = (1 - momentum) * old + momentum * batch, so the two results differ by (1 - momentum) * _MARKER.
+    """
+    buffers = _running_buffers(model)
+    saved = [buffer.clone() for buffer in buffers]
+    results: list[list[Tensor]] = []
+    for start in (0.0, _MARKER):
+        torch.manual_seed(seed)  # the same dropout in both passes
+        _reset(model, buffers, start)
+        model(*probe)
+        results.append([buffer.clone() for buffer in buffers])
+    statistics = []
+    for buffer, before, low, high in zip(buffers, saved, *results, strict=True):
+        momentum = 1 - ((high - low) / _MARKER).median()
+        buffer.copy_(before)
+        if momentum > 1e-4:  # otherwise the layer is frozen and keeps its statistics
+            statistics.append(_Statistic(buffer=buffer, momentum=momentum))
+    return statistics
+
+
+def _average(
+    model: nn.Module, statistics: list[_Statistic], task: Task, dataset: Dataset[Any], rows: Tensor, batch_size: int
+) -> list[Tensor]:
+    buffers = [statistic.buffer for statistic in statistics]
+    sums = [torch.zeros_like(buffer) for buffer in buffers]
+    count = 0
+    for batch in batches(dataset, batch_size, rows=rows):
+        _reset(model, buffers, 0.0)
+        model(*task.split(batch)[0])
+        count += 1
+        for total, statistic in zip(sums, statistics, strict=True):
+            total += statistic.buffer / statistic.momentum
+    return [total / count for total in sums]
+
+
+def _reset(model: nn.Module, buffers: list[Tensor], start: float) -> None:
+    for buffer in buffers:
+        buffer.fill_(start)
+    # A batch norm with momentum None takes 1 / (batches seen) instead; from 0 that is 1 in every pass.
+    for name, buffer in model.named_buffers():
+        if name.endswith("num_batches_tracked"):
+            buffer.zero_()

@@ -1,0 +1,67 @@
+"""The dense model: trained once from the task's recipe, kept as safetensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from autoprune.errors import TaskError
+from autoprune.recovery.finetune import OnProgress, finetune
+from autoprune.task.base import Task
+from autoprune.task.batches import length
+
+
+def train_dense(task: Task, *, seed: int = 0, on_progress: OnProgress | None = None) -> nn.Module:
+    """Build the task's model and train it by the task's recipe; without a recipe it is trained already.
+
+    The result, in evaluation mode, depends on the seed and the number of threads alone.
+    """
+    model = build_dense(task, seed=seed)
+    if task.recipe is not None:
+        samples = max(1, round(task.recipe.epochs * length(task.train_set)))
+        finetune(model, task, recipe=task.recipe, samples=samples, seed=seed, on_progress=on_progress)
+    return model
+
+
+def build_dense(task: Task, *, seed: int = 0) -> nn.Module:
+    """The task's model in evaluation mode, with initial weights drawn from `seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return task.build_model().eval()
+
+
+def load_dense(task: Task, path: Path) -> nn.Module:
+    """Build the task's model and load its weights from a safetensors file.
+
+    Raises `TaskError` for an absent or damaged file, and for weights whose names or shapes are not the model's.
+    """
+    if not path.is_file():
+        raise TaskError(f"there is no weights file {path}; give a .safetensors file of the dense model")
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise TaskError(f"{path} is not a readable safetensors file: {error}") from error
+    model = build_dense(task)
+    _require_same_shapes(model.state_dict(), weights, path)
+    model.load_state_dict(weights)
+    return model
+
+
+def weights_to_bytes(model: nn.Module) -> bytes:
+    """Parameters and buffers of a model as the content of a safetensors file; tied tensors are stored once per name."""
+    return save({name: value.detach().clone().contiguous() for name, value in model.state_dict().items()})
+
+
+def _require_same_shapes(own: dict[str, Tensor], given: dict[str, Tensor], path: Path) -> None:
+    problems = [f"{name} is absent" for name in own.keys() - given.keys()]
+    problems += [f"{name} is not in the model" for name in given.keys() - own.keys()]
+    for name in own.keys() & given.keys():
+        if own[name].shape != given[name].shape:
+            problems.append(f"{name} has {tuple(given[name].shape)}, the model {tuple(own[name].shape)}")
+    if problems:
+        listed = "; ".join(sorted(problems)[:3]) + ("; ..." if len(problems) > 3 else "")
+        raise TaskError(f"the weights in {path} must fit the task's model; {len(problems)} do not: {listed}")

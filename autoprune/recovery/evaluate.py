@@ -1,0 +1,113 @@
+"""Scoring a model: the task's metric, and how far its outputs are from the dense model's."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset
+
+from autoprune.errors import TrialError, UsageError
+from autoprune.recovery.distill import are_logits, divergence
+from autoprune.recovery.passes import SamplePasses
+from autoprune.task.base import Task
+from autoprune.task.batches import batches, length, sample_rows
+
+_BATCH_SIZE = 125
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A model's score (the task's metric, higher is better) and divergence from the dense model (None: not asked)."""
+
+    score: float
+    divergence: float | None
+    examples: int
+
+
+def predict_outputs(
+    model: nn.Module, task: Task, dataset: Dataset[Any], *, limit: int = 0, batch_size: int = _BATCH_SIZE
+) -> Tensor:
+    """Outputs `[N, ...]` of the model in evaluation mode on a data set, or on a fixed sample of `limit` of its items.
+
+    The sample is the same for every model. Raises `TrialError` for outputs that are not finite.
+    """
+    model.eval()
+    rows = sample_rows(length(dataset), limit)
+    with torch.no_grad():
+        outputs = torch.cat([model(*task.split(batch)[0]) for batch in batches(dataset, batch_size, rows=rows)])
+    if not bool(torch.isfinite(outputs).all()):
+        raise TrialError(f"a model's outputs must be finite; {int((~torch.isfinite(outputs)).sum())} values are not")
+    return outputs
+
+
+def evaluate(
+    model: nn.Module,
+    task: Task,
+    dataset: Dataset[Any],
+    *,
+    dense_outputs: Tensor | None = None,
+    limit: int = 0,
+    passes: SamplePasses | None = None,
+    relative_cost: float = 1.0,
+) -> Evaluation:
+    """Score a model on a data set, or on a fixed sample of `limit` of its items; leaves it in evaluation mode.
+
+    `dense_outputs` are `predict_outputs` of the dense model on the *whole* data set; the divergence needs them, and so
+    does a task that has neither a metric of its own nor class targets. Raises `TrialError` for a score or outputs that
+    are not finite.
+    """
+    rows = sample_rows(length(dataset), limit)
+    reference = _reference(dense_outputs, dataset, rows)
+    needs_outputs = task.metric is None or reference is not None
+    outputs = predict_outputs(model, task, dataset, limit=limit) if needs_outputs else None
+    distance = None
+    if outputs is not None and reference is not None:
+        distance = divergence(outputs, reference, classifies=task.classifies)
+    score = _score(model, task, dataset, rows, outputs=outputs, reference=reference)
+    if not math.isfinite(score):
+        raise TrialError(f"the metric {task.metric_name!r} must be finite; it is {score}")
+    if passes is not None:
+        passes.forward(len(rows) * (int(needs_outputs) + int(task.metric is not None)), relative_cost)
+    return Evaluation(score=score, divergence=distance, examples=len(rows))
+
+
+def _reference(dense_outputs: Tensor | None, dataset: Dataset[Any], rows: Tensor) -> Tensor | None:
+    if dense_outputs is None:
+        return None
+    if len(dense_outputs) != length(dataset):
+        raise UsageError(
+            f"dense outputs must cover the whole data set of {length(dataset)} items; there are {len(dense_outputs)}"
+        )
+    return dense_outputs[rows]
+
+
+def _score(
+    model: nn.Module,
+    task: Task,
+    dataset: Dataset[Any],
+    rows: Tensor,
+    *,
+    outputs: Tensor | None,
+    reference: Tensor | None,
+) -> float:
+    if task.metric is not None:
+        with torch.no_grad():
+            return float(
+                task.metric(model.eval(), dataset if len(rows) == length(dataset) else Subset(dataset, rows.tolist()))
+            )
+    assert outputs is not None
+    if are_logits(outputs, classifies=task.classifies):
+        return _accuracy(outputs, task, dataset, rows)
+    if reference is None:
+        raise UsageError(f"task {task.name!r} is scored by its closeness to the dense model; pass `dense_outputs`")
+    return 1 - divergence(outputs, reference, classifies=False)
+
+
+def _accuracy(outputs: Tensor, task: Task, dataset: Dataset[Any], rows: Tensor) -> float:
+    """Share of the rows whose largest logit is that of the target."""
+    targets = torch.cat([batch[-1] for batch in batches(dataset, _BATCH_SIZE, rows=rows)])
+    return (outputs.argmax(dim=1) == targets).double().mean().item()

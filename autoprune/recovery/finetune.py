@@ -1,0 +1,172 @@
+"""The one training loop: the dense model from scratch, and brief and full fine-tuning of pruned ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import repeat
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from autoprune.errors import TrialError, UsageError
+from autoprune.recovery.distill import distillation_loss
+from autoprune.recovery.optimize import autocast, learning_rate, make_optimizer
+from autoprune.recovery.passes import SamplePasses
+from autoprune.task.base import Recipe, Task
+from autoprune.task.batches import length, take
+
+OnProgress = Callable[[int, int, float], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneResult:
+    """Mean training loss of the last tenth of the steps, and how many examples were trained on."""
+
+    train_loss: float
+    samples: int
+
+
+def finetune(
+    model: nn.Module,
+    task: Task,
+    *,
+    samples: int,
+    seed: int,
+    recipe: Recipe | None = None,
+    teacher: nn.Module | None = None,
+    passes: SamplePasses | None = None,
+    relative_cost: float = 1.0,
+    on_progress: OnProgress | None = None,
+) -> FinetuneResult:
+    """Train `model` in place on `samples` examples of the training data and leave it in evaluation mode.
+
+    The schedule runs over exactly `samples` examples; the recipe (default: the task's `finetune_recipe`) gives all but
+    their number. With a teacher, its outputs on the same augmented batch are part of the loss; without a loss in the
+    task they are all of it. The result depends on the model, the seed and the number of threads alone.
+    `on_progress(samples_done, samples, loss)` follows every step. Raises `TrialError` for a loss that is not finite.
+    """
+    if samples < 1:
+        raise UsageError(f"fine-tuning takes at least 1 sample; got {samples}")
+    if task.loss is None and teacher is None:
+        raise UsageError(
+            f"task {task.name!r} has no loss, so only a teacher can say what is right; pass the dense model"
+        )
+    recipe = recipe or task.finetune_recipe
+    objective = _Objective(task=task, recipe=recipe, teacher=teacher)
+    optimizer = make_optimizer(model, recipe)
+    steps = math.ceil(samples / recipe.batch_size)
+    losses: list[float] = []
+    done = 0
+    with _training(model, teacher, task, recipe, seed):
+        for step, batch in enumerate(_shuffled(task, recipe.batch_size, samples, seed)):
+            rate = learning_rate(recipe, step, steps)
+            losses.append(_step(model, optimizer, objective, batch, rate))
+            if not math.isfinite(losses[-1]):
+                raise TrialError(
+                    f"the training loss must stay finite; it is {losses[-1]} in step {step + 1} of {steps}"
+                )
+            done += len(batch[0])
+            if on_progress is not None:
+                on_progress(done, samples, losses[-1])
+    if passes is not None:
+        passes.training(done, relative_cost)
+        passes.forward(done if objective.distils else 0)
+    tail = losses[-max(1, steps // 10) :]
+    return FinetuneResult(train_loss=sum(tail) / len(tail), samples=done)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Objective:
+    """What a step minimises: the task's loss, the distance to the teacher, or both by the recipe's weight."""
+
+    task: Task
+    recipe: Recipe
+    teacher: nn.Module | None
+
+    @property
+    def distils(self) -> bool:
+        return self.teacher is not None and (self.recipe.distill_weight > 0 or self.task.loss is None)
+
+    def __call__(self, outputs: Tensor, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Tensor:
+        """Scalar loss in float32."""
+        if not self.distils:
+            return self._task_loss(outputs, targets)
+        weight = self.recipe.distill_weight if self.task.loss is not None else 1.0
+        distance = weight * self._distance(outputs, inputs)
+        return distance if weight == 1 else distance + (1 - weight) * self._task_loss(outputs, targets)
+
+    def _distance(self, outputs: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
+        assert self.teacher is not None
+        with torch.no_grad(), autocast(self.recipe.precision):
+            dense_outputs = self.teacher(*inputs)
+        temperature = self.recipe.temperature
+        return distillation_loss(outputs, dense_outputs, classifies=self.task.classifies, temperature=temperature)
+
+    def _task_loss(self, outputs: Tensor, targets: Tensor | None) -> Tensor:
+        assert self.task.loss is not None
+        assert targets is not None
+        if self.task.loss is F.cross_entropy:
+            return F.cross_entropy(outputs.float(), targets, label_smoothing=self.recipe.label_smoothing)
+        return self.task.loss(outputs.float(), targets)
+
+
+def _step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, objective: _Objective, batch: tuple[Tensor, ...], rate: float
+) -> float:
+    recipe = objective.recipe
+    inputs, targets = objective.task.split(batch)
+    with autocast(recipe.precision):
+        outputs = model(*inputs)
+    loss = objective(outputs, inputs, targets)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if recipe.clip_norm > 0:
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    return loss.item()
+
+
+def _shuffled(task: Task, batch_size: int, samples: int, seed: int) -> Iterator[tuple[Tensor, ...]]:
+    """Augmented batches in a new order every epoch, `samples` examples in all; only the last one may be smaller."""
+    generator = torch.Generator().manual_seed(seed)
+    size = length(task.train_set)
+    rows = torch.cat([torch.randperm(size, generator=generator) for _ in repeat(None, math.ceil(samples / size))])
+    for part in rows[:samples].split(batch_size):
+        first, *others = take(task.train_set, part)
+        if task.augment is not None:
+            first = task.augment(first, generator)
+        yield (first, *others)
+
+
+@contextmanager
+def _training(model: nn.Module, teacher: nn.Module | None, task: Task, recipe: Recipe, seed: int) -> Iterator[None]:
+    """Training mode, with seeded dropout and a memory layout that the model can run; undone at the end."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        models = [model] if teacher is None else [model, teacher.eval()]
+        for each in models:
+            if recipe.channels_last:
+                _to_channels_last(each, task)
+        model.train()
+        try:
+            yield
+        finally:
+            model.eval()
+            for each in models:
+                each.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+
+
+def _to_channels_last(model: nn.Module, task: Task) -> None:
+    """Store filters channels last where the model then still runs: one that calls `view` on a map does not."""
+    model.eval().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    try:
+        with torch.no_grad():
+            model(*task.example_inputs)
+    except RuntimeError:
+        model.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]

@@ -1,0 +1,26 @@
+"""Counting search cost in sample passes: 1 is forward + backward of the dense model for one example."""
+
+from __future__ import annotations
+
+# A backward pass costs about twice the multiplications of the forward pass: gradients of inputs and of weights.
+FORWARD_SHARE = 1 / 3
+
+
+class SamplePasses:
+    """A counter for everything that touches data. `relative_cost` is the model's MACs relative to the dense model."""
+
+    def __init__(self) -> None:
+        self._total = 0.0
+
+    @property
+    def total(self) -> float:
+        """Sample passes counted so far."""
+        return self._total
+
+    def forward(self, examples: int, relative_cost: float = 1.0) -> None:
+        """Count `examples` that went forward through a model."""
+        self._total += FORWARD_SHARE * examples * relative_cost
+
+    def training(self, examples: int, relative_cost: float = 1.0) -> None:
+        """Count `examples` that went forward and backward through a model."""
+        self._total += examples * relative_cost

@@ -1,0 +1,7 @@
+"""What people see: progress and tables in the terminal, and a self-contained HTML page."""
+
+from autoprune.report.console import ConsoleEvents
+from autoprune.report.html import write_html
+from autoprune.report.tables import fixed_table, front_table, rung_table, unit_table
+
+__all__ = ["ConsoleEvents", "fixed_table", "front_table", "rung_table", "unit_table", "write_html"]

@@ -1,0 +1,71 @@
+"""Progress in the terminal: a live bar where there is one, plain lines otherwise."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_PLAIN_SECONDS = 10.0
+
+
+class ConsoleEvents:
+    """Shows stages, facts and progress. `with` keeps the live bar and takes it away at the end."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = console.is_terminal
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._title = ""
+        self._started = self._printed = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._bar = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.percentage:3.0f} %"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("[dim]{task.fields[detail]}"),
+                console=self._console,
+                transient=True,
+            )
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def stage(self, title: str) -> None:
+        """Print the title of a stage and start its bar anew."""
+        self._title, self._started, self._printed = title, time.monotonic(), time.monotonic()
+        self._console.print(f"[bold cyan]{escape(title)}[/]", highlight=False)
+        if self._bar is not None:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._task = self._bar.add_task(title, total=None, detail="")
+
+    def note(self, text: str) -> None:
+        """Print one fact."""
+        self._console.print(f"  {escape(text)}", highlight=False, soft_wrap=True)
+
+    def advance(self, done: float, total: float, detail: str = "") -> None:
+        """Move the bar, or print a line now and then."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, total=total, detail=detail)
+            return
+        now = time.monotonic()
+        if now - self._printed >= _PLAIN_SECONDS or (done >= total and detail):
+            self._printed = now
+            left = (now - self._started) * (total - done) / done if done else 0.0
+            self.note(f"{done:g} of {total:g}, about {left:.0f} s left  {detail}".rstrip())

@@ -1,0 +1,116 @@
+"""A self-contained page of one run: the front, the baselines, the policies, the error of the prediction."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.io import to_html
+
+from autoprune.report.tables import all_rungs
+from autoprune.runfolder import write_atomic
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2rem auto; padding: 0 1rem; color: #1b1f24; }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .8rem; border-bottom: 1px solid #d8dee4; text-align: right; }
+th:first-child, td:first-child { text-align: left; }
+code { font-size: 13px; }
+"""
+
+
+def write_html(document: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> Path:
+    """Write the page, atomically; it needs no network and no other file."""
+    held = document["held_out"]
+    parts = [
+        f"<h1>{html.escape(str(config['task']))} on {html.escape(str(config['target']))}</h1>",
+        f"<p>Strategy <code>{html.escape(str(config['strategy']))}</code>, {config['threads']} thread(s), "
+        f"batch {config['batch']}, seed {config['seed']}. Every latency was measured beside the dense model.</p>",
+        to_html(front_figure(document), include_plotlyjs=True, full_html=False),
+        _models(document),
+        "<h2>Searched against uniform</h2>",
+        _rungs(document),
+        "<h2>Widths</h2>",
+        _widths(document),
+        "<h2>Latency prediction</h2>",
+        f"<p>On {held['policies']} held-out policies: mean error {held['mape_percent']:.1f} %, "
+        f"largest {held['max_percent']:.1f} %, Spearman {held['spearman']:.3f}, "
+        f"re-measure noise {held['noise_percent']:.1f} %.</p>",
+    ]
+    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>autoprune</title><style>{_STYLE}</style>"
+    write_atomic(path, (page + "\n".join(parts) + "</html>\n").encode())
+    return path
+
+
+def front_figure(document: Mapping[str, Any]) -> go.Figure:
+    """Test score against measured latency: dense, front, uniform."""
+    dense, models, baselines = document["dense"], document["models"], document["baselines"]
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[dense["latency_ms_measured"]], y=[dense["test_score"]], name="dense", mode="markers",
+        marker={"size": 12, "symbol": "square", "color": "#57606a"},
+    )  # fmt: skip
+    for name, rows, color, mode in (
+        ("uniform", baselines, "#bf8700", "markers"),
+        ("front", models, "#0969da", "lines+markers"),
+    ):
+        figure.add_scatter(
+            x=[m["latency_ms_measured"] for m in rows], y=[m["test_score"] for m in rows], name=name, mode=mode,
+            text=[f"{m['digest']}<br>{m['latency_ratio']:.1%} of dense" for m in rows],
+            marker={"size": 11, "color": color},
+        )  # fmt: skip
+    figure.update_layout(
+        template="simple_white", height=420, margin={"l": 60, "r": 20, "t": 20, "b": 50},
+        xaxis_title="measured latency, ms", yaxis_title=f"{document['metric']}, test", legend={"x": 0.8, "y": 0.1},
+    )  # fmt: skip
+    return figure
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    head = "".join(f"<th>{html.escape(cell)}" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in row) for row in rows)
+    return f"<table><tr>{head}{body}</table>"
+
+
+def _models(document: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            m["digest"] if m["strategy"] != "uniform" else f"uniform {m['digest']}",
+            m["budget"] or "",
+            f"{m['score']:.4f}",
+            f"{m['test_score']:.4f}",
+            f"{m['latency_ms_measured']:.4f}",
+            f"{m['latency_ratio']:.1%}",
+            f"{m['latency_ms_predicted']:.4f}",
+            f"{m['params']:,}",
+            "yes" if m["meets_budget"] else "no",
+        ]
+        for m in [*document["models"], *document["others"], *document["baselines"]]
+    ]
+    header = [
+        "model",
+        "budget",
+        "validation",
+        "test",
+        "measured ms",
+        "of dense",
+        "predicted ms",
+        "params",
+        "meets budget",
+    ]
+    return _table(header, rows)
+
+
+def _rungs(document: Mapping[str, Any]) -> str:
+    rows = [[r["budget"], r["rung"], r["strategy"], f"{r['score']:.4f}"] for r in all_rungs(document)]
+    return _table(["budget", "fidelity", "policy", document["metric"] + ", validation"], rows)
+
+
+def _widths(document: Mapping[str, Any]) -> str:
+    models = [*document["models"], *document["baselines"]]
+    header = ["unit", *(f"{m['strategy']} {m['budget']}" for m in models)]
+    units = models[0]["policy"] if models else {}
+    return _table(header, [[unit, *(str(m["policy"][unit]) for m in models)] for unit in units])

@@ -1,0 +1,131 @@
+"""Tables of a finished run, from the content of `front.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from autoprune.records import Unit
+
+Document = Mapping[str, Any]
+
+
+def front_table(document: Document) -> Table:
+    """The dense model, the front and, beside each model, the uniform baseline of the same budget."""
+    dense, metric = document["dense"], document["metric"]
+    table = Table(
+        title="Pareto front, with the uniform baseline of each budget", title_justify="left", title_style="bold"
+    )
+    table.add_column("model")
+    table.add_column("budget")
+    for title in (
+        f"{metric}, validation",
+        f"{metric}, test",
+        "measured us",
+        "of dense",
+        "predicted us",
+        "params",
+        "MACs",
+    ):
+        table.add_column(title, justify="right")
+    full = [f"{dense['score']:.4f}", f"{dense['test_score']:.4f}", _us(dense["latency_ms_measured"]), "100.0 %", ""]
+    table.add_row("dense", "", *full, _count(dense["params"]), _count(dense["macs"]), style="dim", end_section=True)
+    searched = sorted([*document["models"], *document["others"]], key=lambda m: -m["latency_ms_measured"])
+    front = {m["digest"] for m in document["models"]}
+    by_budget = {m["budget"]: m for m in document["baselines"]}
+    digests = {m["digest"] for m in searched}
+    for model in searched:
+        mark = "" if model["digest"] in front else (" (dominated)" if model["meets_budget"] else " (too slow)")
+        baseline = by_budget.pop(model["budget"], None)
+        show_baseline = baseline is not None and baseline["digest"] not in digests
+        table.add_row(*_row(model, model["digest"] + mark), end_section=not show_baseline)
+        if show_baseline and baseline is not None:
+            table.add_row(*_row(baseline, "uniform"), style="dim", end_section=True)
+    for baseline in by_budget.values():
+        if baseline["digest"] not in digests:
+            table.add_row(*_row(baseline, "uniform"), style="dim", end_section=True)
+    return table
+
+
+def rung_table(document: Document) -> Table:
+    """Best searched policy against the uniform baseline at every fidelity: how much the search is worth, and when."""
+    table = Table(title="Searched against uniform, on validation data", title_justify="left", title_style="bold")
+    for title in ("budget", "fidelity"):
+        table.add_column(title)
+    for title in ("searched", "uniform", "difference", "divergence searched", "uniform "):
+        table.add_column(title, justify="right")
+    cells = {(row["budget"], row["rung"], row["strategy"]): row for row in all_rungs(document)}
+    for budget in dict.fromkeys(key[0] for key in cells):
+        for rung in dict.fromkeys(key[1] for key in cells):
+            ours, base = cells.get((budget, rung, "searched")), cells.get((budget, rung, "uniform"))
+            if ours and base:
+                score, uniform = ours["score"], base["score"]
+                losses = [
+                    f"{row['divergence']:.4f}" if row.get("divergence") is not None else "" for row in (ours, base)
+                ]
+                table.add_row(budget, rung, f"{score:.4f}", f"{uniform:.4f}", f"{score - uniform:+.4f}", *losses)
+        table.add_section()
+    return table
+
+
+def unit_table(units: Sequence[Unit], levels: Mapping[str, Sequence[int]]) -> Table:
+    """Units with their width, levels and the parameters that they cut."""
+    table = Table(title="Units", title_justify="left", title_style="bold")
+    table.add_column("unit")
+    table.add_column("width", justify="right")
+    table.add_column("levels")
+    table.add_column("cuts")
+    for unit in units:
+        cut = [f"{m.parameter}[{m.dim}]" + (f" x{m.per_channel}" if m.per_channel > 1 else "") for m in unit.members]
+        shown = ", ".join(cut[:4]) + (f" and {len(cut) - 4} more" if len(cut) > 4 else "")
+        table.add_row(unit.name, str(unit.width), " ".join(map(str, levels[unit.name])), shown)
+    return table
+
+
+def fixed_table(fixed: Iterable[Any], unsupported: Mapping[str, Sequence[str]]) -> Table:
+    """Weight dimensions that keep their size, and why; operators without a rule."""
+    table = Table(title="Fixed", title_justify="left", title_style="bold")
+    for title in ("parameter", "dimension", "size", "reason"):
+        table.add_column(title)
+    for entry in fixed:
+        table.add_row(entry.parameter, str(entry.dim), str(entry.size), entry.reason)
+    for op, nodes in unsupported.items():
+        table.add_row(", ".join(nodes), "", "", f"operator {op} has no rule")
+    return table
+
+
+def all_rungs(document: Document) -> list[dict[str, Any]]:
+    """Scores by budget, fidelity and strategy, the full fine-tune last."""
+    rows = list(document["rungs"])
+    for model in [*document["models"], *document["others"], *document["baselines"]]:
+        strategy = "uniform" if model["strategy"] == "uniform" else "searched"
+        rows.append({"rung": "full", "budget": model["budget"], "strategy": strategy, "score": model["score"]})
+    return rows
+
+
+def _row(model: Mapping[str, Any], name: str) -> list[str]:
+    return [
+        name,
+        model["budget"] or "",
+        f"{model['score']:.4f}",
+        f"{model['test_score']:.4f}",
+        _us(model["latency_ms_measured"]),
+        f"{model['latency_ratio']:.1%}".replace("%", " %"),
+        _us(model["latency_ms_predicted"]),
+        _count(model["params"]),
+        _count(model["macs"]),
+    ]
+
+
+def _us(latency_ms: float) -> str:
+    return f"{latency_ms * 1e3:.0f}"
+
+
+def _count(number: int) -> str:
+    """Three digits and a unit: `78.1 k`, `9.35 M`."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return str(number)

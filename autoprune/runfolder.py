@@ -1,0 +1,206 @@
+"""The run folder: the only file that knows its file names. Writes are atomic, JSON and YAML carry a schema version.
+
+run.yaml                resolved configuration
+environment.json        versions, host
+dense.safetensors       weights of the dense model
+order.json              channels of each unit, most important first
+latency_table.json      the table that predicted every latency
+study.db                Optuna studies, one for each fidelity
+front.json              the result
+models/<digest>/        policy.json, weights.safetensors, model.onnx, metrics.json
+report.html
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from autoprune.errors import RunFolderError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """Files of one fine-tuned model."""
+
+    path: Path
+
+    @property
+    def policy(self) -> Path:
+        """Widths and kept channels."""
+        return self.path / "policy.json"
+
+    @property
+    def weights(self) -> Path:
+        """Fine-tuned weights."""
+        return self.path / "weights.safetensors"
+
+    @property
+    def onnx(self) -> Path:
+        """Exported model."""
+        return self.path / "model.onnx"
+
+    @property
+    def metrics(self) -> Path:
+        """Scores, latency and verification."""
+        return self.path / "metrics.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and atomic files of one run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """Resolved configuration."""
+        return self.path / "run.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions and host."""
+        return self.path / "environment.json"
+
+    @property
+    def dense(self) -> Path:
+        """Weights of the dense model."""
+        return self.path / "dense.safetensors"
+
+    @property
+    def dense_onnx(self) -> Path:
+        """Dense model, exported for measuring."""
+        return self.path / "dense.onnx"
+
+    @property
+    def order(self) -> Path:
+        """Channels of each unit, most important first."""
+        return self.path / "order.json"
+
+    @property
+    def table(self) -> Path:
+        """Latency table."""
+        return self.path / "latency_table.json"
+
+    @property
+    def study(self) -> Path:
+        """Optuna database."""
+        return self.path / "study.db"
+
+    @property
+    def front(self) -> Path:
+        """The result."""
+        return self.path / "front.json"
+
+    @property
+    def report(self) -> Path:
+        """Default place of the HTML report."""
+        return self.path / "report.html"
+
+    def model(self, digest: str) -> ModelFolder:
+        """Files of the model with this policy digest (the folder may not exist yet)."""
+        return ModelFolder(self.path / "models" / digest)
+
+    def create(self) -> None:
+        """Make the folder; `RunFolderError` when that is not allowed or the place is not a folder."""
+        try:
+            (self.path / "models").mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise RunFolderError(
+                f"the run folder {self.path} cannot be written: {error.strerror or error}. Choose another --run-dir."
+            ) from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for one controller; a second one gets `RunFolderError` (the lock dies with its process)."""
+        with (self.path / ".lock").open("a+") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                handle.seek(0)
+                raise RunFolderError(
+                    f"the run folder {self.path} is in use by process {handle.read().strip() or '?'}. "
+                    "Wait until it ends, stop it, or choose another --run-dir."
+                ) from error
+            handle.truncate(0)
+            handle.write(str(os.getpid()))
+            handle.flush()
+            yield
+
+    def read_config(self) -> dict[str, Any] | None:
+        """Stored configuration, or `None` for a new folder; `RunFolderError` for another schema version."""
+        if not self.config.exists():
+            return None
+        try:
+            value = yaml.safe_load(self.config.read_text())
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RunFolderError(f"{self.config} cannot be read: {error}. Choose another --run-dir.") from error
+        _check_schema(self.config, value)
+        del value["schema"]
+        return value
+
+    def write_config(self, value: dict[str, Any]) -> None:
+        """Store the resolved configuration."""
+        write_atomic(self.config, yaml.safe_dump({"schema": SCHEMA} | value, sort_keys=False).encode())
+
+
+def _check_schema(path: Path, value: Any) -> None:
+    found = value.get("schema") if isinstance(value, dict) else None
+    if found != SCHEMA:
+        raise RunFolderError(
+            f"{path} has schema {found!r}; this version of autoprune reads {SCHEMA}. "
+            "Use the version that wrote it, or choose another --run-dir."
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """JSON object with a schema version; `RunFolderError` when it is absent, torn or of another version."""
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise RunFolderError(f"{path} does not exist. Run `autoprune search --run-dir {path.parent}` first.") from error
+    except (OSError, ValueError) as error:
+        raise RunFolderError(
+            f"{path} cannot be read: {error}. Delete it, and the same command makes it anew."
+        ) from error
+    _check_schema(path, value)
+    return value
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object with the schema version, atomically."""
+    write_atomic(path, (json.dumps({"schema": SCHEMA} | value, indent=1) + "\n").encode())
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write to a temporary name, flush to disk, rename: the old file survives a crash or a full disk.
+
+    Raises `RunFolderError` when the folder cannot be written or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunFolderError(
+            f"{path} cannot be written: {error.strerror or error}. What was there before is unchanged; "
+            "free some space or choose another folder, and run the same command again."
+        ) from error

@@ -1,0 +1,287 @@
+"""The broker owns the study of one rung: it hands out trials, takes their results, and survives being killed.
+
+The study in SQLite is the only record. What a trial goes through, and what is on disk after each step:
+
+    asked       parameters, latency constraint, `origin`, `digest`, and last of all `slot`: RUNNING
+    finished    `result` (the whole TrialResult), then its state: COMPLETE, PRUNED (infeasible, stopped) or FAIL
+
+so that at every moment a dead controller's RUNNING trial can be told its result, or queued again, or dropped because
+the same proposal will be drawn again. Proposals depend only on the run seed, the slot (how many trials were handed out
+before) and the finished trials. Slots are handed out in batches, the next one when the former is finished: the order in
+which workers finish changes nothing.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import optuna
+from optuna.exceptions import OptunaError
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from autoprune.errors import RunFolderError
+from autoprune.records import Policy, TrialResult, TrialSpec, digest_of, trial_seed
+from autoprune.search.limits import Predict, excess
+from autoprune.search.question import Question, objectives
+from autoprune.search.repair import fit_to_limit
+from autoprune.search.samplers import Parameters, Projected, decode, distributions, encode, make_sampler
+
+BATCH_SIZE = 8
+
+_MAX_PROPOSALS = 16
+_MAX_FAILURES = 2
+_BUSY_SECONDS = 30.0
+_LOST = "controller lost"
+_STATES = {"infeasible": TrialState.PRUNED, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
+
+
+class Broker:
+    """One rung of a search: `trials` policies from the sampler and those that were enqueued (which count too).
+
+    Opening takes over a study whose controller died; there must be one controller at a time. `sampler=None` asks
+    enqueued policies only. Raises `RunFolderError` when the file cannot be used or its study answers another question.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        question: Question,
+        predict: Predict,
+        *,
+        sampler: str | None = None,
+        trials: int = 0,
+    ) -> None:
+        self._question = question
+        self._space = question.space
+        self._predict = predict
+        self._sampler = sampler
+        self._trials = trials if sampler else 0
+        self._parameters = distributions(self._space)
+        self._results: dict[Policy, TrialResult] = {}
+        self._failures: Counter[Policy] = Counter()
+        self._waiting: set[Policy] = set()
+        self._running: dict[int, tuple[optuna.Trial, Policy]] = {}
+        self._slots = 0
+        self._finished = 0
+        self._storage, self._study = _open(path, question)
+        self._reconcile()
+
+    def enqueue(self, policies: Mapping[Policy, str]) -> None:
+        """Queue policies with their origin, ahead of the sampler's; those that the study knows already are skipped."""
+        busy = {policy for _, policy in self._running.values()}
+        for policy, origin in policies.items():
+            if policy not in self._results and policy not in self._waiting and policy not in busy:
+                self._study.enqueue_trial(encode(policy, self._space), user_attrs={"origin": origin})
+                self._waiting.add(policy)
+
+    def ask_batch(self) -> list[TrialSpec]:
+        """The trials to run next, empty when the rung is finished. Finish all of them before asking again."""
+        specs: list[TrialSpec] = []
+        while (spec := self._ask()) is not None:
+            specs.append(spec)
+            if not self._waiting and self._slots % BATCH_SIZE == 0:
+                break
+        return specs
+
+    def finish(self, result: TrialResult) -> None:
+        """Record a result, raw values first. A result of a trial that is not running is ignored: it came too late."""
+        if result.number not in self._running:
+            return
+        trial, _ = self._running.pop(result.number)
+        self._record(trial, result)
+        self._finished += 1
+
+    def results(self) -> list[TrialResult]:
+        """Every policy that was finished, failed or infeasible, exactly once, by trial number."""
+        return sorted(self._results.values(), key=lambda result: result.number)
+
+    @property
+    def finished(self) -> int:
+        """How many trials were run to an end, also before this broker was opened."""
+        return self._finished
+
+    @property
+    def total(self) -> int:
+        """How many trials this rung will have run when it is finished."""
+        return max(self._trials, self._finished + len(self._running) + len(self._waiting))
+
+    def close(self) -> None:
+        """Release the file."""
+        self._storage.remove_session()
+        self._storage.engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _ask(self) -> TrialSpec | None:
+        proposals = 0
+        while self._waiting or (self._slots < self._trials and proposals < _MAX_PROPOSALS):
+            proposals += not self._waiting
+            trial, policy = self._propose(proposals)
+            if self._settled(trial, policy):
+                continue
+            return self._hand_out(trial, policy)
+        if not self._running:
+            # All that the sampler proposes is known: the space holds no more, or none that it finds.
+            self._trials = min(self._trials, self._slots)
+        return None
+
+    def _propose(self, attempt: int) -> tuple[optuna.Trial, Policy]:
+        seed = int(digest_of([self._question.run_seed, "proposal", self._slots, attempt], length=8), 16)
+        limit = self._question.limits_ms[self._slots % len(self._question.limits_ms)]
+
+        def project(parameters: Parameters) -> Parameters:
+            rng = np.random.default_rng(seed)
+            fitted = fit_to_limit(decode(parameters, self._space), self._space, self._predict, limit, rng)
+            return parameters if fitted is None else encode(fitted, self._space)
+
+        sampler = Projected(make_sampler(self._sampler or "random", seed), self._parameters, project)
+        self._study.sampler = sampler
+        trial = self._study.ask(self._parameters)
+        policy = decode(trial.params, self._space)
+        self._waiting.discard(policy)
+        if "origin" not in trial.user_attrs:
+            trial.set_user_attr("origin", "repair" if sampler.moved else "sampler")
+        trial.set_user_attr("digest", policy.digest())
+        return trial, policy
+
+    def _settled(self, trial: optuna.Trial, policy: Policy) -> bool:
+        """Tell a trial that need not run: known already, too slow, running elsewhere, or failing time after time."""
+        latency_ms = float(self._predict([policy])[0])
+        beyond = excess(latency_ms, max(self._question.limits_ms))
+        trial.set_constraint("latency", beyond)
+        known = self._results.get(policy)
+        if known is not None and known.measurement is not None:
+            trial.set_user_attr("cached_from", known.number)
+            self._study.tell(trial, objectives(known.measurement))
+        elif beyond > 0:
+            reason = f"predicted {latency_ms:.4g} ms, {beyond:.1%} beyond the loosest limit"
+            self._record(trial, self._result(trial.number, policy, reason))
+        elif any(policy == other for _, other in self._running.values()):
+            self._fail(trial, "duplicate of a running trial")
+        elif self._failures[policy] >= _MAX_FAILURES:
+            self._fail(trial, f"failed {_MAX_FAILURES} times before")
+        else:
+            return False
+        return True
+
+    def _hand_out(self, trial: optuna.Trial, policy: Policy) -> TrialSpec:
+        if "slot" not in trial.user_attrs:
+            trial.set_user_attr("slot", self._slots)
+            self._slots += 1
+        self._running[trial.number] = (trial, policy)
+        fidelity = self._question.fidelity
+        seed = trial_seed(self._question.run_seed, policy, fidelity)
+        return TrialSpec(number=trial.number, policy=policy, fidelity=fidelity, seed=seed)
+
+    def _result(self, number: int, policy: Policy, reason: str) -> TrialResult:
+        fidelity = self._question.fidelity
+        seed = trial_seed(self._question.run_seed, policy, fidelity)
+        return TrialResult(
+            number=number, policy=policy, fidelity=fidelity, status="infeasible", seed=seed, error=reason
+        )
+
+    def _record(self, trial: optuna.Trial, result: TrialResult) -> None:
+        trial.set_user_attr("result", result.to_json())
+        self._tell(result)
+        self._remember(result)
+
+    def _tell(self, result: TrialResult) -> None:
+        if result.measurement is not None:
+            self._study.tell(result.number, objectives(result.measurement))
+        else:
+            self._study.tell(result.number, state=_STATES[result.status])
+
+    def _remember(self, result: TrialResult) -> None:
+        if result.status == "failed":
+            self._failures[result.policy] += 1
+            self._results.setdefault(result.policy, result)
+        else:
+            self._results[result.policy] = result
+
+    def _fail(self, trial: optuna.Trial, reason: str) -> None:
+        trial.set_user_attr("reason", reason)
+        self._study.tell(trial, state=TrialState.FAIL)
+
+    def _reconcile(self) -> None:
+        """Rebuild what is known from the study, and settle what a dead controller left running."""
+        trials = self._study.get_trials(deepcopy=False)
+        retried = {trial.user_attrs.get("retry_of") for trial in trials}
+        for trial in trials:
+            if trial.state == TrialState.RUNNING and "result" not in trial.user_attrs:
+                self._lose(trial, queue_again=trial.number not in retried)
+            self._slots = max(self._slots, trial.user_attrs.get("slot", -1) + 1)
+        for trial in self._study.get_trials(deepcopy=False):
+            self._restore(trial)
+
+    def _lose(self, trial: FrozenTrial, *, queue_again: bool) -> None:
+        parameters = trial.system_attrs.get("fixed_params", trial.params)
+        if queue_again and ("slot" in trial.user_attrs or "fixed_params" in trial.system_attrs):
+            kept = {key: trial.user_attrs[key] for key in ("origin", "slot") if key in trial.user_attrs}
+            self._study.enqueue_trial(parameters, user_attrs=kept | {"retry_of": trial.number})
+        self._storage.set_trial_user_attr(trial._trial_id, "reason", _LOST)
+        self._study.tell(trial.number, state=TrialState.FAIL)
+
+    def _restore(self, trial: FrozenTrial) -> None:
+        if trial.state == TrialState.WAITING:
+            self._waiting.add(decode(trial.system_attrs["fixed_params"], self._space))
+        if "result" in trial.user_attrs:
+            result = TrialResult.from_json(trial.user_attrs["result"])
+            if trial.state == TrialState.RUNNING:
+                self._tell(result)
+            self._remember(result)
+            self._finished += "slot" in trial.user_attrs
+
+
+class _Connection(sqlite3.Connection):
+    """Write-ahead log with one sync per checkpoint: ten times as fast, and still whole after `kill -9`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.execute("PRAGMA journal_mode=WAL")
+        self.execute("PRAGMA synchronous=NORMAL")
+
+
+def _open(path: Path, question: Question) -> tuple[optuna.storages.RDBStorage, optuna.Study]:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    connect = {"factory": _Connection, "timeout": _BUSY_SECONDS}
+    try:
+        storage = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": connect})
+        study = optuna.create_study(
+            study_name=question.study_name,
+            storage=storage,
+            directions=["minimize", "minimize"],
+            load_if_exists=True,
+        )
+        _claim(study, question, path)
+    except (OptunaError, SQLAlchemyError, OSError) as error:
+        raise RunFolderError(
+            f"the study {path} cannot be used: {str(error).splitlines()[0]}. Check that its folder can be written "
+            "and that the file is a study of this program, or choose another run folder."
+        ) from error
+    return storage, study
+
+
+def _claim(study: optuna.Study, question: Question, path: Path) -> None:
+    ours, theirs = question.to_json(), study.user_attrs.get("question")
+    if theirs is None:
+        study.set_user_attr("question", ours)
+    elif theirs != ours:
+        changed = ", ".join(_differences(theirs, ours))
+        raise RunFolderError(f"{question.study_name} in {path} answers another question: {changed}. Use a new folder.")
+
+
+def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterable[str]:
+    return (f"{key} was {theirs.get(key)} and is {ours[key]}" for key in ours if theirs.get(key) != ours[key])

@@ -1,0 +1,116 @@
+"""The one dial of a search: everything that costs sample passes derives from `small`, `medium` or `large`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from autoprune.errors import UsageError, unknown_name
+from autoprune.records import Fidelity
+
+PROXY_VAL_SAMPLES = 2_000
+
+# A forward pass costs 0.22 of forward + backward (measured on ResNet-20, one CPU thread); a distilled step has both.
+_FORWARD = 0.22
+_CALIBRATION_SAMPLES = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Dial:
+    trials: int
+    brief_samples: int
+    longer_samples: int
+    full_epochs: int
+    promoted: tuple[int, int]
+    finalists: int
+
+
+_DIALS: Mapping[str, _Dial] = {
+    "small": _Dial(trials=64, brief_samples=2_000, longer_samples=10_000, full_epochs=2, promoted=(6, 2), finalists=1),
+    "medium": _Dial(
+        trials=160, brief_samples=5_000, longer_samples=25_000, full_epochs=6, promoted=(8, 3), finalists=2
+    ),
+    "large": _Dial(
+        trials=400, brief_samples=10_000, longer_samples=60_000, full_epochs=12, promoted=(12, 4), finalists=2
+    ),
+}
+EFFORTS = tuple(_DIALS)
+
+# Two epochs of a tiny data set would be less than the longer rung, so a full fine-tune is at least this many of those.
+_FULL_OVER_LONGER = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """What a search may spend.
+
+    `rungs` are the fidelities of the search, the proxy first. `promoted[i]` is how many policies per budget, beside the
+    uniform baseline, go on to `rungs[i + 1]`. `finalists` per budget are fine-tuned at `full`, again beside the
+    baseline.
+    """
+
+    name: str
+    trials: int
+    rungs: tuple[Fidelity, ...]
+    promoted: tuple[int, ...]
+    full: Fidelity
+    finalists: int
+
+    def __post_init__(self) -> None:
+        if self.trials < 1:
+            raise UsageError(f"a search needs at least one trial; got {self.trials}")
+        if len(self.promoted) != len(self.rungs) - 1:
+            raise UsageError(f"{len(self.rungs)} rungs need {len(self.rungs) - 1} promotions; got {self.promoted}")
+
+    @classmethod
+    def derive(cls, name: str, *, train_examples: int, val_examples: int, trials: int | None = None) -> Effort:
+        """The effort of that name for data of that size; `trials` overrides the number at the proxy.
+
+        `UsageError` for an unknown name, empty data or fewer than one trial.
+        """
+        if name not in _DIALS:
+            raise unknown_name("effort", name, _DIALS)
+        if train_examples < 1 or val_examples < 1:
+            raise UsageError(f"a search needs training and validation data; got {train_examples} and {val_examples}")
+        dial = _DIALS[name]
+        longer = _whole_epochs(dial.longer_samples, train_examples)
+        full_epochs = max(dial.full_epochs, math.ceil(_FULL_OVER_LONGER * longer / train_examples))
+        val = PROXY_VAL_SAMPLES if val_examples > PROXY_VAL_SAMPLES else 0
+        return cls(
+            name=name,
+            trials=dial.trials if trials is None else trials,
+            rungs=(
+                Fidelity(name="proxy", rung=0, val_samples=val),
+                Fidelity(
+                    name="brief",
+                    rung=1,
+                    finetune_samples=_whole_epochs(dial.brief_samples, train_examples),
+                    val_samples=val,
+                ),
+                Fidelity(name="longer", rung=2, finetune_samples=longer),
+            ),
+            promoted=dial.promoted,
+            full=Fidelity(name="full", rung=3, finetune_samples=full_epochs * train_examples),
+            finalists=dial.finalists,
+        )
+
+    def trials_at(self, budgets: int) -> dict[Fidelity, int]:
+        """How many trials each fidelity gets at most, the full fine-tune last."""
+        later = [*self.promoted, self.finalists]
+        counts = [max(self.trials, budgets), *(budgets * (count + 1) for count in later)]
+        return dict(zip([*self.rungs, self.full], counts, strict=True))
+
+    def sample_passes(self, budgets: int, val_examples: int) -> float:
+        """Upper estimate of the passes of the whole search and its full fine-tunes (pruned models cost less)."""
+        return sum(count * _passes(fidelity, val_examples) for fidelity, count in self.trials_at(budgets).items())
+
+
+def _passes(fidelity: Fidelity, val_examples: int) -> float:
+    scored = fidelity.val_samples or val_examples
+    return fidelity.finetune_samples * (1 + _FORWARD) + _FORWARD * (scored + _CALIBRATION_SAMPLES)
+
+
+def _whole_epochs(samples: int, train_examples: int) -> int:
+    """Round up to whole epochs when the data is small, so that a brief fine-tune sees every example equally often."""
+    return samples if train_examples > 2 * samples else math.ceil(samples / train_examples) * train_examples

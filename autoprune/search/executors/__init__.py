@@ -1,0 +1,1 @@
+"""Where trials run; every executor has the interface of `base.Executor`."""

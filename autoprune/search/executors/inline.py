@@ -1,0 +1,41 @@
+"""Trials in this process, one after the other: for tests, debugging and small searches."""
+
+from __future__ import annotations
+
+from collections import deque
+from types import TracebackType
+from typing import Self
+
+from autoprune.records import TrialResult, TrialSpec
+from autoprune.search.executors.base import Factory, guarded
+
+
+class InlineExecutor:
+    """Evaluates inside `wait`, in the order of submission."""
+
+    slots = 1
+
+    def __init__(self, factory: Factory) -> None:
+        self._evaluate = factory()
+        self._queue: deque[TrialSpec] = deque()
+
+    def submit(self, spec: TrialSpec) -> None:
+        """Queue a trial."""
+        self._queue.append(spec)
+
+    def wait(self) -> TrialResult:
+        """Evaluate the oldest queued trial."""
+        assert self._queue, "wait() without a submitted trial"
+        return guarded(self._evaluate, self._queue.popleft())
+
+    def close(self) -> None:
+        """Forget what is queued."""
+        self._queue.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,211 @@
+"""Trials in spawned worker processes on this machine.
+
+A worker builds its evaluator once and then serves trials over a pipe. It ends when the pipe closes and, on Linux, when
+its parent dies, even in the middle of a trial; so a killed search leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.context import SpawnProcess
+from types import TracebackType
+from typing import Any, Self
+
+from autoprune.errors import AutopruneError, UsageError
+from autoprune.records import TrialResult, TrialSpec
+from autoprune.search.executors.base import Factory, describe, failed, guarded
+
+_PR_SET_PDEATHSIG = 1
+_MAX_ATTEMPTS = 2
+_GRACE_SECONDS = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class _Worker:
+    process: SpawnProcess
+    pipe: Any  # Connection, or PipeConnection on Windows
+    ready: bool = False
+    spec: TrialSpec | None = None
+
+
+class ProcessExecutor:
+    """`workers` processes of `threads` numeric threads each.
+
+    `factory` must be picklable; every worker calls it once. When that fails, `wait` raises instead of trying again. A
+    worker that dies during a trial is replaced and the trial tried once more, then reported as failed. Workers ignore
+    Ctrl-C: the parent decides.
+    """
+
+    def __init__(self, factory: Factory, *, workers: int = 2, threads: int = 1) -> None:
+        if workers < 1 or threads < 1:
+            raise UsageError(f"an executor needs at least one worker and one thread; got {workers} and {threads}")
+        self._factory = factory
+        self._threads = threads
+        self._queue: deque[TrialSpec] = deque()
+        self._finished: deque[TrialResult] = deque()
+        self._deaths: Counter[TrialSpec] = Counter()
+        self._workers: list[_Worker] = []
+        for _ in range(workers):
+            self._workers.append(self._spawn())
+
+    @property
+    def slots(self) -> int:
+        """How many trials run at the same time."""
+        return len(self._workers)
+
+    def submit(self, spec: TrialSpec) -> None:
+        """Queue a trial; an idle worker takes it at once."""
+        self._queue.append(spec)
+        self._assign()
+
+    def wait(self) -> TrialResult:
+        """Block until a trial has finished. `AutopruneError` when a worker cannot start."""
+        while not self._finished:
+            self._assign()
+            busy = [w for w in self._workers if w.spec or not w.ready]
+            assert busy, "wait() without a submitted trial"
+            ready = multiprocessing.connection.wait([worker.pipe for worker in busy])
+            for worker in busy:
+                if worker.pipe in ready:
+                    self._receive(worker)
+        return self._finished.popleft()
+
+    def close(self) -> None:
+        """End all workers: idle ones by closing their pipe, busy ones by a signal."""
+        for worker in self._workers:
+            worker.pipe.close()
+            if worker.spec or not worker.ready:
+                worker.process.terminate()
+        for worker in self._workers:
+            _reap(worker.process)
+        self._workers.clear()
+        self._queue.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _assign(self) -> None:
+        for worker in list(self._workers):
+            if self._queue and worker.ready and worker.spec is None:
+                worker.spec = self._queue.popleft()
+                try:
+                    worker.pipe.send(worker.spec)
+                except OSError:
+                    self._replace(worker)
+
+    def _receive(self, worker: _Worker) -> None:
+        try:
+            kind, value = worker.pipe.recv()
+        except (EOFError, OSError):
+            self._replace(worker)
+            return
+        if kind == "broken":
+            raise AutopruneError(f"a worker could not prepare for trials: {value}")
+        if kind == "result":
+            self._finished.append(value)
+            worker.spec = None
+        worker.ready = True
+
+    def _replace(self, worker: _Worker) -> None:
+        code, spec = _reap(worker.process), worker.spec
+        worker.pipe.close()
+        if not worker.ready:
+            raise AutopruneError(
+                f"a worker died before its first trial ({_cause(code)}). Try `--executor inline` to see why, "
+                "or fewer workers if memory is short."
+            )
+        self._workers[self._workers.index(worker)] = self._spawn()
+        if spec is not None:
+            self._retry(spec, _cause(code))
+
+    def _retry(self, spec: TrialSpec, cause: str) -> None:
+        self._deaths[spec] += 1
+        _log.warning("the worker of trial %d died: %s", spec.number, cause)
+        if self._deaths[spec] < _MAX_ATTEMPTS:
+            self._queue.appendleft(spec)
+        else:
+            self._finished.append(failed(spec, f"its worker died {_MAX_ATTEMPTS} times, last: {cause}"))
+
+    def _spawn(self) -> _Worker:
+        context = multiprocessing.get_context("spawn")
+        here, there = context.Pipe()
+        process = context.Process(target=_serve, args=(self._factory, there, os.getpid()), daemon=True)
+        with _environment(self._threads):
+            process.start()
+        # Only the worker may hold its end: otherwise its death would not close the pipe.
+        there.close()
+        return _Worker(process=process, pipe=here)
+
+
+def _serve(factory: Factory, pipe: Any, parent: int) -> None:
+    """Body of a worker: prepare once, then answer trials until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with(parent)
+    with contextlib.suppress(EOFError, OSError):
+        try:
+            evaluate = factory()
+        except Exception as error:
+            _log.debug("a worker could not start", exc_info=True)
+            pipe.send(("broken", describe(error)))
+            return
+        pipe.send(("ready", None))
+        while True:
+            pipe.send(("result", guarded(evaluate, pipe.recv())))
+
+
+def _die_with(parent: int) -> None:
+    """Ask Linux to kill this process when its parent dies; elsewhere the closing pipe ends it after its trial."""
+    if not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def _environment(threads: int) -> Iterator[None]:
+    """Set what a worker inherits: its thread count, and that Ctrl-C is not for it (even while it starts)."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    in_main = threading.current_thread() is threading.main_thread()
+    handler: Any = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    try:
+        yield
+    finally:
+        os.environ.pop("OMP_NUM_THREADS")
+        if before is not None:
+            os.environ["OMP_NUM_THREADS"] = before
+        if in_main:
+            signal.signal(signal.SIGINT, handler)
+
+
+def _reap(process: SpawnProcess) -> int | None:
+    process.join(_GRACE_SECONDS)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    return process.exitcode
+
+
+def _cause(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exit code {code}"

@@ -1,0 +1,40 @@
+"""What the study of one rung answers, and in which numbers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from autoprune.records import Fidelity, Measurement, SearchSpace
+
+_SMALLEST_LOSS = 1e-9
+
+
+def objectives(measurement: Measurement) -> tuple[float, float]:
+    """What the sampler minimises: the logarithm of the divergence (far less noisy than the score) and milliseconds."""
+    return math.log(max(measurement.loss, _SMALLEST_LOSS)), measurement.latency_ms
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What a study answers: which policies of `space` score best at `fidelity` within the limits, in milliseconds."""
+
+    space: SearchSpace
+    fidelity: Fidelity
+    limits_ms: tuple[float, ...]
+    run_seed: int
+
+    @property
+    def study_name(self) -> str:
+        """Name of the study in its file."""
+        return f"rung-{self.fidelity.rung}"
+
+    def to_json(self) -> dict[str, Any]:
+        """What a study on disk must agree with; limits to a digit that survives another rounding of the table."""
+        return {
+            "space": self.space.id,
+            "fidelity": self.fidelity.to_json(),
+            "limits_ms": [float(f"{limit:.6g}") for limit in self.limits_ms],
+            "run_seed": self.run_seed,
+        }

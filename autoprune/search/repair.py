@@ -1,0 +1,63 @@
+"""Moving a policy onto a latency limit: never waste a trial on a policy that is too slow or needlessly small."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from autoprune.records import Policy, SearchSpace
+from autoprune.search.limits import Predict, fits
+
+Indices = npt.NDArray[np.int64]
+
+
+def fit_to_limit(
+    policy: Policy, space: SearchSpace, predict: Predict, limit_ms: float, rng: np.random.Generator
+) -> Policy | None:
+    """Project `policy` onto the limit: narrow random units level by level until it fits, then widen while it fits.
+
+    The result is maximal: no single unit can go up one level within the limit. Deterministic in `rng`, and it leaves a
+    maximal policy alone. None when the walk down to the smallest policy meets nothing that fits.
+    """
+    start = _indices(policy, space)
+    down = _walk(start, np.zeros_like(start), rng)
+    fitting = np.flatnonzero(_fitting(down, space, predict, limit_ms))
+    if not fitting.size:
+        return None
+    return _policy(_widen(down[fitting[0]], space, predict, limit_ms, rng), space)
+
+
+def _widen(
+    current: Indices, space: SearchSpace, predict: Predict, limit_ms: float, rng: np.random.Generator
+) -> Indices:
+    top = np.array([len(space.levels[name]) - 1 for name in space.searched], dtype=np.int64)
+    up = _walk(current, top, rng)
+    fitting = _fitting(up, space, predict, limit_ms)
+    current = up[int(np.argmin(np.append(fitting, False))) - 1]
+    while (wider := current + np.eye(len(top), dtype=np.int64)[current < top]).size:
+        fitting = _fitting(wider, space, predict, limit_ms)
+        if not fitting.any():
+            break
+        current = rng.choice(wider[fitting])
+    return current
+
+
+def _walk(start: Indices, end: Indices, rng: np.random.Generator) -> Indices:
+    """All points of a random walk in single level steps, `(steps + 1, units)`, with `start` first and `end` last."""
+    steps = rng.permutation(np.repeat(np.arange(len(start)), np.abs(end - start)))
+    moves = np.eye(len(start), dtype=np.int64)[steps] * np.sign(end - start)
+    return np.concatenate([start[None], start + np.cumsum(moves, axis=0)])
+
+
+def _fitting(points: Indices, space: SearchSpace, predict: Predict, limit_ms: float) -> npt.NDArray[np.bool_]:
+    return fits(predict([_policy(point, space) for point in points]), limit_ms)
+
+
+def _indices(policy: Policy, space: SearchSpace) -> Indices:
+    return np.array([space.levels[name].index(policy.widths[name]) for name in space.searched], dtype=np.int64)
+
+
+def _policy(point: Sequence[int] | Indices, space: SearchSpace) -> Policy:
+    return space.policy({name: space.levels[name][int(i)] for name, i in zip(space.searched, point, strict=True)})

@@ -1,0 +1,37 @@
+"""Who goes on to the next, dearer fidelity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from autoprune.records import Policy, TrialResult
+from autoprune.search.limits import fits
+
+
+def best_within(results: Sequence[TrialResult], limit_ms: float, count: int) -> list[TrialResult]:
+    """The `count` finished results of lowest loss that fit the limit, best first; ties go to the lower trial number."""
+    fitting = [(r.measurement.loss, r.number, r) for r in results if r.measurement and _fits(r, limit_ms)]
+    return [result for _, _, result in sorted(fitting, key=lambda item: item[:2])[:count]]
+
+
+def promote(
+    results: Sequence[TrialResult], baselines: Mapping[float, Policy], limits_ms: Sequence[float], per_budget: int
+) -> dict[Policy, str]:
+    """Policies for the next rung with their origin, `uniform` or `promoted`, each once, in order of the limits.
+
+    For every limit: its uniform baseline, so that both sides of a comparison always have the same fidelity, and beside
+    it the `per_budget` best others that fit. A baseline whose own trial failed is left out.
+    """
+    uniform = set(baselines.values())
+    finished = {result.policy for result in results if result.status == "done"}
+    others = [result for result in results if result.policy not in uniform]
+    chosen: dict[Policy, str] = {}
+    for limit in limits_ms:
+        if baselines.get(limit) in finished:
+            chosen[baselines[limit]] = "uniform"
+        chosen |= {result.policy: "promoted" for result in best_within(others, limit, per_budget)}
+    return chosen
+
+
+def _fits(result: TrialResult, limit_ms: float) -> bool:
+    return result.measurement is not None and bool(fits(result.measurement.latency_ms, limit_ms))

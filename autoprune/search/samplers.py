@@ -1,0 +1,118 @@
+"""Optuna's samplers over the levels of a space, and the projection of what they propose."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+
+from autoprune.errors import unknown_name
+from autoprune.records import Policy, SearchSpace
+
+# A search has a few hundred trials: with the default of 50 a genetic algorithm would see two generations of them.
+_POPULATION = 16
+
+Parameters = dict[str, Any]
+
+
+def _tpe(seed: int) -> BaseSampler:
+    return TPESampler(multivariate=True, constant_liar=True, seed=seed)
+
+
+def _nsga2(seed: int) -> BaseSampler:
+    return NSGAIISampler(population_size=_POPULATION, seed=seed)
+
+
+def _gp(seed: int) -> BaseSampler:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return GPSampler(deterministic_objective=True, seed=seed, warn_independent_sampling=False)
+
+
+def _random(seed: int) -> BaseSampler:
+    return RandomSampler(seed=seed)
+
+
+SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = {"tpe": _tpe, "nsga2": _nsga2, "gp": _gp, "random": _random}
+
+
+def make_sampler(name: str, seed: int) -> BaseSampler:
+    """Build a sampler by name; `UsageError` for an unknown one. `gp` takes seconds per proposal."""
+    if name not in SAMPLERS:
+        raise unknown_name("sampler", name, SAMPLERS)
+    return SAMPLERS[name](seed)
+
+
+def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
+    """One level index for every searched unit."""
+    return {name: IntDistribution(0, len(space.levels[name]) - 1) for name in space.searched}
+
+
+def encode(policy: Policy, space: SearchSpace) -> Parameters:
+    """The level indices of a policy; `PolicyError` when it is not of this space."""
+    known = space.policy(policy.widths)
+    return {name: space.levels[name].index(known.widths[name]) for name in space.searched}
+
+
+def decode(parameters: Mapping[str, Any], space: SearchSpace) -> Policy:
+    """Inverse of `encode`."""
+    return space.policy({name: space.levels[name][int(index)] for name, index in parameters.items()})
+
+
+class Projected(BaseSampler):
+    """A sampler whose proposals go through `project` before the study records them.
+
+    The study then holds what is really evaluated, in one trial per policy. `moved` says whether the last proposal was
+    changed. Trials that were enqueued keep their parameters.
+    """
+
+    def __init__(
+        self,
+        inner: BaseSampler,
+        parameters: Mapping[str, BaseDistribution],
+        project: Callable[[Parameters], Parameters],
+    ) -> None:
+        self._inner = inner
+        self._parameters = dict(parameters)
+        self._project = project
+        self.moved = False
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """All parameters: a projection needs the whole policy."""
+        return self._parameters
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> Parameters:
+        """Sample every parameter with the inner sampler, then project."""
+        # The inner sampler also sees enqueued trials: NSGA-II assigns their generation here.
+        inner_space = self._inner.infer_relative_search_space(study, trial)
+        sampled = self._inner.sample_relative(study, trial, inner_space)
+        if "fixed_params" in trial.system_attrs:
+            return {}
+        for name, distribution in search_space.items():
+            if name not in sampled:
+                sampled[name] = self._inner.sample_independent(study, trial, name, distribution)
+        projected = self._project(sampled)
+        self.moved = projected != sampled
+        return projected
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Not reached for parameters of the space; part of the interface."""
+        return self._inner.sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Forward to the inner sampler."""
+        self._inner.before_trial(study, trial)
+
+    def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:
+        """Forward to the inner sampler."""
+        self._inner.after_trial(study, trial, state, values)

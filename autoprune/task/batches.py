@@ -1,0 +1,48 @@
+"""Reading data sets in batches; tensor data sets are indexed in one go instead of item by item."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
+
+from autoprune.errors import TaskError
+from autoprune.task.base import as_tensors
+
+
+def length(dataset: Dataset[Any]) -> int:
+    """Number of items of a map-style data set."""
+    return len(dataset)  # pyright: ignore[reportArgumentType]
+
+
+def take(dataset: Dataset[Any], rows: Tensor) -> tuple[Tensor, ...]:
+    """The items at `rows` (int64, 1-d) as one batch: a tuple of tensors, batch dimension first."""
+    if type(dataset) is TensorDataset:
+        return tuple(tensor[rows] for tensor in dataset.tensors)
+    if type(dataset) is Subset:
+        return take(dataset.dataset, torch.as_tensor(dataset.indices)[rows])
+    items = [as_tensors(dataset[row]) for row in rows.tolist()]
+    try:
+        return tuple(default_collate(items))
+    except RuntimeError as error:
+        raise TaskError(f"all items of a data set must have the same shapes; batching them failed: {error}") from error
+
+
+def batches(dataset: Dataset[Any], batch_size: int, *, rows: Tensor | None = None) -> Iterator[tuple[Tensor, ...]]:
+    """All items, or those at `rows`, in order, in batches of `batch_size`; the last one may be smaller."""
+    chosen = torch.arange(length(dataset)) if rows is None else rows
+    return (take(dataset, part) for part in chosen.split(batch_size))
+
+
+def sample_rows(size: int, count: int, *, seed: int = 0) -> Tensor:
+    """`count` different row numbers below `size`, ascending; all of them when `count` is 0 or not below `size`.
+
+    For one seed a smaller sample is part of every larger one.
+    """
+    if not 0 < count < size:
+        return torch.arange(size)
+    shuffled = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    return shuffled[:count].sort().values

@@ -1,0 +1,113 @@
+"""`check_task`: run a task once on a few items, so that a wrong one fails in the first second and says why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from autoprune.errors import TaskError
+from autoprune.task.base import Task
+from autoprune.task.batches import length, sample_rows, take
+
+_ITEMS = 4
+
+
+def check_task(task: Task) -> None:
+    """Fetch a few items of every data set and run the model, the loss and the augmentation once.
+
+    Raises `TaskError` for values that are not finite, shapes that do not fit the model's example inputs, outputs that
+    are not one tensor with the batch dimension first, and targets that the loss cannot take.
+    """
+    model = _build(task)
+    _outputs(task, model, task.example_inputs, "example_inputs")
+    for name in ("train_set", "val_set", "test_set"):
+        _check_data(task, model, name, getattr(task, name))
+    _check_augment(task)
+
+
+def _build(task: Task) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        model = task.build_model()
+    if not isinstance(model, nn.Module):
+        raise TaskError(f"build_model must return an nn.Module; it returned {type(model).__name__}")
+    return model.eval()
+
+
+def _check_data(task: Task, model: nn.Module, name: str, dataset: Dataset[Any]) -> None:
+    batch = take(dataset, sample_rows(length(dataset), _ITEMS))
+    for tensor in batch:
+        _require_finite(tensor, f"{name} holds")
+    inputs, targets = task.split(batch)
+    _check_inputs(task, name, inputs)
+    outputs = _outputs(task, model, inputs, name)
+    if task.loss is not None and targets is not None:
+        _check_targets(task, name, outputs, targets)
+
+
+def _check_inputs(task: Task, name: str, inputs: tuple[Tensor, ...]) -> None:
+    if len(inputs) != len(task.example_inputs):
+        hint = " With loss=None every tensor of an item is an input." if task.loss is None else ""
+        raise TaskError(
+            f"the model takes {len(task.example_inputs)} inputs; an item of {name} has {len(inputs)}.{hint} "
+            "An item is (inputs..., target)"
+        )
+    for got, example in zip(inputs, task.example_inputs, strict=True):
+        if got.shape[1:] != example.shape[1:] or got.dtype != example.dtype:
+            raise TaskError(
+                f"items of {name} must look like example_inputs, {tuple(example.shape[1:])} of {example.dtype} without "
+                f"the batch dimension; got {tuple(got.shape[1:])} of {got.dtype}"
+            )
+
+
+def _outputs(task: Task, model: nn.Module, inputs: tuple[Tensor, ...], name: str) -> Tensor:
+    try:
+        with torch.no_grad():
+            outputs = model(*inputs)
+    except Exception as error:
+        raise TaskError(f"the model of {task.name!r} failed on {name}: {type(error).__name__}: {error}") from error
+    if not isinstance(outputs, Tensor):
+        raise TaskError(f"a model must return one tensor; that of {task.name!r} returns {type(outputs).__name__}")
+    if outputs.ndim == 0 or len(outputs) != len(inputs[0]):
+        raise TaskError(
+            f"the first dimension of the outputs must be the batch ({len(inputs[0])}); got {tuple(outputs.shape)}"
+        )
+    _require_finite(outputs, f"on {name} the model returns")
+    return outputs
+
+
+def _check_targets(task: Task, name: str, outputs: Tensor, targets: Tensor) -> None:
+    assert task.loss is not None
+    if task.classifies and outputs.ndim == 2 and not 0 <= int(targets.min()) <= int(targets.max()) < outputs.shape[1]:
+        raise TaskError(
+            f"targets of {name} must be class indices below {outputs.shape[1]} (the model's outputs); "
+            f"got {int(targets.min())} to {int(targets.max())}"
+        )
+    try:
+        loss = task.loss(outputs, targets)
+    except Exception as error:
+        raise TaskError(f"the loss failed on {name}: {type(error).__name__}: {error}") from error
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        raise TaskError(f"loss(outputs, targets) must return a scalar tensor; got {type(loss).__name__} on {name}")
+    _require_finite(loss, f"on {name} the loss returns")
+
+
+def _check_augment(task: Task) -> None:
+    if task.augment is None:
+        return
+    inputs, _ = task.split(take(task.train_set, sample_rows(length(task.train_set), _ITEMS)))
+    try:
+        changed = task.augment(inputs[0], torch.Generator().manual_seed(0))
+    except Exception as error:
+        raise TaskError(f"augment(inputs, generator) failed: {type(error).__name__}: {error}") from error
+    if not isinstance(changed, Tensor) or changed.shape != inputs[0].shape or changed.dtype != inputs[0].dtype:
+        raise TaskError(f"augment must keep the shape {tuple(inputs[0].shape)} and type {inputs[0].dtype} of its batch")
+    _require_finite(changed, "augment returns")
+
+
+def _require_finite(tensor: Tensor, who: str) -> None:
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        bad = "NaN" if bool(torch.isnan(tensor).any()) else "an infinite value"
+        raise TaskError(f"data and outputs must be finite; {who} {bad}. Clean the data or the model first")

@@ -1,0 +1,96 @@
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from autoprune.errors import TrialError, UsageError
+from autoprune.recovery.evaluate import evaluate, predict_outputs
+from autoprune.recovery.passes import SamplePasses
+from autoprune.task.base import Task
+from tests.task.toys import toy_task, unlabelled_task
+
+
+class Echo(nn.Module):
+    def forward(self, x):
+        return x
+
+
+LOGITS = torch.eye(4)[torch.arange(40) % 4] * 5
+RIGHT = torch.arange(40) % 4
+
+
+def echo_task(targets=RIGHT, **changes) -> Task:
+    data = TensorDataset(LOGITS, targets)
+    sets = {"train_set": data, "val_set": data, "test_set": data}
+    return toy_task(build_model=Echo, example_inputs=(LOGITS[:1],), **sets | changes)
+
+
+def test_accuracy_by_hand():
+    wrong_third = torch.where(torch.arange(40) < 10, (RIGHT + 1) % 4, RIGHT)
+    task = echo_task(wrong_third)
+    found = evaluate(Echo(), task, task.val_set)
+    assert found.score == 0.75
+    assert found.divergence is None
+    assert found.examples == 40
+
+
+def test_equal_outputs_have_no_divergence_and_other_ones_do():
+    task = echo_task()
+    assert evaluate(Echo(), task, task.val_set, dense_outputs=LOGITS).divergence == pytest.approx(0, abs=1e-6)
+    found = evaluate(Echo(), task, task.val_set, dense_outputs=LOGITS.roll(1, dims=1))
+    assert found.divergence is not None
+    assert found.divergence > 1
+
+
+def test_a_limit_takes_the_same_rows_of_outputs_targets_and_dense_outputs():
+    task = echo_task()
+    found = evaluate(Echo(), task, task.val_set, dense_outputs=LOGITS, limit=7)
+    assert found.examples == 7
+    assert found.score == 1
+    assert found.divergence == pytest.approx(0, abs=1e-6)
+
+
+def test_predicted_outputs_do_not_depend_on_the_batch_size():
+    task = toy_task()
+    torch.manual_seed(0)
+    model = task.build_model().train()
+    one, other = (predict_outputs(model, task, task.val_set, batch_size=size) for size in (3, 32))
+    torch.testing.assert_close(one, other)
+    assert one.shape == (32, 4)
+    assert not one.requires_grad
+    assert not model.training
+
+
+def test_a_metric_of_the_users_own_sees_the_limited_data():
+    task = echo_task(metric=lambda model, dataset: float(len(dataset)))
+    passes = SamplePasses()
+    assert evaluate(Echo(), task, task.val_set, limit=7, passes=passes).score == 7.0
+    assert passes.total == pytest.approx(7 / 3)
+    assert evaluate(Echo(), task, task.val_set, dense_outputs=LOGITS, passes=passes).score == 40.0
+    assert passes.total == pytest.approx(7 / 3 + 2 * 40 / 3)
+
+
+def test_closeness_is_the_metric_without_targets():
+    task = unlabelled_task()
+    torch.manual_seed(0)
+    dense, other = task.build_model(), task.build_model()
+    outputs = predict_outputs(dense, task, task.val_set)
+    assert evaluate(dense, task, task.val_set, dense_outputs=outputs).score == pytest.approx(1)
+    assert evaluate(other, task, task.val_set, dense_outputs=outputs).score < 0.99
+    with pytest.raises(UsageError, match="pass `dense_outputs`"):
+        evaluate(dense, task, task.val_set)
+
+
+def test_dense_outputs_of_other_data_are_refused():
+    task = echo_task()
+    with pytest.raises(UsageError, match="40 items; there are 7"):
+        evaluate(Echo(), task, task.val_set, dense_outputs=LOGITS[:7], limit=7)
+
+
+def test_what_is_not_finite_is_a_trial_error():
+    task = echo_task()
+    with pytest.raises(TrialError, match="outputs must be finite; 160 values are not"):
+        predict_outputs(nn.Threshold(100.0, torch.nan), task, task.val_set)
+    with pytest.raises(TrialError, match="the metric 'top1' must be finite; it is nan"):
+        strange = echo_task(metric=lambda model, dataset: float("nan"), metric_name="top1")
+        evaluate(Echo(), strange, strange.val_set)

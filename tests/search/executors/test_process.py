@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import functools
+import os
+
+import pytest
+
+from autoprune.errors import AutopruneError, UsageError
+from autoprune.search.executors.process import ProcessExecutor
+from tests.search import fakes
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_trial_whose_worker_dies_is_tried_again_once(tmp_path, times):
+    with ProcessExecutor(functools.partial(fakes.dying, tmp_path, times), workers=2) as executor:
+        for number in range(4):
+            executor.submit(fakes.spec(number))
+        results = {r.number: r for r in (executor.wait() for _ in range(4))}
+    assert len(list(tmp_path.iterdir())) == times
+    assert [results[n].status for n in (0, 2, 3)] == ["done"] * 3
+    assert results[1].status == ("done" if times == 1 else "failed")
+    if times == 2:
+        assert results[1].error == "its worker died 2 times, last: killed by SIGKILL"
+
+
+def test_a_worker_that_cannot_start_is_an_error():
+    with ProcessExecutor(fakes.broken, workers=1) as executor:
+        executor.submit(fakes.spec())
+        with pytest.raises(AutopruneError, match="TrialError: no data today"):
+            executor.wait()
+
+
+def test_a_worker_that_dies_at_start_is_not_started_for_ever():
+    with ProcessExecutor(fakes.dying_at_start, workers=1) as executor:
+        executor.submit(fakes.spec())
+        with pytest.raises(AutopruneError, match=r"before its first trial \(killed by SIGKILL\)"):
+            executor.wait()
+
+
+def test_workers_get_their_thread_count_and_this_process_keeps_its_own(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    with ProcessExecutor(fakes.environment, workers=1, threads=3) as executor:
+        executor.submit(fakes.spec())
+        result = executor.wait()
+    assert result.measurement
+    assert result.measurement.params == 3
+    assert os.environ["OMP_NUM_THREADS"] == "5"
+
+
+def test_close_leaves_no_process(tmp_path):
+    executor = ProcessExecutor(functools.partial(fakes.logging_to, tmp_path / "log"), workers=2)
+    for number in range(50):
+        executor.submit(fakes.spec(number))
+    executor.wait()
+    processes = [worker.process for worker in executor._workers]
+    executor.close()
+    assert not any(process.is_alive() for process in processes)
+
+
+def test_impossible_sizes_are_refused():
+    with pytest.raises(UsageError, match="got 0 and 1"):
+        ProcessExecutor(fakes.plain, workers=0)

@@ -1,0 +1,154 @@
+"""A small world with a known answer: latency and loss are sums over units, and scoring takes no time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from autoprune.errors import TrialError
+from autoprune.records import Fidelity, Measurement, Policy, SearchSpace, TrialResult, TrialSpec
+from autoprune.search.controller import Search
+from autoprune.search.effort import Effort
+from autoprune.search.executors.base import Evaluate
+
+DENSE = {f"unit{i}": 8 for i in range(6)} | {"fixed": 5}
+SPACE = SearchSpace(id="fake", levels={n: (2, 3, 4, 5, 6, 7, 8) for n in DENSE if n != "fixed"} | {"fixed": (5,)})
+COST_MS = dict(zip(DENSE, (0.30, 0.05, 0.20, 0.10, 0.25, 0.10, 0.40), strict=True))
+HARM = dict(zip(DENSE, (0.1, 3.0, 0.5, 2.0, 0.3, 1.0, 9.9), strict=True))
+DENSE_MS = sum(COST_MS[n] * w for n, w in DENSE.items())
+LIMITS_MS = (0.7 * DENSE_MS, 0.55 * DENSE_MS)
+
+
+def predict(policies: Sequence[Policy]) -> np.ndarray:
+    return np.array([sum(COST_MS[n] * w for n, w in policy.widths.items()) for policy in policies])
+
+
+def loss_of(policy: Policy) -> float:
+    return sum(HARM[n] * (DENSE[n] - w) ** 2 / 100 for n, w in policy.widths.items()) + 1e-3
+
+
+def evaluate(spec: TrialSpec) -> TrialResult:
+    loss = loss_of(spec.policy) / (1 + spec.fidelity.rung) + spec.seed % 1000 * 1e-9
+    measurement = Measurement(
+        score=1 / (1 + loss),
+        loss=loss,
+        latency_ms=float(predict([spec.policy])[0]),
+        latency_source="predicted",
+        params=1,
+        macs=1,
+        bytes=4,
+    )
+    return TrialResult(
+        number=spec.number,
+        policy=spec.policy,
+        fidelity=spec.fidelity,
+        status="done",
+        seed=spec.seed,
+        measurement=measurement,
+        sample_passes=float(spec.fidelity.finetune_samples),
+    )
+
+
+def plain() -> Evaluate:
+    return evaluate
+
+
+def shuffling() -> Evaluate:
+    """Trials finish in another order than they start."""
+
+    def scored(spec: TrialSpec) -> TrialResult:
+        time.sleep(spec.seed % 7 * 0.004)
+        return evaluate(spec)
+
+    return scored
+
+
+def raising() -> Evaluate:
+    """Odd trials fail by themselves."""
+
+    def scored(spec: TrialSpec) -> TrialResult:
+        if spec.number % 2:
+            raise TrialError("odd trials do not work")
+        return evaluate(spec)
+
+    return scored
+
+
+def broken() -> Evaluate:
+    raise TrialError("no data today")
+
+
+def dying_at_start() -> Evaluate:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def dying(folder: Path, times: int) -> Evaluate:
+    """The worker of trial 1 is killed that many times."""
+
+    def scored(spec: TrialSpec) -> TrialResult:
+        deaths = len(list(folder.iterdir()))
+        if spec.number == 1 and deaths < times:
+            (folder / str(deaths)).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return evaluate(spec)
+
+    return scored
+
+
+def environment() -> Evaluate:
+    """Reports the thread setting of the worker as the number of parameters."""
+    threads = int(os.environ.get("OMP_NUM_THREADS", "0"))
+
+    def scored(spec: TrialSpec) -> TrialResult:
+        result = evaluate(spec)
+        assert result.measurement
+        changed = Measurement(**vars(result.measurement) | {"params": threads})
+        return TrialResult(**vars(result) | {"measurement": changed})
+
+    return scored
+
+
+def logging_to(path: Path) -> Evaluate:
+    """Slow enough to be killed on the way; appends its process and `rung policy` for every evaluation."""
+
+    def scored(spec: TrialSpec) -> TrialResult:
+        with path.open("a") as log:
+            log.write(f"{os.getpid()} {spec.fidelity.rung} {spec.policy.digest()}\n")
+        time.sleep(0.02)
+        return evaluate(spec)
+
+    return scored
+
+
+def spec(number: int = 0, **widths: int) -> TrialSpec:
+    return TrialSpec(number=number, policy=SPACE.policy(widths), fidelity=PROXY, seed=number)
+
+
+PROXY = Fidelity(name="proxy", rung=0)
+EFFORT = Effort(
+    name="small",
+    trials=18,
+    rungs=(PROXY, Fidelity(name="brief", rung=1, finetune_samples=10)),
+    promoted=(3,),
+    full=Fidelity(name="full", rung=2, finetune_samples=100),
+    finalists=1,
+)
+
+
+def search(path: Path, **changes: object) -> Search:
+    fields = {
+        "path": path / "study.db",
+        "space": SPACE,
+        "dense_widths": DENSE,
+        "predict": predict,
+        "limits_ms": LIMITS_MS,
+        "effort": EFFORT,
+        "run_seed": 3,
+    }
+    return Search(**fields | changes)  # pyright: ignore[reportArgumentType]

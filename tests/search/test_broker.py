@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import sqlite3
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from autoprune.errors import RunFolderError
+from autoprune.records import SearchSpace, trial_seed
+from autoprune.search.broker import BATCH_SIZE, Broker
+from autoprune.search.executors.base import failed
+from autoprune.search.question import Question, objectives
+from tests.search.fakes import LIMITS_MS, PROXY, SPACE, evaluate, predict
+
+SMALL = SPACE.policy(dict.fromkeys(SPACE.searched, 3))
+OTHER = SPACE.policy(dict.fromkeys(SPACE.searched, 4))
+
+
+@pytest.fixture
+def opened(tmp_path):
+    brokers = []
+
+    def open_broker(space=SPACE, limits_ms=LIMITS_MS, run_seed=1, **options):
+        question = Question(space=space, fidelity=PROXY, limits_ms=limits_ms, run_seed=run_seed)
+        brokers.append(Broker(tmp_path / "study.db", question, predict, **options))
+        return brokers[-1]
+
+    yield open_broker
+    for broker in brokers:
+        broker.close()
+
+
+def trials(broker):
+    return broker._study.get_trials()
+
+
+def run(broker, evaluate=evaluate):
+    while specs := broker.ask_batch():
+        for spec in specs:
+            broker.finish(evaluate(spec))
+    return broker.results()
+
+
+def test_a_finished_rung(opened):
+    broker = opened(sampler="random", trials=12)
+    broker.enqueue({SMALL: "uniform"})
+    assert (broker.finished, broker.total) == (0, 12)
+    results = run(broker)
+    assert (broker.finished, broker.total) == (12, 12)
+    assert len({r.policy for r in results}) == 12
+    first = trials(broker)[0]
+    assert results[0].policy == SMALL
+    assert first.user_attrs["origin"] == "uniform"
+    assert first.values == list(objectives(results[0].measurement))
+    assert {t.user_attrs["origin"] for t in trials(broker)[1:]} <= {"sampler", "repair"}
+    assert all(t.system_attrs["constraints:latency"] <= 0 for t in trials(broker) if t.state == TrialState.COMPLETE)
+
+
+def test_seeds_come_from_policy_and_fidelity(opened):
+    broker = opened(run_seed=9)
+    broker.enqueue({SMALL: "uniform"})
+    (spec,) = broker.ask_batch()
+    assert spec.seed == trial_seed(9, SMALL, PROXY)
+
+
+def test_batches_wait_for_each_other(opened):
+    broker = opened(sampler="random", trials=BATCH_SIZE + 3)
+    broker.enqueue({SMALL: "uniform"})
+    assert [len(broker.ask_batch()) for _ in range(3)] == [BATCH_SIZE, 3, 0]
+
+
+def test_a_policy_over_budget_never_runs_and_does_not_count(opened):
+    broker = opened(sampler="random", trials=2)
+    broker.enqueue({SPACE.largest(): "solver"})
+    results = run(broker)
+    assert [r.status for r in results] == ["infeasible", "done", "done"]
+    assert "beyond the loosest limit" in results[0].error
+    assert trials(broker)[0].state == TrialState.PRUNED
+    assert trials(broker)[0].system_attrs["constraints:latency"] > 0
+    assert broker.finished == 2
+
+
+def test_a_policy_on_the_limit_is_feasible_in_the_study_too(opened):
+    broker = opened(limits_ms=(float(predict([SMALL])[0]),))
+    broker.enqueue({SMALL: "uniform"})
+    assert [r.status for r in run(broker)] == ["done"]
+    assert [t.number for t in broker._study.best_trials] == [0]
+
+
+def test_enqueueing_twice_is_once(opened):
+    broker = opened()
+    broker.enqueue({SMALL: "uniform", OTHER: "promoted"})
+    broker.enqueue({SMALL: "promoted"})
+    specs = broker.ask_batch()
+    broker.enqueue({SMALL: "promoted"})
+    for spec in specs:
+        broker.finish(evaluate(spec))
+    broker.enqueue({SMALL: "promoted"})
+    assert [s.policy for s in specs] == [SMALL, OTHER]
+    assert broker.ask_batch() == []
+
+
+def test_duplicates_are_answered_from_the_cache_and_a_space_that_is_used_up_ends_the_rung(opened):
+    tiny = SearchSpace(id="tiny", levels={n: w[-2:] if n == "unit0" else w[-1:] for n, w in SPACE.levels.items()})
+    broker = opened(space=tiny, limits_ms=(100.0,), sampler="random", trials=50)
+    results = run(broker)
+    assert broker.total == broker.finished == len(results) == 1
+    cached = [t for t in trials(broker) if "cached_from" in t.user_attrs]
+    assert cached
+    assert all(t.values == trials(broker)[t.user_attrs["cached_from"]].values for t in cached)
+
+
+def test_failures_are_counted_and_a_policy_that_failed_twice_is_left_alone(opened):
+    tiny = SearchSpace(id="tiny", levels={n: w[-1:] for n, w in SPACE.levels.items()})
+    broker = opened(space=tiny, limits_ms=(100.0,), sampler="random", trials=9)
+    results = run(broker, lambda spec: failed(spec, "because"))
+    assert [(r.status, r.error) for r in results] == [("failed", "because")]
+    assert broker.finished == 2
+    assert {t.state for t in trials(broker)} == {TrialState.FAIL}
+    again = opened(space=tiny, limits_ms=(100.0,), sampler="random", trials=9)
+    assert again.ask_batch() == []
+
+
+def test_a_policy_that_failed_once_may_still_work(opened):
+    tiny = SearchSpace(id="tiny", levels={n: w[-1:] for n, w in SPACE.levels.items()})
+    broker = opened(space=tiny, limits_ms=(100.0,), sampler="random", trials=2)
+    (spec,) = broker.ask_batch()
+    broker.finish(failed(spec, "because"))
+    assert [r.status for r in run(broker)] == ["done"]
+
+
+def test_a_late_result_is_ignored(opened):
+    broker = opened()
+    broker.enqueue({SMALL: "uniform"})
+    (spec,) = broker.ask_batch()
+    broker.finish(evaluate(spec))
+    broker.finish(failed(spec, "late"))
+    assert [r.status for r in broker.results()] == ["done"]
+    assert broker.finished == 1
+
+
+def test_running_trials_of_a_dead_controller_are_queued_again(opened):
+    first = opened(sampler="random", trials=10)
+    first.enqueue({SMALL: "uniform"})
+    specs = first.ask_batch()
+    first.finish(evaluate(specs[2]))
+    second = opened(sampler="random", trials=10)
+    second.enqueue({SMALL: "uniform"})
+    assert (second.finished, second.total) == (1, 10)
+    again = second.ask_batch()
+    assert {s.policy for s in again} == {s.policy for s in specs} - {specs[2].policy}
+    assert {s.seed for s in again} <= {s.seed for s in specs}
+    lost = [t for t in trials(second) if t.user_attrs.get("reason") == "controller lost"]
+    assert [t.state for t in lost] == [TrialState.FAIL] * 7
+    for spec in again:
+        second.finish(evaluate(spec))
+    assert len(second.ask_batch()) == 2
+    assert second._failures.total() == 0, "a lost controller is not the policy's fault"
+
+
+def test_a_queue_survives_several_deaths_in_a_row(opened):
+    opened().enqueue({SMALL: "uniform", OTHER: "promoted"})
+    for _ in range(3):
+        specs = opened().ask_batch()
+        assert {s.policy for s in specs} == {SMALL, OTHER}
+    broker = opened()
+    assert len(run(broker)) == 2
+    assert TrialState.RUNNING not in {t.state for t in trials(broker)}
+
+
+def test_a_result_that_was_written_but_not_told_is_told(opened):
+    first = opened()
+    first.enqueue({SMALL: "uniform"})
+    (spec,) = first.ask_batch()
+    first._running[spec.number][0].set_user_attr("result", evaluate(spec).to_json())
+    second = opened()
+    assert second.ask_batch() == []
+    assert second.results() == [evaluate(spec)]
+    assert trials(second)[0].state == TrialState.COMPLETE
+
+
+def test_death_between_queueing_again_and_giving_up_queues_once(opened):
+    first = opened()
+    first.enqueue({SMALL: "uniform"})
+    (spec,) = first.ask_batch()
+    first._study.enqueue_trial(
+        trials(first)[0].params, user_attrs={"origin": "uniform", "slot": 0, "retry_of": spec.number}
+    )
+    second = opened()
+    assert [s.policy for s in second.ask_batch()] == [SMALL]
+
+
+def test_death_in_the_middle_of_asking(tmp_path, opened):
+    """A proposal that was not handed out is drawn again, an enqueued policy is not lost."""
+    broker = opened(sampler="random", trials=5)
+    broker.enqueue({SMALL: "uniform"})
+    broker._study.ask()
+    broker._study.ask()
+    resumed = opened(sampler="random", trials=5)
+    assert SMALL in {r.policy for r in run(resumed)}
+    assert resumed.finished == 5
+    assert TrialState.RUNNING not in {t.state for t in trials(resumed)}
+
+
+@pytest.mark.parametrize("changes", [{"space": SearchSpace(id="b", levels=SPACE.levels)}, {"run_seed": 2}])
+def test_a_study_of_another_question_is_refused(opened, changes):
+    opened()
+    with pytest.raises(RunFolderError, match="answers another question"):
+        opened(**changes)
+
+
+def test_a_file_that_is_no_study_is_refused(tmp_path, opened):
+    (tmp_path / "study.db").write_text("no database" * 100)
+    with pytest.raises(RunFolderError, match="cannot be used"):
+        opened()
+
+
+def test_the_file_is_in_write_ahead_mode(tmp_path, opened):
+    broker = opened()
+    with broker._storage.engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 1
+
+
+def test_optuna_can_read_the_study(tmp_path, opened):
+    broker = opened(sampler="random", trials=4)
+    run(broker)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'study.db'}")
+    study = optuna.load_study(study_name="rung-0", storage=storage)
+    assert len(study.trials) == 4
+    storage.remove_session()
+    storage.engine.dispose()
+
+
+def test_no_connection_is_left_open(tmp_path):
+    question = Question(space=SPACE, fidelity=PROXY, limits_ms=LIMITS_MS, run_seed=1)
+    with Broker(tmp_path / "study.db", question, predict) as broker:
+        broker.enqueue({SMALL: "uniform"})
+    connection = sqlite3.connect(tmp_path / "study.db")
+    connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+    connection.execute("BEGIN EXCLUSIVE")
+    connection.close()

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from autoprune.errors import BudgetError, TrialError
+from autoprune.search.controller import run_search
+from autoprune.search.executors.inline import InlineExecutor
+from tests.search import fakes
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    search = fakes.search(tmp_path_factory.mktemp("undisturbed"), strategy="random")
+    return run_search(search, InlineExecutor(fakes.plain))
+
+
+def found(results):
+    return {rung: {r.policy for r in rs if r.status == "done"} for rung, rs in results.items()}
+
+
+def test_a_search_fills_its_rungs_and_beats_the_baseline(tmp_path):
+    events = []
+    results = run_search(fakes.search(tmp_path), InlineExecutor(fakes.plain), events.append)
+    assert {rung: len(rs) for rung, rs in results.items()}["proxy"] == 18
+    assert results["brief"]
+    assert {r.fidelity.name for r in results["brief"]} == {"brief"}
+    best = {r.policy: r.measurement.loss for r in results["proxy"] if r.measurement}
+    baselines = [r.policy for r in results["proxy"]][: len(fakes.LIMITS_MS)]
+    assert set(baselines) <= {r.policy for r in results["brief"]}
+    for limit, baseline in zip(fakes.LIMITS_MS, baselines, strict=True):
+        assert min(loss for p, loss in best.items() if fakes.predict([p])[0] <= limit) < best[baseline]
+    assert [e.done for e in events if e.rung == "proxy"] == list(range(1, 19))
+    assert set(events[-1].best_loss) == set(fakes.LIMITS_MS)
+    assert (events[-1].rung, events[-1].done) == ("brief", events[-1].total)
+
+
+def test_running_it_again_changes_nothing_and_evaluates_nothing(tmp_path):
+    first = run_search(fakes.search(tmp_path), InlineExecutor(fakes.plain))
+    log = tmp_path / "log"
+    again = run_search(fakes.search(tmp_path), InlineExecutor(lambda: fakes.logging_to(log)))
+    assert again == first
+    assert not log.exists()
+
+
+def test_more_trials_continue_a_finished_search(tmp_path, undisturbed):
+    fewer = fakes.Effort(**vars(fakes.EFFORT) | {"trials": 11})
+    first = run_search(fakes.search(tmp_path, strategy="random", effort=fewer), InlineExecutor(fakes.plain))
+    second = run_search(fakes.search(tmp_path, strategy="random"), InlineExecutor(fakes.plain))
+    assert found(first)["proxy"] < found(second)["proxy"] == found(undisturbed)["proxy"]
+
+
+def test_the_uniform_strategy_scores_the_baselines_only(tmp_path):
+    results = run_search(fakes.search(tmp_path, strategy="uniform"), InlineExecutor(fakes.plain))
+    assert {rung: len(rs) for rung, rs in results.items()} == {"proxy": 2, "brief": 2}
+
+
+def test_an_interrupted_search_can_be_resumed(tmp_path, undisturbed):
+    def interrupting():
+        left = iter(range(11))
+
+        def scored(spec):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return fakes.evaluate(spec)
+
+        return scored
+
+    search = fakes.search(tmp_path, strategy="random")
+    with pytest.raises(KeyboardInterrupt):
+        run_search(search, InlineExecutor(interrupting))
+    assert found(run_search(search, InlineExecutor(fakes.plain))) == found(undisturbed)
+
+
+def test_a_rung_where_everything_failed_quotes_the_most_frequent_reason(tmp_path):
+    def failing():
+        def scored(spec):
+            raise ValueError("rare" if spec.number == 3 else "frequent")
+
+        return scored
+
+    with pytest.raises(
+        TrialError, match=r"all 18 trials of rung 'proxy' failed, 17 of them with: ValueError: frequent"
+    ):
+        run_search(fakes.search(tmp_path), InlineExecutor(failing))
+
+
+def test_a_budget_below_the_floor_is_refused_before_anything_runs(tmp_path):
+    with pytest.raises(BudgetError, match="the smallest takes"):
+        run_search(fakes.search(tmp_path, limits_ms=(1.0,)), InlineExecutor(fakes.plain))
+    assert not (tmp_path / "study.db").exists()
+
+
+SCRIPT = """
+    import functools, sys
+    from pathlib import Path
+    from autoprune.search.controller import run_search
+    from autoprune.search.executors.inline import InlineExecutor
+    from autoprune.search.executors.process import ProcessExecutor
+    from tests.search import fakes
+
+    if __name__ == "__main__":
+        folder, kind = Path(sys.argv[1]), sys.argv[2]
+        factory = functools.partial(fakes.logging_to, folder / "log")
+        executor = InlineExecutor(factory) if kind == "inline" else ProcessExecutor(factory)
+        run_search(fakes.search(folder, strategy="random"), executor, lambda e: print(e.rung, e.done, flush=True))
+"""
+
+
+@pytest.mark.parametrize(("kind", "kill_at"), [("inline", "proxy 13"), ("process", "brief 2")])
+def test_kill_9_loses_and_repeats_nothing(tmp_path, undisturbed, kind, kill_at):
+    script = tmp_path / "run.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, script, tmp_path, kind], stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout
+        seen = []
+        for line in process.stdout:
+            seen.append(line.strip())
+            if seen[-1] == kill_at:
+                break
+        process.send_signal(signal.SIGKILL)
+    assert seen[-1] == kill_at
+
+    log = tmp_path / "log"
+    assert_gone({int(line.split()[0]) for line in log.read_text().splitlines()})
+    resumed = run_search(fakes.search(tmp_path, strategy="random"), InlineExecutor(lambda: fakes.logging_to(log)))
+    assert found(resumed) == found(undisturbed)
+    evaluated = Counter(line.split(maxsplit=1)[1] for line in log.read_text().splitlines())
+    # Two more than were reported may have finished before the kill; those still running then are run again.
+    assert evaluated.total() - len(evaluated) <= 2
+    assert len(evaluated) == sum(map(len, resumed.values()))
+
+
+def assert_gone(pids):
+    """Wait until none of the processes is alive; a zombie counts as dead."""
+    deadline = time.monotonic() + 30
+    while any(alive(pid) for pid in pids):
+        assert time.monotonic() < deadline, "workers outlived their parent"
+        time.sleep(0.05)
+
+
+def alive(pid):
+    status = Path(f"/proc/{pid}/stat")
+    try:
+        return status.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

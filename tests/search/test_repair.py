@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoprune.records import SearchSpace
+from autoprune.search.limits import fits
+from autoprune.search.repair import fit_to_limit
+from tests.search.fakes import DENSE_MS, SPACE, predict
+
+policies = st.fixed_dictionaries({n: st.sampled_from(SPACE.levels[n]) for n in SPACE.levels}).map(SPACE.policy)
+limits = st.floats(0.2, 1.1).map(lambda ratio: ratio * DENSE_MS)
+
+
+def wider(policy):
+    for name, width in policy.widths.items():
+        levels = SPACE.levels[name]
+        if width < levels[-1]:
+            yield SPACE.policy(policy.widths | {name: levels[levels.index(width) + 1]})
+
+
+@given(policies, limits, st.integers(0, 100))
+def test_the_result_fits_and_nothing_can_be_widened(policy, limit, seed):
+    fitted = fit_to_limit(policy, SPACE, predict, limit, np.random.default_rng(seed))
+    if fitted is None:
+        assert not fits(predict([SPACE.smallest()])[0], limit)
+        return
+    assert fits(predict([fitted])[0], limit)
+    assert not any(fits(predict([p])[0], limit) for p in wider(fitted))
+
+
+@given(policies, limits, st.integers(0, 100))
+def test_it_is_deterministic_and_leaves_its_own_results_alone(policy, limit, seed):
+    first, second = (fit_to_limit(policy, SPACE, predict, limit, np.random.default_rng(seed)) for _ in range(2))
+    assert first == second
+    if first:
+        assert fit_to_limit(first, SPACE, predict, limit, np.random.default_rng(seed + 1)) == first
+
+
+@given(policies, limits)
+def test_a_policy_that_is_too_slow_only_loses_and_one_that_is_too_small_only_gains(policy, limit):
+    fitted = fit_to_limit(policy, SPACE, predict, limit, np.random.default_rng(0))
+    if fitted and fits(predict([policy])[0], limit):
+        assert all(fitted.widths[n] >= w for n, w in policy.widths.items())
+
+
+def test_seeds_explore_different_policies():
+    found = {
+        fit_to_limit(SPACE.largest(), SPACE, predict, DENSE_MS / 2, np.random.default_rng(seed)) for seed in range(20)
+    }
+    assert len(found) > 10
+
+
+def test_a_free_width_is_taken():
+    """Latency in steps of 4 channels: anything but a multiple of 4 would waste capacity."""
+    space = SearchSpace(id="steps", levels={"a": tuple(range(1, 17)), "b": tuple(range(1, 17))})
+
+    def stairs(policies):
+        return np.array([sum(-(-w // 4) for w in p.widths.values()) for p in policies], dtype=float)
+
+    fitted = fit_to_limit(space.policy({"a": 5, "b": 9}), space, stairs, 5, np.random.default_rng(0))
+    assert fitted
+    assert dict(fitted.widths) == {"a": 8, "b": 12}
+
+
+def test_a_space_without_choices():
+    space = SearchSpace(id="one", levels={"a": (4,)})
+    arguments = space.largest(), space, lambda policies: np.full(len(policies), 2.0)
+    assert fit_to_limit(*arguments, 3, np.random.default_rng(0)) == space.largest()
+    assert fit_to_limit(*arguments, 1, np.random.default_rng(0)) is None

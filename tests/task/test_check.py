@@ -1,0 +1,64 @@
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from autoprune.errors import TaskError
+from autoprune.task.check import check_task
+from tests.task.toys import toy_data, toy_task, unlabelled_task
+
+IMAGES, TARGETS = toy_data(32, 1).tensors
+
+
+class Two(nn.Module):
+    def forward(self, x):
+        return x, x
+
+
+def spoiled(value):
+    images = IMAGES.clone()
+    images[:, 0, 0, 0] = value
+    return TensorDataset(images, TARGETS)
+
+
+@pytest.mark.parametrize("task", [toy_task(), unlabelled_task()])
+def test_good_tasks_pass(task):
+    check_task(task)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_set": spoiled(torch.nan)}, "train_set holds NaN"),
+        ({"test_set": spoiled(torch.inf)}, "test_set holds an infinite value"),
+        ({"val_set": TensorDataset(IMAGES[:, :, :5], TARGETS)}, r"items of val_set must look like example_inputs"),
+        ({"train_set": TensorDataset(IMAGES.double(), TARGETS)}, "float64"),
+        ({"train_set": TensorDataset(IMAGES, IMAGES, TARGETS)}, "takes 1 inputs; an item of train_set has 2"),
+        ({"test_set": TensorDataset(IMAGES, TARGETS + 4)}, r"class indices below 4 .* got 4 to 7"),
+        ({"build_model": lambda: 3}, "build_model must return an nn.Module; it returned int"),
+        ({"build_model": Two}, "must return one tensor; that of 'toy' returns tuple"),
+        ({"build_model": lambda: nn.Linear(3, 3)}, "failed on example_inputs: RuntimeError"),
+        ({"build_model": lambda: nn.Flatten(0)}, "first dimension of the outputs"),
+        ({"loss": lambda outputs, targets: outputs}, "must return a scalar tensor"),
+        ({"loss": lambda outputs, targets: outputs.sum() * torch.inf}, "the loss returns"),
+        ({"loss": lambda outputs: outputs}, "the loss failed on train_set: TypeError"),
+        ({"augment": lambda images, generator: images[:, :, 1:]}, "must keep the shape"),
+        ({"augment": lambda images: images}, "failed: TypeError"),
+        ({"augment": lambda images, generator: images / 0 * 0}, "augment returns NaN"),
+    ],
+)
+def test_bad_tasks_are_refused(changes, message):
+    with pytest.raises(TaskError, match=message):
+        check_task(toy_task(**changes))
+
+
+def test_without_a_loss_a_target_in_the_data_is_explained():
+    with pytest.raises(TaskError, match="With loss=None every tensor of an item is an input"):
+        check_task(unlabelled_task(train_set=toy_data(8, 0)))
+
+
+def test_the_random_state_is_left_alone():
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    check_task(toy_task())
+    assert torch.equal(torch.random.get_rng_state(), before)
