@@ -12,7 +12,7 @@ import torch
 from autoprune.errors import AutopruneError
 from autoprune.latency.onnx_model import Resizer, export_onnx
 from autoprune.latency.target import Target
-from autoprune.latency.timing import Feeds, Protocol, Timings, open_session, time_models
+from autoprune.latency.timing import Feeds, Protocol, Timings, named_feeds, open_session, time_models
 from autoprune.records import Policy, SearchSpace
 from autoprune.structure import Structure
 
@@ -68,7 +68,7 @@ def make_bench(
     """
     rng = np.random.default_rng(seed)
     dense = export_onnx(structure.model, structure.example_inputs)
-    feeds = random_feeds(structure, dense, target.batch, seed)
+    feeds = random_feeds(structure, target.batch, seed)
     policy = space.policy({name: int(rng.choice(levels)) for name, levels in space.levels.items()})
     try:
         build = Resizer(dense, structure).resize
@@ -89,16 +89,16 @@ def make_bench(
     )
 
 
-def random_feeds(structure: Structure, model: onnx.ModelProto, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
+def random_feeds(structure: Structure, batch: int, seed: int = 0) -> list[np.ndarray]:
     """Inputs of the structure's shapes at `batch`: standard normal numbers, or the example itself for whole numbers."""
     rng = np.random.default_rng(seed)
-    feeds = {}
-    for entry, example in zip(model.graph.input, structure.example_inputs, strict=True):
+    feeds = []
+    for example in structure.example_inputs:
         shape = (batch, *example.shape[1:]) if example.dim() else ()
         value = example[:1].expand(shape).numpy() if example.dim() else example.numpy()
         if example.is_floating_point():
             value = rng.standard_normal(shape, dtype=np.float32)
-        feeds[entry.name] = np.ascontiguousarray(value)
+        feeds.append(np.ascontiguousarray(value))
     return feeds
 
 
@@ -115,7 +115,7 @@ def _difference(structure: Structure, policy: Policy, model: bytes, target: Targ
     session = open_session(model, target)
     shrunk = structure.shrink(policy, prove=False).eval()
     with torch.no_grad():
-        wanted = shrunk(*[torch.from_numpy(value) for value in feeds.values()])
+        wanted = shrunk(*[torch.from_numpy(value) for value in feeds])
     tensors = [wanted] if isinstance(wanted, torch.Tensor) else list(wanted)
-    pairs = zip((t.numpy() for t in tensors), session.run(None, dict(feeds)), strict=True)
+    pairs = zip((t.numpy() for t in tensors), session.run(None, named_feeds(session, feeds)), strict=True)
     return max(float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-12)) for a, b in pairs)

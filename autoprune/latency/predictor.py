@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -87,8 +88,7 @@ class LatencyPredictor:
 
 
 def _signature(geometry: Geometry) -> Geometry:
-    values = vars(geometry) | {"c_in": 0, "c_out": 0, "groups": 0}
-    return Geometry(**values)
+    return replace(geometry, c_in=0, c_out=0, groups=0)
 
 
 def _packed(sizes: np.ndarray) -> np.ndarray:

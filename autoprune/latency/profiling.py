@@ -16,7 +16,7 @@ from autoprune.latency.prior import prior_ms
 from autoprune.latency.sampling import covering_widths, random_widths
 from autoprune.latency.table import LatencyTable, ProfiledPolicy
 from autoprune.latency.target import Target
-from autoprune.latency.timing import Protocol, Timings, open_session
+from autoprune.latency.timing import Protocol, Timings, named_feeds, open_session
 from autoprune.records import Geometry, SearchSpace
 from autoprune.structure import Structure
 
@@ -83,9 +83,10 @@ def _affordable(bench: Bench, protocol: Protocol, seconds: float) -> int:
     bench.build(bench.space.largest())
     build_s = time.perf_counter() - start + _LOAD_S
     session = open_session(bench.dense.SerializeToString(), bench.target)
-    session.run(None, dict(bench.feeds))
+    feeds = named_feeds(session, bench.feeds)
+    session.run(None, feeds)
     start = time.perf_counter()
-    session.run(None, dict(bench.feeds))
+    session.run(None, feeds)
     run_s = time.perf_counter() - start
     sample_s = run_s + max(protocol.sample_ms / 1e3, run_s)
     each_s = build_s + sample_s * protocol.repeats * (1 + protocol.reference_samples / protocol.block)

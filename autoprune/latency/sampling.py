@@ -13,9 +13,7 @@ _SPREAD = 0.35
 """Standard deviation of the log of a unit's keep ratio around the ratio of its policy."""
 
 
-def random_widths(
-    space: SearchSpace, unit_names: tuple[str, ...], count: int, rng: np.random.Generator
-) -> np.ndarray:
+def random_widths(space: SearchSpace, unit_names: tuple[str, ...], count: int, rng: np.random.Generator) -> np.ndarray:
     """Random policies, int64 `[count, U]`: half with independent levels, half with similar keep ratios in all units.
 
     Independent levels alone would all cost about the same; similar ratios reach the cheap and the dear ends.

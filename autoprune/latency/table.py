@@ -78,28 +78,44 @@ class LatencyTable:
 
     def save(self, path: str | Path) -> None:
         """Write the table as JSON, atomically."""
-        values = {name: value for name, value in vars(self).items() if name not in ("entries_ms", "held_out", "samples")}
+        values = {
+            name: value for name, value in vars(self).items() if name not in ("entries_ms", "held_out", "samples")
+        }
         entries = [vars(geometry) | {"latency_ms": cost} for geometry, cost in self.entries_ms.items()]
         samples = [vars(sample) | {"widths": dict(sample.widths)} for sample in self.samples]
-        document = {"schema": SCHEMA, **values, "held_out": asdict(self.held_out), "entries": entries, "samples": samples}
+        document = {
+            "schema": SCHEMA,
+            **values,
+            "held_out": asdict(self.held_out),
+            "entries": entries,
+            "samples": samples,
+        }
         write_atomic(Path(path), json.dumps(document, indent=1).encode())
 
     @classmethod
     def load(cls, path: str | Path) -> LatencyTable:
-        """Read a table. Raises `LatencyError` for a file that is absent, cut off, edited wrongly or of another schema."""
+        """Read a table; `LatencyError` for a file that is absent, cut off, edited wrongly or of another schema."""
         try:
             document = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise LatencyError(f"{path}: cannot be read ({error.strerror}). Run `autoprune profile` to make one.") from error
+            raise LatencyError(
+                f"{path}: cannot be read ({error.strerror}). Run `autoprune profile` to make one."
+            ) from error
         except ValueError as error:
-            raise LatencyError(f"{path}: not a latency table, or cut off: {error}. Run `autoprune profile` again.") from error
+            raise LatencyError(
+                f"{path}: not a latency table, or cut off: {error}. Run `autoprune profile` again."
+            ) from error
         if not isinstance(document, dict) or document.get("schema") != SCHEMA:
             schema = document.get("schema") if isinstance(document, dict) else None
-            raise LatencyError(f"{path}: latency tables have schema {SCHEMA}; got {schema!r}. Run `autoprune profile` again.")
+            raise LatencyError(
+                f"{path}: latency tables have schema {SCHEMA}; got {schema!r}. Run `autoprune profile` again."
+            )
         try:
             return cls._from_document(document)
         except (KeyError, TypeError, ValueError, AttributeError, LatencyError) as error:
-            raise LatencyError(f"{path}: a value is missing or wrong ({error!r}). Run `autoprune profile` again.") from error
+            raise LatencyError(
+                f"{path}: a value is missing or wrong ({error!r}). Run `autoprune profile` again."
+            ) from error
 
     @classmethod
     def _from_document(cls, document: dict[str, Any]) -> LatencyTable:
@@ -118,5 +134,5 @@ class LatencyTable:
 
 
 def _entry(value: dict[str, Any]) -> tuple[Geometry, float]:
-    fields = {key: tuple(v) if isinstance(v, list) else v for key, v in value.items() if key != "latency_ms"}
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k != "latency_ms"}
     return Geometry(**fields), float(value["latency_ms"])

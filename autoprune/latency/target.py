@@ -14,10 +14,10 @@ import onnxruntime
 from autoprune.errors import UsageError, unknown_name
 from autoprune.records import digest_of
 
-_ISA_OF_INTEREST = frozenset(
-    "sse4_1 avx avx2 fma f16c avx_vnni avx512f avx512bw avx512_vnni avx512_bf16 avx512_fp16 amx_tile amx_int8 amx_bf16 "
-    "asimd asimddp asimdhp i8mm bf16 sve sve2".split()
-)
+_ISA_X86 = {"sse4_1", "avx", "avx2", "fma", "f16c", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16"}
+_ISA_AVX512 = {"avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16"}
+_ISA_ARM = {"asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2"}
+_ISA_OF_INTEREST = frozenset(_ISA_X86 | _ISA_AVX512 | _ISA_ARM)
 
 
 @dataclass(frozen=True, kw_only=True)

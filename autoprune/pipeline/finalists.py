@@ -112,8 +112,8 @@ def _measured_ms(setup: Setup, policy: Policy) -> tuple[float, float]:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         export_candidate(setup.bench.shrink(policy), setup.bench.task.example_inputs, path)
-        samples, dense = measure([path], setup.folder.dense_onnx, setup.target)
-    return samples[0].median_ms, dense.median_ms
+        timings = measure([path], setup.folder.dense_onnx, setup.target)
+    return float(timings.latencies_ms[0]), timings.reference_ms
 
 
 def _fine_tune(setup: Setup, policies: Mapping[Policy, str], executor: Executor, events: Events) -> None:

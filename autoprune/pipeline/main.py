@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,14 @@ from autoprune.pipeline.finalists import finish
 from autoprune.pipeline.prepare import Setup, prepare, seconds_per_pass
 from autoprune.pipeline.run import OBJECT_TASK, Run
 from autoprune.pipeline.verification import front_document
+from autoprune.records import TrialResult
 from autoprune.runfolder import RunFolder, write_json
 from autoprune.search.controller import Progress, Search, run_search
 from autoprune.search.executors.base import Executor
 from autoprune.search.executors.inline import InlineExecutor
 from autoprune.search.executors.process import ProcessExecutor
+from autoprune.search.rungs import best_within
+from autoprune.search.uniform import baselines
 from autoprune.task.base import Task
 from autoprune.task.batches import length
 
@@ -167,11 +170,8 @@ def _executor(setup: Setup) -> Iterator[Executor]:
         yield executor
 
 
-def rung_scores(setup: Setup, results: dict[str, Sequence[Any]]) -> list[dict[str, Any]]:
+def rung_scores(setup: Setup, results: Mapping[str, Sequence[TrialResult]]) -> list[dict[str, Any]]:
     """Best searched policy and uniform baseline of every budget at every rung, for the report."""
-    from autoprune.search.rungs import best_within
-    from autoprune.search.uniform import baselines
-
     structure = setup.bench.structure
     limits = list(setup.limits_ms.values())
     uniform = baselines(setup.space, structure.full_widths, setup.predictor.predict, limits)

@@ -196,7 +196,7 @@ def accuracy_of(table: LatencyTable) -> str:
     held = table.held_out
     return (
         f"latency table: {len(table.entries_ms)} geometries; on {held.policies} held-out policies: mean error "
-        f"{held.mape_percent:.1f} %, largest {held.max_error_percent:.1f} %, Spearman {held.spearman:.3f}, "
+        f"{held.mape_percent:.1f} %, largest {held.max_percent:.1f} %, Spearman {held.spearman:.3f}, "
         f"re-measure noise {held.noise_percent:.1f} %"
     )
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from autoprune.errors import RunFolderError
 from autoprune.evaluation import Bench
 from autoprune.export.onnx_file import export_candidate
-from autoprune.export.verify import measure, parity
+from autoprune.export.verify import verify
 from autoprune.front import hypervolume, latency_of, non_dominated
 from autoprune.pipeline.prepare import Setup
 from autoprune.pruning import keep_best
@@ -69,14 +69,13 @@ def verify_model(setup: Setup, policy: Policy, budget: str | None, strategy: str
     if not files.metrics.exists():
         write_json(files.metrics, _verified(setup, policy))
     found = read_json(files.metrics)
-    ratio = found["latency_ms_measured"] / found["dense_ms_measured"]
     fits = meets(Budget.parse(budget), found["latency_ms_measured"], found["dense_ms_measured"]) if budget else None
     keys = ("score", "test_score", "latency_ms_predicted", "latency_ms_measured", "params", "macs", "bytes")
     return FrontModel(
         digest=policy.digest(),
         policy=policy,
         **{key: found[key] for key in keys},
-        latency_ratio=ratio,
+        latency_ratio=found["latency_ratio"],
         fidelity="full",
         strategy=strategy,
         budget=budget,
@@ -89,20 +88,22 @@ def _verified(setup: Setup, policy: Policy) -> dict[str, Any]:
     task, bench = setup.bench.task, setup.bench
     files = export_model(bench, setup.folder, policy)
     model = load_model(bench, setup.folder, policy)
-    difference = parity(model, files.onnx, real_inputs(setup))
-    samples, dense = measure([files.onnx], setup.folder.dense_onnx, setup.target)
-    predicted_ms = setup.predict_ms(policy)
+    proof = verify(
+        model, files.onnx, setup.folder.dense_onnx, real_inputs(setup), setup.target, setup.predict_ms(policy)
+    )
+    # Ratios to the dense model, taken in the same minute each, are free of drift between profiling and now.
+    predicted_ratio = proof.predicted_ms / setup.table.dense_ms
     return {
         "score": evaluate(model, task, task.val_set, dense_outputs=bench.dense_outputs).score,
         "test_score": test_score(setup, model),
         "metric": task.metric_name,
-        "latency_ms_predicted": predicted_ms,
-        "latency_ms_measured": samples[0].median_ms,
-        "latency_ms_p10": samples[0].p10_ms,
-        "latency_ms_p90": samples[0].p90_ms,
-        "dense_ms_measured": dense.median_ms,
-        "prediction_error": predicted_ms / setup.table.dense_ms / (samples[0].median_ms / dense.median_ms) - 1,
-        "onnx_relative_difference": difference,
+        "latency_ms_predicted": proof.predicted_ms,
+        "latency_ms_measured": proof.measured_ms,
+        "dense_ms_measured": proof.dense_ms,
+        "latency_ratio": proof.ratio,
+        "prediction_error": predicted_ratio / proof.ratio - 1,
+        "samples": {"model": proof.measured.to_json(), "dense": proof.dense.to_json()},
+        "onnx_relative_difference": proof.relative_difference,
         **bench.sizes(policy),
     }
 

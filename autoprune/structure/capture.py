@@ -53,7 +53,9 @@ def capture(model: nn.Module, example_inputs: Sequence[torch.Tensor], *, trainin
             f"the model cannot be traced by torch.export: {reason}. Its forward must not branch on tensor values; "
             "run `torch.export.export(model, example_inputs, strict=False)` to see where it does."
         ) from error
-    return Capture(graph=_unlift(program), out_spec=program.call_spec.out_spec, training=training)
+    out_spec = program.call_spec.out_spec
+    assert out_spec is not None
+    return Capture(graph=_unlift(program), out_spec=out_spec, training=training)
 
 
 def _with_batch(x: torch.Tensor, batch: int) -> torch.Tensor:

@@ -10,7 +10,7 @@ element is removed if and only if any of its labels is. A dimension of size abov
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +30,7 @@ class Value:
         return [c.reshape(-1) for c in self.components if c.shape[dim] > 1]
 
     @classmethod
-    def of_dims(cls, shape: tuple[int, ...], labels: dict[int, Sequence[Array]]) -> Value:
+    def of_dims(cls, shape: tuple[int, ...], labels: Mapping[int, Sequence[Array]]) -> Value:
         """Build a value from 1-d label arrays per dimension."""
         parts = []
         for dim, arrays in labels.items():

@@ -50,7 +50,7 @@ def _register(root: nn.Module, name: str, tensor: torch.Tensor, persistent: bool
     for part in path:
         if part not in owner._modules:
             owner.add_module(part, nn.Module())
-        owner = owner._modules[part]  # type: ignore[assignment]
+        owner = owner.get_submodule(part)
     if isinstance(tensor, nn.Parameter):
         owner.register_parameter(leaf, tensor)
     else:

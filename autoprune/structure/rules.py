@@ -9,11 +9,12 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import fx
+from torch.fx.node import map_arg
 
 from autoprune.structure.capture import concrete, shape_of
 from autoprune.structure.labels import Array, Labels, Value
@@ -234,10 +235,11 @@ def movement(state: Analysis, node: fx.Node) -> Any:
     x = state.value(node.args[0])
     if node.target is aten.slice.Tensor and len(node.args) > 4 and node.args[4] != 1:
         state.labels.fix_value(x, "is sliced with a step")
-    args, kwargs = fx.node.map_arg((node.args[1:], node.kwargs), lambda n: concrete(n.meta["val"]))
+    args, kwargs = map_arg((node.args[1:], node.kwargs), lambda n: concrete(n.meta["val"]))
+    target = cast(Callable[..., Any], node.target)
     outputs: list[list[Array]] = []
     for component in x.components:
-        moved = node.target(torch.from_numpy(np.broadcast_to(component, x.shape).copy()), *args, **kwargs)
+        moved = target(torch.from_numpy(np.broadcast_to(component, x.shape).copy()), *args, **kwargs)
         outputs.append([_collapsed(t) for t in (moved if isinstance(moved, (list, tuple)) else [moved])])
     value = node.meta["val"]
     if not isinstance(value, (list, tuple)):
@@ -269,7 +271,7 @@ def _separable(state: Analysis, node: fx.Node, value: Value) -> Value:
 def item(state: Analysis, node: fx.Node) -> Any:
     """One output of an operator with several."""
     found = state.values.get(node.args[0])  # type: ignore[arg-type]
-    return found[node.args[1]] if isinstance(found, list) else Value(shape_of(node))
+    return found[cast(int, node.args[1])] if isinstance(found, list) else Value(shape_of(node))
 
 
 def ignored(state: Analysis, node: fx.Node) -> None:

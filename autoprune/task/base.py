@@ -41,6 +41,7 @@ class Recipe:
     `clip_norm` 0 clips nothing. `distill_weight` is the share of the distillation loss when there is a teacher.
     SGD uses Nesterov momentum; for AdamW `momentum` is the first beta. `precision` `auto` takes bf16 where the CPU has
     matrix units for it. `channels_last` is a wish: models that cannot run that way run contiguous.
+    `label_smoothing` applies where the task's loss is `torch.nn.functional.cross_entropy`.
     """
 
     epochs: float = 4

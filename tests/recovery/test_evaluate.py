@@ -91,6 +91,6 @@ def test_what_is_not_finite_is_a_trial_error():
     task = echo_task()
     with pytest.raises(TrialError, match="outputs must be finite; 160 values are not"):
         predict_outputs(nn.Threshold(100.0, torch.nan), task, task.val_set)
+    strange = echo_task(metric=lambda model, dataset: float("nan"), metric_name="top1")
     with pytest.raises(TrialError, match="the metric 'top1' must be finite; it is nan"):
-        strange = echo_task(metric=lambda model, dataset: float("nan"), metric_name="top1")
         evaluate(Echo(), strange, strange.val_set)

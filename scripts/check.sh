@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Format, lint, types, import contracts, tests; in an environment that has the dev extra.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+[ -d .venv ] && PATH="$PWD/.venv/bin:$PATH"
+export OMP_NUM_THREADS=1
+ruff format --check .
+ruff check .
+basedpyright --level error
+lint-imports --no-cache
+pytest -n 2 --durations=10

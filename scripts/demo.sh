@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# From a dense model to a verified Pareto front, on 5,000 real handwritten digits. About five minutes on two cores.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bash scripts/install.sh demo
+folder=${1:-runs/demo}
+.venv/bin/autoprune search --task mnist5k --budget 50% --budget 33% --run-dir "$folder"
+echo
+echo "Picked at 50 % of the dense latency:"
+.venv/bin/autoprune pick "$folder" --max-latency 52%
+.venv/bin/autoprune report "$folder"

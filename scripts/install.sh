@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Make or reuse .venv and install this package with one extra. Usage: install.sh EXTRA
+# Nothing is installed again while pyproject.toml and constraints.txt stay the same.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+extra=$1
+python=${PYTHON:-python3}
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+  echo "autoprune needs Python 3.11 or newer; $python is $("$python" --version). Set PYTHON=..." >&2
+  exit 2
+}
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+stamp=.venv/.installed-$extra
+if ! cmp -s <(cat pyproject.toml constraints.txt; pwd) "$stamp"; then
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".[$extra]" -c constraints.txt
+  (cat pyproject.toml constraints.txt; pwd) >"$stamp"
+fi

@@ -1,0 +1,33 @@
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from autoprune.export.onnx_file import export_candidate
+from autoprune.records import Policy
+from autoprune.structure import analyze
+from tests.latency.nets import NETS
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_shrunk_model_becomes_a_file_with_a_dynamic_batch(name, tmp_path):
+    example = (torch.randn(1, 1, 8, 8),)
+    structure = analyze(NETS[name]().eval(), example)
+    policy_widths = {unit.name: unit.width // 2 for unit in structure.units}
+    shrunk = structure.shrink(Policy(space_id="s", widths=policy_widths))
+    path = export_candidate(shrunk, example, tmp_path / "models" / "model.onnx")
+    model = onnx.load(str(path))
+    onnx.checker.check_model(model, full_check=True)
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    weights = {i.name for i in model.graph.initializer}
+    assert not weights & {i.name for i in model.graph.input}
+    assert [p.name for p in path.parent.iterdir()] == ["model.onnx"]
+
+
+def test_two_inputs_keep_their_order(tmp_path):
+    class Two(nn.Module):
+        def forward(self, left, right):
+            return left - 2 * right
+
+    path = export_candidate(Two(), (torch.ones(1, 3), torch.ones(1, 3)), tmp_path / "two.onnx")
+    assert [entry.name for entry in onnx.load(str(path)).graph.input] == ["left", "right"]

@@ -1,0 +1,82 @@
+import pytest
+import torch
+
+from autoprune.errors import LatencyError, VerificationError
+from autoprune.export.onnx_file import export_candidate
+from autoprune.export.verify import Verification, measure, parity, verify
+from autoprune.latency.target import make_target
+from autoprune.latency.timing import Protocol
+from autoprune.records import LatencySample
+from tests.latency.nets import Residual
+
+QUICK = Protocol(repeats=2, sample_ms=0.05, warmup_runs=1, retries=0)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    torch.manual_seed(0)
+    model = Residual().eval()
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    export_candidate(model, (torch.randn(1, 1, 8, 8),), path)
+    return model, path
+
+
+def test_a_true_export_is_within_the_limit(exported):
+    model, path = exported
+    assert 0 <= parity(model, path, [torch.randn(20, 1, 8, 8)]) < 1e-5
+
+
+def test_parity_works_on_a_model_in_training_and_leaves_it_there(exported):
+    model, path = exported
+    model.train()
+    try:
+        assert parity(model, path, [torch.randn(2, 1, 8, 8)]) < 1e-5
+        assert model.training
+    finally:
+        model.eval()
+
+
+def test_a_different_model_is_refused(exported):
+    _, path = exported
+    other = Residual().eval()
+    with pytest.raises(VerificationError, match=r"model\.onnx computes something else.*allowed is 0\.0001"):
+        parity(other, path, [torch.randn(4, 1, 8, 8)])
+
+
+def test_outputs_that_are_not_finite_are_refused(exported):
+    model, path = exported
+    with pytest.raises(VerificationError, match="inf"):
+        parity(model, path, [torch.full((2, 1, 8, 8), float("nan"))])
+
+
+def test_exported_models_are_timed_beside_the_dense_one(exported):
+    _, path = exported
+    timings = measure([path, path], path, make_target("ort-cpu", batch=2), protocol=QUICK)
+    assert len(timings.samples) == len(timings.latencies_ms) == 2
+    assert timings.reference_ms > 0
+
+
+def test_a_file_that_is_no_onnx_is_a_clear_error(exported, tmp_path):
+    (tmp_path / "broken.onnx").write_bytes(b"broken")
+    with pytest.raises(LatencyError, match=r"broken\.onnx"):
+        measure([exported[1]], tmp_path / "broken.onnx", make_target("ort-cpu"), protocol=QUICK)
+
+
+def test_verify_brings_everything_together(exported):
+    model, path = exported
+    found = verify(model, path, path, [torch.randn(3, 1, 8, 8)], make_target("ort-cpu"), 0.1, protocol=QUICK)
+    assert found.relative_difference < 1e-5
+    assert found.measured_ms == found.ratio * found.dense_ms
+    assert found.measured.runs == 2
+
+
+def test_a_budget_is_met_within_the_tolerance():
+    sample = LatencySample(median_ms=0.52, p10_ms=0.5, p90_ms=0.6, runs=60)
+    found = Verification(
+        relative_difference=0.0, measured=sample, dense=sample, ratio=0.5, dense_ms=1.0, predicted_ms=0.45
+    )
+    assert found.measured_ms == 0.5
+    assert found.prediction_error == pytest.approx(-0.1)
+    assert found.meets(0.495)
+    assert not found.meets(0.495, tolerance=0.0)
+    assert not found.meets(0.4)

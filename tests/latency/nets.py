@@ -1,0 +1,65 @@
+"""Three tiny nets with everything that the latency stage treats differently."""
+
+import torch
+from torch import nn
+
+
+def _norm(channels):
+    norm = nn.BatchNorm2d(channels)
+    with torch.no_grad():
+        norm.running_mean.normal_(0, 0.2)
+        norm.running_var.uniform_(0.5, 2)
+        norm.bias.normal_(0, 0.2)
+    return norm
+
+
+class Residual(nn.Module):
+    """A stem, one block with a projection and one with an identity shortcut, global pooling."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1, bias=False), _norm(8), nn.ReLU())
+        self.inner = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1, bias=False), _norm(8), nn.ReLU())
+        self.outer = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1, bias=False), _norm(16))
+        self.project = nn.Sequential(nn.Conv2d(8, 16, 1, 2, bias=False), _norm(16))
+        self.body = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, bias=False), _norm(16))
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = torch.relu(self.outer(self.inner(x)) + self.project(x))
+        x = torch.relu(self.body(x) + x)
+        return self.head(nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+class Depthwise(nn.Module):
+    """Expand, depthwise, project; a clipped activation; a mean as pooling."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), _norm(4), nn.ReLU6())
+        self.expand = nn.Sequential(nn.Conv2d(4, 8, 1, bias=False), _norm(8), nn.ReLU6())
+        self.depth = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1, groups=8, bias=False), _norm(8), nn.ReLU6())
+        self.project = nn.Sequential(nn.Conv2d(8, 8, 1, bias=False), _norm(8))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.head(self.project(self.depth(self.expand(self.stem(x)))).mean((2, 3)))
+
+
+class Flat(nn.Module):
+    """Pooling and a flatten whose size depends on a width, then two linear layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+        self.hidden = nn.Linear(8 * 16, 12)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = self.features(x)
+        x = torch.relu(self.hidden(x.view(x.size(0), -1)))
+        return self.head(nn.functional.dropout(x, 0.1, self.training))
+
+
+NETS = {"residual": Residual, "depthwise": Depthwise, "flat": Flat}

@@ -1,0 +1,113 @@
+import copy
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from autoprune.errors import LatencyError, RunFolderError, StructureError
+from autoprune.latency.onnx_model import Resizer, export_onnx
+from autoprune.latency.timing import open_session
+from tests.latency.nets import Residual
+
+
+def _outputs(model_bytes, target, x):
+    session = open_session(model_bytes, target)
+    return session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+
+
+def _random_policy(space, seed):
+    rng = np.random.default_rng(seed)
+    return space.policy({name: int(rng.choice(levels)) for name, levels in space.levels.items()})
+
+
+def test_the_export_equals_the_model_at_any_batch(net, structure_of, dense_of, target):
+    model = structure_of(net).model
+    for batch in (1, 3):
+        x = torch.randn(batch, 1, 8, 8)
+        found = _outputs(dense_of(net).SerializeToString(), target, x)
+        np.testing.assert_allclose(found, model(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_resized_model_is_the_shrunk_model(net, seed, structure_of, dense_of, space_of, target):
+    structure = structure_of(net)
+    policy = _random_policy(space_of(net), seed)
+    x = torch.randn(3, 1, 8, 8)
+    wanted = structure.shrink(policy, prove=False).eval()(x).detach().numpy()
+    found = _outputs(Resizer(dense_of(net), structure).resize(policy), target, x)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_resized_model_is_really_smaller(structure_of, dense_of, space_of):
+    structure, space = structure_of("residual"), space_of("residual")
+    resizer = Resizer(dense_of("residual"), structure)
+    small = onnx.load_model_from_string(resizer.resize(space.smallest()))
+    shapes = {i.name: tuple(i.dims) for i in small.graph.initializer}
+    assert shapes["body.0.weight"] == (2, 2, 3, 3)
+    assert len(resizer.resize(space.smallest())) < len(resizer.resize(space.largest()))
+
+
+def test_weights_keep_their_state_dict_names_and_batch_norm_is_folded(dense_of):
+    graph = dense_of("residual").graph
+    assert {"stem.0.weight", "body.0.weight", "head.weight", "head.bias"} <= {i.name for i in graph.initializer}
+    assert "BatchNormalization" not in {node.op_type for node in graph.node}
+
+
+def test_no_denormal_weight_is_timed(structure_of, space_of):
+    structure = structure_of("residual")
+    dense = export_onnx(copy.deepcopy(structure.model), structure.example_inputs)
+    weight = next(i for i in dense.graph.initializer if i.name == "head.weight")
+    weight.CopyFrom(numpy_helper.from_array(np.full((5, 16), 1e-40, np.float32), "head.weight"))
+    resized = onnx.load_model_from_string(Resizer(dense, structure).resize(space_of("residual").largest()))
+    found = next(numpy_helper.to_array(i) for i in resized.graph.initializer if i.name == "head.weight")
+    assert (found == 0).all()
+
+
+def test_a_weight_that_changed_its_rank_is_refused(structure_of, dense_of, space_of):
+    dense = onnx.ModelProto()
+    dense.CopyFrom(dense_of("residual"))
+    weight = next(i for i in dense.graph.initializer if i.name == "head.weight")
+    weight.CopyFrom(numpy_helper.from_array(np.zeros((1, 5, 16), np.float32), "head.weight"))
+    with pytest.raises(LatencyError, match=r"head\.weight.*3 dimensions"):
+        Resizer(dense, structure_of("residual")).resize(space_of("residual").largest())
+
+
+def test_exporting_leaves_the_model_as_it_was():
+    model = Residual().train()
+    model.stem.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    export_onnx(model, (torch.randn(1, 1, 8, 8),))
+    assert model.training
+    assert not model.stem.training
+    assert model.body.training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_the_file_holds_no_path_of_this_machine(dense_of):
+    assert b".py" not in dense_of("residual").SerializeToString()
+
+
+def test_a_model_that_cannot_be_exported_names_the_operator():
+    class Eigenvalues(nn.Module):
+        def forward(self, x):
+            return torch.linalg.eigvals(x).abs()
+
+    with pytest.raises(StructureError, match=r"cannot be exported.*linalg_eig"):
+        export_onnx(Eigenvalues(), (torch.eye(3)[None],))
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path, structure_of, monkeypatch):
+    structure = structure_of("flat")
+    path = tmp_path / "model.onnx"
+    path.write_text("old")
+
+    def full_disk(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(RunFolderError, match="No space left"):
+        export_onnx(structure.model, structure.example_inputs, path)
+    assert path.read_text() == "old"

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoprune import prune
+from autoprune.errors import UsageError
+from autoprune.pruning import channel_order, global_widths, keep_best
+from autoprune.pruning.ranking import round_width
+from autoprune.records import Policy
+from tests.nets import make_net
+
+scores = st.dictionaries(st.sampled_from("abc"), st.lists(st.floats(0, 100), min_size=1, max_size=20), min_size=1).map(
+    lambda d: {k: __import__("numpy").array(v) for k, v in d.items()}
+)
+
+
+@given(scores, st.integers(1, 20), st.integers(1, 20))
+def test_local_rankings_are_nested_and_keep_the_best(values: dict, wide: int, narrow: int) -> None:
+    order = channel_order(values)
+    narrow, wide = sorted((narrow, wide))
+    for name, found in values.items():
+        widths = [Policy(space_id="", widths={name: min(w, len(found))}) for w in (narrow, wide)]
+        small, large = (set(keep_best(order, policy)[name].tolist()) for policy in widths)
+        assert small <= large
+        dropped = set(range(len(found))) - small
+        assert not dropped or min(found[i] for i in small) >= max(found[i] for i in dropped)
+
+
+@given(scores, st.floats(0.01, 1), st.integers(1, 8))
+def test_global_widths_are_legal(values: dict, keep: float, multiple_of: int) -> None:
+    for name, width in global_widths(values, keep, multiple_of).items():
+        full = len(values[name])
+        assert 1 <= width <= full
+        assert width % multiple_of == 0 or width == full
+
+
+def test_global_ranking_takes_more_where_scores_are_flat() -> None:
+    import numpy as np
+
+    values = {"flat": np.ones(10), "steep": np.array([100.0] + [0.01] * 9)}
+    widths = global_widths(values, 0.5)
+    assert widths["flat"] > widths["steep"]
+
+
+@pytest.mark.parametrize(("width", "expected"), [(5.9, 8), (11, 8), (13, 16), (0.2, 8), (99, 20)])
+def test_rounding(width: float, expected: int) -> None:
+    assert round_width(width, 20, 8) == expected
+
+
+@pytest.mark.parametrize("ranking", ["local", "global"])
+def test_prune_returns_a_smaller_module_that_trains(ranking: str) -> None:
+    net, inputs = make_net("chain")
+    small = prune(net, inputs, keep=0.5, multiple_of=2, ranking=ranking)
+    assert sum(p.numel() for p in small.parameters()) < 0.6 * sum(p.numel() for p in net.parameters())
+    small.train()
+    small(*inputs).sum().backward()
+    assert small(*inputs).shape == (2, 3)
+
+
+def test_prune_only_what_is_chosen() -> None:
+    net, inputs = make_net("residual")
+    small = prune(net, inputs, keep=0.5, multiple_of=1, choose=lambda name: name == "c2")
+    assert small.get_parameter("c2.weight").shape[:2] == (3, 6)
+
+
+@pytest.mark.parametrize(("options", "message"), [({"keep": 0}, "above 0"), ({"ranking": "best"}, "local")])
+def test_bad_requests(options: dict, message: str) -> None:
+    net, inputs = make_net("chain")
+    with pytest.raises(UsageError, match=message):
+        prune(net, inputs, **options)
+
+
+def test_full_keep_changes_nothing() -> None:
+    net, inputs = make_net("residual")
+    with torch.no_grad():
+        torch.testing.assert_close(prune(net, inputs, keep=1.0, multiple_of=1)(*inputs), net(*inputs))

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autoprune.config import IDENTITY, RunConfig, load_config
+from autoprune.errors import BudgetError, ConfigError
+
+
+def test_options_win_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("task: digits\nbudgets: ['50.0%', '50%', 1.2ms]\nseed: 4\n")
+    config = load_config(path, {"seed": 7})
+    assert (config.task, config.seed, config.budgets) == ("digits", 7, ("50%", "1.2ms"))
+    assert [b.kind for b in config.parsed_budgets()] == ["ratio", "ms"]
+
+
+def test_the_configuration_survives_its_own_file() -> None:
+    config = RunConfig(budgets=("20%",), workers=3)
+    assert load_config(None, config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tsak": "digits"}, r"unknown key 'tsak' \(known: task, model"),
+        ({"effort": "tiny"}, "effort: .*'small', 'medium' or 'large'"),
+        ({"workers": 0}, "workers: .*greater than or equal to 1, got 0"),
+        ({"budgets": []}, "budgets: .*at least 1 item"),
+    ],
+)
+def test_wrong_options(given: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, given)
+
+
+@pytest.mark.parametrize("budget", ["0", "-1ms", "50", "abc"])
+def test_wrong_budgets(budget: str) -> None:
+    with pytest.raises((ConfigError, BudgetError), match="50%"):
+        load_config(None, {"budgets": [budget]})
+
+
+def test_identity_names_fields() -> None:
+    assert set(IDENTITY) < set(RunConfig.model_fields)

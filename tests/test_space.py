@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autoprune.errors import ConfigError, UsageError
+from autoprune.records import Unit
+from autoprune.space import SpaceSpec, build_space, builtin_spaces, find_space, load_spec
+
+UNITS = [Unit(name=n, kind="channel", width=w, members=()) for n, w in (("stem", 16), ("body.0", 32), ("body.1", 20))]
+
+
+def levels(**keys: object) -> dict[str, tuple[int, ...]]:
+    return dict(build_space(SpaceSpec.model_validate(keys), UNITS, "digest").levels)
+
+
+def test_levels_are_multiples_within_the_keep_ratios_and_the_full_width() -> None:
+    assert levels(multiple_of=8, min_keep=0.25) == {"stem": (8, 16), "body.0": (8, 16, 24, 32), "body.1": (8, 16, 20)}
+    assert levels(multiple_of=8, max_keep=0.5)["body.0"] == (8, 16)
+
+
+def test_include_and_exclude() -> None:
+    found = levels(include=["body.*"], exclude=["*.1"], multiple_of=16)
+    assert found == {"stem": (16,), "body.0": (16, 32), "body.1": (20,)}
+
+
+def test_overrides_win_and_later_ones_over_earlier() -> None:
+    found = levels(multiple_of=8, overrides={"body.*": {"levels": [4, 32, 20]}, "body.1": {"multiple_of": 10}})
+    assert found["body.0"] == (4, 20, 32)
+    assert found["body.1"] == (10, 20)
+
+
+def test_the_id_names_structure_and_levels() -> None:
+    spec = SpaceSpec(multiple_of=8)
+    ids = {
+        build_space(spec, UNITS, "one").id,
+        build_space(spec, UNITS, "two").id,
+        build_space(SpaceSpec(multiple_of=4), UNITS, "one").id,
+        build_space(SpaceSpec(multiple_of=8, description="other words"), UNITS, "one").id,
+    }
+    assert len(ids) == 3
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"include": ["head*"]}, r"include: 'head\*' matches no unit. Units: stem, body.0, body.1"),
+        ({"exclude": ["nothing"]}, "exclude: 'nothing' matches no unit"),
+        ({"overrides": {"x": {}}}, "overrides: 'x' matches no unit"),
+        ({"levels": []}, "needs levels"),
+        ({"levels": [0, 8]}, "needs levels from 1"),
+        ({"multiple_of": 64, "max_keep": 0.5}, "needs levels"),
+        ({"exclude": ["*"]}, "nothing to search"),
+    ],
+)
+def test_spaces_that_make_no_sense(keys: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        levels(**keys)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("keep: 0.5\n", r"space.yaml: unknown key 'keep' \(known: min_keep"),
+        ("overrides:\n  '*': {steps: 3}\n", r"unknown key 'overrides.\*.steps'"),
+        ("min_keep: 2\n", "min_keep: .*less than or equal to 1, got 2"),
+        ("a: [1\nb: 2\n", "space.yaml, line 2: not valid YAML"),
+        ("- 1\n", "must hold `key: value` lines; got list"),
+    ],
+)
+def test_files_that_are_wrong(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_spec(path)
+
+
+def test_an_empty_file_means_everything(tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text("")
+    assert build_space(load_spec(find_space(str(path))), UNITS[:1], "d").levels["stem"] == tuple(range(2, 17))
+
+
+def test_builtin_spaces_load() -> None:
+    assert {"default", "resnet", "mobilenet"} <= set(builtin_spaces())
+    assert all(load_spec(path).description for path in builtin_spaces().values())
+
+
+def test_unknown_spaces() -> None:
+    with pytest.raises(UsageError, match=r"unknown space 'resent'. Did you mean 'resnet'\? Known: default"):
+        find_space("resent")
+    with pytest.raises(ConfigError, match="no search-space file"):
+        find_space("absent.yaml")
