@@ -10,6 +10,7 @@ best.model(); best.export("model.onnx")
 from __future__ import annotations
 
 import importlib
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from autoprune.pipeline import Candidate, Run, search
     from autoprune.pruning import prune
     from autoprune.task.base import Recipe, Task
+else:
+    from autoprune import search
 
 __all__ = ["AutopruneError", "Candidate", "Recipe", "Run", "Task", "prune", "search"]
 
@@ -28,7 +31,6 @@ _HOMES = {
     "Run": "autoprune.pipeline",
     "Task": "autoprune.task.base",
     "prune": "autoprune.pruning",
-    "search": "autoprune.pipeline",
 }
 
 
@@ -36,3 +38,14 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'autoprune' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+class _CallablePackage(ModuleType):
+    """`autoprune.search` is the package of that stage, and the function that people call."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return importlib.import_module("autoprune.pipeline").search(*args, **options)
+
+
+if not TYPE_CHECKING:
+    search.__class__ = _CallablePackage

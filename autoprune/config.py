@@ -13,11 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from autoprune.errors import ConfigError
 from autoprune.records import Budget
 
-IDENTITY = (
-    "task", "model", "data_dir", "dense", "space", "target", "threads", "batch", "budgets", "strategy", "sampler",
-    "effort", "trials", "scores", "seed",
-)  # fmt: skip
+FOUNDATION = ("task", "model", "data_dir", "dense", "space", "target", "threads", "batch", "scores", "seed")
 """What a run folder is about: a run that differs in one of these needs a folder of its own."""
+
+QUESTION = ("budgets", "strategy", "sampler", "effort", "trials")
+"""What its search answers: may change until the first trial."""
 
 
 class RunConfig(BaseModel):
@@ -113,5 +113,6 @@ def validation_message(source: object, error: ValidationError, known: Iterable[s
         if problem["type"] == "extra_forbidden":
             parts.append(f"unknown key {key!r} (known: {', '.join(known)})")
         else:
-            parts.append(f"{key}: {problem['msg'].removeprefix('Value error, ')}, got {problem['input']!r}")
+            rule = problem["msg"].removeprefix("Value error, ")
+            parts.append(f"{key}: {rule}" if "; got" in rule else f"{key}: {rule}, got {problem['input']!r}")
     return f"{source}: " + "; ".join(parts)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from autoprune.config import IDENTITY, RunConfig, load_config
+from autoprune.config import FOUNDATION, QUESTION, RunConfig, load_config
 from autoprune.errors import BudgetError, ConfigError
 
 
@@ -41,5 +41,5 @@ def test_wrong_budgets(budget: str) -> None:
         load_config(None, {"budgets": [budget]})
 
 
-def test_identity_names_fields() -> None:
-    assert set(IDENTITY) < set(RunConfig.model_fields)
+def test_what_a_run_is_about_are_fields() -> None:
+    assert set(FOUNDATION) | set(QUESTION) < set(RunConfig.model_fields)

@@ -27,7 +27,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(RunFolderError, match="No space left on device. What was there before is unchanged"):
+    with pytest.raises(RunFolderError, match=r"No space left on device\. What was there before is unchanged"):
         write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["weights"]
@@ -66,8 +66,8 @@ def test_a_place_that_is_a_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_second_controller_is_refused_until_the_first_ends(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    with folder.locked():
-        with pytest.raises(RunFolderError, match=f"in use by process {os.getpid()}"), RunFolder(tmp_path).locked():
-            pass
+    refused = pytest.raises(RunFolderError, match=f"in use by process {os.getpid()}")
+    with folder.locked(), refused, RunFolder(tmp_path).locked():
+        pass
     with folder.locked():
         pass

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import rankdata
 
-from autoprune.errors import LatencyError
-
 _PRICES = 10.0 ** np.arange(-6, 3)
 _LEAST_SHARE = 0.05
 """No entry falls below this share of its prior: work is never free."""
@@ -59,17 +57,18 @@ def fit(counts: np.ndarray, times_ms: np.ndarray, prior_ms: np.ndarray, weights:
     scale = (np.ones_like(times_ms) if weights is None else weights) / times_ms
     start = _calibrated(counts, times_ms, prior_ms, scale)
     residual = (times_ms - start.predict(counts)) * scale
-    deviation, shift = _ridge(counts * start.entries_ms * scale[:, None], residual, scale)
+    deviation = _ridge(counts * start.entries_ms * scale[:, None], residual, scale)
     entries = start.entries_ms * np.maximum(1 + deviation, _LEAST_SHARE)
-    return _without_negative_intercept(counts, entries, start.intercept_ms + shift)
+    intercept = np.average(times_ms - counts @ entries, weights=scale**2)
+    return _without_negative_intercept(counts, entries, float(intercept))
 
 
 def _calibrated(counts: np.ndarray, times_ms: np.ndarray, prior_ms: np.ndarray, scale: np.ndarray) -> Fit:
-    """The prior, stretched and shifted to the evidence by least squares."""
+    """The prior, stretched and shifted by least squares; only stretched when noise inverts the slope."""
     basis = np.stack([counts @ prior_ms, np.ones(len(times_ms))], axis=1) * scale[:, None]
     (factor, intercept), *_ = np.linalg.lstsq(basis, times_ms * scale, rcond=None)
     if factor <= 0:
-        raise LatencyError("end-to-end times do not grow with the operators' own times; the machine is too noisy")
+        factor, intercept = times_ms.mean() / (counts @ prior_ms).mean(), 0.0
     return _without_negative_intercept(counts, factor * prior_ms, float(intercept))
 
 
@@ -94,13 +93,13 @@ def held_out(predicted_ms: np.ndarray, measured_ms: np.ndarray, again_ms: np.nda
     )
 
 
-def _ridge(design: np.ndarray, target: np.ndarray, ones: np.ndarray) -> tuple[np.ndarray, float]:
-    """Deviations `[E]` and the shift of the intercept (column `ones`, unpenalised) with the least leave-one-out error.
+def _ridge(design: np.ndarray, target: np.ndarray, ones: np.ndarray) -> np.ndarray:
+    """Deviations `[E]` with the least leave-one-out error, beside a free intercept (column `ones`).
 
     Works on the `[M, M]` Gram matrix, since there are fewer policies than entries.
     """
     gram = design @ design.T
-    best: tuple[float, np.ndarray, float] | None = None
+    best: tuple[float, np.ndarray] | None = None
     for price in _PRICES * np.trace(gram) / len(gram):
         inverse = np.linalg.inv(gram + price * np.eye(len(gram)))
         # With the intercept's column projected out, the leave-one-out residual is alpha / diagonal of the projector.
@@ -109,6 +108,6 @@ def _ridge(design: np.ndarray, target: np.ndarray, ones: np.ndarray) -> tuple[np
         alpha = projector @ target
         error = float(np.mean((alpha / np.diag(projector)) ** 2))
         if best is None or error < best[0]:
-            best = error, design.T @ alpha, float((u @ target) / (ones @ u))
+            best = error, design.T @ alpha
     assert best is not None
-    return best[1], best[2]
+    return best[1]

@@ -20,7 +20,7 @@ from torch import nn
 from autoprune.errors import LatencyError, StructureError
 from autoprune.records import Policy
 from autoprune.runfolder import write_atomic
-from autoprune.structure import Structure
+from autoprune.structure import GraphModel, Structure
 
 _SMALLEST = 1e-30
 """Weights below are set to 0: arithmetic on denormals is up to 100 times slower and would be taken for a latency."""
@@ -42,7 +42,7 @@ def export_onnx(
     inputs = tuple(_batch_of_two(x) for x in example_inputs) if dynamic_batch else tuple(example_inputs)
     varargs = _takes_varargs(model)
     shapes = _dynamic_shapes(inputs, varargs) if dynamic_batch else None
-    names = [f"input_{i}" if i else "input" for i in range(len(inputs))] if varargs else None
+    names = list(model.input_names) if isinstance(model, GraphModel) else None
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(

@@ -58,7 +58,7 @@ def described_units(**options: Any) -> tuple[Structure, dict[str, tuple[int, ...
 def open_setup(run_dir: Path, events: Events) -> tuple[Run, Setup]:
     """A finished run with everything that verification needs."""
     run = Run.open(run_dir)
-    return run, prepare(run.config, run.folder, events, run.task)
+    return run, prepare(run.config, run.folder, events, run.open_task())
 
 
 def verify_again(run_dir: Path, digest: str) -> dict[str, Any]:

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from autoprune.config import IDENTITY, RunConfig, load_config
+from autoprune.config import FOUNDATION, QUESTION, RunConfig, load_config
 from autoprune.errors import RunFolderError, TrialError
 from autoprune.evaluation import EvaluatorFactory
 from autoprune.latency.onnx_model import export_onnx
 from autoprune.pipeline.events import Events, Silent
 from autoprune.pipeline.finalists import finish
-from autoprune.pipeline.prepare import Setup, prepare, seconds_per_pass
+from autoprune.pipeline.prepare import Setup, check_names, open_task, prepare, seconds_per_pass
 from autoprune.pipeline.run import OBJECT_TASK, Run
 from autoprune.pipeline.verification import front_document
 from autoprune.records import TrialResult
@@ -29,7 +29,7 @@ from autoprune.task.batches import length
 
 
 def search(
-    task: Task | str = "mnist5k",
+    task: Task | str | None = None,
     *,
     run_dir: str | Path,
     config_file: str | Path | None = None,
@@ -40,8 +40,9 @@ def search(
     """Search policies of a task under latency budgets; start, or resume what `run_dir` holds.
 
     Args:
-        task: a `Task`, the name of a built-in one, or `package.module:function` / `path/to/file.py:function`. A `Task`
-            object runs in this process (`executor="inline"`), because workers load tasks by name.
+        task: a `Task`, the name of a built-in one, or `package.module:function` / `path/to/file.py:function` (default:
+            that of the run in the folder, else `mnist5k`). A `Task` object runs in this process
+            (`executor="inline"`), because workers load tasks by name.
         run_dir: folder of the run. All results are there; the same call after an interruption goes on.
         config_file: YAML file with any of the options.
         fresh: refuse a folder that already holds a run.
@@ -51,36 +52,37 @@ def search(
     Raises an `AutopruneError` with one clear message for anything that cannot work.
     """
     events = events or Silent()
-    given = dict(options) | ({"task": task} if isinstance(task, str) else {"task": OBJECT_TASK, "executor": "inline"})
+    own = task if isinstance(task, Task) else None
+    named = {"task": OBJECT_TASK, "executor": "inline"} if own else {"task": task} if task else {}
     folder = RunFolder(Path(run_dir))
-    config = resolve(folder, Path(config_file) if config_file else None, given, fresh=fresh)
+    config = resolve(folder, Path(config_file) if config_file else None, options | named, fresh=fresh)
+    check_names(config)
+    ready = own or open_task(config)
     folder.create()
     with folder.locked():
         folder.write_config(config.model_dump(mode="json"))
-        setup = prepare(config, folder, events, task if isinstance(task, Task) else None)
-        _run(setup, events)
-    return Run.open(run_dir, task if isinstance(task, Task) else None)
+        _run(prepare(config, folder, events, ready), events)
+    return Run.open(run_dir, own)
 
 
 def resolve(folder: RunFolder, config_file: Path | None, given: dict[str, Any], *, fresh: bool = False) -> RunConfig:
-    """Configuration of a new run, or of the one in the folder; what a run is about cannot change afterwards.
+    """Configuration of a new run, or of the one in the folder with the given options over it.
 
-    Raises `RunFolderError` that lists what differs from the run in the folder.
+    Raises `RunFolderError` that lists what differs when that would be another run.
     """
     stored = folder.read_config()
     if stored is None:
         return load_config(config_file, given)
     if fresh:
         raise RunFolderError(
-            f"{folder.path} already holds a run. Leave out --fresh to resume it, or choose another folder."
+            f"{folder.path} already holds a run. Leave out --fresh to resume it, or choose another one."
         )
-    before = load_config(None, {key: value for key, value in stored.items() if key in RunConfig.model_fields})
-    given = {key: value for key, value in given.items() if key != "task" or value != stored["task"]}
-    base = stored if config_file is None else {}
-    config = load_config(config_file, base | given if config_file is None else given)
+    before = load_config(None, stored)
+    config = load_config(config_file, given) if config_file else load_config(None, stored | given)
+    fixed = (*FOUNDATION, *QUESTION) if folder.study.exists() else FOUNDATION
     changed = [
         f"{key} was {getattr(before, key)!r} and is {getattr(config, key)!r}"
-        for key in IDENTITY
+        for key in fixed
         if getattr(before, key) != getattr(config, key)
     ]
     if changed:

@@ -81,11 +81,9 @@ def open_task(config: RunConfig) -> Task:
     return load_task(config.task, config.model, Path(config.data_dir) if config.data_dir else None)
 
 
-def prepare(config: RunConfig, folder: RunFolder, events: Events, task: Task | None = None) -> Setup:
+def prepare(config: RunConfig, folder: RunFolder, events: Events, task: Task) -> Setup:
     """Run every stage up to the search. Raises the error of the stage that cannot go on."""
-    check_names(config)
     events.stage("Task and dense model")
-    task = task or open_task(config)
     check_task(task)
     write_json(folder.environment, environment())
     dense = dense_model(config, folder, task, events)

@@ -81,7 +81,7 @@ class Run:
         values = self.folder.read_config()
         if values is None:
             raise RunFolderError(f"{self.folder.path} is no run folder: it has no run.yaml")
-        return load_config(None, {key: value for key, value in values.items() if key in RunConfig.model_fields})
+        return load_config(None, values)
 
     @cached_property
     def document(self) -> dict[str, Any]:
@@ -126,14 +126,18 @@ class Run:
             )
         return Candidate(run=self, record=found[0])
 
+    def open_task(self) -> Task:
+        """The task of the run; `UsageError` when it was a Python object and was not given again."""
+        if self.task is not None:
+            return self.task
+        if self.config.task == OBJECT_TASK:
+            raise UsageError("this run was started with a Task object: pass it again, `Run.open(folder, task=...)`")
+        return open_task(self.config)
+
     @cached_property
     def bench(self) -> Bench:
         """Task, dense model, structure and channel order of the run."""
-        task = self.task
-        if task is None:
-            if self.config.task == OBJECT_TASK:
-                raise UsageError("this run was started with a Task object: pass it again, `Run.open(folder, task=...)`")
-            task = open_task(self.config)
+        task = self.open_task()
         dense = load_dense(task, self.folder.dense)
         structure = analyze(dense, task.example_inputs)
         return Bench(task=task, dense=dense, structure=structure, order=read_json(self.folder.order)["order"])

@@ -71,6 +71,7 @@ class Broker:
         self._slots = 0
         self._finished = 0
         self._storage, self._study = _open(path, question)
+        self._trials = min(self._trials, self._study.user_attrs.get("exhausted_at", self._trials))
         self._reconcile()
 
     def enqueue(self, policies: Mapping[Policy, str]) -> None:
@@ -133,9 +134,10 @@ class Broker:
             if self._settled(trial, policy):
                 continue
             return self._hand_out(trial, policy)
-        if not self._running:
+        if not self._running and self._slots < self._trials:
             # All that the sampler proposes is known: the space holds no more, or none that it finds.
-            self._trials = min(self._trials, self._slots)
+            self._study.set_user_attr("exhausted_at", self._slots)
+            self._trials = self._slots
         return None
 
     def _propose(self, attempt: int) -> tuple[optuna.Trial, Policy]:

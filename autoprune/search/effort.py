@@ -40,6 +40,9 @@ EFFORTS = tuple(_DIALS)
 # Two epochs of a tiny data set would be less than the longer rung, so a full fine-tune is at least this many of those.
 _FULL_OVER_LONGER = 6
 
+# On small data the rungs are counted in epochs: more than these would no longer be brief.
+_BRIEF_EPOCHS, _LONGER_EPOCHS = 1, 3
+
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
@@ -74,7 +77,7 @@ class Effort:
         if train_examples < 1 or val_examples < 1:
             raise UsageError(f"a search needs training and validation data; got {train_examples} and {val_examples}")
         dial = _DIALS[name]
-        longer = _whole_epochs(dial.longer_samples, train_examples)
+        longer = _within_epochs(dial.longer_samples, _LONGER_EPOCHS, train_examples)
         full_epochs = max(dial.full_epochs, math.ceil(_FULL_OVER_LONGER * longer / train_examples))
         val = PROXY_VAL_SAMPLES if val_examples > PROXY_VAL_SAMPLES else 0
         return cls(
@@ -85,7 +88,7 @@ class Effort:
                 Fidelity(
                     name="brief",
                     rung=1,
-                    finetune_samples=_whole_epochs(dial.brief_samples, train_examples),
+                    finetune_samples=_within_epochs(dial.brief_samples, _BRIEF_EPOCHS, train_examples),
                     val_samples=val,
                 ),
                 Fidelity(name="longer", rung=2, finetune_samples=longer),
@@ -111,6 +114,8 @@ def _passes(fidelity: Fidelity, val_examples: int) -> float:
     return fidelity.finetune_samples * (1 + _FORWARD) + _FORWARD * (scored + _CALIBRATION_SAMPLES)
 
 
-def _whole_epochs(samples: int, train_examples: int) -> int:
-    """Round up to whole epochs when the data is small, so that a brief fine-tune sees every example equally often."""
-    return samples if train_examples > 2 * samples else math.ceil(samples / train_examples) * train_examples
+def _within_epochs(samples: int, epochs: int, train_examples: int) -> int:
+    """At most that many epochs; what is left is rounded up to whole ones when the data is small."""
+    if train_examples > 2 * samples:
+        return samples
+    return min(math.ceil(samples / train_examples), epochs) * train_examples

@@ -29,6 +29,11 @@ class GraphModel(nn.Module):
         self._captures = dict(captures)
         self._forwards = {mode: _compile(found.graph) for mode, found in captures.items()}
 
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the inputs, as the captured model's `forward` calls them."""
+        return tuple(str(node.target) for node in self._captures[False].graph.nodes if node.op == "placeholder")
+
     def forward(self, *inputs: torch.Tensor) -> Any:
         """Run the graph of the current mode; outputs nest as those of the captured model."""
         outputs = self._forwards[self.training](self, *inputs)

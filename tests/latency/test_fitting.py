@@ -3,7 +3,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoprune.errors import LatencyError
 from autoprune.latency.fitting import fit, held_out
 
 OPERATORS, LEVELS = 8, 12
@@ -44,10 +43,7 @@ def test_a_perfect_prior_is_only_scaled():
 @given(st.integers(0, 10_000), st.floats(0, 0.2), st.floats(0, 0.05))
 def test_entries_and_intercept_are_never_negative(seed, overhead, noise):
     counts, times, prior = world(seed, policies=50, overhead=overhead, noise=noise)
-    try:
-        result = fit(counts, times, prior)
-    except LatencyError:
-        return
+    result = fit(counts, times, prior)
     assert (result.entries_ms > 0).all()
     assert result.intercept_ms >= 0
 
@@ -59,10 +55,12 @@ def test_a_heavy_weight_is_met():
     assert fit(counts, times, prior, weights).predict(counts[7:8])[0] == pytest.approx(times[7], rel=1e-3)
 
 
-def test_times_against_the_prior_are_refused():
+def test_times_that_contradict_the_prior_still_give_a_usable_table():
     counts, times, prior = world(3)
-    with pytest.raises(LatencyError, match="too noisy"):
-        fit(counts, 2 * times.max() - times, prior)
+    against = 2 * times.mean() - times
+    result = fit(counts, against, prior)
+    assert (result.entries_ms > 0).all()
+    assert errors(result.predict(counts), against) < 0.1
 
 
 def test_held_out_numbers_are_percent_of_the_measurement():

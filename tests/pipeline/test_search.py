@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import optuna
+import pytest
+import torch
+
+import autoprune
+from autoprune.errors import BudgetError, RunFolderError, TaskError, UsageError
+from autoprune.runfolder import RunFolder
+from tests.pipeline import tiny
+from tests.pipeline.conftest import OPTIONS, SPEC
+
+FRONT_KEYS = {
+    "digest", "policy", "score", "test_score", "latency_ms_predicted", "latency_ms_measured", "latency_ratio",
+    "params", "macs", "fidelity", "onnx",
+}  # fmt: skip
+
+
+def study_rows(folder: RunFolder) -> list[tuple]:
+    with sqlite3.connect(folder.study) as database:
+        query = "select s.study_name, t.number, t.state from trials t join studies s using (study_id) order by 1, 2"
+        return database.execute(query).fetchall()
+
+
+def test_the_front_file_is_what_others_rely_on(finished: autoprune.Run) -> None:
+    document = json.loads(finished.folder.front.read_text())
+    assert document["schema"] == 1
+    assert document["metric"] == "accuracy"
+    assert {"score", "test_score", "latency_ms_measured", "params", "macs", "bytes"} <= set(document["dense"])
+    assert document["models"]
+    for model in document["models"]:
+        assert set(model) >= FRONT_KEYS
+        assert model["policy"].keys() == {"features.0", "features.3", "features.7"}
+        assert (finished.folder.path / model["onnx"]).is_file()
+        assert model["latency_ratio"] <= 0.82
+        assert model["params"] < document["dense"]["params"]
+
+
+def test_every_front_has_its_uniform_baselines(finished: autoprune.Run) -> None:
+    assert {m.budget for m in finished.baselines} == {"80%", "65%"}
+    assert all(m.strategy == "uniform" and m.fidelity == "full" for m in finished.baselines)
+    rungs = {(r["rung"], r["budget"], r["strategy"]) for r in finished.document["rungs"]}
+    assert {("longer", "65%", "uniform"), ("longer", "65%", "searched"), ("proxy", "80%", "uniform")} <= rungs
+
+
+def test_the_run_folder_holds_what_it_says(finished: autoprune.Run) -> None:
+    names = {path.name for path in finished.folder.path.iterdir()}
+    assert names >= {
+        "run.yaml",
+        "environment.json",
+        "dense.safetensors",
+        "latency_table.json",
+        "study.db",
+        "front.json",
+    }
+    model = finished.folder.model(finished.models[0].digest)
+    assert all(p.is_file() for p in (model.policy, model.weights, model.onnx, model.metrics))
+    metrics = json.loads(model.metrics.read_text())
+    assert metrics["onnx_relative_difference"] <= 1e-4
+    assert abs(metrics["prediction_error"]) < 1
+    assert not list(finished.folder.path.rglob("*.tmp"))
+
+
+def test_a_reloaded_model_is_smaller_and_equals_its_onnx(finished: autoprune.Run, tmp_path: Path) -> None:
+    best = autoprune.Run.open(finished.folder.path).pick(min_score=0.0)
+    model = best.model()
+    assert sum(p.numel() for p in model.parameters()) == best.record.params
+    x = tiny.make_task().val_set.tensors[0][:5]  # pyright: ignore[reportAttributeAccessIssue]
+    session = onnxruntime.InferenceSession(best.export(tmp_path / "out" / "model.onnx"))
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(np.asarray(found), model(x).numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_front_and_pick(finished: autoprune.Run) -> None:
+    frame = finished.front(baselines=True)
+    assert len(frame) == len(finished.models) + len(finished.baselines)
+    assert frame["latency_ms_measured"].is_monotonic_increasing
+    fastest = finished.models[0]
+    assert finished.pick(max_latency_ms=fastest.latency_ms_measured).digest == fastest.digest
+    assert finished.candidate(fastest.digest[:6]).digest == fastest.digest
+    with pytest.raises(UsageError, match="no model takes at most"):
+        finished.pick(max_latency_ms=1e-9)
+    with pytest.raises(UsageError, match="names 0 models"):
+        finished.candidate("zzz")
+
+
+def test_the_same_call_again_changes_nothing(copied: autoprune.Run) -> None:
+    before, front = study_rows(copied.folder), copied.folder.front.read_text()
+    again = autoprune.search(run_dir=copied.folder.path)
+    assert study_rows(again.folder) == before
+    assert again.folder.front.read_text() == front
+
+
+def test_a_run_interrupted_after_the_search_goes_on(copied: autoprune.Run) -> None:
+    digest = copied.models[0].digest
+    copied.folder.front.unlink()
+    shutil.rmtree(copied.folder.model(digest).path)
+    optuna.delete_study(study_name="rung-3", storage=f"sqlite:///{copied.folder.study}")
+    again = autoprune.search(run_dir=copied.folder.path)
+    assert {m.digest for m in again.models} | {m.digest for m in again.others} >= {digest}
+    assert again.folder.model(digest).onnx.is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"budgets": ["55%"]}, "budgets was"), ({"task": "digits"}, "task was"), ({"seed": 3}, "seed was 0 and is 3")],
+)
+def test_another_run_needs_another_folder(finished: autoprune.Run, options: dict, message: str) -> None:
+    with pytest.raises(RunFolderError, match=message):
+        autoprune.search(run_dir=finished.folder.path, **options)
+
+
+def test_fresh_refuses_a_run(finished: autoprune.Run) -> None:
+    with pytest.raises(RunFolderError, match="already holds a run"):
+        autoprune.search(run_dir=finished.folder.path, fresh=True)
+
+
+def test_a_budget_below_the_floor_states_it_and_may_be_changed(copied: autoprune.Run, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "low")
+    shutil.copytree(copied.folder.path, folder.path)
+    for name in ("study.db", "front.json"):
+        (folder.path / name).unlink()
+    with pytest.raises(BudgetError, match=r"the budget 1% .* cannot be reached: the smallest policy .* % of dense|%"):
+        autoprune.search(run_dir=folder.path, budgets=["1%"])
+    assert autoprune.search(run_dir=folder.path, **OPTIONS).models
+
+
+def test_a_task_object_runs_in_this_process(copied: autoprune.Run, tmp_path: Path) -> None:
+    options = OPTIONS | {"trials": 2, "budgets": ["80%"], "strategy": "uniform"}
+    task = tiny.make_task()
+    run = autoprune.search(task, run_dir=tmp_path / "object", table=str(copied.folder.table), **options)
+    assert [m.strategy for m in run.models] == ["uniform"]
+    with pytest.raises(UsageError, match="pass it again"):
+        _ = autoprune.Run.open(run.folder.path).bench
+    assert autoprune.Run.open(run.folder.path, task).pick(knee=True).model()(task.example_inputs[0]).shape == (1, 10)
+
+
+def test_data_that_are_not_finite_stop_before_anything_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=r"(?i)nan|finite"):
+        autoprune.search(SPEC.replace("make_task", "not_finite"), run_dir=tmp_path / "nan", **OPTIONS)
+    assert not RunFolder(tmp_path / "nan").dense.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strategy": "fancy"}, "unknown strategy 'fancy'. Known: direct"),
+        ({"sampler": "tp"}, "unknown sampler 'tp'"),
+        ({"scores": "l3"}, "unknown scores 'l3'"),
+        ({"target": "toaster"}, "unknown target 'toaster'"),
+        ({"space": "resent"}, "unknown space 'resent'"),
+        ({"task": "mnist"}, "unknown task 'mnist'"),
+    ],
+)
+def test_unknown_names_leave_nothing_behind(tmp_path: Path, options: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        autoprune.search(run_dir=tmp_path / "new", **options)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_damaged_weight_file_is_named(copied: autoprune.Run) -> None:
+    copied.folder.dense.write_bytes(b"torn")
+    with pytest.raises(TaskError, match="not a readable safetensors file"):
+        autoprune.search(run_dir=copied.folder.path)
