@@ -13,10 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from autoprune.errors import ConfigError
 from autoprune.records import Budget
 
-FOUNDATION = ("task", "model", "data_dir", "dense", "space", "target", "threads", "batch", "scores", "seed")
+FOUNDATION = ("task", "model", "data_dir", "dense", "target", "threads", "batch", "scores", "seed")
 """What a run folder is about: a run that differs in one of these needs a folder of its own."""
 
-QUESTION = ("budgets", "strategy", "sampler", "effort", "trials")
+QUESTION = ("space", "budgets", "strategy", "sampler", "effort", "trials")
 """What its search answers: may change until the first trial."""
 
 

@@ -5,8 +5,9 @@ exclude: ["stem*"]        # ... but not these
 min_keep: 0.125           # smallest and largest share of channels kept
 max_keep: 1.0
 multiple_of: 8            # levels are multiples of this, and the full width
+steps: 8                  # equal steps of the width, rounded up to multiples; default every multiple
 levels: [8, 16, 32]       # explicit levels instead (widths)
-overrides:                # per pattern, any of the four keys above; later patterns win
+overrides:                # per pattern, any of the five keys above; later patterns win
   "blocks.0.*": {min_keep: 0.5}
 """
 
@@ -33,6 +34,7 @@ class LevelRule(BaseModel):
     min_keep: float | None = Field(default=None, gt=0, le=1)
     max_keep: float | None = Field(default=None, gt=0, le=1)
     multiple_of: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=1)
     levels: tuple[int, ...] | None = Field(default=None)
 
 
@@ -95,7 +97,7 @@ def build_space(
 def _levels(spec: SpaceSpec, unit: Unit, source: object) -> tuple[int, ...]:
     if not _matches(unit.name, spec.include) or _matches(unit.name, spec.exclude):
         return (unit.width,)
-    rule: dict[str, Any] = {"min_keep": 0.125, "max_keep": 1.0, "multiple_of": 1, "levels": None}
+    rule: dict[str, Any] = {"min_keep": 0.125, "max_keep": 1.0, "multiple_of": 1, "steps": None, "levels": None}
     rule |= _given(spec)
     for pattern, override in spec.overrides.items():
         if fnmatchcase(unit.name, pattern):
@@ -103,11 +105,7 @@ def _levels(spec: SpaceSpec, unit: Unit, source: object) -> tuple[int, ...]:
     if rule["levels"] is not None:
         found = sorted({level for level in rule["levels"] if level <= unit.width})
     else:
-        step, low = rule["multiple_of"], max(1, math.ceil(rule["min_keep"] * unit.width))
-        high = math.floor(rule["max_keep"] * unit.width)
-        found = [w for w in range(step, unit.width + 1, step) if low <= w <= high]
-        if high == unit.width and unit.width not in found:
-            found.append(unit.width)
+        found = _stepped(unit.width, rule)
     smallest = 0 if unit.removable else 1
     if not found or found[0] < smallest:
         raise ConfigError(
@@ -117,6 +115,15 @@ def _levels(spec: SpaceSpec, unit: Unit, source: object) -> tuple[int, ...]:
     return tuple(found)
 
 
+def _stepped(width: int, rule: Mapping[str, Any]) -> list[int]:
+    """Multiples between the keep ratios, or those next above equal steps of the width; and the full width."""
+    multiple, low, high = rule["multiple_of"], rule["min_keep"] * width, rule["max_keep"] * width
+    steps = rule["steps"] or math.ceil(width / multiple)
+    size = width / steps if rule["steps"] else multiple
+    rounded = {math.ceil(k * size / multiple - 1e-9) * multiple for k in range(1, steps + 1)}
+    return sorted({min(w, width) for w in rounded if low <= min(w, width) <= high})
+
+
 def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
@@ -124,6 +131,6 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 def _given(rule: LevelRule) -> Mapping[str, Any]:
     values = rule.model_dump(include=set(LevelRule.model_fields))
     found = {key: value for key, value in values.items() if value is not None}
-    if found.keys() & {"min_keep", "max_keep", "multiple_of"} and "levels" not in found:
+    if found.keys() & {"min_keep", "max_keep", "multiple_of", "steps"} and "levels" not in found:
         found["levels"] = None
     return found

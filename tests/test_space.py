@@ -20,6 +20,12 @@ def test_levels_are_multiples_within_the_keep_ratios_and_the_full_width() -> Non
     assert levels(multiple_of=8, max_keep=0.5)["body.0"] == (8, 16)
 
 
+def test_steps_are_rounded_up_to_multiples() -> None:
+    found = levels(multiple_of=4, steps=8)
+    assert found == {"stem": (4, 8, 12, 16), "body.0": (4, 8, 12, 16, 20, 24, 28, 32), "body.1": (4, 8, 12, 16, 20)}
+    assert levels(multiple_of=8, steps=2)["body.1"] == (16, 20)
+
+
 def test_include_and_exclude() -> None:
     found = levels(include=["body.*"], exclude=["*.1"], multiple_of=16)
     assert found == {"stem": (16,), "body.0": (16, 32), "body.1": (20,)}
@@ -63,7 +69,7 @@ def test_spaces_that_make_no_sense(keys: dict[str, object], message: str) -> Non
     ("text", "message"),
     [
         ("keep: 0.5\n", r"space.yaml: unknown key 'keep' \(known: min_keep"),
-        ("overrides:\n  '*': {steps: 3}\n", r"unknown key 'overrides.\*.steps'"),
+        ("overrides:\n  '*': {step: 3}\n", r"unknown key 'overrides.\*.step'"),
         ("min_keep: 2\n", "min_keep: .*less than or equal to 1, got 2"),
         ("a: [1\nb: 2\n", "space.yaml, line 2: not valid YAML"),
         ("- 1\n", "must hold `key: value` lines; got list"),
@@ -83,12 +89,12 @@ def test_an_empty_file_means_everything(tmp_path: Path) -> None:
 
 
 def test_builtin_spaces_load() -> None:
-    assert {"default", "resnet", "mobilenet"} <= set(builtin_spaces())
+    assert {"default", "mobilenet"} <= set(builtin_spaces())
     assert all(load_spec(path).description for path in builtin_spaces().values())
 
 
 def test_unknown_spaces() -> None:
-    with pytest.raises(UsageError, match=r"unknown space 'resent'. Did you mean 'resnet'\? Known: default"):
-        find_space("resent")
+    with pytest.raises(UsageError, match=r"unknown space 'defalt'. Did you mean 'default'\? Known: default"):
+        find_space("defalt")
     with pytest.raises(ConfigError, match="no search-space file"):
         find_space("absent.yaml")

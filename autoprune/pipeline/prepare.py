@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from autoprune.config import RunConfig
-from autoprune.errors import BudgetError, unknown_name
+from autoprune.errors import BudgetError, TaskError, unknown_name
 from autoprune.evaluation import Bench, Evaluator
 from autoprune.latency.predictor import LatencyPredictor
 from autoprune.latency.profiling import profile
@@ -25,7 +25,7 @@ from autoprune.latency.target import TARGETS, Target, make_target
 from autoprune.pipeline.events import Events
 from autoprune.pruning import SCORES, Calibration, channel_order, score_units
 from autoprune.records import Policy, SearchSpace
-from autoprune.recovery.dense import load_dense, train_dense, weights_to_bytes
+from autoprune.recovery.dense import build_dense, load_dense, train_dense, weights_to_bytes
 from autoprune.recovery.evaluate import evaluate
 from autoprune.runfolder import RunFolder, read_json, write_atomic, write_json
 from autoprune.search.effort import Effort
@@ -73,6 +73,8 @@ def check_names(config: RunConfig) -> None:
         if getattr(config, key) not in names:
             raise unknown_name(key, getattr(config, key), names)
     load_spec(find_space(config.space))
+    if config.dense and not Path(config.dense).is_file():
+        raise TaskError(f"there is no weights file {config.dense}; give a .safetensors file of the dense model")
     make_target(config.target, config.threads, config.batch)
 
 
@@ -82,11 +84,14 @@ def open_task(config: RunConfig) -> Task:
 
 
 def prepare(config: RunConfig, folder: RunFolder, events: Events, task: Task) -> Setup:
-    """Run every stage up to the search. Raises the error of the stage that cannot go on."""
-    events.stage("Task and dense model")
+    """Run every stage up to the search. Raises the error of the stage that cannot go on.
+
+    Latency does not depend on weights, so budgets are checked before anything is trained.
+    """
+    events.stage("Task and units")
     check_task(task)
     write_json(folder.environment, environment())
-    dense = dense_model(config, folder, task, events)
+    dense = build_dense(task, seed=config.seed)
     structure = analyze(dense, task.example_inputs)
     space = space_of(config, structure)
     searched = len(space.searched)
@@ -95,12 +100,14 @@ def prepare(config: RunConfig, folder: RunFolder, events: Events, task: Task) ->
     )
     for op, nodes in structure.unsupported.items():
         events.note(f"operator {op} has no rule: what it touches keeps its width ({len(nodes)} places)")
-    order = _channel_order(config, folder, structure, task)
-    bench = Bench(task=task, dense=dense, structure=structure, order=order)
-    score = evaluate(dense, task, task.val_set, dense_outputs=bench.dense_outputs).score
     target = make_target(config.target, config.threads, config.batch)
     table = latency_table(config, folder, structure, space, target, events)
     predictor = table.predictor(structure)
+    limits_ms = limits(config, space, predictor, table.dense_ms)
+    trained = dense_model(config, folder, task, events)
+    dense.load_state_dict(trained.state_dict())
+    bench = Bench(task=task, dense=dense, structure=structure, order=_channel_order(config, folder, structure, task))
+    score = evaluate(dense, task, task.val_set, dense_outputs=bench.dense_outputs).score
     events.note(f"dense: {task.metric_name} {score:.4f} on validation data, {table.dense_ms * 1e3:.0f} us measured")
     effort = Effort.derive(
         config.effort, train_examples=length(task.train_set), val_examples=length(task.val_set), trials=config.trials
@@ -114,7 +121,7 @@ def prepare(config: RunConfig, folder: RunFolder, events: Events, task: Task) ->
         table=table,
         predictor=predictor,
         dense_score=score,
-        limits_ms=limits(config, space, predictor, table.dense_ms),
+        limits_ms=limits_ms,
         effort=effort,
     )
 
@@ -130,6 +137,7 @@ def dense_model(config: RunConfig, folder: RunFolder, task: Task, events: Events
     """The trained dense model: cached in the folder, given as a file, or trained once by the task's recipe."""
     if folder.dense.exists():
         return load_dense(task, folder.dense)
+    events.stage("Dense model")
     if config.dense is not None:
         dense = load_dense(task, Path(config.dense))
     else:
@@ -173,12 +181,13 @@ def latency_table(
     config: RunConfig, folder: RunFolder, structure: Structure, space: SearchSpace, target: Target, events: Events
 ) -> LatencyTable:
     """The table of the folder, the one that was given, or one that is profiled now."""
-    given = Path(config.table) if config.table and not folder.table.exists() else folder.table
-    if given.exists() or config.table:
-        table = LatencyTable.load(given)
-        table.require(target, allow_foreign=config.allow_foreign_table)
-        if given != folder.table:
-            table.save(folder.table)
+    if folder.table.exists():
+        table = LatencyTable.load(folder.table).require(target, allow_foreign=config.allow_foreign_table)
+        if table.space_id == space.id or config.table:
+            return table
+    elif config.table:
+        table = LatencyTable.load(config.table).require(target, allow_foreign=config.allow_foreign_table)
+        table.save(folder.table)
         return table
     events.stage("Latency table")
     table = profile(

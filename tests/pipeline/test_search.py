@@ -14,8 +14,8 @@ import torch
 import autoprune
 from autoprune.errors import BudgetError, RunFolderError, TaskError, UsageError
 from autoprune.runfolder import RunFolder
+from tests.conftest import OPTIONS, SPEC
 from tests.pipeline import tiny
-from tests.pipeline.conftest import OPTIONS, SPEC
 
 FRONT_KEYS = {
     "digest", "policy", "score", "test_score", "latency_ms_predicted", "latency_ms_measured", "latency_ratio",

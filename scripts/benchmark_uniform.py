@@ -1,0 +1,69 @@
+"""Searched policies against their uniform baselines on *test* data, as a curve over fine-tuning samples.
+
+    python scripts/benchmark_uniform.py RUN_DIR [--samples 0 2000 10000] [--seeds 3]
+
+For every budget of a finished run: the picked policy and the uniform policy that fits the same budget, both recovered
+from the dense weights and fine-tuned with the same recipe and paired seeds. Prints the mean test score of both, the
+paired difference with its standard error, and the measured latencies.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from autoprune import Run
+from autoprune.evaluation import Bench, Evaluator
+from autoprune.records import Fidelity, FrontModel, Policy, TrialSpec, trial_seed
+from autoprune.recovery.evaluate import evaluate
+from autoprune.recovery.passes import SamplePasses
+
+
+def test_scores(bench: Bench, policy: Policy, samples: int, seeds: int) -> np.ndarray:
+    """Test score `[seeds]` after fine-tuning on `samples` examples."""
+    evaluator = Evaluator(bench=bench, predict_ms=lambda _policy: 0.0)
+    fidelity = Fidelity(name="benchmark", rung=0, finetune_samples=samples)
+    scores = []
+    for seed in range(seeds if samples else 1):
+        # The same data order for both policies: the seed leaves the policy out.
+        paired = trial_seed(seed, Policy(space_id="", widths={}), fidelity)
+        spec = TrialSpec(number=0, policy=policy, fidelity=fidelity, seed=paired)
+        model = evaluator.recovered(spec, SamplePasses())
+        scores.append(evaluate(model, bench.task, bench.task.test_set, dense_outputs=None).score)
+    return np.array(scores)
+
+
+def compare(run: Run, best: FrontModel, uniform: FrontModel, samples: list[int], seeds: int) -> None:
+    """Print one line for every number of samples."""
+    ratios = f"measured {best.latency_ratio:.1%} against {uniform.latency_ratio:.1%} of dense"
+    print(f"\n{best.budget}: {best.digest} against uniform {uniform.digest}, {ratios}")
+    for count in samples:
+        ours, theirs = (test_scores(run.bench, model.policy, count, seeds) for model in (best, uniform))
+        difference = ours - theirs
+        error = difference.std(ddof=1) / len(difference) ** 0.5 if len(difference) > 1 else float("nan")
+        print(
+            f"  {count:>7,} samples: searched {ours.mean():.4f}  uniform {theirs.mean():.4f}  "
+            f"difference {difference.mean():+.4f} (standard error {error:.4f}, {len(difference)} seeds)"
+        )
+    print(f"  full fine-tune:  searched {best.test_score:.4f}  uniform {uniform.test_score:.4f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--samples", type=int, nargs="+", default=[0, 2_000, 10_000])
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    run = Run.open(options.run_dir)
+    baselines = {model.budget: model for model in run.baselines}
+    for model in sorted(run.models, key=lambda m: -m.latency_ratio):
+        if model.budget in baselines:
+            compare(run, model, baselines[model.budget], options.samples, options.seeds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import autoprune
+from autoprune import cli
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Exit code of a command line in this process."""
+    monkeypatch.setattr(sys, "argv", ["autoprune", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return int(stopped.value.code or 0)
+
+
+def test_help_names_every_command_and_needs_no_torch() -> None:
+    check = "import sys, atexit; atexit.register(lambda: print('torch' in sys.modules)); sys.argv[1:] = ['--help']; "
+    code = check + "from autoprune.cli import main; main()"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    commands = (
+        "search",
+        "profile",
+        "units",
+        "front",
+        "pick",
+        "finetune",
+        "export",
+        "verify",
+        "report",
+        "tasks",
+        "spaces",
+        "targets",
+    )
+    assert all(f"\n  {name} " in found for name in commands)
+    assert found.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search", "--budget=0"], "above 0; got '0'"),
+        (["search", "--budget=-1ms"], "got '-1ms'"),
+        (["search", "--budget=50"], "Write `50%` or `1.2ms`"),
+        (["search", "--budget=abc"], "got 'abc'"),
+        (["search", "--task", "mnist"], "Did you mean 'mnist5k'?"),
+        (["search", "--space", "absent.yaml"], "no search-space file"),
+        (["search", "--strategy", "best"], "Known: direct, random, uniform"),
+        (["search", "--target", "toaster"], "Known: ort-cpu"),
+        (["search", "--dense", "absent.safetensors", "--task", "digits"], "absent.safetensors"),
+        (["front", "nothing"], "does not exist"),
+        (["profile", "--out", "t.json", "--task", "digits", "--model", "resnet"], "unknown model"),
+    ],
+)
+def test_bad_input_gets_one_message_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "search", "--budget=0", "--debug") == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_malformed_file_is_named_with_its_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "run.yaml").write_text("task: digits\nbudgets: [50%\nseed: 1\n")
+    assert run(monkeypatch, "search", str(tmp_path / "run.yaml"), "--run-dir", str(tmp_path / "r")) == 2
+    assert "run.yaml, line 3: not valid YAML" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert run(monkeypatch, "search", "--task", "digits", "--run-dir", str(tmp_path / "file" / "run")) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_run_of_another_schema(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "run.yaml").write_text("schema: 7\ntask: digits\n")
+    assert run(monkeypatch, "search", "--run-dir", str(tmp_path)) == 2
+    assert "has schema 7" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "name"), [("tasks", "fashion-mnist"), ("spaces", "mobilenet"), ("targets", "ort-cpu")]
+)
+def test_listings(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, name: str) -> None:
+    assert run(monkeypatch, command) == 0
+    assert name in capsys.readouterr().out
+
+
+def test_units_are_listed_with_what_is_fixed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "units", "--task", "digits", "--model", "mlp") == 0
+    out = capsys.readouterr().out
+    assert "fc1" in out
+    assert "an output of the model" in out
+
+
+class TestFinished:
+    """Commands on a finished run."""
+
+    def test_front_and_pick(
+        self,
+        finished: autoprune.Run,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        path = str(finished.folder.path)
+        assert run(monkeypatch, "front", path) == 0
+        assert "uniform" in capsys.readouterr().out
+        assert run(monkeypatch, "front", path, "--format", "json") == 0
+        assert json.loads(capsys.readouterr().out)["schema"] == 1
+        assert run(monkeypatch, "front", path, "--format", "csv") == 0
+        assert capsys.readouterr().out.startswith("digest,strategy,budget")
+        assert run(monkeypatch, "front", path, "--format", "xml") == 2
+        capsys.readouterr()
+        assert run(monkeypatch, "pick", path, "--knee") == 0
+        picked = json.loads(capsys.readouterr().out)
+        assert Path(picked["onnx"]).is_file()
+        assert run(monkeypatch, "pick", path, "--max-latency", "1us") == 2
+        assert run(monkeypatch, "pick", path) == 2
+
+    def test_report_and_export(
+        self,
+        finished: autoprune.Run,
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+    ) -> None:
+        path, digest = str(finished.folder.path), finished.models[0].digest
+        assert run(monkeypatch, "report", path, "--out", str(tmp_path / "r.html")) == 0
+        page = (tmp_path / "r.html").read_text()
+        assert digest in page
+        assert 'src="http' not in page
+        assert run(monkeypatch, "export", path, "--policy", digest[:5], "--out", str(tmp_path / "m.onnx")) == 0
+        assert (tmp_path / "m.onnx").read_bytes() == finished.candidate(digest).onnx_path.read_bytes()
+
+    def test_finetune_and_verify(
+        self,
+        copied: autoprune.Run,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        path, model = str(copied.folder.path), copied.models[0]
+        before = copied.folder.model(model.digest).weights.read_bytes()
+        assert run(monkeypatch, "finetune", path, "--policy", model.digest, "--epochs", "0.5") == 0
+        assert copied.folder.model(model.digest).weights.read_bytes() != before
+        capsys.readouterr()
+        assert run(monkeypatch, "verify", path, "--policy", model.digest) == 0
+        metrics = json.loads(capsys.readouterr().out)
+        assert metrics["onnx_relative_difference"] <= 1e-4
+        again = autoprune.Run.open(copied.folder.path).candidate(model.digest).record
+        assert again.score == metrics["score"]
+        assert run(monkeypatch, "finetune", path, "--policy", model.digest, "--epochs", "0") == 2
