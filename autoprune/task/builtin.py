@@ -57,7 +57,7 @@ TASKS: Mapping[str, BuiltinTask] = MappingProxyType(
             num_classes=10,
             default_model="resnet8",
             augment=augment.affine,
-            recipe=Recipe(epochs=30, lr=0.1, schedule="one-cycle", label_smoothing=0.05),
+            recipe=Recipe(epochs=40, batch_size=64, lr=0.05, schedule="one-cycle", label_smoothing=0.1),
             finetune_recipe=Recipe(epochs=15, lr=0.05),
         ),
         "fashion-mnist": BuiltinTask(
