@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-out = Console()
+out = Console(width=None if sys.stdout.isatty() else 132)
 
 RunDir = Annotated[Path, typer.Argument(help="Run folder of `autoprune search`.")]
 Policy = Annotated[str, typer.Option("--policy", help="Digest of a model of the run, or the beginning of it.")]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoprune.errors import UsageError
-from autoprune.records import FrontModel
+from autoprune.trials import FrontModel
 
 Floats = npt.ArrayLike
 

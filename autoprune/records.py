@@ -28,13 +28,11 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from autoprune.errors import BudgetError, PolicyError, UsageError
-
-Status = Literal["done", "infeasible", "stopped", "failed"]
+from autoprune.errors import BudgetError, PolicyError
 
 
 def digest_of(value: object, length: int = 12) -> str:
@@ -254,137 +252,3 @@ class Budget:
 
     def __str__(self) -> str:
         return f"{self.value * 100:g}%" if self.kind == "ratio" else f"{self.value:g}ms"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fidelity:
-    """How expensively a policy is scored: `finetune_samples` training examples after BN recalibration.
-
-    `rung` orders fidelities from cheap to dear; the proxy has no fine-tuning at all. `val_samples` caps the validation
-    examples that the score is taken on (0: all of them).
-    """
-
-    name: str
-    rung: int
-    finetune_samples: int = 0
-    val_samples: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON value."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Fidelity:
-        """Inverse of `to_json`."""
-        return cls(**value)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """What one trial found.
-
-    `score` is the task's metric on validation data (higher is better); `loss` is the divergence from the dense model's
-    outputs on the same data (lower is better, less noisy than the score). `latency_source` says which.
-    `bytes` counts parameters and float buffers in fp32.
-    """
-
-    score: float
-    loss: float
-    latency_ms: float
-    latency_source: Literal["predicted", "measured"]
-    params: int
-    macs: int
-    bytes: int
-
-    def __post_init__(self) -> None:
-        for name in ("score", "loss", "latency_ms"):
-            if not math.isfinite(getattr(self, name)):
-                raise UsageError(f"a measurement must be finite; {name} is {getattr(self, name)}")
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON value."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Measurement:
-        """Inverse of `to_json`."""
-        return cls(**value)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialSpec:
-    """One policy to be scored at one fidelity: all that an executor needs to know."""
-
-    number: int
-    policy: Policy
-    fidelity: Fidelity
-    seed: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialResult:
-    """What became of a trial: a measurement when it is `done`, a reason when it `failed`."""
-
-    number: int
-    policy: Policy
-    fidelity: Fidelity
-    status: Status
-    seed: int
-    measurement: Measurement | None = None
-    error: str | None = None
-    seconds: float = 0.0
-    sample_passes: float = 0.0
-
-    def __post_init__(self) -> None:
-        if (self.status == "done") != (self.measurement is not None):
-            raise UsageError(f"a trial has a measurement exactly when it is done; status is {self.status!r}")
-        if self.status == "failed" and not self.error:
-            raise UsageError("a failed trial says why")
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON value."""
-        return vars(self) | {
-            "policy": self.policy.to_json(),
-            "fidelity": self.fidelity.to_json(),
-            "measurement": self.measurement.to_json() if self.measurement else None,
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> TrialResult:
-        """Inverse of `to_json`."""
-        measurement = value["measurement"]
-        return cls(
-            **dict(value)
-            | {
-                "policy": Policy.from_json(value["policy"]),
-                "fidelity": Fidelity.from_json(value["fidelity"]),
-                "measurement": Measurement.from_json(measurement) if measurement else None,
-            }
-        )
-
-
-def trial_seed(run_seed: int, policy: Policy, fidelity: Fidelity) -> int:
-    """Seed of a trial, from the run seed, the policy and the fidelity alone: the same in every executor and order."""
-    return int(digest_of([run_seed, policy.digest(), fidelity.to_json()], length=8), 16) & 0x7FFFFFFF
-
-
-@dataclass(frozen=True, kw_only=True)
-class FrontModel:
-    """One model of `front.json`: a policy with what was predicted and, once verified, what was measured."""
-
-    digest: str
-    policy: Policy
-    score: float
-    test_score: float | None
-    latency_ms_predicted: float
-    latency_ms_measured: float | None
-    latency_ratio: float
-    params: int
-    macs: int
-    bytes: int
-    fidelity: str
-    strategy: str
-    budget: str | None = None
-    meets_budget: bool | None = None
-    onnx: str | None = None
-    notes: tuple[str, ...] = field(default_factory=tuple)

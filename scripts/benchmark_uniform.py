@@ -17,9 +17,10 @@ import torch
 
 from autoprune import Run
 from autoprune.evaluation import Bench, Evaluator
-from autoprune.records import Fidelity, FrontModel, Policy, TrialSpec, trial_seed
+from autoprune.records import Policy
 from autoprune.recovery.evaluate import evaluate
 from autoprune.recovery.passes import SamplePasses
+from autoprune.trials import Fidelity, FrontModel, TrialSpec, trial_seed
 
 
 def test_scores(bench: Bench, policy: Policy, samples: int, seeds: int) -> np.ndarray:

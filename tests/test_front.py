@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from autoprune.errors import UsageError
 from autoprune.front import dominates, hypervolume, knee, non_dominated, pick
-from autoprune.records import FrontModel, Policy
+from autoprune.records import Policy
+from autoprune.trials import FrontModel
 
 # A coarse grid makes ties and duplicates frequent, and areas countable.
 points = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), max_size=12)

@@ -10,17 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoprune.errors import BudgetError, PolicyError, UsageError
-from autoprune.records import (
-    Budget,
-    Fidelity,
-    Geometry,
-    Measurement,
-    Policy,
-    SearchSpace,
-    TrialResult,
-    Unit,
-    trial_seed,
-)
+from autoprune.records import Budget, Geometry, Policy, SearchSpace, Unit
+from autoprune.trials import Fidelity, Measurement, TrialResult, trial_seed
 
 SPACE = SearchSpace(id="s", levels={"a": (2, 4, 8), "b": (16,), "c": (1, 3)})
 MEASURED = Measurement(score=0.9, loss=0.1, latency_ms=0.2, latency_source="predicted", params=10, macs=100, bytes=40)

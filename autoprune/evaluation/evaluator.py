@@ -12,7 +12,7 @@ import torch
 from autoprune.errors import TrialError
 from autoprune.evaluation.bench import Bench
 from autoprune.latency.table import LatencyTable
-from autoprune.records import Measurement, Policy, TrialResult, TrialSpec
+from autoprune.records import Policy
 from autoprune.recovery.batchnorm import recalibrate
 from autoprune.recovery.dense import load_dense, weights_to_bytes
 from autoprune.recovery.evaluate import evaluate
@@ -21,6 +21,7 @@ from autoprune.recovery.passes import SamplePasses
 from autoprune.runfolder import RunFolder, read_json, write_atomic
 from autoprune.structure import GraphModel, analyze
 from autoprune.task.load import load_task
+from autoprune.trials import Measurement, TrialResult, TrialSpec
 
 PredictOne = Callable[[Policy], float]
 FULL = "full"

@@ -12,13 +12,14 @@ from autoprune.export.verify import measure
 from autoprune.pipeline.events import Events
 from autoprune.pipeline.prepare import Setup
 from autoprune.pipeline.verification import meets, verify_model
-from autoprune.records import Budget, FrontModel, Policy, TrialResult
-from autoprune.search.broker import Broker
+from autoprune.records import Budget, Policy
+from autoprune.search.broker import Broker, storage_errors
 from autoprune.search.controller import run_rung
 from autoprune.search.executors.base import Executor
 from autoprune.search.question import Question
 from autoprune.search.rungs import best_within
 from autoprune.search.uniform import baselines
+from autoprune.trials import FrontModel, TrialResult
 
 _CANDIDATES = 4
 _ROUNDS = 3
@@ -123,7 +124,8 @@ def _fine_tune(setup: Setup, policies: Mapping[Policy, str], executor: Executor,
         limits_ms=tuple(setup.limits_ms.values()),
         run_seed=setup.config.seed,
     )
-    with Broker(setup.folder.study, question, setup.predictor.predict) as broker:
+    path = setup.folder.study
+    with storage_errors(path), Broker(path, question, setup.predictor.predict) as broker:
         broker.enqueue(policies)
         run_rung(broker, executor, question.limits_ms, "full", lambda p: events.advance(p.done, p.total))
 

@@ -16,7 +16,6 @@ from autoprune.pipeline.finalists import finish
 from autoprune.pipeline.prepare import Setup, check_names, open_task, prepare, seconds_per_pass
 from autoprune.pipeline.run import OBJECT_TASK, Run
 from autoprune.pipeline.verification import front_document
-from autoprune.records import TrialResult
 from autoprune.runfolder import RunFolder, write_json
 from autoprune.search.controller import Progress, Search, run_search
 from autoprune.search.executors.base import Executor
@@ -26,6 +25,7 @@ from autoprune.search.rungs import best_within
 from autoprune.search.uniform import baselines
 from autoprune.task.base import Task
 from autoprune.task.batches import length
+from autoprune.trials import TrialResult
 
 
 def search(

@@ -16,11 +16,11 @@ from autoprune.evaluation import Bench
 from autoprune.front import latency_of, pick
 from autoprune.pipeline.prepare import open_task
 from autoprune.pipeline.verification import from_json, load_model
-from autoprune.records import FrontModel
 from autoprune.recovery.dense import load_dense
 from autoprune.runfolder import RunFolder, read_json, write_atomic
 from autoprune.structure import GraphModel, analyze
 from autoprune.task.base import Task
+from autoprune.trials import FrontModel
 
 _COLUMNS = (
     "digest", "strategy", "budget", "meets_budget", "score", "test_score", "latency_ms_predicted",

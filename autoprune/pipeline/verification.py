@@ -15,11 +15,12 @@ from autoprune.export.verify import verify
 from autoprune.front import hypervolume, latency_of, non_dominated
 from autoprune.pipeline.prepare import Setup
 from autoprune.pruning import keep_best
-from autoprune.records import Budget, FrontModel, Policy
+from autoprune.records import Budget, Policy
 from autoprune.recovery.evaluate import evaluate, predict_outputs
 from autoprune.runfolder import ModelFolder, RunFolder, read_json, write_json
 from autoprune.structure import GraphModel
 from autoprune.task.batches import length, sample_rows, take
+from autoprune.trials import FrontModel
 
 BUDGET_TOLERANCE = 0.02
 """Share by which a measured latency may pass its budget: the noise of a re-measurement."""

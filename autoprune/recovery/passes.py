@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-# A backward pass costs about twice the multiplications of the forward pass: gradients of inputs and of weights.
-FORWARD_SHARE = 1 / 3
+from autoprune.trials import FORWARD_SHARE
 
 
 class SamplePasses:

@@ -20,17 +20,9 @@ def front_table(document: Document) -> Table:
     )
     table.add_column("model")
     table.add_column("budget")
-    for title in (
-        f"{metric}, validation",
-        f"{metric}, test",
-        "measured us",
-        "of dense",
-        "predicted us",
-        "params",
-        "MACs",
-    ):
+    for title in (f"{metric} val", "test", "measured", "of dense", "predicted", "params", "MACs"):
         table.add_column(title, justify="right")
-    full = [f"{dense['score']:.4f}", f"{dense['test_score']:.4f}", _us(dense["latency_ms_measured"]), "100.0 %", ""]
+    full = [f"{dense['score']:.4f}", f"{dense['test_score']:.4f}", _time(dense["latency_ms_measured"]), "100.0 %", ""]
     table.add_row("dense", "", *full, _count(dense["params"]), _count(dense["macs"]), style="dim", end_section=True)
     searched = sorted([*document["models"], *document["others"]], key=lambda m: -m["latency_ms_measured"])
     front = {m["digest"] for m in document["models"]}
@@ -54,7 +46,7 @@ def rung_table(document: Document) -> Table:
     table = Table(title="Searched against uniform, on validation data", title_justify="left", title_style="bold")
     for title in ("budget", "fidelity"):
         table.add_column(title)
-    for title in ("searched", "uniform", "difference", "divergence searched", "uniform "):
+    for title in ("searched", "uniform", "difference", "divergence", "of uniform"):
         table.add_column(title, justify="right")
     cells = {(row["budget"], row["rung"], row["strategy"]): row for row in all_rungs(document)}
     for budget in dict.fromkeys(key[0] for key in cells):
@@ -111,16 +103,16 @@ def _row(model: Mapping[str, Any], name: str) -> list[str]:
         model["budget"] or "",
         f"{model['score']:.4f}",
         f"{model['test_score']:.4f}",
-        _us(model["latency_ms_measured"]),
-        f"{model['latency_ratio']:.1%}".replace("%", " %"),
-        _us(model["latency_ms_predicted"]),
+        _time(model["latency_ms_measured"]),
+        f"{100 * model['latency_ratio']:.1f} %",
+        _time(model["latency_ms_predicted"]),
         _count(model["params"]),
         _count(model["macs"]),
     ]
 
 
-def _us(latency_ms: float) -> str:
-    return f"{latency_ms * 1e3:.0f}"
+def _time(latency_ms: float) -> str:
+    return f"{latency_ms * 1e3:.0f} us" if latency_ms < 10 else f"{latency_ms:.1f} ms"
 
 
 def _count(number: int) -> str:

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,15 +28,17 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from autoprune.errors import RunFolderError
-from autoprune.records import Policy, TrialResult, TrialSpec, digest_of, trial_seed
+from autoprune.records import Policy, digest_of
 from autoprune.search.limits import Predict, excess
 from autoprune.search.question import Question, objectives
 from autoprune.search.repair import fit_to_limit
 from autoprune.search.samplers import Parameters, Projected, decode, distributions, encode, make_sampler
+from autoprune.trials import TrialResult, TrialSpec, trial_seed
 
 BATCH_SIZE = 8
 
-_MAX_PROPOSALS = 16
+_PROPOSALS_PER_LIMIT = 8
+_PROJECTIONS = 4
 _MAX_FAILURES = 2
 _BUSY_SECONDS = 30.0
 _LOST = "controller lost"
@@ -127,8 +130,8 @@ class Broker:
         self.close()
 
     def _ask(self) -> TrialSpec | None:
-        proposals = 0
-        while self._waiting or (self._slots < self._trials and proposals < _MAX_PROPOSALS):
+        proposals, most = 0, _PROPOSALS_PER_LIMIT * len(self._question.limits_ms)
+        while self._waiting or (self._slots < self._trials and proposals < most):
             proposals += not self._waiting
             trial, policy = self._propose(proposals)
             if self._settled(trial, policy):
@@ -142,12 +145,12 @@ class Broker:
 
     def _propose(self, attempt: int) -> tuple[optuna.Trial, Policy]:
         seed = int(digest_of([self._question.run_seed, "proposal", self._slots, attempt], length=8), 16)
-        limit = self._question.limits_ms[self._slots % len(self._question.limits_ms)]
+        limits = self._question.limits_ms
+        # A limit near the floor admits few policies; after some attempts the slot goes to the next limit.
+        limit = limits[(self._slots + attempt // _PROPOSALS_PER_LIMIT) % len(limits)]
 
         def project(parameters: Parameters) -> Parameters:
-            rng = np.random.default_rng(seed)
-            fitted = fit_to_limit(decode(parameters, self._space), self._space, self._predict, limit, rng)
-            return parameters if fitted is None else encode(fitted, self._space)
+            return self._unseen(parameters, limit, np.random.default_rng(seed))
 
         sampler = Projected(make_sampler(self._sampler or "random", seed), self._parameters, project)
         self._study.sampler = sampler
@@ -158,6 +161,16 @@ class Broker:
             trial.set_user_attr("origin", "repair" if sampler.moved else "sampler")
         trial.set_user_attr("digest", policy.digest())
         return trial, policy
+
+    def _unseen(self, parameters: Parameters, limit_ms: float, rng: np.random.Generator) -> Parameters:
+        """A proposal moved onto a limit, to a policy that was not scored yet if some random ways lead to one."""
+        proposed, fitted = decode(parameters, self._space), None
+        busy = {policy for _, policy in self._running.values()}
+        for _ in range(_PROJECTIONS):
+            fitted = fit_to_limit(proposed, self._space, self._predict, limit_ms, rng)
+            if fitted is None or (fitted not in self._results and fitted not in busy):
+                break
+        return parameters if fitted is None else encode(fitted, self._space)
 
     def _settled(self, trial: optuna.Trial, policy: Policy) -> bool:
         """Tell a trial that need not run: known already, too slow, running elsewhere, or failing time after time."""
@@ -256,10 +269,22 @@ class _Connection(sqlite3.Connection):
         self.execute("PRAGMA synchronous=NORMAL")
 
 
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn what the database raises (full disk, no permission, a foreign file) into one `RunFolderError`."""
+    try:
+        yield
+    except (OptunaError, SQLAlchemyError, sqlite3.Error) as error:
+        raise RunFolderError(
+            f"the study {path} cannot be used: {str(error).splitlines()[0]}. What was finished is kept. Check that its "
+            "folder can be written, has space left, and that the file is a study of this program."
+        ) from error
+
+
 def _open(path: Path, question: Question) -> tuple[optuna.storages.RDBStorage, optuna.Study]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     connect = {"factory": _Connection, "timeout": _BUSY_SECONDS}
-    try:
+    with storage_errors(path):
         storage = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": connect})
         study = optuna.create_study(
             study_name=question.study_name,
@@ -268,11 +293,6 @@ def _open(path: Path, question: Question) -> tuple[optuna.storages.RDBStorage, o
             load_if_exists=True,
         )
         _claim(study, question, path)
-    except (OptunaError, SQLAlchemyError, OSError) as error:
-        raise RunFolderError(
-            f"the study {path} cannot be used: {str(error).splitlines()[0]}. Check that its folder can be written "
-            "and that the file is a study of this program, or choose another run folder."
-        ) from error
     return storage, study
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoprune.errors import TrialError
-from autoprune.records import SearchSpace, TrialResult
-from autoprune.search.broker import Broker
+from autoprune.records import SearchSpace
+from autoprune.search.broker import Broker, storage_errors
 from autoprune.search.effort import Effort
 from autoprune.search.executors.base import Executor
 from autoprune.search.limits import Predict, require_reachable
@@ -18,6 +18,7 @@ from autoprune.search.question import Question
 from autoprune.search.rungs import best_within, promote
 from autoprune.search.strategies import start_of
 from autoprune.search.uniform import baselines
+from autoprune.trials import TrialResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,8 @@ def run_search(
     results: dict[str, list[TrialResult]] = {}
     for fidelity, promoted in zip(search.effort.rungs, [*search.effort.promoted, 0], strict=True):
         question = Question(space=search.space, fidelity=fidelity, limits_ms=search.limits_ms, run_seed=search.run_seed)
-        with Broker(search.path, question, search.predict, sampler=sampler, trials=search.effort.trials) as broker:
+        broker = Broker(search.path, question, search.predict, sampler=sampler, trials=search.effort.trials)
+        with storage_errors(search.path), broker:
             broker.enqueue(policies)
             results[fidelity.name] = run_rung(broker, executor, search.limits_ms, fidelity.name, on_event)
         policies, sampler = promote(results[fidelity.name], uniform, search.limits_ms, promoted), None

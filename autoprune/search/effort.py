@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from autoprune.errors import UsageError, unknown_name
-from autoprune.records import Fidelity
+from autoprune.trials import FORWARD_SHARE, Fidelity
 
 PROXY_VAL_SAMPLES = 2_000
 
-# A forward pass costs 0.22 of forward + backward (measured on ResNet-20, one CPU thread); a distilled step has both.
-_FORWARD = 0.22
 _CALIBRATION_SAMPLES = 512
 
 
@@ -27,18 +25,20 @@ class _Dial:
 
 
 _DIALS: Mapping[str, _Dial] = {
-    "small": _Dial(trials=64, brief_samples=2_000, longer_samples=10_000, full_epochs=2, promoted=(6, 2), finalists=1),
+    "small": _Dial(
+        trials=128, brief_samples=2_000, longer_samples=10_000, full_epochs=3, promoted=(12, 3), finalists=1
+    ),
     "medium": _Dial(
-        trials=160, brief_samples=5_000, longer_samples=25_000, full_epochs=6, promoted=(8, 3), finalists=2
+        trials=256, brief_samples=5_000, longer_samples=25_000, full_epochs=6, promoted=(16, 4), finalists=2
     ),
     "large": _Dial(
-        trials=400, brief_samples=10_000, longer_samples=60_000, full_epochs=12, promoted=(12, 4), finalists=2
+        trials=512, brief_samples=10_000, longer_samples=60_000, full_epochs=12, promoted=(24, 6), finalists=2
     ),
 }
 EFFORTS = tuple(_DIALS)
 
 # Two epochs of a tiny data set would be less than the longer rung, so a full fine-tune is at least this many of those.
-_FULL_OVER_LONGER = 6
+_FULL_OVER_LONGER = 12
 
 # On small data the rungs are counted in epochs: more than these would no longer be brief.
 _BRIEF_EPOCHS, _LONGER_EPOCHS = 1, 3
@@ -111,7 +111,7 @@ class Effort:
 
 def _passes(fidelity: Fidelity, val_examples: int) -> float:
     scored = fidelity.val_samples or val_examples
-    return fidelity.finetune_samples * (1 + _FORWARD) + _FORWARD * (scored + _CALIBRATION_SAMPLES)
+    return fidelity.finetune_samples * (1 + FORWARD_SHARE) + FORWARD_SHARE * (scored + _CALIBRATION_SAMPLES)
 
 
 def _within_epochs(samples: int, epochs: int, train_examples: int) -> int:

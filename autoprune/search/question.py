@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from autoprune.records import Fidelity, Measurement, SearchSpace
+from autoprune.records import SearchSpace
+from autoprune.trials import Fidelity, Measurement
 
 _SMALLEST_LOSS = 1e-9
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from autoprune.records import Policy, TrialResult
+from autoprune.records import Policy
 from autoprune.search.limits import fits
+from autoprune.trials import TrialResult
 
 
 def best_within(results: Sequence[TrialResult], limit_ms: float, count: int) -> list[TrialResult]:

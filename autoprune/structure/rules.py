@@ -7,37 +7,19 @@ of its output. An operator without a rule fixes the labels of its inputs and is 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import fx
-from torch.fx.node import map_arg
 
+from autoprune.structure.analysis import Analysis, Rule
 from autoprune.structure.capture import concrete, shape_of
 from autoprune.structure.labels import Array, Labels, Value
+from autoprune.structure.movements import MOVEMENTS, item, movement
 
 aten = torch.ops.aten
-
-
-@dataclass
-class Analysis:
-    """State of one pass over one graph: values by node, group labels by convolution, operators without a rule."""
-
-    labels: Labels
-    parameters: dict[str, Value]
-    values: dict[fx.Node, Any] = field(default_factory=dict)
-    groups: dict[fx.Node, Array] = field(default_factory=dict)
-    unsupported: dict[str, list[str]] = field(default_factory=dict)
-
-    def value(self, argument: Any) -> Value:
-        """Value of a tensor argument; one without labels for anything that has none."""
-        found = self.values.get(argument) if isinstance(argument, fx.Node) else None
-        if isinstance(found, Value):
-            return found
-        return Value(shape_of(argument) if isinstance(argument, fx.Node) else ())
 
 
 def analyse(graph: fx.Graph, labels: Labels, parameters: dict[str, Value]) -> Analysis:
@@ -64,9 +46,6 @@ def _apply(state: Analysis, node: fx.Node) -> None:
         state.labels.fix_value(state.value(source), f"read by {node.target}, which has no rule")
     if touched:
         state.unsupported.setdefault(str(node.target), []).append(node.name)
-
-
-Rule = Callable[[Analysis, fx.Node], Any]
 
 
 def _argument(node: fx.Node, index: int, name: str, default: Any = None) -> Any:
@@ -230,59 +209,9 @@ def padding(state: Analysis, node: fx.Node) -> Value:
     return Value(shape, tuple(c for c in x.components if all(c.shape[d] == 1 for d in padded)))
 
 
-def movement(state: Analysis, node: fx.Node) -> Any:
-    """View, permute, slice, split, ...: run the same operator on the label arrays."""
-    x = state.value(node.args[0])
-    if node.target is aten.slice.Tensor and len(node.args) > 4 and node.args[4] != 1:
-        state.labels.fix_value(x, "is sliced with a step")
-    args, kwargs = map_arg((node.args[1:], node.kwargs), lambda n: concrete(n.meta["val"]))
-    target = cast(Callable[..., Any], node.target)
-    outputs: list[list[Array]] = []
-    for component in x.components:
-        moved = target(torch.from_numpy(np.broadcast_to(component, x.shape).copy()), *args, **kwargs)
-        outputs.append([_collapsed(t) for t in (moved if isinstance(moved, (list, tuple)) else [moved])])
-    value = node.meta["val"]
-    if not isinstance(value, (list, tuple)):
-        return _separable(state, node, Value(shape_of(node), tuple(o[0] for o in outputs)))
-    shapes = [concrete(v.shape) for v in value]
-    return [_separable(state, node, Value(s, tuple(o[k] for o in outputs))) for k, s in enumerate(shapes)]
-
-
-def _collapsed(labels: torch.Tensor) -> Array:
-    """Give dimensions along which nothing changes the size 1."""
-    for dim in range(labels.dim()):
-        if bool((labels == labels.narrow(dim, 0, 1)).all()):
-            labels = labels.narrow(dim, 0, 1)
-    return labels.contiguous().numpy()
-
-
-def _separable(state: Analysis, node: fx.Node, value: Value) -> Value:
-    """Fix components that vary along two dimensions at once: a dimension that was split."""
-    kept = []
-    for component in value.components:
-        varying = sum(size > 1 for size in component.shape)
-        if varying == 1:
-            kept.append(component)
-        elif varying > 1:
-            state.labels.fix(component, f"is split over two dimensions by {node.target}")
-    return Value(value.shape, tuple(kept))
-
-
-def item(state: Analysis, node: fx.Node) -> Any:
-    """One output of an operator with several."""
-    found = state.values.get(node.args[0])  # type: ignore[arg-type]
-    return found[cast(int, node.args[1])] if isinstance(found, list) else Value(shape_of(node))
-
-
 def ignored(state: Analysis, node: fx.Node) -> None:
     """Sizes and assertions: no tensor comes out."""
 
-
-MOVEMENTS = {
-    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints, aten.permute.default,
-    aten.transpose.int, aten.t.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
-    aten.unsqueeze.default, aten.slice.Tensor, aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default,
-}  # fmt: skip
 
 RULES: dict[Any, Rule] = {
     aten.conv1d.default: convolution,

@@ -11,12 +11,13 @@ from torch import nn
 
 from autoprune.errors import PolicyError, ProofError, StructureError
 from autoprune.records import Policy, Unit, digest_of
+from autoprune.structure.analysis import Analysis
 from autoprune.structure.capture import Capture, capture, module_tensors
 from autoprune.structure.geometry import Dim, Operator, find_operators
 from autoprune.structure.labels import Labels, Value
 from autoprune.structure.module import GraphModel
 from autoprune.structure.proof import TOLERANCE, largest_difference
-from autoprune.structure.rules import Analysis, analyse
+from autoprune.structure.rules import analyse
 from autoprune.structure.shrink import living_masks, rewrite, slice_tensors
 from autoprune.structure.units import Channels, Site, find_units
 

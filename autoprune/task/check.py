@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from autoprune.errors import TaskError
 from autoprune.task.base import Task
@@ -37,6 +37,9 @@ def _build(task: Task) -> nn.Module:
 
 
 def _check_data(task: Task, model: nn.Module, name: str, dataset: Dataset[Any]) -> None:
+    if type(dataset) is TensorDataset:  # all of it is in memory: a look at every value costs next to nothing
+        for tensor in dataset.tensors:
+            _require_finite(tensor, f"{name} holds")
     batch = take(dataset, sample_rows(length(dataset), _ITEMS))
     for tensor in batch:
         _require_finite(tensor, f"{name} holds")

@@ -10,10 +10,11 @@ from torch import nn
 from autoprune.errors import TrialError
 from autoprune.evaluation import Bench, Evaluator
 from autoprune.pruning import channel_order, score_units
-from autoprune.records import Fidelity, Policy, TrialSpec
+from autoprune.records import Policy
 from autoprune.recovery.dense import train_dense
 from autoprune.runfolder import RunFolder
 from autoprune.structure import analyze
+from autoprune.trials import Fidelity, TrialSpec
 from tests.pipeline import tiny
 
 PROXY = Fidelity(name="proxy", rung=0, val_samples=100)

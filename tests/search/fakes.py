@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from autoprune.errors import TrialError
-from autoprune.records import Fidelity, Measurement, Policy, SearchSpace, TrialResult, TrialSpec
+from autoprune.records import Policy, SearchSpace
 from autoprune.search.controller import Search
 from autoprune.search.effort import Effort
 from autoprune.search.executors.base import Evaluate
+from autoprune.trials import Fidelity, Measurement, TrialResult, TrialSpec
 
 DENSE = {f"unit{i}": 8 for i in range(6)} | {"fixed": 5}
 SPACE = SearchSpace(id="fake", levels={n: (2, 3, 4, 5, 6, 7, 8) for n in DENSE if n != "fixed"} | {"fixed": (5,)})

@@ -7,10 +7,11 @@ import pytest
 from optuna.trial import TrialState
 
 from autoprune.errors import RunFolderError
-from autoprune.records import SearchSpace, trial_seed
+from autoprune.records import SearchSpace
 from autoprune.search.broker import BATCH_SIZE, Broker
 from autoprune.search.executors.base import failed
 from autoprune.search.question import Question, objectives
+from autoprune.trials import trial_seed
 from tests.search.fakes import LIMITS_MS, PROXY, SPACE, evaluate, predict
 
 SMALL = SPACE.policy(dict.fromkeys(SPACE.searched, 3))

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from autoprune.errors import UsageError
 from autoprune.search.effort import EFFORTS, Effort
+from autoprune.trials import FORWARD_SHARE
 
 MNIST5K = {"train_examples": 3_500, "val_examples": 500}
 FASHION = {"train_examples": 55_000, "val_examples": 5_000}
@@ -17,11 +18,11 @@ def samples(effort):
 
 
 def test_a_small_search_of_fashion_mnist():
-    assert samples(Effort.derive("small", **FASHION)) == [0, 2_000, 10_000, 110_000]
+    assert samples(Effort.derive("small", **FASHION)) == [0, 2_000, 10_000, 165_000]
 
 
 def test_small_data_is_seen_in_whole_epochs():
-    assert samples(Effort.derive("small", **MNIST5K)) == [0, 3_500, 10_500, 63_000]
+    assert samples(Effort.derive("small", **MNIST5K)) == [0, 3_500, 10_500, 126_000]
 
 
 @given(st.sampled_from(EFFORTS), sizes)
@@ -43,9 +44,9 @@ def test_more_effort_costs_more(size, budgets):
 def test_the_estimate_adds_up():
     effort = Effort.derive("small", **FASHION, trials=10)
     counts = {fidelity.name: count for fidelity, count in effort.trials_at(2).items()}
-    assert counts == {"proxy": 10, "brief": 14, "longer": 6, "full": 4}
-    finetuning = 1.22 * (14 * 2_000 + 6 * 10_000 + 4 * 110_000)
-    scoring = 0.22 * (24 * 2_512 + 10 * 5_512)
+    assert counts == {"proxy": 10, "brief": 26, "longer": 8, "full": 4}
+    finetuning = (1 + FORWARD_SHARE) * (26 * 2_000 + 8 * 10_000 + 4 * 165_000)
+    scoring = FORWARD_SHARE * (36 * 2_512 + 12 * 5_512)
     assert effort.sample_passes(2, 5_000) == pytest.approx(finetuning + scoring)
 
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoprune.records import TrialResult
 from autoprune.search.executors.base import failed
 from autoprune.search.limits import fits
 from autoprune.search.rungs import best_within, promote
+from autoprune.trials import TrialResult
 from tests.search.fakes import LIMITS_MS, SPACE, evaluate, predict, spec
 
 UNIFORM = {limit: SPACE.policy(dict.fromkeys(SPACE.searched, w)) for limit, w in zip(LIMITS_MS, (5, 3), strict=True)}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
 
-from autoprune.records import TrialResult, TrialSpec
+from autoprune.trials import TrialResult, TrialSpec
 
 Evaluate = Callable[[TrialSpec], TrialResult]
 Factory = Callable[[], Evaluate]

@@ -6,8 +6,8 @@ from collections import deque
 from types import TracebackType
 from typing import Self
 
-from autoprune.records import TrialResult, TrialSpec
 from autoprune.search.executors.base import Factory, guarded
+from autoprune.trials import TrialResult, TrialSpec
 
 
 class InlineExecutor:

@@ -23,8 +23,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from autoprune.errors import AutopruneError, UsageError
-from autoprune.records import TrialResult, TrialSpec
 from autoprune.search.executors.base import Factory, describe, failed, guarded
+from autoprune.trials import TrialResult, TrialSpec
 
 _PR_SET_PDEATHSIG = 1
 _MAX_ATTEMPTS = 2
