@@ -67,8 +67,11 @@ def search(
     allow_foreign_table: Annotated[
         bool, typer.Option("--allow-foreign-table", help="Accept another machine's table.")
     ] = False,
+    worker_threads: Annotated[
+        int | None, typer.Option("--worker-threads", help="Torch threads of each worker.")
+    ] = None,
     executor: Annotated[str | None, typer.Option("--executor", help="inline or process.")] = None,
-    workers: Annotated[int | None, typer.Option("--workers", help="Worker processes, one thread each.")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="Worker processes.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Refuse a folder that already holds a run.")] = False,
 ) -> None:
@@ -80,7 +83,7 @@ def search(
         task=task, model=model, data_dir=data_dir, dense=dense, space=space, target=target, threads=threads,
         batch=batch, budgets=budget or None, strategy=strategy, sampler=sampler, effort=effort, trials=trials,
         scores=scores, table=table, allow_foreign_table=allow_foreign_table or None, executor=executor,
-        workers=workers, seed=seed,
+        workers=workers, worker_threads=worker_threads, seed=seed,
     )  # fmt: skip
     try:
         with ConsoleEvents(out) as events:
@@ -137,11 +140,12 @@ def pick(
 ) -> None:
     """Pick a model off the front; prints its record as JSON."""
     from autoprune.pipeline.run import Run
-    from autoprune.pipeline.verification import to_json
+    from autoprune.pipeline.verification import BUDGET_TOLERANCE, to_json
     from autoprune.records import Budget
 
     run = Run.open(run_dir)
-    limit = Budget.parse(max_latency).limit_ms(run.document["dense"]["latency_ms_measured"]) if max_latency else None
+    dense_ms = run.document["dense"]["latency_ms_measured"]
+    limit = Budget.parse(max_latency).limit_ms(dense_ms) * (1 + BUDGET_TOLERANCE) if max_latency else None
     found = run.pick(max_latency_ms=limit, min_score=min_score, knee=knee)
     print(json.dumps(to_json(found.record) | {"onnx": str(found.onnx_path)}, indent=1))
 
@@ -219,12 +223,13 @@ def report(
     run_dir: RunDir, destination: Annotated[Path | None, typer.Option("--out", help="HTML file to write.")] = None
 ) -> None:
     """Write a self-contained HTML page of a run."""
+    from autoprune.pipeline import Run
     from autoprune.report import write_html
     from autoprune.runfolder import RunFolder, read_json
 
     folder = RunFolder(run_dir)
     document = read_json(folder.front)
-    path = write_html(document, folder.read_config() or {}, destination or folder.report)
+    path = write_html(document, Run(folder).config.model_dump(), destination or folder.report)
     out.print(str(path), highlight=False, soft_wrap=True)
 
 

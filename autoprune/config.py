@@ -51,7 +51,7 @@ class RunConfig(BaseModel):
     """How much the search may spend; everything else is derived from it."""
     trials: int | None = Field(default=None, ge=1)
     """Policies to score at the cheapest fidelity; derived from the effort when left out."""
-    scores: str = "taylor"
+    scores: str = "bn_scale"
     """How the channels of a unit are ranked."""
     seed: int = Field(default=0, ge=0)
     """Seed of everything."""
@@ -62,7 +62,9 @@ class RunConfig(BaseModel):
     executor: Literal["inline", "process"] = "process"
     """Where trials run."""
     workers: int = Field(default_factory=lambda: max(1, min(os.cpu_count() or 1, 8)), ge=1)
-    """Number of worker processes, one torch thread each."""
+    """Number of worker processes."""
+    worker_threads: int = Field(default=1, ge=1)
+    """Torch threads of each worker, and of trials that run in this process."""
 
     @field_validator("budgets")
     @classmethod

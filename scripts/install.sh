@@ -9,7 +9,7 @@ python=${PYTHON:-python3}
   echo "autoprune needs Python 3.11 or newer; $python is $("$python" --version). Set PYTHON=..." >&2
   exit 2
 }
-[ -x .venv/bin/python ] || "$python" -m venv .venv
+.venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
 stamp=.venv/.installed-$extra
 if ! cmp -s <(cat pyproject.toml constraints.txt; pwd) "$stamp"; then
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".[$extra]" -c constraints.txt

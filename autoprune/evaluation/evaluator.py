@@ -101,10 +101,11 @@ class EvaluatorFactory:
     model: str | None
     data_dir: str | None
     run_dir: str
+    threads: int = 1
 
     def __call__(self) -> Evaluator:
         """Load task, dense weights, channel order and latency table; analyse the model."""
-        torch.set_num_threads(1)
+        torch.set_num_threads(self.threads)
         folder = RunFolder(Path(self.run_dir))
         task = load_task(self.task, self.model, Path(self.data_dir) if self.data_dir else None)
         dense = load_dense(task, folder.dense)

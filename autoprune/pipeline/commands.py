@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.config import RunConfig, load_config
-from autoprune.errors import StructureError
+from autoprune.errors import UsageError
 from autoprune.latency.profiling import profile
 from autoprune.latency.table import LatencyTable
 from autoprune.latency.target import make_target
@@ -55,28 +55,29 @@ def described_units(**options: Any) -> tuple[Structure, dict[str, tuple[int, ...
     return structure, dict(space_of(config, structure).levels)
 
 
-def open_setup(run_dir: Path, events: Events) -> tuple[Run, Setup]:
-    """A finished run with everything that verification needs."""
-    run = Run.open(run_dir)
-    return run, prepare(run.config, run.folder, events, run.open_task())
-
-
 def verify_again(run_dir: Path, digest: str) -> dict[str, Any]:
     """Export, compare and measure a model anew; returns and stores its metrics."""
-    run, setup = open_setup(run_dir, Silent())
-    _reverify(run, setup, run.candidate(digest))
+    run = Run.open(run_dir)
+    with run.folder.locked():
+        setup = prepare(run.config, run.folder, Silent(), run.open_task())
+        _reverify(run, setup, run.candidate(digest))
     return read_json(run.folder.model(run.candidate(digest).digest).metrics)
 
 
 def finetune_model(run_dir: Path, digest: str, epochs: float, events: Events) -> Candidate:
     """Train a model of the run for further epochs with distillation, then export and verify it again.
 
-    Raises `StructureError` when the number of epochs is not above 0. The old weights stay until the new ones are done.
+    Raises `UsageError` when the number of epochs is not above 0. The old weights stay until the new ones are done.
     """
     if not epochs > 0:
-        raise StructureError(f"fine-tuning takes more than 0 epochs; got {epochs}")
-    run, setup = open_setup(run_dir, events)
-    candidate = run.candidate(digest)
+        raise UsageError(f"fine-tuning takes more than 0 epochs; got {epochs}")
+    run = Run.open(run_dir)
+    with run.folder.locked():
+        return _finetune(run, run.candidate(digest), epochs, events)
+
+
+def _finetune(run: Run, candidate: Candidate, epochs: float, events: Events) -> Candidate:
+    setup = prepare(run.config, run.folder, events, run.open_task())
     task, policy = setup.bench.task, candidate.record.policy
     model = load_model(setup.bench, run.folder, policy)
     events.stage(f"Fine-tuning {candidate.digest}")
@@ -100,6 +101,8 @@ def _reverify(run: Run, setup: Setup, candidate: Candidate) -> Candidate:
     document = read_json(run.folder.front)
     entries = [*document["models"], *document["others"], *document["baselines"]]
     records = [from_json(entry, document["space_id"]) for entry in entries]
-    updated = [new if (r.digest, r.budget) == (new.digest, new.budget) else r for r in records]
+    renewed = {r.budget: verify_model(setup, r.policy, r.budget, r.strategy) for r in records if r.digest == new.digest}
+    updated = [renewed[r.budget] if r.digest == new.digest else r for r in records]
+    updated = list({(r.digest, r.budget, r.strategy): r for r in updated}.values())
     write_json(run.folder.front, document | front_document(setup, updated))
     return dataclasses.replace(candidate, run=Run(run.folder, run.task), record=new)

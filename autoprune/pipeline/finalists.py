@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from autoprune.errors import StructureError, VerificationError
 from autoprune.export.onnx_file import export_candidate
 from autoprune.export.verify import measure
 from autoprune.pipeline.events import Events
 from autoprune.pipeline.prepare import Setup
 from autoprune.pipeline.verification import meets, verify_model
-from autoprune.records import Budget, Policy
+from autoprune.records import Policy
 from autoprune.search.broker import Broker, storage_errors
 from autoprune.search.controller import run_rung
 from autoprune.search.executors.base import Executor
@@ -37,20 +38,20 @@ class Finalist:
 
 @dataclass
 class _Candidates:
-    """Candidates of one budget, best first, and those that were found too slow when measured."""
+    """Candidates of one budget, best first, and how many the budget still misses."""
 
     waiting: list[Policy]
     missing: int
-    refused: list[Policy] = field(default_factory=list)
 
 
 def finish(setup: Setup, rung: Sequence[TrialResult], executor: Executor, events: Events) -> list[FrontModel]:
     """Fine-tune the finalists of every budget and its uniform baseline in full, and verify them.
 
     `rung` holds the results of the dearest rung of the search. A candidate is measured before it is fine-tuned: one
-    that misses its budget is reported and the next is taken; one that misses it afterwards likewise.
+    that misses its budget is reported and the next is taken; likewise one that misses it afterwards, whose fine-tune
+    fails, or whose export computes something else.
     """
-    uniform = _baselines(setup)
+    uniform = uniform_baselines(setup)
     queues = _queues(setup, rung, set(uniform.values()))
     batch = [Finalist(policy=p, budget=b, strategy=UNIFORM) for b, p in uniform.items()]
     models: list[FrontModel] = []
@@ -59,20 +60,34 @@ def finish(setup: Setup, rung: Sequence[TrialResult], executor: Executor, events
         if not batch:
             break
         events.stage("Full fine-tune")
-        _fine_tune(setup, {f.policy: f.strategy for f in batch}, executor, events)
+        reasons = _fine_tune(setup, {f.policy: f.strategy for f in batch}, executor, events)
         events.stage("Export and verification")
         for number, finalist in enumerate(batch):
             events.advance(number, len(batch), finalist.policy.digest())
-            model = verify_model(setup, finalist.policy, finalist.budget, finalist.strategy)
-            events.note(_line(model))
-            models.append(model)
-            if not model.meets_budget and finalist.strategy != UNIFORM:
+            model = _verified(setup, finalist, reasons.get(finalist.policy), events)
+            if model is not None:
+                models.append(model)
+            if finalist.strategy != UNIFORM and (model is None or not model.meets_budget):
                 queues[finalist.budget].missing += 1
         batch = []
     return models
 
 
-def _baselines(setup: Setup) -> dict[str, Policy]:
+def _verified(setup: Setup, finalist: Finalist, reason: str | None, events: Events) -> FrontModel | None:
+    """Verify one fine-tuned policy; `None`, with a note, when there is nothing to keep."""
+    if reason is None:
+        try:
+            model = verify_model(setup, finalist.policy, finalist.budget, finalist.strategy)
+            events.note(_line(model))
+            return model
+        except (StructureError, VerificationError) as error:
+            reason = str(error)
+    events.note(f"{finalist.policy.digest()} ({finalist.strategy}, {finalist.budget}) is dropped: {reason}")
+    return None
+
+
+def uniform_baselines(setup: Setup) -> dict[str, Policy]:
+    """The uniform policy of every budget that has one."""
     limits = setup.limits_ms
     full_widths = setup.bench.structure.full_widths
     found = baselines(setup.space, full_widths, setup.predictor.predict, list(limits.values()))
@@ -95,29 +110,32 @@ def _next(setup: Setup, queues: Mapping[str, _Candidates], events: Events) -> li
     for budget, queue in queues.items():
         while queue.missing and queue.waiting:
             policy = queue.waiting.pop(0)
-            latency_ms, dense_ms = _measured_ms(setup, policy)
-            if meets(Budget.parse(budget), latency_ms, dense_ms):
+            # A resumed run keeps what it accepted: a second measurement would differ by its noise.
+            accepted = setup.folder.model(policy.digest()).weights.exists()
+            ratio = None if accepted else _measured_ratio(setup, policy)
+            if ratio is None or meets(setup, budget, ratio):
                 queue.missing -= 1
                 chosen.append(Finalist(policy=policy, budget=budget, strategy=setup.config.strategy))
             else:
-                queue.refused.append(policy)
                 events.note(
-                    f"{policy.digest()} misses {budget} when measured ({latency_ms / dense_ms:.1%} of dense, "
+                    f"{policy.digest()} misses {budget} when measured ({ratio:.1%} of dense, "
                     f"predicted {setup.predict_ms(policy) / setup.table.dense_ms:.1%}); taking the next one"
                 )
     return chosen
 
 
-def _measured_ms(setup: Setup, policy: Policy) -> tuple[float, float]:
-    """Latency of a candidate and of the dense model, measured together."""
-    with TemporaryDirectory() as folder:
+def _measured_ratio(setup: Setup, policy: Policy) -> float:
+    """Latency of a candidate as a share of the dense model's, measured together."""
+    with TemporaryDirectory(dir=setup.folder.path) as folder:
         path = Path(folder) / "model.onnx"
         export_candidate(setup.bench.shrink(policy), setup.bench.task.example_inputs, path)
-        timings = measure([path], setup.folder.dense_onnx, setup.target)
-    return float(timings.latencies_ms[0]), timings.reference_ms
+        return float(measure([path], setup.folder.dense_onnx, setup.target).ratios[0])
 
 
-def _fine_tune(setup: Setup, policies: Mapping[Policy, str], executor: Executor, events: Events) -> None:
+def _fine_tune(
+    setup: Setup, policies: Mapping[Policy, str], executor: Executor, events: Events
+) -> dict[Policy, str | None]:
+    """Run the full fine-tunes; returns why a policy failed, or `None`, for every one."""
     question = Question(
         space=setup.space,
         fidelity=setup.effort.full,
@@ -127,7 +145,8 @@ def _fine_tune(setup: Setup, policies: Mapping[Policy, str], executor: Executor,
     path = setup.folder.study
     with storage_errors(path), Broker(path, question, setup.predictor.predict) as broker:
         broker.enqueue(policies)
-        run_rung(broker, executor, question.limits_ms, "full", lambda p: events.advance(p.done, p.total))
+        results = run_rung(broker, executor, question.limits_ms, "full", lambda p: events.advance(p.done, p.total))
+    return {r.policy: None if r.status == "done" else r.error or r.status for r in results}
 
 
 def _line(model: FrontModel) -> str:

@@ -7,22 +7,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from autoprune.config import FOUNDATION, QUESTION, RunConfig, load_config
-from autoprune.errors import RunFolderError, TrialError
+from autoprune.errors import RunFolderError, TrialError, UsageError
 from autoprune.evaluation import EvaluatorFactory
 from autoprune.latency.onnx_model import export_onnx
 from autoprune.pipeline.events import Events, Silent
-from autoprune.pipeline.finalists import finish
+from autoprune.pipeline.finalists import finish, uniform_baselines
 from autoprune.pipeline.prepare import Setup, check_names, open_task, prepare, seconds_per_pass
 from autoprune.pipeline.run import OBJECT_TASK, Run
 from autoprune.pipeline.verification import front_document
-from autoprune.runfolder import RunFolder, write_json
+from autoprune.runfolder import RunFolder, read_json, write_json
 from autoprune.search.controller import Progress, Search, run_search
 from autoprune.search.executors.base import Executor
 from autoprune.search.executors.inline import InlineExecutor
 from autoprune.search.executors.process import ProcessExecutor
 from autoprune.search.rungs import best_within
-from autoprune.search.uniform import baselines
 from autoprune.task.base import Task
 from autoprune.task.batches import length
 from autoprune.trials import TrialResult
@@ -55,7 +56,9 @@ def search(
     own = task if isinstance(task, Task) else None
     named = {"task": OBJECT_TASK, "executor": "inline"} if own else {"task": task} if task else {}
     folder = RunFolder(Path(run_dir))
-    config = resolve(folder, Path(config_file) if config_file else None, options | named, fresh=fresh)
+    config = resolve(folder, Path(config_file) if config_file else None, _absolute(options | named), fresh=fresh)
+    if config.task == OBJECT_TASK and own is None:
+        raise UsageError("this run was started with a Task object: pass it again as `task`")
     check_names(config)
     ready = own or open_task(config)
     folder.create()
@@ -63,6 +66,20 @@ def search(
         folder.write_config(config.model_dump(mode="json"))
         _run(prepare(config, folder, events, ready), events)
     return Run.open(run_dir, own)
+
+
+def _absolute(given: dict[str, Any]) -> dict[str, Any]:
+    """Make paths absolute, so that a run resumes from any folder."""
+    found = dict(given)
+    for key in ("data_dir", "dense", "table"):
+        if found.get(key):
+            found[key] = str(Path(found[key]).resolve())
+    source, colon, function = str(found.get("task", "")).rpartition(":")
+    if colon and source.endswith(".py"):
+        found["task"] = f"{Path(source).resolve()}:{function}"
+    if str(found.get("space", "")).endswith((".yaml", ".yml")):
+        found["space"] = str(Path(found["space"]).resolve())
+    return found
 
 
 def resolve(folder: RunFolder, config_file: Path | None, given: dict[str, Any], *, fresh: bool = False) -> RunConfig:
@@ -79,7 +96,8 @@ def resolve(folder: RunFolder, config_file: Path | None, given: dict[str, Any], 
         )
     before = load_config(None, stored)
     config = load_config(config_file, given) if config_file else load_config(None, stored | given)
-    fixed = (*FOUNDATION, *QUESTION) if folder.study.exists() else FOUNDATION
+    fixed = FOUNDATION if folder.table.exists() or folder.dense.exists() else ()
+    fixed += QUESTION if folder.study.exists() else ()
     changed = [
         f"{key} was {getattr(before, key)!r} and is {getattr(config, key)!r}"
         for key in fixed
@@ -117,12 +135,15 @@ def _run(setup: Setup, events: Events) -> None:
                 + (f", {len(failed)} failed" if failed else "")
             )
         models = finish(setup, results[setup.effort.rungs[-1].name], executor, events)
-    if not any(model.meets_budget for model in models):
-        raise TrialError(
-            "no fine-tuned model meets its budget when measured; see `models/*/metrics.json`. Raise the budgets."
-        )
     document = front_document(setup, models)
-    write_json(setup.folder.front, document | {"space_id": setup.space.id, "rungs": rung_scores(setup, results)})
+    passes = {name: sum(r.sample_passes for r in rung) for name, rung in results.items()}
+    passes["scores"] = read_json(setup.folder.order)["sample_passes"]
+    extra = {"space_id": setup.space.id, "search_sample_passes": passes, "rungs": rung_scores(setup, results)}
+    write_json(setup.folder.front, document | extra)
+    if not document["models"]:
+        raise TrialError(
+            "no fine-tuned model meets its budget when measured: see `autoprune front`. Raise the budgets."
+        )
 
 
 class _Watcher:
@@ -137,8 +158,11 @@ class _Watcher:
         if progress.rung != self._rung:
             self._rung = progress.rung
             self._events.stage(f"Rung {progress.rung}")
-        best = ", ".join(f"{self._names[limit]} {loss:.4f}" for limit, loss in progress.best_loss.items())
-        self._events.advance(progress.done, progress.total, f"best divergence: {best}")
+        best = [
+            f"{self._names[limit]} {score:.4f} (divergence {progress.best_loss[limit]:.3f})"
+            for limit, score in progress.best_score.items()
+        ]
+        self._events.advance(progress.done, progress.total, "best: " + ", ".join(best))
 
 
 def _announce(setup: Setup, events: Events) -> None:
@@ -162,28 +186,35 @@ def _announce(setup: Setup, events: Events) -> None:
 def _executor(setup: Setup) -> Iterator[Executor]:
     config = setup.config
     if config.executor == "inline":
-        with InlineExecutor(setup.evaluator) as executor:
-            yield executor
+        threads = torch.get_num_threads()
+        torch.set_num_threads(config.worker_threads)  # as a worker would, so that results are the same
+        try:
+            with InlineExecutor(setup.evaluator) as executor:
+                yield executor
+        finally:
+            torch.set_num_threads(threads)
         return
     factory = EvaluatorFactory(
-        task=config.task, model=config.model, data_dir=config.data_dir, run_dir=str(setup.folder.path.resolve())
+        task=config.task,
+        model=config.model,
+        data_dir=config.data_dir,
+        run_dir=str(setup.folder.path.resolve()),
+        threads=config.worker_threads,
     )
-    with ProcessExecutor(factory, workers=config.workers) as executor:
+    with ProcessExecutor(factory, workers=config.workers, threads=config.worker_threads) as executor:
         yield executor
 
 
 def rung_scores(setup: Setup, results: Mapping[str, Sequence[TrialResult]]) -> list[dict[str, Any]]:
     """Best searched policy and uniform baseline of every budget at every rung, for the report."""
-    structure = setup.bench.structure
-    limits = list(setup.limits_ms.values())
-    uniform = baselines(setup.space, structure.full_widths, setup.predictor.predict, limits)
+    uniform = uniform_baselines(setup)
     rows = []
     for rung, found in results.items():
         by_policy = {result.policy: result for result in found}
         for budget, limit in setup.limits_ms.items():
             others = [r for r in found if r.policy not in set(uniform.values())]
             best = best_within(others, limit, 1)
-            base = by_policy.get(uniform[limit]) if limit in uniform else None
+            base = by_policy.get(uniform[budget]) if budget in uniform else None
             for strategy, result in (("searched", best[0] if best else None), ("uniform", base)):
                 if result is not None and result.measurement is not None:
                     rows.append(

@@ -5,6 +5,7 @@ Each stage finds its result in the run folder when an earlier call finished it.
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import time
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from autoprune.config import RunConfig
-from autoprune.errors import BudgetError, TaskError, unknown_name
+from autoprune.errors import BudgetError, RunFolderError, TaskError, unknown_name
 from autoprune.evaluation import Bench, Evaluator
 from autoprune.latency.predictor import LatencyPredictor
 from autoprune.latency.profiling import profile
@@ -24,7 +25,7 @@ from autoprune.latency.table import LatencyTable
 from autoprune.latency.target import TARGETS, Target, make_target
 from autoprune.pipeline.events import Events
 from autoprune.pruning import SCORES, Calibration, channel_order, score_units
-from autoprune.records import Policy, SearchSpace
+from autoprune.records import Policy, SearchSpace, digest_of
 from autoprune.recovery.dense import build_dense, load_dense, train_dense, weights_to_bytes
 from autoprune.recovery.evaluate import evaluate
 from autoprune.runfolder import RunFolder, read_json, write_atomic, write_json
@@ -34,9 +35,10 @@ from autoprune.search.strategies import STRATEGIES
 from autoprune.space import build_space, find_space, load_spec
 from autoprune.structure import Structure, analyze
 from autoprune.task.base import Task
-from autoprune.task.batches import batches, length, sample_rows
+from autoprune.task.batches import batches, length, sample_rows, take
 from autoprune.task.check import check_task
 from autoprune.task.load import load_task
+from autoprune.trials import FORWARD_SHARE
 
 CALIBRATION_EXAMPLES = 1_024
 _CALIBRATION_BATCH = 128
@@ -90,10 +92,11 @@ def prepare(config: RunConfig, folder: RunFolder, events: Events, task: Task) ->
     """
     events.stage("Task and units")
     check_task(task)
-    write_json(folder.environment, environment())
     dense = build_dense(task, seed=config.seed)
     structure = analyze(dense, task.example_inputs)
+    _claim(folder, task, structure)
     space = space_of(config, structure)
+    structure.shrink(space.smallest())  # the proof, before anything costs time
     searched = len(space.searched)
     events.note(
         f"{len(structure.units)} units, {searched} searched: {space.size:.3g} policies (space {config.space!r})"
@@ -124,6 +127,27 @@ def prepare(config: RunConfig, folder: RunFolder, events: Events, task: Task) ->
         limits_ms=limits_ms,
         effort=effort,
     )
+
+
+def _claim(folder: RunFolder, task: Task, structure: Structure) -> None:
+    """Note versions and the task; `RunFolderError` when the folder holds the results of another task."""
+    fingerprint = task_fingerprint(task, structure)
+    stored = read_json(folder.environment).get("task") if folder.environment.exists() else None
+    if stored not in (None, fingerprint) and (folder.dense.exists() or folder.study.exists()):
+        raise RunFolderError(
+            f"{folder.path} holds a run of another task: its data, metric or model differ (task {task.name!r}). "
+            "Choose another --run-dir."
+        )
+    write_json(folder.environment, environment() | {"task": fingerprint})
+
+
+def task_fingerprint(task: Task, structure: Structure) -> str:
+    """Hash of the structure, the metric, and the size and first items of every data set."""
+    data = []
+    for part in (task.train_set, task.val_set, task.test_set):
+        items = take(part, torch.arange(min(4, length(part))))
+        data.append([length(part), *(hashlib.sha256(t.contiguous().numpy().tobytes()).hexdigest() for t in items)])
+    return digest_of([task.name, task.metric_name, structure.digest(), data])
 
 
 def environment() -> dict[str, object]:
@@ -159,8 +183,10 @@ def space_of(config: RunConfig, structure: Structure) -> SearchSpace:
 def _channel_order(config: RunConfig, folder: RunFolder, structure: Structure, task: Task) -> dict[str, list[int]]:
     if folder.order.exists():
         return read_json(folder.order)["order"]
-    order = channel_order(score_units(structure, config.scores, calibration(task, config.seed)))
-    write_json(folder.order, {"scores": config.scores, "order": order})
+    data = calibration(task, config.seed)
+    order = channel_order(score_units(structure, config.scores, data))
+    passes = data.examples * {"taylor": 1.0, "activation": FORWARD_SHARE}.get(config.scores, 0.0)
+    write_json(folder.order, {"scores": config.scores, "sample_passes": passes, "order": order})
     return order
 
 
@@ -185,6 +211,11 @@ def latency_table(
         table = LatencyTable.load(folder.table).require(target, allow_foreign=config.allow_foreign_table)
         if table.space_id == space.id or config.table:
             return table
+        if folder.study.exists():
+            raise RunFolderError(
+                f"the search space {config.space!r} was changed since this search began; its table no longer fits. "
+                "Undo the change, or choose another --run-dir."
+            )
     elif config.table:
         table = LatencyTable.load(config.table).require(target, allow_foreign=config.allow_foreign_table)
         table.save(folder.table)

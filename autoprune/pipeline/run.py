@@ -52,7 +52,7 @@ class Candidate:
     def export(self, path: str | Path) -> Path:
         """Copy the verified ONNX model to `path`."""
         if not self.onnx_path.exists():
-            raise RunFolderError(f"{self.onnx_path} is gone; `autoprune export` makes it anew")
+            raise RunFolderError(f"{self.onnx_path} is gone; `autoprune verify` makes it anew")
         write_atomic(Path(path), self.onnx_path.read_bytes())
         return Path(path)
 
@@ -63,7 +63,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run. `Run(folder)` opens one; a task that was given as an object must be given again."""
+    """A finished run; `Run.open(folder)` opens one. A task that was given as an object must be given again."""
 
     folder: RunFolder
     task: Task | None = field(default=None)

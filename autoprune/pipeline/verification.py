@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from autoprune.errors import RunFolderError
@@ -15,7 +17,7 @@ from autoprune.export.verify import verify
 from autoprune.front import hypervolume, latency_of, non_dominated
 from autoprune.pipeline.prepare import Setup
 from autoprune.pruning import keep_best
-from autoprune.records import Budget, Policy
+from autoprune.records import Policy
 from autoprune.recovery.evaluate import evaluate, predict_outputs
 from autoprune.runfolder import ModelFolder, RunFolder, read_json, write_json
 from autoprune.structure import GraphModel
@@ -29,23 +31,26 @@ _PARITY_EXAMPLES = 64
 _HYPERVOLUME_SHARE = 0.1
 
 
-def meets(budget: Budget, latency_ms: float, dense_ms: float) -> bool:
-    """Whether a measured latency meets a budget, within the noise of a measurement."""
-    return latency_ms <= budget.limit_ms(dense_ms) * (1 + BUDGET_TOLERANCE)
+def meets(setup: Setup, budget: str, ratio: float) -> bool:
+    """Whether a measured share of the dense latency meets a budget, within the noise of a measurement."""
+    return ratio * setup.table.dense_ms <= setup.limits_ms[budget] * (1 + BUDGET_TOLERANCE)
 
 
 def load_model(bench: Bench, folder: RunFolder, policy: Policy) -> GraphModel:
     """The fine-tuned model of a policy, in evaluation mode; `RunFolderError` when its weights are absent or wrong."""
-    files = folder.model(policy.digest())
-    if not files.weights.exists():
-        raise RunFolderError(
-            f"there is no fine-tuned model {policy.digest()} in {folder.path}: run `autoprune finetune`"
-        )
+    path = folder.model(policy.digest()).weights
+    if not path.exists():
+        raise RunFolderError(f"there is no fine-tuned model {policy.digest()} in {folder.path}; run the search again")
     model = bench.structure.shrink(policy, keep_best(bench.order, policy), prove=False)
-    weights = load_file(files.weights)
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise RunFolderError(
+            f"{path} is damaged: {error}. Delete it and `study.db`, and run the search again"
+        ) from error
     own = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if own != {name: tensor.shape for name, tensor in weights.items()}:
-        raise RunFolderError(f"{files.weights} does not fit policy {policy.digest()}: names or shapes differ")
+        raise RunFolderError(f"{path} does not fit policy {policy.digest()}: names or shapes differ")
     model.load_state_dict(weights)
     return model.eval()
 
@@ -63,14 +68,19 @@ def export_model(setup_bench: Bench, folder: RunFolder, policy: Policy) -> Model
 def verify_model(setup: Setup, policy: Policy, budget: str | None, strategy: str) -> FrontModel:
     """Export, check parity on real inputs, measure beside the dense model, score on test data; kept in `metrics.json`.
 
-    Raises `VerificationError` when the exported model computes something else. A model that was verified by an earlier
-    call is not measured again.
+    Raises `VerificationError` when the exported model computes something else. A model whose very weights were verified
+    by an earlier call is not measured again. Milliseconds are on the clock of the latency table: the ratio to the dense
+    model, measured in the same minute, times the table's dense latency.
     """
     files = setup.folder.model(policy.digest())
-    if not files.metrics.exists():
-        write_json(files.metrics, _verified(setup, policy))
-    found = read_json(files.metrics)
-    fits = meets(Budget.parse(budget), found["latency_ms_measured"], found["dense_ms_measured"]) if budget else None
+    if not files.weights.exists():
+        raise RunFolderError(f"there is no fine-tuned model {policy.digest()} in {setup.folder.path}")
+    weights = hashlib.sha256(files.weights.read_bytes()).hexdigest()
+    found: dict[str, Any] = read_json(files.metrics) if files.metrics.exists() and files.onnx.exists() else {}
+    if found.get("weights_sha256") != weights:
+        found = _verified(setup, policy) | {"weights_sha256": weights}
+        write_json(files.metrics, found)
+    fits = meets(setup, budget, found["latency_ratio"]) if budget else None
     keys = ("score", "test_score", "latency_ms_predicted", "latency_ms_measured", "params", "macs", "bytes")
     return FrontModel(
         digest=policy.digest(),
@@ -92,17 +102,14 @@ def _verified(setup: Setup, policy: Policy) -> dict[str, Any]:
     proof = verify(
         model, files.onnx, setup.folder.dense_onnx, real_inputs(setup), setup.target, setup.predict_ms(policy)
     )
-    # Ratios to the dense model, taken in the same minute each, are free of drift between profiling and now.
-    predicted_ratio = proof.predicted_ms / setup.table.dense_ms
     return {
         "score": evaluate(model, task, task.val_set, dense_outputs=bench.dense_outputs).score,
-        "test_score": test_score(setup, model),
+        "test_score": score_on_test(setup, model),
         "metric": task.metric_name,
         "latency_ms_predicted": proof.predicted_ms,
-        "latency_ms_measured": proof.measured_ms,
-        "dense_ms_measured": proof.dense_ms,
+        "latency_ms_measured": proof.ratio * setup.table.dense_ms,
         "latency_ratio": proof.ratio,
-        "prediction_error": predicted_ratio / proof.ratio - 1,
+        "prediction_error": proof.predicted_ms / (proof.ratio * setup.table.dense_ms) - 1,
         "samples": {"model": proof.measured.to_json(), "dense": proof.dense.to_json()},
         "onnx_relative_difference": proof.relative_difference,
         **bench.sizes(policy),
@@ -116,7 +123,7 @@ def real_inputs(setup: Setup) -> tuple[torch.Tensor, ...]:
     return task.split(take(task.val_set, rows))[0]
 
 
-def test_score(setup: Setup, model: torch.nn.Module) -> float:
+def score_on_test(setup: Setup, model: torch.nn.Module) -> float:
     """Score on the test data, which nothing else looks at."""
     task = setup.bench.task
     outputs = None
@@ -127,10 +134,11 @@ def test_score(setup: Setup, model: torch.nn.Module) -> float:
 
 def front_document(setup: Setup, models: Sequence[FrontModel]) -> dict[str, Any]:
     """Content of `front.json`: the front, the uniform baselines, and the models that missed or are dominated."""
-    searched = [m for m in models if m.strategy != "uniform" or setup.config.strategy == "uniform"]
-    met = [m for m in searched if m.meets_budget]
+    # A uniform policy that no searched one beats is on the front like any other.
+    met = list({m.digest: m for m in models if m.meets_budget}.values())
     mask = non_dominated([latency_of(m) for m in met], [m.score for m in met])
     front = sorted((m for m, keep in zip(met, mask, strict=True) if keep), key=latency_of)
+    searched = [m for m in models if m.strategy != "uniform"]
     dense = _dense_entry(setup)
     reference = (dense["latency_ms_measured"], dense["score"] - _HYPERVOLUME_SHARE * abs(dense["score"]))
     area = hypervolume([latency_of(m) for m in front], [m.score for m in front], reference)
@@ -149,7 +157,7 @@ def _dense_entry(setup: Setup) -> dict[str, Any]:
     bench = setup.bench
     return {
         "score": setup.dense_score,
-        "test_score": test_score(setup, bench.dense),
+        "test_score": score_on_test(setup, bench.dense),
         "latency_ms_measured": setup.table.dense_ms,
         **bench.sizes(bench.structure.dense_policy()),
     }

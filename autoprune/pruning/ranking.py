@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -30,6 +31,8 @@ def global_widths(scores: Mapping[str, Array], keep: float, multiple_of: int = 1
     """
     if not 0 < keep <= 1:
         raise UsageError(f"the share of kept channels is above 0 and at most 1; got {keep}")
+    if not scores:
+        raise UsageError("a global ranking needs at least one unit; none was chosen")
     scaled = {name: values / max(values.mean(), 1e-30) for name, values in scores.items()}
     everything = np.sort(np.concatenate(list(scaled.values())))[::-1]
     threshold = everything[max(round(keep * len(everything)), 1) - 1]
@@ -37,6 +40,10 @@ def global_widths(scores: Mapping[str, Array], keep: float, multiple_of: int = 1
 
 
 def round_width(width: float, full: int, multiple_of: int = 1, least: int = 1) -> int:
-    """Nearest multiple (at least one of it, at most the full width)."""
-    rounded = max(round(width / multiple_of), 1) * multiple_of
+    """Nearest multiple, halves up; at least one of it, at most the full width, which need not be a multiple."""
+    if multiple_of < 1:
+        raise UsageError(f"widths are multiples of 1 or more; got {multiple_of}")
+    if width >= full:
+        return full
+    rounded = max(math.floor(width / multiple_of + 0.5), 1) * multiple_of
     return int(min(max(rounded, least), full))

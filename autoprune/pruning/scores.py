@@ -7,7 +7,7 @@ coupled channels are judged together.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -24,27 +24,25 @@ Batch = tuple[tuple[torch.Tensor, ...], torch.Tensor | None]
 
 @dataclass(frozen=True)
 class Calibration:
-    """Data that some scores look at. `loss` is needed by `taylor` alone; what was used is counted in the two totals.
+    """Data that some scores look at: a few hundred training examples in batches.
 
-    `batches` are a few hundred training examples; `seed` feeds the `random` score.
+    `loss` is needed by `taylor` alone; `seed` feeds the `random` score.
     """
 
     batches: Sequence[Batch] = ()
     loss: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor] | None = None
     seed: int = 0
-    used: set[str] = field(default_factory=set)
 
     @property
     def examples(self) -> int:
         """Number of calibration examples."""
         return sum(len(inputs[0]) for inputs, _ in self.batches)
 
-    def need(self, score: str) -> None:
-        """Raise `UsageError` when the data that a score needs is missing; note that it was used."""
+    def require(self, score: str) -> None:
+        """Raise `UsageError` when the data that a score needs is missing."""
         if not self.batches or (score == "taylor" and self.loss is None):
             needs = "batches and a loss" if score == "taylor" else "batches"
             raise UsageError(f"the score {score!r} looks at data: give it a Calibration with {needs}")
-        self.used.add(score)
 
 
 class Scorer:
@@ -67,7 +65,7 @@ class Scorer:
     @cached_property
     def gradients(self) -> dict[str, torch.Tensor]:
         """Gradient of the summed calibration loss by parameter; the model and its own gradients are left alone."""
-        self.calibration.need("taylor")
+        self.calibration.require("taylor")
         model, loss = self.structure.model, self.calibration.loss
         assert loss is not None
         parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -86,30 +84,34 @@ class Scorer:
         return totals
 
     @cached_property
-    def activations(self) -> dict[str, Array]:
-        """Mean absolute activation per channel of every convolution and linear node of the evaluation graph."""
-        self.calibration.need("activation")
-        graph = self.structure.captures[False].graph
-        module = fx.GraphModule(self.structure.shrink(self.structure.dense_policy(), prove=False), graph)
-        recorder = _Recorder(module)
+    def activations(self) -> dict[tuple[str, int], Array]:
+        """Mean absolute activation along every labelled dimension of the evaluation graph, by node and dimension."""
+        self.calibration.require("activation")
+        module = fx.GraphModule(
+            self.structure.shrink(self.structure.dense_policy(), prove=False), self.structure.captures[False].graph
+        )
+        dims = [(node, dim) for kind, node, dim in self.structure.channels if kind == "eval" and dim > 0]
+        recorder = _Recorder(module, dims)
         with torch.no_grad():
             for inputs, _ in self.calibration.batches:
                 recorder.run(*inputs)
-        return {name: total / self.calibration.examples for name, total in recorder.totals.items()}
+        return {key: total / self.calibration.examples for key, total in recorder.totals.items()}
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a graph and sums mean absolute activations over examples, per channel."""
+    """Runs a graph and sums mean absolute activations over examples, along some dimensions of some nodes."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(self, module: fx.GraphModule, dims: Sequence[tuple[str, int]]) -> None:
         super().__init__(module)
-        self.totals: dict[str, Array] = {}
+        self._dims = dims
+        self.totals: dict[tuple[str, int], Array] = {}
 
     def run_node(self, n: fx.Node) -> object:
         out = super().run_node(n)
-        if n.op == "call_function" and isinstance(out, torch.Tensor) and out.dim() > 1 and out.is_floating_point():
-            channels = out.abs().transpose(0, 1).reshape(out.shape[1], out.shape[0], -1).mean(2).sum(1)
-            self.totals[n.name] = self.totals.get(n.name, 0) + channels.double().numpy()
+        for node, dim in self._dims:
+            if node == n.name and isinstance(out, torch.Tensor) and out.is_floating_point():
+                mean = out.abs().movedim(dim, 0).reshape(out.shape[dim], -1).mean(1) * len(out)
+                self.totals[node, dim] = self.totals.get((node, dim), 0) + mean.double().numpy()
         return out
 
 
@@ -185,10 +187,10 @@ def activation(scorer: Scorer, unit: int) -> Array:
     width = scorer.structure.units[unit].width
     total = np.zeros(width)
     for (kind, node, dim), sites in scorer.structure.channels.items():
-        if kind == "eval" and dim == 1 and unit in sites.of_unit and node in scorer.activations:
+        if kind == "eval" and unit in sites.of_unit and (node, dim) in scorer.activations:
             channel = sites.of_unit[unit]
             inside = channel >= 0
-            total += np.bincount(channel[inside], weights=scorer.activations[node][inside], minlength=width)
+            total += np.bincount(channel[inside], weights=scorer.activations[node, dim][inside], minlength=width)
     return total
 
 

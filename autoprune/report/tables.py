@@ -24,15 +24,19 @@ def front_table(document: Document) -> Table:
         table.add_column(title, justify="right")
     full = [f"{dense['score']:.4f}", f"{dense['test_score']:.4f}", _time(dense["latency_ms_measured"]), "100.0 %", ""]
     table.add_row("dense", "", *full, _count(dense["params"]), _count(dense["macs"]), style="dim", end_section=True)
-    searched = sorted([*document["models"], *document["others"]], key=lambda m: -m["latency_ms_measured"])
+    everything = {m["digest"]: m for m in [*document["others"], *document["baselines"], *document["models"]]}
+    baselines = {m["digest"] for m in document["baselines"]} - {m["digest"] for m in document["others"]}
     front = {m["digest"] for m in document["models"]}
+    searched = [m for name, m in everything.items() if name in front or name not in baselines]
+    searched.sort(key=lambda m: -m["latency_ms_measured"])
     by_budget = {m["budget"]: m for m in document["baselines"]}
     digests = {m["digest"] for m in searched}
     for model in searched:
         mark = "" if model["digest"] in front else (" (dominated)" if model["meets_budget"] else " (too slow)")
         baseline = by_budget.pop(model["budget"], None)
         show_baseline = baseline is not None and baseline["digest"] not in digests
-        table.add_row(*_row(model, model["digest"] + mark), end_section=not show_baseline)
+        kind = " (uniform)" if model["strategy"] == "uniform" else ""
+        table.add_row(*_row(model, model["digest"] + kind + mark), end_section=not show_baseline)
         if show_baseline and baseline is not None:
             table.add_row(*_row(baseline, "uniform"), style="dim", end_section=True)
     for baseline in by_budget.values():
@@ -91,7 +95,7 @@ def fixed_table(fixed: Iterable[Any], unsupported: Mapping[str, Sequence[str]]) 
 def all_rungs(document: Document) -> list[dict[str, Any]]:
     """Scores by budget, fidelity and strategy, the full fine-tune last."""
     rows = list(document["rungs"])
-    for model in [*document["models"], *document["others"], *document["baselines"]]:
+    for model in [*document["others"], *document["baselines"], *document["models"]]:
         strategy = "uniform" if model["strategy"] == "uniform" else "searched"
         rows.append({"rung": "full", "budget": model["budget"], "strategy": strategy, "score": model["score"]})
     return rows

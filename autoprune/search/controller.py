@@ -23,12 +23,13 @@ from autoprune.trials import TrialResult
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a rung stands after a trial: counts, the lowest loss within each limit in milliseconds, and its time."""
+    """Where a rung stands after a trial: counts, loss and score of the best within each limit (ms), and its time."""
 
     rung: str
     done: int
     total: int
     best_loss: Mapping[float, float]
+    best_score: Mapping[float, float]
     seconds: float
 
 
@@ -100,6 +101,7 @@ def _progress(broker: Broker, limits_ms: Sequence[float], name: str, seconds: fl
         done=broker.finished,
         total=broker.total,
         best_loss={limit: r[0].measurement.loss for limit, r in best.items() if r and r[0].measurement},
+        best_score={limit: r[0].measurement.score for limit, r in best.items() if r and r[0].measurement},
         seconds=seconds,
     )
 

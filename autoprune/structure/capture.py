@@ -9,10 +9,10 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
@@ -32,6 +32,8 @@ class Capture:
     graph: fx.Graph
     out_spec: pytree.TreeSpec
     training: bool
+    constants: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Tensors that `forward` makes or holds outside the state dict."""
 
 
 def capture(model: nn.Module, example_inputs: Sequence[torch.Tensor], *, training: bool) -> Capture:
@@ -55,7 +57,8 @@ def capture(model: nn.Module, example_inputs: Sequence[torch.Tensor], *, trainin
         ) from error
     out_spec = program.call_spec.out_spec
     assert out_spec is not None
-    return Capture(graph=_unlift(program), out_spec=out_spec, training=training)
+    graph, constants = _unlift(program, "train" if training else "eval")
+    return Capture(graph=graph, out_spec=out_spec, training=training, constants=constants)
 
 
 def _with_batch(x: torch.Tensor, batch: int) -> torch.Tensor:
@@ -82,22 +85,28 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _unlift(program: ExportedProgram) -> fx.Graph:
-    """Copy the exported graph with parameters, buffers and constants as `get_attr` nodes."""
+def _unlift(program: ExportedProgram, mode: str) -> tuple[fx.Graph, dict[str, torch.Tensor]]:
+    """Copy the exported graph with parameters, buffers and constants as `get_attr` nodes; and the constants by name."""
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     if any(spec.kind is not OutputKind.USER_OUTPUT for spec in program.graph_signature.output_specs):
         raise StructureError("the model changes its own buffers in a way that export turns into outputs")
     graph = fx.Graph()
     new: dict[fx.Node, fx.Node] = {}
+    constants: dict[str, torch.Tensor] = {}
     for node in program.graph.nodes:
         if node.op == "placeholder" and specs[node.name].kind in _TENSOR_KINDS:
-            new[node] = graph.create_node("get_attr", str(specs[node.name].target), name=node.name)
+            target = str(specs[node.name].target)
+            if specs[node.name].kind is InputKind.CONSTANT_TENSOR:
+                # Both modes number their constants from 0.
+                name, target = target, f"constant_{mode}_{target.replace('.', '_')}"
+                constants[target] = cast(torch.Tensor, program.constants[name])
+            new[node] = graph.create_node("get_attr", target, name=node.name)
         elif node.op == "placeholder" and specs[node.name].kind is not InputKind.USER_INPUT:
             raise StructureError(f"inputs of kind {specs[node.name].kind} are not supported ({node.name})")
         else:
             new[node] = graph.node_copy(node, lambda n: new[n])
         new[node].meta = dict(node.meta)
-    return graph
+    return graph, constants
 
 
 def concrete(value: Any, batch: int = 3) -> Any:

@@ -77,15 +77,13 @@ class Operator:
         return positions * self.c_out(widths) * self.c_in(widths) // np.maximum(self.groups(widths), 1)
 
 
-_ALIASES = {"relu_": "relu", "add_": "add", "hardtanh_": "hardtanh", "relu6_": "relu6", "mul_": "mul", "silu_": "silu"}
-
-
 def find_operators(graph: fx.Graph, channels: Mapping[Site, Channels], unit_widths: Array) -> tuple[Operator, ...]:
     """All tensor operators of a graph in order, with channel counts as polynomials."""
 
+    axes = _channel_axes(graph)
+
     def dim_of(node: fx.Node) -> Dim:
-        shape = shape_of(node)
-        axis = 1 if len(shape) != 3 else 2  # [N, C, ...], [N, C], but [N, tokens, C]
+        shape, axis = shape_of(node), axes.get(node, 1)
         if len(shape) <= axis:
             return Dim(1)
         found = channels.get(("eval", node.name, axis))
@@ -100,7 +98,9 @@ def find_operators(graph: fx.Graph, channels: Mapping[Site, Channels], unit_widt
         ]
         groups = channels.get(("eval", node.name, -1))
         kernel, stride = _window(node)
-        shape = shape_of(node)
+        shape, axis = shape_of(node), axes[node]
+        extent = [size for d, size in enumerate(shape) if d not in (0, axis)][-2:]
+        height, width = [0, 0, *extent][-2:]
         operators.append(
             Operator(
                 node=node.name,
@@ -109,16 +109,31 @@ def find_operators(graph: fx.Graph, channels: Mapping[Site, Channels], unit_widt
                 c_in=dim_of(sources[0]) if sources else Dim(0),
                 c_out=dim_of(node),
                 groups=Dim.of(groups, unit_widths) if groups else Dim(_groups(node)),
-                height=shape[2] if len(shape) == 4 else 0,
-                width=shape[3]
-                if len(shape) == 4
-                else (shape[2] if len(shape) == 3 and _op_name(node) == "conv1d" else 0),
+                height=height,
+                width=width,
                 kernel=kernel,
                 stride=stride,
                 parameters=tuple(str(n.target) for n in node.all_input_nodes if n.op == "get_attr"),
             )
         )
     return tuple(operators)
+
+
+def _channel_axes(graph: fx.Graph) -> dict[fx.Node, int]:
+    """Which dimension of every tensor holds its channels: 1 after convolutions, the last one after linear layers."""
+    axes: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        rank, name = len(shape_of(node)), _op_name(node) if node.op == "call_function" else ""
+        sources = [n for n in node.all_input_nodes if n in axes and len(shape_of(n)) == rank and n.op != "get_attr"]
+        if name == "linear":
+            axes[node] = rank - 1
+            for source in node.all_input_nodes[:1]:
+                axes[source] = rank - 1
+        elif name.startswith(("conv", "batch_norm")) or not sources:
+            axes[node] = min(1, max(rank - 1, 0))
+        else:
+            axes[node] = axes[sources[0]]
+    return axes
 
 
 def _op_name(node: fx.Node) -> str:
@@ -128,7 +143,7 @@ def _op_name(node: fx.Node) -> str:
         if packet is not None
         else getattr(node.target, "__name__", str(node.target))
     )
-    return _ALIASES.get(name, name)
+    return name.removesuffix("_")  # in-place operators cost what the others cost
 
 
 def _groups(node: fx.Node) -> int:

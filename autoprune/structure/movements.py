@@ -50,14 +50,19 @@ def _collapsed(labels: torch.Tensor) -> Array:
 
 
 def _separable(state: Analysis, node: fx.Node, value: Value) -> Value:
-    """Fix components that vary along two dimensions at once: a dimension that was split."""
+    """Fix what is no plain dimension of labels: one that was split, a single channel, a merge with the batch."""
+    symbolic = _symbolic_dims(node)
     kept = []
     for component in value.components:
         varying = sum(size > 1 for size in component.shape)
-        if varying == 1:
+        if any(component.shape[d] > 1 for d in symbolic):
+            state.labels.fix(component, f"is merged with the batch by {node.target}")
+        elif varying == 1:
             kept.append(component)
         elif varying > 1:
             state.labels.fix(component, f"is split over two dimensions by {node.target}")
+        else:
+            state.labels.fix(component, f"is a single channel taken by {node.target}")
     return Value(value.shape, tuple(kept))
 
 
@@ -65,3 +70,10 @@ def item(state: Analysis, node: fx.Node) -> Any:
     """One output of an operator with several."""
     found = state.values.get(node.args[0])  # type: ignore[arg-type]
     return found[cast(int, node.args[1])] if isinstance(found, list) else Value(shape_of(node))
+
+
+def _symbolic_dims(node: fx.Node) -> list[int]:
+    """Dimensions of a view whose size depends on the batch: only there an explicit size cannot follow the channels."""
+    sizes = node.args[1] if len(node.args) > 1 and isinstance(node.args[1], (list, tuple)) else ()
+    is_view = node.target in (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
+    return [d for d, size in enumerate(sizes) if is_view and isinstance(size, fx.Node)]

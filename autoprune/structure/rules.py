@@ -84,14 +84,14 @@ def _grouped(state: Analysis, node: fx.Node, x: Value, weight: Value, groups: in
     group = labels.fresh(groups)
     state.groups[node] = group
     inputs = x.along(1)
-    if len(inputs) != 1:
-        for array in [*inputs, group, *weight.along(1)]:
-            labels.fix(array, "reads a fixed input")
-    else:
-        causes = [np.repeat(group, per_in)]
-        if per_in > 1:
-            causes.append(np.tile(weight.along(1)[0], groups))
-        labels.either(inputs[0], causes)
+    if len(inputs) != 1 or not weight.along(0) or (per_in > 1 and not weight.along(1)):
+        for array in [*inputs, group, *weight.along(0), *weight.along(1)]:
+            labels.fix(array, "meets a fixed input or weight in a grouped convolution")
+        return weight.along(0)
+    causes = [np.repeat(group, per_in)]
+    if per_in > 1:
+        causes.append(np.tile(weight.along(1)[0], groups))
+    labels.either(inputs[0], causes)
     out = weight.along(0)[0]
     causes = [np.repeat(group, per_out)]
     if per_out > 1:
@@ -213,6 +213,14 @@ def ignored(state: Analysis, node: fx.Node) -> None:
     """Sizes and assertions: no tensor comes out."""
 
 
+def prelu(state: Analysis, node: fx.Node) -> Value:
+    """`prelu(x, weight)`: a weight per channel aligns with dimension 1."""
+    x, weight = state.value(node.args[0]), state.value(node.args[1])
+    if weight.shape and weight.shape[0] > 1:
+        state.labels.equate(weight.along(0), x.along(1), "meets a fixed operand in prelu")
+    return Value(x.shape, x.components)
+
+
 RULES: dict[Any, Rule] = {
     aten.conv1d.default: convolution,
     aten.conv2d.default: convolution,
@@ -226,6 +234,7 @@ RULES: dict[Any, Rule] = {
     aten.avg_pool1d.default: pool,
     aten.adaptive_avg_pool2d.default: pool,
     aten.adaptive_avg_pool1d.default: pool,
+    aten.prelu.default: prelu,
     aten.mean.dim: reduction,
     aten.sum.dim_IntList: reduction,
     aten.cat.default: concatenation,
@@ -238,7 +247,9 @@ RULES: dict[Any, Rule] = {
 # Element-wise in effect, though they do not carry the tag.
 ELEMENTWISE = {
     aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default, aten.to.dtype, aten.to.dtype_layout,
-    aten.contiguous.default, aten.alias.default, aten.detach.default, aten.hardswish.default, aten.hardswish_.default,
+    aten.contiguous.default, aten.alias.default, aten.relu6_.default, aten.alpha_dropout.default,
+    aten.log_sigmoid.default, aten.type_as.default, aten.detach.default, aten.hardswish.default,
+    aten.hardswish_.default,
 }  # fmt: skip
 
 

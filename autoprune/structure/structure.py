@@ -53,6 +53,12 @@ class Structure:
     dims: Mapping[str, tuple[Dim, ...]]
 
     @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Parameters, buffers and captured constants by name."""
+        constants = {name: tensor for found in self.captures.values() for name, tensor in found.constants.items()}
+        return module_tensors(self.model) | constants
+
+    @property
     def full_widths(self) -> dict[str, int]:
         """Dense width of every unit."""
         return {unit.name: unit.width for unit in self.units}
@@ -94,7 +100,7 @@ class Structure:
 
     def _numel(self, widths: Array, counts: object, weight: object) -> Array:
         total = np.zeros(len(widths), dtype=np.int64)
-        for name, tensor in module_tensors(self.model).items():
+        for name, tensor in self.tensors.items():
             if self.canonical[name] == name and counts(tensor):  # type: ignore[operator]
                 size = np.full(len(widths), weight(tensor), dtype=np.int64)  # type: ignore[operator]
                 for dim in self.dims[name]:
@@ -154,7 +160,7 @@ class Structure:
         return shrunk.train(self.model.training)
 
     def _build(self, masks: Mapping[Site, Array]) -> GraphModel:
-        tensors = slice_tensors(module_tensors(self.model), masks, self.canonical)
+        tensors = slice_tensors(self.tensors, masks, self.canonical)
         return GraphModel(
             {m: rewrite(c, masks) for m, c in self.captures.items()}, tensors, set(self.model.state_dict())
         )
@@ -181,6 +187,8 @@ def analyze(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> Structu
     """
     captures = {training: capture(model, example_inputs, training=training) for training in (False, True)}
     tensors = module_tensors(model)
+    for found in captures.values():
+        tensors |= found.constants
     canonical = _canonical(tensors)
     labels = Labels()
     values = {n: _initial(labels, t) for n, t in tensors.items() if canonical[n] == n and t.is_floating_point()}

@@ -91,7 +91,7 @@ class Task:
     metric_name: str = ""
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
     recipe: Recipe | None = None
-    finetune_recipe: Recipe = field(default_factory=Recipe)
+    finetune_recipe: Recipe = field(default_factory=lambda: Recipe(batch_size=32, lr=0.02))
 
     def __post_init__(self) -> None:
         for entry in fields(self):

@@ -48,6 +48,9 @@ def _flip_and_shift(images: Tensor, generator: torch.Generator) -> Tensor:
     return augment.shift(augment.flip(images, generator), generator, pixels=1)
 
 
+# Small batches: on 10,000 samples of Fashion-MNIST 32 gives two points more than 128 (see DECISIONS.md).
+_FINETUNE = Recipe(batch_size=32, lr=0.02)
+
 TASKS: Mapping[str, BuiltinTask] = MappingProxyType(
     {
         "mnist5k": BuiltinTask(
@@ -58,7 +61,7 @@ TASKS: Mapping[str, BuiltinTask] = MappingProxyType(
             default_model="resnet8",
             augment=augment.affine,
             recipe=Recipe(epochs=40, batch_size=64, lr=0.05, schedule="one-cycle", label_smoothing=0.1),
-            finetune_recipe=Recipe(epochs=15, lr=0.05),
+            finetune_recipe=_FINETUNE,
         ),
         "fashion-mnist": BuiltinTask(
             summary="70,000 pictures of clothes, 28x28, from IDX files",
@@ -68,7 +71,7 @@ TASKS: Mapping[str, BuiltinTask] = MappingProxyType(
             default_model="resnet8-wide",
             augment=_flip_and_shift,
             recipe=Recipe(epochs=8, batch_size=128, lr=0.1, schedule="one-cycle", label_smoothing=0.05),
-            finetune_recipe=Recipe(epochs=2, lr=0.05),
+            finetune_recipe=_FINETUNE,
         ),
         "digits": BuiltinTask(
             summary="1,797 handwritten digits, 8x8, from scikit-learn",
@@ -78,7 +81,7 @@ TASKS: Mapping[str, BuiltinTask] = MappingProxyType(
             default_model="resnet8",
             augment=None,
             recipe=Recipe(epochs=12, batch_size=64, lr=0.1, schedule="one-cycle", label_smoothing=0.05),
-            finetune_recipe=Recipe(epochs=6, batch_size=64, lr=0.05),
+            finetune_recipe=_FINETUNE,
         ),
     }
 )
