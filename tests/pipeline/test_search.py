@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sqlite3
@@ -10,10 +11,14 @@ import onnxruntime
 import optuna
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
 import autoprune
-from autoprune.errors import BudgetError, RunFolderError, TaskError, UsageError
+from autoprune.errors import BudgetError, RunFolderError, TaskError, TrialError, UsageError
+from autoprune.evaluation import Evaluator
+from autoprune.pipeline.events import Silent
 from autoprune.runfolder import RunFolder
+from autoprune.trials import TrialResult, TrialSpec
 from tests.conftest import OPTIONS, SPEC
 from tests.pipeline import tiny
 
@@ -170,3 +175,62 @@ def test_a_damaged_weight_file_is_named(copied: autoprune.Run) -> None:
     copied.folder.dense.write_bytes(b"torn")
     with pytest.raises(TaskError, match="not a readable safetensors file"):
         autoprune.search(run_dir=copied.folder.path)
+
+
+def test_metrics_of_other_weights_are_not_trusted(copied: autoprune.Run) -> None:
+    files = copied.folder.model(copied.models[0].digest)
+    metrics = json.loads(files.metrics.read_text())
+    files.metrics.write_text(json.dumps(metrics | {"score": 0.123}))
+    assert autoprune.search(run_dir=copied.folder.path).candidate(copied.models[0].digest).record.score == 0.123
+    files.metrics.write_text(json.dumps(metrics | {"score": 0.123, "weights_sha256": "of other weights"}))
+    again = autoprune.search(run_dir=copied.folder.path).candidate(copied.models[0].digest)
+    assert again.record.score == metrics["score"]
+
+
+def test_a_fine_tune_that_fails_is_dropped_with_its_reason(
+    copied: autoprune.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = next(m.digest for m in [*copied.models, *copied.others] if m.strategy != "uniform")
+    shutil.rmtree(copied.folder.path / "models")
+    optuna.delete_study(study_name="rung-3", storage=f"sqlite:///{copied.folder.study}")
+    honest = Evaluator.__call__
+
+    def sometimes(self: Evaluator, spec: TrialSpec) -> TrialResult:
+        if spec.policy.digest() == digest:
+            raise TrialError("the loss is nan")
+        return honest(self, spec)
+
+    monkeypatch.setattr(Evaluator, "__call__", sometimes)
+    notes: list[str] = []
+    events = Silent()
+    monkeypatch.setattr(events, "note", notes.append)
+    again = autoprune.search(run_dir=copied.folder.path, events=events)
+    assert any(digest in note and "dropped" in note and "the loss is nan" in note for note in notes)
+    assert digest not in {m.digest for m in [*again.models, *again.others]}
+
+
+def test_another_task_of_the_same_name_is_refused(copied: autoprune.Run, tmp_path: Path) -> None:
+    task = tiny.make_task()
+    folder = tmp_path / "object"
+    options = {"budgets": ["80%"], "strategy": "uniform", "table": str(copied.folder.table)}
+    autoprune.search(task, run_dir=folder, **options)
+    x, y = task.train_set.tensors  # pyright: ignore[reportAttributeAccessIssue]
+    other = dataclasses.replace(task, train_set=TensorDataset(x + 1, y))
+    with pytest.raises(RunFolderError, match="another task"):
+        autoprune.search(other, run_dir=folder)
+
+
+def test_a_changed_space_file_does_not_cost_the_table(copied: autoprune.Run, tmp_path: Path) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text("multiple_of: 16\n")
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(copied.folder.path, folder.path)
+    for name in ("study.db", "front.json"):
+        (folder.path / name).unlink()
+    options = {"space": str(space), "budgets": ["80%"], "strategy": "uniform"}
+    autoprune.search(run_dir=folder.path, **options)
+    table = folder.table.read_bytes()
+    space.write_text("multiple_of: 8\n")
+    with pytest.raises(RunFolderError, match="was changed since this search began"):
+        autoprune.search(run_dir=folder.path)
+    assert folder.table.read_bytes() == table

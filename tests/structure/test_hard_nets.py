@@ -1,0 +1,183 @@
+"""Networks that once were refused, crashed, or counted wrongly."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from autoprune.errors import StructureError
+from autoprune.records import Policy
+from autoprune.structure import Structure, analyze, proof
+
+
+def shrink_randomly(structure: Structure, seed: int = 0) -> nn.Module:
+    """A random policy with random channels, proven by `shrink` itself."""
+    rng = np.random.default_rng(seed)
+    keep = {u.name: rng.choice(u.width, rng.integers(1, u.width + 1), replace=False) for u in structure.units}
+    return structure.shrink(Policy(space_id="", widths={n: len(k) for n, k in keep.items()}), keep)
+
+
+def counted(model: nn.Module, x: Tensor) -> int:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(x[:1])
+    return counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize(
+    ("net", "shape"),
+    [
+        (
+            nn.Sequential(nn.Conv1d(4, 32, 3), nn.ReLU(), nn.Conv1d(32, 16, 3), nn.Flatten(), nn.Linear(256, 5)),
+            (2, 4, 20),
+        ),
+        (nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 4)), (2, 20, 8)),
+        (nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4)), (2, 6, 5, 8)),
+    ],
+    ids=["conv1d", "tokens", "grid"],
+)
+def test_macs_of_sequences_follow_the_widths(net: nn.Module, shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    structure = analyze(net.eval(), (x,))
+    half = Policy(space_id="", widths={n: w // 2 for n, w in structure.full_widths.items()})
+    for policy in (structure.dense_policy(), half):
+        assert structure.macs(structure.widths([policy]))[0] == counted(structure.shrink(policy), x)
+    channels = [
+        int(op.c_out(structure.widths([half]))[0]) for op in structure.operators if op.op in ("conv1d", "linear")
+    ]
+    assert channels[0] == 16
+
+
+def test_deep_batch_norms_do_not_upset_the_proof() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU()) for _ in range(16)]
+    structure = analyze(nn.Sequential(*layers, nn.Linear(64, 3)).eval(), (torch.randn(2, 64),))
+    for seed in range(3):
+        shrink_randomly(structure, seed)
+
+
+def test_a_result_that_is_not_finite_is_no_proof() -> None:
+    assert proof._difference([torch.tensor([float("nan")])], [torch.tensor([1.0])]) == float("inf")
+    assert proof._difference([torch.tensor([float("nan")])], [torch.tensor([float("nan")])]) == float("inf")
+    assert proof._difference([torch.tensor([2.0])], [torch.tensor([1.0])]) == 0.5
+
+
+def test_a_module_that_is_used_twice() -> None:
+    layer = nn.Linear(6, 6)
+    net = nn.Sequential(nn.Linear(4, 6), layer, nn.ReLU(), layer, nn.Linear(6, 2)).eval()
+    shrunk = shrink_randomly(analyze(net, (torch.randn(2, 4),)))
+    assert shrunk.state_dict().keys() == net.state_dict().keys()
+    assert shrunk.get_parameter("1.weight") is shrunk.get_parameter("3.weight")
+
+
+class Normalised(nn.Module):
+    """Constants that are made in forward or held as plain attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset = torch.tensor([0.1, 0.2, 0.3])
+        self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(F.relu(self.a((x - self.offset) / torch.tensor([0.5, 0.6, 0.7]))))
+
+
+def test_constants_of_forward_are_kept_and_add_no_names() -> None:
+    net = Normalised().eval()
+    structure = analyze(net, (torch.randn(2, 3),))
+    shrunk = structure.shrink(structure.dense_policy())
+    x = torch.randn(4, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(shrunk(x), net(x))
+    assert shrunk.state_dict().keys() == net.state_dict().keys()
+    shrink_randomly(structure)
+
+
+class ComputedWeight(nn.Module):
+    """A grouped convolution whose weight comes from an operator without a rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.z, self.raw = nn.Conv2d(2, 8, 1), nn.Conv2d(8, 3, 1), nn.Parameter(torch.randn(8, 2, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = torch.softmax(self.raw, 0)
+        return self.z(F.relu(F.conv2d(F.relu(self.z.weight.sum() * 0 + self.a(x)), weight, groups=4))).mean((2, 3))
+
+
+class OneChannelGate(nn.Module):
+    """The first channel gates all others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.z = nn.Conv2d(2, 8, 1), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.z(F.relu(self.b(x * x[:, :1].sigmoid()))).mean((2, 3))
+
+
+class StochasticDepth(nn.Module):
+    """Random numbers of the batch's shape in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.z = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(x))
+        gate = (torch.rand(x.shape[0], 1) > 0.5).to(x.dtype) if self.training else 1.0
+        return self.z(x + gate * F.relu(self.b(x)))
+
+
+class MergedWithBatch(nn.Module):
+    """Channels become examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.z = nn.Conv2d(2, 6, 1), nn.Conv2d(1, 4, 1), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        y = F.relu(self.b(x.reshape(x.shape[0] * 6, 1, 8, 8))).mean((2, 3))
+        return self.z(y.view(x.shape[0], 24))
+
+
+class Prelu(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.act, self.z = nn.Conv2d(2, 6, 1), nn.PReLU(6), nn.Conv2d(6, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.z(self.act(self.a(x))).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "free"),
+    [
+        (OneChannelGate, (2, 2, 8, 8), {"b"}),
+        (StochasticDepth, (2, 4), {"a"}),
+        (Prelu, (2, 2, 8, 8), {"a"}),
+    ],
+)
+def test_what_is_free_is_proven_and_the_rest_is_fixed(kind: type[nn.Module], shape: tuple[int, ...], free: set) -> None:
+    structure = analyze(kind().eval(), (torch.randn(shape),))
+    assert {u.name for u in structure.units} >= free
+    for seed in range(3):
+        shrink_randomly(structure, seed)
+
+
+def test_channels_that_become_examples_are_fixed() -> None:
+    structure = analyze(MergedWithBatch().eval(), (torch.randn(2, 2, 8, 8),))
+    assert [u.name for u in structure.units] == ["b"]
+    assert any("merged with the batch" in f.reason for f in structure.fixed)
+    shrink_randomly(structure)
+
+
+def test_a_grouped_convolution_with_a_computed_weight_is_left_alone() -> None:
+    with pytest.raises(StructureError, match=r"nothing .* can be pruned: these operators have no rule .* aten.softmax"):
+        analyze(ComputedWeight().eval(), (torch.randn(2, 2, 8, 8),))
