@@ -107,13 +107,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return value
 
 
-def validation_message(source: object, error: ValidationError, known: Iterable[str]) -> str:
-    """One line for a pydantic error: file, key, rule, value, and the known keys when one is unknown."""
+def validation_message(source: object, error: ValidationError, known: Iterable[str], nested: Iterable[str] = ()) -> str:
+    """One line for a pydantic error: file, key, rule, value, and what keys are known there."""
     parts = []
     for problem in error.errors():
         key = ".".join(str(x) for x in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            parts.append(f"unknown key {key!r} (known: {', '.join(known)})")
+            names = nested if len(problem["loc"]) > 1 else known
+            parts.append(f"unknown key {key!r} (known: {', '.join(names)})")
         else:
             rule = problem["msg"].removeprefix("Value error, ")
             parts.append(f"{key}: {rule}" if "; got" in rule else f"{key}: {rule}, got {problem['input']!r}")

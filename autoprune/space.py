@@ -72,7 +72,8 @@ def load_spec(path: Path) -> SpaceSpec:
     try:
         return SpaceSpec.model_validate(read_yaml(path))
     except ValidationError as error:
-        raise ConfigError(validation_message(path, error, SpaceSpec.model_fields)) from error
+        known, nested = SpaceSpec.model_fields, LevelRule.model_fields
+        raise ConfigError(validation_message(path, error, known, nested)) from error
 
 
 def build_space(

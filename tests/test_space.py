@@ -69,7 +69,10 @@ def test_spaces_that_make_no_sense(keys: dict[str, object], message: str) -> Non
     ("text", "message"),
     [
         ("keep: 0.5\n", r"space.yaml: unknown key 'keep' \(known: min_keep"),
-        ("overrides:\n  '*': {step: 3}\n", r"unknown key 'overrides.\*.step'"),
+        (
+            "overrides:\n  '*': {step: 3}\n",
+            r"unknown key 'overrides.\*.step' \(known: min_keep, max_keep, multiple_of, steps, levels\)",
+        ),
         ("min_keep: 2\n", "min_keep: .*less than or equal to 1, got 2"),
         ("a: [1\nb: 2\n", "space.yaml, line 2: not valid YAML"),
         ("- 1\n", "must hold `key: value` lines; got list"),

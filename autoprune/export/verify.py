@@ -39,20 +39,6 @@ class Verification:
     dense_ms: float
     predicted_ms: float
 
-    @property
-    def measured_ms(self) -> float:
-        """Latency of the model."""
-        return self.ratio * self.dense_ms
-
-    @property
-    def prediction_error(self) -> float:
-        """Predicted over measured latency, less 1."""
-        return self.predicted_ms / self.measured_ms - 1
-
-    def meets(self, limit_ms: float, tolerance: float = 0.02) -> bool:
-        """Whether the measured latency is within `limit_ms`, with a share `tolerance` for the noise of the clock."""
-        return self.measured_ms <= limit_ms * (1 + tolerance)
-
 
 def parity(
     model: nn.Module, onnx_path: str | Path, inputs: Sequence[torch.Tensor], *, limit: float = PARITY_LIMIT
