@@ -39,14 +39,14 @@ def main() -> None:
     for model in document["models"]:
         place = (model["latency_ms_measured"] * 1e3, 100 * model["test_score"])
         label = f"{model['latency_ratio']:.0%} of dense"
-        axes.annotate(label, place, xytext=(0, 9), textcoords="offset points", ha="center", color="#0969da")
+        axes.annotate(label, place, xytext=(9, -4), textcoords="offset points", color="#0969da")
     config = folder.read_config() or {}
     axes.set_title(
         f"{config['task']}, {config['model'] or 'default model'}, {config['target']}", loc="left", fontsize=10
     )
     axes.set_xlabel("measured latency, us")
     axes.set_ylabel(f"test {document['metric']}, %")
-    axes.margins(x=0.08, y=0.25)
+    axes.margins(x=0.1, y=0.2)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, loc="lower right")

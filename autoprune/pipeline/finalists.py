@@ -113,7 +113,7 @@ def _next(setup: Setup, queues: Mapping[str, _Candidates], events: Events) -> li
             # A resumed run keeps what it accepted: a second measurement would differ by its noise.
             accepted = setup.folder.model(policy.digest()).weights.exists()
             ratio = None if accepted else _measured_ratio(setup, policy)
-            if ratio is None or meets(setup, budget, ratio):
+            if ratio is None or meets(setup, budget, ratio, tolerance=0.0):
                 queue.missing -= 1
                 chosen.append(Finalist(policy=policy, budget=budget, strategy=setup.config.strategy))
             else:

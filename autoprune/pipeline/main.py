@@ -159,7 +159,7 @@ class _Watcher:
             self._rung = progress.rung
             self._events.stage(f"Rung {progress.rung}")
         best = [
-            f"{self._names[limit]} {score:.4f} (divergence {progress.best_loss[limit]:.3f})"
+            f"{self._names[limit]} {score:.3f} (divergence {progress.best_loss[limit]:.2f})"
             for limit, score in progress.best_score.items()
         ]
         self._events.advance(progress.done, progress.total, "best: " + ", ".join(best))

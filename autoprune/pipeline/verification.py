@@ -24,16 +24,16 @@ from autoprune.structure import GraphModel
 from autoprune.task.batches import length, sample_rows, take
 from autoprune.trials import FrontModel
 
-BUDGET_TOLERANCE = 0.02
-"""Share by which a measured latency may pass its budget: the noise of a re-measurement."""
+BUDGET_TOLERANCE = 0.01
+"""Share by which a measured latency may pass its budget: the noise of a re-measurement. A candidate gets none of it."""
 
 _PARITY_EXAMPLES = 64
 _HYPERVOLUME_SHARE = 0.1
 
 
-def meets(setup: Setup, budget: str, ratio: float) -> bool:
+def meets(setup: Setup, budget: str, ratio: float, tolerance: float = BUDGET_TOLERANCE) -> bool:
     """Whether a measured share of the dense latency meets a budget, within the noise of a measurement."""
-    return ratio * setup.table.dense_ms <= setup.limits_ms[budget] * (1 + BUDGET_TOLERANCE)
+    return ratio * setup.table.dense_ms <= setup.limits_ms[budget] * (1 + tolerance)
 
 
 def load_model(bench: Bench, folder: RunFolder, policy: Policy) -> GraphModel:

@@ -38,9 +38,9 @@ _DIALS: Mapping[str, _Dial] = {
 EFFORTS = tuple(_DIALS)
 
 # Two epochs of a tiny data set would be less than the longer rung, so a full fine-tune is at least this many of those.
-_FULL_OVER_LONGER = 10
+_FULL_OVER_LONGER = 6
 
-# On small data the rungs are counted in epochs: more than these would no longer be brief.
+# On small data a rung takes at most so many epochs: more would no longer be brief.
 _BRIEF_EPOCHS, _LONGER_EPOCHS = 1, 3
 
 
@@ -77,7 +77,7 @@ class Effort:
         if train_examples < 1 or val_examples < 1:
             raise UsageError(f"a search needs training and validation data; got {train_examples} and {val_examples}")
         dial = _DIALS[name]
-        longer = _within_epochs(dial.longer_samples, _LONGER_EPOCHS, train_examples)
+        longer = min(dial.longer_samples, _LONGER_EPOCHS * train_examples)
         full_epochs = max(dial.full_epochs, math.ceil(_FULL_OVER_LONGER * longer / train_examples))
         val = PROXY_VAL_SAMPLES if val_examples > PROXY_VAL_SAMPLES else 0
         return cls(
@@ -88,7 +88,7 @@ class Effort:
                 Fidelity(
                     name="brief",
                     rung=1,
-                    finetune_samples=_within_epochs(dial.brief_samples, _BRIEF_EPOCHS, train_examples),
+                    finetune_samples=min(dial.brief_samples, _BRIEF_EPOCHS * train_examples),
                     val_samples=val,
                 ),
                 Fidelity(name="longer", rung=2, finetune_samples=longer),
@@ -112,10 +112,3 @@ class Effort:
 def _passes(fidelity: Fidelity, val_examples: int) -> float:
     scored = fidelity.val_samples or val_examples
     return fidelity.finetune_samples * (1 + FORWARD_SHARE) + FORWARD_SHARE * (scored + _CALIBRATION_SAMPLES)
-
-
-def _within_epochs(samples: int, epochs: int, train_examples: int) -> int:
-    """At most that many epochs; what is left is rounded up to whole ones when the data is small."""
-    if train_examples > 2 * samples:
-        return samples
-    return min(math.ceil(samples / train_examples), epochs) * train_examples

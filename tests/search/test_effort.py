@@ -21,8 +21,8 @@ def test_a_small_search_of_fashion_mnist():
     assert samples(Effort.derive("small", **FASHION)) == [0, 2_000, 10_000, 110_000]
 
 
-def test_small_data_is_seen_in_whole_epochs():
-    assert samples(Effort.derive("small", **MNIST5K)) == [0, 3_500, 10_500, 105_000]
+def test_small_data_limits_the_rungs():
+    assert samples(Effort.derive("small", **MNIST5K)) == [0, 2_000, 10_000, 63_000]
 
 
 @given(st.sampled_from(EFFORTS), sizes)
