@@ -35,13 +35,12 @@ class ConsoleEvents:
     def __enter__(self) -> Self:
         if self._live:
             self._bar = Progress(
-                TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                TextColumn("[dim]{task.fields[detail]}"),
+                TextColumn("[bold]{task.description}", table_column=Column(no_wrap=True, min_width=12)),
+                BarColumn(bar_width=16),
+                MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=7)),
+                TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
+                TextColumn("left", table_column=Column(no_wrap=True, min_width=4)),
+                TextColumn("[dim]{task.fields[detail]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
                 console=self._console,
                 transient=True,
             )
