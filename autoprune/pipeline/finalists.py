@@ -14,11 +14,12 @@ from autoprune.pipeline.events import Events
 from autoprune.pipeline.prepare import Setup
 from autoprune.pipeline.verification import meets, verify_model
 from autoprune.records import Policy
-from autoprune.search.broker import Broker, storage_errors
+from autoprune.search.broker import Broker
 from autoprune.search.controller import run_rung
 from autoprune.search.executors.base import Executor
 from autoprune.search.question import Question
 from autoprune.search.rungs import best_within
+from autoprune.search.storage import storage_errors
 from autoprune.search.uniform import baselines
 from autoprune.trials import FrontModel, TrialResult
 

@@ -13,34 +13,29 @@ which workers finish changes nothing.
 
 from __future__ import annotations
 
-import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import optuna
-from optuna.exceptions import OptunaError
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
-from autoprune.errors import RunFolderError
 from autoprune.records import Policy, digest_of
 from autoprune.search.limits import Predict, excess
 from autoprune.search.question import Question, objectives
 from autoprune.search.repair import fit_to_limit
 from autoprune.search.samplers import Parameters, Projected, decode, distributions, encode, make_sampler
+from autoprune.search.storage import open_study
 from autoprune.trials import TrialResult, TrialSpec, trial_seed
 
 BATCH_SIZE = 8
 
 _PROPOSALS_PER_LIMIT = 8
-_PROJECTIONS = 4
+_PROJECTIONS = 8
 _MAX_FAILURES = 2
-_BUSY_SECONDS = 30.0
 _LOST = "controller lost"
 _STATES = {"infeasible": TrialState.PRUNED, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
 
@@ -73,7 +68,7 @@ class Broker:
         self._running: dict[int, tuple[optuna.Trial, Policy]] = {}
         self._slots = 0
         self._finished = 0
-        self._storage, self._study = _open(path, question)
+        self._storage, self._study = open_study(path, question)
         self._trials = min(self._trials, self._study.user_attrs.get("exhausted_at", self._trials))
         self._reconcile()
 
@@ -163,10 +158,16 @@ class Broker:
         return trial, policy
 
     def _unseen(self, parameters: Parameters, limit_ms: float, rng: np.random.Generator) -> Parameters:
-        """A proposal moved onto a limit, to a policy that was not scored yet if some random ways lead to one."""
+        """A proposal moved onto a limit, to a policy that was not scored yet; from a random start if need be.
+
+        Near the floor of the space many proposals lead to the same few policies.
+        """
         proposed, fitted = decode(parameters, self._space), None
         busy = {policy for _, policy in self._running.values()}
-        for _ in range(_PROJECTIONS):
+        for attempt in range(_PROJECTIONS):
+            if attempt >= _PROJECTIONS // 2:
+                levels = self._space.levels
+                proposed = self._space.policy({name: int(rng.choice(levels[name])) for name in self._space.searched})
             fitted = fit_to_limit(proposed, self._space, self._predict, limit_ms, rng)
             if fitted is None or (fitted not in self._results and fitted not in busy):
                 break
@@ -258,52 +259,3 @@ class Broker:
                 self._tell(result)
             self._remember(result)
             self._finished += "slot" in trial.user_attrs
-
-
-class _Connection(sqlite3.Connection):
-    """Write-ahead log with one sync per checkpoint: ten times as fast, and still whole after `kill -9`."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.execute("PRAGMA journal_mode=WAL")
-        self.execute("PRAGMA synchronous=NORMAL")
-
-
-@contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turn what the database raises (full disk, no permission, a foreign file) into one `RunFolderError`."""
-    try:
-        yield
-    except (OptunaError, SQLAlchemyError, sqlite3.Error) as error:
-        raise RunFolderError(
-            f"the study {path} cannot be used: {str(error).splitlines()[0]}. What was finished is kept. Check that its "
-            "folder can be written, has space left, and that the file is a study of this program."
-        ) from error
-
-
-def _open(path: Path, question: Question) -> tuple[optuna.storages.RDBStorage, optuna.Study]:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    connect = {"factory": _Connection, "timeout": _BUSY_SECONDS}
-    with storage_errors(path):
-        storage = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": connect})
-        study = optuna.create_study(
-            study_name=question.study_name,
-            storage=storage,
-            directions=["minimize", "minimize"],
-            load_if_exists=True,
-        )
-        _claim(study, question, path)
-    return storage, study
-
-
-def _claim(study: optuna.Study, question: Question, path: Path) -> None:
-    ours, theirs = question.to_json(), study.user_attrs.get("question")
-    if theirs is None:
-        study.set_user_attr("question", ours)
-    elif theirs != ours:
-        changed = ", ".join(_differences(theirs, ours))
-        raise RunFolderError(f"{question.study_name} in {path} answers another question: {changed}. Use a new folder.")
-
-
-def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterable[str]:
-    return (f"{key} was {theirs.get(key)} and is {ours[key]}" for key in ours if theirs.get(key) != ours[key])

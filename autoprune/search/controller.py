@@ -10,12 +10,13 @@ from pathlib import Path
 
 from autoprune.errors import TrialError
 from autoprune.records import SearchSpace
-from autoprune.search.broker import Broker, storage_errors
+from autoprune.search.broker import Broker
 from autoprune.search.effort import Effort
 from autoprune.search.executors.base import Executor
 from autoprune.search.limits import Predict, require_reachable
 from autoprune.search.question import Question
 from autoprune.search.rungs import best_within, promote
+from autoprune.search.storage import storage_errors
 from autoprune.search.strategies import start_of
 from autoprune.search.uniform import baselines
 from autoprune.trials import TrialResult
