@@ -38,7 +38,7 @@ _DIALS: Mapping[str, _Dial] = {
 EFFORTS = tuple(_DIALS)
 
 # Two epochs of a tiny data set would be less than the longer rung, so a full fine-tune is at least this many of those.
-_FULL_OVER_LONGER = 6
+_FULL_OVER_LONGER = 8
 
 # On small data a rung takes at most so many epochs: more would no longer be brief.
 _BRIEF_EPOCHS, _LONGER_EPOCHS = 1, 3
