@@ -16,7 +16,10 @@ from torch.utils.data import TensorDataset
 import autoprune
 from autoprune.errors import BudgetError, RunFolderError, TaskError, TrialError, UsageError
 from autoprune.evaluation import Evaluator
+from autoprune.pipeline import finalists
 from autoprune.pipeline.events import Silent
+from autoprune.pipeline.prepare import Setup
+from autoprune.records import Policy
 from autoprune.runfolder import RunFolder
 from autoprune.trials import TrialResult, TrialSpec
 from tests.conftest import OPTIONS, SPEC
@@ -234,3 +237,24 @@ def test_a_changed_space_file_does_not_cost_the_table(copied: autoprune.Run, tmp
     with pytest.raises(RunFolderError, match="was changed since this search began"):
         autoprune.search(run_dir=folder.path)
     assert folder.table.read_bytes() == table
+
+
+def test_a_candidate_that_misses_when_measured_is_reported_and_the_next_is_taken(
+    copied: autoprune.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched = [m for m in [*copied.models, *copied.others] if m.strategy != "uniform"]
+    slow = searched[0]
+    shutil.rmtree(copied.folder.path / "models")
+    optuna.delete_study(study_name="rung-3", storage=f"sqlite:///{copied.folder.study}")
+    honest = finalists._measured_ratio
+
+    def measured(setup: Setup, policy: Policy) -> float:
+        return 0.99 if policy == slow.policy else honest(setup, policy)
+
+    monkeypatch.setattr(finalists, "_measured_ratio", measured)
+    notes: list[str] = []
+    events = Silent()
+    monkeypatch.setattr(events, "note", notes.append)
+    again = autoprune.search(run_dir=copied.folder.path, events=events)
+    assert any(f"{slow.digest} misses {slow.budget} when measured (99.0% of dense" in note for note in notes)
+    assert slow.digest not in {m.digest for m in [*again.models, *again.others]}
