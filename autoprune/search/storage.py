@@ -34,7 +34,7 @@ def storage_errors(path: Path) -> Iterator[None]:
         yield
     except (OptunaError, SQLAlchemyError, sqlite3.Error) as error:
         raise RunFolderError(
-            f"the study {path} cannot be used: {str(error).splitlines()[0]}. What was finished is kept. Check that its "
+            f"the study {path} cannot be used: {_root_cause(error)}. What was finished is kept. Check that its "
             "folder can be written, has space left, and that the file is a study of this program."
         ) from error
 
@@ -66,3 +66,10 @@ def _claim(study: optuna.Study, question: Question, path: Path) -> None:
 
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterable[str]:
     return (f"{key} was {theirs.get(key)} and is {ours[key]}" for key in ours if theirs.get(key) != ours[key])
+
+
+def _root_cause(error: BaseException) -> str:
+    """First line of the error that began it: Optuna and SQLAlchemy wrap what SQLite says."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
