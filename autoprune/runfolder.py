@@ -174,7 +174,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise RunFolderError(f"{path} does not exist. Run `autoprune search --run-dir {path.parent}` first.") from error
     except (OSError, ValueError) as error:
         raise RunFolderError(
-            f"{path} cannot be read: {error}. Delete it, and the same command makes it anew."
+            f"{path} cannot be read: {error}. Delete it and run `autoprune search` on its run folder again."
         ) from error
     _check_schema(path, value)
     return value

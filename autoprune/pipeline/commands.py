@@ -8,11 +8,10 @@ from typing import Any
 
 from autoprune.config import RunConfig, load_config
 from autoprune.errors import UsageError
-from autoprune.latency.profiling import profile
 from autoprune.latency.table import LatencyTable
 from autoprune.latency.target import make_target
 from autoprune.pipeline.events import Events, Silent
-from autoprune.pipeline.prepare import Setup, accuracy_of, check_names, open_task, prepare, space_of
+from autoprune.pipeline.prepare import Setup, check_names, open_task, prepare, profiled_table, space_of
 from autoprune.pipeline.run import Candidate, Run
 from autoprune.pipeline.verification import from_json, front_document, load_model, verify_model
 from autoprune.recovery.dense import build_dense, weights_to_bytes
@@ -28,16 +27,7 @@ def profile_table(destination: Path, events: Events, **options: Any) -> LatencyT
     check_names(config)
     structure = structure_of(config)
     target = make_target(config.target, config.threads, config.batch)
-    events.stage("Latency table")
-    table = profile(
-        structure,
-        space_of(config, structure),
-        target,
-        seed=config.seed,
-        on_progress=lambda stage, done, total: events.advance(done, total, stage),
-    )
-    table.save(destination)
-    events.note(accuracy_of(table))
+    table = profiled_table(config, structure, space_of(config, structure), target, events, destination)
     events.note(f"written to {destination}")
     return table
 

@@ -220,11 +220,18 @@ def latency_table(
         table = LatencyTable.load(config.table).require(target, allow_foreign=config.allow_foreign_table)
         table.save(folder.table)
         return table
+    return profiled_table(config, structure, space, target, events, folder.table)
+
+
+def profiled_table(
+    config: RunConfig, structure: Structure, space: SearchSpace, target: Target, events: Events, destination: Path
+) -> LatencyTable:
+    """Profile now, write the table, and say how well it predicts."""
     events.stage("Latency table")
     table = profile(
         structure, space, target, seed=config.seed, on_progress=lambda stage, d, t: events.advance(d, t, stage)
     )
-    table.save(folder.table)
+    table.save(destination)
     events.note(accuracy_of(table))
     return table
 
