@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from autoprune.errors import UsageError
@@ -147,4 +147,3 @@ class FrontModel:
     budget: str | None = None
     meets_budget: bool | None = None
     onnx: str | None = None
-    notes: tuple[str, ...] = field(default_factory=tuple)

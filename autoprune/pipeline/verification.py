@@ -165,10 +165,11 @@ def _dense_entry(setup: Setup) -> dict[str, Any]:
 
 def to_json(model: FrontModel) -> dict[str, Any]:
     """One model of `front.json`."""
-    return vars(model) | {"policy": dict(model.policy.widths), "notes": list(model.notes)}
+    return vars(model) | {"policy": dict(model.policy.widths)}
 
 
 def from_json(value: dict[str, Any], space_id: str) -> FrontModel:
     """Inverse of `to_json`."""
     policy = Policy(space_id=space_id, widths=value["policy"])
-    return FrontModel(**value | {"policy": policy, "notes": tuple(value["notes"])})
+    fields: dict[str, Any] = value | {"policy": policy}
+    return FrontModel(**fields)
