@@ -37,6 +37,13 @@ ThreadsOption = Annotated[int | None, typer.Option("--threads", help="Threads of
 BatchOption = Annotated[int | None, typer.Option("--batch", help="Batch size that latency is measured at.")]
 DenseOption = Annotated[str | None, typer.Option("--dense", help="Trained weights of the dense model (safetensors).")]
 
+BUDGET_HELP = (
+    "50% of dense, 1.2ms, or a limit on another cost: params:50k, macs:10M, bytes:1MB (of weights), "
+    "activation_bytes:100kB (peak of one example), each also in % of dense; join several by commas. Repeatable: "
+    "budgets that limit latency are alternatives, one that does not is added to every one of those, and if none does, "
+    "all together form one budget."
+)
+
 
 @app.callback()
 def options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
@@ -57,7 +64,7 @@ def search(
     target: TargetOption = None,
     threads: ThreadsOption = None,
     batch: BatchOption = None,
-    budget: Annotated[list[str] | None, typer.Option("--budget", help="50% of dense, or 1.2ms; repeatable.")] = None,
+    budget: Annotated[list[str] | None, typer.Option("--budget", help=BUDGET_HELP)] = None,
     strategy: Annotated[str | None, typer.Option("--strategy", help="direct, random or uniform.")] = None,
     sampler: Annotated[str | None, typer.Option("--sampler", help="tpe, nsga2, gp or random.")] = None,
     effort: Annotated[str | None, typer.Option("--effort", help="small, medium or large.")] = None,
@@ -139,13 +146,13 @@ def pick(
     knee: Annotated[bool, typer.Option("--knee", help="The best compromise.")] = False,
 ) -> None:
     """Pick a model off the front; prints its record as JSON."""
+    from autoprune.budgets import latency_limit_ms
     from autoprune.pipeline.run import Run
     from autoprune.pipeline.verification import BUDGET_TOLERANCE, to_json
-    from autoprune.records import Budget
 
     run = Run.open(run_dir)
     dense_ms = run.document["dense"]["latency_ms_measured"]
-    limit = Budget.parse(max_latency).limit_ms(dense_ms) * (1 + BUDGET_TOLERANCE) if max_latency else None
+    limit = latency_limit_ms(max_latency, dense_ms) * (1 + BUDGET_TOLERANCE) if max_latency else None
     found = run.pick(max_latency_ms=limit, min_score=min_score, knee=knee)
     print(json.dumps(to_json(found.record) | {"onnx": str(found.onnx_path)}, indent=1))
 

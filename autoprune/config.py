@@ -10,8 +10,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from autoprune.budgets import Budget, alternatives
 from autoprune.errors import ConfigError
-from autoprune.records import Budget
 
 FOUNDATION = ("task", "model", "data_dir", "dense", "target", "threads", "batch", "scores", "seed")
 """What a run folder is about: a run that differs in one of these needs a folder of its own."""
@@ -42,7 +42,10 @@ class RunConfig(BaseModel):
     batch: int = Field(default=1, ge=1)
     """Batch size that latency is measured at."""
     budgets: tuple[str, ...] = Field(default=("50%", "33%"), min_length=1)
-    """What a model may cost: shares of the dense latency (`50%`) or times (`1.2ms`)."""
+    """What a model may cost: a share of the dense latency (`50%`), a time (`1.2ms`), another cost (`bytes:1MB`,
+    `params:50%`, `macs:10M`, `activation_bytes:100kB`), or several of them joined by commas (`50%,bytes:1MB`). Budgets
+    that limit latency are alternatives, each of which gives models; one that names no latency is added to every one of
+    those; if none names latency, all together form one budget."""
     strategy: str = "direct"
     """How policies are proposed."""
     sampler: str = "tpe"
@@ -73,8 +76,8 @@ class RunConfig(BaseModel):
         return tuple(dict.fromkeys(str(budget) for budget in parsed))
 
     def parsed_budgets(self) -> tuple[Budget, ...]:
-        """The budgets as values."""
-        return tuple(Budget.parse(text) for text in self.budgets)
+        """The budgets that each give models: alternatives in latency, with all other limits added to every one."""
+        return alternatives([Budget.parse(text) for text in self.budgets])
 
 
 def load_config(path: Path | None, given: dict[str, Any]) -> RunConfig:

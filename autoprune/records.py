@@ -10,7 +10,9 @@ Glossary (one meaning each):
     policy          one width for every unit of a space
     target          the measured device: runtime, provider, threads, precision, batch, host
     latency table   measured cost of operator geometries on one target, and the predictor built on it
-    budget          what a model may cost on the target: `2.5ms`, or `50%` of the dense model
+    cost            one of `COSTS`: what running or shipping a model takes
+    budget          what a model may cost on the target: `2.5ms`, `50%` of the dense model, `50%,bytes:1MB`
+    limit           a budget in numbers: a maximum for every cost
     effort          what the search may spend: trials, sample passes
     fidelity        how expensively a policy is scored: proxy < brief < longer < full
     trial           one policy scored at one fidelity
@@ -26,13 +28,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
-from autoprune.errors import BudgetError, PolicyError
+from autoprune.errors import PolicyError
+
+COSTS: tuple[str, ...] = ("latency_ms", "params", "macs", "bytes", "activation_bytes")
+"""What a model costs, in the order of every cost array `[K]`; `bytes` are those of the weights, the last the peak."""
 
 
 def digest_of(value: object, length: int = 12) -> str:
@@ -214,41 +218,3 @@ class LatencySample:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON value."""
         return asdict(self)
-
-
-_BUDGET = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(%|ms|us|s)\s*")
-_IN_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """What a model may cost on the target: a share of the dense model's latency, or milliseconds."""
-
-    kind: Literal["ratio", "ms"]
-    value: float
-
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.value) or self.value <= 0:
-            raise BudgetError(f"a budget must be above 0; got {self}. Write `50%` or `1.2ms`.")
-        if self.kind == "ratio" and self.value > 1:
-            raise BudgetError(f"a relative budget is at most 100% of the dense model; got {self}.")
-
-    @classmethod
-    def parse(cls, text: str) -> Budget:
-        """Read `50%`, `1.2ms`, `800us` or `0.01s`; `BudgetError` for anything else."""
-        match = _BUDGET.fullmatch(str(text))
-        if match is None:
-            raise BudgetError(
-                f"a budget is a share of the dense latency or a time, above 0; got {text!r}. Write `50%` or `1.2ms`."
-            )
-        number, unit = float(match[1]), match[2]
-        if unit == "%":
-            return cls(kind="ratio", value=number / 100)
-        return cls(kind="ms", value=number * _IN_MS[unit])
-
-    def limit_ms(self, dense_ms: float) -> float:
-        """The budget in milliseconds, for a dense model that takes `dense_ms`."""
-        return self.value * dense_ms if self.kind == "ratio" else self.value
-
-    def __str__(self) -> str:
-        return f"{self.value * 100:g}%" if self.kind == "ratio" else f"{self.value:g}ms"

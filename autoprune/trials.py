@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from autoprune.errors import UsageError
-from autoprune.records import Policy, digest_of
+from autoprune.records import COSTS, Policy, digest_of
 
 Status = Literal["done", "infeasible", "stopped", "failed"]
 
@@ -45,7 +45,8 @@ class Measurement:
 
     `score` is the task's metric on validation data (higher is better); `loss` is the divergence from the dense model's
     outputs on the same data (lower is better, less noisy than the score). `latency_source` says which.
-    `bytes` counts parameters and float buffers in fp32.
+    `bytes` counts parameters and float buffers in fp32, `activation_bytes` the live activations of one example at their
+    peak.
     """
 
     score: float
@@ -55,11 +56,16 @@ class Measurement:
     params: int
     macs: int
     bytes: int
+    activation_bytes: int
 
     def __post_init__(self) -> None:
         for name in ("score", "loss", "latency_ms"):
             if not math.isfinite(getattr(self, name)):
                 raise UsageError(f"a measurement must be finite; {name} is {getattr(self, name)}")
+
+    def costs(self) -> tuple[float, ...]:
+        """The costs `[K]`, in the order of `COSTS`."""
+        return tuple(float(getattr(self, name)) for name in COSTS)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON value."""
@@ -147,3 +153,5 @@ class FrontModel:
     budget: str | None = None
     meets_budget: bool | None = None
     onnx: str | None = None
+    activation_bytes: int | None = None
+    """Absent in runs of versions that did not count them."""

@@ -48,6 +48,9 @@ def test_help_names_every_command_and_needs_no_torch() -> None:
         (["search", "--budget=-1ms"], "got '-1ms'"),
         (["search", "--budget=50"], "Write `50%` or `1.2ms`"),
         (["search", "--budget=abc"], "got 'abc'"),
+        (["search", "--budget=50%,byte:1MB"], "unknown cost 'byte'. Did you mean 'bytes'? Known: activation_bytes,"),
+        (["search", "--budget=bytes:1MZ"], "units %, B, kB, MB, GB, KiB, MiB, GiB, above 0; got 'bytes:1MZ'"),
+        (["search", "--budget=params:0"], "above 0 and finite; got 'params:0'"),
         (["search", "--task", "mnist"], "Did you mean 'mnist5k'?"),
         (["search", "--space", "absent.yaml"], "no search-space file"),
         (["search", "--strategy", "best"], "Known: direct, random, uniform"),
@@ -139,6 +142,8 @@ class TestFinished:
         picked = json.loads(capsys.readouterr().out)
         assert Path(picked["onnx"]).is_file()
         assert run(monkeypatch, "pick", path, "--max-latency", "1us") == 2
+        assert run(monkeypatch, "pick", path, "--max-latency", "bytes:1MB") == 2
+        assert "a latency is a share" in capsys.readouterr().err
         assert run(monkeypatch, "pick", path) == 2
 
     def test_report_and_export(

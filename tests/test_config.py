@@ -13,7 +13,16 @@ def test_options_win_over_the_file(tmp_path: Path) -> None:
     path.write_text("task: digits\nbudgets: ['50.0%', '50%', 1.2ms]\nseed: 4\n")
     config = load_config(path, {"seed": 7})
     assert (config.task, config.seed, config.budgets) == ("digits", 7, ("50%", "1.2ms"))
-    assert [b.kind for b in config.parsed_budgets()] == ["ratio", "ms"]
+    assert [str(b) for b in config.parsed_budgets()] == ["50%", "1.2ms"]
+
+
+def test_budgets_without_a_latency_are_added_to_those_with_one(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("budgets: [50%, 33%, bytes:1MB]\n")
+    config = load_config(path, {})
+    assert config.budgets == ("50%", "33%", "bytes:1MB")
+    assert [str(b) for b in config.parsed_budgets()] == ["50%,bytes:1MB", "33%,bytes:1MB"]
+    assert load_config(None, config.model_dump(mode="json")) == config
 
 
 def test_the_configuration_survives_its_own_file() -> None:
@@ -35,10 +44,15 @@ def test_wrong_options(given: dict[str, object], message: str) -> None:
         load_config(None, given)
 
 
-@pytest.mark.parametrize("budget", ["0", "-1ms", "50", "abc"])
+@pytest.mark.parametrize("budget", ["0", "-1ms", "50", "abc", "bytes:0"])
 def test_wrong_budgets(budget: str) -> None:
     with pytest.raises((ConfigError, BudgetError), match="50%"):
         load_config(None, {"budgets": [budget]})
+
+
+def test_unknown_costs_are_named_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"budgets: unknown cost 'watts'\. Known: activation_bytes, bytes, latency"):
+        load_config(None, {"budgets": ["watts:5"]})
 
 
 def test_what_a_run_is_about_are_fields() -> None:

@@ -9,12 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoprune.errors import BudgetError, PolicyError, UsageError
-from autoprune.records import Budget, Geometry, Policy, SearchSpace, Unit
+from autoprune.errors import PolicyError, UsageError
+from autoprune.records import COSTS, Geometry, Policy, SearchSpace, Unit
 from autoprune.trials import Fidelity, Measurement, TrialResult, trial_seed
 
 SPACE = SearchSpace(id="s", levels={"a": (2, 4, 8), "b": (16,), "c": (1, 3)})
-MEASURED = Measurement(score=0.9, loss=0.1, latency_ms=0.2, latency_source="predicted", params=10, macs=100, bytes=40)
+MEASURED = Measurement(
+    score=0.9,
+    loss=0.1,
+    latency_ms=0.2,
+    latency_source="predicted",
+    params=10,
+    macs=100,
+    bytes=40,
+    activation_bytes=64,
+)
 policies = st.builds(
     lambda widths: Policy(space_id="s", widths=widths), st.dictionaries(st.text(max_size=8), st.integers(0, 999))
 )
@@ -84,21 +93,6 @@ def test_levels_ascend(levels: tuple[int, ...]) -> None:
         SearchSpace(id="s", levels={"a": levels})
 
 
-@pytest.mark.parametrize(
-    ("text", "limit_ms"), [("50%", 1.0), ("1.2ms", 1.2), (" 800us ", 0.8), ("0.01 s", 10.0), ("100%", 2.0)]
-)
-def test_budgets_are_read(text: str, limit_ms: float) -> None:
-    budget = Budget.parse(text)
-    assert budget.limit_ms(2.0) == pytest.approx(limit_ms)
-    assert Budget.parse(str(budget)) == budget
-
-
-@pytest.mark.parametrize("text", ["0", "0%", "-1ms", "50", "abc", "", "0ms", "150%", "nan%", "1e3ms", "ms"])
-def test_budgets_that_make_no_sense(text: str) -> None:
-    with pytest.raises(BudgetError, match=r"50%|at most 100%"):
-        Budget.parse(text)
-
-
 def test_a_trial_survives_json() -> None:
     policy, fidelity = SPACE.largest(), Fidelity(name="brief", rung=1, finetune_samples=100)
     common = {"number": 3, "policy": policy, "fidelity": fidelity, "seed": 5}
@@ -125,6 +119,11 @@ def test_a_trial_has_what_its_status_says(status: str) -> None:
 def test_measurements_are_finite() -> None:
     with pytest.raises(UsageError, match="loss is nan"):
         Measurement(**MEASURED.to_json() | {"loss": float("nan")})
+
+
+def test_costs_come_in_one_order() -> None:
+    assert MEASURED.costs() == (0.2, 10, 100, 40, 64)
+    assert COSTS[0] == "latency_ms"
 
 
 def test_seeds_depend_on_run_policy_and_fidelity() -> None:

@@ -7,6 +7,7 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
+from autoprune.evaluation.costs import sizes
 from autoprune.pruning import keep_best
 from autoprune.records import Policy
 from autoprune.recovery.evaluate import predict_outputs
@@ -34,10 +35,9 @@ class Bench:
         return self.sizes(policy)["macs"] / max(self.sizes(self.structure.dense_policy())["macs"], 1)
 
     def sizes(self, policy: Policy) -> dict[str, int]:
-        """`params`, `macs` and `bytes` of a policy."""
-        widths = self.structure.widths([policy])
-        counts = {"params": self.structure.params, "macs": self.structure.macs, "bytes": self.structure.bytes}
-        return {name: int(count(widths)[0]) for name, count in counts.items()}
+        """`params`, `macs`, `bytes` and `activation_bytes` of a policy."""
+        found = sizes(self.structure, self.structure.widths([policy]))
+        return {name: int(of_policy) for name, (of_policy,) in found.items()}
 
     @cached_property
     def dense_outputs(self) -> Tensor:

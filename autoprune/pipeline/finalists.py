@@ -89,17 +89,16 @@ def _verified(setup: Setup, finalist: Finalist, reason: str | None, events: Even
 
 def uniform_baselines(setup: Setup) -> dict[str, Policy]:
     """The uniform policy of every budget that has one."""
-    limits = setup.limits_ms
     full_widths = setup.bench.structure.full_widths
-    found = baselines(setup.space, full_widths, setup.predictor.predict, list(limits.values()))
-    return {budget: found[limit] for budget, limit in limits.items() if limit in found}
+    found = baselines(setup.space, full_widths, setup.costs, list(setup.limits.values()))
+    return {budget: found[limit] for budget, limit in setup.limits.items() if limit in found}
 
 
 def _queues(setup: Setup, rung: Sequence[TrialResult], uniform: set[Policy]) -> dict[str, _Candidates]:
     """Candidates of every budget by loss. The uniform strategy has no others than the baselines."""
     others = [result for result in rung if result.policy not in uniform]
     queues = {}
-    for budget, limit in setup.limits_ms.items():
+    for budget, limit in setup.limits.items():
         best = [result.policy for result in best_within(others, limit, _CANDIDATES)]
         queues[budget] = _Candidates(waiting=best, missing=setup.effort.finalists if best else 0)
     return queues
@@ -114,7 +113,7 @@ def _next(setup: Setup, queues: Mapping[str, _Candidates], events: Events) -> li
             # A resumed run keeps what it accepted: a second measurement would differ by its noise.
             accepted = setup.folder.model(policy.digest()).weights.exists()
             ratio = None if accepted else _measured_ratio(setup, policy)
-            if ratio is None or meets(setup, budget, ratio, tolerance=0.0):
+            if ratio is None or meets(setup, budget, policy, ratio, tolerance=0.0):
                 queue.missing -= 1
                 chosen.append(Finalist(policy=policy, budget=budget, strategy=setup.config.strategy))
             else:
@@ -140,13 +139,13 @@ def _fine_tune(
     question = Question(
         space=setup.space,
         fidelity=setup.effort.full,
-        limits_ms=tuple(setup.limits_ms.values()),
+        limits=tuple(setup.limits.values()),
         run_seed=setup.config.seed,
     )
     path = setup.folder.study
-    with storage_errors(path), Broker(path, question, setup.predictor.predict) as broker:
+    with storage_errors(path), Broker(path, question, setup.costs) as broker:
         broker.enqueue(policies)
-        results = run_rung(broker, executor, question.limits_ms, "full", lambda p: events.advance(p.done, p.total))
+        results = run_rung(broker, executor, question.limits, "full", lambda p: events.advance(p.done, p.total))
     return {r.policy: None if r.status == "done" else r.error or r.status for r in results}
 
 

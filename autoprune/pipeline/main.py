@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from autoprune.budgets import Limit
 from autoprune.config import FOUNDATION, QUESTION, RunConfig, load_config
 from autoprune.errors import RunFolderError, TrialError, UsageError
 from autoprune.evaluation import EvaluatorFactory
@@ -38,7 +40,7 @@ def search(
     events: Events | None = None,
     **options: Any,
 ) -> Run:
-    """Search policies of a task under latency budgets; start, or resume what `run_dir` holds.
+    """Search policies of a task under budgets; start, or resume what `run_dir` holds.
 
     Args:
         task: a `Task`, the name of a built-in one, or `package.module:function` / `path/to/file.py:function` (default:
@@ -48,7 +50,10 @@ def search(
         config_file: YAML file with any of the options.
         fresh: refuse a folder that already holds a run.
         events: receives progress (default: silent).
-        **options: fields of `autoprune.config.RunConfig`, such as `budgets=["50%", "1.2ms"]`, `effort="small"`.
+        **options: fields of `autoprune.config.RunConfig`, such as `effort="small"`, or `budgets=["50%", "33%",
+            "bytes:1MB"]`: budgets that limit latency are alternatives, each of which gives models; one that names no
+            latency (but `params`, `macs`, `bytes` or `activation_bytes`) is added to every one of those; if none names
+            latency, all together form one budget. Several limits in one budget are joined by a comma.
 
     Raises an `AutopruneError` with one clear message for anything that cannot work.
     """
@@ -111,13 +116,12 @@ def resolve(folder: RunFolder, config_file: Path | None, given: dict[str, Any], 
 def _run(setup: Setup, events: Events) -> None:
     if not setup.folder.dense_onnx.exists():
         export_onnx(setup.bench.dense, setup.bench.task.example_inputs, setup.folder.dense_onnx)
-    limits = tuple(setup.limits_ms.values())
     plan = Search(
         path=setup.folder.study,
         space=setup.space,
         dense_widths=setup.bench.structure.full_widths,
-        predict=setup.predictor.predict,
-        limits_ms=limits,
+        predict=setup.costs,
+        limits=tuple(setup.limits.values()),
         effort=setup.effort,
         run_seed=setup.config.seed,
         strategy=setup.config.strategy,
@@ -151,7 +155,7 @@ class _Watcher:
 
     def __init__(self, setup: Setup, events: Events) -> None:
         self._events = events
-        self._names = {limit: budget for budget, limit in setup.limits_ms.items()}
+        self._names = {limit: budget for budget, limit in setup.limits.items()}
         self._rung = ""
 
     def __call__(self, progress: Progress) -> None:
@@ -167,19 +171,24 @@ class _Watcher:
 
 def _announce(setup: Setup, events: Events) -> None:
     """Print what the effort means and how long it may take, before anything is spent."""
-    effort, budgets = setup.effort, len(setup.limits_ms)
+    effort, budgets = setup.effort, len(setup.limits)
     for fidelity, count in effort.trials_at(budgets).items():
         tuning = (
             f"{fidelity.finetune_samples:,} samples of fine-tuning" if fidelity.finetune_samples else "no fine-tuning"
         )
         events.note(f"{fidelity.name}: at most {count} policies, {tuning}")
     passes = effort.sample_passes(budgets, length(setup.bench.task.val_set))
-    share = sum(setup.limits_ms.values()) / budgets / setup.table.dense_ms
+    share = float(np.mean([_share(setup, limit) for limit in setup.limits.values()]))
     workers = setup.config.workers if setup.config.executor == "process" else 1
     seconds = passes * share * seconds_per_pass(setup.bench.task, setup.bench.dense) / workers
     events.note(
         f"at most {passes * share:,.0f} sample passes, about {max(seconds / 60, 0.1):.1f} min on {workers} worker(s)"
     )
+
+
+def _share(setup: Setup, limit: Limit) -> float:
+    """What a policy on a limit costs at most, as a share of the dense model: its tightest maximum."""
+    return min(1.0, *(most / dense for most, dense in zip(limit.most, setup.dense_costs, strict=True)))
 
 
 @contextmanager
@@ -211,7 +220,7 @@ def rung_scores(setup: Setup, results: Mapping[str, Sequence[TrialResult]]) -> l
     rows = []
     for rung, found in results.items():
         by_policy = {result.policy: result for result in found}
-        for budget, limit in setup.limits_ms.items():
+        for budget, limit in setup.limits.items():
             others = [r for r in found if r.policy not in set(uniform.values())]
             best = best_within(others, limit, 1)
             base = by_policy.get(uniform[budget]) if budget in uniform else None

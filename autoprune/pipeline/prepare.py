@@ -8,28 +8,33 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
+from autoprune.budgets import Limit
 from autoprune.config import RunConfig
-from autoprune.errors import BudgetError, RunFolderError, TaskError, unknown_name
-from autoprune.evaluation import Bench, Evaluator
+from autoprune.errors import RunFolderError, TaskError, unknown_name
+from autoprune.evaluation import Bench, Evaluator, cost_matrix, sizes
 from autoprune.latency.predictor import LatencyPredictor
 from autoprune.latency.profiling import profile
 from autoprune.latency.table import LatencyTable
 from autoprune.latency.target import TARGETS, Target, make_target
 from autoprune.pipeline.events import Events
 from autoprune.pruning import SCORES, Calibration, channel_order, score_units
-from autoprune.records import Policy, SearchSpace, digest_of
+from autoprune.records import COSTS, Policy, SearchSpace, digest_of
 from autoprune.recovery.dense import build_dense, load_dense, train_dense, weights_to_bytes
 from autoprune.recovery.evaluate import evaluate
 from autoprune.runfolder import RunFolder, read_json, write_atomic, write_json
 from autoprune.search.effort import Effort
+from autoprune.search.limits import Predict, require_reachable
 from autoprune.search.samplers import SAMPLERS
 from autoprune.search.strategies import STRATEGIES
 from autoprune.space import build_space, find_space, load_spec
@@ -46,7 +51,7 @@ _CALIBRATION_BATCH = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """All that a search needs. `limits_ms` maps every budget, as written, to predicted milliseconds."""
+    """All that a search needs. `limits` maps every budget, as written, to its maxima."""
 
     config: RunConfig
     folder: RunFolder
@@ -56,8 +61,13 @@ class Setup:
     table: LatencyTable
     predictor: LatencyPredictor
     dense_score: float
-    limits_ms: dict[str, float]
+    dense_costs: tuple[float, ...]
+    limits: dict[str, Limit]
     effort: Effort
+
+    def costs(self, policies: Sequence[Policy]) -> npt.NDArray[np.float64]:
+        """Costs of policies `[P, K]`, latency as predicted."""
+        return cost_matrix(self.bench.structure, self.predictor, policies)
 
     def predict_ms(self, policy: Policy) -> float:
         """Predicted latency of one policy."""
@@ -106,7 +116,9 @@ def prepare(config: RunConfig, folder: RunFolder, events: Events, task: Task) ->
     target = make_target(config.target, config.threads, config.batch)
     table = latency_table(config, folder, structure, space, target, events)
     predictor = table.predictor(structure)
-    limits_ms = limits(config, space, predictor, table.dense_ms)
+    dense_sizes = sizes(structure, structure.widths([structure.dense_policy()])) | {"latency_ms": [table.dense_ms]}
+    dense_costs = tuple(float(dense_sizes[name][0]) for name in COSTS)
+    limits = reachable_limits(config, space, partial(cost_matrix, structure, predictor), dense_costs)
     trained = dense_model(config, folder, task, events)
     dense.load_state_dict(trained.state_dict())
     bench = Bench(task=task, dense=dense, structure=structure, order=_channel_order(config, folder, structure, task))
@@ -124,7 +136,8 @@ def prepare(config: RunConfig, folder: RunFolder, events: Events, task: Task) ->
         table=table,
         predictor=predictor,
         dense_score=score,
-        limits_ms=limits_ms,
+        dense_costs=dense_costs,
+        limits=limits,
         effort=effort,
     )
 
@@ -246,18 +259,12 @@ def accuracy_of(table: LatencyTable) -> str:
     )
 
 
-def limits(config: RunConfig, space: SearchSpace, predictor: LatencyPredictor, dense_ms: float) -> dict[str, float]:
-    """Budgets in milliseconds; `BudgetError` states the floor when one cannot be reached by any policy of the space."""
-    floor_ms = float(predictor.predict([space.smallest()])[0])
-    found = {}
-    for budget in config.parsed_budgets():
-        limit = budget.limit_ms(dense_ms)
-        if limit < floor_ms:
-            raise BudgetError(
-                f"the budget {budget} ({limit:.4f} ms) cannot be reached: the smallest policy of the space takes "
-                f"{floor_ms:.4f} ms, {floor_ms / dense_ms:.1%} of dense. Raise the budget or widen the search space."
-            )
-        found[str(budget)] = limit
+def reachable_limits(
+    config: RunConfig, space: SearchSpace, predict: Predict, dense_costs: Sequence[float]
+) -> dict[str, Limit]:
+    """The maxima of every budget; `BudgetError` states the floors when no policy of the space can meet one."""
+    found = {str(budget): budget.limit(dense_costs) for budget in config.parsed_budgets()}
+    require_reachable(space, predict, found)
     return found
 
 

@@ -24,7 +24,7 @@ from autoprune.trials import FrontModel
 
 _COLUMNS = (
     "digest", "strategy", "budget", "meets_budget", "score", "test_score", "latency_ms_predicted",
-    "latency_ms_measured", "latency_ratio", "params", "macs", "bytes", "onnx",
+    "latency_ms_measured", "latency_ratio", "params", "macs", "bytes", "activation_bytes", "onnx",
 )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from autoprune.pruning import keep_best
 from autoprune.records import Policy
 from autoprune.recovery.evaluate import evaluate, predict_outputs
 from autoprune.runfolder import ModelFolder, RunFolder, read_json, write_json
+from autoprune.search.limits import fits
 from autoprune.structure import GraphModel
 from autoprune.task.batches import length, sample_rows, take
 from autoprune.trials import FrontModel
@@ -31,9 +32,10 @@ _PARITY_EXAMPLES = 64
 _HYPERVOLUME_SHARE = 0.1
 
 
-def meets(setup: Setup, budget: str, ratio: float, tolerance: float = BUDGET_TOLERANCE) -> bool:
-    """Whether a measured share of the dense latency meets a budget, within the noise of a measurement."""
-    return ratio * setup.table.dense_ms <= setup.limits_ms[budget] * (1 + tolerance)
+def meets(setup: Setup, budget: str, policy: Policy, ratio: float, tolerance: float = BUDGET_TOLERANCE) -> bool:
+    """Whether a policy meets a budget: measured latency (`ratio` of dense) within noise, all other costs exactly."""
+    latency_ms = ratio * setup.table.dense_ms / (1 + tolerance)
+    return bool(fits([latency_ms, *setup.costs([policy])[0, 1:]], setup.limits[budget]))
 
 
 def load_model(bench: Bench, folder: RunFolder, policy: Policy) -> GraphModel:
@@ -80,17 +82,16 @@ def verify_model(setup: Setup, policy: Policy, budget: str | None, strategy: str
     if found.get("weights_sha256") != weights:
         found = _verified(setup, policy) | {"weights_sha256": weights}
         write_json(files.metrics, found)
-    fits = meets(setup, budget, found["latency_ratio"]) if budget else None
-    keys = ("score", "test_score", "latency_ms_predicted", "latency_ms_measured", "params", "macs", "bytes")
+    keys = ("score", "test_score", "latency_ms_predicted", "latency_ms_measured", "latency_ratio")
     return FrontModel(
         digest=policy.digest(),
         policy=policy,
         **{key: found[key] for key in keys},
-        latency_ratio=found["latency_ratio"],
+        **setup.bench.sizes(policy),
         fidelity="full",
         strategy=strategy,
         budget=budget,
-        meets_budget=fits,
+        meets_budget=meets(setup, budget, policy, found["latency_ratio"]) if budget else None,
         onnx=str(files.onnx.relative_to(setup.folder.path)),
     )
 

@@ -86,6 +86,9 @@ def _models(document: Mapping[str, Any]) -> str:
             f"{m['latency_ratio']:.1%}",
             f"{m['latency_ms_predicted']:.4f}",
             f"{m['params']:,}",
+            f"{m['macs']:,}",
+            f"{m['bytes']:,}",
+            f"{m['activation_bytes']:,}" if m.get("activation_bytes") is not None else "",
             "yes" if m["meets_budget"] else "no",
         ]
         for m in [*document["models"], *document["others"], *document["baselines"]]
@@ -99,6 +102,9 @@ def _models(document: Mapping[str, Any]) -> str:
         "of dense",
         "predicted ms",
         "params",
+        "MACs",
+        "weight bytes",
+        "activation bytes",
         "meets budget",
     ]
     return _table(header, rows)

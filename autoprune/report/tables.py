@@ -20,10 +20,20 @@ def front_table(document: Document) -> Table:
     )
     table.add_column("model")
     table.add_column("budget")
-    for title in (f"{metric} val", "test", "measured", "of dense", "predicted", "params", "MACs"):
+    for title in (
+        f"{metric} val",
+        "test",
+        "measured",
+        "of dense",
+        "predicted",
+        "params",
+        "MACs",
+        "bytes",
+        "activations",
+    ):
         table.add_column(title, justify="right")
     full = [f"{dense['score']:.4f}", f"{dense['test_score']:.4f}", _time(dense["latency_ms_measured"]), "100.0 %", ""]
-    table.add_row("dense", "", *full, _count(dense["params"]), _count(dense["macs"]), style="dim", end_section=True)
+    table.add_row("dense", "", *full, *_sizes(dense), style="dim", end_section=True)
     everything = {m["digest"]: m for m in [*document["others"], *document["baselines"], *document["models"]]}
     baselines = {m["digest"] for m in document["baselines"]} - {m["digest"] for m in document["others"]}
     front = {m["digest"] for m in document["models"]}
@@ -110,18 +120,24 @@ def _row(model: Mapping[str, Any], name: str) -> list[str]:
         _time(model["latency_ms_measured"]),
         f"{100 * model['latency_ratio']:.1f} %",
         _time(model["latency_ms_predicted"]),
-        _count(model["params"]),
-        _count(model["macs"]),
+        *_sizes(model),
     ]
+
+
+def _sizes(model: Mapping[str, Any]) -> list[str]:
+    """Parameters, MACs, weight bytes and peak activation bytes; runs of earlier versions lack the last."""
+    activations = model.get("activation_bytes")
+    counts = [_count(model["params"]), _count(model["macs"]), _count(model["bytes"], "B")]
+    return [*counts, "" if activations is None else _count(activations, "B")]
 
 
 def _time(latency_ms: float) -> str:
     return f"{latency_ms * 1e3:.0f} us" if latency_ms < 10 else f"{latency_ms:.1f} ms"
 
 
-def _count(number: int) -> str:
-    """Three digits and a unit: `78.1 k`, `9.35 M`."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+def _count(number: int, unit: str = "") -> str:
+    """Three digits and a unit: `78.1 k`, `9.35 MB`."""
+    for prefix, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return str(number)
+            return f"{number / size:.3g} {prefix}{unit}"
+    return f"{number} {unit}".rstrip()

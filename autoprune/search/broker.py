@@ -2,7 +2,7 @@
 
 The study in SQLite is the only record. What a trial goes through, and what is on disk after each step:
 
-    asked       parameters, latency constraint, `origin`, `digest`, and last of all `slot`: RUNNING
+    asked       parameters, constraint, `origin`, `digest`, and last of all `slot`: RUNNING
     finished    `result` (the whole TrialResult), then its state: COMPLETE, PRUNED (infeasible, stopped) or FAIL
 
 so that at every moment a dead controller's RUNNING trial can be told its result, or queued again, or dropped because
@@ -23,6 +23,7 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from autoprune.budgets import Limit
 from autoprune.records import Policy, digest_of
 from autoprune.search.limits import Predict, excess
 from autoprune.search.question import Question, objectives
@@ -125,7 +126,7 @@ class Broker:
         self.close()
 
     def _ask(self) -> TrialSpec | None:
-        proposals, most = 0, _PROPOSALS_PER_LIMIT * len(self._question.limits_ms)
+        proposals, most = 0, _PROPOSALS_PER_LIMIT * len(self._question.limits)
         while self._waiting or (self._slots < self._trials and proposals < most):
             proposals += not self._waiting
             trial, policy = self._propose(proposals)
@@ -140,7 +141,7 @@ class Broker:
 
     def _propose(self, attempt: int) -> tuple[optuna.Trial, Policy]:
         seed = int(digest_of([self._question.run_seed, "proposal", self._slots, attempt], length=8), 16)
-        limits = self._question.limits_ms
+        limits = self._question.limits
         # A limit near the floor admits few policies; after some attempts the slot goes to the next limit.
         limit = limits[(self._slots + attempt // _PROPOSALS_PER_LIMIT) % len(limits)]
 
@@ -157,7 +158,7 @@ class Broker:
         trial.set_user_attr("digest", policy.digest())
         return trial, policy
 
-    def _unseen(self, parameters: Parameters, limit_ms: float, rng: np.random.Generator) -> Parameters:
+    def _unseen(self, parameters: Parameters, limit: Limit, rng: np.random.Generator) -> Parameters:
         """A proposal moved onto a limit, to a policy that was not scored yet; from a random start if need be.
 
         Near the floor of the space many proposals lead to the same few policies.
@@ -168,22 +169,23 @@ class Broker:
             if attempt >= _PROJECTIONS // 2:
                 levels = self._space.levels
                 proposed = self._space.policy({name: int(rng.choice(levels[name])) for name in self._space.searched})
-            fitted = fit_to_limit(proposed, self._space, self._predict, limit_ms, rng)
+            fitted = fit_to_limit(proposed, self._space, self._predict, limit, rng)
             if fitted is None or (fitted not in self._results and fitted not in busy):
                 break
         return parameters if fitted is None else encode(fitted, self._space)
 
     def _settled(self, trial: optuna.Trial, policy: Policy) -> bool:
-        """Tell a trial that need not run: known already, too slow, running elsewhere, or failing time after time."""
-        latency_ms = float(self._predict([policy])[0])
-        beyond = excess(latency_ms, max(self._question.limits_ms))
-        trial.set_constraint("latency", beyond)
+        """Tell a trial that need not run: known already, too dear, running elsewhere, or failing time after time."""
+        (costs,) = self._predict([policy])
+        loosest = min(self._question.limits, key=lambda limit: float(excess(costs, limit)))
+        beyond = float(excess(costs, loosest))
+        trial.set_constraint("budget", beyond)
         known = self._results.get(policy)
         if known is not None and known.measurement is not None:
             trial.set_user_attr("cached_from", known.number)
             self._study.tell(trial, objectives(known.measurement))
         elif beyond > 0:
-            reason = f"predicted {latency_ms:.4g} ms, {beyond:.1%} beyond the loosest limit"
+            reason = f"predicted {loosest.shown(costs)}: {beyond:.1%} beyond the loosest limit, {loosest}"
             self._record(trial, self._result(trial.number, policy, reason))
         elif any(policy == other for _, other in self._running.values()):
             self._fail(trial, "duplicate of a running trial")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoprune.budgets import Limit
 from autoprune.errors import TrialError
 from autoprune.records import SearchSpace
 from autoprune.search.broker import Broker
@@ -24,25 +25,25 @@ from autoprune.trials import TrialResult
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a rung stands after a trial: counts, loss and score of the best within each limit (ms), and its time."""
+    """Where a rung stands after a trial: counts, loss and score of the best within each limit, and its time."""
 
     rung: str
     done: int
     total: int
-    best_loss: Mapping[float, float]
-    best_score: Mapping[float, float]
+    best_loss: Mapping[Limit, float]
+    best_score: Mapping[Limit, float]
     seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """Everything that determines a search. `path` is the study's file; limits and predictions are in milliseconds."""
+    """Everything that determines a search. `path` is the study's file."""
 
     path: Path
     space: SearchSpace
     dense_widths: Mapping[str, int]
     predict: Predict
-    limits_ms: tuple[float, ...]
+    limits: tuple[Limit, ...]
     effort: Effort
     run_seed: int
     strategy: str = "direct"
@@ -58,25 +59,25 @@ def run_search(
     `TrialError` when a rung has no trial that worked. After KeyboardInterrupt the study can be resumed; closing the
     executor is the caller's job.
     """
-    require_reachable(search.space, search.predict, search.limits_ms)
-    uniform = baselines(search.space, search.dense_widths, search.predict, search.limits_ms)
+    require_reachable(search.space, search.predict, {str(limit): limit for limit in search.limits})
+    uniform = baselines(search.space, search.dense_widths, search.predict, search.limits)
     start = start_of(search.strategy, search.sampler, uniform)
     policies, sampler = start.fixed, start.sampler
     results: dict[str, list[TrialResult]] = {}
     for fidelity, promoted in zip(search.effort.rungs, [*search.effort.promoted, 0], strict=True):
-        question = Question(space=search.space, fidelity=fidelity, limits_ms=search.limits_ms, run_seed=search.run_seed)
+        question = Question(space=search.space, fidelity=fidelity, limits=search.limits, run_seed=search.run_seed)
         broker = Broker(search.path, question, search.predict, sampler=sampler, trials=search.effort.trials)
         with storage_errors(search.path), broker:
             broker.enqueue(policies)
-            results[fidelity.name] = run_rung(broker, executor, search.limits_ms, fidelity.name, on_event)
-        policies, sampler = promote(results[fidelity.name], uniform, search.limits_ms, promoted), None
+            results[fidelity.name] = run_rung(broker, executor, search.limits, fidelity.name, on_event)
+        policies, sampler = promote(results[fidelity.name], uniform, search.limits, promoted), None
     return results
 
 
 def run_rung(
     broker: Broker,
     executor: Executor,
-    limits_ms: Sequence[float],
+    limits: Sequence[Limit],
     name: str,
     on_event: Callable[[Progress], None] | None = None,
 ) -> list[TrialResult]:
@@ -88,15 +89,15 @@ def run_rung(
         for _ in specs:
             broker.finish(executor.wait())
             if on_event:
-                on_event(_progress(broker, limits_ms, name, time.monotonic() - start))
+                on_event(_progress(broker, limits, name, time.monotonic() - start))
     results = broker.results()
     _require_one(results, name)
     return results
 
 
-def _progress(broker: Broker, limits_ms: Sequence[float], name: str, seconds: float) -> Progress:
+def _progress(broker: Broker, limits: Sequence[Limit], name: str, seconds: float) -> Progress:
     results = broker.results()
-    best = {limit: best_within(results, limit, 1) for limit in limits_ms}
+    best = {limit: best_within(results, limit, 1) for limit in limits}
     return Progress(
         rung=name,
         done=broker.finished,

@@ -1,40 +1,52 @@
-"""What it means that a policy fits a latency limit; one definition for every file of the search."""
+"""What it means that a policy fits a limit; one definition for every file of the search.
+
+Cost arrays are float64 `[..., K]`, in the order of `records.COSTS`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from autoprune.budgets import Limit
 from autoprune.errors import BudgetError
-from autoprune.records import Policy, SearchSpace
+from autoprune.records import COSTS, Policy, SearchSpace
 
-Predict = Callable[[Sequence[Policy]], npt.NDArray[np.floating[Any]]]
-"""Predicted latency in milliseconds, one entry per policy."""
+Predict = Callable[[Sequence[Policy]], npt.NDArray[np.float64]]
+"""Predicted costs of policies, `[P, K]`."""
 
-# A predictor may round differently for one policy than for a hundred at once.
-TOLERANCE = 1e-6
-
-
-def excess(latency_ms: float, limit_ms: float) -> float:
-    """How far a latency is beyond the limit, as a share of the limit; 0 or less when it fits."""
-    return latency_ms / limit_ms - 1 - TOLERANCE
+# A predictor may round latency differently for one policy than for a hundred at once; all other costs are exact.
+_TOLERANCE = np.array([1e-6 if name == "latency_ms" else 0.0 for name in COSTS])
 
 
-def fits(latency_ms: npt.ArrayLike, limit_ms: float) -> npt.NDArray[np.bool_]:
-    """Mask of the latencies that fit the limit."""
-    return np.asarray(latency_ms, dtype=float) <= limit_ms * (1 + TOLERANCE)
+def excess(costs: npt.ArrayLike, limit: Limit) -> npt.NDArray[np.float64]:
+    """How far costs are beyond a limit, `[...]`: the largest share of a maximum; 0 or less when all of them fit."""
+    return (np.asarray(costs, dtype=float) / np.array(limit.most) - 1 - _TOLERANCE).max(axis=-1)
 
 
-def require_reachable(space: SearchSpace, predict: Predict, limits_ms: Sequence[float]) -> None:
-    """Raise `BudgetError` unless the smallest policy of the space fits every limit; the error states the floor."""
-    if not limits_ms:
-        raise BudgetError("a search needs at least one latency budget; got none")
-    floor_ms = float(predict([space.smallest()])[0])
-    if not fits(floor_ms, min(limits_ms)):
-        raise BudgetError(
-            f"no policy of this space is as fast as {min(limits_ms):.4g} ms; the smallest takes {floor_ms:.4g} ms. "
-            "Raise the budget, or allow smaller widths in the search space."
-        )
+def fits(costs: npt.ArrayLike, limit: Limit) -> npt.NDArray[np.bool_]:
+    """Mask `[...]` of the costs that fit the limit in every respect."""
+    return excess(costs, limit) <= 0
+
+
+def require_reachable(space: SearchSpace, predict: Predict, limits: Mapping[str, Limit]) -> None:
+    """Raise `BudgetError` unless the smallest policy of the space fits every limit; the error states the floors.
+
+    `limits` are named as their budgets were written.
+    """
+    if not limits:
+        raise BudgetError("a search needs at least one budget; got none")
+    floor, ceiling = predict([space.smallest(), space.largest()])
+    for name, limit in limits.items():
+        if not fits(floor, limit):
+            raise BudgetError(
+                f"the budget {name} (at most {limit}) cannot be reached: the smallest policy of the space takes "
+                f"{limit.shown(floor)}, {_shares(floor / ceiling, limit)} of the largest. "
+                "Raise the budget, or allow smaller widths in the search space."
+            )
+
+
+def _shares(ratios: npt.NDArray[np.float64], limit: Limit) -> str:
+    return ", ".join(f"{ratio:.1%}" for name, ratio in zip(COSTS, ratios, strict=True) if name in limit.limited)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from autoprune.budgets import Limit
 from autoprune.records import SearchSpace
 from autoprune.trials import Fidelity, Measurement
 
@@ -19,11 +20,11 @@ def objectives(measurement: Measurement) -> tuple[float, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What a study answers: which policies of `space` score best at `fidelity` within the limits, in milliseconds."""
+    """What a study answers: which policies of `space` score best at `fidelity` within the limits."""
 
     space: SearchSpace
     fidelity: Fidelity
-    limits_ms: tuple[float, ...]
+    limits: tuple[Limit, ...]
     run_seed: int
 
     @property
@@ -36,6 +37,6 @@ class Question:
         return {
             "space": self.space.id,
             "fidelity": self.fidelity.to_json(),
-            "limits_ms": [float(f"{limit:.6g}") for limit in self.limits_ms],
+            "limits": [{n: float(f"{most:.6g}") for n, most in limit.to_json().items()} for limit in self.limits],
             "run_seed": self.run_seed,
         }

@@ -1,4 +1,4 @@
-"""Moving a policy onto a latency limit: never waste a trial on a policy that is too slow or needlessly small."""
+"""Moving a policy onto a limit: never waste a trial on a policy that costs too much or is needlessly small."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from autoprune.budgets import Limit
 from autoprune.records import Policy, SearchSpace
 from autoprune.search.limits import Predict, fits
 
@@ -14,7 +15,7 @@ Indices = npt.NDArray[np.int64]
 
 
 def fit_to_limit(
-    policy: Policy, space: SearchSpace, predict: Predict, limit_ms: float, rng: np.random.Generator
+    policy: Policy, space: SearchSpace, predict: Predict, limit: Limit, rng: np.random.Generator
 ) -> Policy | None:
     """Project `policy` onto the limit: narrow random units level by level until it fits, then widen while it fits.
 
@@ -23,21 +24,19 @@ def fit_to_limit(
     """
     start = _indices(policy, space)
     down = _walk(start, np.zeros_like(start), rng)
-    fitting = np.flatnonzero(_fitting(down, space, predict, limit_ms))
+    fitting = np.flatnonzero(_fitting(down, space, predict, limit))
     if not fitting.size:
         return None
-    return _policy(_widen(down[fitting[0]], space, predict, limit_ms, rng), space)
+    return _policy(_widen(down[fitting[0]], space, predict, limit, rng), space)
 
 
-def _widen(
-    current: Indices, space: SearchSpace, predict: Predict, limit_ms: float, rng: np.random.Generator
-) -> Indices:
+def _widen(current: Indices, space: SearchSpace, predict: Predict, limit: Limit, rng: np.random.Generator) -> Indices:
     top = np.array([len(space.levels[name]) - 1 for name in space.searched], dtype=np.int64)
     up = _walk(current, top, rng)
-    fitting = _fitting(up, space, predict, limit_ms)
+    fitting = _fitting(up, space, predict, limit)
     current = up[int(np.argmin(np.append(fitting, False))) - 1]
     while (wider := current + np.eye(len(top), dtype=np.int64)[current < top]).size:
-        fitting = _fitting(wider, space, predict, limit_ms)
+        fitting = _fitting(wider, space, predict, limit)
         if not fitting.any():
             break
         current = rng.choice(wider[fitting])
@@ -51,8 +50,8 @@ def _walk(start: Indices, end: Indices, rng: np.random.Generator) -> Indices:
     return np.concatenate([start[None], start + np.cumsum(moves, axis=0)])
 
 
-def _fitting(points: Indices, space: SearchSpace, predict: Predict, limit_ms: float) -> npt.NDArray[np.bool_]:
-    return fits(predict([_policy(point, space) for point in points]), limit_ms)
+def _fitting(points: Indices, space: SearchSpace, predict: Predict, limit: Limit) -> npt.NDArray[np.bool_]:
+    return fits(predict([_policy(point, space) for point in points]), limit)
 
 
 def _indices(policy: Policy, space: SearchSpace) -> Indices:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from autoprune.budgets import Limit
 from autoprune.records import Policy
 from autoprune.search.limits import fits
 from autoprune.trials import TrialResult
 
 
-def best_within(results: Sequence[TrialResult], limit_ms: float, count: int) -> list[TrialResult]:
+def best_within(results: Sequence[TrialResult], limit: Limit, count: int) -> list[TrialResult]:
     """The `count` finished results of lowest loss that fit the limit, best first; ties go to the lower trial number."""
-    fitting = [(r.measurement.loss, r.number, r) for r in results if r.measurement and _fits(r, limit_ms)]
+    fitting = [(r.measurement.loss, r.number, r) for r in results if r.measurement and _fits(r, limit)]
     return [result for _, _, result in sorted(fitting, key=lambda item: item[:2])[:count]]
 
 
 def promote(
-    results: Sequence[TrialResult], baselines: Mapping[float, Policy], limits_ms: Sequence[float], per_budget: int
+    results: Sequence[TrialResult], baselines: Mapping[Limit, Policy], limits: Sequence[Limit], per_budget: int
 ) -> dict[Policy, str]:
     """Policies for the next rung with their origin, `uniform` or `promoted`, each once, in order of the limits.
 
@@ -27,12 +28,12 @@ def promote(
     finished = {result.policy for result in results if result.status == "done"}
     others = [result for result in results if result.policy not in uniform]
     chosen: dict[Policy, str] = {}
-    for limit in limits_ms:
+    for limit in limits:
         if baselines.get(limit) in finished:
             chosen[baselines[limit]] = "uniform"
         chosen |= {result.policy: "promoted" for result in best_within(others, limit, per_budget)}
     return chosen
 
 
-def _fits(result: TrialResult, limit_ms: float) -> bool:
-    return result.measurement is not None and bool(fits(result.measurement.latency_ms, limit_ms))
+def _fits(result: TrialResult, limit: Limit) -> bool:
+    return result.measurement is not None and bool(fits(result.measurement.costs(), limit))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from autoprune.budgets import Limit
 from autoprune.errors import unknown_name
 from autoprune.records import Policy
 
@@ -21,7 +22,7 @@ class Start:
     sampler: str | None
 
 
-def start_of(strategy: str, sampler: str, uniform: Mapping[float, Policy]) -> Start:
+def start_of(strategy: str, sampler: str, uniform: Mapping[Limit, Policy]) -> Start:
     """The start of a named strategy; `uniform` holds the uniform policy of each limit. `UsageError` if unknown."""
     if strategy not in STRATEGIES:
         raise unknown_name("strategy", strategy, STRATEGIES)

@@ -6,31 +6,36 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from autoprune.records import Policy, SearchSpace
-from autoprune.search.limits import Predict, fits
+from autoprune.budgets import Limit
+from autoprune.records import COSTS, Policy, SearchSpace
+from autoprune.search.limits import Predict, excess
 
+_LATENCY = COSTS.index("latency_ms")
 _RATIOS = np.linspace(0, 1, 401)
 
 
 def uniform_policy(
-    space: SearchSpace, dense_widths: Mapping[str, int], predict: Predict, limit_ms: float
+    space: SearchSpace, dense_widths: Mapping[str, int], predict: Predict, limit: Limit
 ) -> Policy | None:
-    """The uniform policy with the largest predicted latency that fits the limit; None when not even the smallest does.
+    """The uniform policy that fits the limit and comes nearest to it; None when not even the smallest fits.
+
+    Nearest in the cost that is tightest: with a limit on latency alone, the slowest policy that fits.
 
     Each searched unit takes the level nearest to ratio x `dense_widths[unit]` (the wider one when two are as near);
-    other units stay. Of policies with equal latency the widest one is taken.
+    other units stay. Of policies that come as near the slowest is taken, and of equally slow ones the widest.
     """
     policies = list(dict.fromkeys(_snapped(space, dense_widths, float(ratio)) for ratio in _RATIOS))
-    latency_ms = np.asarray(predict(policies), dtype=float)
-    fitting = np.flatnonzero(fits(latency_ms, limit_ms)).tolist()
-    return policies[max(fitting, key=lambda i: (latency_ms[i], i))] if fitting else None
+    costs = predict(policies)
+    beyond = excess(costs, limit)
+    fitting = np.flatnonzero(beyond <= 0).tolist()
+    return policies[max(fitting, key=lambda i: (beyond[i], costs[i, _LATENCY], i))] if fitting else None
 
 
 def baselines(
-    space: SearchSpace, dense_widths: Mapping[str, int], predict: Predict, limits_ms: Sequence[float]
-) -> dict[float, Policy]:
+    space: SearchSpace, dense_widths: Mapping[str, int], predict: Predict, limits: Sequence[Limit]
+) -> dict[Limit, Policy]:
     """The uniform policy of every limit that has one."""
-    found = {limit: uniform_policy(space, dense_widths, predict, limit) for limit in limits_ms}
+    found = {limit: uniform_policy(space, dense_widths, predict, limit) for limit in limits}
     return {limit: policy for limit, policy in found.items() if policy is not None}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from autoprune.structure.analysis import Analysis
 from autoprune.structure.capture import Capture, capture, module_tensors
 from autoprune.structure.geometry import Dim, Operator, find_operators
 from autoprune.structure.labels import Labels, Value
+from autoprune.structure.memory import Memory
 from autoprune.structure.module import GraphModel
 from autoprune.structure.proof import TOLERANCE, largest_difference
 from autoprune.structure.rules import analyse
@@ -111,6 +113,15 @@ class Structure:
     def macs(self, widths: Array) -> Array:
         """Multiply-accumulates of convolutions and linear layers for one example, `[P]`."""
         return sum((op.macs(widths) for op in self.operators), np.zeros(len(widths), dtype=np.int64))
+
+    def peak_activation_bytes(self, widths: Array) -> Array:
+        """Bytes of the activations of one example that live at once, at the worst moment of evaluation, `[P]`."""
+        return self._memory.peak_bytes(widths)
+
+    @cached_property
+    def _memory(self) -> Memory:
+        full = np.array([unit.width for unit in self.units], dtype=np.int64)
+        return Memory.of(self.captures[False].graph, self.channels, full)
 
     def masks(self, policy: Policy, keep: Mapping[str, Array] | None = None) -> dict[Site, Array]:
         """Living mask of every labelled dimension. `keep`: kept channel indices of each unit (default: the first ones).

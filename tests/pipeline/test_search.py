@@ -27,7 +27,7 @@ from tests.pipeline import tiny
 
 FRONT_KEYS = {
     "digest", "policy", "score", "test_score", "latency_ms_predicted", "latency_ms_measured", "latency_ratio",
-    "params", "macs", "fidelity", "onnx",
+    "params", "macs", "bytes", "activation_bytes", "fidelity", "onnx",
 }  # fmt: skip
 
 
@@ -41,7 +41,9 @@ def test_the_front_file_is_what_others_rely_on(finished: autoprune.Run) -> None:
     document = json.loads(finished.folder.front.read_text())
     assert document["schema"] == 1
     assert document["metric"] == "accuracy"
-    assert {"score", "test_score", "latency_ms_measured", "params", "macs", "bytes"} <= set(document["dense"])
+    assert {"score", "test_score", "latency_ms_measured", "params", "macs", "bytes", "activation_bytes"} <= set(
+        document["dense"]
+    )
     assert document["models"]
     for model in document["models"]:
         assert set(model) >= FRONT_KEYS

@@ -1,17 +1,18 @@
-"""A small world with a known answer: latency and loss are sums over units, and scoring takes no time."""
+"""A small world with a known answer: costs and loss are sums over units, and scoring takes no time."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from autoprune.budgets import Limit
 from autoprune.errors import TrialError
-from autoprune.records import Policy, SearchSpace
+from autoprune.records import COSTS, Policy, SearchSpace
 from autoprune.search.controller import Search
 from autoprune.search.effort import Effort
 from autoprune.search.executors.base import Evaluate
@@ -22,11 +23,34 @@ SPACE = SearchSpace(id="fake", levels={n: (2, 3, 4, 5, 6, 7, 8) for n in DENSE i
 COST_MS = dict(zip(DENSE, (0.30, 0.05, 0.20, 0.10, 0.25, 0.10, 0.40), strict=True))
 HARM = dict(zip(DENSE, (0.1, 3.0, 0.5, 2.0, 0.3, 1.0, 9.9), strict=True))
 DENSE_MS = sum(COST_MS[n] * w for n, w in DENSE.items())
-LIMITS_MS = (0.7 * DENSE_MS, 0.55 * DENSE_MS)
+LIMITS = (Limit.of(latency_ms=0.7 * DENSE_MS), Limit.of(latency_ms=0.55 * DENSE_MS))
+PARAMS = dict(zip(DENSE, (1, 9, 2, 7, 1, 3, 4), strict=True))
+DENSE_PARAMS = sum(PARAMS[n] * w for n, w in DENSE.items())
+
+
+def latency_ms(policy: Policy) -> float:
+    return sum(COST_MS[n] * w for n, w in policy.widths.items())
+
+
+def sizes(policy: Policy) -> dict[str, int]:
+    """Parameters weigh units otherwise than latency does; the peak is that of the widest unit."""
+    params = sum(PARAMS[n] * w for n, w in policy.widths.items())
+    peak = max(policy.widths.values())
+    return {"params": params, "macs": 10 * params, "bytes": 4 * params, "activation_bytes": 100 * peak}
 
 
 def predict(policies: Sequence[Policy]) -> np.ndarray:
-    return np.array([sum(COST_MS[n] * w for n, w in policy.widths.items()) for policy in policies])
+    return costs_of(latency_ms, policies, sizes)
+
+
+def costs_of(
+    latency_ms: Callable[[Policy], float],
+    policies: Sequence[Policy],
+    sizes: Callable[[Policy], Mapping[str, float]] = lambda policy: {},
+) -> np.ndarray:
+    """Costs `[P, K]` of a latency, and of sizes that are 1 where they do not matter."""
+    rows = [dict.fromkeys(COSTS, 1.0) | sizes(policy) | {"latency_ms": latency_ms(policy)} for policy in policies]
+    return np.array([[row[name] for name in COSTS] for row in rows], dtype=float)
 
 
 def loss_of(policy: Policy) -> float:
@@ -38,11 +62,9 @@ def evaluate(spec: TrialSpec) -> TrialResult:
     measurement = Measurement(
         score=1 / (1 + loss),
         loss=loss,
-        latency_ms=float(predict([spec.policy])[0]),
+        latency_ms=latency_ms(spec.policy),
         latency_source="predicted",
-        params=1,
-        macs=1,
-        bytes=4,
+        **sizes(spec.policy),
     )
     return TrialResult(
         number=spec.number,
@@ -148,7 +170,7 @@ def search(path: Path, **changes: object) -> Search:
         "space": SPACE,
         "dense_widths": DENSE,
         "predict": predict,
-        "limits_ms": LIMITS_MS,
+        "limits": LIMITS,
         "effort": EFFORT,
         "run_seed": 3,
     }

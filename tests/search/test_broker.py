@@ -1,18 +1,21 @@
 from __future__ import annotations
 
+import re
 import sqlite3
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
+from autoprune.budgets import Limit
 from autoprune.errors import RunFolderError
 from autoprune.records import SearchSpace
 from autoprune.search.broker import BATCH_SIZE, Broker
 from autoprune.search.executors.base import failed
+from autoprune.search.limits import fits
 from autoprune.search.question import Question, objectives
 from autoprune.trials import trial_seed
-from tests.search.fakes import LIMITS_MS, PROXY, SPACE, evaluate, predict
+from tests.search.fakes import LIMITS, PROXY, SPACE, evaluate, latency_ms, predict
 
 SMALL = SPACE.policy(dict.fromkeys(SPACE.searched, 3))
 OTHER = SPACE.policy(dict.fromkeys(SPACE.searched, 4))
@@ -22,8 +25,8 @@ OTHER = SPACE.policy(dict.fromkeys(SPACE.searched, 4))
 def opened(tmp_path):
     brokers = []
 
-    def open_broker(space=SPACE, limits_ms=LIMITS_MS, run_seed=1, **options):
-        question = Question(space=space, fidelity=PROXY, limits_ms=limits_ms, run_seed=run_seed)
+    def open_broker(space=SPACE, limits=LIMITS, run_seed=1, **options):
+        question = Question(space=space, fidelity=PROXY, limits=limits, run_seed=run_seed)
         brokers.append(Broker(tmp_path / "study.db", question, predict, **options))
         return brokers[-1]
 
@@ -55,7 +58,7 @@ def test_a_finished_rung(opened):
     assert first.user_attrs["origin"] == "uniform"
     assert first.values == list(objectives(results[0].measurement))
     assert {t.user_attrs["origin"] for t in trials(broker)[1:]} <= {"sampler", "repair"}
-    assert all(t.system_attrs["constraints:latency"] <= 0 for t in trials(broker) if t.state == TrialState.COMPLETE)
+    assert all(t.system_attrs["constraints:budget"] <= 0 for t in trials(broker) if t.state == TrialState.COMPLETE)
 
 
 def test_seeds_come_from_policy_and_fidelity(opened):
@@ -78,12 +81,12 @@ def test_a_policy_over_budget_never_runs_and_does_not_count(opened):
     assert [r.status for r in results] == ["infeasible", "done", "done"]
     assert "beyond the loosest limit" in results[0].error
     assert trials(broker)[0].state == TrialState.PRUNED
-    assert trials(broker)[0].system_attrs["constraints:latency"] > 0
+    assert trials(broker)[0].system_attrs["constraints:budget"] > 0
     assert broker.finished == 2
 
 
 def test_a_policy_on_the_limit_is_feasible_in_the_study_too(opened):
-    broker = opened(limits_ms=(float(predict([SMALL])[0]),))
+    broker = opened(limits=(Limit.of(latency_ms=latency_ms(SMALL)),))
     broker.enqueue({SMALL: "uniform"})
     assert [r.status for r in run(broker)] == ["done"]
     assert [t.number for t in broker._study.best_trials] == [0]
@@ -104,7 +107,7 @@ def test_enqueueing_twice_is_once(opened):
 
 def test_duplicates_are_answered_from_the_cache_and_a_space_that_is_used_up_ends_the_rung(opened):
     tiny = SearchSpace(id="tiny", levels={n: w[-2:] if n == "unit0" else w[-1:] for n, w in SPACE.levels.items()})
-    broker = opened(space=tiny, limits_ms=(100.0,), sampler="random", trials=50)
+    broker = opened(space=tiny, limits=(Limit.of(latency_ms=100),), sampler="random", trials=50)
     results = run(broker)
     assert broker.total == broker.finished == len(results) == 1
     cached = [t for t in trials(broker) if "cached_from" in t.user_attrs]
@@ -114,18 +117,18 @@ def test_duplicates_are_answered_from_the_cache_and_a_space_that_is_used_up_ends
 
 def test_failures_are_counted_and_a_policy_that_failed_twice_is_left_alone(opened):
     tiny = SearchSpace(id="tiny", levels={n: w[-1:] for n, w in SPACE.levels.items()})
-    broker = opened(space=tiny, limits_ms=(100.0,), sampler="random", trials=9)
+    broker = opened(space=tiny, limits=(Limit.of(latency_ms=100),), sampler="random", trials=9)
     results = run(broker, lambda spec: failed(spec, "because"))
     assert [(r.status, r.error) for r in results] == [("failed", "because")]
     assert broker.finished == 2
     assert {t.state for t in trials(broker)} == {TrialState.FAIL}
-    again = opened(space=tiny, limits_ms=(100.0,), sampler="random", trials=9)
+    again = opened(space=tiny, limits=(Limit.of(latency_ms=100),), sampler="random", trials=9)
     assert again.ask_batch() == []
 
 
 def test_a_policy_that_failed_once_may_still_work(opened):
     tiny = SearchSpace(id="tiny", levels={n: w[-1:] for n, w in SPACE.levels.items()})
-    broker = opened(space=tiny, limits_ms=(100.0,), sampler="random", trials=2)
+    broker = opened(space=tiny, limits=(Limit.of(latency_ms=100),), sampler="random", trials=2)
     (spec,) = broker.ask_batch()
     broker.finish(failed(spec, "because"))
     assert [r.status for r in run(broker)] == ["done"]
@@ -235,10 +238,28 @@ def test_optuna_can_read_the_study(tmp_path, opened):
 
 
 def test_no_connection_is_left_open(tmp_path):
-    question = Question(space=SPACE, fidelity=PROXY, limits_ms=LIMITS_MS, run_seed=1)
+    question = Question(space=SPACE, fidelity=PROXY, limits=LIMITS, run_seed=1)
     with Broker(tmp_path / "study.db", question, predict) as broker:
         broker.enqueue({SMALL: "uniform"})
     connection = sqlite3.connect(tmp_path / "study.db")
     connection.execute("PRAGMA locking_mode=EXCLUSIVE")
     connection.execute("BEGIN EXCLUSIVE")
     connection.close()
+
+
+def test_a_limit_on_another_cost_holds_for_every_trial(opened):
+    limits = (Limit.of(latency_ms=100, params=90), Limit.of(bytes=400))
+    broker = opened(limits=limits, sampler="random", trials=10)
+    broker.enqueue({SPACE.largest(): "solver"})
+    refused, *done = run(broker)
+    assert refused.status == "infeasible"
+    assert re.search(r"predicted [\d,]+ bytes: .*% beyond the loosest limit, 400 bytes", refused.error)
+    assert len(done) == 10
+    assert all(any(fits(r.measurement.costs(), limit) for limit in limits) for r in done)
+    assert all(len(t.values) == 2 for t in trials(broker) if t.state == TrialState.COMPLETE)
+
+
+def test_a_study_of_other_limits_is_refused(opened):
+    opened(limits=(Limit.of(latency_ms=1, bytes=100),))
+    with pytest.raises(RunFolderError, match=r"limits was \[\{'latency_ms': 1.0, 'bytes': 100.0\}\] and is"):
+        opened(limits=(Limit.of(latency_ms=1, bytes=200),))

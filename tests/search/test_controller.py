@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from autoprune.budgets import Limit
 from autoprune.errors import BudgetError, TrialError
 from autoprune.search.controller import run_search
 from autoprune.search.executors.inline import InlineExecutor
+from autoprune.search.limits import fits
 from tests.search import fakes
 
 ROOT = Path(__file__).parents[2]
@@ -36,12 +38,12 @@ def test_a_search_fills_its_rungs_and_beats_the_baseline(tmp_path):
     assert results["brief"]
     assert {r.fidelity.name for r in results["brief"]} == {"brief"}
     best = {r.policy: r.measurement.loss for r in results["proxy"] if r.measurement}
-    baselines = [r.policy for r in results["proxy"]][: len(fakes.LIMITS_MS)]
+    baselines = [r.policy for r in results["proxy"]][: len(fakes.LIMITS)]
     assert set(baselines) <= {r.policy for r in results["brief"]}
-    for limit, baseline in zip(fakes.LIMITS_MS, baselines, strict=True):
-        assert min(loss for p, loss in best.items() if fakes.predict([p])[0] <= limit) < best[baseline]
+    for limit, baseline in zip(fakes.LIMITS, baselines, strict=True):
+        assert min(loss for p, loss in best.items() if fits(fakes.predict([p])[0], limit)) < best[baseline]
     assert [e.done for e in events if e.rung == "proxy"] == list(range(1, 19))
-    assert set(events[-1].best_loss) == set(fakes.LIMITS_MS)
+    assert set(events[-1].best_loss) == set(fakes.LIMITS)
     assert (events[-1].rung, events[-1].done) == ("brief", events[-1].total)
 
 
@@ -96,8 +98,8 @@ def test_a_rung_where_everything_failed_quotes_the_most_frequent_reason(tmp_path
 
 
 def test_a_budget_below_the_floor_is_refused_before_anything_runs(tmp_path):
-    with pytest.raises(BudgetError, match="the smallest takes"):
-        run_search(fakes.search(tmp_path, limits_ms=(1.0,)), InlineExecutor(fakes.plain))
+    with pytest.raises(BudgetError, match="the smallest policy of the space takes"):
+        run_search(fakes.search(tmp_path, limits=(Limit.of(latency_ms=1),)), InlineExecutor(fakes.plain))
     assert not (tmp_path / "study.db").exists()
 
 

@@ -4,13 +4,22 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autoprune.budgets import Limit
 from autoprune.records import SearchSpace
-from autoprune.search.limits import fits
+from autoprune.search.limits import excess, fits
 from autoprune.search.repair import fit_to_limit
-from tests.search.fakes import DENSE_MS, SPACE, predict
+from tests.search.fakes import DENSE_MS, DENSE_PARAMS, SPACE, costs_of, predict
 
 policies = st.fixed_dictionaries({n: st.sampled_from(SPACE.levels[n]) for n in SPACE.levels}).map(SPACE.policy)
-limits = st.floats(0.2, 1.1).map(lambda ratio: ratio * DENSE_MS)
+ratios = st.floats(0.2, 1.1)
+maxima = {
+    "latency_ms": ratios.map(lambda ratio: ratio * DENSE_MS),
+    "params": ratios.map(lambda ratio: ratio * DENSE_PARAMS),
+    "activation_bytes": ratios.map(lambda ratio: ratio * 800),
+}
+limits = st.lists(st.sampled_from(list(maxima)), min_size=1, unique=True).flatmap(
+    lambda names: st.builds(Limit.of, **{name: maxima[name] for name in names})
+)
 
 
 def wider(policy):
@@ -47,7 +56,8 @@ def test_a_policy_that_is_too_slow_only_loses_and_one_that_is_too_small_only_gai
 
 def test_seeds_explore_different_policies():
     found = {
-        fit_to_limit(SPACE.largest(), SPACE, predict, DENSE_MS / 2, np.random.default_rng(seed)) for seed in range(20)
+        fit_to_limit(SPACE.largest(), SPACE, predict, Limit.of(latency_ms=DENSE_MS / 2), np.random.default_rng(seed))
+        for seed in range(20)
     }
     assert len(found) > 10
 
@@ -57,15 +67,28 @@ def test_a_free_width_is_taken():
     space = SearchSpace(id="steps", levels={"a": tuple(range(1, 17)), "b": tuple(range(1, 17))})
 
     def stairs(policies):
-        return np.array([sum(-(-w // 4) for w in p.widths.values()) for p in policies], dtype=float)
+        return costs_of(lambda p: sum(-(-w // 4) for w in p.widths.values()), policies)
 
-    fitted = fit_to_limit(space.policy({"a": 5, "b": 9}), space, stairs, 5, np.random.default_rng(0))
+    start, limit = space.policy({"a": 5, "b": 9}), Limit.of(latency_ms=5)
+    fitted = fit_to_limit(start, space, stairs, limit, np.random.default_rng(0))
     assert fitted
     assert dict(fitted.widths) == {"a": 8, "b": 12}
 
 
+def test_every_cost_can_be_the_one_that_binds():
+    tight = {"latency_ms": 0.5 * DENSE_MS, "params": 0.5 * DENSE_PARAMS, "activation_bytes": 600}
+    for name, most in tight.items():
+        limit = Limit.of(**{other: 2 * value for other, value in tight.items()} | {name: most})
+        fitted = fit_to_limit(SPACE.largest(), SPACE, predict, limit, np.random.default_rng(0))
+        assert fitted
+        (costs,) = predict([fitted])
+        assert fits(costs, limit)
+        assert excess(costs, Limit.of(**{name: most})) > -0.15, "the tight one is used up, not the others"
+
+
 def test_a_space_without_choices():
     space = SearchSpace(id="one", levels={"a": (4,)})
-    arguments = space.largest(), space, lambda policies: np.full(len(policies), 2.0)
-    assert fit_to_limit(*arguments, 3, np.random.default_rng(0)) == space.largest()
-    assert fit_to_limit(*arguments, 1, np.random.default_rng(0)) is None
+    arguments = space.largest(), space, lambda policies: costs_of(lambda p: 2, policies)
+    assert fit_to_limit(*arguments, Limit.of(latency_ms=3), np.random.default_rng(0)) == space.largest()
+    assert fit_to_limit(*arguments, Limit.of(latency_ms=1), np.random.default_rng(0)) is None
+    assert fit_to_limit(*arguments, Limit.of(latency_ms=3, params=0.5), np.random.default_rng(0)) is None

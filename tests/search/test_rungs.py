@@ -3,13 +3,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autoprune.budgets import Limit
 from autoprune.search.executors.base import failed
 from autoprune.search.limits import fits
 from autoprune.search.rungs import best_within, promote
 from autoprune.trials import TrialResult
-from tests.search.fakes import LIMITS_MS, SPACE, evaluate, predict, spec
+from tests.search.fakes import LIMITS, SPACE, evaluate, predict, spec
 
-UNIFORM = {limit: SPACE.policy(dict.fromkeys(SPACE.searched, w)) for limit, w in zip(LIMITS_MS, (5, 3), strict=True)}
+UNIFORM = {limit: SPACE.policy(dict.fromkeys(SPACE.searched, w)) for limit, w in zip(LIMITS, (5, 3), strict=True)}
 BASELINES = [evaluate(spec(i, **{n: p.widths[n] for n in SPACE.searched})) for i, p in enumerate(UNIFORM.values())]
 
 widths = st.fixed_dictionaries({n: st.sampled_from(SPACE.levels[n]) for n in SPACE.searched})
@@ -25,11 +26,11 @@ def loss(result: TrialResult) -> float:
 
 @given(results, st.integers(0, 4))
 def test_the_best_of_every_limit_and_its_baseline_go_on(others, count):
-    chosen = promote([*BASELINES, *others], UNIFORM, LIMITS_MS, count)
+    chosen = promote([*BASELINES, *others], UNIFORM, LIMITS, count)
     assert [policy for policy, origin in chosen.items() if origin == "uniform"] == list(UNIFORM.values())
     promoted = [r for r in others if chosen.get(r.policy) == "promoted"]
-    for limit in LIMITS_MS:
-        fitting = [r for r in others if r.policy not in UNIFORM.values() and fits(predict([r.policy]), limit)[0]]
+    for limit in LIMITS:
+        fitting = [r for r in others if r.policy not in UNIFORM.values() and fits(predict([r.policy])[0], limit)]
         left = [loss(r) for r in fitting if r not in promoted]
         taken = [loss(r) for r in fitting if r in promoted]
         assert len(taken) >= min(count, len(fitting))
@@ -38,18 +39,26 @@ def test_the_best_of_every_limit_and_its_baseline_go_on(others, count):
 
 @given(results)
 def test_nobody_goes_on_without_a_reason(others):
-    chosen = promote([*BASELINES, *others], UNIFORM, LIMITS_MS, 2)
-    assert len(chosen) <= len(LIMITS_MS) * 3
-    assert fits(predict([*chosen]), max(LIMITS_MS)).all()
+    chosen = promote([*BASELINES, *others], UNIFORM, LIMITS, 2)
+    assert len(chosen) <= len(LIMITS) * 3
+    assert fits(predict([*chosen]), LIMITS[0]).all()
 
 
 def test_failed_trials_stay_behind_even_a_baseline():
     lost = failed(spec(0, **dict.fromkeys(SPACE.searched, 5)), "because")
     other = failed(spec(5, unit0=2), "because")
-    assert promote([lost, other, BASELINES[1]], UNIFORM, LIMITS_MS, 2) == {UNIFORM[LIMITS_MS[1]]: "uniform"}
+    assert promote([lost, other, BASELINES[1]], UNIFORM, LIMITS, 2) == {UNIFORM[LIMITS[1]]: "uniform"}
 
 
 def test_ties_go_to_the_earlier_trial():
     twins = [evaluate(spec(number, unit0=2)) for number in (7, 4)]
     same = [TrialResult(**vars(r) | {"measurement": twins[0].measurement}) for r in twins]
-    assert [r.number for r in best_within(same, 1e9, 1)] == [4]
+    assert [r.number for r in best_within(same, Limit.of(latency_ms=1e9), 1)] == [4]
+
+
+def test_the_best_are_within_every_maximum():
+    small, large = evaluate(spec(1, **dict.fromkeys(SPACE.searched, 2))), evaluate(spec(2))
+    assert loss(large) < loss(small)
+    free, tight = Limit.of(latency_ms=1e9), Limit.of(latency_ms=1e9, activation_bytes=600)
+    assert best_within([small, large], free, 1) == [large]
+    assert best_within([small, large], tight, 1) == [small]

@@ -5,14 +5,14 @@ import pytest
 from autoprune.errors import PolicyError, UsageError
 from autoprune.records import Policy
 from autoprune.search.broker import Broker
-from autoprune.search.limits import fits
+from autoprune.search.limits import excess, fits
 from autoprune.search.question import Question
 from autoprune.search.samplers import SAMPLERS, decode, encode, make_sampler
-from tests.search.fakes import LIMITS_MS, PROXY, SPACE, evaluate, predict
+from tests.search.fakes import LIMITS, PROXY, SPACE, evaluate, predict
 
 
 def proposals(path, name, trials):
-    question = Question(space=SPACE, fidelity=PROXY, limits_ms=LIMITS_MS, run_seed=0)
+    question = Question(space=SPACE, fidelity=PROXY, limits=LIMITS, run_seed=0)
     with Broker(path / "study.db", question, predict, sampler=name, trials=trials) as broker:
         while specs := broker.ask_batch():
             for spec in specs:
@@ -25,8 +25,8 @@ def proposals(path, name, trials):
 def test_every_sampler_proposes_distinct_policies_on_the_limits(tmp_path, name, trials):
     policies = proposals(tmp_path, name, trials)
     assert len(set(policies)) == len(policies) == trials
-    latency = predict(policies)
-    near = [fits(latency, limit) & (latency > 0.9 * limit) for limit in LIMITS_MS]
+    costs = predict(policies)
+    near = [fits(costs, limit) & (excess(costs, limit) > -0.1) for limit in LIMITS]
     assert (near[0] | near[1]).all()
     assert min(near[0].sum(), near[1].sum()) >= trials // 3
 

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import pytest
 
+from autoprune.budgets import Limit
 from autoprune.errors import UsageError
 from autoprune.search.strategies import STRATEGIES, start_of
 from tests.search.fakes import SPACE
 
-UNIFORM = {2.0: SPACE.largest(), 1.0: SPACE.smallest()}
+UNIFORM = {Limit.of(latency_ms=2): SPACE.largest(), Limit.of(latency_ms=1): SPACE.smallest()}
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

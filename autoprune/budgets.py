@@ -1,0 +1,170 @@
+"""Budgets: what a model may cost, in the costs of `records.COSTS`. Continues `records`; the same rules hold.
+
+A budget is one text, such as `50%`, `1.2ms`, `bytes:1MB` or `33%,params:50%,activation_bytes:100kB`: limits on named
+costs, joined by commas. All of them must be met; of two limits on the same cost the tighter one counts. Several
+budgets are read by one rule: those that limit latency are alternatives, each of which gives models; one that names no
+latency is added to every one of those; if none names latency, all of them together form one budget.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from autoprune.errors import BudgetError, unknown_name
+from autoprune.records import COSTS
+
+_BOUND = re.compile(r"\s*(?:([a-z_]+)\s*:)?\s*([0-9]*\.?[0-9]+)\s*(%|[A-Za-z]*)\s*")
+_TIMES = {"ms": 1.0, "us": 1e-3, "s": 1e3}
+_COUNTS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
+_BYTES = {"": 1.0, "B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
+_UNITS: Mapping[str, Mapping[str, float]] = {
+    "latency": _TIMES,
+    "params": _COUNTS,
+    "macs": _COUNTS,
+    "bytes": _BYTES,
+    "activation_bytes": _BYTES,
+}
+_COLUMNS: Mapping[str, str] = dict(zip(_UNITS, COSTS, strict=True))
+_HINT = "Write `50%` or `1.2ms`, or name another cost as in `bytes:1MB`."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """The most that a model may cost: one maximum for each of `COSTS`, infinite where there is none."""
+
+    most: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.most) != len(COSTS) or not all(most > 0 for most in self.most):
+            raise BudgetError(f"a limit has one maximum above 0 for each of {', '.join(COSTS)}; got {self.most}")
+
+    @classmethod
+    def of(cls, **most: float) -> Limit:
+        """Limit some costs by name; the others stay free."""
+        if unknown := set(most) - set(COSTS):
+            raise unknown_name("cost", min(unknown), COSTS)
+        return cls(most=tuple(float(most.get(name, math.inf)) for name in COSTS))
+
+    @property
+    def limited(self) -> tuple[str, ...]:
+        """Names of the costs that have a maximum."""
+        return tuple(name for name, most in zip(COSTS, self.most, strict=True) if math.isfinite(most))
+
+    def shown(self, costs: Iterable[float]) -> str:
+        """The limited ones of some costs `[K]`, for a message: `0.8 ms, 1,000 bytes`."""
+        return ", ".join(_shown(n, c) for n, c in zip(COSTS, costs, strict=True) if n in self.limited)
+
+    def to_json(self) -> dict[str, float]:
+        """Plain JSON value: the finite maxima by name."""
+        return {name: most for name, most in zip(COSTS, self.most, strict=True) if math.isfinite(most)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Limit:
+        """Inverse of `to_json`."""
+        return cls.of(**value)
+
+    def __str__(self) -> str:
+        return self.shown(self.most)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """A maximum of one cost as it was written: a share of the dense model's (`%`), or a number with a unit."""
+
+    cost: str
+    number: float
+    unit: str
+
+    def __post_init__(self) -> None:
+        if self.cost not in _UNITS:
+            raise unknown_name("cost", self.cost, _UNITS)
+        units = _UNITS[self.cost]
+        if self.unit != "%" and self.unit not in units:
+            known = ", ".join(unit for unit in ["%", *units] if unit)
+            raise BudgetError(
+                f"a budget of {self.cost} is a number and one of the units {known}, above 0; got {str(self)!r}. {_HINT}"
+            )
+        if not math.isfinite(self.number * units.get(self.unit, 1.0)) or self.number <= 0:
+            raise BudgetError(f"a budget must be above 0 and finite; got {str(self)!r}. {_HINT}")
+        if self.unit == "%" and self.number > 100:
+            raise BudgetError(f"a relative budget is at most 100% of the dense model; got {str(self)!r}.")
+
+    @classmethod
+    def parse(cls, text: str) -> Bound:
+        """Read `50%`, `1.2ms` or `COST:AMOUNT`; `BudgetError` for anything else."""
+        match = _BOUND.fullmatch(text)
+        if match is not None:
+            return cls(cost=match[1] or "latency", number=float(match[2]), unit=match[3])
+        name, colon, _ = text.partition(":")
+        if colon and name.strip() not in _UNITS:
+            raise unknown_name("cost", name.strip(), _UNITS)
+        raise BudgetError(f"a budget is a share of the dense model or an amount, above 0; got {text!r}. {_HINT}")
+
+    def most(self, dense: float) -> float:
+        """The maximum, for a dense model of that cost."""
+        # Multiplied first: 29 % of 100 parameters are 29, not a little less.
+        return self.number * dense / 100 if self.unit == "%" else self.number * _UNITS[self.cost][self.unit]
+
+    def __str__(self) -> str:
+        prefix = "" if self.cost == "latency" else f"{self.cost}:"
+        return f"{prefix}{_plain(self.number)}{self.unit}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a model may cost on the target: bounds that must all be met. `str` gives it back as written."""
+
+    bounds: tuple[Bound, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bounds", tuple(dict.fromkeys(self.bounds)))
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Read bounds that are joined by commas; `BudgetError` names the one that cannot be used."""
+        return cls(bounds=tuple(Bound.parse(part) for part in str(text).split(",")))
+
+    @property
+    def timed(self) -> bool:
+        """Whether latency is limited."""
+        return any(bound.cost == "latency" for bound in self.bounds)
+
+    def limit(self, dense: Sequence[float]) -> Limit:
+        """The maxima, for a dense model of the costs `dense` `[K]`; of two on the same cost the tighter one."""
+        most = dict.fromkeys(COSTS, math.inf)
+        for bound in self.bounds:
+            name = _COLUMNS[bound.cost]
+            most[name] = min(most[name], bound.most(dense[COSTS.index(name)]))
+        return Limit.of(**most)
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.bounds))
+
+
+def alternatives(budgets: Sequence[Budget]) -> tuple[Budget, ...]:
+    """The budgets that each give models: those with a latency, with the bounds of all others added (see above)."""
+    always = tuple(bound for budget in budgets if not budget.timed for bound in budget.bounds)
+    timed = [Budget(bounds=budget.bounds + always) for budget in budgets if budget.timed]
+    return tuple(dict.fromkeys(timed)) or (Budget(bounds=always),)
+
+
+def latency_limit_ms(text: str, dense_ms: float) -> float:
+    """Read a latency alone, as a share of `dense_ms` or a time; `BudgetError` for another cost."""
+    bound = Bound.parse(text)
+    if bound.cost != "latency":
+        raise BudgetError(f"a latency is a share of the dense model's or a time; got {text!r}. Write `50%` or `1.2ms`.")
+    return bound.most(dense_ms)
+
+
+def _plain(number: float) -> str:
+    """All digits of a number and no exponent: what `parse` reads as the same number."""
+    return format(Decimal(repr(number)).normalize(), "f") if math.isfinite(number) else str(number)
+
+
+def _shown(name: str, cost: float) -> str:
+    return f"{cost:.4g} ms" if name == "latency_ms" else f"{cost:,.0f} {name.replace('_', ' ')}"

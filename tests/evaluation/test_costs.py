@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import numpy as np
+
+import autoprune
+from autoprune.evaluation import Evaluator, cost_matrix
+from autoprune.latency.table import LatencyTable
+from autoprune.records import COSTS, Policy
+from autoprune.trials import Fidelity, TrialSpec
+
+
+def test_rows_are_policies_and_columns_are_costs(finished: autoprune.Run) -> None:
+    structure = finished.bench.structure
+    predictor = LatencyTable.load(finished.folder.table).predictor(structure)
+    policies = [structure.dense_policy(), *(m.policy for m in [*finished.models, *finished.baselines])]
+    costs = cost_matrix(structure, predictor, policies)
+    assert costs.shape == (len(policies), len(COSTS))
+    assert costs.dtype == np.float64
+    np.testing.assert_array_equal(costs[:, 0], predictor.predict(policies))
+    for row, policy in zip(costs, policies, strict=True):
+        assert dict(zip(COSTS[1:], row[1:].tolist(), strict=True)) == finished.bench.sizes(policy)
+    weights = finished.bench.dense.state_dict().values()
+    assert costs[0, COSTS.index("bytes")] == sum(t.nbytes for t in weights if t.is_floating_point())
+
+
+def test_a_trial_costs_what_was_predicted(finished: autoprune.Run) -> None:
+    """The search keeps a trial within a limit by the prediction, and promotes it by the measurement."""
+    bench = finished.bench
+    predictor = LatencyTable.load(finished.folder.table).predictor(bench.structure)
+
+    def costs(policy: Policy) -> list[float]:
+        return cost_matrix(bench.structure, predictor, [policy])[0].tolist()
+
+    policy = finished.models[0].policy
+    spec = TrialSpec(number=0, policy=policy, fidelity=Fidelity(name="proxy", rung=0, val_samples=20), seed=0)
+    found = Evaluator(bench=bench, predict_ms=lambda p: costs(p)[0])(spec).measurement
+    assert found is not None
+    assert list(found.costs()) == costs(policy)
