@@ -6,12 +6,30 @@ import json
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from autoprune.cli_options import (
+    BatchOption,
+    DataOption,
+    DenseOption,
+    ForeignOption,
+    ModelOption,
+    Policy,
+    PrecisionOption,
+    RunDir,
+    SeedOption,
+    SpaceOption,
+    TargetOption,
+    TaskOption,
+    ThreadsOption,
+    given_options,
+    out,
+)  # fmt: skip
+from autoprune.cli_profile import profile_app
 from autoprune.errors import AutopruneError, UsageError
 
 app = typer.Typer(
@@ -22,21 +40,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-out = Console(width=None if sys.stdout.isatty() else 132)
-
-RunDir = Annotated[Path, typer.Argument(help="Run folder of `autoprune search`.")]
-Policy = Annotated[str, typer.Option("--policy", help="Digest of a model of the run, or the beginning of it.")]
-TaskOption = Annotated[
-    str | None, typer.Option("--task", help="Built-in task, package.module:function or file.py:function.")
-]
-ModelOption = Annotated[str | None, typer.Option("--model", help="Built-in model.")]
-DataOption = Annotated[str | None, typer.Option("--data-dir", help="Folder of the data.")]
-SpaceOption = Annotated[str | None, typer.Option("--space", help="Built-in search space or a YAML file.")]
-TargetOption = Annotated[str | None, typer.Option("--target", help="Device and runtime that latency is measured on.")]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", help="Threads of the runtime.")]
-BatchOption = Annotated[int | None, typer.Option("--batch", help="Batch size that latency is measured at.")]
-DenseOption = Annotated[str | None, typer.Option("--dense", help="Trained weights of the dense model (safetensors).")]
-
 BUDGET_HELP = (
     "50% of dense, 1.2ms, or a limit on another cost: params:50k, macs:10M, bytes:1MB (of weights), "
     "activation_bytes:100kB (peak of one example), each also in % of dense; join several by commas. Repeatable: "
@@ -64,6 +67,7 @@ def search(
     target: TargetOption = None,
     threads: ThreadsOption = None,
     batch: BatchOption = None,
+    precision: PrecisionOption = None,
     budget: Annotated[list[str] | None, typer.Option("--budget", help=BUDGET_HELP)] = None,
     strategy: Annotated[str | None, typer.Option("--strategy", help="direct, random or uniform.")] = None,
     sampler: Annotated[str | None, typer.Option("--sampler", help="tpe, nsga2, gp or random.")] = None,
@@ -71,26 +75,24 @@ def search(
     trials: Annotated[int | None, typer.Option("--trials", help="Policies at the cheapest fidelity.")] = None,
     scores: Annotated[str | None, typer.Option("--scores", help="How the channels of a unit are ranked.")] = None,
     table: Annotated[str | None, typer.Option("--table", help="Latency table made by `autoprune profile`.")] = None,
-    allow_foreign_table: Annotated[
-        bool, typer.Option("--allow-foreign-table", help="Accept another machine's table.")
-    ] = False,
+    allow_foreign_table: ForeignOption = False,
     worker_threads: Annotated[
         int | None, typer.Option("--worker-threads", help="Torch threads of each worker.")
     ] = None,
     executor: Annotated[str | None, typer.Option("--executor", help="inline or process.")] = None,
     workers: Annotated[int | None, typer.Option("--workers", help="Worker processes.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything.")] = None,
+    seed: SeedOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Refuse a folder that already holds a run.")] = False,
 ) -> None:
     """Search, fine-tune, export and verify; the same command resumes an interrupted run."""
     from autoprune.pipeline import search as run_search
     from autoprune.report import ConsoleEvents
 
-    given = _given(
+    given = given_options(
         task=task, model=model, data_dir=data_dir, dense=dense, space=space, target=target, threads=threads,
-        batch=batch, budgets=budget or None, strategy=strategy, sampler=sampler, effort=effort, trials=trials,
-        scores=scores, table=table, allow_foreign_table=allow_foreign_table or None, executor=executor,
-        workers=workers, worker_threads=worker_threads, seed=seed,
+        batch=batch, precision=precision, budgets=budget or None, strategy=strategy, sampler=sampler,
+        effort=effort, trials=trials, scores=scores, table=table, allow_foreign_table=allow_foreign_table or None,
+        executor=executor, workers=workers, worker_threads=worker_threads, seed=seed,
     )  # fmt: skip
     try:
         with ConsoleEvents(out) as events:
@@ -99,11 +101,6 @@ def search(
         out.print(f"Stopped. Finished trials are kept; continue with: autoprune search --run-dir {run_dir}")
         raise typer.Exit(130) from None
     _show(run_dir)
-
-
-def _given(**values: Any) -> dict[str, Any]:
-    """The options that were given; the others keep their default, or what a resumed run was started with."""
-    return {key: value for key, value in values.items() if value is not None}
 
 
 def _show(run_dir: Path) -> None:
@@ -157,27 +154,7 @@ def pick(
     print(json.dumps(to_json(found.record) | {"onnx": str(found.onnx_path)}, indent=1))
 
 
-@app.command()
-def profile(
-    destination: Annotated[Path, typer.Option("--out", help="Latency table to write.")],
-    task: TaskOption = None,
-    model: ModelOption = None,
-    data_dir: DataOption = None,
-    space: SpaceOption = None,
-    target: TargetOption = None,
-    threads: ThreadsOption = None,
-    batch: BatchOption = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the sampled policies.")] = None,
-) -> None:
-    """Measure a latency table for a model and a search space."""
-    from autoprune.pipeline.commands import profile_table
-    from autoprune.report import ConsoleEvents
-
-    given = _given(
-        task=task, model=model, data_dir=data_dir, space=space, target=target, threads=threads, batch=batch, seed=seed
-    )
-    with ConsoleEvents(out) as events:
-        profile_table(destination, events, **given)
+app.add_typer(profile_app, name="profile")
 
 
 @app.command()
@@ -188,7 +165,7 @@ def units(
     from autoprune.pipeline.commands import described_units
     from autoprune.report import fixed_table, unit_table
 
-    structure, levels = described_units(**_given(task=task, model=model, data_dir=data_dir, space=space))
+    structure, levels = described_units(**given_options(task=task, model=model, data_dir=data_dir, space=space))
     out.print(unit_table(structure.units, levels))
     out.print(fixed_table(structure.fixed, structure.unsupported))
 
@@ -262,8 +239,14 @@ def targets() -> None:
     """List the targets that latency can be measured on."""
     from autoprune.latency.target import TARGETS, make_target
 
-    described = {name: make_target(name) for name in TARGETS}
-    _listing("target", {n: f"{t.runtime} {t.runtime_version}, {t.provider}, {t.cpu}" for n, t in described.items()})
+    rows = {}
+    for name, kind in TARGETS.items():
+        try:
+            target = make_target(name)
+            rows[name] = f"{kind.summary}: {target.runtime} {target.runtime_version}, {target.cpu}"
+        except UsageError:
+            rows[name] = f"{kind.summary} (not available here)"
+    _listing("target", rows | {"ssh://user@host": "ONNX Runtime on another host, measured over ssh"})
 
 
 def _listing(title: str, rows: dict[str, str]) -> None:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from autoprune.budgets import Budget, alternatives
 from autoprune.errors import ConfigError
 
-FOUNDATION = ("task", "model", "data_dir", "dense", "target", "threads", "batch", "scores", "seed")
+FOUNDATION = ("task", "model", "data_dir", "dense", "target", "threads", "batch", "precision", "scores", "seed")
 """What a run folder is about: a run that differs in one of these needs a folder of its own."""
 
 QUESTION = ("space", "budgets", "strategy", "sampler", "effort", "trials")
@@ -41,6 +41,8 @@ class RunConfig(BaseModel):
     """Threads of the runtime."""
     batch: int = Field(default=1, ge=1)
     """Batch size that latency is measured at."""
+    precision: Literal["fp32", "int8"] = "fp32"
+    """Arithmetic of the deployed model: fp32, or int8 by static quantization."""
     budgets: tuple[str, ...] = Field(default=("50%", "33%"), min_length=1)
     """What a model may cost: a share of the dense latency (`50%`), a time (`1.2ms`), another cost (`bytes:1MB`,
     `params:50%`, `macs:10M`, `activation_bytes:100kB`), or several of them joined by commas (`50%,bytes:1MB`). Budgets

@@ -12,7 +12,8 @@ exits with code 2; from Python, `except AutopruneError` catches them all.
     │   └── ProofError                    a shrunk model that does not compute what the dense model computes
     ├── PolicyError (also ValueError)     a policy that does not belong to its space
     ├── LatencyError                      a measurement that cannot be trusted or a table that cannot answer
-    │   └── MissingEntryError             an operator geometry that the table was not profiled for
+    │   ├── MissingEntryError             an operator geometry that the table was not profiled for
+    │   └── KitError                      a kit, or a device's result, that is cut off, changed or not to be believed
     ├── RunFolderError                    a run folder of another task, schema or owner, or one that cannot be written
     ├── TrialError                        one policy whose evaluation failed (the search goes on)
     └── VerificationError                 an exported model that differs from the PyTorch model
@@ -62,6 +63,10 @@ class LatencyError(AutopruneError):
 
 class MissingEntryError(LatencyError):
     """An operator geometry that the table was not profiled for."""
+
+
+class KitError(LatencyError):
+    """A kit, or a device's result, that is cut off, changed or not to be believed."""
 
 
 class RunFolderError(AutopruneError):

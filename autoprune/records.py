@@ -185,6 +185,8 @@ class Geometry:
     """Everything that the cost of one operator depends on, for one example; the key of a latency table.
 
     `fused` names what the runtime folds into the operator. Sizes that do not apply are 0. Never holds a layer name.
+    Batch, threads and precision belong to the table's target. What the sizes of recurrent layers and attention are:
+    see `structure.geometry.Operator`.
     """
 
     op: str
@@ -198,7 +200,7 @@ class Geometry:
     fused: str = ""
 
     def __str__(self) -> str:
-        size = f" {self.height}x{self.width}" if self.height else ""
+        size = f" {self.height}x{self.width}" if self.height else f" {self.width}" if self.width else ""
         kernel = f" k{'x'.join(map(str, self.kernel))}" if self.kernel else ""
         stride = f" s{'x'.join(map(str, self.stride))}" if self.stride and set(self.stride) != {1} else ""
         groups = f" g{self.groups}" if self.groups > 1 else ""

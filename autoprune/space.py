@@ -4,9 +4,10 @@ include: ["*"]            # unit names (shell patterns) that take part; default 
 exclude: ["stem*"]        # ... but not these
 min_keep: 0.125           # smallest and largest share of channels kept
 max_keep: 1.0
-multiple_of: 8            # levels are multiples of this, and the full width
-steps: 8                  # equal steps of the width, rounded up to multiples; default every multiple
-levels: [8, 16, 32]       # explicit levels instead (widths)
+levels: efficient         # the widths that no larger one beats on the measured latency table (at most `steps`, 8)
+levels: [8, 16, 32]       # or explicit widths
+multiple_of: 8            # or, for devices without a table: multiples of this, and the full width
+steps: 8                  # ... in equal steps of the width, rounded up to multiples; default every multiple
 overrides:                # per pattern, any of the five keys above; later patterns win
   "blocks.0.*": {min_keep: 0.5}
 """
@@ -17,13 +18,20 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from autoprune.config import read_yaml, validation_message
 from autoprune.errors import ConfigError, unknown_name
 from autoprune.records import SearchSpace, Unit, digest_of
+
+EFFICIENT = "efficient"
+_MOST_CANDIDATES = 32
+_EFFICIENT_STEPS = 8
+
+Useful = Mapping[str, Sequence[int]]
+"""Widths of every unit that a latency table found useful."""
 
 
 class LevelRule(BaseModel):
@@ -35,7 +43,7 @@ class LevelRule(BaseModel):
     max_keep: float | None = Field(default=None, gt=0, le=1)
     multiple_of: int | None = Field(default=None, ge=1)
     steps: int | None = Field(default=None, ge=1)
-    levels: tuple[int, ...] | None = Field(default=None)
+    levels: tuple[int, ...] | Literal["efficient"] | None = Field(default=None)
 
 
 class SpaceSpec(LevelRule):
@@ -76,10 +84,22 @@ def load_spec(path: Path) -> SpaceSpec:
         raise ConfigError(validation_message(path, error, known, nested)) from error
 
 
+def needs_table(spec: SpaceSpec) -> bool:
+    """Whether some levels of a space come from a latency table."""
+    return EFFICIENT in (spec.levels, *(rule.levels for rule in spec.overrides.values()))
+
+
 def build_space(
-    spec: SpaceSpec, units: Sequence[Unit], structure_digest: str, source: object = "search space"
+    spec: SpaceSpec,
+    units: Sequence[Unit],
+    structure_digest: str,
+    source: object = "search space",
+    useful: Useful | None = None,
 ) -> SearchSpace:
     """Levels of every unit; units that do not take part keep their full width as the only level.
+
+    Where the levels are `efficient` they are the `useful` widths of a latency table; without one, all that it should
+    scan: at most 32 a unit, in steps of a power of two.
 
     Raises `ConfigError` for a pattern that matches no unit, an empty list of levels, or a space with nothing to search.
     """
@@ -88,22 +108,25 @@ def build_space(
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise ConfigError(f"{source}: {key}: {pattern!r} matches no unit. Units: {', '.join(names)}.")
-    levels = {unit.name: _levels(spec, unit, source) for unit in units}
+    levels = {unit.name: _levels(spec, unit, source, useful) for unit in units}
     if not any(len(found) > 1 for found in levels.values()):
-        raise ConfigError(f"{source}: leaves nothing to search: every unit has one level: {levels}")
+        why = " (no smaller width of any unit is measurably faster on this target)" if useful else ""
+        raise ConfigError(f"{source}: leaves nothing to search: every unit has one level{why}: {levels}")
     key = {"structure": structure_digest, "levels": {name: list(found) for name, found in levels.items()}}
     return SearchSpace(id=digest_of(key), levels=levels)
 
 
-def _levels(spec: SpaceSpec, unit: Unit, source: object) -> tuple[int, ...]:
+def _levels(spec: SpaceSpec, unit: Unit, source: object, useful: Useful | None) -> tuple[int, ...]:
     if not _matches(unit.name, spec.include) or _matches(unit.name, spec.exclude):
         return (unit.width,)
-    rule: dict[str, Any] = {"min_keep": 0.125, "max_keep": 1.0, "multiple_of": 1, "steps": None, "levels": None}
-    rule |= _given(spec)
+    rule: dict[str, Any] = {"min_keep": 0.125, "max_keep": 1.0, "multiple_of": None, "steps": None, "levels": None}
+    rule |= _given(spec, rule)
     for pattern, override in spec.overrides.items():
         if fnmatchcase(unit.name, pattern):
-            rule |= _given(override)
-    if rule["levels"] is not None:
+            rule |= _given(override, rule)
+    if rule["levels"] == EFFICIENT:
+        found = _efficient(unit, rule, useful)
+    elif rule["levels"] is not None:
         found = sorted({level for level in rule["levels"] if level <= unit.width})
     else:
         found = _stepped(unit.width, rule)
@@ -118,20 +141,33 @@ def _levels(spec: SpaceSpec, unit: Unit, source: object) -> tuple[int, ...]:
 
 def _stepped(width: int, rule: Mapping[str, Any]) -> list[int]:
     """Multiples between the keep ratios, or those next above equal steps of the width; and the full width."""
-    multiple, low, high = rule["multiple_of"], rule["min_keep"] * width, rule["max_keep"] * width
+    multiple, low, high = rule["multiple_of"] or 1, rule["min_keep"] * width, rule["max_keep"] * width
     steps = rule["steps"] or math.ceil(width / multiple)
     size = width / steps if rule["steps"] else multiple
     rounded = {math.ceil(k * size / multiple - 1e-9) * multiple for k in range(1, steps + 1)}
     return sorted({min(w, width) for w in rounded if low <= min(w, width) <= high})
 
 
+def _efficient(unit: Unit, rule: Mapping[str, Any], useful: Useful | None) -> list[int]:
+    """Useful widths between the keep ratios, thinned to `steps` of them; or the candidates that a table should scan."""
+    width, low, high = unit.width, rule["min_keep"] * unit.width, rule["max_keep"] * unit.width
+    if useful is None:
+        step = rule["multiple_of"] or 2 ** max(0, math.ceil(math.log2(width / _MOST_CANDIDATES)))
+        return sorted({w for w in (*range(step, width + 1, step), width) if low <= w <= high})
+    inside = [w for w in useful[unit.name] if low <= w <= high]
+    count = min(rule["steps"] or _EFFICIENT_STEPS, len(inside))
+    last = len(inside) - 1
+    return sorted({inside[round(i * last / max(count - 1, 1))] for i in range(count)} | set(inside[-1:]))
+
+
 def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _given(rule: LevelRule) -> Mapping[str, Any]:
+def _given(rule: LevelRule, before: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a rule sets; one that describes levels replaces explicit ones of the enclosing rule."""
     values = rule.model_dump(include=set(LevelRule.model_fields))
     found = {key: value for key, value in values.items() if value is not None}
-    if found.keys() & {"min_keep", "max_keep", "multiple_of", "steps"} and "levels" not in found:
-        found["levels"] = None
+    if found.keys() & {"min_keep", "max_keep", "multiple_of", "steps"} and before["levels"] != EFFICIENT:
+        found.setdefault("levels", None)
     return found

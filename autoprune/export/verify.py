@@ -3,41 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 import torch
 from torch import nn
 
-from autoprune.errors import LatencyError, VerificationError
+from autoprune.errors import VerificationError
+from autoprune.latency.device import time_models
 from autoprune.latency.target import Target, make_target
-from autoprune.latency.timing import Feeds, Protocol, Timings, named_feeds, open_session, time_models
-from autoprune.records import LatencySample
+from autoprune.latency.timing import Feeds, Model, Protocol, Timings, named_feeds, open_session
 
 PARITY_LIMIT = 1e-4
 """Largest output difference between PyTorch and ONNX Runtime, relative to the largest output."""
 
 _BATCHES = (1, 3, 16)
 _MEASURE = Protocol(repeats=60)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verification:
-    """What is proven about one exported model.
-
-    `measured` and `dense` are the raw samples of both models, taken interleaved; `ratio` compares their quiet
-    latencies, and `dense_ms` is the quiet latency of the dense model (see `autoprune.latency.timing`).
-    """
-
-    relative_difference: float
-    measured: LatencySample
-    dense: LatencySample
-    ratio: float
-    dense_ms: float
-    predicted_ms: float
 
 
 def parity(
@@ -70,39 +52,13 @@ def parity(
 
 
 def measure(
-    onnx_paths: Sequence[str | Path], dense_onnx: str | Path, target: Target, *, protocol: Protocol | None = None
+    models: Sequence[Model], dense: Model, target: Target, feeds: Feeds, *, protocol: Protocol | None = None
 ) -> Timings:
-    """Time exported models interleaved with the dense one, on random inputs at the target's batch.
+    """Time models interleaved with the dense one; `feeds` are inputs at the target's batch.
 
-    Compare `ratios` or `latencies_ms`, not the medians of `samples`: on a shared machine medians of the same model
-    differ by 3 % from call to call, quiet latencies by 0.5 % (measured). Raises `LatencyError` for an unreadable file.
+    Raises `LatencyError` for a file that is no ONNX model or that the target cannot run.
     """
-    paths = [Path(path) for path in onnx_paths]
-    feeds = _random_feeds(Path(dense_onnx), target.batch)
-    return time_models(paths, target, feeds, reference=Path(dense_onnx), protocol=protocol or _MEASURE)
-
-
-def verify(
-    model: nn.Module,
-    onnx_path: str | Path,
-    dense_onnx: str | Path,
-    inputs: Sequence[torch.Tensor],
-    target: Target,
-    predicted_ms: float,
-    *,
-    protocol: Protocol | None = None,
-) -> Verification:
-    """Prove parity, then time the file beside the dense model. Raises like `parity` and `measure`."""
-    difference = parity(model, onnx_path, inputs)
-    timings = measure([onnx_path], dense_onnx, target, protocol=protocol)
-    return Verification(
-        relative_difference=difference,
-        measured=timings.samples[0],
-        dense=timings.reference,
-        ratio=timings.ratios[0],
-        dense_ms=timings.reference_ms,
-        predicted_ms=predicted_ms,
-    )
+    return time_models(models, target, feeds, reference=dense, protocol=protocol or _MEASURE)
 
 
 def _torch_outputs(model: nn.Module, inputs: Sequence[torch.Tensor]) -> list[np.ndarray]:
@@ -124,20 +80,3 @@ def _difference(wanted: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> fl
             return float("inf")
         worst = max(worst, float(np.abs(a - b).max(initial=0) / max(np.abs(a).max(initial=0), 1e-12)))
     return worst
-
-
-def _random_feeds(path: Path, batch: int) -> Feeds:
-    """Standard normal inputs (zeros for whole numbers) of the shapes that an ONNX file declares."""
-    try:
-        graph = onnx.load(str(path), load_external_data=False).graph
-    except Exception as error:
-        raise LatencyError(f"{path} is not a readable ONNX file: {error}") from error
-    rng = np.random.default_rng(0)
-    feeds = []
-    for entry in graph.input:
-        tensor = entry.type.tensor_type
-        shape = [d.dim_value if d.HasField("dim_value") else batch for d in tensor.shape.dim]
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-        values = rng.standard_normal(shape) if dtype.kind == "f" else np.zeros(shape)
-        feeds.append(values.astype(dtype))
-    return feeds

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
+from torch import nn
 
-from autoprune.errors import AutopruneError
-from autoprune.latency.onnx_model import Resizer, export_onnx
+from autoprune.errors import AutopruneError, LatencyError
+from autoprune.latency.device import kernel_times, time_models
+from autoprune.latency.onnx_model import Resizer, export_onnx, with_constant_weights
+from autoprune.latency.quantize import quantized
 from autoprune.latency.target import Target
-from autoprune.latency.timing import Feeds, Protocol, Timings, named_feeds, open_session, time_models
-from autoprune.records import Policy, SearchSpace
+from autoprune.latency.timing import Feeds, Kernels, Model, Protocol, Timings, named_feeds, open_session
+from autoprune.records import Policy
 from autoprune.structure import Structure
 
 Progress = Callable[[str, int, int], None]
@@ -24,15 +30,18 @@ _TOLERANCE = 1e-4
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Everything that stays the same while policies are measured. `notes` say what was out of the ordinary."""
+    """Everything that stays the same while policies are measured. `notes` say what was out of the ordinary.
+
+    `onnx` is the dense export, `None` for targets that run PyTorch itself.
+    """
 
     structure: Structure
-    space: SearchSpace
     target: Target
     seed: int
-    dense: onnx.ModelProto
+    onnx: onnx.ModelProto | None
+    dense: Model
     feeds: Feeds
-    build: Callable[[Policy], bytes]
+    build: Callable[[Policy], Model]
     on_progress: Progress
     notes: tuple[str, ...]
 
@@ -41,52 +50,92 @@ class Bench:
         """Names of the units, in the order of the columns of widths."""
         return tuple(unit.name for unit in self.structure.units)
 
-    def policy(self, widths: np.ndarray) -> Policy:
-        """The policy of one row of widths `[U]`."""
-        return self.space.policy({name: int(w) for name, w in zip(self.unit_names, widths, strict=True)})
-
-    def models(self, widths: np.ndarray, stage: str) -> Iterator[bytes]:
-        """ONNX models of rows of widths `[P, U]`, one at a time."""
+    def models(self, widths: np.ndarray, stage: str) -> Iterator[Model]:
+        """Models of rows of widths `[P, U]`, one at a time."""
         for done, row in enumerate(widths):
             self.on_progress(stage, done, len(widths))
-            yield self.build(self.policy(row))
+            yield self.build(as_policy(self.unit_names, row))
         self.on_progress(stage, len(widths), len(widths))
 
-    def time(self, widths: np.ndarray, protocol: Protocol) -> Timings:
+    def time(self, widths: np.ndarray, stage: str, protocol: Protocol) -> Timings:
         """Time rows of widths `[P, U]` against the dense model."""
-        models = self.models(widths, "timing")
-        reference = self.dense.SerializeToString()
-        return time_models(models, self.target, self.feeds, reference=reference, protocol=protocol, seed=self.seed)
+        models = self.models(widths, stage)
+        return time_models(models, self.target, self.feeds, reference=self.dense, protocol=protocol, seed=self.seed)
+
+    def kernels(self, widths: np.ndarray) -> list[Kernels]:
+        """What the runtime's profiler says about rows of widths `[P, U]`; empty where there is no profiler."""
+        if self.onnx is None:
+            return []
+        return list(kernel_times(self.models(widths, "operators"), self.target, self.feeds))
+
+
+def as_policy(unit_names: Sequence[str], row: np.ndarray) -> Policy:
+    """The policy of one row of widths `[U]`, whether they are levels of a space or not."""
+    return Policy(space_id="", widths={name: int(w) for name, w in zip(unit_names, row, strict=True)})
 
 
 def make_bench(
-    structure: Structure, space: SearchSpace, target: Target, *, seed: int, on_progress: Progress | None
+    structure: Structure,
+    target: Target,
+    *,
+    seed: int = 0,
+    on_progress: Progress | None = None,
+    constant_weights: bool = False,
 ) -> Bench:
-    """Export the dense model and find out how policies become ONNX models: by resizing, else by exporting each.
+    """Prepare the dense model for a target and find out how policies become models.
 
-    Resizing is proven right on one random policy first. Raises `StructureError` when the model cannot be exported.
+    ONNX models are made by resizing the dense export, which is proven right on one random policy first, else by
+    exporting each. `constant_weights` fills every weight with one number, which compresses well. Raises
+    `StructureError` when the model cannot be exported.
     """
+    common: dict[str, Any] = {
+        "structure": structure,
+        "target": target,
+        "seed": seed,
+        "feeds": random_feeds(structure, target.batch, seed),
+        "on_progress": on_progress or (lambda stage, done, total: None),
+    }
+    if target.runtime == "torch":
+        shrink = partial(_shrunk, structure)
+        dense = structure.model
+        return Bench(**common, onnx=None, dense=dense, build=shrink, notes=())
+    exported = export_onnx(structure.model, structure.example_inputs)
+    if target.precision == "int8":
+        exported = quantized(exported, common["feeds"])
+    if constant_weights:
+        exported = with_constant_weights(exported)
+    build, reason = _builder(structure, exported, target, common["feeds"], constant_weights, seed)
+    notes = (f"every policy was exported anew, which is slower: {reason}",) if reason else ()
+    return Bench(**common, onnx=exported, dense=exported.SerializeToString(), build=build, notes=notes)
+
+
+def _builder(
+    structure: Structure, dense: onnx.ModelProto, target: Target, feeds: Feeds, constant_weights: bool, seed: int
+) -> tuple[Callable[[Policy], bytes], str | None]:
+    """How a policy becomes an ONNX model, and why not by resizing if so."""
     rng = np.random.default_rng(seed)
-    dense = export_onnx(structure.model, structure.example_inputs)
-    feeds = random_feeds(structure, target.batch, seed)
-    policy = space.policy({name: int(rng.choice(levels)) for name, levels in space.levels.items()})
+    row = np.array([rng.integers(1, unit.width + 1) for unit in structure.units])
+    policy = as_policy([unit.name for unit in structure.units], row)
     try:
-        build = Resizer(dense, structure).resize
-        difference = _difference(structure, policy, build(policy), target, feeds)
-        reason = f"a resized model differs by {difference:.2g}" if not difference <= _TOLERANCE else None
+        resizer = Resizer(dense, structure)
+        difference = _difference(structure, policy, resizer.resize(policy), target, feeds, constant_weights)
+        if difference <= (_TOLERANCE if target.precision == "fp32" else math.inf):
+            return resizer.resize, None
+        reason = f"a resized model differs by {difference:.2g}"
     except (AutopruneError, ValueError, IndexError) as error:
-        build, reason = _exporter(structure), str(error)
-    return Bench(
-        structure=structure,
-        space=space,
-        target=target,
-        seed=seed,
-        dense=dense,
-        feeds=feeds,
-        build=_exporter(structure) if reason else build,
-        on_progress=on_progress or (lambda stage, done, total: None),
-        notes=(f"every policy was exported anew, which is slower: {reason}",) if reason else (),
-    )
+        reason = str(error)
+    return partial(_exported, structure, target, feeds, constant_weights), reason
+
+
+def _exported(structure: Structure, target: Target, feeds: Feeds, constant_weights: bool, policy: Policy) -> bytes:
+    model = export_onnx(_shrunk(structure, policy), structure.example_inputs)
+    if target.precision == "int8":
+        model = quantized(model, feeds)
+    return (with_constant_weights(model) if constant_weights else model).SerializeToString()
+
+
+def _shrunk(structure: Structure, policy: Policy) -> nn.Module:
+    return structure.shrink(policy, prove=False).eval()
 
 
 def random_feeds(structure: Structure, batch: int, seed: int = 0) -> list[np.ndarray]:
@@ -98,24 +147,26 @@ def random_feeds(structure: Structure, batch: int, seed: int = 0) -> list[np.nda
         value = example[:1].expand(shape).numpy() if example.dim() else example.numpy()
         if example.is_floating_point():
             value = rng.standard_normal(shape, dtype=np.float32)
-        feeds.append(np.ascontiguousarray(value))
+        feeds.append(np.array(value, dtype=np.float32 if example.is_floating_point() else value.dtype, order="C"))
     return feeds
 
 
-def _exporter(structure: Structure) -> Callable[[Policy], bytes]:
-    def export(policy: Policy) -> bytes:
-        shrunk = structure.shrink(policy, prove=False)
-        return export_onnx(shrunk, structure.example_inputs).SerializeToString()
+def _difference(
+    structure: Structure, policy: Policy, model: bytes, target: Target, feeds: Feeds, constant_weights: bool
+) -> float:
+    """Largest output difference between a resized ONNX model and the shrunk PyTorch model, relative to the output.
 
-    return export
-
-
-def _difference(structure: Structure, policy: Policy, model: bytes, target: Target, feeds: Feeds) -> float:
-    """Largest output difference between a resized ONNX model and the shrunk PyTorch model, relative to the output."""
-    session = open_session(model, target)
-    shrunk = structure.shrink(policy, prove=False).eval()
+    On the CPU of this host, whatever the target is: what a model computes does not depend on it.
+    """
+    session = open_session(model, replace(target, provider="CPUExecutionProvider"))
+    try:
+        found = session.run(None, named_feeds(session, feeds))
+    except Exception as error:
+        raise LatencyError(f"ONNX Runtime cannot run a resized model: {str(error).splitlines()[0][-200:]}") from error
+    if constant_weights:  # the numbers mean nothing then; that it runs is the proof
+        return 0.0
     with torch.no_grad():
-        wanted = shrunk(*[torch.from_numpy(value) for value in feeds])
+        wanted = _shrunk(structure, policy)(*[torch.from_numpy(value) for value in feeds])
     tensors = [wanted] if isinstance(wanted, torch.Tensor) else list(wanted)
-    pairs = zip((t.numpy() for t in tensors), session.run(None, named_feeds(session, feeds)), strict=True)
+    pairs = zip((t.numpy() for t in tensors), found, strict=True)
     return max(float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-12)) for a, b in pairs)

@@ -13,9 +13,10 @@ from autoprune.records import Geometry, SearchSpace
 from autoprune.structure import Dim, Operator
 
 _FREE = frozenset(
-    {"flatten", "view", "reshape", "dropout", "contiguous", "clone", "detach", "alias", "squeeze", "unsqueeze"}
+    {"flatten", "view", "reshape", "unflatten", "dropout", "contiguous", "clone", "detach", "alias", "squeeze"}
+    | {"unsqueeze", "getitem", "zeros"}
 )
-_WEIGHTED = frozenset({"conv1d", "conv2d", "linear"})
+_WEIGHTED = frozenset({"conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d", "linear"})
 _ACTIVATIONS = frozenset({"relu", "relu6", "hardtanh", "clamp", "leaky_relu", "sigmoid", "hardsigmoid", "tanh"})
 _MOST_COMBINATIONS = 100_000
 

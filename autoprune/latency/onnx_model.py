@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from autoprune.records import Policy
 from autoprune.runfolder import write_atomic
 from autoprune.structure import GraphModel, Structure
 
+_TRANSPOSED = "_transposed"
 _SMALLEST = 1e-30
 """Weights below are set to 0: arithmetic on denormals is up to 100 times slower and would be taken for a latency."""
 
@@ -56,9 +58,25 @@ def export_onnx(
     assert program is not None
     proto = program.model_proto
     _strip_metadata(proto)
+    _name_transposed(proto.graph, model)
     if path is not None:
         write_atomic(Path(path), proto.SerializeToString())
     return proto
+
+
+def with_constant_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which every floating-point weight holds one number, 1 / fan-in, so that a zip file of it is small.
+
+    Dense kernels take as long for equal numbers as for others, and this number keeps activations in range.
+    """
+    found = onnx.ModelProto()
+    found.CopyFrom(model)
+    for initializer in found.graph.initializer:
+        weight = numpy_helper.to_array(initializer)
+        if weight.dtype.kind == "f" and weight.size > 1:
+            value = 1 / max(1, int(np.prod(weight.shape[1:])))
+            initializer.CopyFrom(numpy_helper.from_array(np.full_like(weight, value), initializer.name))
+    return found
 
 
 class Resizer:
@@ -86,7 +104,7 @@ class Resizer:
         proto = onnx.ModelProto()
         proto.CopyFrom(self._graph)
         for node in proto.graph.node:
-            groups = self._groups.get(node.input[1]) if node.op_type.startswith("Conv") else None
+            groups = self._groups.get(plain_name(node.input[1])) if node.op_type.startswith("Conv") else None
             if groups is not None:
                 _set_groups(node, int(groups(widths)[0]))
         for name, weight in self._weights.items():
@@ -97,7 +115,8 @@ class Resizer:
         if name in self._owners:
             indices: tuple[np.ndarray | None, ...] = kept.get(self._owners[name], (None,))[:1]
         else:
-            indices = kept.get(name, ())
+            indices = kept.get(plain_name(name), ())
+            indices = indices[::-1] if is_transposed(name) else indices
         if len(indices) not in (0, weight.ndim):
             raise LatencyError(
                 f"the weight {name!r} has {weight.ndim} dimensions in ONNX but {len(indices)} in the model"
@@ -105,7 +124,7 @@ class Resizer:
         for dim, index in enumerate(indices):
             if index is not None:
                 weight = weight.take(index, axis=dim)
-        return np.ascontiguousarray(weight)
+        return np.ascontiguousarray(weight) if weight.ndim else weight
 
 
 def _batch_of_two(x: torch.Tensor) -> torch.Tensor:
@@ -164,18 +183,64 @@ def _without_denormals(weight: np.ndarray) -> np.ndarray:
 
 
 def _free_reshapes(graph: onnx.GraphProto, weights: dict[str, np.ndarray]) -> None:
-    """Make `[batch, features]` reshapes infer the features, so that they fit every policy."""
-    for node in graph.node:
+    """Make reshapes fit every policy: leading dimensions that stay are copied, and `[batch, features]` is inferred."""
+    shapes = {v.name: [d.dim_value or d.dim_param for d in v.type.tensor_type.shape.dim] for v in graph.value_info}
+    for node in list(graph.node):
         shape = weights.get(node.input[1]) if node.op_type == "Reshape" else None
-        if shape is not None and shape.shape == (2,) and (shape[0] <= 0 < shape[1] or tuple(shape) == (0, -1)):
-            weights[node.input[1]] = np.array([0, -1], dtype=np.int64)
-            del node.attribute[:]  # `allowzero` would read the 0 as an empty dimension, not as a copy
+        if shape is None:
+            continue
+        if shape.shape == (2,) and (shape[0] <= 0 < shape[1] or tuple(shape) == (0, -1)):
+            sizes = [0, -1]
+        else:
+            before, after = (shapes.get(plain_name(name), []) for name in (node.input[0], node.output[0]))
+            same = list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=False)))
+            if len(same) < 2:
+                continue
+            sizes = [0] * len(same) + shape.tolist()[len(same) :]
+        # A constant may serve several reshapes of different inputs.
+        node.input[1] = f"{node.output[0]}_shape"
+        weights[node.input[1]] = np.array(sizes, dtype=np.int64)
+        del node.attribute[:]  # `allowzero` would read the 0 as an empty dimension, not as a copy
+
+
+def plain_name(name: str) -> str:
+    """State-dict name of a value, whether stored as it is, transposed, quantized, or out of a dequantization."""
+    return _stored_name(name).removesuffix(_TRANSPOSED)
+
+
+def is_transposed(name: str) -> bool:
+    """Whether a value holds a weight with its two dimensions exchanged."""
+    return _stored_name(name).endswith(_TRANSPOSED)
+
+
+def _stored_name(name: str) -> str:
+    return name.removesuffix("_DequantizeLinear_Output").removesuffix("_quantized")
+
+
+def _name_transposed(graph: onnx.GraphProto, model: nn.Module) -> None:
+    """Give weights that the exporter transposed in advance the name of the parameter that they hold."""
+    known = {initializer.name for initializer in graph.initializer}
+    missing = {n: p.detach().numpy().T for n, p in model.named_parameters() if p.dim() == 2 and n not in known}
+    renamed = {}
+    for initializer in graph.initializer:
+        if len(initializer.dims) == 2 and missing:
+            value = numpy_helper.to_array(initializer)
+            name = next((n for n, weight in missing.items() if np.array_equal(weight, value)), None)
+            if name is not None:
+                del missing[name]
+                renamed[initializer.name] = name + _TRANSPOSED
+                initializer.name = name + _TRANSPOSED
+    for node in graph.node:
+        for position, name in enumerate(node.input):
+            node.input[position] = renamed.get(name, name)
 
 
 def _bias_owners(graph: onnx.GraphProto, weights: Mapping[str, np.ndarray]) -> dict[str, str]:
     """Biases that batch-norm folding created, with the weight whose rows they belong to."""
-    nodes = [n for n in graph.node if n.op_type in {"Conv", "Gemm"} and len(n.input) > 2 and n.input[2] in weights]
-    return {n.input[2]: n.input[1] for n in nodes}
+    stored = {plain_name(name): name for name in weights}
+    nodes = [n for n in graph.node if n.op_type in {"Conv", "Gemm", "ConvTranspose"} and len(n.input) > 2]
+    found = [(stored.get(plain_name(n.input[2])), plain_name(n.input[1])) for n in nodes]
+    return {bias: weight for bias, weight in found if bias is not None}
 
 
 def _set_groups(node: onnx.NodeProto, groups: int) -> None:

@@ -1,9 +1,12 @@
-"""From widths to milliseconds: one lookup for each operator, vectorised over policies."""
+"""From widths to milliseconds and their uncertainty: one gather for each set of units that share operators."""
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,6 +17,37 @@ from autoprune.records import Geometry, Policy
 _BITS = 21
 """Channel counts below 2**21 pack three to an int64 key."""
 
+_MOST_COMBINATIONS = 300_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """What the entries of a table cost: milliseconds `[E]`, and `[draws, E]` by which posterior draws differ."""
+
+    entries_ms: np.ndarray
+    spread_ms: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """Latency and its standard deviation in milliseconds, float64 `[P]` each."""
+
+    latency_ms: np.ndarray
+    sd_ms: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """Cost of all operators that depend on the same units, for every combination of their known widths.
+
+    `units` are indices; `latency_ms` has one axis for each of them, in the order of the known widths (NaN: no entry);
+    `spread_ms` has one further axis of posterior draws.
+    """
+
+    units: tuple[int, ...]
+    latency_ms: np.ndarray
+    spread_ms: np.ndarray
+
 
 class GeometryIndex:
     """Finds the entry of every operator of many policies at once."""
@@ -22,7 +56,7 @@ class GeometryIndex:
         self._priced = tuple(priced)
         by_signature: dict[Geometry, list[tuple[int, int]]] = {operator.signature: [] for operator in priced}
         for number, geometry in enumerate(geometries):
-            signature = _signature(geometry)
+            signature = replace(geometry, c_in=0, c_out=0, groups=0)
             if signature in by_signature:
                 sizes = np.array([[geometry.c_in, geometry.c_out, geometry.groups]], dtype=np.int64)
                 by_signature[signature].append((int(_packed(sizes)[0]), number))
@@ -34,14 +68,22 @@ class GeometryIndex:
             self._keys.append(np.append(pairs[:, 0], np.iinfo(np.int64).max))
             self._numbers.append(np.append(pairs[:, 1], -1))
 
+    @property
+    def operators(self) -> tuple[PricedOperator, ...]:
+        """The operators, in the order of the columns of `numbers`."""
+        return self._priced
+
     def numbers(self, widths: np.ndarray) -> np.ndarray:
         """Positions in `geometries`: int64 `[P, operators]` for widths `[P, U]`; -1 where there is no entry."""
-        found = np.empty((len(widths), len(self._priced)), dtype=np.int64)
-        for column, (operator, keys, numbers) in enumerate(zip(self._priced, self._keys, self._numbers, strict=True)):
-            wanted = _packed(operator.sizes(widths))
-            place = np.searchsorted(keys, wanted)
-            found[:, column] = np.where(keys[place] == wanted, numbers[place], -1)
-        return found
+        columns = [self.numbers_of(operator, widths) for operator in range(len(self._priced))]
+        return np.stack(columns, axis=1) if columns else np.empty((len(widths), 0), dtype=np.int64)
+
+    def numbers_of(self, operator: int, widths: np.ndarray) -> np.ndarray:
+        """One column of `numbers`: int64 `[P]`."""
+        keys, numbers = self._keys[operator], self._numbers[operator]
+        wanted = _packed(self._priced[operator].sizes(widths))
+        place = np.searchsorted(keys, wanted)
+        return np.where(keys[place] == wanted, numbers[place], -1)
 
     def geometry(self, operator: int, widths: np.ndarray) -> Geometry:
         """Key of one operator for one row of widths `[U]`."""
@@ -50,45 +92,154 @@ class GeometryIndex:
 
 
 class LatencyPredictor:
-    """Predicts the latency of any policy of one structure from the entries of a table; holds no model."""
+    """Predicts the latency of any policy of one structure from the entries of a table; holds no model.
+
+    `known` are the widths of every unit, in the structure's order, that the table has entries for.
+    """
 
     def __init__(
         self,
-        unit_names: Sequence[str],
-        priced: Sequence[PricedOperator],
-        entries_ms: Mapping[Geometry, float],
-        intercept_ms: float,
+        index: GeometryIndex,
+        known: Mapping[str, Sequence[int]],
+        costs: Costs,
+        remainder: tuple[float, np.ndarray],
     ) -> None:
-        self._unit_names = tuple(unit_names)
-        self._index = GeometryIndex(priced, tuple(entries_ms))
-        self._costs = np.array([*entries_ms.values(), 0.0])
-        self._intercept_ms = intercept_ms
+        self._index = index
+        self._names = tuple(known)
+        self._widths = tuple(np.array(sorted(widths), dtype=np.int64) for widths in known.values())
+        self._codes = tuple(_codes(widths) for widths in self._widths)
+        self._costs = Costs(
+            entries_ms=np.append(costs.entries_ms, np.nan),
+            spread_ms=np.append(costs.spread_ms, np.full((len(costs.spread_ms), 1), np.nan), axis=1),
+        )
+        self._remainder_ms, self._remainder_spread_ms = remainder
+        self.terms, self._single = self._terms()
+
+    @property
+    def remainder_ms(self) -> float:
+        """What no unit changes: the constant part of every prediction."""
+        return self._remainder_ms
+
+    @property
+    def known_widths(self) -> dict[str, tuple[int, ...]]:
+        """Widths of every unit that the table has entries for, ascending."""
+        return {name: tuple(map(int, found)) for name, found in zip(self._names, self._widths, strict=True)}
 
     def predict(self, policies: Sequence[Policy] | np.ndarray) -> np.ndarray:
         """Milliseconds, float64 `[P]`, of policies or of widths `[P, U]` (int64, units in the structure's order).
 
-        Raises `MissingEntryError` that names the first geometry without an entry.
+        Raises `MissingEntryError` that names the first unit or geometry that the table does not know.
         """
-        widths = policies if isinstance(policies, np.ndarray) else self._widths(policies)
-        numbers = self._index.numbers(widths)
-        if numbers.size and numbers.min() < 0:
-            row, operator = np.argwhere(numbers < 0)[0]
-            raise MissingEntryError(
-                f"the latency table has no entry for `{self._index.geometry(int(operator), widths[row])}`. "
-                "Run `autoprune profile` with a search space that contains this width."
-            )
-        return self._intercept_ms + self._costs[numbers].sum(axis=1)
+        rows, codes = self._coded(policies)
+        total = self._sum_ms(rows, codes)
+        if np.isnan(total).any():
+            raise self._missing(rows[int(np.flatnonzero(np.isnan(total))[0])])
+        return total + self._remainder_ms
 
-    def _widths(self, policies: Sequence[Policy]) -> np.ndarray:
+    def predict_with_sd(self, policies: Sequence[Policy] | np.ndarray) -> Prediction:
+        """As `predict`, with the standard deviation of every prediction."""
+        latency_ms = self.predict(policies)
+        rows, codes = self._coded(policies)
+        draws = self._sum_draws(rows, codes) + self._remainder_spread_ms.astype(np.float32)
+        return Prediction(latency_ms=latency_ms, sd_ms=np.sqrt(np.mean(draws**2, axis=1)))
+
+    def unit_costs(self, unit: int, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Milliseconds `[P]` of the operators that depend on a unit, and what posterior draws differ by `[P, draws]`.
+
+        NaN where the table has no entry for a row of `widths` `[P, U]`.
+        """
+        rows, codes = self._coded(widths)
+        return self._sum_ms(rows, codes, unit), self._sum_draws(rows, codes, unit)
+
+    def _sum_ms(self, rows: np.ndarray, codes: Sequence[np.ndarray], unit: int | None = None) -> np.ndarray:
+        total = np.zeros(len(rows))
+        for term in self.terms:
+            if unit is None or unit in term.units:
+                total += term.latency_ms.ravel()[_flat(term, codes)]
+        for operator in self._single:
+            if unit is None or unit in self._index.operators[operator].units:
+                total += self._costs.entries_ms[self._index.numbers_of(operator, rows)]
+        return total
+
+    def _sum_draws(self, rows: np.ndarray, codes: Sequence[np.ndarray], unit: int | None = None) -> np.ndarray:
+        total = np.zeros((len(rows), len(self._remainder_spread_ms)), dtype=np.float32)
+        for term in self.terms:
+            if unit is None or unit in term.units:
+                total += term.spread_ms.reshape(-1, total.shape[1])[_flat(term, codes)]
+        for operator in self._single:
+            if unit is None or unit in self._index.operators[operator].units:
+                total += self._costs.spread_ms[:, self._index.numbers_of(operator, rows)].T
+        return total
+
+    def _coded(self, policies: Sequence[Policy] | np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Widths `[P, U]`, and for each unit the position of its width among the known ones `[P]`."""
+        rows = policies if isinstance(policies, np.ndarray) else self._rows(policies)
+        coded = []
+        for unit, lookup in enumerate(self._codes):
+            column = rows[:, unit]
+            inside = np.minimum(np.maximum(column, 0), len(lookup) - 1)
+            code = lookup[inside]
+            wrong = np.flatnonzero((code < 0) | (inside != column))
+            if wrong.size:
+                raise MissingEntryError(
+                    f"the latency table does not know width {column[wrong[0]]} of unit {self._names[unit]!r}; it "
+                    f"knows {', '.join(map(str, self._widths[unit]))}. Run `autoprune profile` with a search space "
+                    "that has it."
+                )
+            coded.append(code)
+        return rows, coded
+
+    def _rows(self, policies: Sequence[Policy]) -> np.ndarray:
         try:
-            rows = [[policy.widths[name] for name in self._unit_names] for policy in policies]
+            rows = [[policy.widths[name] for name in self._names] for policy in policies]
         except KeyError as error:
-            raise PolicyError(f"the policy has no width for unit {error}; expected {list(self._unit_names)}") from error
-        return np.array(rows, dtype=np.int64).reshape(len(policies), len(self._unit_names))
+            raise PolicyError(f"the policy has no width for unit {error}; expected {list(self._names)}") from error
+        return np.array(rows, dtype=np.int64).reshape(len(policies), len(self._names))
+
+    def _missing(self, row: np.ndarray) -> MissingEntryError:
+        numbers = self._index.numbers(row[None])[0]
+        geometry = self._index.geometry(int(np.flatnonzero(numbers < 0)[0]), row)
+        return MissingEntryError(
+            f"the latency table has no entry for `{geometry}`. "
+            "Run `autoprune profile` with a search space that contains these widths together."
+        )
+
+    def _terms(self) -> tuple[tuple[Term, ...], tuple[int, ...]]:
+        """Operators by the units they depend on; those with too many combinations stay single."""
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for number, operator in enumerate(self._index.operators):
+            groups[operator.units].append(number)
+        terms, single = [], []
+        for units, operators in groups.items():
+            if math.prod(len(self._widths[u]) for u in units) > _MOST_COMBINATIONS:
+                single += operators
+            else:
+                terms.append(self._term(units, operators))
+        return tuple(terms), tuple(single)
+
+    def _term(self, units: tuple[int, ...], operators: Sequence[int]) -> Term:
+        shape = tuple(len(self._widths[u]) for u in units)
+        rows = np.ones((math.prod(shape), len(self._names)), dtype=np.int64)
+        rows[:, list(units)] = list(itertools.product(*(self._widths[u] for u in units)))
+        numbers = np.stack([self._index.numbers_of(operator, rows) for operator in operators])
+        latency_ms = self._costs.entries_ms[numbers].sum(axis=0)
+        spread = self._costs.spread_ms[:, numbers].sum(axis=1).T.astype(np.float32)
+        return Term(units=units, latency_ms=latency_ms.reshape(shape), spread_ms=spread.reshape(*shape, -1))
 
 
-def _signature(geometry: Geometry) -> Geometry:
-    return replace(geometry, c_in=0, c_out=0, groups=0)
+def _codes(widths: np.ndarray) -> np.ndarray:
+    """Position of every width up to the largest among `widths`; -1 for the others."""
+    lookup = np.full(int(widths[-1]) + 1, -1, dtype=np.int64)
+    lookup[widths] = np.arange(len(widths))
+    return lookup
+
+
+def _flat(term: Term, codes: Sequence[np.ndarray]) -> np.ndarray:
+    """Positions in the flattened term, `[P]`."""
+    flat = np.zeros(len(codes[0]), dtype=np.int64)
+    for unit, size in zip(term.units, term.latency_ms.shape, strict=True):
+        flat = flat * size + codes[unit]
+    return flat
 
 
 def _packed(sizes: np.ndarray) -> np.ndarray:

@@ -1,52 +1,74 @@
-"""The prior of a table: what the runtime's profiler says about every geometry."""
+"""The prior of a table: what the runtime's profiler says about every geometry, or what its work suggests."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+import onnx
 
-from autoprune.errors import LatencyError
-from autoprune.latency.bench import Bench
 from autoprune.latency.geometries import PricedOperator
 from autoprune.latency.node_times import NodeOwners, node_times_ms
-from autoprune.latency.predictor import GeometryIndex
+from autoprune.latency.timing import Kernels
 from autoprune.records import Geometry
 
 _LEAST_MS = 1e-4
-_UNKNOWN_MS = 1e-3
+_OVERHEAD_MS = 1e-3
+_MACS_PER_MS = 5e7
+_ELEMENTS_PER_MS = 1e6
+"""Rough costs of a small operator on one core. Only their proportions matter: the fit scales them to the evidence."""
 
 
 def prior_ms(
-    bench: Bench,
-    priced: Sequence[PricedOperator],
     geometries: Sequence[Geometry],
-    index: GeometryIndex,
-    widths: np.ndarray,
+    numbers: np.ndarray,
+    kernels: Iterable[Kernels],
+    dense: onnx.ModelProto | None,
+    priced: Sequence[PricedOperator],
 ) -> tuple[np.ndarray, int]:
-    """Node times of every geometry, float64 `[E]`, seen in the policies `widths` `[P, U]`; and how many were not seen.
+    """Prior cost of every geometry, float64 `[E]`; and how many of them no profiled model held.
 
-    Those take the time of the nearest geometry of the same kind, scaled by the root of the work.
-    Raises `LatencyError` when the profiler reports nothing that can be attributed.
+    `numbers` `[P, varying operators]` are the geometries of the profiled policies, `kernels` what the profiler said
+    about each, `priced` all operators, those that no unit changes included.
+
+    A geometry that was not seen takes the time of the nearest of its kind, scaled by the root of the work; without any
+    such, and for runtimes without a profiler, the work alone decides.
     """
-    owners = NodeOwners(bench.dense, priced)
     found: dict[int, list[float]] = defaultdict(list)
-    for row, model in zip(index.numbers(widths), bench.models(widths, "operators"), strict=True):
-        for operator, cost in node_times_ms(model, bench.target, bench.feeds, owners).items():
-            found[int(row[operator])].append(cost)
-    if not found:
-        raise LatencyError("the runtime's profiler reported no operator of the model; nothing can be attributed")
+    if dense is not None:
+        owners = NodeOwners(dense, priced)
+        columns = {number: column for column, number in enumerate(i for i, op in enumerate(priced) if op.units)}
+        for row, times in zip(numbers, kernels, strict=False):
+            for operator, cost in node_times_ms(times, owners).items():
+                if operator in columns and row[columns[operator]] >= 0:
+                    found[int(row[columns[operator]])].append(cost)
     known = {number: max(float(np.median(costs)), _LEAST_MS) for number, costs in found.items()}
-    prior = [known[i] if i in known else _nearest_ms(geometries, i, known) for i in range(len(geometries))]
+    kinds: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for number in known:
+        kinds[_kind(geometries[number])].append(number)
+    prior = [known[i] if i in known else _nearest_ms(geometries, i, known, kinds) for i in range(len(geometries))]
     return np.array(prior), len(geometries) - len(known)
 
 
-def _nearest_ms(geometries: Sequence[Geometry], wanted: int, known: Mapping[int, float]) -> float:
+def work_ms(geometry: Geometry) -> float:
+    """What an operator would cost if multiplications and memory traffic were all that counts."""
+    positions = max(1, geometry.height) * max(1, geometry.width)
+    traffic = positions * (max(1, geometry.c_in) + max(1, geometry.c_out)) / _ELEMENTS_PER_MS
+    macs = positions * _work(geometry) * float(np.prod(geometry.kernel or (1,))) / _MACS_PER_MS
+    return _OVERHEAD_MS + traffic + macs
+
+
+def _nearest_ms(
+    geometries: Sequence[Geometry],
+    wanted: int,
+    known: Mapping[int, float],
+    kinds: Mapping[tuple[object, ...], Sequence[int]],
+) -> float:
     goal = geometries[wanted]
-    same = [i for i in known if _kind(geometries[i]) == _kind(goal)]
+    same = kinds.get(_kind(goal), ())
     if not same:
-        return _UNKNOWN_MS
+        return work_ms(goal)
     sizes = np.array([[geometries[i].c_in, geometries[i].c_out] for i in same], dtype=float)
     distance = np.abs(np.log(sizes / [goal.c_in, goal.c_out])).sum(axis=1)
     nearest = same[int(distance.argmin())]

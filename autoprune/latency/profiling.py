@@ -1,34 +1,42 @@
-"""Profiling a search space on a target: sample policies, time them end to end, fit the table, prove it."""
+"""Profiling a search space on a target: scan the widths, time sampled policies end to end, fit the table, prove it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from autoprune.latency.bench import Bench, Progress, make_bench
-from autoprune.latency.fitting import Fit, fit, held_out
-from autoprune.latency.geometries import possible_geometries, priced_operators
+from autoprune.latency.evidence import Evidence, build_table, fit_evidence, occurrences, predictor_of
+from autoprune.latency.geometries import PricedOperator, possible_geometries, priced_operators
 from autoprune.latency.predictor import GeometryIndex
 from autoprune.latency.prior import prior_ms
-from autoprune.latency.sampling import covering_widths, random_widths
-from autoprune.latency.table import LatencyTable, ProfiledPolicy
+from autoprune.latency.sampling import covering_widths, random_widths, scanned_widths, uniform_ladder
+from autoprune.latency.table import FIT, HELD_OUT, SCAN, LatencyTable, varying_operators
 from autoprune.latency.target import Target
-from autoprune.latency.timing import Protocol, Timings, named_feeds, open_session
+from autoprune.latency.timing import Kernels, Protocol, Timings
+from autoprune.latency.useful import staircases
 from autoprune.records import Geometry, SearchSpace
 from autoprune.structure import Structure
 
-_MOST_POLICIES = 260
-_LEAST_POLICIES = 40
+Narrow = Callable[[Mapping[str, Sequence[int]]], SearchSpace]
+"""Makes the space to profile from the useful widths of every unit."""
+
 _HELD_OUT = 40
-_REMEASURED = 12
+_REMEASURED = 16
+_ROUND = 40
+_MOST_ROUNDS = 8
+_LEAST_ROUNDS = 1
+_GAIN = 0.95
+"""A round is worth its time when it takes the error below this share of the best so far."""
+
+_STAGES = {SCAN: "scanning widths", FIT: "timing policies", HELD_OUT: "timing held-out policies"}
+_SCAN_SHARE, _NODE_SHARE = 0.3, 0.15
+_MOST_NODES, _LEAST_NODES = 120, 24
 _NODE_RUNS = 20
-_NODE_SHARE = 0.3
-_LOAD_S = 0.01
-_DENSE_WEIGHT = 5.0
-"""Budgets are shares of the dense latency, so the table must be exact there; it is also the best measured model."""
+_LOAD_S = 0.004
 
 
 def profile(
@@ -36,113 +44,182 @@ def profile(
     space: SearchSpace,
     target: Target,
     *,
+    narrow: Narrow | None = None,
     seed: int = 0,
     on_progress: Progress | None = None,
     max_seconds: float = 60.0,
     protocol: Protocol | None = None,
 ) -> LatencyTable:
-    """Measure a latency table for all policies of `space` on `target`, from about 260 timed policies.
+    """Measure a latency table on `target`: first the staircase of every unit, then policies of the space.
 
-    Fewer when `max_seconds` is short (never under 40). 40 further policies are held out; their errors are in the table.
+    `space` holds the widths to scan; `narrow` makes the space whose policies are timed from the useful ones (default:
+    `space` itself). Rounds of 40 policies follow until their error, before they are fitted, no longer falls, or
+    `max_seconds` are over (one round is always made). 40 further policies are held out; their errors are in the table.
     Raises `StructureError` when the model cannot be exported and `LatencyError` when its exports cannot be timed.
     """
+    work = _Profile(
+        bench=make_bench(structure, target, seed=seed, on_progress=on_progress, constant_weights=bool(target.address)),
+        space=space,
+        protocol=protocol or Protocol(),
+        rng=np.random.default_rng(seed),
+        evidence=Evidence.none(len(structure.units)),
+        deadline=time.monotonic() + max_seconds,
+    )
     start = time.monotonic()
-    protocol = protocol or Protocol()
-    rng = np.random.default_rng(seed)
-    bench = make_bench(structure, space, target, seed=seed, on_progress=on_progress)
-    priced = priced_operators(structure.operators)
-    geometries = possible_geometries(priced, space, bench.unit_names, seed=seed)
-    index = GeometryIndex(priced, geometries)
-    nodes, timed = _affordable(bench, protocol, max_seconds - (time.monotonic() - start))
-    chosen = covering_widths(space, bench.unit_names, index, max(nodes, timed), rng)
-    prior, unseen = prior_ms(bench, priced, geometries, index, chosen[:nodes])
-    fitted = chosen[:timed]
-    tested = random_widths(space, bench.unit_names, _HELD_OUT, rng)
-    timings, measured_ms = _timed(bench, np.concatenate([fitted, tested, tested[:_REMEASURED]]), protocol, rng)
-    counts = _counts(index.numbers(np.concatenate([fitted, tested])), len(geometries))
-    result = _fit(bench, index, counts[: len(fitted)], measured_ms[: len(fitted)], prior, timings.reference_ms)
-    predicted_ms = result.predict(counts)
-    _, test_ms, again_ms = np.split(measured_ms, [len(fitted), len(counts)])
-    return LatencyTable(
-        target=target.fingerprint(),
-        space_id=space.id,
-        structure=structure.digest(),
+    prior = work.scan(_SCAN_SHARE * max_seconds, _NODE_SHARE * max_seconds)
+    if narrow is not None:
+        work.space = narrow(work.useful(prior))
+        prior = work.prior()
+    tested = random_widths(work.space, work.bench.unit_names, _HELD_OUT, work.rng)
+    work.time(tested, HELD_OUT)
+    work.rounds(prior)
+    again = work.measure(tested[:_REMEASURED], "measuring again")
+    return build_table(
+        structure,
+        work.space,
+        target.fingerprint(),
+        work.evidence,
+        prior,
+        again=again,
+        dense_ms=work.dense_ms,
         seed=seed,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        dense_ms=timings.reference_ms,
-        intercept_ms=result.intercept_ms,
-        entries_ms=dict(zip(geometries, map(float, result.entries_ms), strict=True)),
-        held_out=held_out(predicted_ms[len(fitted) :], test_ms, again_ms),
-        drift_percent=timings.drift * 100,
-        samples=_samples(bench.unit_names, np.concatenate([fitted, tested]), measured_ms, predicted_ms, len(fitted)),
-        notes=(*bench.notes, *_coverage_note(unseen, geometries)),
+        noise=work.noise,
+        drift=max(timings.drift for timings in work.timings),
+        repeated_blocks=sum(timings.repeated_blocks for timings in work.timings),
+        seconds=time.monotonic() - start,
+        notes=(*work.bench.notes, *work.notes),
     )
 
 
-def _affordable(bench: Bench, protocol: Protocol, seconds: float) -> tuple[int, int]:
-    """How many policies fit into the time for node times and for whole runs, if all cost what the dense one does."""
-    build_s = _fastest_s(lambda: bench.build(bench.space.largest()), 2) + _LOAD_S
-    session = open_session(bench.dense.SerializeToString(), bench.target)
-    feeds = named_feeds(session, bench.feeds)
-    run_s = _fastest_s(lambda: session.run(None, feeds), 10)
-    node_s = build_s + _NODE_RUNS * run_s
-    nodes = int(np.clip(_NODE_SHARE * seconds / node_s, _LEAST_POLICIES, _MOST_POLICIES))
-    sample_s = run_s + max(protocol.sample_ms / 1e3, run_s)
-    each_s = build_s + sample_s * protocol.repeats * (1 + protocol.reference_samples / protocol.block)
-    left_s = seconds - nodes * node_s - each_s * (_HELD_OUT + _REMEASURED)
-    return nodes, int(np.clip(left_s / each_s, _LEAST_POLICIES, _MOST_POLICIES))
+@dataclass(kw_only=True)
+class _Profile:
+    """A profile in the making: what was timed so far, and with what."""
+
+    bench: Bench
+    space: SearchSpace
+    protocol: Protocol
+    rng: np.random.Generator
+    evidence: Evidence
+    deadline: float
+    timings: list[Timings] = field(default_factory=list)
+    profiled: np.ndarray = field(default_factory=lambda: np.empty((0, 0), dtype=np.int64))
+    kernels: list[Kernels] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def varying(self) -> tuple[PricedOperator, ...]:
+        """The operators that some unit changes."""
+        return varying_operators(self.bench.structure)[0]
+
+    @property
+    def dense_ms(self) -> float:
+        """Quiet latency of the dense model over everything that was timed."""
+        return float(np.median([timings.reference_ms for timings in self.timings]))
+
+    @property
+    def noise(self) -> float:
+        """Relative standard deviation of one measured ratio."""
+        return float(np.median([timings.noise for timings in self.timings]))
+
+    def measure(self, widths: np.ndarray, stage: str) -> np.ndarray:
+        """Ratios to the dense model, in random order: slow changes cannot tell kinds of policies apart."""
+        order = self.rng.permutation(len(widths))
+        self.timings.append(self.bench.time(widths[order], stage, self.protocol))
+        return np.array(self.timings[-1].ratios)[np.argsort(order)]
+
+    def time(self, widths: np.ndarray, role: str) -> None:
+        """Measure rows of widths and keep them as evidence."""
+        if len(widths):
+            ratios = self.measure(widths, _STAGES[role])
+            self.evidence = self.evidence.plus(widths, ratios, role)
+
+    def scan(self, seconds: float, node_seconds: float) -> dict[Geometry, float]:
+        """Time every width of every unit, as many as fit into the time, and profile some kernels; returns the prior."""
+        run_s, build_s = self._cost()
+        most = int(seconds / _seconds_each(run_s, build_s, self.protocol))
+        widths, rows = dict(self.space.levels), self._scan_rows(self.space.levels)
+        while len(rows) > most and max(len(found) for found in widths.values()) > 4:
+            widths = {name: found[::-2][::-1] if len(found) > 4 else found for name, found in widths.items()}
+            rows = self._scan_rows(widths)
+        if len(rows) > most:
+            self.notes.append(f"scanning took {len(rows)} models, more than the time allows")
+        self.space = SearchSpace(id=self.space.id, levels=widths)
+        nodes = int(np.clip(node_seconds / (build_s + 2 * _LOAD_S + _NODE_RUNS * run_s), _LEAST_NODES, _MOST_NODES))
+        self.profiled = random_widths(self.space, self.bench.unit_names, nodes, self.rng)
+        self.kernels = self.bench.kernels(self.profiled)
+        self.time(rows, SCAN)
+        return self.prior(scans_only=True)
+
+    def _scan_rows(self, widths: Mapping[str, Sequence[int]]) -> np.ndarray:
+        return scanned_widths(self.space, self.bench.unit_names, self.varying, widths)
+
+    def _cost(self) -> tuple[float, float]:
+        """Seconds of one run of the dense model, and of building and loading one policy."""
+        smallest = np.array([[levels[0] for levels in self.space.levels.values()]])
+        start = time.monotonic()
+        timed = self.bench.time(smallest, "a first look", replace(self.protocol, repeats=3, retries=0))
+        took, run_s = time.monotonic() - start, timed.reference_ms / 1e3
+        if self.bench.target.address:
+            return run_s, _LOAD_S  # copying a kit takes long whatever it holds
+        sample_s = max(run_s, self.protocol.sample_ms / 1e3) + run_s
+        runs_s = 3 * (self.protocol.reference_samples + 1) * sample_s + 20 * run_s
+        return run_s, max(_LOAD_S, (took - runs_s) / 2)
+
+    def prior(self, scans_only: bool = False) -> dict[Geometry, float]:
+        """Geometries of the scans and (later) of every policy of the space, with their prior cost."""
+        found = scanned_geometries(self.varying, self.evidence.widths)
+        if not scans_only:
+            found |= dict.fromkeys(possible_geometries(self.varying, self.space, self.bench.unit_names))
+        geometries = tuple(found)
+        numbers = GeometryIndex(self.varying, geometries).numbers(self.profiled)
+        priced = priced_operators(self.bench.structure.operators)
+        return as_prior(geometries, prior_ms(geometries, numbers, self.kernels, self.bench.onnx, priced)[0])
+
+    def useful(self, prior: Mapping[Geometry, float]) -> dict[str, tuple[int, ...]]:
+        """Useful widths of every unit, from the scans alone."""
+        geometries, values = tuple(prior), np.array([*prior.values()])
+        index = GeometryIndex(self.varying, geometries)
+        structure = self.bench.structure
+        fitted = fit_evidence(structure, index, geometries, self.evidence, values, self.dense_ms, self.noise, 0)
+        predictor = predictor_of(structure, self.space.levels, geometries, fitted)
+        found = {stair.unit: stair.useful for stair in staircases(predictor, self.space, self.varying)}
+        return {name: found.get(name, tuple(levels)) for name, levels in self.space.levels.items()}
+
+    def rounds(self, prior: Mapping[Geometry, float]) -> None:
+        """Time policies that cover the entries until the error of new ones no longer falls, or the time is over."""
+        names, index = self.bench.unit_names, GeometryIndex(self.varying, tuple(prior))
+        prior_values, geometries = np.array([*prior.values()]), tuple(prior)
+        self.time(uniform_ladder(self.space, names), FIT)
+        errors: list[float] = []
+        for _ in range(_MOST_ROUNDS):
+            start = time.monotonic()
+            seen = occurrences(index.numbers(self.evidence.widths[self.evidence.fitted()]), len(prior)).sum(axis=0)
+            widths = covering_widths(self.space, names, index, _ROUND, seen, self.rng)
+            structure, dense_ms = self.bench.structure, self.dense_ms
+            found = fit_evidence(structure, index, geometries, self.evidence, prior_values, dense_ms, self.noise, 0)
+            self.time(widths, FIT)
+            measured = self.evidence.ratios[-len(widths) :] * dense_ms
+            predicted = found.predict(occurrences(index.numbers(widths), len(prior)))
+            errors.append(float(np.abs(predicted / measured - 1).mean()))
+            took = time.monotonic() - start
+            late = time.monotonic() + took * (1 + _REMEASURED / _ROUND) > self.deadline
+            stalled = len(errors) > 2 and min(errors[-2:]) > _GAIN * min(errors[:-2])
+            if len(errors) >= _LEAST_ROUNDS and (late or stalled):
+                break
 
 
-def _fastest_s(run: Callable[[], object], times: int) -> float:
-    def once() -> float:
-        start = time.perf_counter()
-        run()
-        return time.perf_counter() - start
-
-    return min(once() for _ in range(times))
+def scanned_geometries(varying: Sequence[PricedOperator], widths: np.ndarray) -> dict[Geometry, None]:
+    """Every geometry that some row of `widths` `[P, U]` holds, in a stable order."""
+    return dict.fromkeys(op.geometry(size) for op in varying for size in np.unique(op.sizes(widths), axis=0))
 
 
-def _timed(
-    bench: Bench, widths: np.ndarray, protocol: Protocol, rng: np.random.Generator
-) -> tuple[Timings, np.ndarray]:
-    """Time rows of widths in random order, so that slow changes of the machine cannot tell kinds of policies apart."""
-    order = rng.permutation(len(widths))
-    timings = bench.time(widths[order], protocol)
-    return timings, timings.latencies_ms[np.argsort(order)]
+def as_prior(geometries: Sequence[Geometry], costs_ms: np.ndarray) -> dict[Geometry, float]:
+    """Prior cost by geometry."""
+    return dict(zip(geometries, map(float, costs_ms), strict=True))
 
 
-def _fit(
-    bench: Bench, index: GeometryIndex, counts: np.ndarray, times_ms: np.ndarray, prior: np.ndarray, dense_ms: float
-) -> Fit:
-    """Fit the entries to the policies and, if the space contains it, to the dense model."""
-    weights = np.ones(len(counts))
-    dense = bench.structure.widths([bench.space.largest()])
-    if (dense[0] == [unit.width for unit in bench.structure.units]).all():
-        counts = np.concatenate([counts, _counts(index.numbers(dense), counts.shape[1])])
-        times_ms, weights = np.append(times_ms, dense_ms), np.append(weights, _DENSE_WEIGHT)
-    return fit(counts, times_ms, prior, weights)
-
-
-def _counts(numbers: np.ndarray, entries: int) -> np.ndarray:
-    """How often every entry occurs in every policy: float64 `[P, E]`."""
-    counts = np.zeros((len(numbers), entries))
-    np.add.at(counts, (np.arange(len(numbers))[:, None], numbers), 1)
-    return counts
-
-
-def _samples(
-    names: Sequence[str], widths: np.ndarray, measured_ms: np.ndarray, predicted_ms: np.ndarray, fitted: int
-) -> tuple[ProfiledPolicy, ...]:
-    return tuple(
-        ProfiledPolicy(
-            widths=dict(zip(names, map(int, row), strict=True)),
-            measured_ms=float(measured),
-            predicted_ms=float(predicted),
-            held_out=number >= fitted,
-        )
-        for number, (row, measured, predicted) in enumerate(zip(widths, measured_ms, predicted_ms, strict=False))
-    )
-
-
-def _coverage_note(unseen: int, geometries: Sequence[Geometry]) -> list[str]:
-    return [f"{unseen} of {len(geometries)} entries start from their neighbours' node times"] if unseen else []
+def _seconds_each(run_s: float, build_s: float, protocol: Protocol) -> float:
+    """Seconds that timing one policy takes, if it costs what the dense model does."""
+    sample_s = run_s + max(run_s, protocol.sample_ms / 1e3)
+    rounds = protocol.repeats * (1 + protocol.reference_samples / protocol.block)
+    return build_s + sample_s * rounds + (protocol.warmup_runs + 6) * run_s

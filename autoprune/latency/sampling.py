@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
+from autoprune.latency.geometries import PricedOperator
 from autoprune.latency.predictor import GeometryIndex
 from autoprune.records import SearchSpace
 
@@ -11,6 +14,9 @@ _POOL_PER_POLICY = 20
 _UNIFORM_STEPS = 8
 _SPREAD = 0.35
 """Standard deviation of the log of a unit's keep ratio around the ratio of its policy."""
+
+_PARTNERS = (1.0, 0.5)
+"""Keep ratios of the units that share operators with the scanned one: full and half."""
 
 
 def random_widths(space: SearchSpace, unit_names: tuple[str, ...], count: int, rng: np.random.Generator) -> np.ndarray:
@@ -30,30 +36,80 @@ def random_widths(space: SearchSpace, unit_names: tuple[str, ...], count: int, r
 
 
 def covering_widths(
-    space: SearchSpace, unit_names: tuple[str, ...], index: GeometryIndex, count: int, rng: np.random.Generator
+    space: SearchSpace,
+    unit_names: tuple[str, ...],
+    index: GeometryIndex,
+    count: int,
+    seen: np.ndarray,
+    rng: np.random.Generator,
 ) -> np.ndarray:
     """`count` policies, int64 `[count, U]`, chosen greedily so that every entry occurs, and all about equally often.
 
-    The extremes and a ladder of uniform policies always take part.
+    `seen` `[entries]` says how often each occurred so far; it is left alone.
     """
-    fixed = _uniform_ladder(space, unit_names)
     pool = random_widths(space, unit_names, _POOL_PER_POLICY * count, rng)
     numbers = index.numbers(pool)
-    seen = np.zeros(numbers.max(initial=0) + 1)
-    np.add.at(seen, index.numbers(fixed).ravel(), 1)
+    seen = np.append(seen, np.inf)  # entries that the table will not have
     chosen = []
-    for _ in range(max(0, count - len(fixed))):
+    for _ in range(count):
         gain = (1 / (1 + seen[numbers]) ** 2).sum(axis=1)
         best = int(gain.argmax())
         chosen.append(best)
         np.add.at(seen, numbers[best], 1)
-    return np.concatenate([fixed, pool[chosen]])
+    return pool[chosen]
 
 
-def _uniform_ladder(space: SearchSpace, unit_names: tuple[str, ...]) -> np.ndarray:
+def uniform_ladder(space: SearchSpace, unit_names: tuple[str, ...]) -> np.ndarray:
+    """Policies of one keep ratio for all units, from the smallest to the largest, int64 `[P, U]`."""
     ratios = np.linspace(0, 1, _UNIFORM_STEPS)
     levels = [np.array(space.levels[name], dtype=np.int64) for name in unit_names]
     return np.unique(np.stack([_nearest(values, ratios * values[-1]) for values in levels], axis=1), axis=0)
+
+
+def partners_of(unit: int, priced: Sequence[PricedOperator]) -> set[int]:
+    """Units that share an operator with `unit`."""
+    return {other for operator in priced if unit in operator.units for other in operator.units} - {unit}
+
+
+def scan_contexts(
+    unit: int, space: SearchSpace, unit_names: Sequence[str], priced: Sequence[PricedOperator]
+) -> np.ndarray:
+    """Widths `[contexts, U]` that surround a scanned unit.
+
+    Its partners are full, then half; all others are at their smallest, so that the unit's own operators weigh most.
+    """
+    levels = [np.array(space.levels[name], dtype=np.int64) for name in unit_names]
+    rows = np.tile([values[0] for values in levels], (len(_PARTNERS), 1))
+    for row, ratio in zip(rows, _PARTNERS, strict=True):
+        for other in partners_of(unit, priced):
+            row[other] = _nearest(levels[other], np.array([ratio * levels[other][-1]]))[0]
+    return rows
+
+
+def scanned_widths(
+    space: SearchSpace,
+    unit_names: tuple[str, ...],
+    priced: Sequence[PricedOperator],
+    widths: Mapping[str, Sequence[int]],
+) -> np.ndarray:
+    """Every width of every unit in each of its contexts, int64 `[P, U]`, without those that hold no new geometry.
+
+    Units with the same operators (the blocks of a stage) so share their scans.
+    """
+    rows: dict[tuple[int, ...], None] = {}  # scans of different units may meet
+    known = set()
+    for unit, name in enumerate(unit_names):
+        if len(widths[name]) < 2:
+            continue
+        for context in scan_contexts(unit, space, unit_names, priced):
+            for width in widths[name]:
+                row = context.copy()
+                row[unit] = width
+                keys = {op.geometry(op.sizes(row[None])[0]) for op in priced if unit in op.units}
+                if not keys <= known:
+                    known |= keys
+                    rows[tuple(row.tolist())] = None
+    return np.array([*rows], dtype=np.int64).reshape(-1, len(unit_names))
 
 
 def _nearest(levels: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -1,8 +1,9 @@
-"""The latency table: what every operator geometry costs on one target, and how well that predicts."""
+"""The latency table: what every operator geometry costs on one target, how sure that is, and how well it predicts."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,90 +12,155 @@ from typing import Any
 import numpy as np
 
 from autoprune.errors import LatencyError
-from autoprune.latency.fitting import HeldOut
-from autoprune.latency.geometries import priced_operators
-from autoprune.latency.predictor import LatencyPredictor
+from autoprune.latency.fitting import DRAWS, HeldOut
+from autoprune.latency.geometries import PricedOperator, priced_operators
+from autoprune.latency.predictor import Costs, GeometryIndex, LatencyPredictor
 from autoprune.latency.target import Target, differences
-from autoprune.records import Geometry
+from autoprune.records import Geometry, SearchSpace, digest_of
 from autoprune.runfolder import write_atomic
 from autoprune.structure import Structure
 
-SCHEMA = 1
+SCHEMA = 2
+SCAN, FIT, HELD_OUT, CANDIDATE = "scan", "fit", "held_out", "candidate"
+ROLES = (SCAN, FIT, HELD_OUT, CANDIDATE)
+"""Why a policy was timed; the held-out ones are never fitted to."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProfiledPolicy:
-    """One policy that was timed; `held_out` ones were not used for the fit."""
+    """One policy that was timed: measured and predicted milliseconds, and the prediction's standard deviation."""
 
     widths: Mapping[str, int]
     measured_ms: float
     predicted_ms: float
-    held_out: bool
+    sd_ms: float
+    role: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """Cost of one geometry: fitted, before the evidence, and `[draws]` by which posterior draws differ."""
+
+    latency_ms: float
+    prior_ms: float
+    spread_ms: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyTable:
     """Costs on one target. Build it with `profile`, keep it with `save`, use it through `predictor`.
 
-    `target` is the fingerprint of the measured target, `structure` the digest of the profiled structure, `dense_ms` the
-    measured latency of the dense model, `created` a UTC time in ISO format. `drift_percent` is how far the dense model
-    moved within a block of measurements. `notes` say what was out of the ordinary.
+    `target` is the fingerprint of the measured target (batch, threads and precision are part of it, so the keys of the
+    entries need not be), `structure` the digest of the profiled structure, `space` the levels it was profiled for,
+    `dense_ms` the measured latency of the dense model, `remainder_ms` the constant part of every model: what no unit
+    changes, listed in `fixed`. `known` are the widths of every unit that have entries, `useful` those that no larger
+    width beats. `created` is a UTC time in ISO format. `drift_percent` is how far the dense model moved within a block
+    of measurements, `noise` the relative standard deviation of one measured ratio, `again_ms` second measurements of
+    the first held-out policies. `notes` say what was out of the ordinary. `refits` counts how often a run fitted it
+    anew with candidates that it had measured.
     """
 
     target: Mapping[str, Any]
-    space_id: str
+    space: SearchSpace
     structure: str
     seed: int
     created: str
+    seconds: float
     dense_ms: float
-    intercept_ms: float
-    entries_ms: Mapping[Geometry, float]
+    remainder_ms: float
+    remainder_spread_ms: tuple[float, ...]
+    entries: Mapping[Geometry, Entry]
+    fixed: tuple[str, ...]
+    known: Mapping[str, tuple[int, ...]]
+    useful: Mapping[str, tuple[int, ...]]
     held_out: HeldOut
     drift_percent: float
-    samples: tuple[ProfiledPolicy, ...] = ()
+    repeated_blocks: int
+    noise: float
+    again_ms: tuple[float, ...]
+    samples: tuple[ProfiledPolicy, ...]
     notes: tuple[str, ...] = ()
+    refits: int = 0
 
     def __post_init__(self) -> None:
-        costs = np.array([*self.entries_ms.values(), self.intercept_ms], dtype=float)
-        if not self.entries_ms or not np.isfinite(costs).all() or (costs < 0).any():
+        costs = np.array([*(e.latency_ms for e in self.entries.values()), self.remainder_ms], dtype=float)
+        if not self.entries or not np.isfinite(costs).all() or (costs < 0).any():
             raise LatencyError("a latency table needs entries, and none of them negative or not finite")
         if not (np.isfinite(self.dense_ms) and self.dense_ms > 0):
             raise LatencyError(f"the dense latency must be above 0; got {self.dense_ms}")
+        for sample in self.samples:
+            if sample.role not in ROLES or not (np.isfinite(sample.measured_ms) and sample.measured_ms > 0):
+                raise LatencyError(f"a sample has a role of {', '.join(ROLES)} and a time above 0; got {sample}")
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many policies were timed, by role."""
+        return dict(Counter(sample.role for sample in self.samples))
 
     def predictor(self, structure: Structure) -> LatencyPredictor:
-        """The predictor for a structure; it need not be the profiled one as long as its geometries are in the table."""
-        names = [unit.name for unit in structure.units]
-        return LatencyPredictor(names, priced_operators(structure.operators), self.entries_ms, self.intercept_ms)
+        """The predictor for the profiled structure; `LatencyError` for any other, whose remainder is unknown."""
+        self.require_structure(structure)
+        index = GeometryIndex(varying_operators(structure)[0], tuple(self.entries))
+        costs = Costs(
+            entries_ms=np.array([entry.latency_ms for entry in self.entries.values()]),
+            spread_ms=np.array([entry.spread_ms for entry in self.entries.values()]).T,
+        )
+        return LatencyPredictor(
+            index, self.known, costs, (self.remainder_ms, np.array(self.remainder_spread_ms, dtype=float))
+        )
 
     def require(self, target: Target, *, allow_foreign: bool = False) -> LatencyTable:
         """Return the table if it was measured on `target`; `LatencyError` that spells out what differs otherwise."""
-        found = differences(target.fingerprint(), dict(self.target))
+        found = differences(target.fingerprint(), self.target)
         if found and not allow_foreign:
             raise LatencyError(
                 f"the latency table was measured on another target ({'; '.join(found)}). Run `autoprune profile` here, "
-                "or allow a foreign table if you search for that other target."
+                "or allow a foreign table (--allow-foreign-table) if you search for that other target."
             )
         return self
 
+    def require_structure(self, structure: Structure) -> None:
+        """Raise `LatencyError` unless the table was measured for this very model."""
+        if structure.digest() != self.structure:
+            raise LatencyError(
+                f"the latency table is of another model (structure {self.structure}, this one is "
+                f"{structure.digest()}). Run `autoprune profile` for this model."
+            )
+
+    def require_space(self, space: SearchSpace) -> None:
+        """Raise `LatencyError` that names the first width of `space` that the table was not profiled for."""
+        for name, levels in space.levels.items():
+            missing = sorted(set(levels) - set(self.space.levels.get(name, ())))
+            if missing:
+                raise LatencyError(
+                    f"the latency table was profiled for another search space: it does not know width {missing[0]} of "
+                    f"unit {name!r}, only {', '.join(map(str, self.space.levels.get(name, ())))}. Run "
+                    "`autoprune profile` with this space."
+                )
+
     def save(self, path: str | Path) -> None:
         """Write the table as JSON, atomically."""
-        values = {
-            name: value for name, value in vars(self).items() if name not in ("entries_ms", "held_out", "samples")
-        }
-        entries = [vars(geometry) | {"latency_ms": cost} for geometry, cost in self.entries_ms.items()]
-        samples = [vars(sample) | {"widths": dict(sample.widths)} for sample in self.samples]
-        document = {
+        write_atomic(Path(path), (json.dumps(self.to_json(), indent=1) + "\n").encode())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON value with a checksum, so that a file that was cut off or edited by hand is recognised."""
+        entries = [vars(geometry) | vars(entry) for geometry, entry in self.entries.items()]
+        document = vars(self) | {
             "schema": SCHEMA,
-            **values,
-            "held_out": asdict(self.held_out),
+            "space": self.space.to_json(),
             "entries": entries,
-            "samples": samples,
+            "known": {name: list(widths) for name, widths in self.known.items()},
+            "useful": {name: list(widths) for name, widths in self.useful.items()},
+            "held_out": asdict(self.held_out),
+            "samples": [vars(sample) | {"widths": dict(sample.widths)} for sample in self.samples],
+            "sample_counts": self.counts,
         }
-        write_atomic(Path(path), json.dumps(document, indent=1).encode())
+        document = json.loads(json.dumps(document))
+        return document | {"checksum": digest_of(document, length=32)}
 
     @classmethod
     def load(cls, path: str | Path) -> LatencyTable:
-        """Read a table; `LatencyError` for a file that is absent, cut off, edited wrongly or of another schema."""
+        """Read a table; `LatencyError` for a file that is absent, cut off, edited by hand or of another schema."""
         try:
             document = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
@@ -119,20 +185,45 @@ class LatencyTable:
 
     @classmethod
     def _from_document(cls, document: dict[str, Any]) -> LatencyTable:
-        values = {key: value for key, value in document.items() if key not in ("schema", "entries")}
-        return cls(
+        content = {key: value for key, value in document.items() if key != "checksum"}
+        pairs = [_entry(entry) for entry in content["entries"]]
+        twice = [geometry for geometry, count in Counter(geometry for geometry, _ in pairs).items() if count > 1]
+        if twice:
+            raise LatencyError(f"`{twice[0]}` has more than one entry")
+        values = {key: value for key, value in content.items() if key not in ("schema", "sample_counts")}
+        table = cls(
             **values
             | {
-                "dense_ms": float(document["dense_ms"]),
-                "intercept_ms": float(document["intercept_ms"]),
-                "entries_ms": dict(_entry(entry) for entry in document["entries"]),
-                "held_out": HeldOut(**document["held_out"]),
-                "samples": tuple(ProfiledPolicy(**sample) for sample in document["samples"]),
-                "notes": tuple(document["notes"]),
+                "space": SearchSpace.from_json(content["space"]),
+                "entries": dict(pairs),
+                "remainder_spread_ms": tuple(content["remainder_spread_ms"]),
+                "again_ms": tuple(content["again_ms"]),
+                "fixed": tuple(content["fixed"]),
+                "known": {name: tuple(widths) for name, widths in content["known"].items()},
+                "useful": {name: tuple(widths) for name, widths in content["useful"].items()},
+                "held_out": HeldOut(**content["held_out"]),
+                "samples": tuple(ProfiledPolicy(**sample) for sample in content["samples"]),
+                "notes": tuple(content["notes"]),
             }
         )
+        if sum(sample.role == HELD_OUT for sample in table.samples) != table.held_out.policies:
+            raise LatencyError(f"it reports {table.held_out.policies} held-out policies, but their samples are missing")
+        if document.get("checksum") != digest_of(content, length=32):
+            raise LatencyError("it was changed after it was measured: its checksum does not fit its content")
+        return table
 
 
-def _entry(value: dict[str, Any]) -> tuple[Geometry, float]:
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k != "latency_ms"}
-    return Geometry(**fields), float(value["latency_ms"])
+def varying_operators(structure: Structure) -> tuple[tuple[PricedOperator, ...], tuple[PricedOperator, ...]]:
+    """Operators of a structure that some unit changes, and those that none does: the remainder."""
+    priced = priced_operators(structure.operators)
+    return tuple(op for op in priced if op.units), tuple(op for op in priced if not op.units)
+
+
+def _entry(value: dict[str, Any]) -> tuple[Geometry, Entry]:
+    costs = {"latency_ms", "prior_ms", "spread_ms"}
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k not in costs}
+    spread = tuple(float(v) for v in value["spread_ms"])
+    if len(spread) != DRAWS:
+        raise LatencyError(f"an entry has {DRAWS} posterior draws; got {len(spread)}")
+    entry = Entry(latency_ms=float(value["latency_ms"]), prior_ms=float(value["prior_ms"]), spread_ms=spread)
+    return Geometry(**fields), entry

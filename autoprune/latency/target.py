@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import os
-import platform
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnxruntime
+import torch
 
 from autoprune.errors import UsageError, unknown_name
+from autoprune.latency.measure import accelerator, host
 from autoprune.records import digest_of
 
-_ISA_X86 = {"sse4_1", "avx", "avx2", "fma", "f16c", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16"}
-_ISA_AVX512 = {"avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16"}
-_ISA_ARM = {"asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2"}
-_ISA_OF_INTEREST = frozenset(_ISA_X86 | _ISA_AVX512 | _ISA_ARM)
+Precision = Literal["fp32", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A runtime on a host with everything pinned that changes a latency."""
+    """A runtime on a device with everything pinned that changes a latency.
+
+    `address` (`user@host`, empty for this host) says how to reach the device; it is no part of the fingerprint.
+    """
 
     name: str
     provider: str
@@ -33,62 +33,130 @@ class Target:
     runtime_version: str
     cpu: str
     isa: tuple[str, ...]
+    accelerator: str = ""
+    address: str = ""
 
     def __post_init__(self) -> None:
         if self.threads < 1 or self.batch < 1:
             raise UsageError(f"a target needs threads and batch of 1 or more; got {self.threads} and {self.batch}")
 
     def fingerprint(self) -> dict[str, Any]:
-        """Plain JSON value of all fields and their `digest`; equal digests mean comparable latencies."""
+        """Plain JSON value of all fields but `address`, and their `digest`; equal digests: comparable latencies."""
         fields = asdict(self) | {"isa": list(self.isa)}
+        del fields["address"]
         return fields | {"digest": digest_of(fields)}
 
 
-def differences(mine: dict[str, Any], other: dict[str, Any]) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One kind of target: what runs the model, where, and what it is for."""
+
+    runtime: Literal["onnxruntime", "torch"]
+    provider: str
+    summary: str
+    precisions: tuple[str, ...] = ("fp32",)
+
+
+TARGETS: Mapping[str, Kind] = {
+    "ort-cpu": Kind(
+        runtime="onnxruntime",
+        provider="CPUExecutionProvider",
+        summary="ONNX Runtime on the CPU, fp32 or int8",
+        precisions=("fp32", "int8"),
+    ),
+    "ort-cuda": Kind(runtime="onnxruntime", provider="CUDAExecutionProvider", summary="ONNX Runtime with CUDA"),
+    "ort-tensorrt": Kind(
+        runtime="onnxruntime", provider="TensorrtExecutionProvider", summary="ONNX Runtime with TensorRT"
+    ),
+    "ort-openvino": Kind(
+        runtime="onnxruntime", provider="OpenVINOExecutionProvider", summary="ONNX Runtime with OpenVINO"
+    ),
+    "torch-cpu": Kind(runtime="torch", provider="cpu", summary="PyTorch on the CPU"),
+    "torch-cpu-compiled": Kind(runtime="torch", provider="cpu", summary="PyTorch on the CPU, torch.compile"),
+    "torch-cuda": Kind(runtime="torch", provider="cuda", summary="PyTorch with CUDA"),
+    "torch-cuda-compiled": Kind(runtime="torch", provider="cuda", summary="PyTorch with CUDA, torch.compile"),
+}
+
+
+def differences(mine: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Spell out in what two fingerprints differ, one phrase per field; empty when they are equal."""
     keys = sorted((mine.keys() | other.keys()) - {"digest"})
     return [f"{k}: {mine.get(k)!r} here, {other.get(k)!r} there" for k in keys if mine.get(k) != other.get(k)]
 
 
-def make_target(name: str, threads: int = 1, batch: int = 1) -> Target:
-    """Describe the target `name` on this host.
+def check_target(name: str, precision: str = "fp32") -> Kind:
+    """The kind that a name stands for (`ssh://` names stand for the kind on the other host).
 
-    Raises `UsageError` for an unknown name (the known ones are listed) and for more threads than the host has cores.
+    Raises `UsageError` for an unknown name or a precision that the kind does not have.
     """
+    name = split_address(name)[0]
     if name not in TARGETS:
         raise unknown_name("target", name, TARGETS)
+    kind = TARGETS[name]
+    if precision not in kind.precisions:
+        raise UsageError(f"{name} measures {' and '.join(kind.precisions)}; got precision {precision!r}")
+    return kind
+
+
+def split_address(name: str) -> tuple[str, str]:
+    """`ssh://user@host[:port][/TARGET][?python=PATH]` to the kind of target and the address; others have none."""
+    if not name.startswith("ssh://"):
+        return name, ""
+    address, question, query = name.removeprefix("ssh://").partition("?")
+    address, _, kind = address.partition("/")
+    if not address or address.startswith("-"):
+        raise UsageError(f"a remote target is written ssh://user@host[:port][/ort-cpu][?python=PATH]; got {name!r}")
+    return kind or "ort-cpu", address + question + query
+
+
+def make_target(name: str, threads: int = 1, batch: int = 1, precision: str = "fp32") -> Target:
+    """Describe the target `name` on this host, or on the host of an `ssh://` name (which is asked for it).
+
+    Raises `UsageError` for an unknown name (the known ones are listed), for more threads than the host has cores, and
+    for a runtime that does not offer the provider; `LatencyError` when a remote host cannot be asked.
+    """
+    kind = check_target(name, precision)
     cores = os.cpu_count() or 1
+    bare, address = split_address(name)
+    if address:
+        from autoprune.latency.ssh import ask_fingerprint
+
+        if kind.runtime != "onnxruntime":
+            raise UsageError(f"a remote target runs ONNX Runtime; got {bare!r}")
+        found = ask_fingerprint(address, kind.provider, threads)
+        return target_of(found, name=bare, batch=batch, precision=precision, address=address)
     if threads > cores:
         raise UsageError(f"a target has at most as many threads as the host has cores; got {threads} of {cores}")
-    return TARGETS[name](threads, batch)
-
-
-def _ort_cpu(threads: int, batch: int) -> Target:
-    cpu, isa = _host()
+    _require_provider(bare, kind)
+    cpu, isa = host()
     return Target(
-        name="ort-cpu",
-        provider="CPUExecutionProvider",
+        name=bare,
+        provider=kind.provider,
         threads=threads,
         batch=batch,
-        precision="fp32",
-        runtime="onnxruntime",
-        runtime_version=onnxruntime.__version__,
+        precision=precision,
+        runtime=kind.runtime,
+        runtime_version=onnxruntime.__version__ if kind.runtime == "onnxruntime" else torch.__version__,
         cpu=cpu,
         isa=isa,
+        accelerator=accelerator() if kind.provider not in ("cpu", "CPUExecutionProvider") else "",
     )
 
 
-TARGETS: dict[str, Callable[[int, int], Target]] = {"ort-cpu": _ort_cpu}
+def target_of(found: Mapping[str, Any], *, name: str, batch: int, precision: str, address: str = "") -> Target:
+    """A target from the fingerprint that `measure.py` printed on its device."""
+    return Target(name=name, batch=batch, precision=precision, address=address, **{**found, "isa": tuple(found["isa"])})
 
 
-def _host() -> tuple[str, tuple[str, ...]]:
-    """Name of the CPU and its instruction sets of interest; the latter only where Linux lists them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine(), ()
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    flags = set((fields.get("flags") or fields.get("Features") or "").split())
-    part = " ".join(f"{key} {fields[key]}" for key in ("cpu family", "model") if key in fields)
-    name = fields.get("model name") or fields.get("CPU part") or platform.machine()
-    return f"{name} ({part})" if part else name, tuple(sorted(flags & _ISA_OF_INTEREST))
+def _require_provider(name: str, kind: Kind) -> None:
+    if kind.runtime == "torch":
+        if kind.provider == "cuda" and not torch.cuda.is_available():
+            raise UsageError(f"{name} needs a CUDA device that torch {torch.__version__} can use; there is none here")
+        return
+    have = onnxruntime.get_available_providers()
+    if kind.provider not in have:
+        raise UsageError(
+            f"{name} needs {kind.provider}, which this onnxruntime {onnxruntime.__version__} does not offer "
+            f"(it has {', '.join(have)}). Install a build that has it, or measure on the device itself: "
+            "`autoprune profile kit`, or --target ssh://user@host."
+        )

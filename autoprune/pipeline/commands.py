@@ -1,4 +1,4 @@
-"""The smaller commands: profile, list units, fine-tune a model further, verify again."""
+"""The smaller commands: list units, fine-tune a model further, verify again."""
 
 from __future__ import annotations
 
@@ -6,36 +6,18 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from autoprune.config import RunConfig, load_config
+from autoprune.config import load_config
 from autoprune.errors import UsageError
-from autoprune.latency.table import LatencyTable
-from autoprune.latency.target import make_target
 from autoprune.pipeline.events import Events, Silent
-from autoprune.pipeline.prepare import Setup, check_names, open_task, prepare, profiled_table, space_of
+from autoprune.pipeline.prepare import Setup, prepare, space_of
+from autoprune.pipeline.profiles import structure_of
 from autoprune.pipeline.run import Candidate, Run
 from autoprune.pipeline.verification import from_json, front_document, load_model, verify_model
-from autoprune.recovery.dense import build_dense, weights_to_bytes
+from autoprune.recovery.dense import weights_to_bytes
 from autoprune.recovery.finetune import finetune
 from autoprune.runfolder import read_json, write_atomic, write_json
-from autoprune.structure import Structure, analyze
+from autoprune.structure import Structure
 from autoprune.task.batches import length
-
-
-def profile_table(destination: Path, events: Events, **options: Any) -> LatencyTable:
-    """Measure a latency table and write it; the weights do not matter, so nothing is trained."""
-    config = load_config(None, options)
-    check_names(config)
-    structure = structure_of(config)
-    target = make_target(config.target, config.threads, config.batch)
-    table = profiled_table(config, structure, space_of(config, structure), target, events, destination)
-    events.note(f"written to {destination}")
-    return table
-
-
-def structure_of(config: RunConfig) -> Structure:
-    """Structure of the model that a configuration names, untrained."""
-    task = open_task(config)
-    return analyze(build_dense(task), task.example_inputs)
 
 
 def described_units(**options: Any) -> tuple[Structure, dict[str, tuple[int, ...]]]:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from autoprune.errors import StructureError, VerificationError
-from autoprune.export.onnx_file import export_candidate
-from autoprune.export.verify import measure
 from autoprune.pipeline.events import Events
 from autoprune.pipeline.prepare import Setup
+from autoprune.pipeline.settle import measured_ratios, uniform_baselines
 from autoprune.pipeline.verification import meets, verify_model
 from autoprune.records import Policy
 from autoprune.search.broker import Broker
@@ -20,7 +17,6 @@ from autoprune.search.executors.base import Executor
 from autoprune.search.question import Question
 from autoprune.search.rungs import best_within
 from autoprune.search.storage import storage_errors
-from autoprune.search.uniform import baselines
 from autoprune.trials import FrontModel, TrialResult
 
 _CANDIDATES = 4
@@ -87,13 +83,6 @@ def _verified(setup: Setup, finalist: Finalist, reason: str | None, events: Even
     return None
 
 
-def uniform_baselines(setup: Setup) -> dict[str, Policy]:
-    """The uniform policy of every budget that has one."""
-    full_widths = setup.bench.structure.full_widths
-    found = baselines(setup.space, full_widths, setup.costs, list(setup.limits.values()))
-    return {budget: found[limit] for budget, limit in setup.limits.items() if limit in found}
-
-
 def _queues(setup: Setup, rung: Sequence[TrialResult], uniform: set[Policy]) -> dict[str, _Candidates]:
     """Candidates of every budget by loss. The uniform strategy has no others than the baselines."""
     others = [result for result in rung if result.policy not in uniform]
@@ -112,7 +101,7 @@ def _next(setup: Setup, queues: Mapping[str, _Candidates], events: Events) -> li
             policy = queue.waiting.pop(0)
             # A resumed run keeps what it accepted: a second measurement would differ by its noise.
             accepted = setup.folder.model(policy.digest()).weights.exists()
-            ratio = None if accepted else _measured_ratio(setup, policy)
+            ratio = None if accepted else float(measured_ratios(setup, [policy])[0])
             if ratio is None or meets(setup, budget, policy, ratio, tolerance=0.0):
                 queue.missing -= 1
                 chosen.append(Finalist(policy=policy, budget=budget, strategy=setup.config.strategy))
@@ -122,14 +111,6 @@ def _next(setup: Setup, queues: Mapping[str, _Candidates], events: Events) -> li
                     f"predicted {setup.predict_ms(policy) / setup.table.dense_ms:.1%}); taking the next one"
                 )
     return chosen
-
-
-def _measured_ratio(setup: Setup, policy: Policy) -> float:
-    """Latency of a candidate as a share of the dense model's, measured together."""
-    with TemporaryDirectory(dir=setup.folder.path) as folder:
-        path = Path(folder) / "model.onnx"
-        export_candidate(setup.bench.shrink(policy), setup.bench.task.example_inputs, path)
-        return float(measure([path], setup.folder.dense_onnx, setup.target).ratios[0])
 
 
 def _fine_tune(

@@ -14,11 +14,12 @@ from autoprune.budgets import Limit
 from autoprune.config import FOUNDATION, QUESTION, RunConfig, load_config
 from autoprune.errors import RunFolderError, TrialError, UsageError
 from autoprune.evaluation import EvaluatorFactory
-from autoprune.latency.onnx_model import export_onnx
+from autoprune.pipeline.deploy import deployed_dense
 from autoprune.pipeline.events import Events, Silent
-from autoprune.pipeline.finalists import finish, uniform_baselines
+from autoprune.pipeline.finalists import finish
 from autoprune.pipeline.prepare import Setup, check_names, open_task, prepare, seconds_per_pass
 from autoprune.pipeline.run import OBJECT_TASK, Run
+from autoprune.pipeline.settle import refitted, uniform_baselines, widened
 from autoprune.pipeline.verification import front_document
 from autoprune.runfolder import RunFolder, read_json, write_json
 from autoprune.search.controller import Progress, Search, run_search
@@ -114,23 +115,11 @@ def resolve(folder: RunFolder, config_file: Path | None, given: dict[str, Any], 
 
 
 def _run(setup: Setup, events: Events) -> None:
-    if not setup.folder.dense_onnx.exists():
-        export_onnx(setup.bench.dense, setup.bench.task.example_inputs, setup.folder.dense_onnx)
-    plan = Search(
-        path=setup.folder.study,
-        space=setup.space,
-        dense_widths=setup.bench.structure.full_widths,
-        predict=setup.costs,
-        limits=tuple(setup.limits.values()),
-        effort=setup.effort,
-        run_seed=setup.config.seed,
-        strategy=setup.config.strategy,
-        sampler=setup.config.sampler,
-    )
+    deployed_dense(setup)
     events.stage("Search")
     _announce(setup, events)
     with _executor(setup) as executor:
-        results = run_search(plan, executor, _Watcher(setup, events))
+        setup, results = _searched(setup, executor, events)
         for name, rung in results.items():
             failed = [r for r in rung if r.status == "failed"]
             passes = sum(r.sample_passes for r in rung)
@@ -148,6 +137,27 @@ def _run(setup: Setup, events: Events) -> None:
         raise TrialError(
             "no fine-tuned model meets its budget when measured: see `autoprune front`. Raise the budgets."
         )
+
+
+def _searched(setup: Setup, executor: Executor, events: Events) -> tuple[Setup, dict[str, list[TrialResult]]]:
+    """Search; while the predictions of the best candidates are wrong, fit the table anew and search on."""
+    while True:
+        plan = Search(
+            path=setup.folder.study,
+            space=setup.space,
+            dense_widths=setup.bench.structure.full_widths,
+            predict=setup.costs,
+            limits=tuple(setup.limits.values()),
+            effort=widened(setup.effort, setup.table.refits),
+            run_seed=setup.config.seed,
+            strategy=setup.config.strategy,
+            sampler=setup.config.sampler,
+        )
+        results = run_search(plan, executor, _Watcher(setup, events))
+        better = refitted(setup, results[setup.effort.rungs[-1].name], events)
+        if better is None:
+            return setup, results
+        setup = better
 
 
 class _Watcher:

@@ -21,12 +21,13 @@ from torch import nn
 
 from autoprune.budgets import Limit
 from autoprune.config import RunConfig
-from autoprune.errors import RunFolderError, TaskError, unknown_name
+from autoprune.errors import ConfigError, LatencyError, RunFolderError, TaskError, unknown_name
 from autoprune.evaluation import Bench, Evaluator, cost_matrix, sizes
 from autoprune.latency.predictor import LatencyPredictor
 from autoprune.latency.profiling import profile
+from autoprune.latency.report import accuracy_lines
 from autoprune.latency.table import LatencyTable
-from autoprune.latency.target import TARGETS, Target, make_target
+from autoprune.latency.target import Target, check_target, differences, make_target
 from autoprune.pipeline.events import Events
 from autoprune.pruning import SCORES, Calibration, channel_order, score_units
 from autoprune.records import COSTS, Policy, SearchSpace, digest_of
@@ -37,7 +38,7 @@ from autoprune.search.effort import Effort
 from autoprune.search.limits import Predict, require_reachable
 from autoprune.search.samplers import SAMPLERS
 from autoprune.search.strategies import STRATEGIES
-from autoprune.space import build_space, find_space, load_spec
+from autoprune.space import Useful, build_space, find_space, load_spec, needs_table
 from autoprune.structure import Structure, analyze
 from autoprune.task.base import Task
 from autoprune.task.batches import batches, length, sample_rows, take
@@ -51,13 +52,17 @@ _CALIBRATION_BATCH = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """All that a search needs. `limits` maps every budget, as written, to its maxima."""
+    """All that a search needs. `limits` maps every budget, as written, to its maxima.
+
+    `foreign` says in what the target of the table differs from this one: then nothing measured here counts.
+    """
 
     config: RunConfig
     folder: RunFolder
     bench: Bench
     space: SearchSpace
     target: Target
+    foreign: tuple[str, ...]
     table: LatencyTable
     predictor: LatencyPredictor
     dense_score: float
@@ -80,14 +85,14 @@ class Setup:
 
 def check_names(config: RunConfig) -> None:
     """Refuse unknown names before anything costs time; each error lists the known ones."""
-    known = {"strategy": STRATEGIES, "sampler": SAMPLERS, "scores": SCORES, "target": TARGETS}
+    known = {"strategy": STRATEGIES, "sampler": SAMPLERS, "scores": SCORES}
     for key, names in known.items():
         if getattr(config, key) not in names:
             raise unknown_name(key, getattr(config, key), names)
     load_spec(find_space(config.space))
     if config.dense and not Path(config.dense).is_file():
         raise TaskError(f"there is no weights file {config.dense}; give a .safetensors file of the dense model")
-    make_target(config.target, config.threads, config.batch)
+    check_target(config.target, config.precision)
 
 
 def open_task(config: RunConfig) -> Task:
@@ -105,16 +110,15 @@ def prepare(config: RunConfig, folder: RunFolder, events: Events, task: Task) ->
     dense = build_dense(task, seed=config.seed)
     structure = analyze(dense, task.example_inputs)
     _claim(folder, task, structure)
-    space = space_of(config, structure)
-    structure.shrink(space.smallest())  # the proof, before anything costs time
-    searched = len(space.searched)
-    events.note(
-        f"{len(structure.units)} units, {searched} searched: {space.size:.3g} policies (space {config.space!r})"
-    )
+    structure.shrink(space_of(config, structure).smallest())  # the proof, before anything costs time
+    events.note(f"{len(structure.units)} units")
     for op, nodes in structure.unsupported.items():
         events.note(f"operator {op} has no rule: what it touches keeps its width ({len(nodes)} places)")
-    target = make_target(config.target, config.threads, config.batch)
-    table = latency_table(config, folder, structure, space, target, events)
+    target = make_target(config.target, config.threads, config.batch, config.precision)
+    table = latency_table(config, folder, structure, target, events)
+    space = space_of(config, structure, table)
+    searched = len(space.searched)
+    events.note(f"{searched} units searched: {space.size:.3g} policies (space {config.space!r})")
     predictor = table.predictor(structure)
     dense_sizes = sizes(structure, structure.widths([structure.dense_policy()])) | {"latency_ms": [table.dense_ms]}
     dense_costs = tuple(float(dense_sizes[name][0]) for name in COSTS)
@@ -133,6 +137,7 @@ def prepare(config: RunConfig, folder: RunFolder, events: Events, task: Task) ->
         bench=bench,
         space=space,
         target=target,
+        foreign=tuple(differences(target.fingerprint(), table.target)),
         table=table,
         predictor=predictor,
         dense_score=score,
@@ -187,10 +192,25 @@ def dense_model(config: RunConfig, folder: RunFolder, task: Task, events: Events
     return load_dense(task, folder.dense)
 
 
-def space_of(config: RunConfig, structure: Structure) -> SearchSpace:
-    """The search space of a structure, from the file that the configuration names."""
+def space_of(config: RunConfig, structure: Structure, table: LatencyTable | None = None) -> SearchSpace:
+    """The search space of a structure, from the file that the configuration names.
+
+    Efficient levels are the useful ones of a table; without one, those that a profile should scan. Raises
+    `LatencyError` when the table was not made for some width of the space.
+    """
     path = find_space(config.space)
-    return build_space(load_spec(path), structure.units, structure.digest(), path.name)
+    spec = load_spec(path)
+    units, digest = structure.units, structure.digest()
+    if table is None:
+        return build_space(spec, units, digest, path.name)
+    if not needs_table(spec):
+        space = build_space(spec, units, digest, path.name)
+        table.require_space(space)
+        return space
+    useful = {
+        unit.name: [w for w in table.useful.get(unit.name, ()) if w in table.space.levels[unit.name]] for unit in units
+    }
+    return build_space(spec, units, digest, path.name, useful)
 
 
 def _channel_order(config: RunConfig, folder: RunFolder, structure: Structure, task: Task) -> dict[str, list[int]]:
@@ -217,46 +237,58 @@ def _loss(task: Task, outputs: torch.Tensor, target: torch.Tensor | None) -> tor
 
 
 def latency_table(
-    config: RunConfig, folder: RunFolder, structure: Structure, space: SearchSpace, target: Target, events: Events
+    config: RunConfig, folder: RunFolder, structure: Structure, target: Target, events: Events
 ) -> LatencyTable:
     """The table of the folder, the one that was given, or one that is profiled now."""
-    if folder.table.exists():
-        table = LatencyTable.load(folder.table).require(target, allow_foreign=config.allow_foreign_table)
-        if table.space_id == space.id or config.table:
+    if folder.table.exists() or config.table:
+        path = folder.table if folder.table.exists() else Path(str(config.table))
+        table = LatencyTable.load(path).require(target, allow_foreign=config.allow_foreign_table)
+        table.require_structure(structure)
+        if path != folder.table:
+            space_of(config, structure, table)  # the table that is there stays when the given one does not fit
+            table.save(folder.table)
+            return table
+        if config.table or _answers(config, structure, table):
             return table
         if folder.study.exists():
             raise RunFolderError(
                 f"the search space {config.space!r} was changed since this search began; its table no longer fits. "
                 "Undo the change, or choose another --run-dir."
             )
-    elif config.table:
-        table = LatencyTable.load(config.table).require(target, allow_foreign=config.allow_foreign_table)
-        table.save(folder.table)
-        return table
-    return profiled_table(config, structure, space, target, events, folder.table)
+    return profiled_table(config, structure, target, events, folder.table)
+
+
+def _answers(config: RunConfig, structure: Structure, table: LatencyTable) -> bool:
+    try:
+        space_of(config, structure, table)
+    except (LatencyError, ConfigError):
+        return False
+    return True
 
 
 def profiled_table(
-    config: RunConfig, structure: Structure, space: SearchSpace, target: Target, events: Events, destination: Path
+    config: RunConfig, structure: Structure, target: Target, events: Events, destination: Path
 ) -> LatencyTable:
     """Profile now, write the table, and say how well it predicts."""
     events.stage("Latency table")
+    path = find_space(config.space)
+    spec = load_spec(path)
+
+    def narrow(useful: Useful) -> SearchSpace:
+        return build_space(spec, structure.units, structure.digest(), path.name, useful)
+
     table = profile(
-        structure, space, target, seed=config.seed, on_progress=lambda stage, d, t: events.advance(d, t, stage)
+        structure,
+        space_of(config, structure),
+        target,
+        narrow=narrow if needs_table(spec) else None,
+        seed=config.seed,
+        on_progress=lambda stage, done, total: events.advance(done, total, stage),
     )
     table.save(destination)
-    events.note(accuracy_of(table))
+    for line in accuracy_lines(table):
+        events.note(line)
     return table
-
-
-def accuracy_of(table: LatencyTable) -> str:
-    """One line on how well a table predicts."""
-    held = table.held_out
-    return (
-        f"latency table: {len(table.entries_ms)} geometries; on {held.policies} held-out policies: mean error "
-        f"{held.mape_percent:.1f} %, largest {held.max_percent:.1f} %, Spearman {held.spearman:.3f}, "
-        f"re-measure noise {held.noise_percent:.1f} %"
-    )
 
 
 def reachable_limits(

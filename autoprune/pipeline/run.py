@@ -107,7 +107,8 @@ class Run:
         """The front as a table, fastest first; with the uniform baselines on request."""
         rows = [*self.models, *(self.baselines if baselines else ())]
         frame = pd.DataFrame([{key: getattr(m, key) for key in _COLUMNS} for m in rows], columns=list(_COLUMNS))
-        return frame.sort_values("latency_ms_measured", ignore_index=True)
+        latency = frame["latency_ms_measured"].fillna(frame["latency_ms_predicted"])
+        return frame.loc[latency.argsort()].reset_index(drop=True)
 
     def pick(
         self, *, max_latency_ms: float | None = None, min_score: float | None = None, knee: bool = False

@@ -12,9 +12,11 @@ from safetensors.torch import load_file
 
 from autoprune.errors import RunFolderError
 from autoprune.evaluation import Bench
-from autoprune.export.onnx_file import export_candidate
-from autoprune.export.verify import verify
+from autoprune.export.onnx_file import OnnxModule
+from autoprune.export.verify import parity
 from autoprune.front import hypervolume, latency_of, non_dominated
+from autoprune.latency.timing import Model
+from autoprune.pipeline.deploy import deployed, int8_path, measure_beside_dense
 from autoprune.pipeline.prepare import Setup
 from autoprune.pruning import keep_best
 from autoprune.records import Policy
@@ -57,14 +59,12 @@ def load_model(bench: Bench, folder: RunFolder, policy: Policy) -> GraphModel:
     return model.eval()
 
 
-def export_model(setup_bench: Bench, folder: RunFolder, policy: Policy) -> ModelFolder:
-    """Write `policy.json` and `model.onnx` of a fine-tuned policy, and prove that the ONNX computes the same."""
-    files = folder.model(policy.digest())
-    model = load_model(setup_bench, folder, policy)
-    kept = {name: indices.tolist() for name, indices in keep_best(setup_bench.order, policy).items()}
+def _export(setup: Setup, policy: Policy, model: GraphModel) -> tuple[ModelFolder, Model]:
+    """Write `policy.json` and `model.onnx` of a fine-tuned policy; and the form that the target runs."""
+    files = setup.folder.model(policy.digest())
+    kept = {name: indices.tolist() for name, indices in keep_best(setup.bench.order, policy).items()}
     write_json(files.policy, policy.to_json() | {"digest": policy.digest(), "kept": kept})
-    export_candidate(model, setup_bench.task.example_inputs, files.onnx)
-    return files
+    return files, deployed(setup, model, files.onnx)
 
 
 def verify_model(setup: Setup, policy: Policy, budget: str | None, strategy: str) -> FrontModel:
@@ -98,22 +98,36 @@ def verify_model(setup: Setup, policy: Policy, budget: str | None, strategy: str
 
 def _verified(setup: Setup, policy: Policy) -> dict[str, Any]:
     task, bench = setup.bench.task, setup.bench
-    files = export_model(bench, setup.folder, policy)
     model = load_model(bench, setup.folder, policy)
-    proof = verify(
-        model, files.onnx, setup.folder.dense_onnx, real_inputs(setup), setup.target, setup.predict_ms(policy)
-    )
+    files, target_model = _export(setup, policy, model)
+    difference = parity(model, files.onnx, real_inputs(setup))
+    # A quantized model scores differently, and it is the one that will be deployed.
+    scored = OnnxModule(int8_path(files.onnx)) if setup.target.precision == "int8" else model
     return {
-        "score": evaluate(model, task, task.val_set, dense_outputs=bench.dense_outputs).score,
-        "test_score": score_on_test(setup, model),
+        "score": evaluate(scored, task, task.val_set, dense_outputs=bench.dense_outputs).score,
+        "test_score": score_on_test(setup, scored),
         "metric": task.metric_name,
-        "latency_ms_predicted": proof.predicted_ms,
-        "latency_ms_measured": proof.ratio * setup.table.dense_ms,
-        "latency_ratio": proof.ratio,
-        "prediction_error": proof.predicted_ms / (proof.ratio * setup.table.dense_ms) - 1,
-        "samples": {"model": proof.measured.to_json(), "dense": proof.dense.to_json()},
-        "onnx_relative_difference": proof.relative_difference,
+        "onnx_relative_difference": difference,
+        **_latencies(setup, policy, target_model),
         **bench.sizes(policy),
+    }
+
+
+def _latencies(setup: Setup, policy: Policy, target_model: Model) -> dict[str, Any]:
+    """Predicted against measured; nothing is measured for a table of another device."""
+    predicted = setup.predictor.predict_with_sd([policy])
+    predicted_ms, sd_ms = float(predicted.latency_ms[0]), float(predicted.sd_ms[0])
+    found = {"latency_ms_predicted": predicted_ms, "latency_ms_predicted_sd": sd_ms}
+    if setup.foreign:
+        ratio = predicted_ms / setup.table.dense_ms
+        return found | {"latency_ms_measured": None, "latency_ratio": ratio, "prediction_error": None}
+    timings = measure_beside_dense(setup, [target_model])
+    ratio = timings.ratios[0]
+    return found | {
+        "latency_ms_measured": ratio * setup.table.dense_ms,
+        "latency_ratio": ratio,
+        "prediction_error": predicted_ms / (ratio * setup.table.dense_ms) - 1,
+        "samples": {"model": timings.samples[0].to_json(), "dense": timings.reference.to_json()},
     }
 
 
@@ -151,6 +165,13 @@ def front_document(setup: Setup, models: Sequence[FrontModel]) -> dict[str, Any]
         "others": [to_json(m) for m in searched if m not in front],
         "hypervolume": {"value": area, "reference_latency_ms": reference[0], "reference_score": reference[1]},
         "held_out": vars(setup.table.held_out),
+        "latency_table": {
+            "target": dict(setup.table.target),
+            "created": setup.table.created,
+            "policies": setup.table.counts,
+            "refits": setup.table.refits,
+            "foreign": list(setup.foreign),
+        },
     }
 
 

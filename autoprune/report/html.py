@@ -10,7 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.io import to_html
 
-from autoprune.report.tables import all_rungs
+from autoprune.report.tables import all_rungs, shown_ms
 from autoprune.runfolder import write_atomic
 
 _STYLE = """
@@ -58,7 +58,7 @@ def front_figure(document: Mapping[str, Any]) -> go.Figure:
         ("front", models, "#0969da", "lines+markers"),
     ):
         figure.add_scatter(
-            x=[m["latency_ms_measured"] for m in rows], y=[m["test_score"] for m in rows], name=name, mode=mode,
+            x=[shown_ms(m) for m in rows], y=[m["test_score"] for m in rows], name=name, mode=mode,
             text=[f"{m['digest']}<br>{m['latency_ratio']:.1%} of dense" for m in rows],
             marker={"size": 11, "color": color},
         )  # fmt: skip
@@ -82,7 +82,7 @@ def _models(document: Mapping[str, Any]) -> str:
             m["budget"] or "",
             f"{m['score']:.4f}",
             f"{m['test_score']:.4f}",
-            f"{m['latency_ms_measured']:.4f}",
+            "" if m["latency_ms_measured"] is None else f"{m['latency_ms_measured']:.4f}",
             f"{m['latency_ratio']:.1%}",
             f"{m['latency_ms_predicted']:.4f}",
             f"{m['params']:,}",

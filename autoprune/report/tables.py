@@ -38,7 +38,7 @@ def front_table(document: Document) -> Table:
     baselines = {m["digest"] for m in document["baselines"]} - {m["digest"] for m in document["others"]}
     front = {m["digest"] for m in document["models"]}
     searched = [m for name, m in everything.items() if name in front or name not in baselines]
-    searched.sort(key=lambda m: -m["latency_ms_measured"])
+    searched.sort(key=lambda m: -shown_ms(m))
     by_budget = {m["budget"]: m for m in document["baselines"]}
     digests = {m["digest"] for m in searched}
     for model in searched:
@@ -117,7 +117,7 @@ def _row(model: Mapping[str, Any], name: str) -> list[str]:
         model["budget"] or "",
         f"{model['score']:.4f}",
         f"{model['test_score']:.4f}",
-        _time(model["latency_ms_measured"]),
+        "" if model["latency_ms_measured"] is None else _time(model["latency_ms_measured"]),
         f"{100 * model['latency_ratio']:.1f} %",
         _time(model["latency_ms_predicted"]),
         *_sizes(model),
@@ -129,6 +129,12 @@ def _sizes(model: Mapping[str, Any]) -> list[str]:
     activations = model.get("activation_bytes")
     counts = [_count(model["params"]), _count(model["macs"]), _count(model["bytes"], "B")]
     return [*counts, "" if activations is None else _count(activations, "B")]
+
+
+def shown_ms(model: Mapping[str, Any]) -> float:
+    """Latency of a model of `front.json`: measured, or predicted where nothing could be measured."""
+    measured = model["latency_ms_measured"]
+    return model["latency_ms_predicted"] if measured is None else measured
 
 
 def _time(latency_ms: float) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -70,7 +71,9 @@ class Broker:
         self._slots = 0
         self._finished = 0
         self._storage, self._study = open_study(path, question)
-        self._trials = min(self._trials, self._study.user_attrs.get("exhausted_at", self._trials))
+        # Of as many trials as now: a search that goes on with more, or with another table, asks the sampler again.
+        exhausted = self._study.user_attrs.get("exhausted", {})
+        self._trials = exhausted.get(str(self._trials), self._trials)
         self._reconcile()
 
     def enqueue(self, policies: Mapping[Policy, str]) -> None:
@@ -95,7 +98,7 @@ class Broker:
         if result.number not in self._running:
             return
         trial, _ = self._running.pop(result.number)
-        self._record(trial, result)
+        self._record(trial, self._priced(result))
         self._finished += 1
 
     def results(self) -> list[TrialResult]:
@@ -135,7 +138,7 @@ class Broker:
             return self._hand_out(trial, policy)
         if not self._running and self._slots < self._trials:
             # All that the sampler proposes is known: the space holds no more, or none that it finds.
-            self._study.set_user_attr("exhausted_at", self._slots)
+            self._study.set_user_attr("exhausted", {str(self._trials): self._slots})
             self._trials = self._slots
         return None
 
@@ -195,6 +198,10 @@ class Broker:
             return False
         return True
 
+    def _infeasible(self, policy: Policy) -> bool:
+        (costs,) = self._predict([policy])
+        return all(excess(costs, limit) > 0 for limit in self._question.limits)
+
     def _hand_out(self, trial: optuna.Trial, policy: Policy) -> TrialSpec:
         if "slot" not in trial.user_attrs:
             trial.set_user_attr("slot", self._slots)
@@ -252,12 +259,20 @@ class Broker:
         self._storage.set_trial_user_attr(trial._trial_id, "reason", _LOST)
         self._study.tell(trial.number, state=TrialState.FAIL)
 
+    def _priced(self, result: TrialResult) -> TrialResult:
+        """The result with what the predictor says now: a latency table that was fitted anew moves old trials too."""
+        if result.measurement is None:
+            return result
+        latency_ms = float(self._predict([result.policy])[0, 0])
+        return replace(result, measurement=replace(result.measurement, latency_ms=latency_ms))
+
     def _restore(self, trial: FrozenTrial) -> None:
         if trial.state == TrialState.WAITING:
             self._waiting.add(decode(trial.system_attrs["fixed_params"], self._space))
         if "result" in trial.user_attrs:
-            result = TrialResult.from_json(trial.user_attrs["result"])
+            result = self._priced(TrialResult.from_json(trial.user_attrs["result"]))
             if trial.state == TrialState.RUNNING:
                 self._tell(result)
-            self._remember(result)
+            if result.status != "infeasible" or self._infeasible(result.policy):
+                self._remember(result)
             self._finished += "slot" in trial.user_attrs

@@ -53,9 +53,20 @@ class Dim:
         return cls(constant, tuple(terms))
 
 
+_WEIGHTED = ("conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d", "linear")
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+_ATTENTION = "scaled_dot_product_attention"
+_CHANNELS_LAST = ("linear", "layer_norm", "rms_norm", "matmul", "bmm", _ATTENTION, *_RECURRENT)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Operator:
-    """One node of the evaluation graph that costs time. Spatial sizes are those of the output, for one example."""
+    """One node of the evaluation graph that costs time. Spatial sizes are those of the output, for one example.
+
+    Sequences have `height` 0 and their length as `width`. Recurrent layers have their number of layers as `kernel` and
+    of directions as `groups`; attention has its heads as `height` and `groups`, the length of queries as `width`, that
+    of keys as `kernel`, and the sizes of a head as channels.
+    """
 
     node: str
     op: str
@@ -71,9 +82,11 @@ class Operator:
 
     def macs(self, widths: Array) -> Array:
         """Multiply-accumulates for one example, `[P]`, of convolutions and linear layers; 0 for all others."""
-        if self.op not in ("conv1d", "conv2d", "linear"):
+        if self.op not in _WEIGHTED:
             return np.zeros(len(widths), dtype=np.int64)
         positions = max(self.height, 1) * max(self.width, 1) * int(np.prod(self.kernel or (1,)))
+        if self.op.startswith("conv_transpose"):
+            positions //= int(np.prod(self.stride))  # every position of the input is multiplied, not of the output
         return positions * self.c_out(widths) * self.c_in(widths) // np.maximum(self.groups(widths), 1)
 
 
@@ -83,7 +96,7 @@ def find_operators(graph: fx.Graph, channels: Mapping[Site, Channels], unit_widt
     axes = _channel_axes(graph)
 
     def dim_of(node: fx.Node) -> Dim:
-        shape, axis = shape_of(node), axes.get(node, 1)
+        shape, axis = _output_shape(node), axes.get(node, 1)
         if len(shape) <= axis:
             return Dim(1)
         found = channels.get(("eval", node.name, axis))
@@ -91,15 +104,15 @@ def find_operators(graph: fx.Graph, channels: Mapping[Site, Channels], unit_widt
 
     operators = []
     for node in graph.nodes:
-        if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
+        if node.op != "call_function" or not _output_shape(node):
             continue
         sources = [
             n for n in node.all_input_nodes if n.op != "get_attr" and isinstance(n.meta.get("val"), torch.Tensor)
         ]
         groups = channels.get(("eval", node.name, -1))
         kernel, stride = _window(node)
-        shape, axis = shape_of(node), axes[node]
-        extent = [size for d, size in enumerate(shape) if d not in (0, axis)][-2:]
+        shape, axis = _output_shape(node), axes[node]
+        extent = [size for d, size in enumerate(shape) if d not in _batch_dims(node) and d != axis][-2:]
         height, width = [0, 0, *extent][-2:]
         operators.append(
             Operator(
@@ -123,9 +136,11 @@ def _channel_axes(graph: fx.Graph) -> dict[fx.Node, int]:
     """Which dimension of every tensor holds its channels: 1 after convolutions, the last one after linear layers."""
     axes: dict[fx.Node, int] = {}
     for node in graph.nodes:
-        rank, name = len(shape_of(node)), _op_name(node) if node.op == "call_function" else ""
-        sources = [n for n in node.all_input_nodes if n in axes and len(shape_of(n)) == rank and n.op != "get_attr"]
-        if name == "linear":
+        rank, name = len(_output_shape(node)), _op_name(node) if node.op == "call_function" else ""
+        sources = [
+            n for n in node.all_input_nodes if n in axes and len(_output_shape(n)) == rank and n.op != "get_attr"
+        ]
+        if name in _CHANNELS_LAST:
             axes[node] = rank - 1
             for source in node.all_input_nodes[:1]:
                 axes[source] = rank - 1
@@ -134,6 +149,21 @@ def _channel_axes(graph: fx.Graph) -> dict[fx.Node, int]:
         else:
             axes[node] = axes[sources[0]]
     return axes
+
+
+def _output_shape(node: fx.Node) -> tuple[int, ...]:
+    """Shape of a node's tensor, or of its first one where it returns several; `()` where it returns none."""
+    value = node.meta.get("val")
+    first = value[0] if isinstance(value, (tuple, list)) and value else value
+    return tuple(concrete(first.shape)) if isinstance(first, torch.Tensor) else ()
+
+
+def _batch_dims(node: fx.Node) -> set[int]:
+    """Dimensions whose size is symbolic: the batch, wherever a permutation put it; the first one if none is."""
+    value = node.meta.get("val")
+    first = value[0] if isinstance(value, (tuple, list)) else value
+    assert isinstance(first, torch.Tensor)
+    return {d for d, size in enumerate(first.shape) if isinstance(size, torch.SymInt)} or {0}
 
 
 def _op_name(node: fx.Node) -> str:
@@ -147,13 +177,22 @@ def _op_name(node: fx.Node) -> str:
 
 
 def _groups(node: fx.Node) -> int:
-    return int(node.args[6]) if _op_name(node).startswith("conv") and len(node.args) > 6 else 1  # type: ignore[arg-type]
+    name = _op_name(node)
+    if name in _RECURRENT:
+        return 2 if node.args[7] else 1  # bidirectional
+    if name == _ATTENTION:
+        return shape_of(node.args[0])[1]  # type: ignore[arg-type]
+    return int(node.args[6]) if name.startswith("conv") and len(node.args) > 6 else 1  # type: ignore[arg-type]
 
 
 def _window(node: fx.Node) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Kernel and stride of a convolution or pooling."""
     name = _op_name(node)
-    if name in ("conv1d", "conv2d"):
+    if name in _RECURRENT:
+        return (int(node.args[4]),), ()  # type: ignore[arg-type]
+    if name == _ATTENTION:
+        return shape_of(node.args[1])[-2:-1], ()  # type: ignore[arg-type]
+    if name.startswith("conv"):
         kernel = shape_of(node.args[1])[2:]  # type: ignore[arg-type]
         stride = node.args[3] if len(node.args) > 3 else 1
     elif name in ("max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d"):

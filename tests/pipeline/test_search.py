@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ import torch
 from torch.utils.data import TensorDataset
 
 import autoprune
-from autoprune.errors import BudgetError, RunFolderError, TaskError, TrialError, UsageError
+from autoprune.errors import BudgetError, LatencyError, RunFolderError, TaskError, TrialError, UsageError
 from autoprune.evaluation import Evaluator
-from autoprune.pipeline import finalists
+from autoprune.latency.table import LatencyTable
+from autoprune.pipeline import finalists, settle
 from autoprune.pipeline.events import Silent
 from autoprune.pipeline.prepare import Setup
 from autoprune.records import Policy
@@ -248,15 +250,66 @@ def test_a_candidate_that_misses_when_measured_is_reported_and_the_next_is_taken
     slow = searched[0]
     shutil.rmtree(copied.folder.path / "models")
     optuna.delete_study(study_name="rung-3", storage=f"sqlite:///{copied.folder.study}")
-    honest = finalists._measured_ratio
 
-    def measured(setup: Setup, policy: Policy) -> float:
-        return 0.99 if policy == slow.policy else honest(setup, policy)
+    def measured(setup: Setup, policies: Sequence[Policy]) -> np.ndarray:
+        ratios = np.array([setup.predict_ms(policy) for policy in policies]) / setup.table.dense_ms
+        return np.where([policy == slow.policy for policy in policies], 0.99, ratios)
 
-    monkeypatch.setattr(finalists, "_measured_ratio", measured)
+    monkeypatch.setattr(finalists, "measured_ratios", measured)
     notes: list[str] = []
     events = Silent()
     monkeypatch.setattr(events, "note", notes.append)
     again = autoprune.search(run_dir=copied.folder.path, events=events)
     assert any(f"{slow.digest} misses {slow.budget} when measured (99.0% of dense" in note for note in notes)
     assert slow.digest not in {m.digest for m in [*again.models, *again.others]}
+
+
+def test_predictions_that_are_wrong_make_the_table_be_fitted_anew_and_the_search_go_on(
+    copied: autoprune.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied.folder
+    before = LatencyTable.load(folder.table)
+    trials_before = len([row for row in study_rows(folder) if row[0] == "rung-0"])
+    shutil.rmtree(folder.path / "models")
+    optuna.delete_study(study_name="rung-3", storage=f"sqlite:///{folder.study}")
+    asked: list[list[Policy]] = []
+
+    def measured(setup: Setup, policies: Sequence[Policy]) -> np.ndarray:
+        """Candidates are 8 % slower than the first table says; the next one is right."""
+        asked.append(list(policies))
+        factor = 1.08 if len(asked) == 1 else 1.0
+        return factor * np.array([setup.predict_ms(policy) for policy in policies]) / setup.table.dense_ms
+
+    monkeypatch.setattr(settle, "measured_ratios", measured)
+    notes: list[str] = []
+    events = Silent()
+    monkeypatch.setattr(events, "note", notes.append)
+    again = autoprune.search(run_dir=folder.path, events=events)
+    table = LatencyTable.load(folder.table)
+    assert any("the latency table is fitted anew" in note for note in notes)
+    assert table.refits == 1
+    assert table.counts["candidate"] == len(asked[0])
+    structure = again.bench.structure
+    was, now = (t.predictor(structure).predict(asked[0]) for t in (before, table))
+    assert now.mean() > was.mean() * 1.01
+    assert len([row for row in study_rows(folder) if row[0] == "rung-0"]) > trials_before
+    assert all(m.meets_budget for m in again.models)
+    for model in again.models:
+        assert model.latency_ms_predicted == pytest.approx(table.predictor(structure).predict([model.policy])[0])
+    assert again.document["latency_table"]["refits"] == 1
+
+
+def test_a_table_of_another_device_decides_by_prediction_alone(copied: autoprune.Run, tmp_path: Path) -> None:
+    table = LatencyTable.load(copied.folder.table)
+    foreign = dataclasses.replace(table, target=dict(table.target) | {"cpu": "another"})
+    foreign.save(tmp_path / "foreign.json")
+    options = OPTIONS | {"dense": str(copied.folder.dense), "table": str(tmp_path / "foreign.json")}
+    with pytest.raises(LatencyError, match=r"cpu: .* here, 'another' there"):
+        autoprune.search(SPEC, run_dir=tmp_path / "run", **options)
+    run = autoprune.search(SPEC, run_dir=tmp_path / "run", allow_foreign_table=True, **options)
+    assert run.models
+    for model in [*run.models, *run.others, *run.baselines]:
+        assert model.latency_ms_measured is None
+        assert model.latency_ratio == pytest.approx(model.latency_ms_predicted / table.dense_ms)
+    assert run.pick(max_latency_ms=table.dense_ms).record.digest
+    assert any("cpu" in difference for difference in run.document["latency_table"]["foreign"])

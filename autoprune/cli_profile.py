@@ -1,0 +1,120 @@
+"""`autoprune profile`: measure a latency table, check it later, look at it, or have a device measure it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autoprune.cli_options import (
+    BatchOption,
+    DataOption,
+    ForeignOption,
+    ModelOption,
+    PrecisionOption,
+    SeedOption,
+    SpaceOption,
+    TargetOption,
+    TaskOption,
+    ThreadsOption,
+    given_options,
+    out,
+)  # fmt: skip
+from autoprune.errors import UsageError
+
+profile_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+
+
+@profile_app.callback()
+def profile(
+    context: typer.Context,
+    destination: Annotated[Path | None, typer.Option("--out", help="Latency table to write.")] = None,
+    task: TaskOption = None,
+    model: ModelOption = None,
+    data_dir: DataOption = None,
+    space: SpaceOption = None,
+    target: TargetOption = None,
+    threads: ThreadsOption = None,
+    batch: BatchOption = None,
+    precision: PrecisionOption = None,
+    seed: SeedOption = None,
+    check: Annotated[
+        Path | None, typer.Option("--check", help="Measure some policies of this table again: does it still hold?")
+    ] = None,
+    table: Annotated[Path | None, typer.Option("--table", help="With --explain: a table that is there.")] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print and plot latency against width of every unit.")
+    ] = False,
+    allow_foreign_table: ForeignOption = False,
+) -> None:
+    """Measure a latency table for a model and a search space (--out), check it later, or look at it."""
+    if context.invoked_subcommand is not None:
+        return
+    from autoprune.pipeline import profiles
+    from autoprune.report import ConsoleEvents
+
+    given = given_options(
+        task=task, model=model, data_dir=data_dir, space=space, target=target, threads=threads, batch=batch,
+        precision=precision, seed=seed, allow_foreign_table=allow_foreign_table or None,
+    )  # fmt: skip
+    if check is not None:
+        with ConsoleEvents(out) as events:
+            holds = profiles.check_profile(check, events, **given)
+        raise typer.Exit(0 if holds else 1)
+    if destination is None and not (explain and table):
+        raise UsageError("say where the table goes (--out TABLE.json), or look at one (--explain --table TABLE.json)")
+    with ConsoleEvents(out) as events:
+        if destination is not None:
+            profiles.profile_table(destination, events, **given)
+    if explain:
+        _explain(destination or table or Path(), given)
+
+
+def _explain(path: Path, given: dict[str, object]) -> None:
+    from autoprune.pipeline import profiles
+    from autoprune.report.staircases import staircase_table, write_staircases
+
+    found, stairs = profiles.explained(path, **given)
+    out.print(staircase_table(stairs))
+    page = write_staircases(stairs, found.target, path.with_suffix(".html"))
+    out.print(str(page), highlight=False, soft_wrap=True)
+
+
+@profile_app.command()
+def kit(
+    destination: Annotated[Path, typer.Option("--out", help="Zip file to write.")] = Path("kit.zip"),
+    task: TaskOption = None,
+    model: ModelOption = None,
+    data_dir: DataOption = None,
+    space: SpaceOption = None,
+    target: TargetOption = None,
+    threads: ThreadsOption = None,
+    batch: BatchOption = None,
+    precision: PrecisionOption = None,
+    seed: SeedOption = None,
+) -> None:
+    """Write a kit for a device that cannot run this package: models and one script (numpy, onnxruntime)."""
+    from autoprune.pipeline import profiles
+    from autoprune.report import ConsoleEvents
+
+    given = given_options(
+        task=task, model=model, data_dir=data_dir, space=space, target=target, threads=threads, batch=batch,
+        precision=precision, seed=seed,
+    )  # fmt: skip
+    with ConsoleEvents(out) as events:
+        profiles.write_kit(destination, events, **given)
+
+
+@profile_app.command("import")
+def import_(
+    results: Annotated[Path, typer.Argument(help="results.json that measure.py wrote on the device.")],
+    kit_file: Annotated[Path, typer.Option("--kit", help="The kit that it measured.")] = Path("kit.zip"),
+    destination: Annotated[Path, typer.Option("--out", help="Latency table to write.")] = Path("latency_table.json"),
+) -> None:
+    """Build the latency table of a device from what its kit measured there."""
+    from autoprune.pipeline import profiles
+    from autoprune.report import ConsoleEvents
+
+    with ConsoleEvents(out) as events:
+        profiles.import_results(results, kit_file, destination, events)

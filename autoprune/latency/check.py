@@ -1,0 +1,67 @@
+"""Does a table still hold? Some of its held-out policies are measured again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from autoprune.latency.bench import Progress, make_bench
+from autoprune.latency.fitting import HeldOut, held_out
+from autoprune.latency.table import HELD_OUT, LatencyTable
+from autoprune.latency.target import Target
+from autoprune.latency.timing import Protocol
+from autoprune.structure import Structure
+
+_POLICIES = 30
+_REMEASURED = 8
+_LARGEST_MAPE_PERCENT = 3.0
+"""Beyond this mean error a run would fit its table anew; a table that was worse when it was made may stay so."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableCheck:
+    """A table against today's measurements: errors `now` and `before`, and the dense model's milliseconds."""
+
+    now: HeldOut
+    before: HeldOut
+    dense_ms_now: float
+    dense_ms_before: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the table predicts (shares of the dense latency) as well as a run demands, or as it once did."""
+        return self.now.mape_percent <= max(_LARGEST_MAPE_PERCENT, 1.5 * self.before.mape_percent)
+
+
+def check_table(
+    table: LatencyTable,
+    structure: Structure,
+    target: Target,
+    *,
+    seed: int = 0,
+    on_progress: Progress | None = None,
+    protocol: Protocol | None = None,
+) -> TableCheck:
+    """Measure 30 held-out policies of a table again and compare them with its predictions.
+
+    Both as shares of the dense model's latency, because that is what budgets are; a faster clock alone changes nothing.
+    """
+    bench = make_bench(structure, target, seed=seed, on_progress=on_progress, constant_weights=bool(target.address))
+    samples = [sample for sample in table.samples if sample.role == HELD_OUT][:_POLICIES]
+    widths = np.array([[sample.widths[name] for name in bench.unit_names] for sample in samples], dtype=np.int64)
+    protocol = protocol or Protocol()
+    first = bench.time(widths, "measuring again", protocol)
+    second = bench.time(widths[:_REMEASURED], "noise", protocol)
+    predicted = table.predictor(structure).predict_with_sd(widths)
+    return TableCheck(
+        now=held_out(
+            predicted.latency_ms,
+            np.array(first.ratios) * table.dense_ms,
+            np.array(second.ratios) * table.dense_ms,
+            predicted.sd_ms,
+        ),
+        before=table.held_out,
+        dense_ms_now=first.reference_ms,
+        dense_ms_before=table.dense_ms,
+    )

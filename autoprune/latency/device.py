@@ -1,0 +1,111 @@
+"""One seam over every kind of target: time models end to end, and ask the runtime what its kernels took."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from autoprune.errors import LatencyError
+from autoprune.latency import measure
+from autoprune.latency.measure import Run
+from autoprune.latency.ssh import measure_remotely
+from autoprune.latency.target import Target
+from autoprune.latency.timing import Feeds, Kernels, Model, Protocol, Timings, named_feeds, open_session, time_runs
+
+
+def time_models(
+    models: Iterable[Model],
+    target: Target,
+    feeds: Feeds,
+    *,
+    reference: Model,
+    protocol: Protocol | None = None,
+    seed: int = 0,
+) -> Timings:
+    """Time every model end to end on `feeds`, interleaved with `reference`, on this host or on the target's.
+
+    `models` may be a generator: only one block of models is in memory at a time (all of them for a remote host).
+    Raises `LatencyError` when a model cannot be loaded or a remote host cannot be reached.
+    """
+    if target.address:
+        contents = [_content(model) for model in models]
+        found = measure_remotely(contents, target, feeds, reference=_content(reference), protocol=protocol).timings
+        if found is None:
+            raise LatencyError("timing needs at least one model; got none")
+        return found
+    with measure.pinned(target.threads), _torch_threads(target):
+        reference_run = _opener(reference, target, feeds)()
+        openers = (_opener(model, target, feeds) for model in models)
+        return time_runs(openers, reference_run, protocol=protocol, seed=seed)
+
+
+def kernel_times(models: Iterable[Model], target: Target, feeds: Feeds) -> Iterator[Kernels]:
+    """What the runtime's own profiler says about every model: whole microseconds, with the profiler's overhead.
+
+    Nothing for PyTorch, whose profiler slows small models down several times.
+    """
+    if target.runtime != "onnxruntime":
+        return
+    if target.address:
+        contents = [_content(model) for model in models]
+        yield from measure_remotely(contents, target, feeds, profile=True).kernels
+        return
+    with measure.pinned(target.threads):
+        for model in models:
+            names, ms = measure.kernel_events(model, feeds, target.provider, target.threads)
+            yield Kernels(names=tuple(names), ms=ms)
+
+
+def _content(model: Model) -> bytes:
+    return model if isinstance(model, bytes) else Path(model).read_bytes()
+
+
+@contextmanager
+def _torch_threads(target: Target) -> Iterator[None]:
+    before = torch.get_num_threads()
+    try:
+        if target.runtime == "torch":
+            torch.set_num_threads(target.threads)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _opener(model: Model, target: Target, feeds: Feeds) -> Callable[[], Run]:
+    if isinstance(model, nn.Module):
+        return lambda: _torch_run(model, target, feeds)
+    source: bytes | str = str(model) if isinstance(model, Path) else model
+
+    def opened() -> Run:
+        session = open_session(source, target)
+        named_feeds(session, feeds)  # refuses another number of inputs
+        return measure.runner(session, feeds)
+
+    return opened
+
+
+def _torch_run(model: nn.Module, target: Target, feeds: Feeds) -> Run:
+    """A callable for eager or compiled PyTorch; on CUDA it ends when the device is done."""
+    inputs = [torch.from_numpy(feed).to(target.provider) for feed in feeds]
+    module = copy.deepcopy(model).eval().to(target.provider)
+    called: Callable[..., object] = torch.compile(module) if target.name.endswith("-compiled") else module
+    cuda = target.provider == "cuda"
+
+    def run() -> object:
+        with torch.inference_mode():
+            outputs = called(*inputs)
+        if cuda:
+            torch.cuda.synchronize()
+        return outputs
+
+    try:
+        run()
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise LatencyError(f"PyTorch cannot run the model on {target.name}: {reason[0]}") from error
+    return run

@@ -1,0 +1,224 @@
+"""From timed policies to a table: the same path for a profile, a device kit, and a run that measured its candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from autoprune.errors import LatencyError
+from autoprune.latency.fitting import Fit, fit, held_out
+from autoprune.latency.order import ordered_chains
+from autoprune.latency.predictor import Costs, GeometryIndex, LatencyPredictor, Prediction
+from autoprune.latency.table import CANDIDATE, HELD_OUT, Entry, LatencyTable, ProfiledPolicy, varying_operators
+from autoprune.latency.useful import staircases
+from autoprune.records import Geometry, SearchSpace
+from autoprune.structure import Structure
+
+_DENSE_WEIGHT = 5.0
+"""Budgets are shares of the dense latency, so the table must be exact there; it is also the best measured model."""
+
+_CANDIDATE_WEIGHT = 3.0
+"""Candidates of a search are where the table must be right, and they are measured longer."""
+
+_LEAST_FACTOR = 0.25
+_LEAST_NOISE = 0.001
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Timed policies: widths `[M, U]`, latency as a share of the dense model's `[M]`, and why each was timed."""
+
+    widths: np.ndarray
+    ratios: np.ndarray
+    roles: tuple[str, ...]
+
+    def where(self, *roles: str) -> np.ndarray:
+        """Mask `[M]` of the policies of some roles."""
+        return np.isin(np.array(self.roles), roles)
+
+    def fitted(self) -> np.ndarray:
+        """Mask `[M]` of the policies that a table may be fitted to."""
+        return ~self.where(HELD_OUT)
+
+    def plus(self, widths: np.ndarray, ratios: np.ndarray, role: str) -> Evidence:
+        """This evidence and some more of one role."""
+        return Evidence(
+            widths=np.concatenate([self.widths, widths]),
+            ratios=np.concatenate([self.ratios, ratios]),
+            roles=(*self.roles, *[role] * len(widths)),
+        )
+
+    @classmethod
+    def none(cls, units: int) -> Evidence:
+        """No policies of `units` units."""
+        return cls(widths=np.empty((0, units), dtype=np.int64), ratios=np.empty(0), roles=())
+
+
+def occurrences(numbers: np.ndarray, entries: int) -> np.ndarray:
+    """How often every entry occurs in every policy: float64 `[P, E]`, from positions `[P, operators]`."""
+    counts = np.zeros((len(numbers), entries))
+    np.add.at(counts, (np.arange(len(numbers))[:, None], numbers), 1)
+    return counts
+
+
+def fit_evidence(
+    structure: Structure, index: GeometryIndex, geometries: Sequence[Geometry], evidence: Evidence,
+    prior_ms: np.ndarray, dense_ms: float, noise: float, seed: int,
+) -> Fit:  # fmt: skip
+    """Fit the entries of `geometries` to the evidence that is not held out, and to the dense model."""
+    mask = evidence.fitted()
+    full = np.array([[unit.width for unit in structure.units]], dtype=np.int64)
+    widths, ratios = evidence.widths[mask], evidence.ratios[mask]
+    weights = np.where(evidence.where(CANDIDATE)[mask], _CANDIDATE_WEIGHT, 1.0)
+    numbers = index.numbers(np.concatenate([widths, full]))
+    ratios, weights = np.append(ratios, 1.0), np.append(weights, _DENSE_WEIGHT)
+    known = (numbers >= 0).all(axis=1)
+    if known.sum() < 2:
+        raise LatencyError(f"a latency table needs at least two timed policies; got {int(known.sum())}")
+    counts = occurrences(numbers[known], len(geometries))
+    chains = ordered_chains(geometries)
+    return fit(counts, ratios[known] * dense_ms, prior_ms, weights[known], chains, max(noise, _LEAST_NOISE), seed)
+
+
+def predictor_of(
+    structure: Structure, known: Mapping[str, Sequence[int]], geometries: Sequence[Geometry], found: Fit
+) -> LatencyPredictor:
+    """The predictor of a fit; `known` are the widths of every unit that it has entries for."""
+    index = GeometryIndex(varying_operators(structure)[0], geometries)
+    costs = Costs(entries_ms=found.entries_ms, spread_ms=found.spread_ms)
+    return LatencyPredictor(index, known, costs, (found.remainder_ms, found.remainder_spread_ms))
+
+
+def build_table(
+    structure: Structure,
+    space: SearchSpace,
+    target: Mapping[str, Any],
+    evidence: Evidence,
+    prior: Mapping[Geometry, float],
+    *,
+    again: np.ndarray,
+    dense_ms: float,
+    noise: float,
+    seed: int,
+    drift: float = 0.0,
+    repeated_blocks: int = 0,
+    seconds: float = 0.0,
+    notes: Sequence[str] = (),
+    refits: int = 0,
+) -> LatencyTable:
+    """Fit a table and prove it on the held-out policies; `again` `[A]` are second ratios of the first `A` of them.
+
+    `prior` names the geometries of the table with their prior cost in milliseconds. `target` is a fingerprint,
+    `dense_ms` the latency of the dense model, `noise` the relative standard deviation of a ratio. Raises `LatencyError`
+    without two fitted policies or without any held-out one.
+    """
+    varying, constant = varying_operators(structure)
+    geometries, prior_ms = tuple(prior), np.array([*prior.values()])
+    index = GeometryIndex(varying, geometries)
+    found = fit_evidence(structure, index, geometries, evidence, prior_ms, dense_ms, noise, seed)
+    known = _known_widths(structure, space, evidence)
+    stairs = staircases(predictor_of(structure, known, geometries, found), space, varying)
+    tested = evidence.where(HELD_OUT)
+    if not tested.any():
+        raise LatencyError("a latency table needs held-out policies to be proven on; got none")
+    counts = occurrences(index.numbers(evidence.widths[tested]), len(geometries))
+    measured = evidence.ratios[tested] * dense_ms
+    found = _calibrated(found, counts, measured)
+    predicted = predictor_of(structure, known, geometries, found).predict_with_sd(evidence.widths)
+    return LatencyTable(
+        target=dict(target),
+        space=space,
+        structure=structure.digest(),
+        seed=seed,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=round(seconds, 1),
+        dense_ms=dense_ms,
+        remainder_ms=found.remainder_ms,
+        remainder_spread_ms=tuple(map(float, found.remainder_spread_ms)),
+        entries={
+            geometry: Entry(latency_ms=float(ms), prior_ms=float(before), spread_ms=tuple(map(float, spread)))
+            for geometry, ms, before, spread in zip(
+                geometries, found.entries_ms, prior_ms, found.spread_ms.T, strict=True
+            )
+        },
+        fixed=tuple(str(op.geometry(op.sizes(evidence.widths[:1])[0])) for op in constant),
+        known=known,
+        useful=known | {stair.unit: stair.useful for stair in stairs},
+        held_out=held_out(found.predict(counts), measured, again * dense_ms, found.sd_ms(counts)),
+        drift_percent=drift * 100,
+        repeated_blocks=repeated_blocks,
+        noise=noise,
+        again_ms=tuple(map(float, again * dense_ms)),
+        samples=_samples(tuple(known), evidence, dense_ms, predicted),
+        notes=tuple(notes),
+        refits=refits,
+    )
+
+
+def refit(table: LatencyTable, structure: Structure, widths: np.ndarray, ratios: np.ndarray) -> LatencyTable:
+    """The table fitted anew with candidates `[C, U]` that were measured at `ratios` `[C]` of the dense latency."""
+    names = tuple(table.known)
+    before = Evidence(
+        widths=np.array([[sample.widths[name] for name in names] for sample in table.samples], dtype=np.int64),
+        ratios=np.array([sample.measured_ms for sample in table.samples]) / table.dense_ms,
+        roles=tuple(sample.role for sample in table.samples),
+    )
+    return build_table(
+        structure,
+        table.space,
+        table.target,
+        before.plus(widths, ratios, CANDIDATE),
+        {geometry: entry.prior_ms for geometry, entry in table.entries.items()},
+        again=np.array(table.again_ms) / table.dense_ms,
+        dense_ms=table.dense_ms,
+        noise=table.noise,
+        seed=table.seed,
+        drift=table.drift_percent / 100,
+        repeated_blocks=table.repeated_blocks,
+        seconds=table.seconds,
+        notes=table.notes,
+        refits=table.refits + 1,
+    )
+
+
+def _calibrated(found: Fit, counts: np.ndarray, measured_ms: np.ndarray) -> Fit:
+    """The fit with its spread multiplied so that it agrees with the errors on held-out policies; to three digits."""
+    error, sd_ms = found.predict(counts) - measured_ms, found.sd_ms(counts)
+    factor = max(_LEAST_FACTOR, float(np.sqrt(np.mean(error**2) / max(np.mean(sd_ms**2), 1e-18))))
+    return replace(
+        found,
+        spread_ms=_three_digits(found.spread_ms * factor),
+        remainder_spread_ms=_three_digits(found.remainder_spread_ms * factor),
+    )
+
+
+def _three_digits(values: np.ndarray) -> np.ndarray:
+    """More digits of a spread than its own accuracy would only make the file larger."""
+    return np.array([float(f"{value:.3g}") for value in values.ravel()]).reshape(values.shape)
+
+
+def _known_widths(structure: Structure, space: SearchSpace, evidence: Evidence) -> dict[str, tuple[int, ...]]:
+    return {
+        unit.name: tuple(sorted({*space.levels[unit.name], *map(int, np.unique(evidence.widths[:, number]))}))
+        for number, unit in enumerate(structure.units)
+    }
+
+
+def _samples(
+    names: Sequence[str], evidence: Evidence, dense_ms: float, predicted: Prediction
+) -> tuple[ProfiledPolicy, ...]:
+    rows = zip(evidence.widths, evidence.ratios, predicted.latency_ms, predicted.sd_ms, evidence.roles, strict=True)
+    return tuple(
+        ProfiledPolicy(
+            widths=dict(zip(names, map(int, widths), strict=True)),
+            measured_ms=float(ratio * dense_ms),
+            predicted_ms=float(ms),
+            sd_ms=float(sd),
+            role=role,
+        )
+        for widths, ratio, ms, sd, role in rows
+    )

@@ -1,0 +1,233 @@
+"""Kits for devices that cannot run this package: ONNX models, inputs and one plain script; and what comes back.
+
+A kit is a zip file: kit.json (which models to profile and to time, and how), inputs.npz, models/*.onnx with constant
+weights (so that the zip is small), measure.py. Nothing in a returned file is trusted: it is compared with the kit that
+was sent, and every name, size and number is checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autoprune.errors import KitError
+from autoprune.latency import measure
+from autoprune.latency.measure import Block, Protocol
+from autoprune.latency.timing import Feeds, Kernels, Timings, timings_of
+from autoprune.records import digest_of
+
+SCHEMA = 1
+_REFERENCE = "reference.onnx"
+_MOST_BYTES = 256 * 2**20
+_LONGEST_MS = 3_600_000.0
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KitResults:
+    """What a device measured: its fingerprint, the profiled models in the order of the kit, and the timed ones.
+
+    `timings` is `None` when the kit times nothing.
+    """
+
+    target: Mapping[str, Any]
+    kernels: tuple[Kernels, ...]
+    timings: Timings | None
+
+
+def kit_bytes(
+    models: Sequence[bytes],
+    reference: bytes,
+    feeds: Feeds,
+    *,
+    provider: str,
+    threads: int,
+    protocol: Protocol,
+    timed: Sequence[int],
+    profiled: Sequence[int],
+    origin: Mapping[str, Any] | None = None,
+) -> bytes:
+    """A zipped kit that times some `models` beside `reference` and profiles some, both by position.
+
+    `origin` (JSON) is for whoever imports the results; the device does not read it. Equal content, equal bytes.
+    """
+    names = [f"{number:04d}.onnx" for number in range(len(models))]
+    files = {**dict(zip(names, models, strict=True)), _REFERENCE: reference}
+    manifest: dict[str, Any] = {
+        "schema": SCHEMA,
+        "provider": provider,
+        "threads": threads,
+        "protocol": asdict(protocol),
+        "profiled": [names[i] for i in profiled],
+        "timed": [names[i] for i in timed],
+        "reference": _REFERENCE,
+        "origin": dict(origin or {}),
+        "models": {name: hashlib.sha256(model).hexdigest() for name, model in files.items()},
+    }
+    manifest["kit"] = digest_of(manifest, length=32)
+    inputs = io.BytesIO()
+    arrays: dict[str, Any] = {f"input_{i}": np.asarray(feed) for i, feed in enumerate(feeds)}
+    np.savez(inputs, **arrays)
+    content = {
+        "kit.json": json.dumps(manifest, indent=1).encode(),
+        "inputs.npz": inputs.getvalue(),
+        "measure.py": Path(measure.__file__).read_bytes(),
+        **{f"models/{name}": model for name, model in files.items()},
+    }
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, value in content.items():
+            archive.writestr(zipfile.ZipInfo(name, _EPOCH), value, zipfile.ZIP_DEFLATED)
+    return packed.getvalue()
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Content of kit.json of a kit that this host made; `KitError` when it is none or was changed."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise KitError(f"{path} cannot be read: {error.strerror}. Make a kit with `autoprune profile kit`.") from error
+    return kit_manifest(content, path)
+
+
+def kit_manifest(content: bytes, source: object) -> dict[str, Any]:
+    """The manifest of a zipped kit; `KitError` when it is none or its digest is not that of its content."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            manifest = json.loads(archive.read("kit.json"))
+    except (KeyError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+        raise KitError(f"{source} is no kit of autoprune: {error}. Make one with `autoprune profile kit`.") from error
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        raise KitError(f"{source} is no kit of this version of autoprune. Make one with `autoprune profile kit`.")
+    values = {key: value for key, value in manifest.items() if key != "kit"}
+    if manifest.get("kit") != digest_of(values, length=32):
+        raise KitError(f"{source} was changed after it was made. Make it anew with `autoprune profile kit`.")
+    return manifest
+
+
+def read_results(path: Path, manifest: Mapping[str, Any]) -> KitResults:
+    """Results of the kit with this manifest, every value checked.
+
+    Raises `KitError` that names the first thing that is wrong: another kit, a model that is absent or unknown, a time
+    that is negative, not finite or absurd, an array of the wrong shape.
+    """
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise KitError(f"{path} is larger than {_MOST_BYTES} bytes; that is no result of this kit")
+        document = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+    except (OSError, ValueError, RecursionError) as error:
+        raise KitError(
+            f"{path} cannot be read: {error}. Run measure.py on the device again and copy results.json."
+        ) from error
+    return parse_results(document, manifest, path)
+
+
+def parse_results(document: Any, manifest: Mapping[str, Any], source: object) -> KitResults:
+    """As `read_results`, from the parsed JSON."""
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        raise KitError(f"{source} is no result of a kit of this version (schema {SCHEMA})")
+    if document.get("kit") != manifest["kit"]:
+        raise KitError(
+            f"{source} belongs to kit {document.get('kit')!r}, not to {manifest['kit']!r}. Import it with its own kit."
+        )
+    jobs = document.get("jobs")
+    if not isinstance(jobs, list) or not all(isinstance(job, dict) for job in jobs):
+        raise KitError(f"{source}: `jobs` must be a list of measurements")
+    by_models: dict[tuple[str, ...], dict[str, Any]] = {}
+    for job in jobs:
+        key = (str(job.get("kind")), *(_texts(job.get("models"), source, "models")))
+        if key in by_models:
+            raise KitError(f"{source}: {', '.join(key[1:])} was measured twice. Run measure.py in a fresh folder.")
+        by_models[key] = job
+    protocol = Protocol(**manifest["protocol"])
+    timed, size = manifest["timed"], protocol.block
+    wanted_nodes = [("nodes", name) for name in manifest["profiled"]]
+    wanted_blocks = [("block", *timed[i : i + size]) for i in range(0, len(timed), size)]
+    _same_jobs(set(by_models), {*wanted_nodes, *wanted_blocks}, source)
+    blocks = [_checked_block(by_models[key], key[1:], protocol, source) for key in wanted_blocks]
+    return KitResults(
+        target=checked_target(document.get("target"), manifest, source),
+        kernels=tuple(_kernels(by_models[key], source) for key in wanted_nodes),
+        timings=timings_of(blocks) if blocks else None,
+    )
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no measurement")
+
+
+def _same_jobs(found: set[tuple[str, ...]], wanted: set[tuple[str, ...]], source: object) -> None:
+    missing, unknown = wanted - found, found - wanted
+    if unknown:
+        raise KitError(f"{source} holds measurements of models that are not in the kit: {sorted(unknown)[0][1:]}")
+    if missing:
+        raise KitError(
+            f"{source} lacks {len(missing)} of {len(wanted)} measurements. Run measure.py on the device to the end."
+        )
+
+
+def checked_target(value: Any, manifest: Mapping[str, Any], source: object) -> Mapping[str, Any]:
+    """The fingerprint that a device gave, if it may be one of the provider and threads that were asked for."""
+    texts = ("provider", "runtime", "runtime_version", "cpu", "accelerator")
+    if not isinstance(value, dict) or set(value) != {*texts, "threads", "isa"}:
+        raise KitError(f"{source}: the device's fingerprint is missing or has other fields")
+    for key in texts:
+        if not isinstance(value[key], str) or len(value[key]) > 200 or not value[key].isprintable():
+            raise KitError(f"{source}: {key} of the device must be a short text; got {value[key]!r:.60}")
+    _texts(value["isa"], source, "isa")
+    for key in ("provider", "threads"):
+        if value[key] != manifest[key] or type(value[key]) is not type(manifest[key]):
+            raise KitError(f"{source} was measured with {key} {value[key]!r}; the kit asks for {manifest[key]!r}")
+    return value
+
+
+def _checked_block(job: Mapping[str, Any], names: Sequence[str], protocol: Protocol, source: object) -> Block:
+    shape = (len(names), protocol.repeats)
+    samples = _times(job.get("samples_ms"), shape, source, names)
+    reference = _times(job.get("reference_ms"), (protocol.repeats * protocol.reference_samples,), source, names)
+    repeated = job.get("repeated")
+    if not isinstance(repeated, int) or not 0 <= repeated <= protocol.retries:
+        raise KitError(f"{source}: `repeated` is 0 to {protocol.retries}; got {repeated!r}")
+    return Block(samples, reference, repeated)
+
+
+def _kernels(job: Mapping[str, Any], source: object) -> Kernels:
+    names = _texts(job.get("kernels"), source, "kernels")
+    runs = len(job["ms"]) if isinstance(job.get("ms"), list) else 0
+    ms = _times(job.get("ms"), (runs, len(names)), source, job["models"], least=0.0)
+    return Kernels(names=names, ms=ms)
+
+
+def _times(
+    value: Any, shape: tuple[int, ...], source: object, names: Sequence[str], least: float = math.ulp(0.0)
+) -> np.ndarray:
+    """Milliseconds of the wanted shape, all between `least` and an hour."""
+    found = np.array(value, dtype=object)  # whatever it holds, it takes no more memory than it has
+    if found.shape != shape:
+        raise KitError(f"{source}: times of {', '.join(names)} must have shape {shape}; got {found.shape}")
+    for time in found.flat:
+        if type(time) not in (int, float):
+            raise KitError(f"{source}: times of {', '.join(names)} must be numbers; got {time!r:.60}")
+        if not least <= time <= _LONGEST_MS:
+            raise KitError(
+                f"{source}: a time is above 0 and at most an hour, in milliseconds; {', '.join(names)} has {time!r:.60}"
+            )
+    return found.astype(float)
+
+
+def _texts(value: Any, source: object, key: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(
+        isinstance(v, str) and len(v) <= 1_000 and v.isprintable() for v in value
+    ):
+        raise KitError(f"{source}: {key} must be a list of names; got {value!r:.60}")
+    return tuple(value)

@@ -1,0 +1,144 @@
+"""Profiling a device that cannot run this package: which models its kit holds, and the table that its results make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autoprune.errors import KitError
+from autoprune.latency.bench import Progress, make_bench
+from autoprune.latency.evidence import Evidence, build_table
+from autoprune.latency.geometries import possible_geometries, priced_operators
+from autoprune.latency.kit import kit_bytes, read_manifest, read_results
+from autoprune.latency.predictor import GeometryIndex
+from autoprune.latency.prior import prior_ms
+from autoprune.latency.profiling import as_prior, scanned_geometries
+from autoprune.latency.sampling import covering_widths, random_widths, scanned_widths, uniform_ladder
+from autoprune.latency.table import FIT, HELD_OUT, SCAN, LatencyTable, varying_operators
+from autoprune.latency.target import Target, check_target, target_of
+from autoprune.latency.timing import Protocol
+from autoprune.records import SearchSpace
+from autoprune.structure import Structure
+
+_COVERING, _HELD_OUT, _REMEASURED, _PROFILED = 200, 40, 16, 60
+AGAIN = "again"
+"""Second measurements of the first held-out policies."""
+
+
+def make_kit(
+    structure: Structure,
+    space: SearchSpace,
+    target_name: str,
+    *,
+    scanned: Mapping[str, Sequence[int]] | None = None,
+    threads: int = 1,
+    batch: int = 1,
+    precision: str = "fp32",
+    seed: int = 0,
+    protocol: Protocol | None = None,
+    origin: Mapping[str, Any] | None = None,
+    on_progress: Progress | None = None,
+) -> bytes:
+    """A zipped kit: every one of the `scanned` widths of every unit, 200 policies that cover `space`, 40 held-out ones.
+
+    The device cannot be asked which widths are useful first; the imported table tells.
+    `origin` is kept for whoever imports the results. Raises `UsageError` for a target that does not run ONNX models.
+    """
+    kind = check_target(target_name, precision)
+    if kind.runtime != "onnxruntime":
+        raise KitError(f"a kit holds ONNX models; {target_name} does not run them. Choose an ort target.")
+    target = _somewhere(target_name, kind.provider, threads, batch, precision)
+    bench = make_bench(structure, target, seed=seed, on_progress=on_progress, constant_weights=True)
+    widths, roles = _policies(structure, space, scanned or space.levels, seed)
+    planned = {
+        "space": space.to_json(),
+        "structure": structure.digest(),
+        "target": {"name": target_name, "batch": batch, "precision": precision},
+        "seed": seed,
+        "widths": widths.tolist(),
+        "roles": list(roles),
+    }
+    fit_rows = [number for number, role in enumerate(roles) if role == FIT]
+    return kit_bytes(
+        list(bench.models(widths, "building models")),
+        bench.dense,
+        bench.feeds,
+        provider=kind.provider,
+        threads=threads,
+        protocol=protocol or Protocol(),
+        timed=np.random.default_rng(seed).permutation(len(widths)).tolist(),
+        profiled=fit_rows[-_PROFILED:],
+        origin=planned | {"options": dict(origin or {})},
+    )
+
+
+def import_kit(results: Path, kit: Path, structure: Structure) -> LatencyTable:
+    """The table that a device's results make; `KitError` when they cannot be believed or are of another model."""
+    manifest = read_manifest(kit)
+    origin = manifest["origin"]
+    if origin.get("structure") != structure.digest():
+        raise KitError(f"{kit} was made for another model than this task's. Import it with the task it was made for.")
+    found = read_results(results, manifest)
+    if found.timings is None:
+        raise KitError(f"{results} holds no timings")
+    names = {name: number for number, name in enumerate(sorted(set(manifest["models"]) - {manifest["reference"]}))}
+    ratios = np.empty(len(names))
+    ratios[[names[name] for name in manifest["timed"]]] = found.timings.ratios
+    widths, roles = np.array(origin["widths"], dtype=np.int64), np.array(origin["roles"])
+    space = SearchSpace.from_json(origin["space"])
+    fitted = roles != AGAIN
+    evidence = Evidence(widths=widths[fitted], ratios=ratios[fitted], roles=tuple(roles[fitted].tolist()))
+    varying, _ = varying_operators(structure)
+    geometries = tuple(
+        scanned_geometries(varying, evidence.widths)
+        | dict.fromkeys(possible_geometries(varying, space, tuple(space.levels)))
+    )
+    target = target_of(found.target, **origin["target"])
+    profiled = widths[[names[name] for name in manifest["profiled"]]]
+    bench = make_bench(structure, target, seed=origin["seed"], constant_weights=True)
+    numbers = GeometryIndex(varying, geometries).numbers(profiled)
+    prior, _ = prior_ms(geometries, numbers, found.kernels, bench.onnx, priced_operators(structure.operators))
+    return build_table(
+        structure,
+        space,
+        target.fingerprint(),
+        evidence,
+        as_prior(geometries, prior),
+        again=ratios[roles == AGAIN],
+        dense_ms=found.timings.reference_ms,
+        noise=found.timings.noise,
+        seed=origin["seed"],
+        drift=found.timings.drift,
+        repeated_blocks=found.timings.repeated_blocks,
+        notes=(*bench.notes, f"measured by a kit on {found.target['cpu']}"),
+    )
+
+
+def _policies(
+    structure: Structure, space: SearchSpace, scanned: Mapping[str, Sequence[int]], seed: int
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Policies of a kit, int64 `[P, U]`, and the role of each."""
+    rng = np.random.default_rng(seed)
+    names = tuple(space.levels)
+    varying, _ = varying_operators(structure)
+    scans = scanned_widths(space, names, varying, scanned)
+    ladder = uniform_ladder(space, names)
+    geometries = tuple(scanned_geometries(varying, scans) | dict.fromkeys(possible_geometries(varying, space, names)))
+    index = GeometryIndex(varying, geometries)
+    seen = np.zeros(len(geometries))
+    np.add.at(seen, index.numbers(np.concatenate([scans, ladder])).ravel(), 1)
+    covering = covering_widths(space, names, index, _COVERING, seen, rng)
+    tested = random_widths(space, names, _HELD_OUT, rng)
+    parts = {SCAN: scans, FIT: np.concatenate([ladder, covering]), HELD_OUT: tested, AGAIN: tested[:_REMEASURED]}
+    return np.concatenate([*parts.values()]), tuple(role for role, rows in parts.items() for _ in rows)
+
+
+def _somewhere(name: str, provider: str, threads: int, batch: int, precision: str) -> Target:
+    """A target on a device that nobody asked yet."""
+    return Target(
+        name=name, provider=provider, threads=threads, batch=batch, precision=precision,
+        runtime="onnxruntime", runtime_version="", cpu="", isa=(),
+    )  # fmt: skip

@@ -1,0 +1,44 @@
+"""What a table says about itself, in lines for people."""
+
+from __future__ import annotations
+
+from autoprune.latency.check import TableCheck
+from autoprune.latency.fitting import HeldOut
+from autoprune.latency.table import FIT, SCAN, LatencyTable
+
+
+def accuracy_lines(table: LatencyTable) -> list[str]:
+    """How a table was made and how well it predicts."""
+    counts = table.counts
+    target = table.target
+    lines = [
+        f"{target['name']}, {target['threads']} thread(s), batch {target['batch']}, {target['precision']}: dense "
+        f"{table.dense_ms * 1e3:.0f} us, of which {table.remainder_ms * 1e3:.0f} us are fixed",
+        f"{len(table.entries)} geometries from {counts.get(SCAN, 0)} scanned and {counts.get(FIT, 0)} sampled policies "
+        f"in {table.seconds:.0f} s; the dense model moved by at most {table.drift_percent:.1f} % within a block "
+        f"({table.repeated_blocks} blocks repeated)",
+        errors_line(table.held_out),
+    ]
+    if table.refits:
+        lines.append(f"fitted anew {table.refits} time(s) with measured candidates")
+    return lines + list(table.notes)
+
+
+def errors_line(found: HeldOut) -> str:
+    """Errors on held-out policies in one line."""
+    return (
+        f"on {found.policies} held-out policies: mean error {found.mape_percent:.1f} %, largest "
+        f"{found.max_percent:.1f} %, bias {found.bias_percent:+.1f} %, Spearman {found.spearman:.3f}, re-measure noise "
+        f"{found.noise_percent:.1f} %; {found.within_2sd:.0%} within two predicted standard deviations"
+    )
+
+
+def check_lines(found: TableCheck) -> list[str]:
+    """Whether a table still holds."""
+    change = found.dense_ms_now / found.dense_ms_before - 1
+    return [
+        f"the dense model takes {found.dense_ms_now * 1e3:.0f} us now, {change:+.1%} against the table",
+        f"then: {errors_line(found.before)}",
+        f"now:  {errors_line(found.now)}",
+        "the table still holds" if found.holds else "the table no longer holds: run `autoprune profile` again",
+    ]

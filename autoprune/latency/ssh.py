@@ -1,0 +1,113 @@
+"""Measuring on another host over the OpenSSH client: a kit is sent, measured, and its results are brought back.
+
+The host needs a Python (3.8 or newer) with numpy and onnxruntime, nothing else. A measurement that breaks off goes on
+when the same models are measured again.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
+
+from autoprune.errors import LatencyError, UsageError
+from autoprune.latency import measure
+from autoprune.latency.kit import KitResults, checked_target, kit_bytes, kit_manifest, parse_results
+from autoprune.latency.measure import Protocol
+from autoprune.latency.timing import Feeds
+
+if TYPE_CHECKING:
+    from autoprune.latency.target import Target
+
+_OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=15")
+_FOLDER = ".cache/autoprune/kit-"
+
+
+def ask_fingerprint(address: str, provider: str, threads: int) -> Mapping[str, Any]:
+    """What the device is, from `measure.py` run there; `LatencyError` when it cannot be reached or lacks a package."""
+    script = Path(measure.__file__).read_bytes()
+    command = f"{_python(address)} - --fingerprint {shlex.quote(provider)} {threads}"
+    found = _parsed(_ssh(address, command, script), address)
+    return checked_target(found, {"provider": provider, "threads": threads}, address)
+
+
+def measure_remotely(
+    models: Sequence[bytes],
+    target: Target,
+    feeds: Feeds,
+    *,
+    reference: bytes | None = None,
+    protocol: Protocol | None = None,
+    profile: bool = False,
+) -> KitResults:
+    """Time `models` beside `reference` on the target's host, or ask the runtime's profiler there.
+
+    Raises `LatencyError` when the host cannot be reached or its measurement fails, `KitError` when what it returns is
+    not to be believed.
+    """
+    everything = range(len(models))
+    content = kit_bytes(
+        models,
+        reference if reference is not None else models[0],
+        feeds,
+        provider=target.provider,
+        threads=target.threads,
+        protocol=protocol or Protocol(),
+        timed=() if profile else everything,
+        profiled=everything if profile else (),
+    )
+    manifest = kit_manifest(content, "kit")
+    address, folder = target.address, _FOLDER + manifest["kit"]
+    _ssh(address, f"mkdir -p {folder} && cat > {folder}/kit.zip", content)
+    python = _python(address)
+    _ssh(address, f"cd {folder} && {python} -m zipfile -e kit.zip . && {python} measure.py .")
+    document = _parsed(_ssh(address, f"cat {folder}/results.json"), address)
+    results = parse_results(document, manifest, address)
+    _same_device(target, results.target)
+    _ssh(address, f"rm -r {folder}")
+    return results
+
+
+def _same_device(target: Target, found: Mapping[str, Any]) -> None:
+    wanted = target.fingerprint()
+    changed = [f"{key}: {wanted[key]!r} before, {found[key]!r} now" for key in found if wanted[key] != found[key]]
+    if changed:
+        raise LatencyError(f"{target.address} is another device than before ({'; '.join(changed)})")
+
+
+def _parsed(answer: bytes, address: str) -> Any:
+    try:
+        return json.loads(answer)
+    except (ValueError, RecursionError) as error:
+        raise LatencyError(
+            f"{address} did not answer with JSON: {error}. Does its shell print something at login?"
+        ) from error
+
+
+def _python(address: str) -> str:
+    given = parse_qs(address.partition("?")[2], keep_blank_values=True)
+    if set(given) - {"python"} or given.get("python") == [""]:
+        raise UsageError(f"a remote target may name its `python`; got {', '.join(given)} in {address!r}")
+    return shlex.quote(given.get("python", ["python3"])[0])
+
+
+def _ssh(address: str, command: str, stdin: bytes = b"") -> bytes:
+    """Run one command on the host; its standard output."""
+    host, colon, port = address.partition("?")[0].rpartition(":")
+    host, ports = (host, ("-p", port)) if colon and port.isdigit() else (address.partition("?")[0], ())
+    try:
+        done = subprocess.run(["ssh", *_OPTIONS, *ports, "--", host, command], input=stdin, capture_output=True)
+    except FileNotFoundError as error:
+        raise LatencyError("a remote target needs the OpenSSH client `ssh`; it is not installed here") from error
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.decode(errors="replace").replace("\r", "\n").splitlines() if line.strip()]
+        reason = lines[-1] if lines else f"exit code {done.returncode}"
+        raise LatencyError(
+            f"{host}: {reason}. Check `ssh {host}`, and that its Python has numpy and onnxruntime "
+            "(another one: ssh://user@host?python=PATH)."
+        )
+    return done.stdout

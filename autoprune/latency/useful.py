@@ -1,0 +1,85 @@
+"""Useful widths: those that no larger width beats on the measured table; and the staircases that show why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autoprune.latency.geometries import PricedOperator
+from autoprune.latency.predictor import LatencyPredictor
+from autoprune.latency.sampling import scan_contexts
+from autoprune.records import SearchSpace
+
+TOLERANCE = 0.005
+"""A width is useless when a larger one costs at most this share more."""
+
+_SDS = 1.0
+"""A difference below so many standard deviations is none: nobody could measure it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Staircase:
+    """Cost of the operators of one unit against its width, with all units that share them at full width.
+
+    `latency_ms` and `sd_ms` `[widths]`; `useful` are the widths that no larger one beats.
+    """
+
+    unit: str
+    widths: tuple[int, ...]
+    latency_ms: np.ndarray
+    sd_ms: np.ndarray
+    useful: tuple[int, ...]
+
+
+def staircases(
+    predictor: LatencyPredictor, space: SearchSpace, priced: Sequence[PricedOperator]
+) -> tuple[Staircase, ...]:
+    """The staircase of every unit of `space` that has more than one known width."""
+    found = []
+    names = tuple(space.levels)
+    for unit, name in enumerate(names):
+        widths = np.array(predictor.known_widths[name], dtype=np.int64)
+        if len(widths) < 2:
+            continue
+        costs, spreads = _costs(predictor, unit, widths, scan_contexts(unit, space, names, priced))
+        seen = ~np.isnan(costs[0])
+        found.append(
+            Staircase(
+                unit=name,
+                widths=tuple(map(int, widths[seen])),
+                latency_ms=costs[0][seen],
+                sd_ms=np.sqrt(np.mean(spreads[0][seen] ** 2, axis=1)),
+                useful=useful_among(widths, costs, spreads),
+            )
+        )
+    return tuple(found)
+
+
+def useful_among(widths: np.ndarray, costs: np.ndarray, spreads: np.ndarray) -> tuple[int, ...]:
+    """The widths `[W]`, ascending, that no larger one beats.
+
+    `costs` `[contexts, W]` are milliseconds (NaN: unknown), `spreads` `[contexts, W, draws]` what posterior draws
+    differ by. A width is dropped if some larger one costs at most 0.5 % more in every context, or a difference that is
+    smaller than its own standard deviation.
+    """
+    kept = []
+    for i, width in enumerate(widths):
+        more = costs[:, i + 1 :] - (1 + TOLERANCE) * costs[:, i : i + 1]
+        sd = np.sqrt(np.mean((spreads[:, i + 1 :] - spreads[:, i : i + 1]) ** 2, axis=2))
+        known = ~np.isnan(more)
+        beaten = known.any(axis=0) & (~known | (more <= _SDS * sd)).all(axis=0)
+        if not beaten.any() and not np.isnan(costs[:, i]).all():
+            kept.append(int(width))
+    return tuple(kept)
+
+
+def _costs(
+    predictor: LatencyPredictor, unit: int, widths: np.ndarray, contexts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Costs `[contexts, W]` and spreads `[contexts, W, draws]` of a unit."""
+    rows = np.repeat(contexts, len(widths), axis=0)
+    rows[:, unit] = np.tile(widths, len(contexts))
+    ms, draws = predictor.unit_costs(unit, rows)
+    return ms.reshape(len(contexts), -1), draws.reshape(len(contexts), len(widths), -1)

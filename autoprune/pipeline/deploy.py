@@ -1,0 +1,68 @@
+"""A model in the form that its target runs (ONNX, quantized ONNX or PyTorch), and how long that takes there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from autoprune.export.onnx_file import export_candidate
+from autoprune.export.verify import measure
+from autoprune.latency.bench import random_feeds
+from autoprune.latency.quantize import quantized
+from autoprune.latency.timing import Feeds, Model, Timings
+from autoprune.pipeline.prepare import Setup
+from autoprune.runfolder import write_atomic
+from autoprune.task.batches import length, sample_rows, take
+
+_CALIBRATION_BATCHES, _CALIBRATION_EXAMPLES = 4, 32
+
+
+def deployed(setup: Setup, model: nn.Module, path: Path) -> Model:
+    """`model` as the target runs it; an ONNX file at `path`, beside it one in int8 if the target wants that.
+
+    `path` is written for PyTorch targets too: the ONNX file is part of every result. Raises `StructureError` for a
+    model that cannot be exported or quantized.
+    """
+    export_candidate(model, setup.bench.task.example_inputs, path)
+    if setup.target.runtime == "torch":
+        return model
+    if setup.target.precision == "fp32":
+        return path
+    small = int8_path(path)
+    content = quantized(onnx.load(str(path)), *_calibration(setup)).SerializeToString()
+    write_atomic(small, content)
+    return small
+
+
+def int8_path(path: Path) -> Path:
+    """Where the int8 form of an ONNX file is kept."""
+    return path.with_suffix(".int8.onnx")
+
+
+def deployed_dense(setup: Setup) -> Model:
+    """The dense model as the target runs it, exported once."""
+    path = setup.folder.dense_onnx
+    if setup.target.runtime == "torch" and path.exists():
+        return setup.bench.dense
+    wanted = path if setup.target.precision == "fp32" else int8_path(path)
+    return wanted if wanted.exists() else deployed(setup, setup.bench.dense, path)
+
+
+def measure_beside_dense(setup: Setup, models: Sequence[Model]) -> Timings:
+    """Time models interleaved with the dense one, on the target."""
+    feeds = random_feeds(setup.bench.structure, setup.target.batch)
+    return measure(models, deployed_dense(setup), setup.target, feeds)
+
+
+def _calibration(setup: Setup) -> list[Feeds]:
+    """Training inputs that the activations' ranges are taken from."""
+    task = setup.bench.task
+    count = min(_CALIBRATION_BATCHES * _CALIBRATION_EXAMPLES, length(task.train_set))
+    rows = sample_rows(length(task.train_set), count, seed=setup.config.seed)
+    inputs = [task.split(take(task.train_set, part))[0] for part in torch.split(rows, _CALIBRATION_EXAMPLES)]
+    return [[np.ascontiguousarray(x.numpy()) for x in batch] for batch in inputs]

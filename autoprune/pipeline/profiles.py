@@ -1,0 +1,112 @@
+"""Profiles outside a run: measure a table, check it, look at it, and have a device measure it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from autoprune.config import RunConfig, load_config
+from autoprune.errors import UsageError
+from autoprune.latency.check import check_table
+from autoprune.latency.kit import read_manifest
+from autoprune.latency.kit_profile import import_kit, make_kit
+from autoprune.latency.report import accuracy_lines, check_lines
+from autoprune.latency.table import LatencyTable, varying_operators
+from autoprune.latency.target import make_target, split_address
+from autoprune.latency.useful import Staircase, staircases
+from autoprune.pipeline.events import Events
+from autoprune.pipeline.prepare import check_names, open_task, profiled_table, space_of
+from autoprune.recovery.dense import build_dense
+from autoprune.runfolder import write_atomic
+from autoprune.space import build_space, find_space, load_spec, needs_table
+from autoprune.structure import Structure, analyze
+
+_KIT_OPTIONS = ("task", "model", "data_dir", "space", "seed")
+
+
+def structure_of(config: RunConfig) -> Structure:
+    """Structure of the model that a configuration names, untrained: the weights do not matter to latency."""
+    task = open_task(config)
+    return analyze(build_dense(task), task.example_inputs)
+
+
+def profile_table(destination: Path, events: Events, **options: Any) -> LatencyTable:
+    """Measure a latency table and write it; an older table at `destination` stays until the new one is complete."""
+    config = load_config(None, options)
+    check_names(config)
+    target = make_target(config.target, config.threads, config.batch, config.precision)
+    table = profiled_table(config, structure_of(config), target, events, destination)
+    events.note(f"written to {destination}")
+    return table
+
+
+def check_profile(path: Path, events: Events, **options: Any) -> bool:
+    """Measure held-out policies of a table again and say whether it still holds.
+
+    Target, threads, batch and precision are those of the table. Raises `LatencyError` for a table of another machine.
+    """
+    table = LatencyTable.load(path)
+    known = {key: table.target[key] for key in ("threads", "batch", "precision")} | {"target": table.target["name"]}
+    config = load_config(None, known | options)
+    target = make_target(config.target, config.threads, config.batch, config.precision)
+    table.require(target, allow_foreign=config.allow_foreign_table)
+    structure = structure_of(config)
+    table.require_structure(structure)
+    events.stage("Checking the latency table")
+    found = check_table(
+        table, structure, target, seed=config.seed, on_progress=lambda stage, d, t: events.advance(d, t, stage)
+    )
+    for line in check_lines(found):
+        events.note(line)
+    return found.holds
+
+
+def explained(path: Path, **options: Any) -> tuple[LatencyTable, tuple[Staircase, ...]]:
+    """A table and the staircase of every unit."""
+    table = LatencyTable.load(path)
+    structure = structure_of(load_config(None, options))
+    return table, staircases(table.predictor(structure), table.space, varying_operators(structure)[0])
+
+
+def write_kit(destination: Path, events: Events, **options: Any) -> None:
+    """Write a device kit; nothing about the device needs to be known but its kind of target."""
+    config = load_config(None, options)
+    name, address = split_address(config.target)
+    if address:
+        raise UsageError("a kit is for devices that cannot be reached; over ssh, `autoprune profile` does it all")
+    events.stage("Device kit")
+    structure = structure_of(config)
+    spec = load_spec(find_space(config.space))
+    scanned = space = space_of(config, structure)
+    if needs_table(spec):
+        # The device cannot be asked which widths are useful before policies are chosen: evenly spaced ones stand in.
+        space = build_space(spec, structure.units, structure.digest(), config.space, scanned.levels)
+    content = make_kit(
+        structure,
+        space,
+        name,
+        scanned=scanned.levels,
+        threads=config.threads,
+        batch=config.batch,
+        precision=config.precision,
+        seed=config.seed,
+        origin={key: getattr(config, key) for key in _KIT_OPTIONS},
+        on_progress=lambda stage, done, total: events.advance(done, total, stage),
+    )
+    write_atomic(destination, content)
+    events.note(f"{destination}: {len(content) / 1e6:.1f} MB. Unpack it on the device, run `python3 measure.py` there")
+    events.note("(it needs numpy and onnxruntime, and goes on after an interruption), and bring results.json back:")
+    events.note(f"autoprune profile import results.json --kit {destination} --out table.json")
+
+
+def import_results(results: Path, kit: Path, destination: Path, events: Events) -> LatencyTable:
+    """Build and write the table of a device; an older one at `destination` stays when the results are refused."""
+    events.stage("Device results")
+    origin = read_manifest(kit)["origin"]
+    structure = structure_of(load_config(None, {k: v for k, v in origin["options"].items() if v is not None}))
+    table = import_kit(results, kit, structure)
+    table.save(destination)
+    for line in accuracy_lines(table):
+        events.note(line)
+    events.note(f"written to {destination}; search with --table {destination} --allow-foreign-table")
+    return table
