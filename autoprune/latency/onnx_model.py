@@ -189,10 +189,11 @@ def _free_reshapes(graph: onnx.GraphProto, weights: dict[str, np.ndarray]) -> No
         shape = weights.get(node.input[1]) if node.op_type == "Reshape" else None
         if shape is None:
             continue
-        if shape.shape == (2,) and (shape[0] <= 0 < shape[1] or tuple(shape) == (0, -1)):
+        before, after = (shapes.get(plain_name(name), []) for name in (node.input[0], node.output[0]))
+        merges = before and after and before[0] != after[0]  # its first dimension is not that of its input
+        if shape.shape == (2,) and (shape[0] <= 0 < shape[1] or tuple(shape) == (0, -1)) and not merges:
             sizes = [0, -1]
         else:
-            before, after = (shapes.get(plain_name(name), []) for name in (node.input[0], node.output[0]))
             same = list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=False)))
             if len(same) < 2:
                 continue

@@ -1,18 +1,28 @@
 from functools import cache
 
+import numpy as np
+import onnx
 import pytest
 import torch
 
+from autoprune.latency import bench
 from autoprune.latency.onnx_model import export_onnx
 from autoprune.latency.target import make_target
 from autoprune.records import SearchSpace
 from autoprune.structure import analyze
-from tests.latency.nets import NETS
+from tests.latency.machines import AdditiveMachine, simulated_table
+from tests.latency.nets import MIXED, NETS
+
+_made = set()
 
 
 @cache
 def _structure(name):
+    _made.add(name)
     torch.manual_seed(0)
+    if name in MIXED:
+        build, shape = MIXED[name]
+        return analyze(build().eval(), (torch.randn(shape),))
     return analyze(NETS[name]().eval(), (torch.randn(1, 1, 8, 8),))
 
 
@@ -22,31 +32,74 @@ def _dense(name):
     return export_onnx(structure.model, structure.example_inputs)
 
 
+@cache
+def _space(name, step=2):
+    units = _structure(name).units
+    return SearchSpace(id=f"space-{name}", levels={u.name: tuple(range(step, u.width + 1, step)) for u in units})
+
+
+@cache
+def _target():
+    return make_target("ort-cpu")
+
+
+@cache
+def _table():
+    machine = AdditiveMachine(_structure("residual"), noise=0.003)
+    return simulated_table(machine, _space("residual"), _target())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def export_once():
+    """The dense export of a shared structure is made once; everything else is exported as always."""
+    real = bench.export_onnx
+
+    def export(model, example_inputs):
+        for name in _made:
+            if _structure(name).model is model:
+                found = onnx.ModelProto()
+                found.CopyFrom(_dense(name))
+                return found
+        return real(model, example_inputs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "export_onnx", export)
+        yield
+
+
 @pytest.fixture(params=NETS)
 def net(request):
     """Name of each tiny net in turn."""
     return request.param
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def structure_of():
     return _structure
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def dense_of():
     return _dense
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def space_of():
-    def build(name):
-        units = _structure(name).units
-        return SearchSpace(id=f"space-{name}", levels={u.name: tuple(range(2, u.width + 1, 2)) for u in units})
-
-    return build
+    return _space
 
 
 @pytest.fixture(scope="session")
 def target():
-    return make_target("ort-cpu")
+    return _target()
+
+
+@pytest.fixture
+def table():
+    """A table of `residual` on a simulated machine with 0.3 % noise."""
+    return _table()
+
+
+@pytest.fixture(scope="session")
+def feeds():
+    """The input of the tiny nets."""
+    return [np.random.default_rng(0).standard_normal((1, 1, 8, 8), dtype=np.float32)]

@@ -63,3 +63,55 @@ class Flat(nn.Module):
 
 
 NETS = {"residual": Residual, "depthwise": Depthwise, "flat": Flat}
+
+
+class Recurrent(nn.Module):
+    """A bidirectional LSTM between linear layers; only the last hidden layer can be pruned."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(4, 8)
+        self.lstm = nn.LSTM(8, 6, batch_first=True, bidirectional=True)
+        self.hidden, self.head = nn.Linear(12, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x, _ = self.lstm(torch.relu(self.embed(x)))
+        return self.head(torch.relu(self.hidden(x[:, -1])))
+
+
+class Attention(nn.Module):
+    """Layer norm and attention whose widths stay, and a feed-forward part."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm = nn.Linear(4, 8), nn.LayerNorm(8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.wide, self.narrow, self.head = nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.embed(x)
+        y = self.norm(x)
+        x = x + self.attention(y, y, y, need_weights=False)[0]
+        x = x + self.narrow(torch.relu(self.wide(x)))
+        return self.head(x.mean(1))
+
+
+class Upsampling(nn.Module):
+    """A transposed convolution whose widths stay, and a convolution whose width does not."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.up = nn.Conv2d(1, 8, 3, padding=1), nn.ConvTranspose2d(8, 4, 2, 2)
+        self.body, self.head = nn.Conv2d(4, 6, 3, padding=1), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.up(torch.relu(self.first(x))))
+        return self.head(torch.relu(self.body(x)).mean((2, 3)))
+
+
+MIXED = {
+    "recurrent": (Recurrent, (1, 5, 4)),
+    "attention": (Attention, (1, 5, 4)),
+    "upsampling": (Upsampling, (1, 1, 8, 8)),
+}
+"""Nets that hold operators whose widths cannot change: class and shape of the input."""

@@ -1,11 +1,19 @@
+from dataclasses import replace
+
+import numpy as np
 import onnx
 import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
 
 from autoprune.errors import LatencyError
 from autoprune.latency import bench as bench_module
-from autoprune.latency.bench import make_bench, random_feeds
+from autoprune.latency.bench import as_policy, make_bench, random_feeds
 from autoprune.latency.onnx_model import Resizer
 from autoprune.latency.target import make_target
+from autoprune.latency.timing import named_feeds, open_session
+from tests.latency.machines import QUICK
 
 
 class WrongResizer(Resizer):
@@ -23,24 +31,119 @@ class RefusingResizer(Resizer):
         raise LatencyError("a weight without a name")
 
 
-def test_models_are_resized_and_nothing_is_noted(net, structure_of, space_of, target):
-    bench = make_bench(structure_of(net), space_of(net), target, seed=0, on_progress=None)
-    assert bench.notes == ()
+def conv_shapes(content):
+    graph = onnx.load_model_from_string(content).graph
+    return sorted(tuple(i.dims) for i in graph.initializer if len(i.dims) == 4)
 
 
-@pytest.mark.parametrize(("resizer", "reason"), [(WrongResizer, "differs"), (RefusingResizer, "without a name")])
+def test_models_are_resized_and_nothing_is_noted(net, structure_of, target):
+    assert make_bench(structure_of(net), target).notes == ()
+
+
+def test_rows_of_widths_become_models_of_these_widths_and_progress_is_told(structure_of, target):
+    told = []
+    structure = structure_of("flat")
+    bench = make_bench(structure, target, on_progress=lambda *stage: told.append(stage))
+    assert bench.unit_names == tuple(unit.name for unit in structure.units)
+    column = bench.unit_names.index("features.0")
+    rows = np.array([[unit.width for unit in structure.units]] * 3)
+    rows[:, column] = [8, 5, 2]
+    assert [conv_shapes(model) for model in bench.models(rows, "a stage")] == [
+        [(8, 1, 3, 3)],
+        [(5, 1, 3, 3)],
+        [(2, 1, 3, 3)],
+    ]
+    assert told == [("a stage", 0, 3), ("a stage", 1, 3), ("a stage", 2, 3), ("a stage", 3, 3)]
+
+
+def test_a_policy_has_the_widths_of_its_row():
+    assert dict(as_policy(["a", "b"], np.array([3, 4])).widths) == {"a": 3, "b": 4}
+    with pytest.raises(ValueError, match="zip"):
+        as_policy(["a"], np.array([3, 4]))
+
+
+@pytest.mark.parametrize(
+    ("resizer", "reason", "constant"),
+    [(WrongResizer, "differs", False), (RefusingResizer, "without a name", False), (RefusingResizer, "a name", True)],
+)
 def test_the_exporter_takes_over_when_resizing_cannot_be_proven(
-    resizer, reason, structure_of, space_of, target, monkeypatch
+    resizer, reason, constant, structure_of, space_of, target, monkeypatch
 ):
     monkeypatch.setattr(bench_module, "Resizer", resizer)
-    space = space_of("flat")
-    bench = make_bench(structure_of("flat"), space, target, seed=0, on_progress=None)
+    bench = make_bench(structure_of("flat"), target, constant_weights=constant)
     assert reason in bench.notes[0]
-    small = onnx.load_model_from_string(bench.build(space.smallest()))
-    assert sorted(tuple(i.dims) for i in small.graph.initializer if len(i.dims) == 4) == [(2, 1, 3, 3)]
+    assert "every policy was exported anew" in bench.notes[0]
+    small = bench.build(space_of("flat").smallest())
+    assert conv_shapes(small) == [(2, 1, 3, 3)]
+    if constant:
+        weights = {i.name: numpy_helper.to_array(i) for i in onnx.load_from_string(small).graph.initializer}
+        assert np.ptp(weights["features.0.weight"]) == 0
+
+
+def test_an_int8_policy_that_is_exported_anew_is_int8(structure_of, space_of, target, monkeypatch, feeds):
+    monkeypatch.setattr(bench_module, "Resizer", RefusingResizer)
+    int8 = replace(target, precision="int8")
+    bench = make_bench(structure_of("flat"), int8)
+    small = bench.build(space_of("flat").smallest())
+    kinds = {i.data_type for i in onnx.load_from_string(small).graph.initializer}
+    assert onnx.TensorProto.INT8 in kinds
+    session = open_session(small, target)
+    assert session.run(None, named_feeds(session, feeds))[0].shape == (1, 5)
+
+
+def test_constant_weights_are_constant_in_every_model(structure_of, space_of, target):
+    bench = make_bench(structure_of("residual"), target, constant_weights=True)
+    assert bench.notes == ()
+    for content in (bench.dense, bench.build(space_of("residual").smallest())):
+        for initializer in onnx.load_from_string(content).graph.initializer:
+            value = numpy_helper.to_array(initializer)
+            assert value.dtype.kind != "f" or np.ptp(value) == 0
+
+
+def test_a_remote_provider_is_not_needed_to_build_models(structure_of, target):
+    elsewhere = replace(target, provider="QNNExecutionProvider", address="me@board")
+    assert make_bench(structure_of("flat"), elsewhere).notes == ()
+
+
+def test_pytorch_runs_the_shrunk_modules_themselves(structure_of, space_of):
+    structure, space = structure_of("residual"), space_of("residual")
+    bench = make_bench(structure, make_target("torch-cpu"))
+    assert bench.onnx is None
+    assert bench.dense is structure.model
+    small = bench.build(space.smallest())
+    assert isinstance(small, nn.Module)
+    assert not small.training
+    assert small.state_dict()["body.0.weight"].shape == (2, 2, 3, 3)
+    rows = np.array([list(space.smallest().widths.values()), list(space.largest().widths.values())])
+    assert len(bench.time(rows, "timing", QUICK).ratios) == 2
+    assert bench.kernels(rows) == []
+
+
+def test_a_bench_times_and_profiles_rows(structure_of, space_of, target):
+    space = space_of("flat")
+    bench = make_bench(structure_of("flat"), target)
+    rows = np.array([list(space.smallest().widths.values()), list(space.largest().widths.values())])
+    found = bench.time(rows, "timing", QUICK)
+    assert len(found.ratios) == 2
+    first, second = bench.kernels(rows)
+    assert first.names
+    assert len(first.names) == len(second.names)
 
 
 def test_feeds_have_the_batch_of_the_target(structure_of):
     feeds = random_feeds(structure_of("flat"), make_target("ort-cpu", batch=5).batch)
     assert [value.shape for value in feeds] == [(5, 1, 8, 8)]
+    assert feeds[0].dtype == np.float32
     assert feeds[0].std() > 0.5
+    np.testing.assert_array_equal(feeds[0], random_feeds(structure_of("flat"), 5)[0])
+    assert not np.array_equal(feeds[0], random_feeds(structure_of("flat"), 5, seed=1)[0])
+
+
+def test_whole_numbers_are_fed_as_the_example_has_them(structure_of):
+    tokens = torch.tensor([[3, 1, 2], [0, 0, 0]])
+    structure = replace(structure_of("flat"), example_inputs=(tokens, torch.tensor(2.0), torch.tensor(4)))
+    first, second, third = random_feeds(structure, 3)
+    np.testing.assert_array_equal(first, [[3, 1, 2]] * 3)
+    assert first.dtype == np.int64
+    assert second.shape == third.shape == ()
+    assert third == 4

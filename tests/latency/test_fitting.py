@@ -1,23 +1,31 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoprune.latency.fitting import fit, held_out
+from autoprune.latency.fitting import DRAWS, fit, held_out, spearman
+from autoprune.latency.order import monotone
 
 OPERATORS, LEVELS = 8, 12
+CHAINS = [np.arange(LEVELS) + LEVELS * operator for operator in range(OPERATORS)]
+"""Entries of one operator in the order of their widths."""
 
 
-def world(seed, policies=120, overhead=0.0, noise=0.0, prior_error=0.2):
+def world(seed, policies=120, overhead=0.0, noise=0.0, prior_error=0.2, ordered=False, entries=None):
     """Counts, times, prior and true entries of a machine that is additive but for noise."""
     rng = np.random.default_rng(seed)
-    entries = rng.uniform(0.01, 0.1, size=OPERATORS * LEVELS)
+    entries = rng.uniform(0.01, 0.1, size=OPERATORS * LEVELS) if entries is None else entries
+    if ordered:
+        for chain in CHAINS:
+            entries[chain] = np.sort(entries[chain])
     columns = rng.integers(LEVELS, size=(policies, OPERATORS)) + LEVELS * np.arange(OPERATORS)
     counts = np.zeros((policies, len(entries)))
     np.put_along_axis(counts, columns, 1.0, axis=1)
     times = (0.05 + counts @ entries) * (1 + noise * rng.standard_normal(policies))
     prior = 1.2 * entries * np.exp(prior_error * rng.standard_normal(len(entries))) + overhead
-    return counts, times, prior
+    return counts, times, prior, entries
 
 
 def errors(predicted, times):
@@ -25,49 +33,173 @@ def errors(predicted, times):
 
 
 @pytest.mark.parametrize("overhead", [0.0, 0.05])
-def test_the_fit_predicts_what_it_has_not_seen_better_than_its_prior(overhead):
-    counts, times, prior = world(0, policies=160, overhead=overhead)
+@pytest.mark.parametrize("noise", [0.0, 0.004])
+def test_the_fit_predicts_what_it_has_not_seen_better_than_its_prior(overhead, noise):
+    counts, times, prior, _ = world(0, policies=160, overhead=overhead, noise=noise)
     result = fit(counts[:120], times[:120], prior)
     scale = np.linalg.lstsq(np.stack([counts[:120] @ prior, np.ones(120)], axis=1), times[:120], rcond=None)[0]
     prior_only = counts[120:] @ prior * scale[0] + scale[1]
     assert errors(result.predict(counts[120:]), times[120:]) < 0.5 * errors(prior_only, times[120:])
-    assert result.intercept_ms >= 0
+    assert result.remainder_ms >= 0
 
 
 def test_a_perfect_prior_is_only_scaled():
-    counts, times, prior = world(1, prior_error=0.0)
-    np.testing.assert_allclose(fit(counts, times, prior).predict(counts), times, rtol=1e-3)
+    counts, times, prior, entries = world(1, prior_error=0.0)
+    result = fit(counts, times, prior)
+    np.testing.assert_allclose(result.predict(counts), times, rtol=1e-3)
+    np.testing.assert_allclose(result.entries_ms, entries, rtol=0.02)
+    assert result.remainder_ms == pytest.approx(0.05, rel=0.1)
+
+
+def test_entries_that_no_policy_held_keep_their_scaled_prior():
+    counts, times, prior, entries = world(4, prior_error=0.05)
+    counts, prior = np.pad(counts, ((0, 0), (0, 1))), np.append(prior, 1.2 * 0.07)
+    result = fit(counts, times, prior)
+    assert result.entries_ms[-1] == pytest.approx(0.07, rel=0.03)
+    seen = np.abs(result.entries_ms[:-1] / entries - 1).mean()
+    assert seen < np.abs(prior[:-1] / 1.2 / entries - 1).mean()
+    own = np.sqrt(np.mean(result.spread_ms**2, axis=0)) / result.entries_ms
+    assert own[-1] > 1.2 * np.median(own[:-1])
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000), st.floats(0, 0.2), st.floats(0, 0.05))
-def test_entries_and_intercept_are_never_negative(seed, overhead, noise):
-    counts, times, prior = world(seed, policies=50, overhead=overhead, noise=noise)
-    result = fit(counts, times, prior)
+def test_entries_and_remainder_are_never_negative(seed, overhead, noise):
+    counts, times, prior, _ = world(seed, policies=50, overhead=overhead, noise=noise)
+    result = fit(counts, times, prior, chains=CHAINS)
     assert (result.entries_ms > 0).all()
-    assert result.intercept_ms >= 0
+    assert result.remainder_ms >= 0
+    assert result.spread_ms.shape == (DRAWS, OPERATORS * LEVELS)
+    assert result.remainder_spread_ms.shape == (DRAWS,)
+    assert np.isfinite(result.spread_ms).all()
 
 
 def test_a_heavy_weight_is_met():
-    counts, times, prior = world(2, policies=60, noise=0.05)
+    counts, times, prior, _ = world(2, policies=60, noise=0.05)
     weights = np.ones(60)
     weights[7] = 100.0
     assert fit(counts, times, prior, weights).predict(counts[7:8])[0] == pytest.approx(times[7], rel=1e-3)
 
 
 def test_times_that_contradict_the_prior_still_give_a_usable_table():
-    counts, times, prior = world(3)
+    counts, times, prior, _ = world(3)
     against = 2 * times.mean() - times
     result = fit(counts, against, prior)
     assert (result.entries_ms > 0).all()
     assert errors(result.predict(counts), against) < 0.1
 
 
+def longest_fall(entries, chains):
+    return max(float((entries[c[:-1]] / entries[c[1:]]).max()) for c in chains) - 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_chain_falls_and_knowing_that_helps(seed):
+    counts, times, prior, entries = world(seed, policies=160, noise=0.01, prior_error=0.4, ordered=True)
+    seen, new, truth = slice(60), slice(60, None), 0.05 + counts @ entries
+    tied, free = fit(counts[seen], times[seen], prior, chains=CHAINS), fit(counts[seen], times[seen], prior)
+    assert longest_fall(free.entries_ms, CHAINS) > 0.05
+    assert longest_fall(tied.entries_ms, CHAINS) < 1e-6
+    assert errors(tied.predict(counts[new]), truth[new]) < errors(free.predict(counts[new]), truth[new])
+
+
+def test_ordered_evidence_is_fitted_as_without_chains():
+    counts, times, prior, _ = world(5, policies=400, noise=0.0, prior_error=0.02, ordered=True)
+    tied, free = fit(counts, times, prior, chains=CHAINS), fit(counts, times, prior)
+    np.testing.assert_allclose(tied.predict(counts), free.predict(counts), rtol=2e-3)
+
+
+def test_noise_is_smoothed_away():
+    """The true latencies are met better than the noisy times that were fitted."""
+    counts, times, prior, entries = world(6, policies=300, noise=0.03)
+    truth = 0.05 + counts @ entries
+    result = fit(counts, times, prior, noise=0.03)
+    assert errors(result.predict(counts), truth) < 0.8 * errors(times, truth)
+
+
+def test_noise_that_was_not_announced_is_found():
+    counts, times, prior, entries = world(7, policies=300, noise=0.05)
+    truth = 0.05 + counts @ entries
+    result = fit(counts, times, prior, noise=0.004)
+    assert errors(result.predict(counts), truth) < 0.8 * errors(times, truth)
+
+
+def coverage(prior_error, noise, policies, seeds=12):
+    """Share of new policies whose true latency lies within two standard deviations, and the mean deviation."""
+    inside, ratios = [], []
+    for seed in range(seeds):
+        counts, times, prior, entries = world(seed, policies=policies + 100, noise=noise, prior_error=prior_error)
+        result = fit(counts[:policies], times[:policies], prior, noise=max(noise, 0.001), seed=seed)
+        error = result.predict(counts[policies:]) - (0.05 + counts[policies:] @ entries)
+        sd = result.sd_ms(counts[policies:])
+        inside.append(np.abs(error) <= 2 * sd)
+        ratios.append(np.mean(error**2) / np.mean(sd**2))
+    return float(np.mean(inside)), float(np.sqrt(np.mean(ratios)))
+
+
+@pytest.mark.parametrize("policies", [120, 250])
+@pytest.mark.parametrize(("prior_error", "noise"), [(0.1, 0.004), (0.3, 0.004), (0.1, 0.02), (0.3, 0.02)])
+def test_about_95_percent_lie_within_two_standard_deviations(prior_error, noise, policies):
+    inside, ratio = coverage(prior_error, noise, policies)
+    assert 0.9 < inside < 0.99
+    assert 0.85 < ratio < 1.2
+
+
+def test_with_few_policies_the_draws_are_somewhat_too_sure():
+    """The evidence cannot tell then how wrong the prior is; a table corrects this on its held-out policies."""
+    inside, ratio = coverage(0.3, 0.004, 40)
+    assert 0.75 < inside < 0.95
+    assert 1 < ratio < 2
+
+
+def test_the_deviation_of_a_sum_is_that_of_its_draws():
+    counts, times, prior, _ = world(8, noise=0.01)
+    result = fit(counts, times, prior)
+    draws = np.array([d + counts @ s for d, s in zip(result.remainder_spread_ms, result.spread_ms, strict=True)])
+    np.testing.assert_allclose(result.sd_ms(counts), np.sqrt(np.mean(draws**2, axis=0)))
+    certain = replace(result, spread_ms=result.spread_ms * 0, remainder_spread_ms=result.remainder_spread_ms * 0)
+    assert (certain.sd_ms(counts) == 0).all()
+
+
+def test_more_evidence_makes_surer():
+    sds = []
+    for policies in (40, 400):
+        counts, times, prior, _ = world(9, policies=policies, noise=0.01)
+        sds.append(fit(counts, times, prior, noise=0.01).sd_ms(counts[:40]).mean())
+    assert sds[1] < 0.7 * sds[0]
+
+
+def test_the_same_seed_gives_the_same_draws():
+    counts, times, prior, _ = world(10)
+    first, second, other = (fit(counts, times, prior, seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first.spread_ms, second.spread_ms)
+    np.testing.assert_array_equal(first.entries_ms, other.entries_ms)
+    assert not np.array_equal(first.spread_ms, other.spread_ms)
+
+
+def test_a_fit_ends_in_a_projection():
+    counts, times, prior, _ = world(11, policies=60, noise=0.02, prior_error=0.4)
+    entries = fit(counts, times, prior, chains=CHAINS).entries_ms
+    np.testing.assert_allclose(monotone(entries, np.ones(len(entries)), CHAINS), entries, rtol=1e-6)
+
+
 def test_held_out_numbers_are_percent_of_the_measurement():
-    found = held_out(np.array([1.1, 2.0, 2.7]), np.array([1.0, 2.0, 3.0]), np.array([1.01]))
+    predicted, measured, sd = np.array([1.1, 2.0, 2.7]), np.array([1.0, 2.0, 3.0]), np.array([0.06, 0.0, 0.1])
+    found = held_out(predicted, measured, np.array([1.01]), sd)
     assert found.policies == 3
     assert found.mape_percent == pytest.approx(20 / 3)
     assert found.max_percent == pytest.approx(10)
     assert found.bias_percent == pytest.approx(0)
     assert found.spearman == pytest.approx(1)
     assert found.noise_percent == pytest.approx(1)
+    assert found.within_2sd == pytest.approx(2 / 3)
+    assert held_out(predicted, measured, np.array([]), sd).noise_percent == 0
+    assert held_out(predicted * 1.1, measured, np.array([]), sd).bias_percent == pytest.approx(10)
+
+
+def test_rank_correlation():
+    rising = np.array([1.0, 2.0, 3.0, 4.0])
+    assert spearman(rising, rising**3) == pytest.approx(1)
+    assert spearman(rising, -rising) == pytest.approx(-1)
+    assert spearman(np.ones(4), rising) == 1
+    assert spearman(rising, np.array([1.0, 1.0, 2.0, 2.0])) == pytest.approx(0.894427)

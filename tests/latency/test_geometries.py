@@ -1,8 +1,14 @@
 from collections import Counter
 
 import numpy as np
+import pytest
 
+from autoprune.latency import geometries as geometries_module
 from autoprune.latency.geometries import possible_geometries, priced_operators
+from autoprune.latency.profiling import profile
+from autoprune.latency.table import LatencyTable
+from tests.latency.machines import QUICK
+from tests.latency.nets import MIXED
 
 
 def _dense_keys(structure):
@@ -46,10 +52,24 @@ def test_possible_geometries_are_all_that_any_policy_produces(net, structure_of,
     priced = priced_operators(structure.operators)
     possible = possible_geometries(priced, space, names)
     assert max(Counter(possible).values()) == 1
+    assert possible == possible_geometries(priced, space, names)
     rng = np.random.default_rng(0)
     widths = np.stack([rng.choice(space.levels[name], size=3000) for name in names], axis=1)
     seen = {p.geometry(row) for p in priced for row in np.unique(p.sizes(widths), axis=0)}
     assert seen == set(possible)
+
+
+def test_too_many_combinations_are_sampled(structure_of, space_of, monkeypatch):
+    monkeypatch.setattr(geometries_module, "_MOST_COMBINATIONS", 20)
+    structure, space = structure_of("residual"), space_of("residual")
+    names = [unit.name for unit in structure.units]
+    priced = priced_operators(structure.operators)
+    sampled = possible_geometries(priced, space, names, seed=1)
+    assert sampled == possible_geometries(priced, space, names, seed=1)
+    monkeypatch.undo()
+    everything = set(possible_geometries(priced, space, names))
+    assert set(sampled) < everything
+    assert len(sampled) > len(everything) / 4
 
 
 def test_keys_hold_no_layer_names(net, structure_of, space_of):
@@ -57,3 +77,28 @@ def test_keys_hold_no_layer_names(net, structure_of, space_of):
     names = [unit.name for unit in structure.units]
     text = " ".join(map(str, possible_geometries(priced_operators(structure.operators), space_of(net), names)))
     assert not any(name in text for name in [*names, "stem", "conv2d_1"])
+
+
+# --- operators whose widths cannot change
+
+FIXED = {
+    "recurrent": {"lstm 8->12 5 k1 g2", "linear+relu 4->8 5"},
+    "attention": {"layer_norm 8->8 5", "scaled_dot_product_attention 4->4 2x5 k5 g2", "linear 8->24 5"},
+    "upsampling": {"conv_transpose2d+relu 8->4 16x16 k2x2 s2x2", "conv2d+relu 1->8 8x8 k3x3"},
+}
+PRUNED = {"recurrent": "hidden", "attention": "wide", "upsampling": "body"}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_a_net_with_operators_that_keep_their_widths_is_profiled(name, structure_of, space_of, target, tmp_path):
+    structure, space = structure_of(name), space_of(name)
+    assert set(space.levels) == {PRUNED[name]}
+    table = profile(structure, space, target, max_seconds=0.0, protocol=QUICK)
+    assert not any("exported anew" in note for note in table.notes)
+    assert set(table.fixed) >= FIXED[name]
+    assert not FIXED[name] & set(map(str, table.entries))
+    assert table.remainder_ms >= 0
+    table.save(tmp_path / "table.json")
+    assert LatencyTable.load(tmp_path / "table.json") == table
+    predictor = table.predictor(structure)
+    assert (predictor.predict([space.smallest(), space.largest()]) > 0).all()

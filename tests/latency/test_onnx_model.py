@@ -8,9 +8,10 @@ from onnx import numpy_helper
 from torch import nn
 
 from autoprune.errors import LatencyError, RunFolderError, StructureError
-from autoprune.latency.onnx_model import Resizer, export_onnx
+from autoprune.latency.onnx_model import Resizer, export_onnx, is_transposed, plain_name, with_constant_weights
 from autoprune.latency.timing import open_session
-from tests.latency.nets import Residual
+from autoprune.records import Policy
+from tests.latency.nets import MIXED, Residual
 
 
 def _outputs(model_bytes, target, x):
@@ -111,3 +112,104 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, structure_of, monkeypatch):
     with pytest.raises(RunFolderError, match="No space left"):
         export_onnx(structure.model, structure.example_inputs, path)
     assert path.read_text() == "old"
+
+
+def test_constant_weights_are_one_over_the_fan_in_and_the_model_still_runs(net, dense_of, target):
+    before = dense_of(net).SerializeToString()
+    constant = with_constant_weights(dense_of(net))
+    assert dense_of(net).SerializeToString() == before
+    for old, new in zip(dense_of(net).graph.initializer, constant.graph.initializer, strict=True):
+        assert (old.name, old.dims, old.data_type) == (new.name, new.dims, new.data_type)
+        weight = numpy_helper.to_array(new)
+        if weight.dtype.kind == "f" and weight.size > 1:
+            np.testing.assert_allclose(weight, 1 / max(1, np.prod(weight.shape[1:])), rtol=1e-6)
+        else:
+            np.testing.assert_array_equal(weight, numpy_helper.to_array(old))
+    found = _outputs(constant.SerializeToString(), target, torch.ones(1, 1, 8, 8))
+    assert np.isfinite(found).all()
+    assert np.abs(found).max() < 100
+
+
+def test_a_resized_constant_model_has_the_shapes_of_a_resized_one(net, structure_of, dense_of, space_of):
+    structure, policy = structure_of(net), space_of(net).smallest()
+    plain, constant = (
+        onnx.load_model_from_string(Resizer(model, structure).resize(policy)).graph.initializer
+        for model in (dense_of(net), with_constant_weights(dense_of(net)))
+    )
+    assert [(i.name, i.dims) for i in plain] == [(i.name, i.dims) for i in constant]
+
+
+def test_numbers_without_dimensions_survive_resizing(structure_of, dense_of, space_of):
+    dense = onnx.ModelProto()
+    dense.CopyFrom(dense_of("flat"))
+    dense.graph.initializer.append(numpy_helper.from_array(np.array(0.5, np.float32), "scale"))
+    dense.graph.initializer.append(numpy_helper.from_array(np.array(3, np.uint8), "zero_point"))
+    resized = onnx.load_model_from_string(Resizer(dense, structure_of("flat")).resize(space_of("flat").smallest()))
+    found = {i.name: numpy_helper.to_array(i) for i in resized.graph.initializer}
+    assert found["scale"].shape == found["zero_point"].shape == ()
+    assert (found["scale"], found["zero_point"]) == (0.5, 3)
+    assert found["zero_point"].dtype == np.uint8
+
+
+def test_folded_biases_follow_their_weights(structure_of, dense_of):
+    """Batch norm gives `inner` a bias with a name of the exporter's; it must be cut as the rows of the weight are."""
+    structure = structure_of("residual")
+    widths = {unit.name: unit.width for unit in structure.units} | {"inner.0": 3}
+    policy = Policy(space_id="", widths=widths)
+    resized = onnx.load_model_from_string(Resizer(dense_of("residual"), structure).resize(policy))
+    stored = {i.name: numpy_helper.to_array(i) for i in resized.graph.initializer}
+    before = {i.name: numpy_helper.to_array(i) for i in dense_of("residual").graph.initializer}
+    node = next(n for n in resized.graph.node if "inner.0.weight" in n.input)
+    bias = node.input[2]
+    assert bias not in structure.tensors
+    assert stored["inner.0.weight"].shape[0] == 3
+    np.testing.assert_array_equal(stored[bias], before[bias][:3])
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("a.weight", "a.weight"),
+        ("a.weight_quantized", "a.weight"),
+        ("a.weight_DequantizeLinear_Output", "a.weight"),
+        ("a.bias_quantized_DequantizeLinear_Output", "a.bias"),
+        ("a.weight_transposed", "a.weight"),
+        ("a.weight_transposed_quantized_DequantizeLinear_Output", "a.weight"),
+        ("quantized_a", "quantized_a"),
+    ],
+)
+def test_quantized_values_have_the_name_of_their_weight(name, plain):
+    assert plain_name(name) == plain
+    assert is_transposed(name) == ("transposed" in name)
+
+
+@pytest.mark.parametrize("name", MIXED)
+@pytest.mark.parametrize("share", [1, 3, None])
+def test_nets_with_operators_that_keep_their_widths_are_resized(name, share, structure_of, dense_of, target):
+    """Layers over sequences are exported as products with transposed weights, which must be cut on the other side."""
+    structure = structure_of(name)
+    (unit,) = structure.units
+    policy = Policy(space_id="", widths={unit.name: share or unit.width})
+    shape = (2, *structure.example_inputs[0].shape[1:])
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    wanted = structure.shrink(policy, prove=False).eval()(x).detach().numpy()
+    found = _outputs(Resizer(dense_of(name), structure).resize(policy), target, x)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_transposed_weights_have_the_name_of_their_parameter(structure_of, dense_of):
+    stored = {i.name: numpy_helper.to_array(i) for i in dense_of("attention").graph.initializer}
+    tensors = structure_of("attention").tensors
+    found = [name for name in stored if is_transposed(name)]
+    assert {plain_name(name) for name in found} >= {"wide.weight", "narrow.weight"}
+    for name in found:
+        np.testing.assert_array_equal(stored[name], tensors[plain_name(name)].detach().numpy().T)
+
+
+def test_the_dense_export_is_left_alone(structure_of, dense_of, space_of):
+    before = dense_of("depthwise").SerializeToString()
+    resizer = Resizer(dense_of("depthwise"), structure_of("depthwise"))
+    first = resizer.resize(space_of("depthwise").smallest())
+    resizer.resize(space_of("depthwise").largest())
+    assert resizer.resize(space_of("depthwise").smallest()) == first
+    assert dense_of("depthwise").SerializeToString() == before

@@ -1,71 +1,240 @@
-"""A whole profile of a tiny net with a short protocol: what must hold whatever the clock says."""
+"""Whole profiles: on a simulated machine whose truth is known, and a short one of this host."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from autoprune.latency.geometries import possible_geometries, priced_operators
-from autoprune.latency.profiling import profile
-from autoprune.latency.table import LatencyTable
+from autoprune.errors import LatencyError
+from autoprune.latency import profiling
+from autoprune.latency.geometries import possible_geometries
+from autoprune.latency.profiling import as_prior, profile, scanned_geometries
+from autoprune.latency.table import FIT, HELD_OUT, SCAN, LatencyTable, varying_operators
 from autoprune.latency.timing import Protocol
+from autoprune.records import Geometry, SearchSpace
+from tests.latency.machines import QUICK, AdditiveMachine, simulated_bench, stairs
 
-QUICK = Protocol(repeats=3, sample_ms=0.05, warmup_runs=1, retries=0)
 
+class Simulated:
+    """A profile of a net on a simulated machine, and what was told and asked while it was made."""
 
-@pytest.fixture(scope="module")
-def profiled():
-    return {}
+    def __init__(self, structure, space, target, monkeypatch, *, step=4, noise=0.003, **options):
+        self.told, self.machine = [], AdditiveMachine(structure, stairs(step), noise=noise)
+
+        def make_bench(structure, target, *, seed, on_progress, constant_weights):
+            self.constant_weights = constant_weights
+            return simulated_bench(self.machine, target, on_progress=on_progress, seed=seed)
+
+        monkeypatch.setattr(profiling, "make_bench", make_bench)
+        self.table = profile(
+            structure, space, target, seed=3, on_progress=lambda *stage: self.told.append(stage), **options
+        )
+
+    def error_of(self, rows):
+        predicted = self.table.predictor(self.machine.structure).predict(rows)
+        return np.abs(predicted / self.machine.ms(rows) - 1)
 
 
 @pytest.fixture
-def table(profiled, structure_of, space_of, target):
-    if not profiled:
-        stages = []
-        found = profile(
-            structure_of("residual"),
-            space_of("residual"),
-            target,
-            seed=3,
-            on_progress=lambda stage, done, total: stages.append((stage, done, total)),
-            max_seconds=0.0,
-            protocol=QUICK,
-        )
-        profiled.update(table=found, stages=stages)
-    return profiled["table"]
+def simulated(structure_of, space_of, target, monkeypatch):
+    def build(name="residual", **options):
+        return Simulated(structure_of(name), space_of(name), target, monkeypatch, **options)
+
+    return build
 
 
-def test_the_table_answers_for_the_whole_space(table, structure_of, space_of):
+def rows_of(space, count, seed=0):
+    rng = np.random.default_rng(seed)
+    return np.stack([rng.choice(levels, size=count) for levels in space.levels.values()], axis=1)
+
+
+def test_a_profile_finds_the_truth_of_a_simulated_machine(net, simulated, space_of):
+    found = simulated(net)
+    assert found.error_of(rows_of(space_of(net), 500)).mean() < 0.005
+    assert found.table.held_out.mape_percent < 1
+    assert found.table.space.levels == space_of(net).levels
+    assert not found.constant_weights
+
+
+def test_scans_rounds_and_held_out_policies_are_timed(simulated):
+    found = simulated()
+    counts, stages = found.table.counts, {stage for stage, *_ in found.told}
+    assert counts[HELD_OUT] == found.table.held_out.policies == 40
+    assert counts[FIT] >= 40
+    assert counts[SCAN] > 20
+    assert sum(counts.values()) == len(found.table.samples)
+    assert len(found.table.again_ms) == 16
+    assert {"scanning widths", "timing policies", "timing held-out policies", "measuring again"} <= stages
+    ends = [(stage, done) for stage, done, total in found.told if done == total]
+    assert ("scanning widths", counts[SCAN]) in ends
+    assert ("measuring again", 16) in ends
+
+
+def test_held_out_policies_are_measured_again_in_their_order(simulated):
+    """`again_ms` must belong to the same policies: noise apart, they are the first measurements."""
+    table = simulated(noise=0.003).table
+    first = [sample.measured_ms for sample in table.samples if sample.role == HELD_OUT][:16]
+    np.testing.assert_allclose(table.again_ms, first, rtol=0.02)
+    assert 0 < table.held_out.noise_percent < 1
+
+
+def test_measurements_belong_to_their_policies(simulated):
+    """They are made in random order and put back."""
+    found = simulated(noise=0.0)
+    rows = np.array([list(sample.widths.values()) for sample in found.table.samples])
+    np.testing.assert_allclose([s.measured_ms for s in found.table.samples], found.machine.ms(rows), rtol=1e-9)
+
+
+def test_only_useful_widths_reach_narrow_and_its_space_is_profiled(simulated, space_of):
+    given = []
+
+    def narrow(useful):
+        given.append(useful)
+        return SearchSpace(id="narrow", levels=useful)
+
+    found = simulated(narrow=narrow, noise=0.001)
+    (useful,) = given
+    levels = space_of("residual").levels
+    assert list(useful) == list(levels)
+    for name, widths in levels.items():
+        stairs_of = {*range(4, widths[-1] + 1, 4)}
+        assert stairs_of <= {*useful[name]} <= {*widths}
+        assert len(useful[name]) <= len(stairs_of) + 1  # one that the noise of a scan let through
+    table = found.table
+    assert table.space == SearchSpace(id="narrow", levels=useful)
+    for sample in table.samples:
+        if sample.role in (FIT, HELD_OUT):
+            assert all(width in useful[name] for name, width in sample.widths.items())
+    assert any(width not in useful[n] for s in table.samples for n, width in s.widths.items() if s.role == SCAN)
+    assert dict(table.known) == dict(levels)
+    varying, _ = varying_operators(found.machine.structure)
+    assert set(possible_geometries(varying, table.space, tuple(useful))) <= set(table.entries)
+    assert found.error_of(rows_of(table.space, 200)).mean() < 0.01
+
+
+def test_a_unit_with_one_width_reaches_narrow_with_it(structure_of, space_of, target, monkeypatch):
+    first, *_ = names = list(space_of("residual").levels)
+    space = SearchSpace(id="s", levels={**space_of("residual").levels, first: (8,)})
+    given = []
+
+    def narrow(useful):
+        given.append(useful)
+        return SearchSpace(id="narrow", levels=useful)
+
+    Simulated(structure_of("residual"), space, target, monkeypatch, narrow=narrow)
+    assert list(given[0]) == names
+    assert given[0][first] == (8,)
+
+
+def test_rounds_end_when_their_error_no_longer_falls(simulated, monkeypatch):
+    monkeypatch.setattr(profiling, "_MOST_ROUNDS", 50)
+    rounds = simulated(noise=0.01).table.counts[FIT] // 40
+    assert 2 <= rounds < 15
+
+
+def test_rounds_end_when_the_time_is_over(simulated):
+    """One is always made; its rows, and the ladder."""
+    assert 40 < simulated(max_seconds=0.0).table.counts[FIT] <= 48
+
+
+def test_without_time_fewer_widths_are_scanned_and_that_is_noted(simulated, space_of):
+    given = []
+
+    def narrow(useful):
+        given.append(useful)
+        return space_of("residual", 4)
+
+    table = simulated(max_seconds=0.0, narrow=narrow, step=1, noise=0.0).table
+    for name, levels in space_of("residual").levels.items():
+        assert 2 <= len(given[0][name]) <= 4
+        assert given[0][name][-1] == levels[-1]
+        assert set(given[0][name]) <= set(levels)
+    assert any("more than the time allows" in note for note in table.notes)
+    assert simulated(max_seconds=60.0).table.notes == ()
+
+
+def test_the_space_is_profiled_whole_however_little_was_scanned(simulated, space_of):
+    found = simulated(max_seconds=0.0)
+    assert found.table.space == space_of("residual")
+    assert dict(found.table.known) == dict(space_of("residual").levels)
+    assert (found.error_of(rows_of(space_of("residual"), 300)) < 0.2).all()
+
+
+def test_a_remote_target_gets_constant_weights(simulated, structure_of, space_of, target, monkeypatch):
+
+    remote = replace(target, address="me@board")
+    found = Simulated(structure_of("flat"), space_of("flat"), remote, monkeypatch)
+    assert found.constant_weights
+    assert found.table.target == target.fingerprint()
+
+
+def test_scanned_geometries_are_those_of_the_rows(structure_of, space_of):
     structure, space = structure_of("residual"), space_of("residual")
-    names = [unit.name for unit in structure.units]
-    assert set(table.entries_ms) == set(possible_geometries(priced_operators(structure.operators), space, names))
-    rng = np.random.default_rng(0)
-    widths = np.stack([rng.choice(space.levels[name], size=500) for name in names], axis=1)
-    assert (table.predictor(structure).predict(widths) > 0).all()
+    varying, _ = varying_operators(structure)
+    rows = rows_of(space, 7)
+    found = scanned_geometries(varying, rows)
+    assert set(found) == {op.geometry(size) for op in varying for size in op.sizes(rows)}
+    assert list(found) == list(scanned_geometries(varying, rows))
 
 
-def test_the_table_says_where_it_comes_from(table, structure_of, space_of, target):
-    assert table.target == target.fingerprint()
-    assert table.space_id == space_of("residual").id
-    assert table.structure == structure_of("residual").digest()
-    assert table.seed == 3
-    assert table.dense_ms > 0
+def test_a_prior_names_its_geometries():
+    geometries = (Geometry(op="a", c_in=1, c_out=2), Geometry(op="b", c_in=1, c_out=2))
+    assert as_prior(geometries, np.array([0.5, 1.5])) == dict(zip(geometries, (0.5, 1.5), strict=True))
+    with pytest.raises(ValueError, match="zip"):
+        as_prior(geometries, np.array([0.5]))
 
 
-def test_held_out_policies_are_kept_and_counted(table, structure_of):
-    held_out = [sample for sample in table.samples if sample.held_out]
-    assert len(held_out) == table.held_out.policies == 40
-    assert len(table.samples) == 80
-    policies = np.array([list(sample.widths.values()) for sample in held_out])
-    predicted = table.predictor(structure_of("residual")).predict(policies)
-    np.testing.assert_allclose(predicted, [sample.predicted_ms for sample in held_out])
-    errors = [abs(s.predicted_ms / s.measured_ms - 1) * 100 for s in held_out]
-    assert np.mean(errors) == pytest.approx(table.held_out.mape_percent)
+# --- here
 
 
-def test_progress_reaches_the_end_of_both_stages(table, profiled):
-    assert ("operators", 40, 40) in profiled["stages"]
-    assert ("timing", 92, 92) in profiled["stages"]
+@pytest.fixture(scope="module")
+def real(structure_of, space_of, target):
+    """A short profile of this host."""
+    return profile(structure_of("residual"), space_of("residual", 4), target, seed=3, max_seconds=0.0, protocol=QUICK)
 
 
-def test_a_profiled_table_survives_its_file(table, tmp_path):
-    table.save(tmp_path / "t.json")
-    assert LatencyTable.load(tmp_path / "t.json") == table
+def test_a_real_table_answers_for_the_whole_space(real, structure_of):
+    structure = structure_of("residual")
+    varying, _ = varying_operators(structure)
+    assert set(possible_geometries(varying, real.space, tuple(real.space.levels))) <= set(real.entries)
+    rows = rows_of(real.space, 500)
+    found = real.predictor(structure).predict_with_sd(rows)
+    assert (found.latency_ms > 0).all()
+    assert (found.sd_ms > 0).all()
+
+
+def test_a_real_table_says_where_it_comes_from(real, structure_of, target):
+    assert real.target == target.fingerprint()
+    assert real.structure == structure_of("residual").digest()
+    assert real.seed == 3
+    assert real.dense_ms > 0
+    assert real.noise > 0
+    assert real.seconds > 0
+    assert real.fixed == ()
+    assert set(real.useful) == set(real.known) == set(real.space.levels)
+
+
+def test_a_real_table_keeps_its_held_out_policies(real, structure_of):
+    held = [sample for sample in real.samples if sample.role == HELD_OUT]
+    assert len(held) == real.held_out.policies == 40
+    rows = np.array([list(sample.widths.values()) for sample in held])
+    predicted = real.predictor(structure_of("residual")).predict(rows)
+    np.testing.assert_allclose(predicted, [sample.predicted_ms for sample in held])
+    errors = [abs(s.predicted_ms / s.measured_ms - 1) * 100 for s in held]
+    assert np.mean(errors) == pytest.approx(real.held_out.mape_percent)
+
+
+def test_a_real_table_survives_its_file(real, tmp_path):
+    real.save(tmp_path / "t.json")
+    assert LatencyTable.load(tmp_path / "t.json") == real
+
+
+def test_a_model_that_cannot_be_loaded_is_a_clear_error(structure_of, space_of, target):
+
+    with pytest.raises(LatencyError, match="no QNNExecutionProvider"):
+        profile(
+            structure_of("flat"),
+            space_of("flat"),
+            replace(target, provider="QNNExecutionProvider"),
+            protocol=Protocol(repeats=2),
+        )

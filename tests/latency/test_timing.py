@@ -6,29 +6,11 @@ import numpy as np
 import pytest
 
 from autoprune.errors import LatencyError
-from autoprune.latency.onnx_model import Resizer
-from autoprune.latency.timing import Protocol, open_session, time_models, time_runs
+from autoprune.latency.measure import Block
+from autoprune.latency.timing import Protocol, named_feeds, open_session, time_runs, timings_of
+from tests.latency.machines import Machine
 
 PROTOCOL = Protocol(repeats=20, block=4)
-
-
-class Machine:
-    """Seconds pass only in runs; `slowness(now)` multiplies them."""
-
-    def __init__(self, slowness=lambda now: 1.0):
-        self.now = 0.0
-        self.slowness = slowness
-        self.runs = 0
-
-    def run(self, ms):
-        def once():
-            self.runs += 1
-            self.now += ms * 1e-3 * self.slowness(self.now)
-
-        return once
-
-    def clock(self):
-        return self.now
 
 
 def timed(machine, latencies_ms, reference_ms=1.0, protocol=PROTOCOL):
@@ -42,6 +24,7 @@ def test_a_quiet_machine_gives_exact_latencies_in_order():
     assert [round(s.median_ms, 6) for s in result.samples] == [0.2, 3.0, 0.7, 1.1, 0.4]
     assert result.reference_ms == pytest.approx(1.0)
     assert result.drift < 1e-6
+    assert result.noise < 1e-6
     assert result.repeated_blocks == 0
 
 
@@ -60,21 +43,6 @@ def test_rare_disturbances_do_not_change_the_result():
     result = timed(machine, [2.0, 4.0], reference_ms=2.0)
     np.testing.assert_allclose(result.ratios, [1.0, 2.0], rtol=1e-6)
     assert result.samples[0].p90_ms > 2 * result.samples[0].p10_ms
-
-
-def test_a_block_whose_reference_moves_is_measured_again():
-    machine = Machine(lambda now: 1.0 if now < 0.1 else 1.5)
-    result = timed(machine, [1.0, 2.0], protocol=Protocol(repeats=20, warmup_runs=1))
-    assert result.repeated_blocks == 1
-    assert result.drift < 1e-6
-    np.testing.assert_allclose(result.ratios, [1.0, 2.0], rtol=1e-6)
-
-
-def test_repetition_is_bounded_and_the_drift_reported():
-    machine = Machine(lambda now: 1 + 3 * now)
-    result = timed(machine, [1.0, 2.0])
-    assert result.repeated_blocks == PROTOCOL.retries
-    assert result.drift > PROTOCOL.max_drift
 
 
 def test_short_models_run_many_times_for_one_sample():
@@ -107,18 +75,44 @@ def test_no_models_is_an_error():
         timed(Machine(), [])
 
 
+def test_the_noise_is_the_standard_deviation_of_the_ratios():
+    rng = np.random.default_rng(0)
+    samples = 2.0 * (1 + 0.02 * rng.standard_normal((400, 20)))
+    blocks = [Block(rows, np.full(80, 1.0)) for rows in np.split(samples, 25)]
+    found = timings_of(blocks)
+    assert found.noise == pytest.approx(np.std(found.ratios) / np.mean(found.ratios), rel=0.25)
+
+
+def test_blocks_are_put_together():
+    blocks = [
+        Block(np.full((2, 4), 2.0), np.full(8, 1.0), repeated=1),
+        Block(np.full((1, 4), 9.0), np.array([3.0] * 4 + [3.3] * 4), repeated=2),
+    ]
+    found = timings_of(blocks)
+    assert found.ratios == (2.0, 2.0, 3.0)
+    assert found.repeated_blocks == 3
+    assert found.drift == pytest.approx(abs(3 / 3.3 - 1))
+    assert found.reference_ms == 1.0
+    assert [sample.runs for sample in found.samples] == [4, 4, 4]
+
+
 def test_a_broken_model_is_a_clear_error(target):
     with pytest.raises(LatencyError, match="cannot load the model"):
         open_session(b"not onnx", target)
 
 
-def test_real_models_are_timed(structure_of, dense_of, space_of, target):
-    dense = dense_of("residual")
-    policy = space_of("residual").smallest()
-    small = Resizer(dense, structure_of("residual")).resize(policy)
-    feeds = [np.zeros((1, 1, 8, 8), np.float32)]
-    protocol = Protocol(repeats=2, sample_ms=0.1)
-    result = time_models([small, small], target, feeds, reference=dense.SerializeToString(), protocol=protocol)
-    assert len(result.samples) == len(result.ratios) == 2
-    assert all(0 < s.p10_ms <= s.median_ms <= s.p90_ms for s in result.samples)
-    assert result.samples[0].runs == 2
+def test_an_absent_file_and_an_absent_provider_are_clear_errors(target, tmp_path, dense_of):
+    with pytest.raises(LatencyError, match=r"cannot load the model.*nothing\.onnx"):
+        open_session(tmp_path / "nothing.onnx", target)
+    elsewhere = replace(target, provider="QNNExecutionProvider")
+    with pytest.raises(LatencyError, match="no QNNExecutionProvider"):
+        open_session(dense_of("flat").SerializeToString(), elsewhere)
+
+
+def test_feeds_are_matched_by_position(target, dense_of, feeds, tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(dense_of("flat").SerializeToString())
+    session = open_session(path, target)
+    assert list(named_feeds(session, feeds)) == [session.get_inputs()[0].name]
+    with pytest.raises(ValueError, match="zip"):
+        named_feeds(session, [*feeds, *feeds])

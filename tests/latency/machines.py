@@ -1,0 +1,151 @@
+"""Simulated devices: a clock that only moves when something runs, and a bench whose latencies are known exactly."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from autoprune.latency.bench import Bench
+from autoprune.latency.evidence import Evidence, build_table
+from autoprune.latency.geometries import possible_geometries, priced_operators
+from autoprune.latency.predictor import GeometryIndex
+from autoprune.latency.prior import work_ms
+from autoprune.latency.sampling import covering_widths, random_widths
+from autoprune.latency.table import FIT, HELD_OUT, varying_operators
+from autoprune.latency.timing import Protocol, Timings
+from autoprune.records import LatencySample, SearchSpace
+from autoprune.structure import Structure
+
+QUICK = Protocol(repeats=2, reference_samples=1, sample_ms=0.02, warmup_runs=1, retries=0)
+
+
+class Machine:
+    """Seconds pass only in runs; `slowness(now)` multiplies them."""
+
+    def __init__(self, slowness=lambda now: 1.0):
+        self.now = 0.0
+        self.slowness = slowness
+        self.runs = 0
+
+    def run(self, ms):
+        def once():
+            self.runs += 1
+            self.now += ms * 1e-3 * self.slowness(self.now)
+
+        return once
+
+    def clock(self):
+        return self.now
+
+
+def stairs(step, overhead_ms=0.002):
+    """Cost of a geometry on vector registers of `step` lanes: channels are rounded up to whole registers."""
+
+    def cost(g):
+        positions = max(1, g.height) * max(1, g.width)
+        lanes_in, lanes_out = (math.ceil(max(1, c) / step) * step for c in (g.c_in, g.c_out))
+        work = lanes_out if g.groups > 1 else lanes_in * lanes_out
+        return overhead_ms + 2e-5 * positions * work * math.prod(g.kernel or (1,))
+
+    return cost
+
+
+class AdditiveMachine:
+    """A model costs a remainder and `cost(geometry)` for every operator; a measured ratio has relative `noise`."""
+
+    def __init__(self, structure, cost=None, *, remainder_ms=0.05, noise=0.0, seed=0):
+        self.structure, self.cost = structure, cost or stairs(4)
+        self.remainder_ms, self.noise = remainder_ms, noise
+        self.rng = np.random.default_rng(seed)
+        self.priced = priced_operators(structure.operators)
+
+    def ms(self, widths):
+        operators = [[self.cost(op.geometry(size)) for size in op.sizes(widths)] for op in self.priced]
+        return self.remainder_ms + np.sum(operators, axis=0)
+
+    @property
+    def dense_ms(self):
+        return float(self.ms(np.array([[unit.width for unit in self.structure.units]]))[0])
+
+    def ratios(self, widths):
+        noise = 1 + self.noise * self.rng.standard_normal(len(widths))
+        return self.ms(widths) / self.dense_ms * noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatedBench(Bench):
+    """Times policies on an additive machine; has no runtime, so no profiler either."""
+
+    machine: Any
+    speed: float = 1.0
+
+    def time(self, widths, stage, protocol):
+        for _ in self.models(widths, stage):
+            pass
+        dense_ms = self.machine.dense_ms / self.speed
+        ratios = tuple(map(float, self.machine.ratios(widths)))
+        sample = LatencySample(median_ms=dense_ms, p10_ms=dense_ms, p90_ms=dense_ms, runs=protocol.repeats)
+        return Timings(
+            samples=(sample,) * len(widths),
+            ratios=ratios,
+            reference=sample,
+            reference_ms=dense_ms,
+            drift=0.001,
+            repeated_blocks=0,
+            noise=self.machine.noise,
+        )
+
+
+def simulated_bench(machine, target, *, on_progress=None, speed=1.0, seed=0):
+    return SimulatedBench(
+        structure=machine.structure,
+        target=target,
+        seed=seed,
+        onnx=None,
+        dense=None,
+        feeds=[],
+        build=lambda policy: policy,
+        on_progress=on_progress or (lambda stage, done, total: None),
+        notes=(),
+        machine=machine,
+        speed=speed,
+    )
+
+
+def simulated_table(machine, space: SearchSpace, target, *, policies=120, tested=40, seed=0):
+    """A table of an additive machine, from covering policies; its prior only knows multiplications and traffic."""
+    structure: Structure = machine.structure
+    rng = np.random.default_rng(seed)
+    names = tuple(space.levels)
+    varying, _ = varying_operators(structure)
+    prior = {g: work_ms(g) for g in possible_geometries(varying, space, names)}
+    fitted = covering_widths(space, names, index_of(structure, prior), policies, np.zeros(len(prior)), rng)
+    held = random_widths(space, names, tested, rng)
+    evidence = Evidence.none(len(names)).plus(fitted, machine.ratios(fitted), FIT)
+    evidence = evidence.plus(held, machine.ratios(held), HELD_OUT)
+    return build_table(
+        structure,
+        space,
+        target.fingerprint(),
+        evidence,
+        prior,
+        again=machine.ratios(held[:16]),
+        dense_ms=machine.dense_ms,
+        noise=machine.noise,
+        seed=seed,
+        seconds=1.5,
+        drift=0.01,
+        repeated_blocks=2,
+        notes=("simulated",),
+    )
+
+
+def index_of(structure, geometries):
+    return GeometryIndex(varying_operators(structure)[0], tuple(geometries))
+
+
+def doubled(table):
+    """A table whose entries cost twice what was measured."""
+    entries = {g: replace(entry, latency_ms=2 * entry.latency_ms) for g, entry in table.entries.items()}
+    return replace(table, entries=entries)

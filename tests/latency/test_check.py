@@ -1,0 +1,100 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from autoprune.latency import check as check_module
+from autoprune.latency.check import check_table
+from autoprune.latency.table import HELD_OUT
+from tests.latency.machines import QUICK, AdditiveMachine, doubled, simulated_bench, simulated_table, stairs
+
+
+@pytest.fixture
+def machine(structure_of):
+    """The machine that `table` was measured on; with noise of its own today."""
+    return AdditiveMachine(structure_of("residual"), noise=0.003, seed=77)
+
+
+@pytest.fixture
+def checked(machine, target, monkeypatch):
+    """Check a table on a simulated machine."""
+
+    def check(table, machine=machine, **options):
+        speed = options.pop("speed", 1.0)
+
+        def make_bench(structure, target, *, seed, on_progress, constant_weights):
+            assert not constant_weights
+            return simulated_bench(machine, target, on_progress=on_progress, speed=speed, seed=seed)
+
+        monkeypatch.setattr(check_module, "make_bench", make_bench)
+        return check_table(table, machine.structure, target, **options)
+
+    return check
+
+
+def test_a_table_holds_on_the_machine_that_it_was_measured_on(table, checked):
+    found = checked(table)
+    assert found.holds
+    assert found.now.policies == 30
+    assert found.now.mape_percent < 1.5
+    assert 0 < found.now.noise_percent < 1
+    assert found.before == table.held_out
+    assert found.dense_ms_now == pytest.approx(found.dense_ms_before)
+
+
+def test_a_table_whose_entries_were_doubled_does_not_hold(table, checked):
+    found = checked(doubled(table))
+    assert not found.holds
+    assert found.now.mape_percent > 50
+    assert found.now.bias_percent > 50
+    assert found.now.within_2sd < 0.1
+
+
+def test_a_table_of_another_machine_does_not_hold(table, checked, structure_of):
+    """The same model where registers are twice as long."""
+
+    found = checked(table, AdditiveMachine(structure_of("residual"), stairs(8)))
+    assert not found.holds
+
+
+def test_a_faster_clock_alone_changes_nothing(table, checked):
+    found = checked(table, speed=2.0)
+    assert found.holds
+    assert found.dense_ms_now == pytest.approx(table.dense_ms / 2)
+    assert found.dense_ms_before == table.dense_ms
+
+
+def test_a_table_that_was_never_good_may_stay_as_it_was(table, checked):
+    found = checked(table)
+    bad_now = replace(found.now, mape_percent=5.0)
+    assert not replace(found, now=bad_now).holds
+    assert replace(found, now=bad_now, before=replace(found.before, mape_percent=4.0)).holds
+    assert replace(found, now=replace(found.now, mape_percent=2.9)).holds
+
+
+def test_held_out_policies_alone_are_measured_and_some_of_them_twice(table, checked, machine):
+    asked = []
+    original = machine.ratios
+    machine.ratios = lambda widths: asked.append(widths) or original(widths)
+    told = []
+    checked(table, on_progress=lambda *stage: told.append(stage))
+    held = [list(s.widths.values()) for s in table.samples if s.role == HELD_OUT]
+    np.testing.assert_array_equal(asked[0], held[:30])
+    np.testing.assert_array_equal(asked[1], held[:8])
+    assert ("measuring again", 30, 30) in told
+
+
+def test_few_held_out_policies_are_all_measured(structure_of, space_of, target, checked):
+    machine = AdditiveMachine(structure_of("residual"), noise=0.003)
+    table = simulated_table(machine, space_of("residual"), target, tested=5)
+    found = checked(table, machine)
+    assert found.now.policies == 5
+
+
+def test_a_real_check_measures_here(table, structure_of, target):
+    """The table is of a simulated machine, so that nothing is known about whether it holds."""
+    found = check_table(table, structure_of("residual"), target, protocol=QUICK)
+    assert found.now.policies == 30
+    assert np.isfinite(found.now.mape_percent)
+    assert found.dense_ms_now > 0
+    assert found.dense_ms_before == table.dense_ms

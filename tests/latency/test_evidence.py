@@ -1,0 +1,259 @@
+"""From timed policies to a table, on a machine whose costs are known."""
+
+import numpy as np
+import pytest
+
+from autoprune.errors import LatencyError
+from autoprune.latency.evidence import Evidence, build_table, fit_evidence, occurrences, predictor_of, refit
+from autoprune.latency.geometries import possible_geometries
+from autoprune.latency.prior import work_ms
+from autoprune.latency.sampling import random_widths
+from autoprune.latency.table import CANDIDATE, FIT, HELD_OUT, SCAN, varying_operators
+from tests.latency.machines import AdditiveMachine, index_of, simulated_table, stairs
+
+
+def rows_of(space, count, seed):
+    return random_widths(space, space.unit_names, count, np.random.default_rng(seed))
+
+
+def prior_of(structure, space):
+    varying, _ = varying_operators(structure)
+    return {g: work_ms(g) for g in possible_geometries(varying, space, space.unit_names)}
+
+
+def test_evidence_grows_by_roles():
+    none = Evidence.none(3)
+    found = none.plus(np.array([[1, 2, 3]]), np.array([0.5]), SCAN)
+    found = found.plus(np.array([[4, 5, 6], [7, 8, 9]]), np.array([0.6, 0.7]), HELD_OUT)
+    assert found.widths.tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    assert found.widths.dtype == np.int64
+    assert found.ratios.tolist() == [0.5, 0.6, 0.7]
+    assert found.roles == (SCAN, HELD_OUT, HELD_OUT)
+    assert found.fitted().tolist() == [True, False, False]
+    assert found.where(SCAN, CANDIDATE).tolist() == [True, False, False]
+    assert len(none.ratios) == 0
+
+
+def test_entries_are_counted_as_often_as_they_occur():
+    assert occurrences(np.array([[0, 2, 2], [1, 1, 1]]), 4).tolist() == [[1, 0, 2, 0], [0, 3, 0, 0]]
+    assert occurrences(np.empty((0, 3), dtype=np.int64), 2).shape == (0, 2)
+
+
+@pytest.mark.parametrize(("noise", "step"), [(0.0, 1), (0.0, 4), (0.004, 1), (0.004, 4)])
+def test_a_table_of_an_additive_machine_is_nearly_right(noise, step, net, structure_of, space_of, target):
+    machine = AdditiveMachine(structure_of(net), stairs(step), noise=noise)
+    table = simulated_table(machine, space_of(net), target)
+    assert table.held_out.policies == 40
+    assert table.held_out.mape_percent < 1.0
+    assert abs(table.held_out.bias_percent) < 0.4
+    assert table.held_out.spearman > 0.8  # many policies differ by less than the noise
+    assert table.held_out.noise_percent == pytest.approx(100 * noise * np.sqrt(4 / np.pi), rel=0.5)
+    new = rows_of(space_of(net), 300, seed=9)
+    predicted = table.predictor(machine.structure).predict(new)
+    np.testing.assert_allclose(predicted, machine.ms(new), rtol=0.03)
+    dense = np.array([[unit.width for unit in machine.structure.units]])
+    assert table.predictor(machine.structure).predict(dense)[0] == pytest.approx(machine.dense_ms, rel=0.005)
+
+
+@pytest.mark.parametrize("policies", [20, 120])
+@pytest.mark.parametrize("noise", [0.0, 0.004, 0.01])
+def test_the_deviation_fits_the_error_on_policies_that_nobody_saw(noise, policies, net, structure_of, space_of, target):
+    """In milliseconds and over all policies; the posterior alone is several times too sure of a wrong prior."""
+    machine = AdditiveMachine(structure_of(net), noise=noise, seed=1)
+    table = simulated_table(machine, space_of(net), target, policies=policies, tested=200)
+    new = rows_of(space_of(net), 500, seed=4)
+    found = table.predictor(machine.structure).predict_with_sd(new)
+    error = found.latency_ms - machine.ratios(new) * machine.dense_ms
+    ratio = np.sqrt(np.mean(error**2) / np.mean(found.sd_ms**2))
+    assert ratio < 1.4
+    assert ratio > 0.7 or noise == 0  # it is never taken far below the posterior, whose noise is at least 0.1 %
+    if noise == 0:
+        assert np.mean(np.abs(error) <= 2 * found.sd_ms) > 0.85
+
+
+def test_luck_on_held_out_policies_does_not_make_sure(structure_of, space_of):
+    """Held-out policies that are predicted exactly take the posterior's deviation down to a quarter, not to nothing."""
+    structure, space = structure_of("residual"), space_of("residual")
+    machine, prior = AdditiveMachine(structure), prior_of(structure, space)
+    fitted, held = rows_of(space, 60, 1), rows_of(space, 5, 3)
+    evidence = Evidence.none(3).plus(fitted, machine.ratios(fitted), FIT)
+    index, values = index_of(structure, prior), np.array([*prior.values()])
+    posterior = fit_evidence(structure, index, tuple(prior), evidence, values, machine.dense_ms, 0.001, 0)
+    counts = occurrences(index.numbers(held), len(prior))
+    lucky = evidence.plus(held, posterior.predict(counts) / machine.dense_ms, HELD_OUT)
+    table = build_table(
+        structure, space, {}, lucky, prior, again=np.array([]), dense_ms=machine.dense_ms, noise=0.001, seed=0
+    )
+    sds = [sample.sd_ms for sample in table.samples if sample.role == HELD_OUT]
+    np.testing.assert_allclose(sds, posterior.sd_ms(counts) / 4, rtol=0.02)
+    assert table.held_out.within_2sd == 1
+
+
+def test_a_table_says_everything_that_was_told(table, structure_of, space_of, target):
+    structure = structure_of("residual")
+    assert table.target == target.fingerprint()
+    assert table.space == space_of("residual")
+    assert table.structure == structure.digest()
+    assert (table.seed, table.seconds, table.repeated_blocks, table.notes) == (0, 1.5, 2, ("simulated",))
+    assert table.drift_percent == pytest.approx(1.0)
+    assert table.counts == {FIT: 120, HELD_OUT: 40}
+    assert table.noise == 0.003
+    assert len(table.again_ms) == 16
+    assert table.created.endswith("+00:00")
+    assert table.fixed == ()
+    assert list(table.known) == [unit.name for unit in structure.units]
+    for name, levels in space_of("residual").levels.items():
+        assert table.known[name] == levels
+        assert set(table.useful[name]) <= set(levels)
+        assert table.useful[name][-1] == levels[-1]
+    predicted = table.predictor(structure).predict_with_sd(
+        np.array([list(sample.widths.values()) for sample in table.samples])
+    )
+    np.testing.assert_allclose(predicted.latency_ms, [sample.predicted_ms for sample in table.samples])
+    np.testing.assert_allclose(predicted.sd_ms, [sample.sd_ms for sample in table.samples], rtol=1e-5)
+
+
+def test_the_stairs_of_the_machine_are_found(structure_of, space_of, target):
+    machine = AdditiveMachine(structure_of("residual"), stairs(4))
+    table = simulated_table(machine, space_of("residual"), target, policies=300)
+    assert table.useful == {"stem.0": (4, 8), "inner.0": (4, 8)} | {
+        name: (4, 8, 12, 16) for name, levels in space_of("residual").levels.items() if levels[-1] == 16
+    }
+
+
+def test_held_out_policies_do_not_change_the_fit(structure_of, space_of):
+    structure, space = structure_of("residual"), space_of("residual")
+    machine = AdditiveMachine(structure)
+    fitted, held = rows_of(space, 60, 0), rows_of(space, 20, 1)
+    prior = prior_of(structure, space)
+    found = []
+    for factor in (1.0, 1.5):
+        evidence = Evidence.none(3).plus(fitted, machine.ratios(fitted), SCAN)
+        evidence = evidence.plus(held, factor * machine.ratios(held), HELD_OUT)
+        given = {"again": np.array([]), "dense_ms": machine.dense_ms, "noise": 0.001, "seed": 0}
+        found.append(build_table(structure, space, {}, evidence, prior, **given))
+    assert [e.latency_ms for e in found[0].entries.values()] == [e.latency_ms for e in found[1].entries.values()]
+    assert found[1].held_out.bias_percent < -30
+    spreads = [np.abs([e.spread_ms for e in table.entries.values()]).mean() for table in found]
+    assert spreads[1] > 5 * spreads[0]
+
+
+def test_without_held_out_policies_nothing_is_proven(structure_of, space_of):
+    structure, space = structure_of("residual"), space_of("residual")
+    machine = AdditiveMachine(structure)
+    rows = rows_of(space, 30, 0)
+    evidence = Evidence.none(3).plus(rows, machine.ratios(rows), FIT)
+    with pytest.raises(LatencyError, match="needs held-out policies"):
+        build_table(
+            structure, space, {}, evidence, prior_of(structure, space), again=np.array([]),
+            dense_ms=machine.dense_ms, noise=0.001, seed=0,
+        )  # fmt: skip
+
+
+def test_without_two_timed_policies_nothing_is_fitted(structure_of, space_of):
+    structure, space = structure_of("residual"), space_of("residual")
+    prior = prior_of(structure, space)
+    with pytest.raises(LatencyError, match="at least two timed policies; got 1"):
+        fit_evidence(
+            structure, index_of(structure, prior), tuple(prior), Evidence.none(3), np.array([*prior.values()]),
+            1.0, 0.001, 0,
+        )  # fmt: skip
+
+
+def test_policies_with_unknown_geometries_are_left_out_of_a_fit(structure_of, space_of):
+    """As scans of widths that the narrowed space no longer has."""
+    structure, wide, narrow = structure_of("residual"), space_of("residual"), space_of("residual", 4)
+    machine = AdditiveMachine(structure)
+    prior = prior_of(structure, narrow)
+    inside, outside = rows_of(narrow, 50, 0), rows_of(wide, 50, 1)
+    evidence = Evidence.none(3).plus(inside, machine.ratios(inside), FIT)
+    misleading = evidence.plus(outside, 3 * machine.ratios(outside), SCAN)
+    index, values = index_of(structure, prior), np.array([*prior.values()])
+    known = (index.numbers(outside) >= 0).all(axis=1)
+    assert 0 < known.sum() < 25
+    cleaned = evidence.plus(outside[known], 3 * machine.ratios(outside[known]), SCAN)
+    first, second = (
+        fit_evidence(structure, index, tuple(prior), e, values, machine.dense_ms, 0.001, 0)
+        for e in (misleading, cleaned)
+    )
+    np.testing.assert_array_equal(first.entries_ms, second.entries_ms)
+
+
+def test_the_dense_model_is_met(structure_of, space_of, target):
+    """Its latency is the unit of all budgets: it weighs more than a policy that disagrees."""
+    machine = AdditiveMachine(structure_of("residual"), noise=0.02, seed=3)
+    table = simulated_table(machine, space_of("residual"), target, policies=60)
+    dense = np.array([[unit.width for unit in machine.structure.units]])
+    assert table.predictor(machine.structure).predict(dense)[0] == pytest.approx(machine.dense_ms, rel=0.01)
+
+
+def test_a_predictor_of_a_fit_predicts_as_the_fit_does(structure_of, space_of):
+    structure, space = structure_of("residual"), space_of("residual")
+    machine, prior = AdditiveMachine(structure), prior_of(structure, space)
+    rows = rows_of(space, 50, 0)
+    evidence = Evidence.none(3).plus(rows, machine.ratios(rows), FIT)
+    index = index_of(structure, prior)
+    values = np.array([*prior.values()])
+    found = fit_evidence(structure, index, tuple(prior), evidence, values, machine.dense_ms, 0.001, 0)
+    counts = occurrences(index.numbers(rows), len(prior))
+    predicted = predictor_of(structure, space.levels, tuple(prior), found).predict_with_sd(rows)
+    np.testing.assert_allclose(predicted.latency_ms, found.predict(counts))
+    np.testing.assert_allclose(predicted.sd_ms, found.sd_ms(counts), rtol=1e-4)
+
+
+# --- refit
+
+
+def test_candidates_move_the_predictions_towards_them(table, structure_of, space_of):
+    structure, space = structure_of("residual"), space_of("residual")
+    candidates = rows_of(space, 4, seed=20)
+    before = table.predictor(structure).predict(candidates)
+    measured = before * 1.05
+    refitted = refit(table, structure, candidates, measured / table.dense_ms)
+    after = refitted.predictor(structure).predict(candidates)
+    assert (after > before).all()
+    assert np.abs(after / measured - 1).mean() < 0.6 * 0.05
+    assert refitted.counts == table.counts | {CANDIDATE: 4}
+    assert (table.refits, refitted.refits) == (0, 1)
+    assert [sample.widths for sample in refitted.samples[-4:]] == [
+        dict(zip(space.unit_names, row, strict=True)) for row in candidates.tolist()
+    ]
+    np.testing.assert_allclose([sample.measured_ms for sample in refitted.samples[-4:]], measured)
+    assert table.counts.get(CANDIDATE) is None
+
+
+def test_a_refit_with_what_was_predicted_changes_little(table, structure_of, space_of):
+    structure, space = structure_of("residual"), space_of("residual")
+    candidates, new = rows_of(space, 4, seed=20), rows_of(space, 100, seed=21)
+    before = table.predictor(structure)
+    refitted = refit(table, structure, candidates, before.predict(candidates) / table.dense_ms)
+    np.testing.assert_allclose(refitted.predictor(structure).predict(new), before.predict(new), rtol=0.005)
+
+
+def test_a_refit_keeps_what_was_measured(table, structure_of, space_of):
+    structure = structure_of("residual")
+    rows = rows_of(space_of("residual"), 2, seed=20)
+    refitted = refit(table, structure, rows, np.array([0.5, 0.6]))
+    kept = ("target", "space", "structure", "seed", "dense_ms", "fixed", "known", "noise", "drift_percent", "notes")
+    for field in kept:
+        assert getattr(refitted, field) == getattr(table, field), field
+    assert refitted.seconds == table.seconds
+    assert refitted.repeated_blocks == table.repeated_blocks
+    np.testing.assert_allclose(refitted.again_ms, table.again_ms)
+    assert {g: e.prior_ms for g, e in refitted.entries.items()} == {g: e.prior_ms for g, e in table.entries.items()}
+    assert [s.measured_ms for s in refitted.samples[:160]] == pytest.approx([s.measured_ms for s in table.samples])
+    assert refitted.held_out.policies == table.held_out.policies
+
+
+def test_a_refit_may_be_refitted(table, structure_of, space_of):
+    structure = structure_of("residual")
+    rows = rows_of(space_of("residual"), 2, seed=20)
+    once = refit(table, structure, rows, np.array([0.5, 0.6]))
+    twice = refit(once, structure, rows, np.array([0.5, 0.6]))
+    assert twice.counts[CANDIDATE] == 4
+    assert twice.refits == 2
+    at_once = refit(table, structure, np.concatenate([rows, rows]), np.array([0.5, 0.6, 0.5, 0.6]))
+    assert {g: e.latency_ms for g, e in twice.entries.items()} == pytest.approx(
+        {g: e.latency_ms for g, e in at_once.entries.items()}
+    )
+    assert twice.noise == at_once.noise

@@ -1,0 +1,113 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from autoprune.latency.bench import make_bench
+from autoprune.latency.geometries import possible_geometries, priced_operators
+from autoprune.latency.prior import prior_ms, work_ms
+from autoprune.latency.timing import Kernels
+from autoprune.records import Geometry
+from tests.latency.machines import index_of
+
+
+@pytest.fixture
+def world(structure_of, space_of, dense_of):
+    """Geometries of the residual net, priced operators, dense export, space, index, and the node of every parameter."""
+    structure, space, dense = structure_of("residual"), space_of("residual"), dense_of("residual")
+    priced = priced_operators(structure.operators)
+    geometries = possible_geometries([op for op in priced if op.units], space, tuple(space.levels))
+    nodes = {name: node.name for node in dense.graph.node for name in node.input}
+    return geometries, priced, dense, space, index_of(structure, geometries), nodes
+
+
+def profiled(world, rows, ms_of):
+    """Prior of made-up kernels: every operator of a policy takes `ms_of(geometry)`."""
+    geometries, priced, dense, _, index, nodes = world
+    weighted = [op for op in priced if any(name in nodes for name in op.parameters)]
+    kernels = [
+        Kernels(
+            names=tuple(nodes[next(n for n in op.parameters if n in nodes)] for op in weighted),
+            ms=np.array([[ms_of(op.geometry(op.sizes(row[None])[0])) for op in weighted]] * 3),
+        )
+        for row in rows
+    ]
+    return prior_ms(geometries, index.numbers(rows), kernels, dense, priced)
+
+
+def cost(geometry):
+    return 0.01 + 1e-3 * geometry.c_out
+
+
+def test_what_was_profiled_is_believed_and_counted(world):
+    geometries, priced, _, space, _, _ = world
+    rows = np.array([[levels[-1] for levels in space.levels.values()], [levels[0] for levels in space.levels.values()]])
+    prior, unseen = profiled(world, rows, cost)
+    seen = {op.geometry(op.sizes(rows)[i]) for op in priced for i in (0, 1) if op.units}
+    weighted = {g for g in seen if g.op in ("conv2d", "linear")}
+    assert len(weighted) == 12
+    for geometry, found in zip(geometries, prior, strict=True):
+        if geometry in weighted:
+            assert found == pytest.approx(cost(geometry))
+    assert unseen == len(geometries) - len(weighted)
+    assert (prior > 0).all()
+
+
+def test_a_geometry_that_was_not_seen_takes_the_nearest_of_its_kind_by_the_root_of_the_work(world):
+    geometries, _, _, space, _, _ = world
+    rows = np.array([[levels[-1] for levels in space.levels.values()]])
+    prior, _ = profiled(world, rows, cost)
+    by_geometry = dict(zip(geometries, prior, strict=True))
+    body = next(g for g in geometries if g.c_in == g.c_out == 16 and g.op == "conv2d")
+    half = replace(body, c_in=8, c_out=8)
+    assert by_geometry[half] == pytest.approx(by_geometry[body] * 0.5)
+
+
+def test_the_median_of_several_sightings_counts(world):
+    _, _, _, space, _, _ = world
+    rows = np.array([[levels[-1] for levels in space.levels.values()]] * 3)
+    costs = iter([0.1] * 6 + [0.2] * 6 + [5.0] * 6)
+    prior, _ = profiled(world, rows, lambda geometry: next(costs))
+    geometries = world[0]
+    body = geometries.index(next(g for g in geometries if g.c_in == g.c_out == 16 and g.op == "conv2d"))
+    assert prior[body] == pytest.approx(0.2)
+
+
+def test_a_kernel_that_took_no_microsecond_still_costs_something(world):
+    _, _, _, space, _, _ = world
+    rows = np.array([[levels[-1] for levels in space.levels.values()]])
+    prior, _ = profiled(world, rows, lambda geometry: 0.0)
+    assert (prior > 0).all()
+
+
+def test_without_a_profiler_the_work_decides(world):
+    geometries, priced, _, _, index, _ = world
+    prior, unseen = prior_ms(geometries, index.numbers(np.empty((0, 3), dtype=np.int64)), [], None, priced)
+    assert unseen == len(geometries)
+    np.testing.assert_allclose(prior, [work_ms(g) for g in geometries])
+
+
+def test_work_grows_with_everything_that_makes_work():
+    small = Geometry(op="conv2d", c_in=8, c_out=8, height=4, width=4, kernel=(3, 3))
+    for larger in (
+        replace(small, c_in=16),
+        replace(small, c_out=16),
+        replace(small, height=8),
+        replace(small, kernel=(5, 5)),
+    ):
+        assert work_ms(larger) > work_ms(small) > 0
+    assert work_ms(replace(small, groups=8)) < work_ms(small)
+    assert work_ms(Geometry(op="add", c_in=0, c_out=0)) > 0
+
+
+def test_the_profiler_of_the_runtime_gives_a_prior(structure_of, space_of, target):
+    structure, space = structure_of("depthwise"), space_of("depthwise")
+    bench = make_bench(structure, target)
+    priced = priced_operators(structure.operators)
+    geometries = possible_geometries([op for op in priced if op.units], space, tuple(space.levels))
+    rows = np.array([list(space.smallest().widths.values()), list(space.largest().widths.values())])
+    numbers = index_of(structure, geometries).numbers(rows)
+    prior, unseen = prior_ms(geometries, numbers, bench.kernels(rows), bench.onnx, priced)
+    assert unseen == len(geometries) - len(set(numbers.ravel().tolist()))
+    assert (prior > 0).all()
+    assert np.isfinite(prior).all()

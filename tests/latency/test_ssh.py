@@ -1,0 +1,281 @@
+"""Measuring on another host: with an `ssh` that runs everything here in a home of its own, and with a real server."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autoprune.errors import KitError, LatencyError, UsageError
+from autoprune.latency.device import kernel_times, time_models
+from autoprune.latency.onnx_model import Resizer
+from autoprune.latency.ssh import ask_fingerprint, measure_remotely
+from autoprune.latency.target import make_target
+from tests.latency.machines import QUICK
+
+PYTHON = f"?python={sys.executable}"
+CPU = "CPUExecutionProvider"
+
+ELSEWHERE = """#!/bin/sh
+# Notes its arguments, then runs the command here, in another home.
+for argument; do printf '%s\\n' "$argument"; done >> "{home}/arguments"
+while [ "$1" != "--" ]; do shift; done
+{hook}
+cd "{home}" && HOME="{home}" exec sh -c "$3"
+"""
+
+
+class Host:
+    """What the fake client reaches: a home folder, and the arguments of every call."""
+
+    def __init__(self, folder, monkeypatch):
+        self.home, self.bin = folder / "home", folder / "bin"
+        self.home.mkdir()
+        self.bin.mkdir()
+        monkeypatch.setenv("PATH", f"{self.bin}:{os.environ['PATH']}")
+        self.install()
+
+    def install(self, hook="", text=None):
+        client = self.bin / "ssh"
+        client.write_text(text or ELSEWHERE.format(home=self.home, hook=hook))
+        client.chmod(0o755)
+
+    @property
+    def arguments(self):
+        return (self.home / "arguments").read_text().splitlines()
+
+    @property
+    def kits(self):
+        return sorted((self.home / ".cache/autoprune").glob("kit-*"))
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch):
+    return Host(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def models(structure_of, dense_of, space_of):
+    """The dense model, and three smaller ones."""
+    resizer = Resizer(dense_of("flat"), structure_of("flat"))
+    levels = space_of("flat").levels
+    policies = [space_of("flat").policy({name: ls[i] for name, ls in levels.items()}) for i in range(3)]
+    return [dense_of("flat").SerializeToString(), *map(resizer.resize, policies)]
+
+
+@pytest.fixture
+def remote(host, target):
+    return replace(target, address=f"me@board{PYTHON}")
+
+
+def test_a_remote_target_is_described_by_its_host(host, target):
+    found = make_target(f"ssh://me@board:2222{PYTHON}", batch=3)
+    assert found == replace(target, batch=3, address=f"me@board:2222{PYTHON}")
+    assert host.arguments[-5:-1] == ["-p", "2222", "--", "me@board"]
+    assert "BatchMode=yes" in host.arguments
+
+
+def test_models_are_timed_remotely_and_nothing_is_left_behind(host, remote, models, feeds):
+    dense, *small = models
+    found = time_models(iter(small), remote, feeds, reference=dense, protocol=QUICK)
+    assert len(found.ratios) == 3
+    assert np.isfinite(found.ratios).all()
+    assert found.samples[0].runs == QUICK.repeats
+    assert host.kits == []
+    assert (host.home / ".cache/autoprune").is_dir()
+
+
+def test_kernels_are_profiled_remotely(host, remote, models, feeds):
+    found = list(kernel_times(iter(models[:2]), remote, feeds))
+    assert len(found) == 2
+    assert all(kernels.names and kernels.ms.shape[1] == len(kernels.names) for kernels in found)
+    assert host.kits == []
+
+
+def test_the_address_may_have_a_port(host, remote, models, feeds):
+    target = replace(remote, address=f"me@board:2201{PYTHON}")
+    measure_remotely(models[1:2], target, feeds, reference=models[0], protocol=QUICK)
+    calls = "\n".join(host.arguments).split("BatchMode=yes")[1:]
+    assert len(calls) == 4
+    assert all("\n-p\n2201\n--\nme@board\n" in call for call in calls)
+
+
+def test_a_measurement_that_broke_off_goes_on(host, remote, models, feeds):
+    dense, *small = models
+    host.install(hook='case "$3" in cat*results.json) echo "Connection to board closed" >&2; exit 255;; esac')
+    with pytest.raises(LatencyError, match="me@board: Connection to board closed"):
+        time_models(small, remote, feeds, reference=dense, protocol=QUICK)
+    (kit,) = host.kits
+    lines = (kit / "results.jsonl").read_text().splitlines()
+    assert len(lines) == 2
+    marked = lines[1].replace('"repeated": 0', '"repeated": 0, "mark": 7')
+    (kit / "results.jsonl").write_text(f"{lines[0]}\n{marked}\n")
+    (kit / "results.json").unlink()
+    host.install(hook=f'case "$3" in rm*) cp {kit}/results.json {host.home}/kept.json;; esac')
+    found = time_models(small, remote, feeds, reference=dense, protocol=QUICK)
+    assert len(found.ratios) == 3
+    assert '"mark": 7' in (host.home / "kept.json").read_text()
+    assert host.kits == []
+
+
+def test_an_unreachable_host_gives_the_reason_and_what_to_check(host):
+    host.install(hook='echo "ssh: connect to host board port 22: Connection refused" >&2; exit 255')
+    with pytest.raises(LatencyError, match="Connection refused") as caught:
+        ask_fingerprint("me@board:2222", CPU, 1)
+    assert str(caught.value).startswith("me@board: ssh: connect")
+    assert "Check `ssh me@board`" in str(caught.value)
+
+
+def test_a_silent_failure_gives_the_exit_code(host):
+    host.install(hook="exit 7")
+    with pytest.raises(LatencyError, match="me@board: exit code 7"):
+        ask_fingerprint("me@board", CPU, 1)
+
+
+def test_a_python_without_the_packages_is_named(host, tmp_path):
+    bare = tmp_path / "bare python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    bare.chmod(0o755)
+    with pytest.raises(LatencyError, match="No module named 'numpy'") as caught:
+        ask_fingerprint(f"me@board?python={bare}", CPU, 1)
+    assert "numpy and onnxruntime" in str(caught.value)
+    assert "?python=PATH" in str(caught.value)
+
+
+def test_a_provider_that_the_host_lacks_is_named(host, remote, models, feeds):
+    target = replace(remote, provider="QNNExecutionProvider")
+    with pytest.raises(LatencyError, match="no QNNExecutionProvider; it has"):
+        time_models(models[1:], target, feeds, reference=models[0], protocol=QUICK)
+
+
+def test_the_command_of_the_host_is_quoted(host, tmp_path):
+    with pytest.raises(LatencyError):
+        ask_fingerprint(f"me@board?python=python3; touch {tmp_path}/evil", CPU, 1)
+    assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize("query", ["?port=3", "?python", "?python=", "?python=x&more=y"])
+def test_an_address_with_unknown_options_is_refused(query, host):
+    with pytest.raises(UsageError, match="may name its `python`"):
+        ask_fingerprint(f"me@board{query}", CPU, 1)
+
+
+def test_without_a_client_the_error_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(LatencyError, match="needs the OpenSSH client"):
+        ask_fingerprint("me@board", CPU, 1)
+
+
+@pytest.mark.parametrize("answer", ["Welcome!", "", "[1, 2", "\\377"])
+def test_an_answer_that_is_no_json_is_refused(answer, host, remote, models, feeds):
+    host.install(text=f"#!/bin/sh\ncat > /dev/null\nprintf '{answer}'\n")
+    with pytest.raises(LatencyError, match="did not answer with JSON"):
+        ask_fingerprint("me@board", CPU, 1)
+    with pytest.raises(LatencyError, match="did not answer with JSON"):
+        measure_remotely(models[1:], remote, feeds, reference=models[0], protocol=QUICK)
+
+
+@pytest.mark.parametrize("answer", ["[]", "3", "{}", '{"cpu": "x"}', '{"schema": 1, "kit": "other"}'])
+def test_an_answer_that_is_no_measurement_is_refused(answer, host, remote, models, feeds):
+    host.install(text=f"#!/bin/sh\ncat > /dev/null\nprintf '{answer}'\n")
+    with pytest.raises(KitError, match="fingerprint is missing"):
+        ask_fingerprint("me@board", CPU, 1)
+    with pytest.raises(KitError, match=r"no result of a kit|belongs to kit"):
+        measure_remotely(models[1:], remote, feeds, reference=models[0], protocol=QUICK)
+
+
+def test_another_device_than_before_is_refused(host, remote, models, feeds):
+    before = replace(remote, cpu="Cortex-A53")
+    with pytest.raises(LatencyError, match=r"another device than before.*'Cortex-A53' before") as caught:
+        time_models(models[1:], before, feeds, reference=models[0], protocol=QUICK)
+    assert "runtime_version" not in str(caught.value)
+
+
+# --- a real server
+
+SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+
+
+def _free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def _answers(port):
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
+            return connection.recv(4) == b"SSH-"
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """Port of an OpenSSH server on this host, with keys of its own that the client is pointed to."""
+    client = shutil.which("ssh")
+    if SSHD is None or client is None or shutil.which("ssh-keygen") is None or os.geteuid() != 0:
+        pytest.skip("needs OpenSSH's server and client, and root")
+    for name in ("host", "user"):
+        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(tmp_path / name)]
+        subprocess.run(command, check=True)
+    shutil.copy(tmp_path / "user.pub", tmp_path / "authorized_keys")
+    port = _free_port()
+    (tmp_path / "sshd_config").write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {tmp_path}/host\nPidFile {tmp_path}/pid\n"
+        f"AuthorizedKeysFile {tmp_path}/authorized_keys\nUsePAM no\nStrictModes no\nPermitRootLogin yes\n"
+        "PasswordAuthentication no\nKbdInteractiveAuthentication no\nPrintMotd no\nPrintLastLog no\n"
+    )
+    (tmp_path / "ssh_config").write_text(
+        f"IdentityFile {tmp_path}/user\nIdentitiesOnly yes\nUserKnownHostsFile {tmp_path}/known\n"
+        "StrictHostKeyChecking accept-new\nLogLevel ERROR\n"
+    )
+    (tmp_path / "bin").mkdir()
+    wrapper = tmp_path / "bin/ssh"
+    wrapper.write_text(f'#!/bin/sh\nexec {client} -F {tmp_path}/ssh_config "$@"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    separation = Path("/run/sshd")  # the server demands it
+    created = not separation.exists()
+    separation.mkdir(parents=True, exist_ok=True)
+    command = [SSHD, "-D", "-f", str(tmp_path / "sshd_config"), "-E", str(tmp_path / "log")]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 20
+        while not _answers(port):
+            if process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"the server did not start: {(tmp_path / 'log').read_text()}")
+            time.sleep(0.05)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+        if created:
+            separation.rmdir()
+
+
+def test_a_real_server_measures(server, target, models, feeds):
+    remote = make_target(f"ssh://root@127.0.0.1:{server}{PYTHON}")
+    assert remote.fingerprint() == target.fingerprint()
+    kits = Path("/root/.cache/autoprune")
+    before = set(kits.glob("kit-*"))
+    found = time_models(models[1:], remote, feeds, reference=models[0], protocol=QUICK)
+    assert len(found.ratios) == 3
+    assert np.isfinite(found.ratios).all()
+    (kernels,) = kernel_times(models[:1], remote, feeds)
+    assert kernels.names
+    assert set(kits.glob("kit-*")) == before
+
+
+def test_a_real_client_says_why_it_cannot_connect(server, tmp_path):
+    with pytest.raises(LatencyError, match=r"root@127\.0\.0\.1: .*Connection refused"):
+        ask_fingerprint(f"root@127.0.0.1:{_free_port()}", CPU, 1)
+    (tmp_path / "authorized_keys").write_text("")
+    with pytest.raises(LatencyError, match=r"Permission denied \(publickey\)"):
+        ask_fingerprint(f"root@127.0.0.1:{server}", CPU, 1)
