@@ -104,13 +104,14 @@ def search(
 
 
 def _show(run_dir: Path) -> None:
-    from autoprune.report import front_table, rung_table
+    from autoprune.report import front_table, prediction_line, rung_table
     from autoprune.runfolder import RunFolder, read_json
 
     folder = RunFolder(run_dir)
     document = read_json(folder.front)
     out.print(front_table(document))
     out.print(rung_table(document))
+    out.print(prediction_line(document), highlight=False, soft_wrap=True)
     for model in document["models"]:
         out.print(f"{model['budget']}: {folder.path / model['onnx']}", highlight=False, soft_wrap=True)
 

@@ -51,7 +51,10 @@ def export_onnx(
                 model.eval(), inputs, dynamo=True, verbose=False, dynamic_shapes=shapes, input_names=names
             )
     except Exception as error:
-        raise StructureError(f"the model cannot be exported to ONNX: {_reason(error)}") from error
+        raise StructureError(
+            f"the model cannot be exported to ONNX: {_reason(error)}. Replace that operator, or deploy "
+            "PyTorch itself (--target torch-cpu)."
+        ) from error
     finally:
         for module, mode in training.items():
             module.training = mode

@@ -67,9 +67,8 @@ def profile(
     )
     start = time.monotonic()
     prior = work.scan(_SCAN_SHARE * max_seconds, _NODE_SHARE * max_seconds)
-    if narrow is not None:
-        work.space = narrow(work.useful(prior))
-        prior = work.prior()
+    work.space = space if narrow is None else narrow(work.useful(prior))
+    prior = work.prior()
     tested = random_widths(work.space, work.bench.unit_names, _HELD_OUT, work.rng)
     work.time(tested, HELD_OUT)
     work.rounds(prior)

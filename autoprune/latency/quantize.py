@@ -15,13 +15,15 @@ from autoprune.errors import StructureError
 from autoprune.latency.timing import Feeds
 
 
-def quantized(model: onnx.ModelProto, *calibration: Feeds) -> onnx.ModelProto:
-    """`model` with int8 weights and activations, one scale per tensor, calibrated on the given inputs.
+def quantized(model: onnx.ModelProto | Path, *calibration: Feeds) -> onnx.ModelProto:
+    """`model` (or the file of one) with int8 weights and activations, calibrated on the given inputs.
 
-    Weights keep their state-dict names with the suffix `_quantized`. Raises `StructureError` with the reason.
+    Every tensor has one scale. Weights keep their state-dict names with the suffix `_quantized`. Raises
+    `StructureError` with the reason.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
+    model = onnx.load(str(model)) if isinstance(model, Path) else model
     names = [entry.name for entry in model.graph.input]
     copied = onnx.ModelProto()  # the quantizer moves the weights of its argument to a file that it deletes
     copied.CopyFrom(model)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
 from torch import nn
 
@@ -34,8 +33,7 @@ def deployed(setup: Setup, model: nn.Module, path: Path) -> Model:
     if setup.target.precision == "fp32":
         return path
     small = int8_path(path)
-    content = quantized(onnx.load(str(path)), *_calibration(setup)).SerializeToString()
-    write_atomic(small, content)
+    write_atomic(small, quantized(path, *_calibration(setup)).SerializeToString())
     return small
 
 

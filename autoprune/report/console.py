@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -19,18 +20,21 @@ from rich.progress import (
 from rich.table import Column
 
 _PLAIN_SECONDS = 10.0
+_LAST_SECONDS = 4.0
+"""Where there is no live bar: a line every ten seconds, and one at the end of what took a while."""
 
 
 class ConsoleEvents:
-    """Shows stages, facts and progress. `with` keeps the live bar and takes it away at the end."""
+    """Shows stages, facts and progress. `with` keeps the live bar and takes it away at the end. `clock` in seconds."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._console = console
         self._live = console.is_terminal
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._title = ""
-        self._started = self._printed = time.monotonic()
+        self._started = self._printed = clock()
 
     def __enter__(self) -> Self:
         if self._live:
@@ -55,7 +59,7 @@ class ConsoleEvents:
 
     def stage(self, title: str) -> None:
         """Print the title of a stage and start its bar anew."""
-        self._title, self._started, self._printed = title, time.monotonic(), time.monotonic()
+        self._title, self._started, self._printed = title, self._clock(), self._clock()
         self._console.print(f"[bold cyan]{escape(title)}[/]", highlight=False)
         if self._bar is not None:
             if self._task is not None:
@@ -71,8 +75,8 @@ class ConsoleEvents:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, total=total, detail=detail)
             return
-        now = time.monotonic()
-        if now - self._printed >= _PLAIN_SECONDS or (done >= total and detail):
+        now = self._clock()
+        if now - self._printed >= (_PLAIN_SECONDS if done < total else _LAST_SECONDS):
             self._printed = now
             left = (now - self._started) * (total - done) / done if done else 0.0
             self.note(f"{done:g} of {total:g}, about {left:.0f} s left  {detail}".rstrip())

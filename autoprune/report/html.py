@@ -10,7 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.io import to_html
 
-from autoprune.report.tables import all_rungs, shown_ms
+from autoprune.report.tables import all_rungs, prediction_line, shown_ms
 from autoprune.runfolder import write_atomic
 
 _STYLE = """
@@ -24,7 +24,6 @@ code { font-size: 13px; }
 
 def write_html(document: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> Path:
     """Write the page, atomically; it needs no network and no other file."""
-    held = document["held_out"]
     parts = [
         f"<h1>{html.escape(str(config['task']))} on {html.escape(str(config['target']))}</h1>",
         f"<p>Strategy <code>{html.escape(str(config['strategy']))}</code>, {config['threads']} thread(s), "
@@ -36,13 +35,26 @@ def write_html(document: Mapping[str, Any], config: Mapping[str, Any], path: Pat
         "<h2>Widths</h2>",
         _widths(document),
         "<h2>Latency prediction</h2>",
-        f"<p>On {held['policies']} held-out policies: mean error {held['mape_percent']:.1f} %, "
-        f"largest {held['max_percent']:.1f} %, Spearman {held['spearman']:.3f}, "
-        f"re-measure noise {held['noise_percent']:.1f} %.</p>",
+        f"<p>{html.escape(prediction_line(document))}</p>",
+        f"<p>{html.escape(_table_line(document))}</p>",
     ]
     page = f"<!doctype html><html lang=en><meta charset=utf-8><title>autoprune</title><style>{_STYLE}</style>"
     write_atomic(path, (page + "\n".join(parts) + "</html>\n").encode())
     return path
+
+
+def _table_line(document: Mapping[str, Any]) -> str:
+    """Where and when the table was measured; runs of earlier versions did not keep it."""
+    table = document.get("latency_table")
+    if table is None:
+        return ""
+    target = table["target"]
+    text = (
+        f"Measured {table['created']} with {target['runtime']} {target['runtime_version']} ({target['provider']}, "
+        f"{target['threads']} thread(s), batch {target['batch']}, {target['precision']}) on {target['cpu']}; "
+        f"{sum(table['policies'].values())} policies, fitted anew {table['refits']} time(s)."
+    )
+    return text + (f" A foreign table: {'; '.join(table['foreign'])}." if table["foreign"] else "")
 
 
 def front_figure(document: Mapping[str, Any]) -> go.Figure:

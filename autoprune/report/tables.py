@@ -18,22 +18,13 @@ def front_table(document: Document) -> Table:
     table = Table(
         title="Pareto front, with the uniform baseline of each budget", title_justify="left", title_style="bold"
     )
-    table.add_column("model")
-    table.add_column("budget")
-    for title in (
-        f"{metric} val",
-        "test",
-        "measured",
-        "of dense",
-        "predicted",
-        "params",
-        "MACs",
-        "bytes",
-        "activations",
-    ):
-        table.add_column(title, justify="right")
+    shown = _shown_sizes(document)
+    for title in ("model", "", "budget"):
+        table.add_column(title, no_wrap=True)
+    for title in (f"{metric} val", "test", "measured", "of dense", "predicted", *shown.values()):
+        table.add_column(title, justify="right", no_wrap=True)
     full = [f"{dense['score']:.4f}", f"{dense['test_score']:.4f}", _time(dense["latency_ms_measured"]), "100.0 %", ""]
-    table.add_row("dense", "", *full, *_sizes(dense), style="dim", end_section=True)
+    table.add_row("dense", "", "", *full, *_sizes(dense, shown), style="dim", end_section=True)
     everything = {m["digest"]: m for m in [*document["others"], *document["baselines"], *document["models"]]}
     baselines = {m["digest"] for m in document["baselines"]} - {m["digest"] for m in document["others"]}
     front = {m["digest"] for m in document["models"]}
@@ -42,16 +33,16 @@ def front_table(document: Document) -> Table:
     by_budget = {m["budget"]: m for m in document["baselines"]}
     digests = {m["digest"] for m in searched}
     for model in searched:
-        mark = "" if model["digest"] in front else (" (dominated)" if model["meets_budget"] else " (too slow)")
+        mark = "" if model["digest"] in front else ("dominated" if model["meets_budget"] else "too slow")
         baseline = by_budget.pop(model["budget"], None)
         show_baseline = baseline is not None and baseline["digest"] not in digests
-        kind = " (uniform)" if model["strategy"] == "uniform" else ""
-        table.add_row(*_row(model, model["digest"] + kind + mark), end_section=not show_baseline)
+        kind = "uniform" if model["strategy"] == "uniform" else ""
+        table.add_row(*_row(model, " ".join(filter(None, (kind, mark))), shown), end_section=not show_baseline)
         if show_baseline and baseline is not None:
-            table.add_row(*_row(baseline, "uniform"), style="dim", end_section=True)
+            table.add_row(*_row(baseline, "uniform", shown), style="dim", end_section=True)
     for baseline in by_budget.values():
         if baseline["digest"] not in digests:
-            table.add_row(*_row(baseline, "uniform"), style="dim", end_section=True)
+            table.add_row(*_row(baseline, "uniform", shown), style="dim", end_section=True)
     return table
 
 
@@ -111,24 +102,46 @@ def all_rungs(document: Document) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(model: Mapping[str, Any], name: str) -> list[str]:
+def _row(model: Mapping[str, Any], kind: str, shown: Mapping[str, str]) -> list[str]:
     return [
-        name,
+        model["digest"],
+        kind,
         model["budget"] or "",
         f"{model['score']:.4f}",
         f"{model['test_score']:.4f}",
         "" if model["latency_ms_measured"] is None else _time(model["latency_ms_measured"]),
         f"{100 * model['latency_ratio']:.1f} %",
         _time(model["latency_ms_predicted"]),
-        *_sizes(model),
+        *_sizes(model, shown),
     ]
 
 
-def _sizes(model: Mapping[str, Any]) -> list[str]:
-    """Parameters, MACs, weight bytes and peak activation bytes; runs of earlier versions lack the last."""
-    activations = model.get("activation_bytes")
-    counts = [_count(model["params"]), _count(model["macs"]), _count(model["bytes"], "B")]
-    return [*counts, "" if activations is None else _count(activations, "B")]
+def _shown_sizes(document: Document) -> dict[str, str]:
+    """Sizes that have a column, with its title: parameters, weight bytes, and what a budget limits."""
+    budgets = {m["budget"] or "" for m in [*document["models"], *document["others"], *document["baselines"]]}
+    limited = {name for name in ("macs", "activation_bytes") if any(f"{name}:" in budget for budget in budgets)}
+    titles = {"params": "params", "macs": "MACs", "bytes": "weights", "activation_bytes": "activations"}
+    return {name: title for name, title in titles.items() if name in limited | {"params", "bytes"}}
+
+
+def _sizes(model: Mapping[str, Any], shown: Mapping[str, str]) -> list[str]:
+    """Runs of earlier versions lack the peak of activations."""
+    unit = {"bytes": "B", "activation_bytes": "B"}
+    return ["" if model.get(name) is None else _count(model[name], unit.get(name, "")) for name in shown]
+
+
+def prediction_line(document: Document) -> str:
+    """How well the latency table predicts, and how far off it was for the models of this run."""
+    held = document["held_out"]
+    everything = [*document["models"], *document["others"], *document["baselines"]]
+    measured = [m for m in everything if m["latency_ms_measured"] is not None]
+    errors = [abs(m["latency_ms_predicted"] / m["latency_ms_measured"] - 1) for m in measured]
+    own = f"; off by at most {max(errors):.1%} for the models of this run" if errors else "; no model was measured here"
+    return (
+        f"Latency table: on {held['policies']} held-out policies mean error {held['mape_percent']:.1f} %, largest "
+        f"{held['max_percent']:.1f} %, bias {held['bias_percent']:+.1f} %, Spearman {held['spearman']:.3f}, re-measure "
+        f"noise {held['noise_percent']:.1f} %{own}."
+    )
 
 
 def shown_ms(model: Mapping[str, Any]) -> float:
