@@ -21,6 +21,16 @@ def prior_of(structure, space):
     return {g: work_ms(g) for g in possible_geometries(varying, space, space.unit_names)}
 
 
+ORT = {"runtime": "onnxruntime"}
+
+
+def fitted_to(structure, prior, evidence, dense_ms, runtime="onnxruntime"):
+    index, geometries, prior_ms = index_of(structure, prior), tuple(prior), np.array([*prior.values()])
+    return fit_evidence(
+        structure, index, geometries, evidence, prior_ms, dense_ms=dense_ms, noise=0.001, runtime=runtime
+    )
+
+
 def test_evidence_grows_by_roles():
     none = Evidence.none(3)
     found = none.plus(np.array([[1, 2, 3]]), np.array([0.5]), SCAN)
@@ -77,12 +87,12 @@ def test_luck_on_held_out_policies_does_not_make_sure(structure_of, space_of):
     machine, prior = AdditiveMachine(structure), prior_of(structure, space)
     fitted, held = rows_of(space, 60, 1), rows_of(space, 5, 3)
     evidence = Evidence.none(3).plus(fitted, machine.ratios(fitted), FIT)
-    index, values = index_of(structure, prior), np.array([*prior.values()])
-    posterior = fit_evidence(structure, index, tuple(prior), evidence, values, machine.dense_ms, 0.001, 0)
+    index = index_of(structure, prior)
+    posterior = fitted_to(structure, prior, evidence, machine.dense_ms)
     counts = occurrences(index.numbers(held), len(prior))
     lucky = evidence.plus(held, posterior.predict(counts) / machine.dense_ms, HELD_OUT)
     table = build_table(
-        structure, space, {}, lucky, prior, again=np.array([]), dense_ms=machine.dense_ms, noise=0.001, seed=0
+        structure, space, ORT, lucky, prior, again=np.array([]), dense_ms=machine.dense_ms, noise=0.001, seed=0
     )
     sds = [sample.sd_ms for sample in table.samples if sample.role == HELD_OUT]
     np.testing.assert_allclose(sds, posterior.sd_ms(counts) / 4, rtol=0.02)
@@ -131,7 +141,7 @@ def test_held_out_policies_do_not_change_the_fit(structure_of, space_of):
         evidence = Evidence.none(3).plus(fitted, machine.ratios(fitted), SCAN)
         evidence = evidence.plus(held, factor * machine.ratios(held), HELD_OUT)
         given = {"again": np.array([]), "dense_ms": machine.dense_ms, "noise": 0.001, "seed": 0}
-        found.append(build_table(structure, space, {}, evidence, prior, **given))
+        found.append(build_table(structure, space, ORT, evidence, prior, **given))
     assert [e.latency_ms for e in found[0].entries.values()] == [e.latency_ms for e in found[1].entries.values()]
     assert found[1].held_out.bias_percent < -30
     spreads = [np.abs([e.spread_ms for e in table.entries.values()]).mean() for table in found]
@@ -145,7 +155,7 @@ def test_without_held_out_policies_nothing_is_proven(structure_of, space_of):
     evidence = Evidence.none(3).plus(rows, machine.ratios(rows), FIT)
     with pytest.raises(LatencyError, match="needs held-out policies"):
         build_table(
-            structure, space, {}, evidence, prior_of(structure, space), again=np.array([]),
+            structure, space, ORT, evidence, prior_of(structure, space), again=np.array([]),
             dense_ms=machine.dense_ms, noise=0.001, seed=0,
         )  # fmt: skip
 
@@ -154,10 +164,7 @@ def test_without_two_timed_policies_nothing_is_fitted(structure_of, space_of):
     structure, space = structure_of("residual"), space_of("residual")
     prior = prior_of(structure, space)
     with pytest.raises(LatencyError, match="at least two timed policies; got 1"):
-        fit_evidence(
-            structure, index_of(structure, prior), tuple(prior), Evidence.none(3), np.array([*prior.values()]),
-            1.0, 0.001, 0,
-        )  # fmt: skip
+        fitted_to(structure, prior, Evidence.none(3), 1.0)
 
 
 def test_policies_with_unknown_geometries_are_left_out_of_a_fit(structure_of, space_of):
@@ -168,14 +175,11 @@ def test_policies_with_unknown_geometries_are_left_out_of_a_fit(structure_of, sp
     inside, outside = rows_of(narrow, 50, 0), rows_of(wide, 50, 1)
     evidence = Evidence.none(3).plus(inside, machine.ratios(inside), FIT)
     misleading = evidence.plus(outside, 3 * machine.ratios(outside), SCAN)
-    index, values = index_of(structure, prior), np.array([*prior.values()])
+    index = index_of(structure, prior)
     known = (index.numbers(outside) >= 0).all(axis=1)
     assert 0 < known.sum() < 25
     cleaned = evidence.plus(outside[known], 3 * machine.ratios(outside[known]), SCAN)
-    first, second = (
-        fit_evidence(structure, index, tuple(prior), e, values, machine.dense_ms, 0.001, 0)
-        for e in (misleading, cleaned)
-    )
+    first, second = (fitted_to(structure, prior, evidence, machine.dense_ms) for evidence in (misleading, cleaned))
     np.testing.assert_array_equal(first.entries_ms, second.entries_ms)
 
 
@@ -187,14 +191,31 @@ def test_the_dense_model_is_met(structure_of, space_of, target):
     assert table.predictor(machine.structure).predict(dense)[0] == pytest.approx(machine.dense_ms, rel=0.01)
 
 
+def test_where_pytorch_runs_the_dense_model_it_tells_nothing_about_pruned_ones(structure_of, space_of):
+    """Every pruned model takes 20 % longer than its operators, the dense one does not."""
+    structure, space = structure_of("residual"), space_of("residual")
+    machine, prior = AdditiveMachine(structure), prior_of(structure, space)
+    rows = rows_of(space, 200, 0)
+    evidence = Evidence.none(3).plus(rows, 1.2 * machine.ratios(rows), FIT)
+    dense = np.array([[unit.width for unit in structure.units]])
+    counts = occurrences(index_of(structure, prior).numbers(np.concatenate([rows, dense])), len(prior))
+    errors = {}
+    for runtime in ("torch", "onnxruntime"):
+        predicted = fitted_to(structure, prior, evidence, machine.dense_ms, runtime).predict(counts)
+        errors[runtime] = np.abs(predicted[:-1] / (1.2 * machine.ms(rows)) - 1).max()
+        assert predicted[-1] == pytest.approx((1.2 if runtime == "torch" else 1.0) * machine.dense_ms, rel=0.05)
+    assert errors["torch"] < 0.01 < errors["onnxruntime"]
+    with pytest.raises(LatencyError, match="at least two timed policies; got 0"):
+        fitted_to(structure, prior, Evidence.none(3), 1.0, "torch")
+
+
 def test_a_predictor_of_a_fit_predicts_as_the_fit_does(structure_of, space_of):
     structure, space = structure_of("residual"), space_of("residual")
     machine, prior = AdditiveMachine(structure), prior_of(structure, space)
     rows = rows_of(space, 50, 0)
     evidence = Evidence.none(3).plus(rows, machine.ratios(rows), FIT)
     index = index_of(structure, prior)
-    values = np.array([*prior.values()])
-    found = fit_evidence(structure, index, tuple(prior), evidence, values, machine.dense_ms, 0.001, 0)
+    found = fitted_to(structure, prior, evidence, machine.dense_ms)
     counts = occurrences(index.numbers(rows), len(prior))
     predicted = predictor_of(structure, space.levels, tuple(prior), found).predict_with_sd(rows)
     np.testing.assert_allclose(predicted.latency_ms, found.predict(counts))
@@ -220,6 +241,23 @@ def test_candidates_move_the_predictions_towards_them(table, structure_of, space
     ]
     np.testing.assert_allclose([sample.measured_ms for sample in refitted.samples[-4:]], measured)
     assert table.counts.get(CANDIDATE) is None
+
+
+def test_a_candidate_weighs_more_than_a_sample(structure_of, space_of):
+    structure, space = structure_of("residual"), space_of("residual")
+    machine, prior = AdditiveMachine(structure), prior_of(structure, space)
+    fitted, held, candidates = rows_of(space, 60, 0), rows_of(space, 20, 1), rows_of(space, 4, 20)
+    before = Evidence.none(3).plus(fitted, machine.ratios(fitted), FIT).plus(held, machine.ratios(held), HELD_OUT)
+    measured = machine.ratios(candidates) * 1.05
+    errors = []
+    for role in (CANDIDATE, FIT):
+        table = build_table(
+            structure, space, ORT, before.plus(candidates, measured, role), prior, again=np.array([]),
+            dense_ms=machine.dense_ms, noise=0.004, seed=0,
+        )  # fmt: skip
+        predicted = table.predictor(structure).predict(candidates) / machine.dense_ms
+        errors.append(np.abs(predicted / measured - 1).mean())
+    assert errors[0] < 0.8 * errors[1]
 
 
 def test_a_refit_with_what_was_predicted_changes_little(table, structure_of, space_of):

@@ -122,6 +122,8 @@ def test_noise_that_was_not_announced_is_found():
     truth = 0.05 + counts @ entries
     result = fit(counts, times, prior, noise=0.004)
     assert errors(result.predict(counts), truth) < 0.8 * errors(times, truth)
+    rms = np.sqrt(np.mean((result.predict(counts) - truth) ** 2) / np.mean(result.sd_ms(counts) ** 2))
+    assert 0.7 < rms < 1.4
 
 
 def coverage(prior_error, noise, policies, seeds=12):

@@ -114,6 +114,7 @@ def test_other_models_change_the_name_of_a_kit():
 
 def test_a_kit_holds_models_inputs_and_the_script():
     with zipfile.ZipFile(io.BytesIO(CONTENT)) as archive:
+        assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
         names = set(archive.namelist())
         models = {f"models/{i:04d}.onnx" for i in range(4)} | {"models/reference.onnx"}
         assert names == {"kit.json", "inputs.npz", "measure.py"} | models

@@ -119,6 +119,11 @@ def test_measurements_are_brought_back_into_the_order_of_the_policies(kit, impor
     for number, sample in enumerate(imported.samples):
         assert list(sample.widths.values()) == widths[number]
         assert sample.measured_ms / imported.dense_ms == pytest.approx(quiet[f"{number:04d}.onnx"])
+    again = [number for number, role in enumerate(manifest["origin"]["roles"]) if role == AGAIN]
+    first = manifest["origin"]["roles"].index(HELD_OUT)
+    assert [widths[number] for number in again] == widths[first : first + 4]
+    wanted = [quiet[f"{number:04d}.onnx"] * imported.dense_ms for number in again]
+    assert list(imported.again_ms) == pytest.approx(wanted)
 
 
 def test_an_imported_table_survives_its_file(imported, tmp_path):

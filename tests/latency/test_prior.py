@@ -55,7 +55,7 @@ def test_what_was_profiled_is_believed_and_counted(world):
 
 def test_a_geometry_that_was_not_seen_takes_the_nearest_of_its_kind_by_the_root_of_the_work(world):
     geometries, _, _, space, _, _ = world
-    rows = np.array([[levels[-1] for levels in space.levels.values()]])
+    rows = np.array([[levels[at] for levels in space.levels.values()] for at in (0, -1)])
     prior, _ = profiled(world, rows, cost)
     by_geometry = dict(zip(geometries, prior, strict=True))
     body = next(g for g in geometries if g.c_in == g.c_out == 16 and g.op == "conv2d")
