@@ -1,6 +1,6 @@
 """Draw the staircases of a latency table as a PNG: cost of some units' operators against their width.
 
-    python scripts/draw_staircases.py TABLE.json OUT.png --task T [--model M] [--units NAME ...]
+python scripts/draw_staircases.py TABLE.json OUT.png --task T [--model M] [--units NAME ...]
 """
 
 from __future__ import annotations

@@ -67,15 +67,20 @@ def occurrences(numbers: np.ndarray, entries: int) -> np.ndarray:
 
 def fit_evidence(
     structure: Structure, index: GeometryIndex, geometries: Sequence[Geometry], evidence: Evidence,
-    prior_ms: np.ndarray, dense_ms: float, noise: float, seed: int,
+    prior_ms: np.ndarray, *, dense_ms: float, noise: float, runtime: str, seed: int = 0,
 ) -> Fit:  # fmt: skip
-    """Fit the entries of `geometries` to the evidence that is not held out, and to the dense model."""
+    """Fit the entries of `geometries` to the evidence that is not held out, and to the dense model.
+
+    Not to the dense model where PyTorch runs it: a pruned model is a graph module there, which has another overhead.
+    """
     mask = evidence.fitted()
-    full = np.array([[unit.width for unit in structure.units]], dtype=np.int64)
     widths, ratios = evidence.widths[mask], evidence.ratios[mask]
     weights = np.where(evidence.where(CANDIDATE)[mask], _CANDIDATE_WEIGHT, 1.0)
-    numbers = index.numbers(np.concatenate([widths, full]))
-    ratios, weights = np.append(ratios, 1.0), np.append(weights, _DENSE_WEIGHT)
+    if runtime != "torch":
+        full = np.array([[unit.width for unit in structure.units]], dtype=np.int64)
+        widths, ratios = np.concatenate([widths, full]), np.append(ratios, 1.0)
+        weights = np.append(weights, _DENSE_WEIGHT)
+    numbers = index.numbers(widths)
     known = (numbers >= 0).all(axis=1)
     if known.sum() < 2:
         raise LatencyError(f"a latency table needs at least two timed policies; got {int(known.sum())}")
@@ -119,7 +124,10 @@ def build_table(
     varying, constant = varying_operators(structure)
     geometries, prior_ms = tuple(prior), np.array([*prior.values()])
     index = GeometryIndex(varying, geometries)
-    found = fit_evidence(structure, index, geometries, evidence, prior_ms, dense_ms, noise, seed)
+    found = fit_evidence(
+        structure, index, geometries, evidence, prior_ms,
+        dense_ms=dense_ms, noise=noise, runtime=target["runtime"], seed=seed,
+    )  # fmt: skip
     known = _known_widths(structure, space, evidence)
     stairs = staircases(predictor_of(structure, known, geometries, found), space, varying)
     tested = evidence.where(HELD_OUT)

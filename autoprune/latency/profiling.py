@@ -10,6 +10,7 @@ import numpy as np
 
 from autoprune.latency.bench import Bench, Progress, make_bench
 from autoprune.latency.evidence import Evidence, build_table, fit_evidence, occurrences, predictor_of
+from autoprune.latency.fitting import Fit
 from autoprune.latency.geometries import PricedOperator, possible_geometries, priced_operators
 from autoprune.latency.predictor import GeometryIndex
 from autoprune.latency.prior import prior_ms
@@ -179,10 +180,17 @@ class _Profile:
         geometries, values = tuple(prior), np.array([*prior.values()])
         index = GeometryIndex(self.varying, geometries)
         structure = self.bench.structure
-        fitted = fit_evidence(structure, index, geometries, self.evidence, values, self.dense_ms, self.noise, 0)
+        fitted = self.fit(index, geometries, values)
         predictor = predictor_of(structure, self.space.levels, geometries, fitted)
         found = {stair.unit: stair.useful for stair in staircases(predictor, self.space, self.varying)}
         return {name: found.get(name, tuple(levels)) for name, levels in self.space.levels.items()}
+
+    def fit(self, index: GeometryIndex, geometries: Sequence[Geometry], prior_ms: np.ndarray) -> Fit:
+        """The fit to the evidence so far."""
+        return fit_evidence(
+            self.bench.structure, index, geometries, self.evidence, prior_ms,
+            dense_ms=self.dense_ms, noise=self.noise, runtime=self.bench.target.runtime,
+        )  # fmt: skip
 
     def rounds(self, prior: Mapping[Geometry, float]) -> None:
         """Time policies that cover the entries until the error of new ones no longer falls, or the time is over."""
@@ -194,8 +202,8 @@ class _Profile:
             start = time.monotonic()
             seen = occurrences(index.numbers(self.evidence.widths[self.evidence.fitted()]), len(prior)).sum(axis=0)
             widths = covering_widths(self.space, names, index, _ROUND, seen, self.rng)
-            structure, dense_ms = self.bench.structure, self.dense_ms
-            found = fit_evidence(structure, index, geometries, self.evidence, prior_values, dense_ms, self.noise, 0)
+            dense_ms = self.dense_ms
+            found = self.fit(index, geometries, prior_values)
             self.time(widths, FIT)
             measured = self.evidence.ratios[-len(widths) :] * dense_ms
             predicted = found.predict(occurrences(index.numbers(widths), len(prior)))

@@ -42,8 +42,8 @@ class Candidate:
 
     @property
     def onnx_path(self) -> Path:
-        """The exported model."""
-        return self.run.folder.model(self.digest).onnx
+        """The exported model, in the precision of the target."""
+        return self.run.folder.path / (self.record.onnx or self.run.folder.model(self.digest).onnx)
 
     def model(self) -> GraphModel:
         """The really smaller module with its fine-tuned weights, in evaluation mode."""

@@ -82,6 +82,7 @@ def verify_model(setup: Setup, policy: Policy, budget: str | None, strategy: str
     if found.get("weights_sha256") != weights:
         found = _verified(setup, policy) | {"weights_sha256": weights}
         write_json(files.metrics, found)
+    shipped = int8_path(files.onnx) if setup.target.precision == "int8" else files.onnx
     keys = ("score", "test_score", "latency_ms_predicted", "latency_ms_measured", "latency_ratio")
     return FrontModel(
         digest=policy.digest(),
@@ -92,7 +93,7 @@ def verify_model(setup: Setup, policy: Policy, budget: str | None, strategy: str
         strategy=strategy,
         budget=budget,
         meets_budget=meets(setup, budget, policy, found["latency_ratio"]) if budget else None,
-        onnx=str(files.onnx.relative_to(setup.folder.path)),
+        onnx=str(shipped.relative_to(setup.folder.path)),
     )
 
 
