@@ -137,6 +137,7 @@ def build_table(
     measured = evidence.ratios[tested] * dense_ms
     found = _calibrated(found, counts, measured)
     predicted = predictor_of(structure, known, geometries, found).predict_with_sd(evidence.widths)
+    sd_ms = found.sd_ms(counts)  # of the true latency; what is measured has its noise on top
     return LatencyTable(
         target=dict(target),
         space=space,
@@ -156,7 +157,7 @@ def build_table(
         fixed=tuple(str(op.geometry(op.sizes(evidence.widths[:1])[0])) for op in constant),
         known=known,
         useful=known | {stair.unit: stair.useful for stair in stairs},
-        held_out=held_out(found.predict(counts), measured, again * dense_ms, found.sd_ms(counts)),
+        held_out=held_out(found.predict(counts), measured, again * dense_ms, np.hypot(sd_ms, noise * measured)),
         drift_percent=drift * 100,
         repeated_blocks=repeated_blocks,
         noise=noise,
