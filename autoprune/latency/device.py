@@ -38,7 +38,7 @@ def time_models(
         if found is None:
             raise LatencyError("timing needs at least one model; got none")
         return found
-    with measure.pinned(target.threads), _torch_threads(target):
+    with measure.pinned(target.threads, one_each=target.runtime == "onnxruntime"), _torch_threads(target):
         reference_run = _opener(reference, target, feeds)()
         openers = (_opener(model, target, feeds) for model in models)
         return time_runs(openers, reference_run, protocol=protocol, seed=seed)
@@ -55,7 +55,7 @@ def kernel_times(models: Iterable[Model], target: Target, feeds: Feeds) -> Itera
         contents = [_content(model) for model in models]
         yield from measure_remotely(contents, target, feeds, profile=True).kernels
         return
-    with measure.pinned(target.threads):
+    with measure.pinned(target.threads, one_each=True):
         for model in models:
             names, ms = measure.kernel_events(model, feeds, target.provider, target.threads)
             yield Kernels(names=tuple(names), ms=ms)

@@ -37,6 +37,7 @@ _ARM = {"asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2"}
 PROFILED_RUNS = 12
 _PROFILED_WARMUP = 3
 _KERNEL = "_kernel_time"
+_worker_cores: list[int] = []
 
 
 @dataclass(frozen=True)
@@ -137,17 +138,26 @@ def _rounds(
 
 
 @contextmanager
-def pinned(threads: int) -> Iterator[None]:
-    """Keep this thread, and those it starts, on `threads` cores: the ones that are fastest right now."""
+def pinned(threads: int, one_each: bool = False) -> Iterator[None]:
+    """Keep this thread, and those it starts, on `threads` cores: the ones that are fastest right now.
+
+    `one_each`: this thread on the first of them, and every worker of a session that is opened meanwhile on one of the
+    others. Left to itself, the kernel at times wakes a worker on the core of the thread that waits for it.
+    """
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
     before = os.sched_getaffinity(0)
     try:
-        if threads < len(before):
-            os.sched_setaffinity(0, set(sorted(before, key=_busyness)[:threads]))
+        cores = sorted(before, key=_busyness)[:threads]
+        if one_each and 1 < threads == len(cores):
+            os.sched_setaffinity(0, {cores[0]})
+            _worker_cores.extend(cores[1:])
+        else:
+            os.sched_setaffinity(0, set(cores))
         yield
     finally:
+        _worker_cores.clear()
         os.sched_setaffinity(0, before)
 
 
@@ -172,6 +182,9 @@ def session_options(threads: int) -> Any:
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3
+    if _worker_cores:
+        places = ";".join(str(core + 1) for core in _worker_cores)  # the runtime counts cores from 1
+        options.add_session_config_entry("session.intra_op_thread_affinities", places)
     # Spinning workers answer faster, but would steal the cores of the other sessions of a block between their runs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
@@ -274,7 +287,7 @@ def measure_kit(folder: Path) -> Path:
     size = kit["protocol"]["block"]
     jobs: list[list[str]] = [kit["timed"][i : i + size] for i in range(0, len(kit["timed"]), size)]
     profiled = len(kit["profiled"])
-    with pinned(kit["threads"]), (folder / "results.jsonl").open("a", encoding="utf-8") as out:
+    with pinned(kit["threads"], one_each=True), (folder / "results.jsonl").open("a", encoding="utf-8") as out:
         reference = _open(folder, kit["reference"], kit, feeds)
         for number, names in enumerate([[name] for name in kit["profiled"]] + jobs):
             if number not in done:

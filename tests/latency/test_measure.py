@@ -15,7 +15,7 @@ import pytest
 
 from autoprune.latency import measure
 from autoprune.latency.kit import kit_bytes, kit_manifest, read_results
-from autoprune.latency.measure import Protocol, measure_block, measure_kit, pinned, quiet
+from autoprune.latency.measure import Protocol, measure_block, measure_kit, pinned, quiet, session_options
 from autoprune.latency.onnx_model import Resizer
 from tests.latency.machines import QUICK, Machine
 
@@ -139,6 +139,26 @@ def test_pinning_takes_the_fastest_cores_and_gives_them_back(threads, wanted, mo
     with pinned(threads):
         assert cores.now == wanted
     assert cores.now == cores.before
+
+
+def places_of_workers(threads):
+    try:
+        return session_options(threads).get_session_config_entry("session.intra_op_thread_affinities")
+    except RuntimeError:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("threads", "own", "workers"), [(1, {5}, None), (2, {5}, "1"), (3, {5}, "1;4"), (8, {0, 3, 5}, None)]
+)
+def test_every_thread_of_a_session_can_have_a_core_of_its_own(threads, own, workers, monkeypatch):
+    cores = Cores({0: 2.0, 3: 9.0, 5: 1.0})
+    cores.install(monkeypatch)
+    with pinned(threads, one_each=True):
+        assert cores.now == own
+        assert places_of_workers(threads) == workers
+    assert cores.now == cores.before
+    assert places_of_workers(threads) is None
 
 
 def test_an_error_gives_the_cores_back(monkeypatch):
