@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from autoprune.errors import AutopruneError
     from autoprune.pipeline import Candidate, Run, search
     from autoprune.pruning import prune
+    from autoprune.recovery.least_squares import recover
     from autoprune.task.base import Recipe, Task
 else:
     from autoprune import search
 
-__all__ = ["AutopruneError", "Candidate", "Recipe", "Run", "Task", "prune", "search"]
+__all__ = ["AutopruneError", "Candidate", "Recipe", "Run", "Task", "prune", "recover", "search"]
 
 # Imported when first used: `autoprune --help` and planning must not wait for torch.
 _HOMES = {
@@ -31,6 +32,7 @@ _HOMES = {
     "Run": "autoprune.pipeline",
     "Task": "autoprune.task.base",
     "prune": "autoprune.pruning",
+    "recover": "autoprune.recovery.least_squares",
 }
 
 

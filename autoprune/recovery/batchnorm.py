@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,16 +52,26 @@ def recalibrate(
     # Batches of equal size weigh the same; a smaller last one would have noisier statistics.
     rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
     rows = rows[: len(rows) // batch_size * batch_size]
+    probe, _ = task.split(take(dataset, rows[:2]))
+    recalibrate_on(model, probe, (task.split(b)[0] for b in batches(dataset, batch_size, rows=rows)), seed=seed)
+    if passes is not None:
+        passes.forward(len(rows) + 2 * len(rows[:2]), relative_cost)
+
+
+def recalibrate_on(
+    model: nn.Module, probe: tuple[Tensor, ...], inputs: Iterable[tuple[Tensor, ...]], *, seed: int = 0
+) -> None:
+    """As `recalibrate`, on batches of inputs that weigh the same; `probe` is a small batch of them."""
+    model.eval()
+    if not _running_buffers(model):
+        return
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         model.train()
-        probe, _ = task.split(take(dataset, rows[:2]))
         statistics = _find_momenta(model, probe, seed=seed)
-        averages = _average(model, statistics, task, dataset, rows, batch_size)
+        averages = _average(model, statistics, inputs)
         for statistic, average in zip(statistics, averages, strict=True):
             statistic.buffer.copy_(average)
         model.eval()
-    if passes is not None:
-        passes.forward(len(rows) + 2 * len(rows[:2]), relative_cost)
 
 
 def _running_buffers(model: nn.Module) -> list[Tensor]:
@@ -89,15 +100,13 @@ def _find_momenta(model: nn.Module, probe: tuple[Tensor, ...], *, seed: int) -> 
     return statistics
 
 
-def _average(
-    model: nn.Module, statistics: list[_Statistic], task: Task, dataset: Dataset[Any], rows: Tensor, batch_size: int
-) -> list[Tensor]:
+def _average(model: nn.Module, statistics: list[_Statistic], inputs: Iterable[tuple[Tensor, ...]]) -> list[Tensor]:
     buffers = [statistic.buffer for statistic in statistics]
     sums = [torch.zeros_like(buffer) for buffer in buffers]
     count = 0
-    for batch in batches(dataset, batch_size, rows=rows):
+    for batch in inputs:
         _reset(model, buffers, 0.0)
-        model(*task.split(batch)[0])
+        model(*batch)
         count += 1
         for total, statistic in zip(sums, statistics, strict=True):
             total += statistic.buffer / statistic.momentum

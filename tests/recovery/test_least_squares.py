@@ -1,0 +1,171 @@
+"""Least-squares reconstruction against closed forms and brute force on small nets."""
+
+import pytest
+import torch
+from torch import nn
+
+import autoprune
+from autoprune.errors import PolicyError, UsageError
+from autoprune.records import Policy
+from autoprune.recovery.batchnorm import recalibrate_on
+from autoprune.recovery.least_squares import Reconstruction, recover
+from autoprune.recovery.moments import collect_moments, find_consumers
+from autoprune.structure import analyze
+
+
+class Residual(nn.Module):
+    """A stem, one residual block and a linear head: a stream with three readers."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(2, 6, 3, padding=1)
+        self.inner = nn.Conv2d(6, 5, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(5)
+        self.outer = nn.Conv2d(5, 6, 1)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        x = torch.relu(x + self.outer(torch.relu(self.norm(self.inner(x)))))
+        return self.head(x.mean((2, 3)))
+
+
+def mlp(hidden=8):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, hidden), nn.ReLU(), nn.Linear(hidden, 3)).eval()
+
+
+def inputs_of(shape, batches=4):
+    generator = torch.Generator().manual_seed(1)
+    return [(torch.randn((32, *shape), generator=generator),) for _ in range(batches)]
+
+
+def duplicated():
+    """A hidden layer whose second half repeats the first: half of it can go without any loss."""
+    model = mlp()
+    with torch.no_grad():
+        for tensor in (model[0].weight, model[0].bias):
+            tensor[4:] = tensor[:4]
+    return model
+
+
+def difference(model, other, batches):
+    with torch.no_grad():
+        expected = torch.cat([model(*x) for x in batches])
+        found = torch.cat([other(*x) for x in batches])
+    return float((expected - found).square().mean() / expected.square().mean())
+
+
+def test_the_solution_is_the_least_squares_fit_with_an_intercept():
+    model, batches = mlp(), inputs_of((4,))
+    structure = analyze(model, (batches[0][0][:1],))
+    policy = Policy(space_id="", widths={"0": 5})
+    shrunk = structure.shrink(policy).eval()
+    Reconstruction.of(structure, collect_moments(structure, batches)).apply(shrunk, structure.masks(policy))
+    hidden = torch.cat([torch.relu(model[0](x)) for (x,) in batches]).detach().double()
+    design = torch.cat([hidden[:, :5], torch.ones(len(hidden), 1)], dim=1)
+    best = torch.linalg.lstsq(design, model[2](hidden.float()).detach().double()).solution
+    wanted = model[2](hidden.float()).detach().double()
+    found = torch.cat([shrunk(x) for (x,) in batches]).detach().double()
+    least = (design @ best - wanted).square().mean()
+    assert least <= (found - wanted).square().mean() < 1.01 * least
+    assert torch.equal(shrunk.state_dict()["0.weight"], model[0].weight[:5])
+
+
+def test_a_redundant_half_is_found_and_costs_nothing():
+    model, batches = duplicated(), inputs_of((4,))
+    shrunk = recover(model, {"0": 4}, batches)
+    assert difference(model, shrunk, batches) < 1e-4
+    assert difference(model, autoprune.prune(model, batches[0], keep=0.5, multiple_of=1), batches) > 0.01
+
+
+def test_orders_are_permutations_and_pay_off_on_fresh_data():
+    torch.manual_seed(0)
+    model, batches = Residual(), inputs_of((2, 8, 8))
+    recalibrate_on(model, (batches[0][0][:2],), batches)  # a trained net's statistics are those of its data
+    structure = analyze(model, (batches[0][0][:1],))
+    reconstruction = Reconstruction.of(structure, collect_moments(structure, batches))
+    order = reconstruction.order({})
+    for unit in structure.units:
+        assert sorted(order[unit.name]) == list(range(unit.width))
+    fresh = [(torch.randn(64, 2, 8, 8, generator=torch.Generator().manual_seed(9)),)]
+    policy = Policy(space_id="", widths={unit.name: 4 for unit in structure.units})
+    plain = structure.shrink(policy, {n: o[:4] for n, o in order.items()}).eval()
+    assert difference(model, recover(model, policy, batches), fresh) < 0.5 * difference(model, plain, fresh)
+
+
+def test_every_reader_of_a_stream_is_a_consumer():
+    model = Residual().eval()
+    structure = analyze(model, (torch.zeros(1, 2, 8, 8),))
+    found = {c.weight: c.centred for c in find_consumers(structure)}
+    assert found == {"inner.weight": True, "outer.weight": True, "head.weight": True}
+    assert len(Reconstruction.of(structure, {}).covered) == 0
+
+
+def test_a_unit_read_through_a_depthwise_layer_is_covered_and_one_behind_a_grouped_one_is_not():
+    depthwise = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 2, 1))
+    grouped = nn.Sequential(nn.Conv2d(1, 8, 1), nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 2, 1))
+    for model, every in ((depthwise, True), (grouped, False)):
+        structure = analyze(model.eval(), (torch.zeros(1, 1, 5, 5),))
+        moments = collect_moments(structure, inputs_of((1, 5, 5), 1))
+        covered = Reconstruction.of(structure, moments).covered
+        assert (len(covered) == len(structure.units)) is every
+
+
+def test_a_flattened_map_is_reconstructed_channel_by_channel():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 9, 3)).eval()
+    with torch.no_grad():
+        model[0].weight[3:], model[0].bias[3:] = model[0].weight[:3].clone(), model[0].bias[:3].clone()
+    batches = inputs_of((1, 5, 5))
+    assert difference(model, recover(model, {"0": 3}, batches), batches) < 1e-3
+
+
+@pytest.mark.parametrize(
+    "convolution",
+    [
+        nn.Conv2d(4, 3, 3, stride=2, padding=1),
+        nn.Conv2d(4, 3, 3, padding="same"),
+        nn.Conv2d(4, 3, (3, 2), dilation=(2, 1), padding=(2, 1)),
+    ],
+)
+def test_moments_of_patches_reproduce_the_layer(convolution):
+    """With W over patches, the variance of the output is W H W^T: checked against the layer's own outputs."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 1), convolution, nn.ReLU(), nn.Flatten(), nn.LazyLinear(2)).eval()
+    (x,) = inputs_of((1, 7, 7), 1)[0]
+    model(x)
+    structure = analyze(model, (x[:1],))
+    moments = collect_moments(structure, [(x,)])["1.weight"]
+    weight = convolution.weight.detach().double().flatten(1)
+    outputs = (convolution(model[0](x)) - convolution.bias.reshape(-1, 1, 1)).detach().double()
+    outputs = outputs.transpose(0, 1).flatten(1)
+    assert torch.allclose(weight @ moments.raw @ weight.T, outputs @ outputs.T / outputs.shape[1], rtol=1e-4, atol=1e-5)
+    assert torch.allclose(weight @ moments.mean, outputs.mean(1), rtol=1e-4, atol=1e-5)
+
+
+def test_one_dimensional_convolutions_are_reconstructed():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(2, 6, 3), nn.ReLU(), nn.Conv1d(6, 3, 3), nn.AdaptiveAvgPool1d(1), nn.Flatten())
+    with torch.no_grad():
+        model[0].weight[3:], model[0].bias[3:] = model[0].weight[:3].clone(), model[0].bias[:3].clone()
+    batches = inputs_of((2, 12))
+    assert difference(model.eval(), recover(model.eval(), {"0": 3}, batches), batches) < 1e-3
+
+
+def test_solutions_are_shared_between_policies_that_keep_the_same_inputs():
+    model, batches = Residual().eval(), inputs_of((2, 8, 8), 1)
+    structure = analyze(model, (batches[0][0][:1],))
+    reconstruction = Reconstruction.of(structure, collect_moments(structure, batches))
+    for inner in (5, 4, 3):
+        policy = Policy(space_id="", widths=structure.full_widths | {"stem": 4, "inner": inner})
+        reconstruction.apply(structure.shrink(policy, prove=False), structure.masks(policy))
+    assert len(reconstruction._solutions) == 2 + 2  # the stream's readers once; `outer` for 4 and for 3 channels
+
+
+def test_bad_calls_say_what_is_wrong():
+    with pytest.raises(UsageError, match="at least one batch"):
+        recover(mlp(), {"0": 4}, [])
+    with pytest.raises(PolicyError, match="no unit nope; it has 0"):
+        recover(mlp(), {"nope": 4}, inputs_of((4,)))
+    with pytest.raises(PolicyError, match="1 to 8; got 9"):
+        recover(mlp(), {"0": 9}, inputs_of((4,)))
