@@ -1,0 +1,174 @@
+"""The exact allocation: the policy of least summed sensitivity whose additive costs fit a limit.
+
+Latency is a sum of tables, each over the levels of the units that an operator depends on. With a one-hot x for every
+unit and a distribution y over the entries of every table whose marginals are the x (the local marginal polytope), cost
+and loss are linear; y needs no integrality, because an integral x leaves it no choice. HiGHS solves it to optimality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import optimize, sparse
+
+from autoprune.budgets import Limit
+from autoprune.records import COSTS, Policy, SearchSpace
+from autoprune.search.limits import Predict, fits
+
+Array = npt.NDArray[np.float64]
+Columns = npt.NDArray[np.int64]
+
+_MARGIN = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostTable:
+    """One additive part of a cost: `values` has an axis for each of `units` (names), over the levels of the space."""
+
+    units: tuple[str, ...]
+    values: Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdditiveCost:
+    """A cost as `constant + sum(tables)`, exact for every policy of the space."""
+
+    constant: float
+    tables: tuple[CostTable, ...]
+
+
+Additive = Mapping[str, AdditiveCost]
+"""The costs of `records.COSTS` that are additive; a limit on another one is checked on the answer."""
+
+Sensitivities = Mapping[str, Array]
+"""Loss of every level of every unit of the space, in the order of its levels; the largest level has 0."""
+
+
+class Solver:
+    """Solves one space again and again, under other limits and other sensitivities."""
+
+    def __init__(self, space: SearchSpace, costs: Additive) -> None:
+        self._space = space
+        self._names = space.searched
+        self._sizes = [len(space.levels[name]) for name in self._names]
+        starts = np.concatenate([[0], np.cumsum(self._sizes)]).astype(int)
+        self._columns = {n: np.arange(a, b) for n, a, b in zip(self._names, starts[:-1], starts[1:], strict=True)}
+        self._binaries = int(starts[-1])
+        self._tuples: dict[tuple[str, ...], Columns] = {}
+        rows = {name: _Row(self, cost) for name, cost in costs.items()}
+        self._marginals, self._width = self._polytope()
+        self._rows = {name: row.dense(self._width) for name, row in rows.items()}
+        self._constants = {name: row.constant for name, row in rows.items()}
+
+    def solve(
+        self, sensitivities: Sensitivities, limit: Limit, *, differ_from: Sequence[Policy] = (), by: int = 2
+    ) -> Policy | None:
+        """The policy of least summed sensitivity within the limit; `None` when there is none.
+
+        It differs from every one of `differ_from` in at least `by` units. Costs that are not additive are ignored.
+        """
+        objective = np.zeros(self._width)
+        for name, columns in self._columns.items():
+            objective[columns] = sensitivities[name]
+        scale = float(np.abs(objective).max()) or 1.0
+        constraints = [self._marginals, *self._limits(limit), *(self._apart(p, by) for p in differ_from)]
+        integrality = np.zeros(self._width)
+        integrality[: self._binaries] = 1
+        found = optimize.milp(
+            objective / scale,
+            constraints=constraints,
+            bounds=optimize.Bounds(0, 1),
+            integrality=integrality,
+            options={"mip_rel_gap": 1e-6},
+        )
+        if found.x is None:
+            return None
+        widths = {}
+        for name, columns in self._columns.items():
+            widths[name] = self._space.levels[name][int(np.argmax(found.x[columns]))]
+        return self._space.policy(widths)
+
+    def _limits(self, limit: Limit) -> list[optimize.LinearConstraint]:
+        constraints = []
+        for name, most in zip(COSTS, limit.most, strict=True):
+            if name in self._rows and np.isfinite(most):
+                room = most - self._constants[name]
+                # In shares of the limit, so that milliseconds and bytes mean the same to the solver.
+                row = sparse.csr_array(self._rows[name][None] / most)
+                constraints.append(optimize.LinearConstraint(row, -np.inf, room / most - _MARGIN))
+        return constraints
+
+    def _apart(self, policy: Policy, by: int) -> optimize.LinearConstraint:
+        row = np.zeros(self._width)
+        for name, columns in self._columns.items():
+            row[columns[self._space.levels[name].index(policy.widths[name])]] = 1
+        return optimize.LinearConstraint(row[None], -np.inf, max(len(self._names) - by, 0))
+
+    def _columns_of(self, units: tuple[str, ...], shape: tuple[int, ...]) -> Columns:
+        """Columns of the entries of a table over searched units, made at first use; of one unit they are its own."""
+        if len(units) == 1:
+            return self._columns[units[0]]
+        if units not in self._tuples:
+            start = self._binaries + sum(columns.size for columns in self._tuples.values())
+            self._tuples[units] = np.arange(start, start + int(np.prod(shape))).reshape(shape)
+        return self._tuples[units]
+
+    def _polytope(self) -> tuple[optimize.LinearConstraint, int]:
+        """One-hot rows, and for every table and each of its units: marginals equal the unit's one-hot."""
+        width = self._binaries + sum(columns.size for columns in self._tuples.values())
+        rows: list[tuple[Columns, Columns, float]] = []
+        for columns in self._columns.values():
+            rows.append((columns, np.empty(0, dtype=np.int64), 1.0))
+        for units, columns in self._tuples.items():
+            for axis, unit in enumerate(units):
+                for level, own in enumerate(self._columns[unit]):
+                    rows.append((np.take(columns, level, axis=axis).ravel(), np.array([own]), 0.0))
+        matrix = sparse.lil_array((len(rows), width))
+        for number, (plus, minus, _) in enumerate(rows):
+            matrix[number, plus] = 1
+            matrix[number, minus] = -1
+        sums = np.array([total for _, _, total in rows])
+        return optimize.LinearConstraint(matrix.tocsr(), sums, sums), width  # pyright: ignore[reportArgumentType]
+
+
+class _Row:
+    """Coefficients of one additive cost; axes of units that are not searched are taken at their only level."""
+
+    def __init__(self, solver: Solver, cost: AdditiveCost) -> None:
+        self.constant = cost.constant
+        self._parts: list[tuple[Columns, Array]] = []
+        for table in cost.tables:
+            values, units = table.values, []
+            for name in table.units:
+                if name in solver._columns:
+                    units.append(name)
+                else:
+                    values = np.take(values, 0, axis=len(units))
+            if units:
+                self._parts.append((solver._columns_of(tuple(units), values.shape), values))
+            else:
+                self.constant += float(values)
+
+    def dense(self, width: int) -> Array:
+        row = np.zeros(width)
+        for columns, values in self._parts:
+            np.add.at(row, columns.ravel(), values.ravel())
+        return row
+
+
+def polished(policy: Policy, space: SearchSpace, predict: Predict, limit: Limit) -> Policy:
+    """Widen single units while the policy still fits: what costs nothing need not be given up."""
+    widths = dict(policy.widths)
+    while True:
+        wider = [
+            space.policy(widths | {name: space.levels[name][space.levels[name].index(widths[name]) + 1]})
+            for name in space.searched
+            if widths[name] != space.levels[name][-1]
+        ]
+        fitting = np.flatnonzero(fits(predict(wider), limit)) if wider else np.empty(0, dtype=np.int64)
+        if not fitting.size:
+            return space.policy(widths)
+        widths = dict(wider[int(fitting[0])].widths)

@@ -1,0 +1,89 @@
+"""The solver against brute force on small spaces."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoprune.budgets import Limit
+from autoprune.records import COSTS, SearchSpace
+from autoprune.search.solver import AdditiveCost, CostTable, Solver, polished
+
+SIZES = {"a": 3, "b": 2, "c": 4, "fixed": 1}
+SPACE = SearchSpace(id="s", levels={name: tuple(range(1, size + 1)) for name, size in SIZES.items()})
+GROUPS = (("a",), ("a", "b"), ("b", "c"), ("c", "fixed"), ("a", "b", "c"), ("fixed",))
+
+
+def limit_of(**most):
+    return Limit(most=tuple(most.get(name, math.inf) for name in COSTS))
+
+
+def random_cost(rng):
+    tables = [CostTable(units=g, values=rng.uniform(0, 1, [SIZES[u] for u in g])) for g in GROUPS]
+    return AdditiveCost(constant=float(rng.uniform(0, 0.5)), tables=tuple(tables))
+
+
+def price(cost, policy):
+    places = {name: SPACE.levels[name].index(policy.widths[name]) for name in SIZES}
+    return cost.constant + sum(float(t.values[tuple(places[u] for u in t.units)]) for t in cost.tables)
+
+
+def every_policy():
+    levels = [SPACE.levels[name] for name in SPACE.searched]
+    return [SPACE.policy(dict(zip(SPACE.searched, widths, strict=True))) for widths in itertools.product(*levels)]
+
+
+def loss(table, policy):
+    return sum(float(table[n][SPACE.levels[n].index(policy.widths[n])]) for n in SPACE.searched)
+
+
+def losses(rng):
+    return {n: np.append(np.sort(rng.uniform(0, 1, SIZES[n] - 1))[::-1], 0.0) for n in SPACE.searched}
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), share=st.floats(0, 1), two=st.booleans())
+def test_no_policy_within_the_limits_loses_less(seed, share, two):
+    rng = np.random.default_rng(seed)
+    costs = {"latency_ms": random_cost(rng)} | ({"bytes": random_cost(rng)} if two else {})
+    table = losses(rng)
+    prices = {name: [price(cost, policy) for policy in every_policy()] for name, cost in costs.items()}
+    most = {name: float(np.quantile(found, share)) + 1e-6 for name, found in prices.items()}
+    found = Solver(SPACE, costs).solve(table, limit_of(**most))
+    fitting = [p for p in every_policy() if all(price(c, p) <= most[name] for name, c in costs.items())]
+    if not fitting:
+        assert found is None
+        return
+    assert found is not None
+    assert all(price(cost, found) <= most[name] for name, cost in costs.items())
+    assert loss(table, found) == pytest.approx(min(loss(table, p) for p in fitting), abs=1e-6)
+
+
+def test_answers_that_must_differ_are_the_next_best():
+    rng = np.random.default_rng(3)
+    cost, table = random_cost(rng), losses(rng)
+    solver, limit = Solver(SPACE, {"latency_ms": cost}), limit_of(latency_ms=3.0)
+    found = []
+    for _ in range(4):
+        found.append(solver.solve(table, limit, differ_from=found, by=1))
+    best = sorted((p for p in every_policy() if price(cost, p) <= 3.0), key=lambda p: loss(table, p))
+    assert [loss(table, p) for p in found] == pytest.approx([loss(table, p) for p in best[:4]])
+    assert len(set(found)) == 4
+
+
+def test_nothing_fits():
+    solver = Solver(SPACE, {"latency_ms": random_cost(np.random.default_rng(0))})
+    assert solver.solve(losses(np.random.default_rng(0)), limit_of(latency_ms=1e-3)) is None
+
+
+def test_what_is_free_is_widened():
+    flat = AdditiveCost(constant=1.0, tables=(CostTable(units=("a",), values=np.array([0.0, 0.0, 1.0])),))
+
+    def predict(policies):
+        return np.array([[price(flat, p), 0, 0, 0, 0] for p in policies])
+
+    smallest = SPACE.policy({"a": 1, "b": 1, "c": 1})
+    assert polished(smallest, SPACE, predict, limit_of(latency_ms=1.5)) == SPACE.policy({"a": 2, "b": 2, "c": 4})
