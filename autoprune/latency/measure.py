@@ -57,6 +57,12 @@ class Protocol:
     max_drift: float = 0.03
     retries: int = 2
 
+    def __post_init__(self) -> None:
+        least = {"repeats": 2, "reference_samples": 1, "sample_ms": 0, "warmup_runs": 0, "block": 1, "retries": 0}
+        for name, bound in least.items():
+            if not getattr(self, name) >= bound:
+                raise ValueError(f"a timing protocol has {name} {bound} or more; got {getattr(self, name)}")
+
 
 @dataclass(frozen=True)
 class Block:

@@ -141,6 +141,12 @@ def test_pinning_takes_the_fastest_cores_and_gives_them_back(threads, wanted, mo
     assert cores.now == cores.before
 
 
+@pytest.mark.parametrize(("name", "value"), [("repeats", 1), ("block", 0), ("retries", -1), ("reference_samples", 0)])
+def test_a_protocol_that_cannot_tell_noise_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} .* or more; got {value}"):
+        Protocol(**{name: value})
+
+
 def places_of_workers(threads):
     try:
         return session_options(threads).get_session_config_entry("session.intra_op_thread_affinities")
