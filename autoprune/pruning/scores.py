@@ -87,11 +87,8 @@ class Scorer:
     def activations(self) -> dict[tuple[str, int], Array]:
         """Mean absolute activation along every labelled dimension of the evaluation graph, by node and dimension."""
         self.calibration.require("activation")
-        module = fx.GraphModule(
-            self.structure.shrink(self.structure.dense_policy(), prove=False), self.structure.captures[False].graph
-        )
         dims = [(node, dim) for kind, node, dim in self.structure.channels if kind == "eval" and dim > 0]
-        recorder = _Recorder(module, dims)
+        recorder = _Recorder(self.structure.evaluation_graph(), dims)
         with torch.no_grad():
             for inputs, _ in self.calibration.batches:
                 recorder.run(*inputs)

@@ -35,6 +35,11 @@ _RIDGE = 1e-3
 _DAMPING = 1e-2
 """The same for the inverse that ranks channels: it is updated many times."""
 
+_MOST_CACHED_BYTES = 1 << 28
+"""Solutions beyond this are forgotten, the oldest first."""
+
+_BATCH_SIZE = 128
+
 _STEPS = 128
 """A unit of more channels than this loses several in one step of the ranking."""
 
@@ -49,7 +54,7 @@ class Reconstruction:
     structure: Structure
     consumers: tuple[Consumer, ...]
     moments: Mapping[str, Moments]
-    _solutions: dict[tuple[str, bytes], tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    _solutions: dict[tuple[str, bytes], tuple[Tensor, Tensor | None]] = field(default_factory=dict, init=False)
 
     @classmethod
     def of(cls, structure: Structure, moments: Mapping[str, Moments]) -> Reconstruction:
@@ -72,12 +77,12 @@ class Reconstruction:
         with torch.no_grad():
             for consumer in self.consumers:
                 kept = masks.get(("parameter", consumer.weight, 1))
-                if kept is None or kept.all():
+                target = parameters.get(consumer.weight)
+                if target is None or kept is None or kept.all() or not kept.any():
                     continue
                 weight, bias = self._solution(consumer, kept)
                 rows = masks.get(("parameter", consumer.weight, 0))
                 chosen = slice(None) if rows is None else torch.from_numpy(np.flatnonzero(rows))
-                target = parameters[consumer.weight]
                 target.copy_(weight[chosen].reshape(target.shape))
                 if bias is not None and consumer.bias is not None:
                     parameters[consumer.bias].copy_(bias[chosen])
@@ -86,18 +91,24 @@ class Reconstruction:
         """Weights `[O, S]` and bias `[O]` on the kept input channels."""
         key = (consumer.weight, np.packbits(kept).tobytes())
         if key not in self._solutions:
-            tensors = self.structure.tensors
-            weight = tensors[consumer.weight].detach().double().flatten(1)
-            moments, columns = self.moments[consumer.weight], consumer.columns(np.flatnonzero(kept))
-            second = moments.second(centred=consumer.centred)
-            inner = _ridged(second[columns][:, columns], _RIDGE)
-            solved = torch.linalg.solve(inner, second[columns] @ weight.T).T
-            bias = None
-            if consumer.bias is not None:
-                dense_bias = tensors[consumer.bias].detach().double()
-                bias = dense_bias + weight @ moments.mean - solved @ moments.mean[columns]
-            self._solutions[key] = (solved.float(), None if bias is None else bias.float())
+            self._solutions[key] = self._solved(consumer, consumer.columns(np.flatnonzero(kept)))
+            cached = sum(weight.nbytes for weight, _ in self._solutions.values())
+            while cached > _MOST_CACHED_BYTES and len(self._solutions) > 1:
+                weight, _ = self._solutions.pop(next(iter(self._solutions)))
+                cached -= weight.nbytes
         return self._solutions[key]
+
+    def _solved(self, consumer: Consumer, columns: Array) -> tuple[Tensor, Tensor | None]:
+        weight = self.structure.tensors[consumer.weight].detach().double().flatten(1)
+        moments = self.moments[consumer.weight]
+        second = moments.second(centred=consumer.centred)
+        inner = _ridged(second[columns][:, columns], _RIDGE)
+        solved = torch.linalg.solve(inner, second[columns] @ weight.T).T
+        if consumer.bias is None:
+            return solved.float(), None
+        dense_bias = self.structure.tensors[consumer.bias].detach().double()
+        bias = dense_bias + weight @ moments.mean - solved @ moments.mean[columns]
+        return solved.float(), bias.float()
 
     def order(self, fallback: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
         """Channels of every unit, most important first; `fallback` ranks the units that no consumer covers."""
@@ -174,9 +185,7 @@ def recover(
     Returns a new module in evaluation mode, with the same names of parameters. Raises `UsageError` without batches,
     `PolicyError` for a unit or a width that the model does not have, `StructureError` for one that cannot be traced.
     """
-    found = list(batches)
-    if not found:
-        raise UsageError("a reconstruction needs at least one batch of inputs; got none")
+    found = _checked(batches)
     structure = analyze(model, tuple(x[:1] for x in found[0]))
     given = policy.widths if isinstance(policy, Policy) else policy
     unknown = given.keys() - structure.full_widths.keys()
@@ -188,5 +197,25 @@ def recover(
     keep = keep_best(reconstruction.order(channel_order(score_units(structure, scores))), wanted)
     shrunk = structure.shrink(wanted, keep).eval()
     reconstruction.apply(shrunk, structure.masks(wanted, keep))
-    recalibrate_on(shrunk, tuple(x[:2] for x in found[0]), found)
+    recalibrate_on(shrunk, tuple(x[:2] for x in found[0]), _equal_batches(found))
     return shrunk
+
+
+def _checked(batches: Iterable[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+    found = list(batches)
+    if not found:
+        raise UsageError("a reconstruction needs at least one batch of inputs; got none")
+    for batch in found:
+        tensors = isinstance(batch, tuple | list) and bool(batch) and all(isinstance(x, Tensor) for x in batch)
+        if not tensors or len({len(x) for x in batch}) != 1:
+            kind = [tuple(getattr(x, "shape", ())) for x in batch] if tensors else type(batch).__name__
+            raise UsageError(f"a batch is a tuple of input tensors that are equally long; got {kind}")
+    return [tuple(batch) for batch in found]
+
+
+def _equal_batches(batches: Sequence[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+    """The same examples in batches of one size, as far as they fill them: statistics of few examples are noise."""
+    joined = [torch.cat(parts) for parts in zip(*batches, strict=True)]
+    size = min(_BATCH_SIZE, len(joined[0]))
+    starts = range(0, len(joined[0]) // size * size, size)
+    return [tuple(x[start : start + size] for x in joined) for start in starts]

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from autoprune.errors import TaskError
 from autoprune.structure import Structure
 
 aten = torch.ops.aten
@@ -19,8 +20,11 @@ _CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv1d.padding, 
 _MOST_COLUMNS = 6_000
 """A consumer with more input columns than this is left as it is: its moments alone would take 300 MB."""
 
-_POSITIONS = 64
-"""Positions of one example that are looked at; neighbours on a map say much the same."""
+_POSITIONS = (64, 256)
+"""Least and most positions of one example that are looked at, drawn anew for each; neighbours say much the same."""
+
+_ENTRIES = 200_000
+"""Numbers of one example that are looked at, within these bounds: a product of moments takes their square."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,33 +70,44 @@ class Moments:
 def find_consumers(structure: Structure) -> tuple[Consumer, ...]:
     """Convolutions in one group and linear layers whose weight is a parameter and whose input can be pruned."""
     found: dict[str, list[fx.Node]] = {}
-    refused: set[str] = set()
-    for node in structure.captures[False].graph.nodes:
-        is_linear = node.target is aten.linear.default
-        if node.op != "call_function":
+    users = _users(structure)
+    for name, nodes in users.items():
+        channels = structure.channels.get(("parameter", name, 1))
+        if channels is None or not channels.of_unit:
             continue
-        for source in node.all_input_nodes:
-            if source.op != "get_attr":
-                continue
-            name = structure.canonical.get(str(source.target), "")
-            channels = structure.channels.get(("parameter", name, 1))
-            if channels is None or not channels.of_unit:
-                continue
-            plain = node.args[1] is source and (is_linear or _is_plain_convolution(node))
-            if plain and structure.tensors[name][0].numel() <= _MOST_COLUMNS:
-                found.setdefault(name, []).append(node)
-            else:
-                refused.add(name)
-    return tuple(_consumer(structure, name, nodes) for name, nodes in found.items() if name not in refused)
+        weight = structure.tensors[name]
+        small = isinstance(weight, nn.Parameter) and weight[0].numel() <= _MOST_COLUMNS
+        if small and all(_reads_plainly(structure, node, name) for node in nodes):
+            found[name] = nodes
+    return tuple(_consumer(structure, name, nodes, users) for name, nodes in found.items())
+
+
+def _users(structure: Structure) -> dict[str, list[fx.Node]]:
+    """Nodes of the evaluation graph that use a parameter or constant, by its first name."""
+    users: dict[str, list[fx.Node]] = {}
+    for node in structure.captures[False].graph.nodes:
+        if node.op == "get_attr":
+            users.setdefault(structure.canonical.get(str(node.target), ""), []).extend(node.users)
+    return users
+
+
+def _reads_plainly(structure: Structure, node: fx.Node, weight: str) -> bool:
+    """Whether a node is a linear layer or a convolution in one group, with this as its weight."""
+    if node.target is not aten.linear.default and not _is_plain_convolution(node):
+        return False
+    source = node.args[1]
+    return isinstance(source, fx.Node) and structure.canonical.get(str(source.target)) == weight
 
 
 def _is_plain_convolution(node: fx.Node) -> bool:
     return node.target in _CONVOLUTIONS and bool(len(node.args) < 7 or node.args[6] == 1)
 
 
-def _consumer(structure: Structure, name: str, nodes: list[fx.Node]) -> Consumer:
+def _consumer(structure: Structure, name: str, nodes: list[fx.Node], users: Mapping[str, list[fx.Node]]) -> Consumer:
     biases = {n.args[2].target if len(n.args) > 2 and isinstance(n.args[2], fx.Node) else None for n in nodes}
     bias = structure.canonical[str(biases.pop())] if biases != {None} and len(biases) == 1 else None
+    if bias and not (isinstance(structure.tensors[bias], nn.Parameter) and set(users[bias]) == set(nodes)):
+        bias = None  # a constant, or one that other layers add as well
     normalised = all(_feeds_batch_norm(node) for node in nodes)
     weight = structure.tensors[name]
     return Consumer(
@@ -110,15 +125,21 @@ def _feeds_batch_norm(node: fx.Node) -> bool:
 
 
 def collect_moments(structure: Structure, batches: Iterable[tuple[Tensor, ...]]) -> dict[str, Moments]:
-    """Moments of every consumer over batches of inputs, by the name of its weight."""
+    """Moments of every consumer over batches of inputs, by the name of its weight.
+
+    Raises `TaskError` when activations are not finite.
+    """
     consumers = find_consumers(structure)
-    module = fx.GraphModule(
-        structure.shrink(structure.dense_policy(), prove=False), structure.captures[False].graph
-    ).eval()
-    reader = _MomentReader(module, {node: c for c in consumers for node in c.nodes})
+    reader = _MomentReader(structure.evaluation_graph(), {node: c for c in consumers for node in c.nodes})
     with torch.no_grad():
         for inputs in batches:
             reader.run(*inputs)
+    for name, (_, raw, _) in reader.sums.items():
+        if not bool(torch.isfinite(raw).all()):
+            raise TaskError(
+                f"what {name!r} reads must be finite on calibration data; it is not. "
+                "Check the weights and the data for NaN and infinity."
+            )
     return {name: Moments(mean=total / count, raw=raw / count) for name, (total, raw, count) in reader.sums.items()}
 
 
@@ -126,45 +147,54 @@ class _MomentReader(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, consumers: Mapping[str, Consumer]) -> None:
         super().__init__(module)
         self._consumers = consumers
+        self._generator = torch.Generator().manual_seed(0)
         self.sums: dict[str, tuple[Tensor, Tensor, int]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         if n.name in self._consumers:
             args, _ = self.fetch_args_kwargs_from_env(n)
             name = self._consumers[n.name].weight
-            rows = (_linear_rows(args[0]) if n.target is aten.linear.default else _patches(args)).double()
-            raw, total, count = rows.T @ rows, rows.sum(0), len(rows)
+            windows = _rows(args[0]) if n.target is aten.linear.default else _windows(args)
+            columns = self._some(windows).double()
+            raw, total, count = columns.T @ columns, columns.sum(0), len(columns)
             if name in self.sums:
                 before = self.sums[name]
                 total, raw, count = total + before[0], raw + before[1], count + before[2]
             self.sums[name] = (total, raw, count)
         return super().run_node(n)
 
+    def _some(self, windows: Tensor) -> Tensor:
+        """Random positions of windows `[N, H, W, ...]`, other ones for each example: `[rows, D]`."""
+        examples, height, width = windows.shape[:3]
+        count = int(np.clip(_ENTRIES // windows[0, 0, 0].numel(), *_POSITIONS))
+        places = torch.rand((examples, height * width), generator=self._generator).argsort(1)[:, :count]
+        chosen = windows[torch.arange(examples)[:, None], places // width, places % width]
+        return chosen.reshape(examples * places.shape[1], -1)
 
-def _linear_rows(x: Tensor) -> Tensor:
-    """Inputs of a linear layer `[rows, D]`."""
-    rows = x.reshape(len(x), -1, x.shape[-1])
-    step = max(1, rows.shape[1] // _POSITIONS)
-    return rows[:, ::step].reshape(-1, x.shape[-1])
+
+def _rows(x: Tensor) -> Tensor:
+    """Inputs of a linear layer as windows `[N, rows, 1, D]`."""
+    return x.reshape(len(x), -1, 1, x.shape[-1])
 
 
-def _patches(args: tuple[Any, ...]) -> Tensor:
-    """Input patches of a convolution `[rows, C * kernel]`, at some positions of every example."""
+def _windows(args: tuple[Any, ...]) -> Tensor:
+    """All input windows of a convolution `[N, H, W, C, kernel height, kernel width]`: a view of the padded input."""
     defaults: tuple[Any, ...] = (None, None, None, 1, 0, 1)
     given: tuple[Any, ...] = (*args, *defaults[len(args) :])
     x, kernel, padding = given[0], tuple(given[1].shape[2:]), given[4]
     stride, dilation = _spread(given[3], len(kernel)), _spread(given[5], len(kernel))
+    reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
     if isinstance(padding, str):
-        total = [d * (k - 1) if padding == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
-        x = F.pad(x, [side for t in reversed(total) for side in (t // 2, t - t // 2)])
-        padding = 0
-    padding = _spread(padding, len(kernel))
+        total = reach if padding == "same" else [0] * len(kernel)
+        sides = [(t // 2, t - t // 2) for t in total]
+    else:
+        sides = [(p, p) for p in _spread(padding, len(kernel))]
+    x = F.pad(x, [side for pair in reversed(sides) for side in pair])
+    for axis in range(len(kernel)):
+        x = x.unfold(2 + axis, reach[axis] + 1, stride[axis])[..., :: dilation[axis]]
     if len(kernel) == 1:
-        x = x.unsqueeze(2)
-        kernel, stride, padding, dilation = (1, *kernel), (1, *stride), (0, *padding), (1, *dilation)
-    patches = F.unfold(x, kernel, dilation=dilation, padding=padding, stride=stride)
-    step = max(1, patches.shape[2] // _POSITIONS)
-    return patches[:, :, ::step].transpose(1, 2).reshape(-1, patches.shape[1])
+        x = x.unsqueeze(2).unsqueeze(4)
+    return x.permute(0, 2, 3, 1, 4, 5)
 
 
 def _spread(value: Any, rank: int) -> tuple[int, ...]:

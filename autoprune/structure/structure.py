@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from torch import nn
+from torch import fx, nn
 
 from autoprune.errors import PolicyError, ProofError, StructureError
 from autoprune.records import Policy, Unit, digest_of
@@ -169,6 +169,10 @@ class Structure:
                     "Exclude these units in the search space, and please report the model."
                 )
         return shrunk.train(self.model.training)
+
+    def evaluation_graph(self) -> fx.GraphModule:
+        """The dense model as an interpretable graph in evaluation mode, whose nodes have the names of `channels`."""
+        return fx.GraphModule(self._build({}), self.captures[False].graph).eval()
 
     def _build(self, masks: Mapping[Site, Array]) -> GraphModel:
         tensors = slice_tensors(self.tensors, masks, self.canonical)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import autoprune
-from autoprune.errors import PolicyError, UsageError
+from autoprune.errors import PolicyError, TaskError, UsageError
 from autoprune.records import Policy
 from autoprune.recovery.batchnorm import recalibrate_on
 from autoprune.recovery.least_squares import Reconstruction, recover
@@ -143,6 +143,50 @@ def test_moments_of_patches_reproduce_the_layer(convolution):
     assert torch.allclose(weight @ moments.mean, outputs.mean(1), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("side", [16, 32, 64])
+def test_positions_are_taken_from_the_whole_map(side):
+    """Inputs that equal their column and row: means and variances of a 1x1 layer's inputs are those of the map."""
+    model = nn.Sequential(nn.Conv2d(2, 2, 1, bias=False), nn.Conv2d(2, 2, 1), nn.Flatten(), nn.LazyLinear(2)).eval()
+    place = torch.arange(side, dtype=torch.float32) / side
+    x = torch.stack([place.expand(side, side), place[:, None].expand(side, side)]).expand(128, 2, side, side)
+    model(x[:1])
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(2).reshape(2, 2, 1, 1))
+    moments = collect_moments(analyze(model, (x[:1],)), [(x,)])["1.weight"]
+    assert moments.mean == pytest.approx([0.5, 0.5], abs=0.04)
+    assert moments.second(centred=True).diagonal() == pytest.approx([1 / 12, 1 / 12], rel=0.05)
+
+
+def test_a_weight_that_is_no_parameter_and_a_shared_bias_are_left_alone():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(4, 6)
+            self.register_buffer("fixed", torch.randn(3, 6))
+            self.other = nn.Linear(6, 3)
+
+        def forward(self, x):
+            hidden = torch.relu(self.first(x))
+            return torch.nn.functional.linear(hidden, self.fixed, self.other.bias) + self.other(hidden)
+
+    torch.manual_seed(0)
+    model = Odd().eval()
+    structure = analyze(model, (torch.zeros(1, 4),))
+    (consumer,) = find_consumers(structure)
+    assert (consumer.weight, consumer.bias, consumer.centred) == ("other.weight", None, False)
+    batches = inputs_of((4,))
+    assert difference(model, recover(model, {"first": 5}, batches), batches) < 1
+
+
+def test_small_last_batches_do_not_disturb_the_batch_norms():
+    torch.manual_seed(0)
+    model = Residual().eval()
+    (x,) = inputs_of((2, 8, 8), 1)[0]
+    whole = recover(model, {"inner": 3}, [(x,)]).state_dict()
+    parts = recover(model, {"inner": 3}, [(x[:31],), (x[31:],)]).state_dict()
+    assert torch.allclose(whole["norm.running_var"], parts["norm.running_var"], rtol=1e-2)
+
+
 def test_one_dimensional_convolutions_are_reconstructed():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv1d(2, 6, 3), nn.ReLU(), nn.Conv1d(6, 3, 3), nn.AdaptiveAvgPool1d(1), nn.Flatten())
@@ -165,6 +209,10 @@ def test_solutions_are_shared_between_policies_that_keep_the_same_inputs():
 def test_bad_calls_say_what_is_wrong():
     with pytest.raises(UsageError, match="at least one batch"):
         recover(mlp(), {"0": 4}, [])
+    with pytest.raises(UsageError, match=r"tuple of input tensors .* got Tensor"):
+        recover(mlp(), {"0": 4}, [torch.zeros(3, 4)])
+    with pytest.raises(TaskError, match=r"'2.weight' reads must be finite"):
+        recover(mlp(), {"0": 4}, [(torch.full((3, 4), float("nan")),)])
     with pytest.raises(PolicyError, match="no unit nope; it has 0"):
         recover(mlp(), {"nope": 4}, inputs_of((4,)))
     with pytest.raises(PolicyError, match="1 to 8; got 9"):
