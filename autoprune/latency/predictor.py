@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -142,6 +142,17 @@ class LatencyPredictor:
         rows, codes = self._coded(policies)
         draws = self._sum_draws(rows, codes) + self._remainder_spread_ms.astype(np.float32)
         return Prediction(latency_ms=latency_ms, sd_ms=np.sqrt(np.mean(draws**2, axis=1)))
+
+    def parts(self) -> Iterator[tuple[tuple[int, ...], Callable[[np.ndarray], np.ndarray]]]:
+        """What the prediction sums beside the remainder: units, and milliseconds `[P]` for widths `[P, U]`.
+
+        NaN where the table has no entry.
+        """
+        for term in self.terms:
+            yield term.units, lambda rows, term=term: term.latency_ms.ravel()[_flat(term, self._coded(rows)[1])]
+        for number in self._single:
+            units = self._index.operators[number].units
+            yield units, lambda rows, number=number: self._costs.entries_ms[self._index.numbers_of(number, rows)]
 
     def unit_costs(self, unit: int, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Milliseconds `[P]` of the operators that depend on a unit, and what posterior draws differ by `[P, draws]`.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from autoprune.records import Policy, SearchSpace
-from autoprune.search.solver import Sensitivities
-from autoprune.trials import TrialResult
+
+_FAILED_LOSS_FACTOR = 10.0
+"""A level whose trial failed counts as so many times the largest loss that was measured."""
 
 
 def single_unit_policies(space: SearchSpace) -> dict[Policy, str]:
@@ -20,32 +21,21 @@ def single_unit_policies(space: SearchSpace) -> dict[Policy, str]:
     return found
 
 
-def sensitivities(space: SearchSpace, results: Sequence[TrialResult]) -> dict[str, np.ndarray]:
-    """Divergence of every level of every searched unit, `[levels]`, from the results of `single_unit_policies`.
+def sensitivities(space: SearchSpace, losses: Mapping[Policy, float]) -> dict[str, np.ndarray]:
+    """Divergence of every level of every searched unit, `[levels]`, from the losses of `single_unit_policies`.
 
-    Made monotone: a narrower level never loses less. A level whose trial failed loses as much as can be.
+    Made monotone: a narrower level never loses less. A level without a loss (its trial failed) loses as much as can be.
     """
-    losses = {r.policy: r.measurement.loss for r in results if r.measurement is not None}
     largest = max(losses.values(), default=1.0)
     table = {}
     for name in space.searched:
-        levels = space.levels[name]
-        raw = [losses.get(space.policy({name: level}), 10 * largest) for level in levels[:-1]] + [0.0]
+        levels = space.levels[name][:-1]
+        raw = [losses.get(space.policy({name: level}), _FAILED_LOSS_FACTOR * largest) for level in levels] + [0.0]
         table[name] = np.maximum.accumulate(np.maximum(raw[::-1], 0.0))[::-1]
     return table
 
 
-def summed(space: SearchSpace, table: Sensitivities, policies: Sequence[Policy]) -> np.ndarray:
+def by_unit(space: SearchSpace, table: Mapping[str, np.ndarray], policies: list[Policy]) -> np.ndarray:
     """Sensitivities of policies by unit, `[P, searched units]`."""
-    rows = [
-        [table[name][space.levels[name].index(policy.widths[name])] for name in space.searched] for policy in policies
-    ]
+    rows = [[table[n][space.levels[n].index(policy.widths[n])] for n in space.searched] for policy in policies]
     return np.array(rows, dtype=float).reshape(len(policies), len(space.searched))
-
-
-def to_json(space: SearchSpace, table: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Loss by unit and width, for the run folder."""
-    return {
-        name: {str(level): float(loss) for level, loss in zip(space.levels[name], values, strict=True)}
-        for name, values in table.items()
-    }

@@ -8,13 +8,14 @@ and loss are linear; y needs no integrality, because an integral x leaves it no 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy import optimize, sparse
 
+from autoprune.additive import Additive, AdditiveCost
 from autoprune.budgets import Limit
+from autoprune.errors import TrialError
 from autoprune.records import COSTS, Policy, SearchSpace
 from autoprune.search.limits import Predict, fits
 
@@ -22,57 +23,50 @@ Array = npt.NDArray[np.float64]
 Columns = npt.NDArray[np.int64]
 
 _MARGIN = 1e-9
+_INFEASIBLE = 2
+"""Status of `scipy.optimize.milp` for a problem without any answer."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class CostTable:
-    """One additive part of a cost: `values` has an axis for each of `units` (names), over the levels of the space."""
-
-    units: tuple[str, ...]
-    values: Array
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdditiveCost:
-    """A cost as `constant + sum(tables)`, exact for every policy of the space."""
-
-    constant: float
-    tables: tuple[CostTable, ...]
-
-
-Additive = Mapping[str, AdditiveCost]
-"""The costs of `records.COSTS` that are additive; a limit on another one is checked on the answer."""
 
 Sensitivities = Mapping[str, Array]
 """Loss of every level of every unit of the space, in the order of its levels; the largest level has 0."""
 
 
 class Solver:
-    """Solves one space again and again, under other limits and other sensitivities."""
+    """Solves one space again and again, under other limits and other sensitivities.
+
+    Raises `UsageError` for a cost table that does not belong to the space.
+    """
 
     def __init__(self, space: SearchSpace, costs: Additive) -> None:
         self._space = space
         self._names = space.searched
-        self._sizes = [len(space.levels[name]) for name in self._names]
-        starts = np.concatenate([[0], np.cumsum(self._sizes)]).astype(int)
+        sizes = [len(space.levels[name]) for name in self._names]
+        starts = np.concatenate([[0], np.cumsum(sizes)]).astype(int)
         self._columns = {n: np.arange(a, b) for n, a, b in zip(self._names, starts[:-1], starts[1:], strict=True)}
         self._binaries = int(starts[-1])
         self._tuples: dict[tuple[str, ...], Columns] = {}
-        rows = {name: _Row(self, cost) for name, cost in costs.items()}
+        parts = {}
+        for name, cost in costs.items():
+            cost.require(space)
+            parts[name] = self._parts(cost)
         self._marginals, self._width = self._polytope()
-        self._rows = {name: row.dense(self._width) for name, row in rows.items()}
-        self._constants = {name: row.constant for name, row in rows.items()}
+        self._constants = {name: constant for name, (constant, _) in parts.items()}
+        self._rows = {name: self._row(columns) for name, (_, columns) in parts.items()}
 
     def solve(
         self, sensitivities: Sensitivities, limit: Limit, *, differ_from: Sequence[Policy] = (), by: int = 2
     ) -> Policy | None:
         """The policy of least summed sensitivity within the limit; `None` when there is none.
 
-        It differs from every one of `differ_from` in at least `by` units. Costs that are not additive are ignored.
+        It differs from every one of `differ_from` in at least `by` units. Costs that are not additive are ignored; a
+        sensitivity of infinity forbids a level. Raises `TrialError` when the solver gives up.
         """
         objective = np.zeros(self._width)
         for name, columns in self._columns.items():
             objective[columns] = sensitivities[name]
+        highest = np.ones(self._width)
+        highest[~np.isfinite(objective)] = 0
+        objective[~np.isfinite(objective)] = 0
         scale = float(np.abs(objective).max()) or 1.0
         constraints = [self._marginals, *self._limits(limit), *(self._apart(p, by) for p in differ_from)]
         integrality = np.zeros(self._width)
@@ -80,12 +74,14 @@ class Solver:
         found = optimize.milp(
             objective / scale,
             constraints=constraints,
-            bounds=optimize.Bounds(0, 1),
+            bounds=optimize.Bounds(0, highest),  # pyright: ignore[reportArgumentType]
             integrality=integrality,
             options={"mip_rel_gap": 1e-6},
         )
-        if found.x is None:
+        if found.status == _INFEASIBLE:
             return None
+        if found.x is None:
+            raise TrialError(f"the allocation could not be solved: {found.message}")
         widths = {}
         for name, columns in self._columns.items():
             widths[name] = self._space.levels[name][int(np.argmax(found.x[columns]))]
@@ -107,6 +103,22 @@ class Solver:
             row[columns[self._space.levels[name].index(policy.widths[name])]] = 1
         return optimize.LinearConstraint(row[None], -np.inf, max(len(self._names) - by, 0))
 
+    def _parts(self, cost: AdditiveCost) -> tuple[float, list[tuple[Columns, Array]]]:
+        """Constant and columns of a cost; axes of units that are not searched are taken at their only level."""
+        constant, parts = cost.constant, []
+        for table in cost.tables:
+            values, units = table.values, []
+            for name in table.units:
+                if name in self._columns:
+                    units.append(name)
+                else:
+                    values = np.take(values, 0, axis=len(units))
+            if units:
+                parts.append((self._columns_of(tuple(units), values.shape), values))
+            else:
+                constant += float(values)
+        return constant, parts
+
     def _columns_of(self, units: tuple[str, ...], shape: tuple[int, ...]) -> Columns:
         """Columns of the entries of a table over searched units, made at first use; of one unit they are its own."""
         if len(units) == 1:
@@ -115,6 +127,12 @@ class Solver:
             start = self._binaries + sum(columns.size for columns in self._tuples.values())
             self._tuples[units] = np.arange(start, start + int(np.prod(shape))).reshape(shape)
         return self._tuples[units]
+
+    def _row(self, parts: Sequence[tuple[Columns, Array]]) -> Array:
+        row = np.zeros(self._width)
+        for columns, values in parts:
+            np.add.at(row, columns.ravel(), values.ravel())
+        return row
 
     def _polytope(self) -> tuple[optimize.LinearConstraint, int]:
         """One-hot rows, and for every table and each of its units: marginals equal the unit's one-hot."""
@@ -132,31 +150,6 @@ class Solver:
             matrix[number, minus] = -1
         sums = np.array([total for _, _, total in rows])
         return optimize.LinearConstraint(matrix.tocsr(), sums, sums), width  # pyright: ignore[reportArgumentType]
-
-
-class _Row:
-    """Coefficients of one additive cost; axes of units that are not searched are taken at their only level."""
-
-    def __init__(self, solver: Solver, cost: AdditiveCost) -> None:
-        self.constant = cost.constant
-        self._parts: list[tuple[Columns, Array]] = []
-        for table in cost.tables:
-            values, units = table.values, []
-            for name in table.units:
-                if name in solver._columns:
-                    units.append(name)
-                else:
-                    values = np.take(values, 0, axis=len(units))
-            if units:
-                self._parts.append((solver._columns_of(tuple(units), values.shape), values))
-            else:
-                self.constant += float(values)
-
-    def dense(self, width: int) -> Array:
-        row = np.zeros(width)
-        for columns, values in self._parts:
-            np.add.at(row, columns.ravel(), values.ravel())
-        return row
 
 
 def polished(policy: Policy, space: SearchSpace, predict: Predict, limit: Limit) -> Policy:

@@ -80,6 +80,11 @@ class Operator:
     stride: tuple[int, ...] = ()
     parameters: tuple[str, ...] = ()
 
+    @property
+    def units(self) -> tuple[int, ...]:
+        """Indices of the units that its channel counts depend on."""
+        return tuple(sorted({*self.c_in.units, *self.c_out.units, *self.groups.units}))
+
     def macs(self, widths: Array) -> Array:
         """Multiply-accumulates for one example, `[P]`, of convolutions and linear layers; 0 for all others."""
         if self.op not in _WEIGHTED:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -94,21 +94,27 @@ class Structure:
 
     def params(self, widths: Array) -> Array:
         """Number of parameters, `[P]`; a shared parameter counts once."""
-        return self._numel(widths, lambda t: isinstance(t, nn.Parameter), lambda t: 1)
+        return self._total(widths, "params")
 
     def bytes(self, widths: Array) -> Array:
         """Bytes of parameters and floating-point buffers, `[P]`."""
-        return self._numel(widths, torch.is_floating_point, lambda t: t.element_size())
+        return self._total(widths, "bytes")
 
-    def _numel(self, widths: Array, counts: object, weight: object) -> Array:
-        total = np.zeros(len(widths), dtype=np.int64)
+    def _total(self, widths: Array, cost: str) -> Array:
+        found = (size(widths) for name, _, size in self.tensor_costs() if name == cost)
+        return sum(found, np.zeros(len(widths), dtype=np.int64))
+
+    def tensor_costs(self) -> Iterator[tuple[str, tuple[int, ...], Callable[[Array], Array]]]:
+        """What `params` and `bytes` sum: the cost, the units it depends on, and its `[P]` for widths `[P, U]`."""
         for name, tensor in self.tensors.items():
-            if self.canonical[name] == name and counts(tensor):  # type: ignore[operator]
-                size = np.full(len(widths), weight(tensor), dtype=np.int64)  # type: ignore[operator]
-                for dim in self.dims[name]:
-                    size *= dim(widths)
-                total += size
-        return total
+            if self.canonical[name] != name:
+                continue
+            dims = self.dims[name]
+            units = tuple(sorted({unit for dim in dims for unit in dim.units}))
+            if isinstance(tensor, nn.Parameter):
+                yield "params", units, partial(_numel, dims, 1)
+            if torch.is_floating_point(tensor):
+                yield "bytes", units, partial(_numel, dims, tensor.element_size())
 
     def macs(self, widths: Array) -> Array:
         """Multiply-accumulates of convolutions and linear layers for one example, `[P]`."""
@@ -226,6 +232,13 @@ def analyze(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> Structu
         captures=captures,
         dims={name: _dims(canonical[name], tensor, channels, full) for name, tensor in tensors.items()},
     )
+
+
+def _numel(dims: Sequence[Dim], each: int, widths: Array) -> Array:
+    total = np.full(len(widths), each, dtype=np.int64)
+    for dim in dims:
+        total *= dim(widths)
+    return total
 
 
 def _canonical(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:

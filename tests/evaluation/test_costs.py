@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 import autoprune
-from autoprune.evaluation import Evaluator, cost_matrix
+from autoprune.evaluation import Evaluator, additive_costs, cost_matrix, costs
 from autoprune.latency.table import LatencyTable
 from autoprune.records import COSTS, Policy
 from autoprune.trials import Fidelity, TrialSpec
@@ -36,3 +37,22 @@ def test_a_trial_costs_what_was_predicted(finished: autoprune.Run) -> None:
     found = Evaluator(bench=bench, predict_ms=lambda p: costs(p)[0])(spec).measurement
     assert found is not None
     assert list(found.costs()) == costs(policy)
+
+
+def test_additive_costs_sum_to_the_exact_ones(finished: autoprune.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    structure = finished.bench.structure
+    table = LatencyTable.load(finished.folder.table)
+    predictor = table.predictor(structure)
+    rng = np.random.default_rng(0)
+    policies = [table.space.policy({n: int(rng.choice(v)) for n, v in table.space.levels.items()}) for _ in range(30)]
+    wanted = cost_matrix(structure, predictor, policies)
+    found = additive_costs(structure, predictor, table.space)
+    assert set(found) == {"latency_ms", "params", "macs", "bytes"}
+    for name, cost in found.items():
+        assert cost.exact
+        np.testing.assert_allclose(cost.of(table.space, policies), wanted[:, COSTS.index(name)], rtol=1e-9)
+    monkeypatch.setattr(costs, "_MOST_ENTRIES", 1)
+    rough = additive_costs(structure, predictor, table.space)["params"]
+    assert not rough.exact
+    error = rough.of(table.space, policies) / wanted[:, COSTS.index("params")] - 1
+    assert 0 < np.abs(error).mean() < 0.5

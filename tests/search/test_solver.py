@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoprune.additive import AdditiveCost, CostTable
 from autoprune.budgets import Limit
+from autoprune.errors import TrialError, UsageError
 from autoprune.records import COSTS, SearchSpace
-from autoprune.search.solver import AdditiveCost, CostTable, Solver, polished
+from autoprune.search.solver import Solver, polished
 
 SIZES = {"a": 3, "b": 2, "c": 4, "fixed": 1}
 SPACE = SearchSpace(id="s", levels={name: tuple(range(1, size + 1)) for name, size in SIZES.items()})
@@ -27,8 +29,7 @@ def random_cost(rng):
 
 
 def price(cost, policy):
-    places = {name: SPACE.levels[name].index(policy.widths[name]) for name in SIZES}
-    return cost.constant + sum(float(t.values[tuple(places[u] for u in t.units)]) for t in cost.tables)
+    return float(cost.of(SPACE, [policy])[0])
 
 
 def every_policy():
@@ -87,3 +88,31 @@ def test_what_is_free_is_widened():
 
     smallest = SPACE.policy({"a": 1, "b": 1, "c": 1})
     assert polished(smallest, SPACE, predict, limit_of(latency_ms=1.5)) == SPACE.policy({"a": 2, "b": 2, "c": 4})
+
+
+def test_a_forbidden_level_is_not_taken():
+    rng = np.random.default_rng(1)
+    cost, table = random_cost(rng), losses(rng)
+    solver = Solver(SPACE, {"latency_ms": cost})
+    free = solver.solve(table, limit_of(latency_ms=3.0))
+    place = SPACE.levels["c"].index(free.widths["c"])
+    table["c"] = np.where(np.arange(SIZES["c"]) == place, math.inf, table["c"])
+    found = solver.solve(table, limit_of(latency_ms=3.0))
+    assert found.widths["c"] != free.widths["c"]
+
+
+def test_a_table_of_other_levels_or_with_holes_is_refused():
+    for values in (np.zeros((3, 3)), np.full((3, 2), np.nan)):
+        cost = AdditiveCost(constant=0.0, tables=(CostTable(units=("a", "b"), values=values),))
+        with pytest.raises(UsageError, match=r"over a, b is a number for each combination of levels \(3, 2\)"):
+            Solver(SPACE, {"latency_ms": cost})
+
+
+def test_a_solver_that_gives_up_is_no_infeasible_limit(monkeypatch):
+    class Stopped:
+        status, x, message = 1, None, "time limit"
+
+    monkeypatch.setattr("autoprune.search.solver.optimize.milp", lambda *_, **__: Stopped)
+    rng = np.random.default_rng(0)
+    with pytest.raises(TrialError, match="time limit"):
+        Solver(SPACE, {"latency_ms": random_cost(rng)}).solve(losses(rng), limit_of(latency_ms=3.0))
