@@ -147,8 +147,8 @@ def _rounds(
 def pinned(threads: int, one_each: bool = False) -> Iterator[None]:
     """Keep this thread, and those it starts, on `threads` cores: the ones that are fastest right now.
 
-    `one_each`: this thread on the first of them, and every worker of a session that is opened meanwhile on one of the
-    others. Left to itself, the kernel at times wakes a worker on the core of the thread that waits for it.
+    `one_each`: this thread on the first of them, and every worker of a session of `threads` threads that is opened
+    meanwhile on one of the others. Left to itself, the kernel at times wakes a worker on the core of the thread that waits for it.
     """
     if not hasattr(os, "sched_setaffinity"):
         yield
@@ -188,7 +188,8 @@ def session_options(threads: int) -> Any:
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3
-    if _worker_cores:
+    # The runtime refuses a number of places that is not the number of its workers.
+    if _worker_cores and len(_worker_cores) == threads - 1:
         places = ";".join(str(core + 1) for core in _worker_cores)  # the runtime counts cores from 1
         options.add_session_config_entry("session.intra_op_thread_affinities", places)
     # Spinning workers answer faster, but would steal the cores of the other sessions of a block between their runs.

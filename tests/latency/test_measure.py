@@ -167,6 +167,14 @@ def test_every_thread_of_a_session_can_have_a_core_of_its_own(threads, own, work
     assert places_of_workers(threads) is None
 
 
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_a_session_with_another_number_of_workers_than_there_are_cores_has_no_places(threads, monkeypatch):
+    Cores({0: 2.0, 3: 9.0, 5: 1.0, 6: 4.0}).install(monkeypatch)
+    with pinned(3, one_each=True):
+        assert places_of_workers(3) == "1;7"
+        assert places_of_workers(threads) is None
+
+
 def test_an_error_gives_the_cores_back(monkeypatch):
     cores = Cores({0: 2.0, 3: 9.0, 5: 1.0})
     cores.install(monkeypatch)
