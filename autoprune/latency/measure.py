@@ -148,7 +148,8 @@ def pinned(threads: int, one_each: bool = False) -> Iterator[None]:
     """Keep this thread, and those it starts, on `threads` cores: the ones that are fastest right now.
 
     `one_each`: this thread on the first of them, and every worker of a session of `threads` threads that is opened
-    meanwhile on one of the others. Left to itself, the kernel at times wakes a worker on the core of the thread that waits for it.
+    meanwhile on one of the others. Left to itself, the kernel at times wakes a worker on the core of the thread that
+    waits for it.
     """
     if not hasattr(os, "sched_setaffinity"):
         yield
