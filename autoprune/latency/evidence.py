@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from autoprune.errors import LatencyError
-from autoprune.latency.fitting import Fit, fit, held_out
+from autoprune.latency.fitting import Fit, HeldOut, fit, held_out
 from autoprune.latency.order import ordered_chains
 from autoprune.latency.predictor import Costs, GeometryIndex, LatencyPredictor, Prediction
 from autoprune.latency.table import CANDIDATE, HELD_OUT, Entry, LatencyTable, ProfiledPolicy, varying_operators
@@ -56,6 +56,33 @@ class Evidence:
     def none(cls, units: int) -> Evidence:
         """No policies of `units` units."""
         return cls(widths=np.empty((0, units), dtype=np.int64), ratios=np.empty(0), roles=())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """How evidence was timed: what a table needs of it, and what it keeps for its readers.
+
+    `dense_ms` is the latency of the dense model, `noise` the relative standard deviation of a ratio, `again` `[A]`
+    second ratios of the first `A` held-out policies, `drift` how far the dense model moved within a block (relative),
+    `seconds` what all of it took, `refits` how often a run has fitted the evidence anew.
+    """
+
+    dense_ms: float
+    noise: float
+    seed: int
+    again: np.ndarray
+    drift: float = 0.0
+    repeated_blocks: int = 0
+    seconds: float = 0.0
+    notes: Sequence[str] = ()
+    refits: int = 0
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.dense_ms) and self.dense_ms > 0 and np.isfinite(self.noise) and self.noise >= 0):
+            raise LatencyError(
+                "policies are timed beside a dense model with a latency above 0, and their noise is 0 or more; "
+                f"got {self.dense_ms} ms and {self.noise}. Measure again."
+            )
 
 
 def occurrences(numbers: np.ndarray, entries: int) -> np.ndarray:
@@ -104,67 +131,46 @@ def build_table(
     target: Mapping[str, Any],
     evidence: Evidence,
     prior: Mapping[Geometry, float],
-    *,
-    again: np.ndarray,
-    dense_ms: float,
-    noise: float,
-    seed: int,
-    drift: float = 0.0,
-    repeated_blocks: int = 0,
-    seconds: float = 0.0,
-    notes: Sequence[str] = (),
-    refits: int = 0,
+    conditions: Conditions,
 ) -> LatencyTable:
-    """Fit a table and prove it on the held-out policies; `again` `[A]` are second ratios of the first `A` of them.
+    """Fit a table and prove it on the held-out policies.
 
-    `prior` names the geometries of the table with their prior cost in milliseconds. `target` is a fingerprint,
-    `dense_ms` the latency of the dense model, `noise` the relative standard deviation of a ratio. Raises `LatencyError`
-    without two fitted policies or without any held-out one.
+    `prior` names the geometries of the table with their prior cost in milliseconds; `target` is a fingerprint. Raises
+    `LatencyError` without two fitted policies or without any held-out one.
     """
     varying, constant = varying_operators(structure)
-    geometries, prior_ms = tuple(prior), np.array([*prior.values()])
+    geometries, prior_ms, dense_ms = tuple(prior), np.array([*prior.values()]), conditions.dense_ms
     index = GeometryIndex(varying, geometries)
     found = fit_evidence(
         structure, index, geometries, evidence, prior_ms,
-        dense_ms=dense_ms, noise=noise, runtime=target["runtime"], seed=seed,
+        dense_ms=dense_ms, noise=conditions.noise, runtime=target["runtime"], seed=conditions.seed,
     )  # fmt: skip
     known = _known_widths(structure, space, evidence)
     stairs = staircases(predictor_of(structure, known, geometries, found), space, varying)
-    tested = evidence.where(HELD_OUT)
-    if not tested.any():
-        raise LatencyError("a latency table needs held-out policies to be proven on; got none")
-    counts = occurrences(index.numbers(evidence.widths[tested]), len(geometries))
-    measured = evidence.ratios[tested] * dense_ms
-    found = _calibrated(found, counts, measured)
+    found, proof = _proven(found, index, evidence, conditions)
     predicted = predictor_of(structure, known, geometries, found).predict_with_sd(evidence.widths)
-    sd_ms = found.sd_ms(counts)  # of the true latency; what is measured has its noise on top
     return LatencyTable(
         target=dict(target),
         space=space,
         structure=structure.digest(),
-        seed=seed,
+        seed=conditions.seed,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        seconds=round(seconds, 1),
+        seconds=round(conditions.seconds, 1),
         dense_ms=dense_ms,
         remainder_ms=found.remainder_ms,
         remainder_spread_ms=tuple(map(float, found.remainder_spread_ms)),
-        entries={
-            geometry: Entry(latency_ms=float(ms), prior_ms=float(before), spread_ms=tuple(map(float, spread)))
-            for geometry, ms, before, spread in zip(
-                geometries, found.entries_ms, prior_ms, found.spread_ms.T, strict=True
-            )
-        },
+        entries=_entries(geometries, prior_ms, found),
         fixed=tuple(str(op.geometry(op.sizes(evidence.widths[:1])[0])) for op in constant),
         known=known,
         useful=known | {stair.unit: stair.useful for stair in stairs},
-        held_out=held_out(found.predict(counts), measured, again * dense_ms, np.hypot(sd_ms, noise * measured)),
-        drift_percent=drift * 100,
-        repeated_blocks=repeated_blocks,
-        noise=noise,
-        again_ms=tuple(map(float, again * dense_ms)),
+        held_out=proof,
+        drift_percent=conditions.drift * 100,
+        repeated_blocks=conditions.repeated_blocks,
+        noise=conditions.noise,
+        again_ms=tuple(map(float, conditions.again * dense_ms)),
         samples=_samples(tuple(known), evidence, dense_ms, predicted),
-        notes=tuple(notes),
-        refits=refits,
+        notes=tuple(conditions.notes),
+        refits=conditions.refits,
     )
 
 
@@ -182,16 +188,39 @@ def refit(table: LatencyTable, structure: Structure, widths: np.ndarray, ratios:
         table.target,
         before.plus(widths, ratios, CANDIDATE),
         {geometry: entry.prior_ms for geometry, entry in table.entries.items()},
-        again=np.array(table.again_ms) / table.dense_ms,
-        dense_ms=table.dense_ms,
-        noise=table.noise,
-        seed=table.seed,
-        drift=table.drift_percent / 100,
-        repeated_blocks=table.repeated_blocks,
-        seconds=table.seconds,
-        notes=table.notes,
-        refits=table.refits + 1,
+        Conditions(
+            dense_ms=table.dense_ms,
+            noise=table.noise,
+            seed=table.seed,
+            again=np.array(table.again_ms) / table.dense_ms,
+            drift=table.drift_percent / 100,
+            repeated_blocks=table.repeated_blocks,
+            seconds=table.seconds,
+            notes=table.notes,
+            refits=table.refits + 1,
+        ),
     )
+
+
+def _proven(found: Fit, index: GeometryIndex, evidence: Evidence, conditions: Conditions) -> tuple[Fit, HeldOut]:
+    """The fit, as sure as the held-out policies allow, and how well it predicts them."""
+    tested = evidence.where(HELD_OUT)
+    if not tested.any():
+        raise LatencyError("a latency table needs held-out policies to be proven on; got none")
+    counts = occurrences(index.numbers(evidence.widths[tested]), len(found.entries_ms))
+    measured_ms = evidence.ratios[tested] * conditions.dense_ms
+    found = _calibrated(found, counts, measured_ms)
+    # The deviation is of the true latency; what is measured has its noise on top.
+    sd_ms = np.hypot(found.sd_ms(counts), conditions.noise * measured_ms)
+    return found, held_out(found.predict(counts), measured_ms, conditions.again * conditions.dense_ms, sd_ms)
+
+
+def _entries(geometries: Sequence[Geometry], prior_ms: np.ndarray, found: Fit) -> dict[Geometry, Entry]:
+    rows = zip(geometries, found.entries_ms, prior_ms, found.spread_ms.T, strict=True)
+    return {
+        geometry: Entry(latency_ms=float(ms), prior_ms=float(before), spread_ms=tuple(map(float, spread)))
+        for geometry, ms, before, spread in rows
+    }
 
 
 def _calibrated(found: Fit, counts: np.ndarray, measured_ms: np.ndarray) -> Fit:

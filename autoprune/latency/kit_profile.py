@@ -10,7 +10,7 @@ import numpy as np
 
 from autoprune.errors import KitError
 from autoprune.latency.bench import Progress, make_bench
-from autoprune.latency.evidence import Evidence, build_table
+from autoprune.latency.evidence import Conditions, Evidence, build_table
 from autoprune.latency.geometries import possible_geometries, priced_operators
 from autoprune.latency.kit import kit_bytes, read_manifest, read_results
 from autoprune.latency.predictor import GeometryIndex
@@ -107,13 +107,15 @@ def import_kit(results: Path, kit: Path, structure: Structure) -> LatencyTable:
         target.fingerprint(),
         evidence,
         as_prior(geometries, prior),
-        again=ratios[roles == AGAIN],
-        dense_ms=found.timings.reference_ms,
-        noise=found.timings.noise,
-        seed=origin["seed"],
-        drift=found.timings.drift,
-        repeated_blocks=found.timings.repeated_blocks,
-        notes=(*bench.notes, f"measured by a kit on {found.target['cpu']}"),
+        Conditions(
+            dense_ms=found.timings.reference_ms,
+            noise=found.timings.noise,
+            seed=origin["seed"],
+            again=ratios[roles == AGAIN],
+            drift=found.timings.drift,
+            repeated_blocks=found.timings.repeated_blocks,
+            notes=(*bench.notes, f"measured by a kit on {found.target['cpu']}"),
+        ),
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from autoprune.latency.bench import Bench, Progress, make_bench
-from autoprune.latency.evidence import Evidence, build_table, fit_evidence, occurrences, predictor_of
+from autoprune.latency.evidence import Conditions, Evidence, build_table, fit_evidence, occurrences, predictor_of
 from autoprune.latency.fitting import Fit
 from autoprune.latency.geometries import PricedOperator, possible_geometries, priced_operators
 from autoprune.latency.predictor import GeometryIndex
@@ -80,14 +80,7 @@ def profile(
         target.fingerprint(),
         work.evidence,
         prior,
-        again=again,
-        dense_ms=work.dense_ms,
-        seed=seed,
-        noise=work.noise,
-        drift=max(timings.drift for timings in work.timings),
-        repeated_blocks=sum(timings.repeated_blocks for timings in work.timings),
-        seconds=time.monotonic() - start,
-        notes=(*work.bench.notes, *work.notes),
+        work.conditions(again, seed=seed, seconds=time.monotonic() - start),
     )
 
 
@@ -120,6 +113,19 @@ class _Profile:
     def noise(self) -> float:
         """Relative standard deviation of one measured ratio."""
         return float(np.median([timings.noise for timings in self.timings]))
+
+    def conditions(self, again: np.ndarray, *, seed: int, seconds: float) -> Conditions:
+        """How everything so far was timed; `again` `[A]` are second ratios of the first `A` held-out policies."""
+        return Conditions(
+            dense_ms=self.dense_ms,
+            noise=self.noise,
+            seed=seed,
+            again=again,
+            drift=max(timings.drift for timings in self.timings),
+            repeated_blocks=sum(timings.repeated_blocks for timings in self.timings),
+            seconds=seconds,
+            notes=(*self.bench.notes, *self.notes),
+        )
 
     def measure(self, widths: np.ndarray, stage: str) -> np.ndarray:
         """Ratios to the dense model, in random order: slow changes cannot tell kinds of policies apart."""

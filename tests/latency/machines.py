@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from autoprune.latency.bench import Bench
-from autoprune.latency.evidence import Evidence, build_table
+from autoprune.latency.evidence import Conditions, Evidence, build_table
 from autoprune.latency.geometries import possible_geometries, priced_operators
 from autoprune.latency.predictor import GeometryIndex
 from autoprune.latency.prior import work_ms
@@ -130,14 +130,16 @@ def simulated_table(machine, space: SearchSpace, target, *, policies=120, tested
         target.fingerprint(),
         evidence,
         prior,
-        again=machine.ratios(held[:16]),
-        dense_ms=machine.dense_ms,
-        noise=machine.noise,
-        seed=seed,
-        seconds=1.5,
-        drift=0.01,
-        repeated_blocks=2,
-        notes=("simulated",),
+        Conditions(
+            dense_ms=machine.dense_ms,
+            noise=machine.noise,
+            seed=seed,
+            again=machine.ratios(held[:16]),
+            drift=0.01,
+            repeated_blocks=2,
+            seconds=1.5,
+            notes=("simulated",),
+        ),
     )
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from autoprune.errors import LatencyError
-from autoprune.latency.evidence import Evidence, build_table, fit_evidence, occurrences, predictor_of, refit
+from autoprune.latency.evidence import Conditions, Evidence, build_table, fit_evidence, occurrences, predictor_of, refit
 from autoprune.latency.geometries import possible_geometries
 from autoprune.latency.prior import work_ms
 from autoprune.latency.sampling import random_widths
@@ -29,6 +29,10 @@ def fitted_to(structure, prior, evidence, dense_ms, runtime="onnxruntime"):
     return fit_evidence(
         structure, index, geometries, evidence, prior_ms, dense_ms=dense_ms, noise=0.001, runtime=runtime
     )
+
+
+def timed_once(machine, noise=0.001):
+    return Conditions(dense_ms=machine.dense_ms, noise=noise, seed=0, again=np.array([]))
 
 
 def test_evidence_grows_by_roles():
@@ -91,9 +95,7 @@ def test_luck_on_held_out_policies_does_not_make_sure(structure_of, space_of):
     posterior = fitted_to(structure, prior, evidence, machine.dense_ms)
     counts = occurrences(index.numbers(held), len(prior))
     lucky = evidence.plus(held, posterior.predict(counts) / machine.dense_ms, HELD_OUT)
-    table = build_table(
-        structure, space, ORT, lucky, prior, again=np.array([]), dense_ms=machine.dense_ms, noise=0.001, seed=0
-    )
+    table = build_table(structure, space, ORT, lucky, prior, timed_once(machine))
     sds = [sample.sd_ms for sample in table.samples if sample.role == HELD_OUT]
     np.testing.assert_allclose(sds, posterior.sd_ms(counts) / 4, rtol=0.02)
     assert table.held_out.within_2sd == 1
@@ -140,8 +142,7 @@ def test_held_out_policies_do_not_change_the_fit(structure_of, space_of):
     for factor in (1.0, 1.5):
         evidence = Evidence.none(3).plus(fitted, machine.ratios(fitted), SCAN)
         evidence = evidence.plus(held, factor * machine.ratios(held), HELD_OUT)
-        given = {"again": np.array([]), "dense_ms": machine.dense_ms, "noise": 0.001, "seed": 0}
-        found.append(build_table(structure, space, ORT, evidence, prior, **given))
+        found.append(build_table(structure, space, ORT, evidence, prior, timed_once(machine)))
     assert [e.latency_ms for e in found[0].entries.values()] == [e.latency_ms for e in found[1].entries.values()]
     assert found[1].held_out.bias_percent < -30
     spreads = [np.abs([e.spread_ms for e in table.entries.values()]).mean() for table in found]
@@ -154,10 +155,13 @@ def test_without_held_out_policies_nothing_is_proven(structure_of, space_of):
     rows = rows_of(space, 30, 0)
     evidence = Evidence.none(3).plus(rows, machine.ratios(rows), FIT)
     with pytest.raises(LatencyError, match="needs held-out policies"):
-        build_table(
-            structure, space, ORT, evidence, prior_of(structure, space), again=np.array([]),
-            dense_ms=machine.dense_ms, noise=0.001, seed=0,
-        )  # fmt: skip
+        build_table(structure, space, ORT, evidence, prior_of(structure, space), timed_once(machine))
+
+
+@pytest.mark.parametrize(("dense_ms", "noise"), [(0.0, 0.1), (np.nan, 0.1), (np.inf, 0.1), (1.0, -0.1), (1.0, np.nan)])
+def test_impossible_conditions_are_refused(dense_ms, noise):
+    with pytest.raises(LatencyError, match=f"got {dense_ms} ms and {noise}"):
+        Conditions(dense_ms=dense_ms, noise=noise, seed=0, again=np.array([]))
 
 
 def test_without_two_timed_policies_nothing_is_fitted(structure_of, space_of):
@@ -251,10 +255,8 @@ def test_a_candidate_weighs_more_than_a_sample(structure_of, space_of):
     measured = machine.ratios(candidates) * 1.05
     errors = []
     for role in (CANDIDATE, FIT):
-        table = build_table(
-            structure, space, ORT, before.plus(candidates, measured, role), prior, again=np.array([]),
-            dense_ms=machine.dense_ms, noise=0.004, seed=0,
-        )  # fmt: skip
+        evidence = before.plus(candidates, measured, role)
+        table = build_table(structure, space, ORT, evidence, prior, timed_once(machine, noise=0.004))
         predicted = table.predictor(structure).predict(candidates) / machine.dense_ms
         errors.append(np.abs(predicted / measured - 1).mean())
     assert errors[0] < 0.8 * errors[1]
