@@ -12,10 +12,10 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs
 
-from autoprune.errors import LatencyError, UsageError
+from autoprune.errors import LatencyError
 from autoprune.latency import measure
+from autoprune.latency.address import Address
 from autoprune.latency.kit import KitResults, checked_target, kit_bytes, kit_manifest, parse_results
 from autoprune.latency.measure import Protocol
 from autoprune.latency.timing import Feeds
@@ -27,12 +27,12 @@ _OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=15", "-o", "ServerAlive
 _FOLDER = ".cache/autoprune/kit-"
 
 
-def ask_fingerprint(address: str, provider: str, threads: int) -> Mapping[str, Any]:
+def ask_fingerprint(address: Address, provider: str, threads: int) -> Mapping[str, Any]:
     """What the device is, from `measure.py` run there; `LatencyError` when it cannot be reached or lacks a package."""
     script = Path(measure.__file__).read_bytes()
-    command = f"{_python(address)} - --fingerprint {shlex.quote(provider)} {threads}"
+    command = f"{shlex.quote(address.python)} - --fingerprint {shlex.quote(provider)} {threads}"
     found = _parsed(_ssh(address, command, script), address)
-    return checked_target(found, {"provider": provider, "threads": threads}, address)
+    return checked_target(found, {"provider": provider, "threads": threads}, str(address))
 
 
 def measure_remotely(
@@ -49,6 +49,8 @@ def measure_remotely(
     Raises `LatencyError` when the host cannot be reached or its measurement fails, `KitError` when what it returns is
     not to be believed.
     """
+    address = target.address
+    assert address is not None, "a target on this host is not measured remotely"
     everything = range(len(models))
     content = kit_bytes(
         models,
@@ -61,12 +63,12 @@ def measure_remotely(
         profiled=everything if profile else (),
     )
     manifest = kit_manifest(content, "kit")
-    address, folder = target.address, _FOLDER + manifest["kit"]
+    folder = _FOLDER + manifest["kit"]
     _ssh(address, f"mkdir -p {folder} && cat > {folder}/kit.zip", content)
-    python = _python(address)
+    python = shlex.quote(address.python)
     _ssh(address, f"cd {folder} && {python} -m zipfile -e kit.zip . && {python} measure.py .")
     document = _parsed(_ssh(address, f"cat {folder}/results.json"), address)
-    results = parse_results(document, manifest, address)
+    results = parse_results(document, manifest, str(address))
     _same_device(target, results.target)
     _ssh(address, f"rm -r {folder}")
     return results
@@ -79,7 +81,7 @@ def _same_device(target: Target, found: Mapping[str, Any]) -> None:
         raise LatencyError(f"{target.address} is another device than before ({'; '.join(changed)})")
 
 
-def _parsed(answer: bytes, address: str) -> Any:
+def _parsed(answer: bytes, address: Address) -> Any:
     try:
         return json.loads(answer)
     except (ValueError, RecursionError) as error:
@@ -88,26 +90,18 @@ def _parsed(answer: bytes, address: str) -> Any:
         ) from error
 
 
-def _python(address: str) -> str:
-    given = parse_qs(address.partition("?")[2], keep_blank_values=True)
-    if set(given) - {"python"} or given.get("python") == [""]:
-        raise UsageError(f"a remote target may name its `python`; got {', '.join(given)} in {address!r}")
-    return shlex.quote(given.get("python", ["python3"])[0])
-
-
-def _ssh(address: str, command: str, stdin: bytes = b"") -> bytes:
+def _ssh(address: Address, command: str, stdin: bytes = b"") -> bytes:
     """Run one command on the host; its standard output."""
-    host, colon, port = address.partition("?")[0].rpartition(":")
-    host, ports = (host, ("-p", port)) if colon and port.isdigit() else (address.partition("?")[0], ())
+    client = ["ssh", *_OPTIONS, *address.ports, "--", address.login, command]
     try:
-        done = subprocess.run(["ssh", *_OPTIONS, *ports, "--", host, command], input=stdin, capture_output=True)
+        done = subprocess.run(client, input=stdin, capture_output=True)
     except FileNotFoundError as error:
         raise LatencyError("a remote target needs the OpenSSH client `ssh`; it is not installed here") from error
     if done.returncode != 0:
         lines = [line for line in done.stderr.decode(errors="replace").replace("\r", "\n").splitlines() if line.strip()]
         reason = lines[-1] if lines else f"exit code {done.returncode}"
         raise LatencyError(
-            f"{host}: {reason}. Check `ssh {host}`, and that its Python has numpy and onnxruntime "
-            "(another one: ssh://user@host?python=PATH)."
+            f"{address}: {reason}. Check `{address.command}`, and that its Python has numpy and onnxruntime "
+            f"(another one: ssh://{address}?python=PATH)."
         )
     return done.stdout

@@ -11,6 +11,7 @@ import onnxruntime
 import torch
 
 from autoprune.errors import UsageError, unknown_name
+from autoprune.latency.address import Address, split_address
 from autoprune.latency.measure import accelerator, host
 from autoprune.records import digest_of
 
@@ -21,7 +22,7 @@ Precision = Literal["fp32", "int8"]
 class Target:
     """A runtime on a device with everything pinned that changes a latency.
 
-    `address` (`user@host`, empty for this host) says how to reach the device; it is no part of the fingerprint.
+    `address` (none for this host) says how to reach the device; it is no part of the fingerprint.
     """
 
     name: str
@@ -34,7 +35,7 @@ class Target:
     cpu: str
     isa: tuple[str, ...]
     accelerator: str = ""
-    address: str = ""
+    address: Address | None = None
 
     def __post_init__(self) -> None:
         if self.threads < 1 or self.batch < 1:
@@ -87,7 +88,7 @@ def differences(mine: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 def check_target(name: str, precision: str = "fp32") -> Kind:
     """The kind that a name stands for (`ssh://` names stand for the kind on the other host).
 
-    Raises `UsageError` for an unknown name or a precision that the kind does not have.
+    Raises `UsageError` for an unknown name, a malformed address or a precision that the kind does not have.
     """
     name = split_address(name)[0]
     if name not in TARGETS:
@@ -96,17 +97,6 @@ def check_target(name: str, precision: str = "fp32") -> Kind:
     if precision not in kind.precisions:
         raise UsageError(f"{name} measures {' and '.join(kind.precisions)}; got precision {precision!r}")
     return kind
-
-
-def split_address(name: str) -> tuple[str, str]:
-    """`ssh://user@host[:port][/TARGET][?python=PATH]` to the kind of target and the address; others have none."""
-    if not name.startswith("ssh://"):
-        return name, ""
-    address, question, query = name.removeprefix("ssh://").partition("?")
-    address, _, kind = address.partition("/")
-    if not address or address.startswith("-"):
-        raise UsageError(f"a remote target is written ssh://user@host[:port][/ort-cpu][?python=PATH]; got {name!r}")
-    return kind or "ort-cpu", address + question + query
 
 
 def make_target(name: str, threads: int = 1, batch: int = 1, precision: str = "fp32") -> Target:
@@ -143,7 +133,9 @@ def make_target(name: str, threads: int = 1, batch: int = 1, precision: str = "f
     )
 
 
-def target_of(found: Mapping[str, Any], *, name: str, batch: int, precision: str, address: str = "") -> Target:
+def target_of(
+    found: Mapping[str, Any], *, name: str, batch: int, precision: str, address: Address | None = None
+) -> Target:
     """A target from the fingerprint that `measure.py` printed on its device."""
     return Target(name=name, batch=batch, precision=precision, address=address, **{**found, "isa": tuple(found["isa"])})
 

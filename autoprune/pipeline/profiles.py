@@ -7,12 +7,13 @@ from typing import Any
 
 from autoprune.config import RunConfig, load_config
 from autoprune.errors import UsageError
+from autoprune.latency.address import split_address
 from autoprune.latency.check import check_table
 from autoprune.latency.kit import read_manifest
 from autoprune.latency.kit_profile import import_kit, make_kit
 from autoprune.latency.report import accuracy_lines, check_lines
 from autoprune.latency.table import LatencyTable, varying_operators
-from autoprune.latency.target import make_target, split_address
+from autoprune.latency.target import make_target
 from autoprune.latency.useful import Staircase, staircases
 from autoprune.pipeline.events import Events
 from autoprune.pipeline.prepare import check_names, open_task, profiled_table, space_of

@@ -9,6 +9,7 @@ from torch import nn
 
 from autoprune.errors import LatencyError
 from autoprune.latency import bench as bench_module
+from autoprune.latency.address import Address
 from autoprune.latency.bench import as_policy, make_bench, random_feeds
 from autoprune.latency.onnx_model import Resizer
 from autoprune.latency.target import make_target
@@ -101,7 +102,7 @@ def test_constant_weights_are_constant_in_every_model(structure_of, space_of, ta
 
 
 def test_a_remote_provider_is_not_needed_to_build_models(structure_of, target):
-    elsewhere = replace(target, provider="QNNExecutionProvider", address="me@board")
+    elsewhere = replace(target, provider="QNNExecutionProvider", address=Address(login="me@board"))
     assert make_bench(structure_of("flat"), elsewhere).notes == ()
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from autoprune.errors import LatencyError
 from autoprune.latency import device, measure
+from autoprune.latency.address import Address
 from autoprune.latency.device import kernel_times, time_models
 from autoprune.latency.kit import KitResults
 from autoprune.latency.onnx_model import Resizer
@@ -128,4 +129,4 @@ def test_nothing_is_timed_remotely_without_a_model(target, monkeypatch):
 
     monkeypatch.setattr(device, "measure_remotely", lambda *a, **k: KitResults(target={}, kernels=(), timings=None))
     with pytest.raises(LatencyError, match="at least one model"):
-        time_models([], replace(target, address="host"), [], reference=b"")
+        time_models([], replace(target, address=Address(login="host")), [], reference=b"")

@@ -7,6 +7,7 @@ import pytest
 
 from autoprune.errors import LatencyError
 from autoprune.latency import profiling
+from autoprune.latency.address import Address
 from autoprune.latency.geometries import possible_geometries
 from autoprune.latency.profiling import as_prior, profile, scanned_geometries
 from autoprune.latency.table import FIT, HELD_OUT, SCAN, LatencyTable, varying_operators
@@ -162,7 +163,7 @@ def test_the_space_is_profiled_whole_however_little_was_scanned(simulated, space
 
 def test_a_remote_target_gets_constant_weights(simulated, structure_of, space_of, target, monkeypatch):
 
-    remote = replace(target, address="me@board")
+    remote = replace(target, address=Address(login="me@board"))
     found = Simulated(structure_of("flat"), space_of("flat"), remote, monkeypatch)
     assert found.constant_weights
     assert found.table.target == target.fingerprint()

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from autoprune.errors import LatencyError, RunFolderError
+from autoprune.latency.address import Address
 from autoprune.latency.fitting import DRAWS
 from autoprune.latency.table import CANDIDATE, FIT, HELD_OUT, SCAN, LatencyTable, varying_operators
 from autoprune.latency.target import make_target
@@ -163,7 +164,7 @@ def test_a_foreign_table_is_refused_with_the_difference(table, target):
 
 def test_a_table_read_from_its_file_is_of_the_same_target(path, target):
     assert LatencyTable.load(path).require(target)
-    assert LatencyTable.load(path).require(replace(target, address="me@board"))
+    assert LatencyTable.load(path).require(replace(target, address=Address(login="me@board")))
 
 
 def test_the_predictor_of_another_model_is_refused(table, structure_of):

@@ -4,7 +4,8 @@ from dataclasses import replace
 import pytest
 
 from autoprune.errors import UsageError
-from autoprune.latency.target import TARGETS, check_target, differences, make_target, split_address, target_of
+from autoprune.latency.address import Address
+from autoprune.latency.target import TARGETS, check_target, differences, make_target, target_of
 
 
 @pytest.mark.parametrize("name", ["ort-gpu", "", "ssh://me@board/ort-gpu"])
@@ -52,27 +53,6 @@ def test_a_torch_target_without_its_device_is_refused(monkeypatch):
         make_target("torch-cuda")
 
 
-@pytest.mark.parametrize(
-    ("name", "found"),
-    [
-        ("ort-cpu", ("ort-cpu", "")),
-        ("ssh://board", ("ort-cpu", "board")),
-        ("ssh://me@board:2222", ("ort-cpu", "me@board:2222")),
-        ("ssh://me@board/ort-openvino", ("ort-openvino", "me@board")),
-        ("ssh://me@board?python=/opt/x/bin/python", ("ort-cpu", "me@board?python=/opt/x/bin/python")),
-        ("ssh://me@board:22/ort-cuda?python=/opt/p", ("ort-cuda", "me@board:22?python=/opt/p")),
-    ],
-)
-def test_addresses_are_split_from_the_kind(name, found):
-    assert split_address(name) == found
-
-
-@pytest.mark.parametrize("name", ["ssh://", "ssh:///ort-cpu", "ssh://-oProxyCommand=evil", "ssh://?python=x"])
-def test_an_address_without_a_host_is_refused(name):
-    with pytest.raises(UsageError, match="ssh://user@host"):
-        make_target(name)
-
-
 def test_a_remote_target_does_not_run_pytorch():
     with pytest.raises(UsageError, match="runs ONNX Runtime; got 'torch-cpu'"):
         make_target("ssh://me@board/torch-cpu")
@@ -83,7 +63,8 @@ def test_a_remote_target_may_have_more_threads_than_this_host(monkeypatch):
     answer = lambda address, provider, threads: given | {"provider": provider, "threads": threads}  # noqa: E731
     monkeypatch.setattr("autoprune.latency.ssh.ask_fingerprint", answer)
     found = make_target("ssh://me@board:2222", threads=9_999, batch=3, precision="int8")
-    assert (found.name, found.address, found.threads, found.batch) == ("ort-cpu", "me@board:2222", 9_999, 3)
+    assert (found.name, found.threads, found.batch) == ("ort-cpu", 9_999, 3)
+    assert found.address == Address(login="me@board", port=2222)
     assert (found.cpu, found.isa, found.precision) == ("M7", ("fma",), "int8")
 
 
@@ -117,7 +98,7 @@ def test_everything_that_changes_a_latency_changes_the_digest(field, value, targ
 
 
 def test_how_the_device_is_reached_is_no_part_of_the_fingerprint(target):
-    assert replace(target, address="me@board").fingerprint() == target.fingerprint()
+    assert replace(target, address=Address(login="me@board")).fingerprint() == target.fingerprint()
 
 
 def test_differences_name_both_sides(target):

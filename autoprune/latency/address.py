@@ -1,0 +1,94 @@
+"""How another host is reached: `ssh://` targets, split into the kind of target and what the OpenSSH client needs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from urllib.parse import SplitResult, parse_qsl, urlsplit
+
+from autoprune.errors import UsageError
+
+_PLACE = re.compile(r"(?:\[(?P<ipv6>[^\[\]]+)\]|(?P<name>[^\[\]:]*))(?::.*)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Address:
+    """A host as the OpenSSH client takes it: `login` is `[user@]host`, an IPv6 address in it without brackets.
+
+    Without a `port` the client's own configuration decides. `python` is the interpreter that measures there.
+    """
+
+    login: str
+    port: int | None = None
+    python: str = "python3"
+
+    def __str__(self) -> str:
+        user, at, host = self.login.rpartition("@")
+        host = f"[{host}]" if ":" in host else host
+        return f"{user}{at}{host}" + ("" if self.port is None else f":{self.port}")
+
+    @property
+    def ports(self) -> tuple[str, ...]:
+        """The client's arguments for the port; none when none was given."""
+        return () if self.port is None else ("-p", str(self.port))
+
+    @property
+    def command(self) -> str:
+        """What a user types to see whether the host answers: `ssh -p 2222 me@board`."""
+        return shlex.join(("ssh", *self.ports, self.login))
+
+
+def split_address(name: str) -> tuple[str, Address | None]:
+    """`ssh://user@host[:port][/TARGET][?python=PATH]` to the kind of target and the address; others have none.
+
+    Raises `UsageError` for an address without a host, a port that is none, and options other than `python`.
+    """
+    if not name.startswith("ssh://"):
+        return name, None
+    try:
+        parts = urlsplit(name, allow_fragments=False)
+    except ValueError as error:
+        raise _malformed(name, str(error)) from error
+    user, at, place = parts.netloc.rpartition("@")
+    found = _PLACE.fullmatch(place)
+    if found is None or (at and not user):
+        raise _malformed(name)
+    port = _port(parts, name)
+    # Not `parts.hostname`: it is in lower case, and names in the client's configuration are not.
+    login = user + at + (found["ipv6"] or found["name"])
+    if login.endswith("@") or login.startswith("-") or not login:
+        raise _malformed(name)
+    return parts.path.removeprefix("/") or "ort-cpu", Address(login=login, port=port, python=_python(parts.query, name))
+
+
+def _port(parts: SplitResult, name: str) -> int | None:
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if port == 0 or parts.netloc.endswith(":"):
+        raise UsageError(
+            f"the port of a remote target is a number from 1 to 65535; got {name!r}. "
+            "Write ssh://user@host:2222, and an IPv6 address in brackets: ssh://user@[::1]:2222."
+        )
+    return port
+
+
+def _python(query: str, name: str) -> str:
+    given = parse_qsl(query, keep_blank_values=True)
+    if not given:
+        return Address.python
+    if len(given) > 1 or given[0][0] != "python" or not given[0][1]:
+        raise UsageError(
+            f"a remote target may name its `python`, once, and nothing else; got {query!r} in {name!r}. "
+            "Write ssh://user@host?python=PATH."
+        )
+    return given[0][1]
+
+
+def _malformed(name: str, reason: str = "") -> UsageError:
+    return UsageError(
+        "a remote target is written ssh://user@host[:port][/ort-cpu][?python=PATH], an IPv6 address in brackets; "
+        f"got {name!r}" + (f" ({reason})" if reason else "")
+    )
