@@ -13,7 +13,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from autoprune.budgets import Budget, alternatives
 from autoprune.errors import ConfigError
 
-FOUNDATION = ("task", "model", "data_dir", "dense", "target", "threads", "batch", "precision", "scores", "seed")
+FOUNDATION = (
+    "task",
+    "model",
+    "data_dir",
+    "dense",
+    "target",
+    "threads",
+    "batch",
+    "precision",
+    "scores",
+    "reconstruct",
+    "seed",
+)
 """What a run folder is about: a run that differs in one of these needs a folder of its own."""
 
 QUESTION = ("space", "budgets", "strategy", "sampler", "effort", "trials")
@@ -48,16 +60,20 @@ class RunConfig(BaseModel):
     `params:50%`, `macs:10M`, `activation_bytes:100kB`), or several of them joined by commas (`50%,bytes:1MB`). Budgets
     that limit latency are alternatives, each of which gives models; one that names no latency is added to every one of
     those; if none names latency, all together form one budget."""
-    strategy: str = "direct"
-    """How policies are proposed."""
+    strategy: str = "guided"
+    """How policies are proposed: `guided` by sensitivities, an exact solver and a refinement; the others are yardsticks
+    (see `autoprune.search.strategies`)."""
     sampler: str = "tpe"
-    """Optuna sampler of the direct strategy."""
+    """Optuna sampler: of widths in the direct strategy, of the solver's multipliers in the guided one."""
     effort: Literal["small", "medium", "large"] = "small"
     """How much the search may spend; everything else is derived from it."""
     trials: int | None = Field(default=None, ge=1)
     """Policies to score at the cheapest fidelity; derived from the effort when left out."""
-    scores: str = "bn_scale"
-    """How the channels of a unit are ranked."""
+    scores: str = "obs"
+    """How the channels of a unit are ranked: `obs` by what their removal costs after all that reads them made up for
+    it, or one of the scores of `autoprune.pruning.SCORES`."""
+    reconstruct: bool = True
+    """Whether what reads pruned channels makes up for them by least squares."""
     seed: int = Field(default=0, ge=0)
     """Seed of everything."""
     table: str | None = None

@@ -4,6 +4,7 @@ run.yaml                resolved configuration
 environment.json        versions, host
 dense.safetensors       weights of the dense model
 order.json              channels of each unit, most important first
+sensitivity.json        what each unit loses at each level, alone
 latency_table.json      the table that predicted every latency
 study.db                Optuna studies, one for each fidelity
 front.json              the result
@@ -87,6 +88,11 @@ class RunFolder:
     def order(self) -> Path:
         """Channels of each unit, most important first."""
         return self.path / "order.json"
+
+    @property
+    def sensitivity(self) -> Path:
+        """Divergence of every unit at every level."""
+        return self.path / "sensitivity.json"
 
     @property
     def table(self) -> Path:

@@ -1,7 +1,7 @@
 """What one-shot reconstruction recovers: every unit at a share of its width, no fine-tuning.
 
-For each share and channel order (`l2` norms, optimal brain surgeon), without and with least squares; batch norms are
-recalibrated in all of them. Prints score and divergence on at most 2,000 validation examples.
+For each share and channel order (`l2` norms, optimal brain surgeon): batch norms recalibrated alone, and every layer
+fitted by least squares. Prints score and divergence on at most 2,000 validation examples.
 
     python scripts/benchmark_recovery.py --task fashion-mnist --model resnet20 --dense dense.safetensors
 """
@@ -14,13 +14,14 @@ from pathlib import Path
 
 import torch
 
+from autoprune.evaluation.bench import reconstruction_of
 from autoprune.pruning import channel_order, keep_best, score_units
 from autoprune.records import Policy
 from autoprune.recovery.batchnorm import recalibrate
 from autoprune.recovery.dense import load_dense
 from autoprune.recovery.evaluate import evaluate, predict_outputs
-from autoprune.recovery.least_squares import Reconstruction
 from autoprune.recovery.moments import collect_moments
+from autoprune.recovery.surgeon import surgeon_order
 from autoprune.structure import Structure, analyze
 from autoprune.task.base import Task
 from autoprune.task.batches import batches, length, sample_rows
@@ -42,7 +43,8 @@ def main() -> None:
     task = load_task(given.task, given.model, None)
     dense = load_dense(task, given.dense)
     structure = analyze(dense, task.example_inputs)
-    reconstruction, orders = _prepared(task, structure)
+    reconstruction = reconstruction_of(task, structure, 0)
+    orders = _orders(task, structure)
     outputs = predict_outputs(dense, task, task.val_set)
     for share in given.shares:
         widths = {unit.name: max(1, int(unit.width * share)) for unit in structure.units}
@@ -51,27 +53,27 @@ def main() -> None:
             for solve in (False, True):
                 keep = keep_best(order, policy)
                 model = structure.shrink(policy, keep, prove=False).eval()
+                start = time.perf_counter()
                 if solve:
                     reconstruction.apply(model, structure.masks(policy, keep))
-                recalibrate(model, task)
+                else:
+                    recalibrate(model, task)
+                seconds = time.perf_counter() - start
                 found = evaluate(model, task, task.val_set, dense_outputs=outputs, limit=_VAL_EXAMPLES)
-                how = "least squares" if solve else "-"
-                print(f"{share:6.0%} {name:4} {how:14} score {found.score:.4f} divergence {found.divergence:.3f}")
+                how = "least squares" if solve else "batch norms"
+                line = f"score {found.score:.4f} divergence {found.divergence:.3f} in {seconds:.1f} s"
+                print(f"{share:6.0%} {name:4} {how:14} {line}", flush=True)
 
 
-def _prepared(task: Task, structure: Structure) -> tuple[Reconstruction, dict[str, dict[str, list[int]]]]:
+def _orders(task: Task, structure: Structure) -> dict[str, dict[str, list[int]]]:
     start = time.perf_counter()
     rows = sample_rows(length(task.train_set), _CALIBRATION_EXAMPLES, seed=0)
     moments = collect_moments(structure, [task.split(batch)[0] for batch in batches(task.train_set, 128, rows=rows)])
     collected = time.perf_counter()
-    reconstruction = Reconstruction.of(structure, moments)
     norms = channel_order(score_units(structure, "l2"))
-    orders = {"l2": norms, "obs": reconstruction.order(norms)}
-    print(
-        f"{len(reconstruction.covered)} of {len(structure.units)} units covered; "
-        f"moments {collected - start:.1f} s, order {time.perf_counter() - collected:.1f} s"
-    )
-    return reconstruction, orders
+    orders = {"l2": norms, "obs": surgeon_order(structure, moments, norms)}
+    print(f"moments {collected - start:.1f} s, order {time.perf_counter() - collected:.1f} s")
+    return orders
 
 
 if __name__ == "__main__":

@@ -1,7 +1,15 @@
 """(policy, fidelity, seed) -> measurement: prune, repair, briefly fine-tune, score."""
 
-from autoprune.evaluation.bench import Bench
+from autoprune.evaluation.bench import RECONSTRUCTION_EXAMPLES, Bench
 from autoprune.evaluation.costs import additive_costs, cost_matrix, sizes
 from autoprune.evaluation.evaluator import Evaluator, EvaluatorFactory
 
-__all__ = ["Bench", "Evaluator", "EvaluatorFactory", "additive_costs", "cost_matrix", "sizes"]
+__all__ = [
+    "RECONSTRUCTION_EXAMPLES",
+    "Bench",
+    "Evaluator",
+    "EvaluatorFactory",
+    "additive_costs",
+    "cost_matrix",
+    "sizes",
+]

@@ -1,4 +1,4 @@
-"""A workbench: the task, its trained dense model, its structure and the channel order, as every stage needs them."""
+"""A workbench: task, trained dense model, structure, channel order and reconstruction, as every stage needs them."""
 
 from __future__ import annotations
 
@@ -10,29 +10,68 @@ from torch import Tensor, nn
 from autoprune.evaluation.costs import sizes
 from autoprune.pruning import keep_best
 from autoprune.records import Policy
+from autoprune.recovery.batchnorm import recalibrate
 from autoprune.recovery.evaluate import predict_outputs
+from autoprune.recovery.least_squares import Reconstruction
+from autoprune.recovery.passes import SamplePasses
+from autoprune.runfolder import RunFolder, read_json
 from autoprune.structure import GraphModel, Structure
 from autoprune.task.base import Task
+from autoprune.task.batches import length, sample_rows, take
+
+RECONSTRUCTION_EXAMPLES = 256
+_FEWEST_EXAMPLES = 32
+_MOST_ACTIVATION_BYTES = 1 << 30
+"""All examples of a reconstruction pass through a model at once: as many as this holds, if that is fewer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What is the same for all trials of a run. `order` ranks the channels of each unit, most important first."""
+    """What is the same for all trials of a run.
+
+    `order` ranks the channels of each unit, most important first. With a `reconstruction`, what reads pruned channels
+    makes up for them by least squares.
+    """
 
     task: Task
     dense: nn.Module
     structure: Structure
     order: dict[str, list[int]]
+    reconstruction: Reconstruction | None = None
 
-    def shrink(self, policy: Policy) -> GraphModel:
+    @classmethod
+    def open(cls, task: Task, dense: nn.Module, structure: Structure, folder: RunFolder) -> Bench:
+        """The bench of a run, from what its folder says about channels."""
+        channels = read_json(folder.order)
+        reconstruction = None
+        if channels["reconstruct"]:
+            reconstruction = reconstruction_of(task, structure, channels["seed"])
+        return cls(task=task, dense=dense, structure=structure, order=channels["order"], reconstruction=reconstruction)
+
+    @property
+    def not_reconstructed(self) -> tuple[str, ...]:
+        """Units of which some reader is left as it is when their channels go."""
+        covered = self.reconstruction.covered if self.reconstruction is not None else frozenset()
+        return tuple(unit.name for number, unit in enumerate(self.structure.units) if number not in covered)
+
+    def shrink(self, policy: Policy, *, prove: bool = True) -> GraphModel:
         """The pruned model of a policy with the dense model's weights, in evaluation mode."""
-        model = self.structure.shrink(policy, keep_best(self.order, policy))
+        model = self.structure.shrink(policy, keep_best(self.order, policy), prove=prove)
         model.eval()
         return model
 
+    def repair(self, model: GraphModel, policy: Policy, passes: SamplePasses) -> None:
+        """Recover a model of `shrink`, in place, without labels or gradients."""
+        cost = self.relative_cost(policy)
+        if self.reconstruction is None:
+            recalibrate(model, self.task, passes=passes, relative_cost=cost)
+            return
+        self.reconstruction.apply(model, self.structure.masks(policy, keep_best(self.order, policy)))
+        passes.forward(self.reconstruction.examples, cost)
+
     def relative_cost(self, policy: Policy) -> float:
         """MACs of a policy as a share of the dense model's: what its sample passes count."""
-        return self.sizes(policy)["macs"] / max(self.sizes(self.structure.dense_policy())["macs"], 1)
+        return int(self.structure.macs(self.structure.widths([policy]))[0]) / self._dense_macs
 
     def sizes(self, policy: Policy) -> dict[str, int]:
         """`params`, `macs`, `bytes` and `activation_bytes` of a policy."""
@@ -40,6 +79,20 @@ class Bench:
         return {name: int(of_policy) for name, (of_policy,) in found.items()}
 
     @cached_property
+    def _dense_macs(self) -> int:
+        return max(self.sizes(self.structure.dense_policy())["macs"], 1)
+
+    @cached_property
     def dense_outputs(self) -> Tensor:
         """Outputs of the dense model on the validation data; every divergence is measured against them."""
         return predict_outputs(self.dense, self.task, self.task.val_set)
+
+
+def reconstruction_of(task: Task, structure: Structure, seed: int) -> Reconstruction:
+    """A reconstruction on some of the task's training examples."""
+    full = structure.widths([structure.dense_policy()])
+    room = _MOST_ACTIVATION_BYTES // max(int(structure.peak_activation_bytes(full)[0]), 1)
+    count = max(_FEWEST_EXAMPLES, min(RECONSTRUCTION_EXAMPLES, room))
+    rows = sample_rows(length(task.train_set), count, seed=seed)
+    inputs, _ = task.split(take(task.train_set, rows))
+    return Reconstruction(structure=structure, inputs=inputs)

@@ -12,8 +12,8 @@ from autoprune.pipeline.settle import measured_ratios, uniform_baselines
 from autoprune.pipeline.verification import meets, verify_model
 from autoprune.records import Policy
 from autoprune.search.broker import Broker
-from autoprune.search.controller import run_rung
 from autoprune.search.executors.base import Executor
+from autoprune.search.explore import run_rung
 from autoprune.search.question import Question
 from autoprune.search.rungs import best_within
 from autoprune.search.storage import storage_errors

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from autoprune.budgets import Limit
 from autoprune.config import FOUNDATION, QUESTION, RunConfig, load_config
 from autoprune.errors import RunFolderError, TrialError, UsageError
-from autoprune.evaluation import EvaluatorFactory
+from autoprune.evaluation import EvaluatorFactory, additive_costs
 from autoprune.pipeline.deploy import deployed_dense
 from autoprune.pipeline.events import Events, Silent
 from autoprune.pipeline.finalists import finish
@@ -22,10 +23,11 @@ from autoprune.pipeline.run import OBJECT_TASK, Run
 from autoprune.pipeline.settle import refitted, uniform_baselines, widened
 from autoprune.pipeline.verification import front_document
 from autoprune.runfolder import RunFolder, read_json, write_json
-from autoprune.search.controller import Progress, Search, run_search
+from autoprune.search.controller import Outcome, run_search
 from autoprune.search.executors.base import Executor
 from autoprune.search.executors.inline import InlineExecutor
 from autoprune.search.executors.process import ProcessExecutor
+from autoprune.search.explore import Progress, Search
 from autoprune.search.rungs import best_within
 from autoprune.task.base import Task
 from autoprune.task.batches import length
@@ -119,7 +121,8 @@ def _run(setup: Setup, events: Events) -> None:
     events.stage("Search")
     _announce(setup, events)
     with _executor(setup) as executor:
-        setup, results = _searched(setup, executor, events)
+        setup, outcome = _searched(setup, executor, events)
+        results = outcome.results
         for name, rung in results.items():
             failed = [r for r in rung if r.status == "failed"]
             passes = sum(r.sample_passes for r in rung)
@@ -127,11 +130,19 @@ def _run(setup: Setup, events: Events) -> None:
                 f"{name}: {len(rung)} policies, {passes:,.0f} sample passes"
                 + (f", {len(failed)} failed" if failed else "")
             )
+        for line in (*outcome.notes, *map(str, outcome.correlations)):
+            events.note(line)
         models = finish(setup, results[setup.effort.rungs[-1].name], executor, events)
     document = front_document(setup, models)
     passes = {name: sum(r.sample_passes for r in rung) for name, rung in results.items()}
     passes["scores"] = read_json(setup.folder.order)["sample_passes"]
-    extra = {"space_id": setup.space.id, "search_sample_passes": passes, "rungs": rung_scores(setup, results)}
+    extra = {
+        "space_id": setup.space.id,
+        "search_sample_passes": passes,
+        "rungs": rung_scores(setup, results),
+        "rank_correlations": [correlation.to_json() for correlation in outcome.correlations],
+        "not_reconstructed": setup.bench.not_reconstructed if setup.config.reconstruct else (),
+    }
     write_json(setup.folder.front, document | extra)
     if not document["models"]:
         raise TrialError(
@@ -139,7 +150,7 @@ def _run(setup: Setup, events: Events) -> None:
         )
 
 
-def _searched(setup: Setup, executor: Executor, events: Events) -> tuple[Setup, dict[str, list[TrialResult]]]:
+def _searched(setup: Setup, executor: Executor, events: Events) -> tuple[Setup, Outcome]:
     """Search; while the predictions of the best candidates are wrong, fit the table anew and search on."""
     while True:
         plan = Search(
@@ -152,12 +163,21 @@ def _searched(setup: Setup, executor: Executor, events: Events) -> tuple[Setup, 
             run_seed=setup.config.seed,
             strategy=setup.config.strategy,
             sampler=setup.config.sampler,
+            additive=additive_costs(setup.bench.structure, setup.predictor, setup.space),
         )
-        results = run_search(plan, executor, _Watcher(setup, events))
-        better = refitted(setup, results[setup.effort.rungs[-1].name], events)
+        outcome = run_search(plan, executor, _Watcher(setup, events))
+        if outcome.sensitivities is not None:
+            write_json(setup.folder.sensitivity, {"divergence": _by_level(setup, outcome.sensitivities)})
+        better = refitted(setup, outcome.results[setup.effort.rungs[-1].name], events)
         if better is None:
-            return setup, results
+            return setup, outcome
         setup = better
+
+
+def _by_level(setup: Setup, table: Mapping[str, npt.NDArray[np.float64]]) -> dict[str, dict[int, float]]:
+    """Divergence by unit and width."""
+    levels = setup.space.levels
+    return {name: dict(zip(levels[name], values.tolist(), strict=True)) for name, values in table.items()}
 
 
 class _Watcher:
@@ -228,7 +248,8 @@ def rung_scores(setup: Setup, results: Mapping[str, Sequence[TrialResult]]) -> l
     """Best searched policy and uniform baseline of every budget at every rung, for the report."""
     uniform = uniform_baselines(setup)
     rows = []
-    for rung, found in results.items():
+    for rung in (fidelity.name for fidelity in setup.effort.rungs):
+        found = results[rung]
         by_policy = {result.policy: result for result in found}
         for budget, limit in setup.limits.items():
             others = [r for r in found if r.policy not in set(uniform.values())]

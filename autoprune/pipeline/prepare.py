@@ -28,8 +28,8 @@ from autoprune.latency.profiling import profile
 from autoprune.latency.report import accuracy_lines
 from autoprune.latency.table import LatencyTable
 from autoprune.latency.target import Target, check_target, differences, make_target
+from autoprune.pipeline.channels import SCORES, make_bench
 from autoprune.pipeline.events import Events
-from autoprune.pruning import SCORES, Calibration, channel_order, score_units
 from autoprune.records import COSTS, Policy, SearchSpace, digest_of
 from autoprune.recovery.dense import build_dense, load_dense, train_dense, weights_to_bytes
 from autoprune.recovery.evaluate import evaluate
@@ -41,13 +41,9 @@ from autoprune.search.strategies import STRATEGIES
 from autoprune.space import Useful, build_space, find_space, load_spec, needs_table
 from autoprune.structure import Structure, analyze
 from autoprune.task.base import Task
-from autoprune.task.batches import batches, length, sample_rows, take
+from autoprune.task.batches import batches, length, take
 from autoprune.task.check import check_task
 from autoprune.task.load import load_task
-from autoprune.trials import FORWARD_SHARE
-
-CALIBRATION_EXAMPLES = 1_024
-_CALIBRATION_BATCH = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +121,7 @@ def prepare(config: RunConfig, folder: RunFolder, events: Events, task: Task) ->
     limits = reachable_limits(config, space, partial(cost_matrix, structure, predictor), dense_costs)
     trained = dense_model(config, folder, task, events)
     dense.load_state_dict(trained.state_dict())
-    bench = Bench(task=task, dense=dense, structure=structure, order=_channel_order(config, folder, structure, task))
+    bench = make_bench(config, folder, task, dense, structure, events)
     score = evaluate(dense, task, task.val_set, dense_outputs=bench.dense_outputs).score
     events.note(f"dense: {task.metric_name} {score:.4f} on validation data, {table.dense_ms * 1e3:.0f} us measured")
     effort = Effort.derive(
@@ -211,29 +207,6 @@ def space_of(config: RunConfig, structure: Structure, table: LatencyTable | None
         unit.name: [w for w in table.useful.get(unit.name, ()) if w in table.space.levels[unit.name]] for unit in units
     }
     return build_space(spec, units, digest, path.name, useful)
-
-
-def _channel_order(config: RunConfig, folder: RunFolder, structure: Structure, task: Task) -> dict[str, list[int]]:
-    if folder.order.exists():
-        return read_json(folder.order)["order"]
-    data = calibration(task, config.seed)
-    order = channel_order(score_units(structure, config.scores, data))
-    passes = data.examples * {"taylor": 1.0, "activation": FORWARD_SHARE}.get(config.scores, 0.0)
-    write_json(folder.order, {"scores": config.scores, "sample_passes": passes, "order": order})
-    return order
-
-
-def calibration(task: Task, seed: int) -> Calibration:
-    """Training examples for the scores that look at data; without a loss, squared outputs stand in for it."""
-    rows = sample_rows(length(task.train_set), CALIBRATION_EXAMPLES, seed=seed)
-    split = [task.split(batch) for batch in batches(task.train_set, _CALIBRATION_BATCH, rows=rows)]
-    return Calibration(batches=split, loss=partial(_loss, task), seed=seed)
-
-
-def _loss(task: Task, outputs: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
-    if task.loss is None or target is None:
-        return outputs.square().mean()
-    return task.loss(outputs, target)
 
 
 def latency_table(

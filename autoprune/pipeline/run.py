@@ -141,7 +141,7 @@ class Run:
         task = self.open_task()
         dense = load_dense(task, self.folder.dense)
         structure = analyze(dense, task.example_inputs)
-        return Bench(task=task, dense=dense, structure=structure, order=read_json(self.folder.order)["order"])
+        return Bench.open(task, dense, structure, self.folder)
 
 
 OBJECT_TASK = "(object)"

@@ -1,168 +1,178 @@
 """Least-squares reconstruction: after channels go, the weights that read them make up for the loss.
 
-For a convolution or linear layer with weights W over the columns of its input patches, and H the second moment of those
-patches on calibration data, the best weights on the kept columns S alone are
+Layer after layer, in the order of the graph: with X the input windows of a consumer in the *pruned* model, on
+calibration data, and Y what the dense model puts out at the same places, its new weights are the ridge regression of Y
+on X, with an intercept where the layer has a bias or feeds a batch norm. So each layer also makes up for the errors of
+those before it. Batch norms take the statistics of the same data as they are passed. No labels, no gradients.
 
-    W_S = W H[:, S] (H[S, S] + ridge)^-1
-
-for every output row by itself (optimal brain surgeon; Hassibi and Stork 1993, Frantar and Alistarh 2022). So one
-solution serves every policy that keeps the same input channels, whatever it does to the outputs. Where the layer has a
-bias, or a batch norm follows that is recalibrated afterwards, H is centred: the best intercept is part of the solution.
-
-Channels are ranked by the same measure: those whose removal costs the least, after all consumers made up for it.
+The regression onto dense outputs is that of channel pruning (He et al. 2017) and OSSCAR (Meng et al. 2024).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from autoprune.errors import PolicyError, UsageError
+from autoprune.errors import PolicyError, TrialError, UsageError
 from autoprune.pruning import channel_order, keep_best, score_units
 from autoprune.records import Policy
-from autoprune.recovery.batchnorm import recalibrate_on
-from autoprune.recovery.moments import Consumer, Moments, collect_moments, find_consumers
+from autoprune.recovery.consumers import (
+    Consumer,
+    adapted_norms,
+    covered_units,
+    find_consumers,
+    input_windows,
+    output_places,
+    some_places,
+)
+from autoprune.recovery.moments import collect_moments
+from autoprune.recovery.ridge import ridged
+from autoprune.recovery.surgeon import surgeon_order
 from autoprune.structure import GraphModel, Structure, analyze
-from autoprune.structure.shrink import Array
+
+Array = np.ndarray
+Masks = Mapping[tuple[str, str, int], Array]
 
 _RIDGE = 1e-3
-"""Added to the diagonal of H in a solution, as a share of its mean."""
+"""Added to the diagonal of X^T X, as a share of its mean."""
 
-_DAMPING = 1e-2
-"""The same for the inverse that ranks channels: it is updated many times."""
+_POSITIONS = 32
+"""Positions of one example that a layer is fitted at."""
 
-_MOST_CACHED_BYTES = 1 << 28
-"""Solutions beyond this are forgotten, the oldest first."""
-
-_BATCH_SIZE = 128
-
-_STEPS = 128
-"""A unit of more channels than this loses several in one step of the ranking."""
+_MOST_TARGET_BYTES = 1 << 29
+"""Dense outputs that are kept for the regressions take no more memory than this, with fewer positions if need be."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruction:
-    """Consumers of one dense model with the moments of their inputs, and the solutions found so far.
-
-    A solution is made once for all policies that keep the same input channels.
-    """
+    """Repairs pruned models of one dense model on some of its training inputs (`inputs`: tensors `[N, ...]`)."""
 
     structure: Structure
-    consumers: tuple[Consumer, ...]
-    moments: Mapping[str, Moments]
-    _solutions: dict[tuple[str, bytes], tuple[Tensor, Tensor | None]] = field(default_factory=dict, init=False)
+    inputs: tuple[Tensor, ...]
 
-    @classmethod
-    def of(cls, structure: Structure, moments: Mapping[str, Moments]) -> Reconstruction:
-        """Put a structure and the moments of its consumers together."""
-        found = tuple(c for c in find_consumers(structure) if c.weight in moments)
-        return cls(structure=structure, consumers=found, moments=moments)
+    @cached_property
+    def consumers(self) -> Mapping[str, Consumer]:
+        """What is fitted, by its node in the evaluation graph."""
+        return {consumer.node: consumer for consumer in find_consumers(self.structure)}
 
     @property
     def covered(self) -> frozenset[int]:
         """Units of which every reader is reconstructed or needs it not (depthwise layers)."""
-        readers: dict[int, set[str]] = {}
-        for number, unit in enumerate(self.structure.units):
-            readers[number] = {m.parameter for m in unit.members if m.dim == 1}
-        known = {c.weight for c in self.consumers}
-        return frozenset(u for u, names in readers.items() if names and names <= known)
+        return covered_units(self.structure, self.consumers.values())
 
-    def apply(self, model: GraphModel, masks: Mapping[tuple[str, str, int], Array]) -> None:
-        """Write the solutions for living `masks` into a shrunk model, in place."""
-        parameters = dict(model.named_parameters(remove_duplicate=False))
+    @property
+    def examples(self) -> int:
+        """Number of calibration examples: each costs a forward pass of every model that is repaired."""
+        return len(self.inputs[0])
+
+    def apply(self, model: GraphModel, masks: Masks) -> None:
+        """Repair a shrunk model with living `masks`, in place, from its dense weights.
+
+        Weights and batch norms that no removed channel influences are left alone. Raises `TrialError` when activations
+        are not finite.
+        """
+        graph = model.evaluation_graph()
+        fitter = _Fitter(graph, self, masks, _touched(graph.graph, masks))
         with torch.no_grad():
-            for consumer in self.consumers:
-                kept = masks.get(("parameter", consumer.weight, 1))
-                target = parameters.get(consumer.weight)
-                if target is None or kept is None or kept.all() or not kept.any():
-                    continue
-                weight, bias = self._solution(consumer, kept)
-                rows = masks.get(("parameter", consumer.weight, 0))
-                chosen = slice(None) if rows is None else torch.from_numpy(np.flatnonzero(rows))
-                target.copy_(weight[chosen].reshape(target.shape))
-                if bias is not None and consumer.bias is not None:
-                    parameters[consumer.bias].copy_(bias[chosen])
+            fitter.run(*self.inputs)
 
-    def _solution(self, consumer: Consumer, kept: Array) -> tuple[Tensor, Tensor | None]:
-        """Weights `[O, S]` and bias `[O]` on the kept input channels."""
-        key = (consumer.weight, np.packbits(kept).tobytes())
-        if key not in self._solutions:
-            self._solutions[key] = self._solved(consumer, consumer.columns(np.flatnonzero(kept)))
-            cached = sum(weight.nbytes for weight, _ in self._solutions.values())
-            while cached > _MOST_CACHED_BYTES and len(self._solutions) > 1:
-                weight, _ = self._solutions.pop(next(iter(self._solutions)))
-                cached -= weight.nbytes
-        return self._solutions[key]
+    @cached_property
+    def _norms(self) -> set[str]:
+        return adapted_norms(self.structure)
 
-    def _solved(self, consumer: Consumer, columns: Array) -> tuple[Tensor, Tensor | None]:
-        weight = self.structure.tensors[consumer.weight].detach().double().flatten(1)
-        moments = self.moments[consumer.weight]
-        second = moments.second(centred=consumer.centred)
-        inner = _ridged(second[columns][:, columns], _RIDGE)
-        solved = torch.linalg.solve(inner, second[columns] @ weight.T).T
-        if consumer.bias is None:
-            return solved.float(), None
-        dense_bias = self.structure.tensors[consumer.bias].detach().double()
-        bias = dense_bias + weight @ moments.mean - solved @ moments.mean[columns]
-        return solved.float(), bias.float()
+    @cached_property
+    def _positions(self) -> int:
+        outputs = sum(len(self.structure.tensors[c.weight]) for c in self.consumers.values())
+        wanted = 4 * outputs * self.examples * _POSITIONS
+        return max(4, min(_POSITIONS, _POSITIONS * _MOST_TARGET_BYTES // max(wanted, 1)))
 
-    def order(self, fallback: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
-        """Channels of every unit, most important first; `fallback` ranks the units that no consumer covers."""
-        found = {}
-        for number, unit in enumerate(self.structure.units):
-            ranked = self._ranked(number) if number in self.covered else None
-            found[unit.name] = ranked if ranked is not None else list(fallback[unit.name])
-        return found
+    @cached_property
+    def _targets(self) -> Mapping[str, Tensor]:
+        """Outputs of the dense model `[rows, O]` at the places that each consumer is fitted at."""
+        recorder = _Recorder(self.structure.evaluation_graph(), self)
+        with torch.no_grad():
+            recorder.run(*self.inputs)
+        return recorder.found
 
-    def _ranked(self, unit: int) -> list[int]:
-        """Greedy backward elimination: take away what costs least, let all consumers adapt, repeat."""
-        width = self.structure.units[unit].width
-        readers = [_Reader(self, consumer, unit) for consumer in self.consumers if unit in consumer.units]
-        alive, removed = np.ones(width, dtype=bool), []
-        while alive.any():
-            channels = np.flatnonzero(alive)
-            scores = sum(reader.scores(channels) for reader in readers)
-            worst = channels[np.argsort(np.asarray(scores), kind="stable")[: max(1, width // _STEPS)]]
-            for reader in readers:
-                reader.remove(worst)
-            alive[worst] = False
-            removed += worst.tolist()
-        return removed[::-1]
+    def _some(self, windows: Tensor, node: str) -> Tensor:
+        """Always the same places for the same node, in the dense and in every pruned model."""
+        place = list(self.consumers).index(node)
+        return some_places(windows, self._positions, torch.Generator().manual_seed(place))
 
 
-class _Reader:
-    """One consumer while the channels of one unit are taken away: its weights and inverse second moment."""
+class _Recorder(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, reconstruction: Reconstruction) -> None:
+        super().__init__(module)
+        self._reconstruction = reconstruction
+        self.found: dict[str, Tensor] = {}
 
-    def __init__(self, reconstruction: Reconstruction, consumer: Consumer, unit: int) -> None:
-        second = reconstruction.moments[consumer.weight].second(centred=consumer.centred)
-        self._weight = reconstruction.structure.tensors[consumer.weight].detach().double().flatten(1)
-        self._energy = float((self._weight @ second * self._weight).sum()) or 1.0
-        self._inverse = torch.linalg.inv(_ridged(second, _DAMPING))
-        self._blocks = consumer.blocks(unit)
-
-    def scores(self, channels: Array) -> Array:
-        """Relative loss of removing each of the channels: `[channels]`."""
-        blocks = self._blocks[channels]
-        inner = self._inverse[blocks[:, :, None], blocks[:, None, :]]
-        weights = self._weight[:, blocks].permute(1, 2, 0)
-        return ((weights * torch.linalg.solve(inner, weights)).sum((1, 2)) / self._energy).numpy()
-
-    def remove(self, channels: Array) -> None:
-        """Update weights and inverse for channels that went."""
-        gone = self._blocks[channels].flatten()
-        rows = self._inverse[gone]
-        gain = torch.linalg.solve(rows[:, gone], rows)
-        self._weight -= self._weight[:, gone] @ gain
-        self._inverse -= rows.T @ gain
+    def run_node(self, n: fx.Node) -> Any:
+        output = super().run_node(n)
+        if n.name in self._reconstruction.consumers:
+            self.found[n.name] = self._reconstruction._some(output_places(n, output), n.name)
+        return output
 
 
-def _ridged(matrix: Tensor, share: float) -> Tensor:
-    extra = share * float(matrix.diagonal().mean())
-    return matrix + torch.eye(len(matrix), dtype=matrix.dtype) * max(extra, 1e-12)
+class _Fitter(fx.Interpreter):
+    """Runs the evaluation graph of a pruned model and repairs every touched layer before it is used."""
+
+    def __init__(self, module: fx.GraphModule, reconstruction: Reconstruction, masks: Masks, touched: set[str]) -> None:
+        super().__init__(module)
+        self._reconstruction = reconstruction
+        self._masks = masks
+        self._touched = touched
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.name in self._touched:
+            args, _ = self.fetch_args_kwargs_from_env(n)
+            if n.name in self._reconstruction.consumers:
+                if n.all_input_nodes[0].name in self._touched:
+                    self._fit(n, args)
+            elif n.name in self._reconstruction._norms:
+                x, dims = args[0], [0, *range(2, args[0].dim())]
+                variance, mean = torch.var_mean(x, dims)
+                args[3].copy_(mean)
+                args[4].copy_(variance)
+        return super().run_node(n)
+
+    def _fit(self, node: fx.Node, args: tuple[Any, ...]) -> None:
+        consumer = self._reconstruction.consumers[node.name]
+        rows = self._reconstruction._some(input_windows(node, args), node.name)
+        target = self._reconstruction._targets[node.name]
+        alive = self._masks.get(("parameter", consumer.weight, 0))
+        if alive is not None:
+            target = target[:, torch.from_numpy(np.flatnonzero(alive))]
+        weight, intercept = _regression(rows, target, centred=consumer.centred)
+        if not bool(torch.isfinite(weight).all()):
+            raise TrialError(f"what {consumer.weight!r} reads in the pruned model is not finite")
+        args[1].copy_(weight.reshape(args[1].shape))
+        if consumer.bias is not None:
+            args[2].copy_(intercept)
+
+
+def _regression(rows: Tensor, target: Tensor, *, centred: bool) -> tuple[Tensor, Tensor]:
+    """Weights `[O, D]` and intercept `[O]` (0 unless `centred`) that map `rows` `[R, D]` to `target` `[R, O]`."""
+    x, y = (rows.mean(0), target.mean(0)) if centred else (torch.zeros(rows.shape[1]), torch.zeros(target.shape[1]))
+    inputs, outputs = rows - x, target - y
+    second = ridged((inputs.T @ inputs / len(rows)).double(), _RIDGE)
+    weight = torch.linalg.solve(second, (inputs.T @ outputs / len(rows)).double()).T.float()
+    return weight, y - weight @ x
+
+
+def _touched(graph: fx.Graph, masks: Masks) -> set[str]:
+    """Nodes whose value some removed channel changes."""
+    cut = {name for (kind, name, _), mask in masks.items() if kind == "parameter" and not mask.all()}
+    touched: set[str] = set()
+    for node in graph.nodes:
+        if (node.op == "get_attr" and str(node.target) in cut) or any(n.name in touched for n in node.all_input_nodes):
+            touched.add(node.name)
+    return touched
 
 
 def recover(
@@ -172,9 +182,9 @@ def recover(
     *,
     scores: str = "l2",
 ) -> GraphModel:
-    """Shrink a trained model to a policy and repair it without labels or gradients: least squares, then batch norms.
+    """Shrink a trained model to a policy and repair it without labels or gradients: least squares and batch norms.
 
-    Moments of all layers' inputs are held in memory: 8 bytes times the square of a layer's input columns.
+    All batches together pass through the model at once; some 256 examples are enough.
 
     Args:
         model: the dense model, which is not changed.
@@ -183,25 +193,26 @@ def recover(
         scores: how channels are ranked in units that some reader of theirs keeps from being reconstructed.
 
     Returns a new module in evaluation mode, with the same names of parameters. Raises `UsageError` without batches,
-    `PolicyError` for a unit or a width that the model does not have, `StructureError` for one that cannot be traced.
+    `PolicyError` for a unit or a width that the model does not have, `StructureError` for one that cannot be traced,
+    `TaskError` when its activations are not finite.
     """
-    found = _checked(batches)
-    structure = analyze(model, tuple(x[:1] for x in found[0]))
+    inputs = _joined(batches)
+    structure = analyze(model, tuple(x[:1] for x in inputs))
     given = policy.widths if isinstance(policy, Policy) else policy
     unknown = given.keys() - structure.full_widths.keys()
     if unknown:
         names = ", ".join(structure.full_widths)
         raise PolicyError(f"the model has no unit {', '.join(sorted(unknown))}; it has {names}")
     wanted = Policy(space_id=structure.digest(), widths=structure.full_widths | dict(given))
-    reconstruction = Reconstruction.of(structure, collect_moments(structure, found))
-    keep = keep_best(reconstruction.order(channel_order(score_units(structure, scores))), wanted)
+    plain = channel_order(score_units(structure, scores))
+    keep = keep_best(surgeon_order(structure, collect_moments(structure, [inputs]), plain), wanted)
     shrunk = structure.shrink(wanted, keep).eval()
-    reconstruction.apply(shrunk, structure.masks(wanted, keep))
-    recalibrate_on(shrunk, tuple(x[:2] for x in found[0]), _equal_batches(found))
+    Reconstruction(structure=structure, inputs=inputs).apply(shrunk, structure.masks(wanted, keep))
     return shrunk
 
 
-def _checked(batches: Iterable[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+def _joined(batches: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """All batches as one; `UsageError` when there are none or they are no tuples of equally long tensors."""
     found = list(batches)
     if not found:
         raise UsageError("a reconstruction needs at least one batch of inputs; got none")
@@ -210,12 +221,4 @@ def _checked(batches: Iterable[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
         if not tensors or len({len(x) for x in batch}) != 1:
             kind = [tuple(getattr(x, "shape", ())) for x in batch] if tensors else type(batch).__name__
             raise UsageError(f"a batch is a tuple of input tensors that are equally long; got {kind}")
-    return [tuple(batch) for batch in found]
-
-
-def _equal_batches(batches: Sequence[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
-    """The same examples in batches of one size, as far as they fill them: statistics of few examples are noise."""
-    joined = [torch.cat(parts) for parts in zip(*batches, strict=True)]
-    size = min(_BATCH_SIZE, len(joined[0]))
-    starts = range(0, len(joined[0]) // size * size, size)
-    return [tuple(x[start : start + size] for x in joined) for start in starts]
+    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))

@@ -146,10 +146,10 @@ class Broker:
         seed = int(digest_of([self._question.run_seed, "proposal", self._slots, attempt], length=8), 16)
         limits = self._question.limits
         # A limit near the floor admits few policies; after some attempts the slot goes to the next limit.
-        limit = limits[(self._slots + attempt // _PROPOSALS_PER_LIMIT) % len(limits)]
+        turn = self._slots + attempt // _PROPOSALS_PER_LIMIT
 
         def project(parameters: Parameters) -> Parameters:
-            return self._unseen(parameters, limit, np.random.default_rng(seed))
+            return self._unseen(parameters, limits[turn % len(limits)], np.random.default_rng(seed))
 
         sampler = Projected(make_sampler(self._sampler or "random", seed), self._parameters, project)
         self._study.sampler = sampler
@@ -180,14 +180,17 @@ class Broker:
     def _settled(self, trial: optuna.Trial, policy: Policy) -> bool:
         """Tell a trial that need not run: known already, too dear, running elsewhere, or failing time after time."""
         (costs,) = self._predict([policy])
-        loosest = min(self._question.limits, key=lambda limit: float(excess(costs, limit)))
-        beyond = float(excess(costs, loosest))
+        beyond, loosest = min(
+            ((float(excess(costs, limit)), limit) for limit in self._question.limits),
+            key=lambda found: found[0],
+            default=(0.0, None),
+        )
         trial.set_constraint("budget", beyond)
         known = self._results.get(policy)
         if known is not None and known.measurement is not None:
             trial.set_user_attr("cached_from", known.number)
             self._study.tell(trial, objectives(known.measurement))
-        elif beyond > 0:
+        elif loosest is not None and beyond > 0:
             reason = f"predicted {loosest.shown(costs)}: {beyond:.1%} beyond the loosest limit, {loosest}"
             self._record(trial, self._result(trial.number, policy, reason))
         elif any(policy == other for _, other in self._running.values()):

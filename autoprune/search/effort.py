@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from autoprune.errors import UsageError, unknown_name
 from autoprune.trials import FORWARD_SHARE, Fidelity
 
-PROXY_VAL_SAMPLES = 2_000
+PROXY_VAL_SAMPLES = 1_000
 
-_CALIBRATION_SAMPLES = 512
+_CALIBRATION_SAMPLES = 256
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,27 +10,32 @@ from autoprune.budgets import Limit
 from autoprune.records import SearchSpace
 from autoprune.trials import Fidelity, Measurement
 
-_SMALLEST_LOSS = 1e-9
+SMALLEST_LOSS = 1e-9
+"""Losses below this are the same to every sampler."""
 
 
 def objectives(measurement: Measurement) -> tuple[float, float]:
     """What the sampler minimises: the logarithm of the divergence (far less noisy than the score) and milliseconds."""
-    return math.log(max(measurement.loss, _SMALLEST_LOSS)), measurement.latency_ms
+    return math.log(max(measurement.loss, SMALLEST_LOSS)), measurement.latency_ms
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What a study answers: which policies of `space` score best at `fidelity` within the limits."""
+    """What a study answers: which policies of `space` score best at `fidelity` within the limits.
+
+    Without limits any policy may be asked. `stage` names a study that is not the one of its rung.
+    """
 
     space: SearchSpace
     fidelity: Fidelity
     limits: tuple[Limit, ...]
     run_seed: int
+    stage: str = ""
 
     @property
     def study_name(self) -> str:
         """Name of the study in its file."""
-        return f"rung-{self.fidelity.rung}"
+        return self.stage or f"rung-{self.fidelity.rung}"
 
     def to_json(self) -> dict[str, Any]:
         """What a study on disk must agree with; limits to a digit that survives another rounding of the table."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from autoprune.errors import unknown_name
 from autoprune.records import Policy, SearchSpace
+from autoprune.search.question import SMALLEST_LOSS
 
 # A search has a few hundred trials: with the default of 50 a genetic algorithm would see two generations of them.
 _POPULATION = 16
@@ -116,3 +119,21 @@ class Projected(BaseSampler):
     def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:
         """Forward to the inner sampler."""
         self._inner.after_trial(study, trial, state, values)
+
+
+def propose_multipliers(
+    sampler: str, seed: int, names: Sequence[str], history: Sequence[tuple[Sequence[float], float]], bound: float
+) -> list[float]:
+    """The sampler's next log-multiplier for every name, within `bound` of 0.
+
+    `history` holds vectors that were tried, however they were found, with the loss (above 0) that each led to. The same
+    arguments give the same proposal.
+    """
+    study = optuna.create_study(sampler=make_sampler(sampler, seed))
+    space: dict[str, BaseDistribution] = {name: FloatDistribution(-bound, bound) for name in names}
+    for vector, loss in history:
+        params = {name: float(np.clip(x, -bound, bound)) for name, x in zip(names, vector, strict=True)}
+        value = math.log(max(loss, SMALLEST_LOSS))
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=value))
+    trial = study.ask(space)
+    return [float(trial.params[name]) for name in names]

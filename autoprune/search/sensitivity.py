@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -35,7 +35,7 @@ def sensitivities(space: SearchSpace, losses: Mapping[Policy, float]) -> dict[st
     return table
 
 
-def by_unit(space: SearchSpace, table: Mapping[str, np.ndarray], policies: list[Policy]) -> np.ndarray:
+def by_unit(space: SearchSpace, table: Mapping[str, np.ndarray], policies: Sequence[Policy]) -> np.ndarray:
     """Sensitivities of policies by unit, `[P, searched units]`."""
     rows = [[table[n][space.levels[n].index(policy.widths[n])] for n in space.searched] for policy in policies]
     return np.array(rows, dtype=float).reshape(len(policies), len(space.searched))

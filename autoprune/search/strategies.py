@@ -1,48 +1,45 @@
-"""How the first rung is filled: what is scored first, and which sampler proposes the rest.
+"""How the proxy rung is filled: every strategy scores policies through the same `Explorer`, in its own order.
 
-Every strategy scores the uniform policy of each budget, so that each front has its baseline. Sampled policies are
-always moved onto one of the budgets (see `repair`).
+Every strategy scores the uniform policy of each budget, so that each front has its baseline.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
-from autoprune.budgets import Limit
 from autoprune.errors import unknown_name
 from autoprune.records import Policy
+from autoprune.search.explore import Explorer
+from autoprune.search.guided import guided
+
+Strategy = Callable[[Explorer], None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Start:
-    """Policies to score first, with their origin, and the sampler for the remaining trials (None: no others)."""
-
-    fixed: Mapping[Policy, str]
-    sampler: str | None
-
-
-def start_of(strategy: str, sampler: str, uniform: Mapping[Limit, Policy]) -> Start:
-    """The start of a named strategy; `uniform` holds the uniform policy of each limit. `UsageError` if unknown."""
-    if strategy not in STRATEGIES:
-        raise unknown_name("strategy", strategy, STRATEGIES)
-    return STRATEGIES[strategy](sampler, dict.fromkeys(uniform.values(), "uniform"))
+def find_strategy(name: str) -> Strategy:
+    """The strategy of that name; `UsageError` if unknown."""
+    if name not in STRATEGIES:
+        raise unknown_name("strategy", name, STRATEGIES)
+    return STRATEGIES[name]
 
 
-def _direct(sampler: str, fixed: Mapping[Policy, str]) -> Start:
-    return Start(fixed=fixed, sampler=sampler)
+def direct(explorer: Explorer) -> None:
+    """An Optuna sampler proposes levels, moved onto one of the limits (see `repair`)."""
+    explorer.sample(_uniform(explorer), explorer.search.sampler)
 
 
-def _random(_sampler: str, fixed: Mapping[Policy, str]) -> Start:
-    return Start(fixed=fixed, sampler="random")
+def random(explorer: Explorer) -> None:
+    """Random levels, moved onto one of the limits."""
+    explorer.sample(_uniform(explorer), "random")
 
 
-def _uniform(_sampler: str, fixed: Mapping[Policy, str]) -> Start:
-    return Start(fixed=fixed, sampler=None)
+def uniform(explorer: Explorer) -> None:
+    """The uniform policies alone."""
+    explorer.score(_uniform(explorer))
 
 
-STRATEGIES: Mapping[str, Callable[[str, Mapping[Policy, str]], Start]] = {
-    "direct": _direct,
-    "random": _random,
-    "uniform": _uniform,
-}
+def _uniform(explorer: Explorer) -> dict[Policy, str]:
+    return dict.fromkeys(explorer.uniform.values(), "uniform")
+
+
+STRATEGIES: Mapping[str, Strategy] = {"guided": guided, "direct": direct, "random": random, "uniform": uniform}
+"""By name; the first one is the default."""

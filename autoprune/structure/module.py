@@ -39,6 +39,10 @@ class GraphModel(nn.Module):
         outputs = self._forwards[self.training](self, *inputs)
         return pytree.tree_unflatten(outputs, self._captures[self.training].out_spec)
 
+    def evaluation_graph(self) -> fx.GraphModule:
+        """The evaluation graph over the same parameters, for an `fx.Interpreter`; nodes keep their captured names."""
+        return fx.GraphModule(self, self._captures[False].graph)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphModel:
         new = GraphModel.__new__(GraphModel)
         nn.Module.__init__(new)

@@ -178,7 +178,7 @@ class Structure:
 
     def evaluation_graph(self) -> fx.GraphModule:
         """The dense model as an interpretable graph in evaluation mode, whose nodes have the names of `channels`."""
-        return fx.GraphModule(self._build({}), self.captures[False].graph).eval()
+        return self._build({}).eval().evaluation_graph()
 
     def _build(self, masks: Mapping[Site, Array]) -> GraphModel:
         tensors = slice_tensors(self.tensors, masks, self.canonical)

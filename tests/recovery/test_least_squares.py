@@ -8,8 +8,10 @@ import autoprune
 from autoprune.errors import PolicyError, TaskError, UsageError
 from autoprune.records import Policy
 from autoprune.recovery.batchnorm import recalibrate_on
+from autoprune.recovery.consumers import covered_units, find_consumers
 from autoprune.recovery.least_squares import Reconstruction, recover
-from autoprune.recovery.moments import collect_moments, find_consumers
+from autoprune.recovery.moments import collect_moments
+from autoprune.recovery.surgeon import surgeon_order
 from autoprune.structure import analyze
 
 
@@ -56,20 +58,58 @@ def difference(model, other, batches):
     return float((expected - found).square().mean() / expected.square().mean())
 
 
+def repaired(structure, policy, batches):
+    shrunk = structure.shrink(policy).eval()
+    inputs = tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
+    Reconstruction(structure=structure, inputs=inputs).apply(shrunk, structure.masks(policy))
+    return shrunk
+
+
 def test_the_solution_is_the_least_squares_fit_with_an_intercept():
     model, batches = mlp(), inputs_of((4,))
     structure = analyze(model, (batches[0][0][:1],))
     policy = Policy(space_id="", widths={"0": 5})
-    shrunk = structure.shrink(policy).eval()
-    Reconstruction.of(structure, collect_moments(structure, batches)).apply(shrunk, structure.masks(policy))
+    shrunk = repaired(structure, policy, batches)
     hidden = torch.cat([torch.relu(model[0](x)) for (x,) in batches]).detach().double()
     design = torch.cat([hidden[:, :5], torch.ones(len(hidden), 1)], dim=1)
-    best = torch.linalg.lstsq(design, model[2](hidden.float()).detach().double()).solution
     wanted = model[2](hidden.float()).detach().double()
+    best = torch.linalg.lstsq(design, wanted).solution
     found = torch.cat([shrunk(x) for (x,) in batches]).detach().double()
     least = (design @ best - wanted).square().mean()
     assert least <= (found - wanted).square().mean() < 1.01 * least
     assert torch.equal(shrunk.state_dict()["0.weight"], model[0].weight[:5])
+
+
+def test_a_layer_makes_up_for_the_errors_of_those_before_it():
+    """The last layer is the best fit on the activations that the pruned and repaired layers before it give."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
+    batches = inputs_of((4,), 16)
+    structure = analyze(model, (batches[0][0][:1],))
+    policy = Policy(space_id="", widths={"0": 4, "2": 6})
+    shrunk = repaired(structure, policy, batches)
+    x = torch.cat([b[0] for b in batches])
+    with torch.no_grad():
+        first = torch.relu(shrunk.get_submodule("0").weight @ x.T + shrunk.get_submodule("0").bias[:, None])
+        second = torch.relu(shrunk.get_submodule("2").weight @ first + shrunk.get_submodule("2").bias[:, None]).T
+        design = torch.cat([second, torch.ones(len(second), 1)], dim=1)
+        best = design @ torch.linalg.lstsq(design, model(x)).solution
+        assert (shrunk(x) - model(x)).square().mean() < 1.02 * (best - model(x)).square().mean()
+
+
+def test_what_no_removed_channel_influences_stays():
+    model = Residual().eval()
+    batches = inputs_of((2, 8, 8))
+    structure = analyze(model, (batches[0][0][:1],))
+    policy = Policy(space_id="", widths=structure.full_widths | {"inner": 3})
+    after = repaired(structure, policy, batches).state_dict()
+    before = model.state_dict()
+    assert torch.equal(after["stem.weight"], before["stem.weight"])
+    assert torch.equal(after["inner.weight"], before["inner.weight"][:3])
+    assert not torch.equal(after["outer.weight"], before["outer.weight"][:, :3])
+    assert not torch.equal(after["head.weight"], before["head.weight"])
+    dense = repaired(structure, structure.dense_policy(), batches).state_dict()
+    assert all(torch.equal(dense[name], before[name]) for name in before)
 
 
 def test_a_redundant_half_is_found_and_costs_nothing():
@@ -84,8 +124,7 @@ def test_orders_are_permutations_and_pay_off_on_fresh_data():
     model, batches = Residual(), inputs_of((2, 8, 8))
     recalibrate_on(model, (batches[0][0][:2],), batches)  # a trained net's statistics are those of its data
     structure = analyze(model, (batches[0][0][:1],))
-    reconstruction = Reconstruction.of(structure, collect_moments(structure, batches))
-    order = reconstruction.order({})
+    order = surgeon_order(structure, collect_moments(structure, batches), {})
     for unit in structure.units:
         assert sorted(order[unit.name]) == list(range(unit.width))
     fresh = [(torch.randn(64, 2, 8, 8, generator=torch.Generator().manual_seed(9)),)]
@@ -99,7 +138,7 @@ def test_every_reader_of_a_stream_is_a_consumer():
     structure = analyze(model, (torch.zeros(1, 2, 8, 8),))
     found = {c.weight: c.centred for c in find_consumers(structure)}
     assert found == {"inner.weight": True, "outer.weight": True, "head.weight": True}
-    assert len(Reconstruction.of(structure, {}).covered) == 0
+    assert len(covered_units(structure, [])) == 0
 
 
 def test_a_unit_read_through_a_depthwise_layer_is_covered_and_one_behind_a_grouped_one_is_not():
@@ -107,8 +146,7 @@ def test_a_unit_read_through_a_depthwise_layer_is_covered_and_one_behind_a_group
     grouped = nn.Sequential(nn.Conv2d(1, 8, 1), nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 2, 1))
     for model, every in ((depthwise, True), (grouped, False)):
         structure = analyze(model.eval(), (torch.zeros(1, 1, 5, 5),))
-        moments = collect_moments(structure, inputs_of((1, 5, 5), 1))
-        covered = Reconstruction.of(structure, moments).covered
+        covered = covered_units(structure, find_consumers(structure))
         assert (len(covered) == len(structure.units)) is every
 
 
@@ -178,13 +216,29 @@ def test_a_weight_that_is_no_parameter_and_a_shared_bias_are_left_alone():
     assert difference(model, recover(model, {"first": 5}, batches), batches) < 1
 
 
-def test_small_last_batches_do_not_disturb_the_batch_norms():
+def test_how_the_examples_are_batched_does_not_matter():
     torch.manual_seed(0)
     model = Residual().eval()
     (x,) = inputs_of((2, 8, 8), 1)[0]
     whole = recover(model, {"inner": 3}, [(x,)]).state_dict()
     parts = recover(model, {"inner": 3}, [(x[:31],), (x[31:],)]).state_dict()
-    assert torch.allclose(whole["norm.running_var"], parts["norm.running_var"], rtol=1e-2)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_frozen_batch_norm_keeps_its_statistics():
+    class Frozen(Residual):
+        def train(self, mode=True):
+            super().train(mode)
+            self.norm.eval()
+            return self
+
+    torch.manual_seed(0)
+    model = Frozen().eval()
+    batches = inputs_of((2, 8, 8))
+    structure = analyze(model, (batches[0][0][:1],))
+    assert {c.weight: c.centred for c in find_consumers(structure)}["inner.weight"] is False
+    after = repaired(structure, Policy(space_id="", widths=structure.full_widths | {"stem": 3}), batches).state_dict()
+    assert torch.equal(after["norm.running_var"], model.norm.running_var)
 
 
 def test_one_dimensional_convolutions_are_reconstructed():
@@ -194,16 +248,6 @@ def test_one_dimensional_convolutions_are_reconstructed():
         model[0].weight[3:], model[0].bias[3:] = model[0].weight[:3].clone(), model[0].bias[:3].clone()
     batches = inputs_of((2, 12))
     assert difference(model.eval(), recover(model.eval(), {"0": 3}, batches), batches) < 1e-3
-
-
-def test_solutions_are_shared_between_policies_that_keep_the_same_inputs():
-    model, batches = Residual().eval(), inputs_of((2, 8, 8), 1)
-    structure = analyze(model, (batches[0][0][:1],))
-    reconstruction = Reconstruction.of(structure, collect_moments(structure, batches))
-    for inner in (5, 4, 3):
-        policy = Policy(space_id="", widths=structure.full_widths | {"stem": 4, "inner": inner})
-        reconstruction.apply(structure.shrink(policy, prove=False), structure.masks(policy))
-    assert len(reconstruction._solutions) == 2 + 2  # the stream's readers once; `outer` for 4 and for 3 channels
 
 
 def test_bad_calls_say_what_is_wrong():

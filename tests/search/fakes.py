@@ -13,9 +13,9 @@ import numpy as np
 from autoprune.budgets import Limit
 from autoprune.errors import TrialError
 from autoprune.records import COSTS, Policy, SearchSpace
-from autoprune.search.controller import Search
 from autoprune.search.effort import Effort
 from autoprune.search.executors.base import Evaluate
+from autoprune.search.explore import Search
 from autoprune.trials import Fidelity, Measurement, TrialResult, TrialSpec
 
 DENSE = {f"unit{i}": 8 for i in range(6)} | {"fixed": 5}

@@ -27,13 +27,13 @@ def undisturbed(tmp_path_factory):
     return run_search(search, InlineExecutor(fakes.plain))
 
 
-def found(results):
-    return {rung: {r.policy for r in rs if r.status == "done"} for rung, rs in results.items()}
+def found(outcome):
+    return {rung: {r.policy for r in rs if r.status == "done"} for rung, rs in outcome.results.items()}
 
 
 def test_a_search_fills_its_rungs_and_beats_the_baseline(tmp_path):
     events = []
-    results = run_search(fakes.search(tmp_path), InlineExecutor(fakes.plain), events.append)
+    results = run_search(fakes.search(tmp_path), InlineExecutor(fakes.plain), events.append).results
     assert {rung: len(rs) for rung, rs in results.items()}["proxy"] == 18
     assert results["brief"]
     assert {r.fidelity.name for r in results["brief"]} == {"brief"}
@@ -63,7 +63,7 @@ def test_more_trials_continue_a_finished_search(tmp_path, undisturbed):
 
 
 def test_the_uniform_strategy_scores_the_baselines_only(tmp_path):
-    results = run_search(fakes.search(tmp_path, strategy="uniform"), InlineExecutor(fakes.plain))
+    results = run_search(fakes.search(tmp_path, strategy="uniform"), InlineExecutor(fakes.plain)).results
     assert {rung: len(rs) for rung, rs in results.items()} == {"proxy": 2, "brief": 2}
 
 
@@ -143,7 +143,7 @@ def test_kill_9_loses_and_repeats_nothing(tmp_path, undisturbed, kind, kill_at):
     evaluated = Counter(line.split(maxsplit=1)[1] for line in log.read_text().splitlines())
     # Two more than were reported may have finished before the kill; those still running then are run again.
     assert evaluated.total() - len(evaluated) <= 2
-    assert len(evaluated) == sum(map(len, resumed.values()))
+    assert len(evaluated) == sum(map(len, resumed.results.values()))
 
 
 def assert_gone(pids):

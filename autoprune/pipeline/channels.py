@@ -1,0 +1,83 @@
+"""Which channels of a unit go first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from torch import nn
+
+from autoprune.config import RunConfig
+from autoprune.evaluation import RECONSTRUCTION_EXAMPLES, Bench
+from autoprune.pipeline.events import Events
+from autoprune.pruning import SCORES as PLAIN_SCORES
+from autoprune.pruning import Calibration, channel_order, score_units
+from autoprune.recovery.moments import collect_moments
+from autoprune.recovery.surgeon import surgeon_order
+from autoprune.runfolder import RunFolder, write_json
+from autoprune.structure import Structure
+from autoprune.task.base import Task
+from autoprune.task.batches import batches, length, sample_rows
+from autoprune.trials import FORWARD_SHARE
+
+CALIBRATION_EXAMPLES = 1_024
+MOMENT_EXAMPLES = 512
+_BATCH_SIZE = 128
+
+OBS = "obs"
+"""Optimal brain surgeon: what a removal costs after all readers made up for it."""
+
+SCORES = (OBS, *PLAIN_SCORES)
+
+_FALLBACK = "bn_scale"
+"""Ranks the units that some reader keeps from being reconstructed."""
+
+_PASSES: Mapping[str, float] = {"taylor": 1.0, "activation": FORWARD_SHARE}
+"""Sample passes of one calibration example, for the scores that look at data."""
+
+
+def make_bench(
+    config: RunConfig, folder: RunFolder, task: Task, dense: nn.Module, structure: Structure, events: Events
+) -> Bench:
+    """The bench of a run; ranks channels once, and says what is not reconstructed."""
+    if not folder.order.exists():
+        _write_order(config, folder, task, structure)
+    bench = Bench.open(task, dense, structure, folder)
+    left = bench.not_reconstructed
+    if config.reconstruct and left:
+        events.note(
+            f"no least squares for {len(left)} of {len(structure.units)} units ({', '.join(left[:3])}"
+            f"{', ...' if len(left) > 3 else ''}): something that reads them is no convolution of one group and no "
+            "linear layer; they are recovered by batch norms and fine-tuning alone"
+        )
+    return bench
+
+
+def _write_order(config: RunConfig, folder: RunFolder, task: Task, structure: Structure) -> None:
+    plain = config.scores if config.scores != OBS else _FALLBACK
+    data = calibration(task, config.seed)
+    order = channel_order(score_units(structure, plain, data))
+    passes = data.examples * _PASSES.get(plain, 0.0)
+    if config.scores == OBS:
+        rows = sample_rows(length(task.train_set), MOMENT_EXAMPLES, seed=config.seed)
+        inputs = (task.split(batch)[0] for batch in batches(task.train_set, _BATCH_SIZE, rows=rows))
+        order = surgeon_order(structure, collect_moments(structure, inputs), order)
+        passes += FORWARD_SHARE * len(rows)
+    if config.reconstruct:
+        passes += FORWARD_SHARE * RECONSTRUCTION_EXAMPLES  # the dense outputs that layers are fitted to
+    found = {"scores": config.scores, "reconstruct": config.reconstruct, "seed": config.seed}
+    write_json(folder.order, found | {"sample_passes": passes, "order": order})
+
+
+def calibration(task: Task, seed: int) -> Calibration:
+    """Training examples for the scores that look at data; without a loss, squared outputs stand in for it."""
+    rows = sample_rows(length(task.train_set), CALIBRATION_EXAMPLES, seed=seed)
+    split = [task.split(batch) for batch in batches(task.train_set, _BATCH_SIZE, rows=rows)]
+    return Calibration(batches=split, loss=partial(_loss, task), seed=seed)
+
+
+def _loss(task: Task, outputs: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
+    if task.loss is None or target is None:
+        return outputs.square().mean()
+    return task.loss(outputs, target)

@@ -1,0 +1,174 @@
+"""What reads prunable channels: convolutions and linear layers whose weights can make up for channels that go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from autoprune.structure import Structure
+
+aten = torch.ops.aten
+
+_CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv1d.padding, aten.conv2d.padding}
+_MOST_COLUMNS = 6_000
+"""A consumer with more input columns than this is left as it is: its moments alone would take 300 MB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Consumer:
+    """A weight that reads prunable channels along its dimension 1, with `per_index` columns for each index there.
+
+    `node` uses it in the evaluation graph. `units` are those whose channels it reads, with the channel of every index
+    (-1: none). `centred`: its output has an intercept that can be adapted.
+    """
+
+    weight: str
+    bias: str | None
+    node: str
+    centred: bool
+    per_index: int
+    units: Mapping[int, np.ndarray]
+
+    def columns(self, indices: np.ndarray) -> np.ndarray:
+        """Columns of the flattened weight for some indices of dimension 1."""
+        return (indices[:, None] * self.per_index + np.arange(self.per_index)).ravel()
+
+    def blocks(self, unit: int) -> Tensor:
+        """Columns of every channel of a unit: int64 `[width, columns per channel]`."""
+        channel = self.units[unit]
+        order = np.argsort(channel, kind="stable")
+        inside = order[channel[order] >= 0]
+        width = int(channel.max()) + 1
+        return torch.from_numpy(self.columns(inside).reshape(width, -1))
+
+
+def find_consumers(structure: Structure) -> tuple[Consumer, ...]:
+    """Convolutions in one group and linear layers whose input can be pruned; their weights are used in one place."""
+    found: list[Consumer] = []
+    users = _users(structure)
+    adapted = adapted_norms(structure)
+    for name, nodes in users.items():
+        channels = structure.channels.get(("parameter", name, 1))
+        if channels is None or not channels.of_unit:
+            continue
+        weight = structure.tensors[name]
+        small = isinstance(weight, nn.Parameter) and weight[0].numel() <= _MOST_COLUMNS
+        if small and len(nodes) == 1 and _reads_plainly(structure, nodes[0], name):
+            found.append(_consumer(structure, name, nodes[0], users, adapted))
+    return tuple(found)
+
+
+def _users(structure: Structure) -> dict[str, list[fx.Node]]:
+    """Nodes of the evaluation graph that use a parameter or constant, by its first name."""
+    users: dict[str, list[fx.Node]] = {}
+    for node in structure.captures[False].graph.nodes:
+        if node.op == "get_attr":
+            users.setdefault(structure.canonical.get(str(node.target), ""), []).extend(node.users)
+    return users
+
+
+def _reads_plainly(structure: Structure, node: fx.Node, weight: str) -> bool:
+    """Whether a node is a linear layer or a convolution in one group, with this as its weight."""
+    if node.target is not aten.linear.default and not _is_plain_convolution(node):
+        return False
+    source = node.args[1]
+    return isinstance(source, fx.Node) and structure.canonical.get(str(source.target)) == weight
+
+
+def _is_plain_convolution(node: fx.Node) -> bool:
+    return node.target in _CONVOLUTIONS and bool(len(node.args) < 7 or node.args[6] == 1)
+
+
+def _consumer(
+    structure: Structure, name: str, node: fx.Node, users: Mapping[str, list[fx.Node]], adapted: set[str]
+) -> Consumer:
+    source = node.args[2] if len(node.args) > 2 else None
+    bias = structure.canonical[str(source.target)] if isinstance(source, fx.Node) else None
+    if bias and not (isinstance(structure.tensors[bias], nn.Parameter) and users[bias] == [node]):
+        bias = None  # a constant, or one that other layers add as well
+    normalised = bool(node.users) and all(user.name in adapted for user in node.users)
+    weight = structure.tensors[name]
+    return Consumer(
+        weight=name,
+        bias=bias,
+        node=node.name,
+        centred=bias is not None or normalised,
+        per_index=weight[0, 0].numel(),
+        units=structure.channels["parameter", name, 1].of_unit,
+    )
+
+
+def adapted_norms(structure: Structure) -> set[str]:
+    """Batch norms of the evaluation graph whose statistics are taken from the batch in training, not frozen ones."""
+    live = {
+        str(node.args[3].target)
+        for node in structure.captures[True].graph.nodes
+        if node.target is aten.batch_norm.default and isinstance(node.args[3], fx.Node) and node.args[5]
+    }
+    return {
+        node.name
+        for node in structure.captures[False].graph.nodes
+        if node.target is aten.batch_norm.default and getattr(node.args[3], "target", None) in live
+    }
+
+
+def covered_units(structure: Structure, consumers: Iterable[Consumer]) -> frozenset[int]:
+    """Units of which every reader is among the consumers or needs no repair (depthwise layers)."""
+    known = {c.weight for c in consumers}
+    readers = [{m.parameter for m in unit.members if m.dim == 1} for unit in structure.units]
+    return frozenset(number for number, names in enumerate(readers) if names and names <= known)
+
+
+def input_windows(node: fx.Node, args: tuple[Any, ...]) -> Tensor:
+    """What a consumer's weight is multiplied with at every place of its output: `[N, H, W, ...]`, a view."""
+    return _rows(args[0]) if node.target is aten.linear.default else _windows(args)
+
+
+def output_places(node: fx.Node, output: Tensor) -> Tensor:
+    """The output of a consumer at the same places: `[N, H, W, O]`, a view."""
+    if node.target is aten.linear.default:
+        return _rows(output)
+    return output.permute(0, 2, 3, 1) if output.dim() == 4 else output.permute(0, 2, 1).unsqueeze(1)
+
+
+def some_places(windows: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Windows at up to `count` random places of every example, other ones for each: `[rows, D]`."""
+    examples, height, width = windows.shape[:3]
+    places = torch.rand((examples, height * width), generator=generator).argsort(1)[:, :count]
+    chosen = windows[torch.arange(examples)[:, None], places // width, places % width]
+    return chosen.reshape(examples * places.shape[1], -1)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Inputs of a linear layer as windows `[N, rows, 1, D]`."""
+    return x.reshape(len(x), -1, 1, x.shape[-1])
+
+
+def _windows(args: tuple[Any, ...]) -> Tensor:
+    """All input windows of a convolution `[N, H, W, C, kernel height, kernel width]`: a view of the padded input."""
+    defaults: tuple[Any, ...] = (None, None, None, 1, 0, 1)
+    given: tuple[Any, ...] = (*args, *defaults[len(args) :])
+    x, kernel, padding = given[0], tuple(given[1].shape[2:]), given[4]
+    stride, dilation = _spread(given[3], len(kernel)), _spread(given[5], len(kernel))
+    reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+    if isinstance(padding, str):
+        total = reach if padding == "same" else [0] * len(kernel)
+        sides = [(t // 2, t - t // 2) for t in total]
+    else:
+        sides = [(p, p) for p in _spread(padding, len(kernel))]
+    x = F.pad(x, [side for pair in reversed(sides) for side in pair])
+    for axis in range(len(kernel)):
+        x = x.unfold(2 + axis, reach[axis] + 1, stride[axis])[..., :: dilation[axis]]
+    if len(kernel) == 1:
+        x = x.unsqueeze(2).unsqueeze(4)
+    return x.permute(0, 2, 3, 1, 4, 5)
+
+
+def _spread(value: Any, rank: int) -> tuple[int, ...]:
+    return (value,) * rank if isinstance(value, int) else (tuple(value) * rank)[:rank]

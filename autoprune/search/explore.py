@@ -1,0 +1,174 @@
+"""The cheapest rung as a strategy sees it: policies go in, losses come out."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from autoprune.additive import Additive
+from autoprune.budgets import Limit
+from autoprune.errors import TrialError
+from autoprune.records import Policy, SearchSpace
+from autoprune.search.broker import Broker
+from autoprune.search.effort import Effort
+from autoprune.search.executors.base import Executor
+from autoprune.search.limits import Predict
+from autoprune.search.question import Question
+from autoprune.search.rungs import best_within
+from autoprune.search.sensitivity import sensitivities, single_unit_policies
+from autoprune.search.storage import storage_errors
+from autoprune.trials import TrialResult
+
+SENSITIVITY = "sensitivity"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a rung stands after a trial: counts, loss and score of the best within each limit, and its time."""
+
+    rung: str
+    done: int
+    total: int
+    best_loss: Mapping[Limit, float]
+    best_score: Mapping[Limit, float]
+    seconds: float
+
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """Everything that determines a search. `path` is the study's file.
+
+    `additive` are the costs that the solver works with. `importance` says how much each channel matters, `[width]` by
+    unit, for the strategies that go by it.
+    """
+
+    path: Path
+    space: SearchSpace
+    dense_widths: Mapping[str, int]
+    predict: Predict
+    limits: tuple[Limit, ...]
+    effort: Effort
+    run_seed: int
+    strategy: str = "direct"
+    sampler: str = "tpe"
+    additive: Additive | None = None
+    importance: Mapping[str, npt.NDArray[np.float64]] | None = None
+
+
+class Explorer:
+    """Scores policies at the proxy for one strategy; what an earlier call scored comes from the study.
+
+    `results` holds what this strategy asked for, in that order: the same strategy asks the same again when a search is
+    resumed, whatever its study holds already. `apart` are policies that were scored whatever they cost.
+    """
+
+    def __init__(
+        self, search: Search, uniform: Mapping[Limit, Policy], executor: Executor, on_event: OnProgress | None = None
+    ) -> None:
+        self.search = search
+        self.uniform = uniform
+        self.results: dict[Policy, TrialResult] = {}
+        self.apart: dict[Policy, TrialResult] = {}
+        self.notes: list[str] = []
+        self.table: dict[str, npt.NDArray[np.float64]] | None = None
+        self._executor = executor
+        self._on_event = on_event
+
+    @property
+    def losses(self) -> dict[Policy, float]:
+        """Loss of everything that was asked for and worked."""
+        found = [*self.apart.values(), *self.results.values()]
+        return {r.policy: r.measurement.loss for r in found if r.measurement is not None}
+
+    def score(self, policies: Mapping[Policy, str]) -> None:
+        """Score policies, given with their origin, that fit one of the limits."""
+        self._collect(self.results, policies, self._run(policies, self.search.limits, ""))
+
+    def score_apart(self, policies: Sequence[Policy]) -> None:
+        """Score policies that need not fit any limit."""
+        origins = dict.fromkeys(policies, SENSITIVITY)
+        self._collect(self.apart, origins, self._run(origins, (), SENSITIVITY))
+
+    def sample(self, policies: Mapping[Policy, str], sampler: str) -> None:
+        """Score policies, then let a sampler of levels propose the rest of the effort's trials."""
+        found = self._run(policies, self.search.limits, "", sampler)
+        self._collect(self.results, {result.policy: "" for result in found}, found)
+
+    def sensitivities(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Loss of every level of every searched unit, `[levels]`, all others full."""
+        space = self.search.space
+        self.score_apart(list(single_unit_policies(space)))
+        losses = {r.policy: r.measurement.loss for r in self.apart.values() if r.measurement is not None}
+        self.table = sensitivities(space, losses)
+        return self.table
+
+    def _run(
+        self, policies: Mapping[Policy, str], limits: tuple[Limit, ...], stage: str, sampler: str | None = None
+    ) -> list[TrialResult]:
+        if not policies and sampler is None:
+            return []
+        search = self.search
+        fidelity = search.effort.rungs[0]
+        question = Question(space=search.space, fidelity=fidelity, limits=limits, run_seed=search.run_seed, stage=stage)
+        broker = Broker(search.path, question, search.predict, sampler=sampler, trials=search.effort.trials)
+        with storage_errors(search.path), broker:
+            broker.enqueue(policies)
+            return run_rung(broker, self._executor, limits, stage or fidelity.name, self._on_event)
+
+    @staticmethod
+    def _collect(into: dict[Policy, TrialResult], policies: Mapping[Policy, str], found: Sequence[TrialResult]) -> None:
+        by_policy = {result.policy: result for result in found}
+        into |= {policy: by_policy[policy] for policy in policies if policy in by_policy}
+
+
+def run_rung(
+    broker: Broker,
+    executor: Executor,
+    limits: Sequence[Limit],
+    name: str,
+    on_event: OnProgress | None = None,
+) -> list[TrialResult]:
+    """Run all trials of a rung, batch by batch; returns its results. `TrialError` when none of them worked."""
+    start = time.monotonic()
+    while specs := broker.ask_batch():
+        for spec in specs:
+            executor.submit(spec)
+        for _ in specs:
+            broker.finish(executor.wait())
+            if on_event:
+                on_event(_progress(broker, limits, name, time.monotonic() - start))
+    results = broker.results()
+    _require_one(results, name)
+    return results
+
+
+def _progress(broker: Broker, limits: Sequence[Limit], name: str, seconds: float) -> Progress:
+    results = broker.results()
+    best = {limit: best_within(results, limit, 1) for limit in limits}
+    return Progress(
+        rung=name,
+        done=broker.finished,
+        total=broker.total,
+        best_loss={limit: r[0].measurement.loss for limit, r in best.items() if r and r[0].measurement},
+        best_score={limit: r[0].measurement.score for limit, r in best.items() if r and r[0].measurement},
+        seconds=seconds,
+    )
+
+
+def _require_one(results: Sequence[TrialResult], name: str) -> None:
+    if any(result.status == "done" for result in results):
+        return
+    reasons = Counter(result.error for result in results if result.status == "failed")
+    if not reasons:
+        raise TrialError(f"rung {name!r} ran no trial: no proposed policy fits the budgets. Raise them.")
+    reason, count = reasons.most_common(1)[0]
+    raise TrialError(f"all {len(results)} trials of rung {name!r} failed, {count} of them with: {reason}")
