@@ -58,9 +58,9 @@ class Search:
     limits: tuple[Limit, ...]
     effort: Effort
     run_seed: int
-    strategy: str = "direct"
+    additive: Additive
+    strategy: str = "guided"
     sampler: str = "tpe"
-    additive: Additive | None = None
     importance: Mapping[str, npt.NDArray[np.float64]] | None = None
 
 

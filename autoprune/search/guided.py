@@ -16,7 +16,6 @@ def guided(explorer: Explorer) -> None:
     """Score the uniform policies, measure the sensitivities, then refine all limits round by round."""
     search = explorer.search
     explorer.score(dict.fromkeys(explorer.uniform.values(), "uniform"))
-    assert search.additive is not None
     table = explorer.sensitivities()
     solver = Solver(search.space, search.additive)
     allocator = Allocator(space=search.space, solver=solver, table=table, predict=search.predict)

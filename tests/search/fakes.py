@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from autoprune.additive import AdditiveCost, CostTable
 from autoprune.budgets import Limit
 from autoprune.errors import TrialError
 from autoprune.records import COSTS, Policy, SearchSpace
@@ -37,6 +38,17 @@ def sizes(policy: Policy) -> dict[str, int]:
     params = sum(PARAMS[n] * w for n, w in policy.widths.items())
     peak = max(policy.widths.values())
     return {"params": params, "macs": 10 * params, "bytes": 4 * params, "activation_bytes": 100 * peak}
+
+
+def unary(price: Mapping[str, float], constant: float = 0.0) -> AdditiveCost:
+    """A cost of so much for each channel, as tables over the levels."""
+    tables = [
+        CostTable(units=(n,), values=price[n] * np.array(levels, dtype=float)) for n, levels in SPACE.levels.items()
+    ]
+    return AdditiveCost(constant=constant, tables=tuple(tables))
+
+
+ADDITIVE = {"latency_ms": unary(COST_MS), "params": unary(PARAMS)}
 
 
 def predict(policies: Sequence[Policy]) -> np.ndarray:
@@ -173,5 +185,7 @@ def search(path: Path, **changes: object) -> Search:
         "limits": LIMITS,
         "effort": EFFORT,
         "run_seed": 3,
+        "additive": ADDITIVE,
+        "strategy": "direct",
     }
     return Search(**fields | changes)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,61 @@
+"""The guided strategy from end to end in the small world."""
+
+from autoprune.search.controller import run_search
+from autoprune.search.executors.inline import InlineExecutor
+from autoprune.search.explore import SENSITIVITY
+from autoprune.search.limits import fits
+from autoprune.search.rungs import best_within
+from tests.search import fakes
+
+
+def searched(folder, **changes):
+    return run_search(fakes.search(folder, strategy="guided", **changes), InlineExecutor(fakes.plain))
+
+
+def test_it_finds_what_direct_search_does_not(tmp_path):
+    (tmp_path / "a").mkdir()
+    guided = searched(tmp_path)
+    direct = run_search(fakes.search(tmp_path / "a", strategy="direct"), InlineExecutor(fakes.plain))
+    for limit in fakes.LIMITS:
+        ours, theirs = (best_within(o.results["proxy"], limit, 1)[0].measurement.loss for o in (guided, direct))
+        assert ours <= theirs
+    assert all(any(fits(fakes.predict([r.policy])[0], x) for x in fakes.LIMITS) for r in guided.results["proxy"])
+
+
+def test_sensitivities_are_measured_once_and_kept(tmp_path):
+    outcome = searched(tmp_path)
+    levels = sum(len(fakes.SPACE.levels[name]) - 1 for name in fakes.SPACE.searched)
+    assert len(outcome.results[SENSITIVITY]) >= levels
+    assert set(outcome.sensitivities) == set(fakes.SPACE.searched)
+    assert all(values[-1] == 0 for values in outcome.sensitivities.values())
+
+
+def test_a_resumed_search_asks_the_same_and_scores_nothing(tmp_path):
+    log = tmp_path / "log"
+    first = searched(tmp_path)
+    again = run_search(fakes.search(tmp_path, strategy="guided"), InlineExecutor(lambda: fakes.logging_to(log)))
+    assert again.results == first.results
+    assert not log.exists()
+
+
+def test_an_interrupted_search_ends_like_an_undisturbed_one(tmp_path):
+    (tmp_path / "a").mkdir()
+    undisturbed = searched(tmp_path / "a")
+
+    def interrupting():
+        left = iter(range(45))
+
+        def scored(spec):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return fakes.evaluate(spec)
+
+        return scored
+
+    try:
+        run_search(fakes.search(tmp_path, strategy="guided"), InlineExecutor(interrupting))
+        raise AssertionError("not interrupted")
+    except KeyboardInterrupt:
+        resumed = searched(tmp_path)
+    policies = {rung: [r.policy for r in found] for rung, found in resumed.results.items()}
+    assert policies == {rung: [r.policy for r in found] for rung, found in undisturbed.results.items()}
