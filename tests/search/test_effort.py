@@ -32,7 +32,7 @@ def test_fidelities_grow_and_the_counts_shrink(name, size):
     assert sorted(set(samples(effort))) == samples(effort)
     assert effort.full.finetune_samples % size["train_examples"] == 0
     assert list(effort.promoted) == sorted(effort.promoted, reverse=True)
-    assert all(f.val_samples <= 2_000 for f in effort.rungs)
+    assert all(f.val_samples <= 1_000 for f in effort.rungs)
 
 
 @given(sizes, st.integers(1, 4))
@@ -46,7 +46,7 @@ def test_the_estimate_adds_up():
     counts = {fidelity.name: count for fidelity, count in effort.trials_at(2).items()}
     assert counts == {"proxy": 10, "brief": 50, "longer": 14, "full": 4}
     finetuning = (1 + FORWARD_SHARE) * (50 * 2_000 + 14 * 10_000 + 4 * 110_000)
-    scoring = FORWARD_SHARE * (60 * 2_512 + 18 * 5_512)
+    scoring = FORWARD_SHARE * (60 * 1_256 + 18 * 5_256)
     assert effort.sample_passes(2, 5_000) == pytest.approx(finetuning + scoring)
 
 
