@@ -1,14 +1,17 @@
-"""Cut a captured model to kept channels: slice its parameters and rewrite the sizes in its graphs."""
+"""Cut a captured model to kept channels: slice its parameters, rewrite the sizes in its graphs, leave branches out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx, nn
 
+from autoprune.structure.aliases import is_in_place, owners
+from autoprune.structure.branches import ADDITIONS
 from autoprune.structure.capture import Capture, shape_of
 from autoprune.structure.units import Channels, Site
 
@@ -24,12 +27,19 @@ def living_masks(channels: Mapping[Site, Channels], keep: Mapping[int, Array]) -
 
 
 def slice_tensors(
-    tensors: Mapping[str, torch.Tensor], masks: Mapping[Site, Array], canonical: Mapping[str, str]
+    tensors: Mapping[str, torch.Tensor],
+    masks: Mapping[Site, Array],
+    canonical: Mapping[str, str],
+    dead: AbstractSet[str] = frozenset(),
 ) -> dict[str, torch.Tensor]:
-    """Kept parts of all parameters and buffers; a tensor with several names is cut once and shared again."""
+    """Kept parts of all parameters and buffers but the `dead` ones (canonical names).
+
+    A tensor with several names is cut once and shared again.
+    """
     cut: dict[str, torch.Tensor] = {}
-    for name, tensor in tensors.items():
-        first = canonical[name]
+    living = [name for name in tensors if canonical[name] not in dead]
+    for name in living:
+        tensor, first = tensors[name], canonical[name]
         if first not in cut:
             new = tensor.detach().clone()
             for dim in range(tensor.dim()):
@@ -39,20 +49,40 @@ def slice_tensors(
             new = new.contiguous()
             cut[first] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
         cut[name] = cut[first]
-    return {name: cut[name] for name in tensors}
+    return {name: cut[name] for name in living}
 
 
-def rewrite(capture: Capture, masks: Mapping[Site, Array]) -> Capture:
-    """Copy a captured graph with groups, view sizes, slice bounds and split sizes for the living indices."""
-    mode = "train" if capture.training else "eval"
+def rewrite(capture: Capture, masks: Mapping[Site, Array], idle: AbstractSet[str] = frozenset()) -> Capture:
+    """Copy a captured graph with groups, view sizes, slice bounds and split sizes for the living indices.
+
+    Nodes named in `idle` are left out; an addition among them passes its remaining operand on.
+    """
     graph = fx.Graph()
     new: dict[fx.Node, fx.Node] = {}
     for node in capture.graph.nodes:
+        if node.name in idle:
+            remaining = [n for n in node.all_input_nodes if n in new]
+            if node.target in ADDITIONS and remaining:
+                new[node] = _passed_on(node, remaining[0], new[remaining[0]], graph)
+            continue
         new[node] = graph.node_copy(node, lambda n: new[n])
         rule = _REWRITES.get(node.target) if node.op == "call_function" else None
         if rule is not None:
-            rule(node, new[node], lambda name, dim: masks.get((mode, name, dim)))
+            rule(node, new[node], lambda name, dim: masks.get((capture.mode, name, dim)))
     return Capture(graph=graph, out_spec=capture.out_spec, training=capture.training)
+
+
+def _passed_on(addition: fx.Node, operand: fx.Node, copied: fx.Node, graph: fx.Graph) -> fx.Node:
+    """What stands for a bypassed addition: its operand, or a copy of it where later nodes write into either."""
+    memory = owners(addition.graph)
+    shared = {memory.get(addition), memory.get(operand)}
+    later = list(addition.graph.nodes)
+    later = later[later.index(addition) + 1 :]
+    if not any(is_in_place(node) and memory.get(node, node) in shared for node in later):
+        return copied
+    copy = graph.create_node("call_function", aten.clone.default, (copied,), name=addition.name)
+    copy.meta = dict(addition.meta)
+    return copy
 
 
 def _convolution(old: fx.Node, new: fx.Node, living: Living) -> None:
