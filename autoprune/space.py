@@ -8,7 +8,8 @@ levels: efficient         # the widths that no larger one beats on the measured 
 levels: [8, 16, 32]       # or explicit widths
 multiple_of: 8            # or, for devices without a table: multiples of this, and the full width
 steps: 8                  # ... in equal steps of the width, rounded up to multiples; default every multiple
-overrides:                # per pattern, any of the five keys above; later patterns win
+removable: true           # width 0, too, where that removes a residual branch (default); listed widths say it themselves
+overrides:                # per pattern, any of the six keys above; later patterns win
   "blocks.0.*": {min_keep: 0.5}
 """
 
@@ -44,6 +45,7 @@ class LevelRule(BaseModel):
     multiple_of: int | None = Field(default=None, ge=1)
     steps: int | None = Field(default=None, ge=1)
     levels: tuple[int, ...] | Literal["efficient"] | None = Field(default=None)
+    removable: bool | None = Field(default=None)
 
 
 class SpaceSpec(LevelRule):
@@ -120,7 +122,7 @@ def _levels(spec: SpaceSpec, unit: Unit, source: object, useful: Useful | None) 
     if not _matches(unit.name, spec.include) or _matches(unit.name, spec.exclude):
         return (unit.width,)
     rule: dict[str, Any] = {"min_keep": 0.125, "max_keep": 1.0, "multiple_of": None, "steps": None, "levels": None}
-    rule |= _given(spec, rule)
+    rule |= {"removable": True} | _given(spec, rule)
     for pattern, override in spec.overrides.items():
         if fnmatchcase(unit.name, pattern):
             rule |= _given(override, rule)
@@ -131,6 +133,8 @@ def _levels(spec: SpaceSpec, unit: Unit, source: object, useful: Useful | None) 
     else:
         found = _stepped(unit.width, rule)
     smallest = 0 if unit.removable else 1
+    if found and unit.removable and rule["removable"] and (rule["levels"] is None or rule["levels"] == EFFICIENT):
+        found = [0, *found]
     if not found or found[0] < smallest:
         raise ConfigError(
             f"{source}: unit {unit.name!r} (width {unit.width}) needs levels from {smallest} to {unit.width}; "

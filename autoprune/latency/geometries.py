@@ -113,7 +113,10 @@ def priced_operators(operators: Sequence[Operator]) -> tuple[PricedOperator, ...
 
 
 def without(operators: Sequence[Operator], removed: AbstractSet[int]) -> list[Operator]:
-    """The operators that run when some units (indices) have width 0; a bypassed addition passes an operand on."""
+    """The operators that run when some units (indices) have width 0.
+
+    A bypassed addition, and an activation that has nothing to do behind it, passes its operand on.
+    """
     passed: dict[str, str | None] = {}
     running = []
     for operator in operators:
@@ -122,7 +125,8 @@ def without(operators: Sequence[Operator], removed: AbstractSet[int]) -> list[Op
         if operator.gate.open_without(removed):
             running.append(replace(operator, inputs=remaining))
         else:
-            passed[operator.node] = remaining[0] if operator.op == "add" and remaining else None
+            bypassed = operator.op == "add" or operator.op in _ACTIVATIONS
+            passed[operator.node] = remaining[0] if bypassed and remaining else None
     return running
 
 

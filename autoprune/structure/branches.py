@@ -2,7 +2,8 @@
 
 A value without channels is absent. What is computed from absent values is absent too, constants such as biases
 included, until an addition: `x + absent` is `x`. What only served absent values is dead. A unit is removable when its
-absence ends at additions, in the evaluation and in the training graph.
+absence ends at additions, in the evaluation and in the training graph. An activation behind such an addition that would
+only repeat the one before the branch (`relu(relu(x))`) is left out too.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from autoprune.structure.units import Channels, Site
 aten = torch.ops.aten
 ADDITIONS = {aten.add.Tensor, aten.add_.Tensor}
 _PRODUCTS = {aten.mul.Tensor, aten.mul_.Tensor}
+_IDEMPOTENT = {"aten::relu", "aten::relu6", "aten::hardtanh"}
 _NORMS = {aten.layer_norm.default, aten.group_norm.default}
 _PASSING = {
     rules.convolution, rules.linear, rules.batch_norm, rules.pool, rules.reduction, rules.padding, rules.prelu,
@@ -39,8 +41,8 @@ Covers = Mapping[tuple[str, str], frozenset[int]]
 class Branches:
     """When nodes run and tensors exist; nothing is listed that always does. `units` are those that may have width 0.
 
-    `runs` and `present` are by (mode, node name): an addition that is bypassed is present but does not run. `tensors`
-    is by canonical state-dict name.
+    `runs` and `present` are by (mode, node name): an addition or activation that is bypassed is present but does not
+    run. `tensors` is by canonical state-dict name.
     """
 
     units: frozenset[int] = frozenset()
@@ -96,10 +98,7 @@ class _Finder:
         for mode in self._graphs:
             present, guilty = self._presence(mode, candidates)
             blamed |= guilty
-            ends = ends or any(
-                n.target in ADDITIONS and gate != all_of(present[i] for i in n.all_input_nodes)
-                for n, gate in present.items()
-            )
+            ends = ends or any(n.target in ADDITIONS and g != _all_present(n, present) for n, g in present.items())
         return blamed, ends
 
     def branches(self, removable: frozenset[int]) -> Branches:
@@ -112,7 +111,10 @@ class _Finder:
             alive = _alive(graph, present)
             for node in graph.nodes:
                 presence[mode, node.name] = present[node]
-                runs[mode, node.name] = alive[node] & all_of(present[i] for i in node.all_input_nodes)
+                repeats = _repeats(node, present)
+                runs[mode, node.name] = alive[node] & _all_present(node, present)
+                if repeats is not None:
+                    runs[mode, node.name] &= _all_present(repeats, present)
                 if node.op == "get_attr" and not _is_counter(node):
                     name = self._name(node)
                     needed[name] = needed.get(name, NEVER) | alive[node]
@@ -180,6 +182,30 @@ def _combined(node: fx.Node, gates: Mapping[fx.Node, Gate]) -> Gate | None:
         if shape_of(a) == shape_of(b) and a.meta["val"].dtype == b.meta["val"].dtype:
             return gates[a] | gates[b]
     return None
+
+
+def may_be_bypassed(node: fx.Node) -> bool:
+    """Whether a node that does not run may pass an operand on."""
+    return node.target in ADDITIONS or _activation(node) is not None
+
+
+def _all_present(node: fx.Node, present: Mapping[fx.Node, Gate]) -> Gate:
+    return all_of(present[source] for source in node.all_input_nodes)
+
+
+def _repeats(node: fx.Node, present: Mapping[fx.Node, Gate]) -> fx.Node | None:
+    """The addition before an activation that does nothing once it is bypassed: what stays went through the same."""
+    addition = node.args[0] if _activation(node) else None
+    if not isinstance(addition, fx.Node) or addition.target not in ADDITIONS:
+        return None
+    staying = [n for n in addition.all_input_nodes if present[n] == present[addition]]
+    return addition if len(staying) == 1 and _activation(staying[0]) == _activation(node) else None
+
+
+def _activation(node: fx.Node) -> tuple[object, ...] | None:
+    """Which activation a node is, if applying it twice is applying it once."""
+    name = getattr(getattr(node.target, "overloadpacket", None), "_qualified_op_name", "").removesuffix("_")
+    return (name, *node.args[1:]) if name in _IDEMPOTENT else None
 
 
 def _alive(graph: fx.Graph, present: Mapping[fx.Node, Gate]) -> dict[fx.Node, Gate]:

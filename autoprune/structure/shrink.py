@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from autoprune.structure.aliases import is_in_place, owners
-from autoprune.structure.branches import ADDITIONS
+from autoprune.structure.branches import may_be_bypassed
 from autoprune.structure.capture import Capture, shape_of
 from autoprune.structure.units import Channels, Site
 
@@ -55,34 +55,38 @@ def slice_tensors(
 def rewrite(capture: Capture, masks: Mapping[Site, Array], idle: AbstractSet[str] = frozenset()) -> Capture:
     """Copy a captured graph with groups, view sizes, slice bounds and split sizes for the living indices.
 
-    Nodes named in `idle` are left out; an addition among them passes its remaining operand on.
+    Nodes named in `idle` are left out; an addition or activation among them passes its remaining operand on.
     """
     graph = fx.Graph()
     new: dict[fx.Node, fx.Node] = {}
+    copies = []
     for node in capture.graph.nodes:
         if node.name in idle:
             remaining = [n for n in node.all_input_nodes if n in new]
-            if node.target in ADDITIONS and remaining:
-                new[node] = _passed_on(node, remaining[0], new[remaining[0]], graph)
+            if remaining and may_be_bypassed(node):
+                new[node] = new[remaining[0]]
+                if _is_written_later(node, remaining[0], idle):
+                    new[node] = graph.create_node("call_function", aten.clone.default, (new[node],), name=node.name)
+                    new[node].meta = dict(node.meta)
+                    copies.append(new[node])
             continue
         new[node] = graph.node_copy(node, lambda n: new[n])
         rule = _REWRITES.get(node.target) if node.op == "call_function" else None
         if rule is not None:
             rule(node, new[node], lambda name, dim: masks.get((capture.mode, name, dim)))
+    for copy in reversed(copies):
+        if not copy.users:
+            graph.erase_node(copy)
     return Capture(graph=graph, out_spec=capture.out_spec, training=capture.training)
 
 
-def _passed_on(addition: fx.Node, operand: fx.Node, copied: fx.Node, graph: fx.Graph) -> fx.Node:
-    """What stands for a bypassed addition: its operand, or a copy of it where later nodes write into either."""
-    memory = owners(addition.graph)
-    shared = {memory.get(addition), memory.get(operand)}
-    later = list(addition.graph.nodes)
-    later = later[later.index(addition) + 1 :]
-    if not any(is_in_place(node) and memory.get(node, node) in shared for node in later):
-        return copied
-    copy = graph.create_node("call_function", aten.clone.default, (copied,), name=addition.name)
-    copy.meta = dict(addition.meta)
-    return copy
+def _is_written_later(bypassed: fx.Node, operand: fx.Node, idle: AbstractSet[str]) -> bool:
+    """Whether a later node that is not `idle` writes into the output of a bypassed node or into its operand."""
+    memory = owners(bypassed.graph)
+    shared = {memory.get(bypassed), memory.get(operand)}
+    nodes = [node for node in bypassed.graph.nodes if node.name not in idle or node is bypassed]
+    later = nodes[nodes.index(bypassed) + 1 :]
+    return any(is_in_place(node) and memory.get(node, node) in shared for node in later)
 
 
 def _convolution(old: fx.Node, new: fx.Node, living: Living) -> None:

@@ -6,6 +6,7 @@ import pytest
 from autoprune.errors import LatencyError
 from autoprune.latency.evidence import Conditions, Evidence, build_table, fit_evidence, occurrences, predictor_of, refit
 from autoprune.latency.geometries import possible_geometries
+from autoprune.latency.predictor import MISSING
 from autoprune.latency.prior import work_ms
 from autoprune.latency.sampling import random_widths
 from autoprune.latency.table import CANDIDATE, FIT, HELD_OUT, SCAN, varying_operators
@@ -180,7 +181,7 @@ def test_policies_with_unknown_geometries_are_left_out_of_a_fit(structure_of, sp
     evidence = Evidence.none(3).plus(inside, machine.ratios(inside), FIT)
     misleading = evidence.plus(outside, 3 * machine.ratios(outside), SCAN)
     index = index_of(structure, prior)
-    known = (index.numbers(outside) >= 0).all(axis=1)
+    known = (index.numbers(outside) != MISSING).all(axis=1)
     assert 0 < known.sum() < 25
     cleaned = evidence.plus(outside[known], 3 * machine.ratios(outside[known]), SCAN)
     first, second = (fitted_to(structure, prior, evidence, machine.dense_ms) for evidence in (misleading, cleaned))
