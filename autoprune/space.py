@@ -8,7 +8,7 @@ levels: efficient         # the widths that no larger one beats on the measured 
 levels: [8, 16, 32]       # or explicit widths
 multiple_of: 8            # or, for devices without a table: multiples of this, and the full width
 steps: 8                  # ... in equal steps of the width, rounded up to multiples; default every multiple
-removable: true           # width 0, too, where that removes a residual branch (default); listed widths say it themselves
+removable: true           # also width 0 where that removes a residual branch (default); a list of widths says it itself
 overrides:                # per pattern, any of the six keys above; later patterns win
   "blocks.0.*": {min_keep: 0.5}
 """
@@ -30,6 +30,7 @@ from autoprune.records import SearchSpace, Unit, digest_of
 EFFICIENT = "efficient"
 _MOST_CANDIDATES = 32
 _EFFICIENT_STEPS = 8
+_DEFAULTS = {"min_keep": 0.125, "max_keep": 1.0, "removable": True}
 
 Useful = Mapping[str, Sequence[int]]
 """Widths of every unit that a latency table found useful."""
@@ -121,8 +122,8 @@ def build_space(
 def _levels(spec: SpaceSpec, unit: Unit, source: object, useful: Useful | None) -> tuple[int, ...]:
     if not _matches(unit.name, spec.include) or _matches(unit.name, spec.exclude):
         return (unit.width,)
-    rule: dict[str, Any] = {"min_keep": 0.125, "max_keep": 1.0, "multiple_of": None, "steps": None, "levels": None}
-    rule |= {"removable": True} | _given(spec, rule)
+    rule: dict[str, Any] = dict.fromkeys(LevelRule.model_fields) | _DEFAULTS
+    rule |= _given(spec, rule)
     for pattern, override in spec.overrides.items():
         if fnmatchcase(unit.name, pattern):
             rule |= _given(override, rule)
@@ -133,7 +134,7 @@ def _levels(spec: SpaceSpec, unit: Unit, source: object, useful: Useful | None) 
     else:
         found = _stepped(unit.width, rule)
     smallest = 0 if unit.removable else 1
-    if found and unit.removable and rule["removable"] and (rule["levels"] is None or rule["levels"] == EFFICIENT):
+    if found and unit.removable and rule["removable"] and not isinstance(rule["levels"], tuple):
         found = [0, *found]
     if not found or found[0] < smallest:
         raise ConfigError(

@@ -45,7 +45,7 @@ BLOCK = [replace(UNITS[1], removable=True), UNITS[2]]
     ("keys", "wanted"),
     [
         ({"multiple_of": 8}, (0, 8, 16, 24, 32)),
-        ({"multiple_of": 8, "min_keep": 0.5, "max_keep": 0.75}, (0, 16, 24)),
+        ({"multiple_of": 8, "min_keep": 0.5, "max_keep": 0.8}, (0, 16, 24)),
         ({"multiple_of": 8, "removable": False}, (8, 16, 24, 32)),
         ({"multiple_of": 8, "overrides": {"body.0": {"removable": False}}}, (8, 16, 24, 32)),
         ({"multiple_of": 8, "removable": False, "overrides": {"body.0": {"removable": True}}}, (0, 8, 16, 24, 32)),
