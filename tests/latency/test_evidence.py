@@ -309,10 +309,7 @@ def test_a_table_knows_what_removed_branches_save(structure_of, removing_space_o
     fitted, held = rows_of(space, 100, 0), rows_of(space, 30, 1)
     units = len(structure.units)
     evidence = Evidence.none(units).plus(fitted, machine.ratios(fitted), FIT).plus(held, machine.ratios(held), HELD_OUT)
-    table = build_table(
-        structure, space, target.fingerprint(), evidence, prior,
-        again=np.array([]), dense_ms=machine.dense_ms, noise=0.001, seed=0,
-    )  # fmt: skip
+    table = build_table(structure, space, target.fingerprint(), evidence, prior, timed_once(machine))
     assert (held == 0).any()
     assert table.held_out.mape_percent < 0.3
     table.save(tmp_path / "table.json")
