@@ -4,7 +4,7 @@ Glossary (one meaning each):
 
     task            model + example inputs + train / validation / test data + loss + metric
     unit            the smallest thing the search decides about: a set of coupled channels whose members change together
-    width           how many channels of a unit are kept
+    width           how many channels of a unit are kept; 0 removes the residual branch that the unit is in
     level           a width that the search may choose for a unit
     space           which units take part and the levels of each
     policy          one width for every unit of a space
@@ -56,7 +56,10 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """A set of coupled channels; `members` are the parameter dimensions that change together with its width."""
+    """A set of coupled channels; `members` are the parameter dimensions that change together with its width.
+
+    A `removable` unit may have width 0: what is left computes without the residual branch that it is in.
+    """
 
     name: str
     kind: str

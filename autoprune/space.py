@@ -8,7 +8,8 @@ levels: efficient         # the widths that no larger one beats on the measured 
 levels: [8, 16, 32]       # or explicit widths
 multiple_of: 8            # or, for devices without a table: multiples of this, and the full width
 steps: 8                  # ... in equal steps of the width, rounded up to multiples; default every multiple
-overrides:                # per pattern, any of the five keys above; later patterns win
+removable: true           # also width 0 where that removes a residual branch (default); a list of widths says it itself
+overrides:                # per pattern, any of the six keys above; later patterns win
   "blocks.0.*": {min_keep: 0.5}
 """
 
@@ -29,6 +30,7 @@ from autoprune.records import SearchSpace, Unit, digest_of
 EFFICIENT = "efficient"
 _MOST_CANDIDATES = 32
 _EFFICIENT_STEPS = 8
+_DEFAULTS = {"min_keep": 0.125, "max_keep": 1.0, "removable": True}
 
 Useful = Mapping[str, Sequence[int]]
 """Widths of every unit that a latency table found useful."""
@@ -44,6 +46,7 @@ class LevelRule(BaseModel):
     multiple_of: int | None = Field(default=None, ge=1)
     steps: int | None = Field(default=None, ge=1)
     levels: tuple[int, ...] | Literal["efficient"] | None = Field(default=None)
+    removable: bool | None = Field(default=None)
 
 
 class SpaceSpec(LevelRule):
@@ -119,7 +122,7 @@ def build_space(
 def _levels(spec: SpaceSpec, unit: Unit, source: object, useful: Useful | None) -> tuple[int, ...]:
     if not _matches(unit.name, spec.include) or _matches(unit.name, spec.exclude):
         return (unit.width,)
-    rule: dict[str, Any] = {"min_keep": 0.125, "max_keep": 1.0, "multiple_of": None, "steps": None, "levels": None}
+    rule: dict[str, Any] = dict.fromkeys(LevelRule.model_fields) | _DEFAULTS
     rule |= _given(spec, rule)
     for pattern, override in spec.overrides.items():
         if fnmatchcase(unit.name, pattern):
@@ -131,6 +134,8 @@ def _levels(spec: SpaceSpec, unit: Unit, source: object, useful: Useful | None) 
     else:
         found = _stepped(unit.width, rule)
     smallest = 0 if unit.removable else 1
+    if found and unit.removable and rule["removable"] and not isinstance(rule["levels"], tuple):
+        found = [0, *found]
     if not found or found[0] < smallest:
         raise ConfigError(
             f"{source}: unit {unit.name!r} (width {unit.width}) needs levels from {smallest} to {unit.width}; "

@@ -127,7 +127,7 @@ def isolated_ms(structure: Structure, target: Target, widths: np.ndarray) -> np.
     varying, _ = varying_operators(structure)
     geometries: dict[Geometry, None] = {}
     for operator in varying:
-        geometries |= dict.fromkeys(operator.geometry(size) for size in np.unique(operator.sizes(widths), axis=0))
+        geometries |= dict.fromkeys(operator.geometries(widths))
     costs = np.empty(len(geometries))
     for number, geometry in enumerate(geometries):
         model, feed = single_operator(geometry, target.batch)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,41 @@ def test_overrides_win_and_later_ones_over_earlier() -> None:
     assert found["body.1"] == (10, 20)
 
 
+BLOCK = [replace(UNITS[1], removable=True), UNITS[2]]
+
+
+@pytest.mark.parametrize(
+    ("keys", "wanted"),
+    [
+        ({"multiple_of": 8}, (0, 8, 16, 24, 32)),
+        ({"multiple_of": 8, "min_keep": 0.5, "max_keep": 0.8}, (0, 16, 24)),
+        ({"multiple_of": 8, "removable": False}, (8, 16, 24, 32)),
+        ({"multiple_of": 8, "overrides": {"body.0": {"removable": False}}}, (8, 16, 24, 32)),
+        ({"multiple_of": 8, "removable": False, "overrides": {"body.0": {"removable": True}}}, (0, 8, 16, 24, 32)),
+        ({"levels": [16, 20, 32]}, (16, 20, 32)),
+        ({"levels": "efficient", "multiple_of": 16}, (0, 16, 32)),
+        ({"overrides": {"body.0": {"levels": [0, 16, 32]}}, "removable": False}, (0, 16, 32)),
+        ({"exclude": ["body.0"]}, (32,)),
+    ],
+)
+def test_removable_units_may_have_width_0(keys: dict[str, object], wanted: tuple[int, ...]) -> None:
+    found = build_space(SpaceSpec.model_validate(keys), BLOCK, "digest").levels
+    assert found["body.0"] == wanted
+    assert 0 not in found["body.1"]
+
+
+def test_useful_widths_do_not_thin_out_width_0() -> None:
+    spec = SpaceSpec(levels="efficient", steps=2)
+    useful = {"body.0": (0, 8, 16, 24, 32), "body.1": (10, 20)}
+    assert build_space(spec, BLOCK, "d", useful=useful).levels["body.0"] == (0, 8, 32)
+    without = {"body.0": (8, 32), "body.1": (10, 20)}
+    assert build_space(spec, BLOCK, "d", useful=without).levels["body.0"] == (0, 8, 32)
+
+
+def test_the_smallest_policy_removes_all_branches() -> None:
+    assert dict(build_space(SpaceSpec(multiple_of=4), BLOCK, "d").smallest().widths) == {"body.0": 0, "body.1": 4}
+
+
 def test_the_id_names_structure_and_levels() -> None:
     spec = SpaceSpec(multiple_of=8)
     ids = {
@@ -71,7 +107,7 @@ def test_spaces_that_make_no_sense(keys: dict[str, object], message: str) -> Non
         ("keep: 0.5\n", r"space.yaml: unknown key 'keep' \(known: min_keep"),
         (
             "overrides:\n  '*': {step: 3}\n",
-            r"unknown key 'overrides.\*.step' \(known: min_keep, max_keep, multiple_of, steps, levels\)",
+            r"unknown key 'overrides.\*.step' \(known: min_keep, max_keep, multiple_of, steps, levels, removable\)",
         ),
         ("min_keep: 2\n", "min_keep: .*less than or equal to 1, got 2"),
         ("a: [1\nb: 2\n", "space.yaml, line 2: not valid YAML"),

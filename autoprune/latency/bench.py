@@ -84,9 +84,9 @@ def make_bench(
 ) -> Bench:
     """Prepare the dense model for a target and find out how policies become models.
 
-    ONNX models are made by resizing the dense export, which is proven right on one random policy first, else by
-    exporting each. `constant_weights` fills every weight with one number, which compresses well. Raises
-    `StructureError` when the model cannot be exported.
+    ONNX models are made by resizing the dense export, which is proven right on a random policy and on one without
+    branches first, else by exporting each. `constant_weights` fills every weight with one number, which compresses
+    well. Raises `StructureError` when the model cannot be exported.
     """
     common: dict[str, Any] = {
         "structure": structure,
@@ -113,18 +113,24 @@ def _builder(
     structure: Structure, dense: onnx.ModelProto, target: Target, feeds: Feeds, constant_weights: bool, seed: int
 ) -> tuple[Callable[[Policy], bytes], str | None]:
     """How a policy becomes an ONNX model, and why not by resizing if so."""
-    rng = np.random.default_rng(seed)
-    row = np.array([rng.integers(1, unit.width + 1) for unit in structure.units])
-    policy = as_policy([unit.name for unit in structure.units], row)
     try:
         resizer = Resizer(dense, structure)
-        difference = _difference(structure, policy, resizer.resize(policy), target, feeds, constant_weights)
-        if difference <= (_TOLERANCE if target.precision == "fp32" else math.inf):
-            return resizer.resize, None
-        reason = f"a resized model differs by {difference:.2g}"
+        for policy in _trials(structure, seed):
+            difference = _difference(structure, policy, resizer.resize(policy), target, feeds, constant_weights)
+            if difference > (_TOLERANCE if target.precision == "fp32" else math.inf):
+                raise LatencyError(f"a resized model differs by {difference:.2g}")
+        return resizer.resize, None
     except (AutopruneError, ValueError, IndexError) as error:
-        reason = str(error)
-    return partial(_exported, structure, target, feeds, constant_weights), reason
+        return partial(_exported, structure, target, feeds, constant_weights), str(error)
+
+
+def _trials(structure: Structure, seed: int) -> list[Policy]:
+    """A random policy, and one that also removes every branch that may be removed."""
+    rng = np.random.default_rng(seed)
+    names = [unit.name for unit in structure.units]
+    row = np.array([rng.integers(1, unit.width + 1) for unit in structure.units])
+    removed = np.where([unit.removable for unit in structure.units], 0, row)
+    return [as_policy(names, row), *([as_policy(names, removed)] if (removed == 0).any() else [])]
 
 
 def _exported(structure: Structure, target: Target, feeds: Feeds, constant_weights: bool, policy: Policy) -> bytes:

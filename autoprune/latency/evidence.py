@@ -12,7 +12,7 @@ import numpy as np
 from autoprune.errors import LatencyError
 from autoprune.latency.fitting import Fit, HeldOut, fit, held_out
 from autoprune.latency.order import ordered_chains
-from autoprune.latency.predictor import Costs, GeometryIndex, LatencyPredictor, Prediction
+from autoprune.latency.predictor import MISSING, Costs, GeometryIndex, LatencyPredictor, Prediction
 from autoprune.latency.table import CANDIDATE, HELD_OUT, Entry, LatencyTable, ProfiledPolicy, varying_operators
 from autoprune.latency.useful import staircases
 from autoprune.records import Geometry, SearchSpace
@@ -86,10 +86,13 @@ class Conditions:
 
 
 def occurrences(numbers: np.ndarray, entries: int) -> np.ndarray:
-    """How often every entry occurs in every policy: float64 `[P, E]`, from positions `[P, operators]`."""
-    counts = np.zeros((len(numbers), entries))
+    """How often every entry occurs in every policy: float64 `[P, E]`, from positions `[P, operators]`.
+
+    Operators without an entry (`MISSING`, `ABSENT`) are counted nowhere.
+    """
+    counts = np.zeros((len(numbers), entries + 2))
     np.add.at(counts, (np.arange(len(numbers))[:, None], numbers), 1)
-    return counts
+    return counts[:, :entries]
 
 
 def fit_evidence(
@@ -108,7 +111,7 @@ def fit_evidence(
         widths, ratios = np.concatenate([widths, full]), np.append(ratios, 1.0)
         weights = np.append(weights, _DENSE_WEIGHT)
     numbers = index.numbers(widths)
-    known = (numbers >= 0).all(axis=1)
+    known = (numbers != MISSING).all(axis=1)
     if known.sum() < 2:
         raise LatencyError(f"a latency table needs at least two timed policies; got {int(known.sum())}")
     counts = occurrences(numbers[known], len(geometries))

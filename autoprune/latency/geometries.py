@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from autoprune.records import Geometry, SearchSpace
 from autoprune.structure import Dim, Operator
+from autoprune.structure.gates import NEVER, Gate
 
 _FREE = frozenset(
     {"flatten", "view", "reshape", "unflatten", "dropout", "contiguous", "clone", "detach", "alias", "squeeze"}
@@ -25,10 +27,13 @@ _MOST_COMBINATIONS = 100_000
 class PricedOperator:
     """One charge of the runtime: an operator, and the names of the element-wise ones that ride on it (`fused`).
 
-    `node` is the operator's name in the captured graph; `parameters` are state-dict names.
+    `node` is the operator's name in the captured graph, `carrier` that of the operator that is charged for it in the
+    dense model; `parameters` are state-dict names. It is charged while `gate` is open and `unless` is not: an
+    activation behind a removed branch is one of its own, which it is not unless the branch is removed.
     """
 
     node: str
+    carrier: str
     op: str
     c_in: Dim
     c_out: Dim
@@ -39,6 +44,12 @@ class PricedOperator:
     stride: tuple[int, ...]
     fused: str
     parameters: tuple[str, ...]
+    gate: Gate
+    unless: Gate
+
+    def present(self, widths: np.ndarray) -> np.ndarray:
+        """Whether it is charged at all: bool `[P]` for widths `[P, U]`."""
+        return self.gate(widths) & ~self.unless(widths)
 
     def sizes(self, widths: np.ndarray) -> np.ndarray:
         """Channels in, channels out and groups: int64 `[P, 3]` for widths `[P, U]`."""
@@ -48,6 +59,10 @@ class PricedOperator:
         """Key of this operator in a latency table, for one row of `sizes`."""
         c_in, c_out, groups = (int(size) for size in sizes)
         return replace(self.signature, c_in=c_in, c_out=c_out, groups=groups)
+
+    def geometries(self, widths: np.ndarray) -> list[Geometry]:
+        """Distinct keys of this operator in all models of widths `[P, U]`."""
+        return [self.geometry(row) for row in np.unique(self.sizes(widths[self.present(widths)]), axis=0)]
 
     @property
     def signature(self) -> Geometry:
@@ -67,18 +82,73 @@ class PricedOperator:
     @property
     def units(self) -> tuple[int, ...]:
         """Indices of the units that the cost depends on."""
-        return tuple(sorted({*self.c_in.units, *self.c_out.units, *self.groups.units}))
+        sized = {*self.c_in.units, *self.c_out.units, *self.groups.units}
+        return tuple(sorted({*sized, *self.gate.units, *self.unless.units}))
 
 
 def priced_operators(operators: Sequence[Operator]) -> tuple[PricedOperator, ...]:
+    """Charges of the dense model in graph order, then those that only models without some branch have.
+
+    The operators are grouped anew without each removable unit: what a removed branch carried becomes a charge of its
+    own or rides on another one. How removed branches combine is not looked at: each changes the charges around itself.
+    """
+    dense = _charges(operators)
+    carriers = {node: charge.head.node for charge in dense.values() for node in (charge.head.node, *charge.riders)}
+    units = sorted({unit for operator in operators for unit in operator.gate.units})
+    others = {unit: _charges(without(operators, {unit})) for unit in units}
+    makers: dict[tuple[str, str], set[int]] = {}
+    priced = []
+    for key, charge in dense.items():
+        changers = {u for u in units if key not in others[u]}
+        gate = charge.head.gate & _all_above_zero({u for u in changers if charge.head.gate.open_without({u})})
+        priced.append(_priced(charge, charge.head.node, gate, NEVER))
+    for unit, charges in others.items():
+        for key in charges.keys() - dense.keys():
+            makers.setdefault(key, set()).add(unit)
+    for key, units_of in makers.items():
+        charge = others[min(units_of)][key]
+        carrier = carriers.get(charge.head.node, charge.head.node)
+        priced.append(_priced(charge, carrier, charge.head.gate, _all_above_zero(units_of)))
+    return tuple(priced)
+
+
+def without(operators: Sequence[Operator], removed: AbstractSet[int]) -> list[Operator]:
+    """The operators that run when some units (indices) have width 0.
+
+    A bypassed addition, and an activation that has nothing to do behind it, passes its operand on.
+    """
+    passed: dict[str, str | None] = {}
+    running = []
+    for operator in operators:
+        inputs = [passed.get(name, name) for name in operator.inputs]
+        remaining = tuple(name for name in inputs if name is not None)
+        if operator.gate.open_without(removed):
+            running.append(replace(operator, inputs=remaining))
+        else:
+            bypassed = operator.op == "add" or operator.op in _ACTIVATIONS
+            passed[operator.node] = remaining[0] if bypassed and remaining else None
+    return running
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Charge:
+    """An operator and the names of all that ride on it; `fused` are the operators of those that are shown."""
+
+    head: Operator
+    riders: tuple[str, ...]
+    fused: str
+
+
+def _charges(operators: Sequence[Operator]) -> dict[tuple[str, str], _Charge]:
     """Group operators as ONNX Runtime does: weights + batch norm, then an addition and an activation, in one charge.
 
     A follower rides only on an operator whose output nothing else reads. An addition of two such operators rides on
-    the later one. Reshapes and dropout cost nothing.
+    the later one. Reshapes and dropout cost nothing. By name of the operator and what is fused into it.
     """
     readers = Counter(name for operator in operators for name in operator.inputs)
     heads: list[Operator] = []
     fused: dict[str, list[str]] = {}
+    riders: dict[str, list[str]] = defaultdict(list)
     tails: dict[str, str] = {}
     for operator in operators:
         if operator.op in _FREE:
@@ -89,13 +159,21 @@ def priced_operators(operators: Sequence[Operator]) -> tuple[PricedOperator, ...
             tail = max(riding, key=lambda name: _position(heads, tails[name]))
             head = tails.pop(tail)
             tails[operator.node] = head
+            riders[head].append(operator.node)
             fused[head] += [] if operator.op == "batch_norm" else [operator.op]
             continue
         heads.append(operator)
         if operator.op in _WEIGHTED:
             tails[operator.node] = operator.node
             fused[operator.node] = []
-    return tuple(_priced(head, "+".join(fused.get(head.node, []))) for head in heads)
+    charges = [
+        _Charge(head=h, riders=tuple(riders.get(h.node, ())), fused="+".join(fused.get(h.node, []))) for h in heads
+    ]
+    return {(charge.head.node, charge.fused): charge for charge in charges}
+
+
+def _all_above_zero(units: AbstractSet[int]) -> Gate:
+    return Gate(frozenset([frozenset(units)]))
 
 
 def possible_geometries(
@@ -109,8 +187,7 @@ def possible_geometries(
     found: dict[Geometry, None] = {}
     for operator in priced:
         widths = _combinations(operator.units, space, unit_names, rng)
-        for row in np.unique(operator.sizes(widths), axis=0):
-            found[operator.geometry(row)] = None
+        found |= dict.fromkeys(operator.geometries(widths))
     return tuple(found)
 
 
@@ -127,9 +204,11 @@ def _position(heads: Sequence[Operator], node: str) -> int:
     return next(i for i, head in enumerate(heads) if head.node == node)
 
 
-def _priced(head: Operator, fused: str) -> PricedOperator:
+def _priced(charge: _Charge, carrier: str, gate: Gate, unless: Gate) -> PricedOperator:
+    head = charge.head
     return PricedOperator(
         node=head.node,
+        carrier=carrier,
         op=head.op,
         c_in=head.c_in,
         c_out=head.c_out,
@@ -138,8 +217,10 @@ def _priced(head: Operator, fused: str) -> PricedOperator:
         width=head.width,
         kernel=tuple(head.kernel),
         stride=tuple(head.stride),
-        fused=fused,
+        fused=charge.fused,
         parameters=tuple(head.parameters),
+        gate=gate,
+        unless=unless,
     )
 
 

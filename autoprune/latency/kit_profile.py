@@ -10,7 +10,7 @@ import numpy as np
 
 from autoprune.errors import KitError
 from autoprune.latency.bench import Progress, make_bench
-from autoprune.latency.evidence import Conditions, Evidence, build_table
+from autoprune.latency.evidence import Conditions, Evidence, build_table, occurrences
 from autoprune.latency.geometries import possible_geometries, priced_operators
 from autoprune.latency.kit import kit_bytes, read_manifest, read_results
 from autoprune.latency.predictor import GeometryIndex
@@ -130,8 +130,7 @@ def _policies(
     ladder = uniform_ladder(space, names)
     geometries = tuple(scanned_geometries(varying, scans) | dict.fromkeys(possible_geometries(varying, space, names)))
     index = GeometryIndex(varying, geometries)
-    seen = np.zeros(len(geometries))
-    np.add.at(seen, index.numbers(np.concatenate([scans, ladder])).ravel(), 1)
+    seen = occurrences(index.numbers(np.concatenate([scans, ladder])), len(geometries)).sum(axis=0)
     covering = covering_widths(space, names, index, _COVERING, seen, rng)
     tested = random_widths(space, names, _HELD_OUT, rng)
     parts = {SCAN: scans, FIT: np.concatenate([ladder, covering]), HELD_OUT: tested, AGAIN: tested[:_REMEASURED]}

@@ -15,6 +15,7 @@ import onnx
 from autoprune.latency.geometries import PricedOperator
 from autoprune.latency.onnx_model import plain_name
 from autoprune.latency.timing import Kernels
+from autoprune.structure.gates import NEVER
 
 _LAYOUT = "_nchwc"
 _TOKEN = re.compile(r"_token_\d+$")  # what the runtime appends when it fuses a quantized operator
@@ -51,7 +52,7 @@ class NodeOwners:
         return None if node is None else self._owners[node.name]
 
     def _weighted(self, priced: Sequence[PricedOperator]) -> dict[str, int]:
-        by_parameter = {name: i for i, operator in enumerate(priced) for name in operator.parameters}
+        by_parameter = {name: i for i, operator in _of_dense(priced) for name in operator.parameters}
         found = {}
         for node in self._nodes.values():
             owners = [by_parameter[plain] for plain in map(plain_name, node.input) if plain in by_parameter]
@@ -64,10 +65,15 @@ class NodeOwners:
         found: dict[str, int] = {}
         for kind, ops in _UNWEIGHTED.items():
             nodes = [node.name for node in self._nodes.values() if node.op_type == kind and node.name not in found]
-            wanted = [i for i, operator in enumerate(priced) if operator.op in ops and not operator.parameters]
+            wanted = [i for i, operator in _of_dense(priced) if operator.op in ops and not operator.parameters]
             if len(nodes) == len(wanted):
                 found |= dict(zip(nodes, wanted, strict=True))
         return found
+
+
+def _of_dense(priced: Sequence[PricedOperator]) -> list[tuple[int, PricedOperator]]:
+    """The operators of the dense model, with their positions."""
+    return [(i, operator) for i, operator in enumerate(priced) if operator.unless == NEVER]
 
 
 def node_times_ms(kernels: Kernels, owners: NodeOwners) -> dict[int, float]:

@@ -19,6 +19,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from autoprune.errors import LatencyError, StructureError
+from autoprune.latency.onnx_branches import remove_branches
 from autoprune.records import Policy
 from autoprune.runfolder import write_atomic
 from autoprune.structure import GraphModel, Structure
@@ -98,6 +99,7 @@ class Resizer:
         del self._graph.graph.initializer[:]
         del self._graph.graph.value_info[:]  # shapes of the dense model
         self._owners = _bias_owners(self._graph.graph, self._weights)
+        self._parameters = structure.tensors.keys()
         self._groups = {name: o.groups for o in structure.operators if o.op.startswith("conv") for name in o.parameters}
 
     def resize(self, policy: Policy) -> bytes:
@@ -110,9 +112,18 @@ class Resizer:
             groups = self._groups.get(plain_name(node.input[1])) if node.op_type.startswith("Conv") else None
             if groups is not None:
                 _set_groups(node, int(groups(widths)[0]))
+        dead = {name for name in self._weights if self._is_dead(name, kept)}
         for name, weight in self._weights.items():
-            proto.graph.initializer.append(numpy_helper.from_array(self._sliced(name, weight, kept), name))
+            if name not in dead:
+                proto.graph.initializer.append(numpy_helper.from_array(self._sliced(name, weight, kept), name))
+        if dead:
+            remove_branches(proto.graph, dead)
         return proto.SerializeToString()
+
+    def _is_dead(self, name: str, kept: Mapping[str, tuple[np.ndarray | None, ...]]) -> bool:
+        """Whether a weight is of a removed branch."""
+        owner = self._owners.get(name, plain_name(name))
+        return owner in self._parameters and owner not in kept
 
     def _sliced(self, name: str, weight: np.ndarray, kept: Mapping[str, tuple[np.ndarray | None, ...]]) -> np.ndarray:
         if name in self._owners:

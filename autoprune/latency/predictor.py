@@ -19,6 +19,11 @@ _BITS = 21
 
 _MOST_COMBINATIONS = 300_000
 
+MISSING, ABSENT = -1, -2
+"""What stands for the number of an entry: the table has none, or the operator is in a removed branch and costs 0."""
+_AT_THE_END = [0.0, np.nan]
+"""Costs that `ABSENT` and `MISSING` find when they count from the end."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
@@ -40,7 +45,8 @@ class Prediction:
 class Term:
     """Cost of all operators that depend on the same units, for every combination of their known widths.
 
-    `units` are indices; `latency_ms` has one axis for each of them, in the order of the known widths (NaN: no entry);
+    `units` are indices; `latency_ms` has one axis for each of them, in the order of the known widths (NaN: no entry;
+    0: none of the operators is left);
     `spread_ms` has one further axis of posterior draws.
     """
 
@@ -66,7 +72,7 @@ class GeometryIndex:
             pairs = np.array(sorted(by_signature[operator.signature]), dtype=np.int64).reshape(-1, 2)
             # A sentinel above every key keeps the search inside the array.
             self._keys.append(np.append(pairs[:, 0], np.iinfo(np.int64).max))
-            self._numbers.append(np.append(pairs[:, 1], -1))
+            self._numbers.append(np.append(pairs[:, 1], MISSING))
 
     @property
     def operators(self) -> tuple[PricedOperator, ...]:
@@ -74,7 +80,7 @@ class GeometryIndex:
         return self._priced
 
     def numbers(self, widths: np.ndarray) -> np.ndarray:
-        """Positions in `geometries`: int64 `[P, operators]` for widths `[P, U]`; -1 where there is no entry."""
+        """Positions in `geometries`: int64 `[P, operators]` for widths `[P, U]`; else `MISSING` or `ABSENT`."""
         columns = [self.numbers_of(operator, widths) for operator in range(len(self._priced))]
         return np.stack(columns, axis=1) if columns else np.empty((len(widths), 0), dtype=np.int64)
 
@@ -83,7 +89,8 @@ class GeometryIndex:
         keys, numbers = self._keys[operator], self._numbers[operator]
         wanted = _packed(self._priced[operator].sizes(widths))
         place = np.searchsorted(keys, wanted)
-        return np.where(keys[place] == wanted, numbers[place], -1)
+        found = np.where(keys[place] == wanted, numbers[place], MISSING)
+        return np.where(self._priced[operator].present(widths), found, ABSENT)
 
     def geometry(self, operator: int, widths: np.ndarray) -> Geometry:
         """Key of one operator for one row of widths `[U]`."""
@@ -109,8 +116,8 @@ class LatencyPredictor:
         self._widths = tuple(np.array(sorted(widths), dtype=np.int64) for widths in known.values())
         self._codes = tuple(_codes(widths) for widths in self._widths)
         self._costs = Costs(
-            entries_ms=np.append(costs.entries_ms, np.nan),
-            spread_ms=np.append(costs.spread_ms, np.full((len(costs.spread_ms), 1), np.nan), axis=1),
+            entries_ms=np.append(costs.entries_ms, _AT_THE_END),
+            spread_ms=np.append(costs.spread_ms, np.tile(_AT_THE_END, (len(costs.spread_ms), 1)), axis=1),
         )
         self._remainder_ms, self._remainder_spread_ms = remainder
         self.terms, self._single = self._terms()
@@ -209,7 +216,7 @@ class LatencyPredictor:
 
     def _missing(self, row: np.ndarray) -> MissingEntryError:
         numbers = self._index.numbers(row[None])[0]
-        geometry = self._index.geometry(int(np.flatnonzero(numbers < 0)[0]), row)
+        geometry = self._index.geometry(int(np.flatnonzero(numbers == MISSING)[0]), row)
         return MissingEntryError(
             f"the latency table has no entry for `{geometry}`. "
             "Run `autoprune profile` with a search space that contains these widths together."

@@ -38,11 +38,15 @@ def prior_ms(
     found: dict[int, list[float]] = defaultdict(list)
     if dense is not None:
         owners = NodeOwners(dense, priced)
-        columns = {number: column for column, number in enumerate(i for i, op in enumerate(priced) if op.units)}
+        columns: dict[str, list[int]] = defaultdict(list)
+        for column, operator in enumerate(op for op in priced if op.units):
+            columns[operator.carrier].append(column)
         for row, times in zip(numbers, kernels, strict=False):
             for operator, cost in node_times_ms(times, owners).items():
-                if operator in columns and row[columns[operator]] >= 0:
-                    found[int(row[columns[operator]])].append(cost)
+                # Where a branch is gone, what it carried is charged elsewhere.
+                held = [int(row[c]) for c in columns[priced[operator].carrier] if row[c] >= 0]
+                if len(held) == 1:
+                    found[held[0]].append(cost)
     known = {number: max(float(np.median(costs)), _LEAST_MS) for number, costs in found.items()}
     kinds: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for number in known:

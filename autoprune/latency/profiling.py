@@ -14,7 +14,7 @@ from autoprune.latency.fitting import Fit
 from autoprune.latency.geometries import PricedOperator, possible_geometries, priced_operators
 from autoprune.latency.predictor import GeometryIndex
 from autoprune.latency.prior import prior_ms
-from autoprune.latency.sampling import covering_widths, random_widths, scanned_widths, uniform_ladder
+from autoprune.latency.sampling import covering_widths, every_other, random_widths, scanned_widths, uniform_ladder
 from autoprune.latency.table import FIT, HELD_OUT, SCAN, LatencyTable, varying_operators
 from autoprune.latency.target import Target
 from autoprune.latency.timing import Kernels, Protocol, Timings
@@ -145,7 +145,7 @@ class _Profile:
         most = int(seconds / _seconds_each(run_s, build_s, self.protocol))
         widths, rows = dict(self.space.levels), self._scan_rows(self.space.levels)
         while len(rows) > most and max(len(found) for found in widths.values()) > 4:
-            widths = {name: found[::-2][::-1] if len(found) > 4 else found for name, found in widths.items()}
+            widths = {name: every_other(found) if len(found) > 4 else found for name, found in widths.items()}
             rows = self._scan_rows(widths)
         if len(rows) > most:
             self.notes.append(f"scanning took {len(rows)} models, more than the time allows")
@@ -223,7 +223,7 @@ class _Profile:
 
 def scanned_geometries(varying: Sequence[PricedOperator], widths: np.ndarray) -> dict[Geometry, None]:
     """Every geometry that some row of `widths` `[P, U]` holds, in a stable order."""
-    return dict.fromkeys(op.geometry(size) for op in varying for size in np.unique(op.sizes(widths), axis=0))
+    return dict.fromkeys(geometry for op in varying for geometry in op.geometries(widths))
 
 
 def as_prior(geometries: Sequence[Geometry], costs_ms: np.ndarray) -> dict[Geometry, float]:

@@ -8,12 +8,15 @@ import numpy as np
 
 from autoprune.latency.geometries import PricedOperator
 from autoprune.latency.predictor import GeometryIndex
-from autoprune.records import SearchSpace
+from autoprune.records import Geometry, SearchSpace
 
 _POOL_PER_POLICY = 20
 _UNIFORM_STEPS = 8
 _SPREAD = 0.35
 """Standard deviation of the log of a unit's keep ratio around the ratio of its policy."""
+
+_REMOVED = 1 / 8
+"""How often a random policy removes each branch that it may remove."""
 
 _PARTNERS = (1.0, 0.5)
 """Keep ratios of the units that share operators with the scanned one: full and half."""
@@ -22,16 +25,20 @@ _PARTNERS = (1.0, 0.5)
 def random_widths(space: SearchSpace, unit_names: tuple[str, ...], count: int, rng: np.random.Generator) -> np.ndarray:
     """Random policies, int64 `[count, U]`: half with independent levels, half with similar keep ratios in all units.
 
-    Independent levels alone would all cost about the same; similar ratios reach the cheap and the dear ends.
+    Independent levels alone would all cost about the same; similar ratios reach the cheap and the dear ends. Of both,
+    an eighth of the units that may have width 0 do.
     """
     columns = []
     shares = rng.uniform(0, 1, size=count)
     proportional = rng.permutation(count) < count // 2
     for name in unit_names:
-        levels = np.array(space.levels[name], dtype=np.int64)
+        levels = _above_zero(space.levels[name])
         independent = rng.choice(levels, size=count)
         wanted = shares * levels[-1] * np.exp(rng.normal(0, _SPREAD, size=count))
-        columns.append(np.where(proportional, _nearest(levels, wanted), independent))
+        column = np.where(proportional, _nearest(levels, wanted), independent)
+        if space.levels[name][0] == 0:
+            column[rng.random(count) < _REMOVED] = 0
+        columns.append(column)
     return np.stack(columns, axis=1)
 
 
@@ -49,7 +56,7 @@ def covering_widths(
     """
     pool = random_widths(space, unit_names, _POOL_PER_POLICY * count, rng)
     numbers = index.numbers(pool)
-    seen = np.append(seen, np.inf)  # entries that the table will not have
+    seen = np.append(seen, [np.inf, np.inf])  # operators that are absent, and entries that the table will not have
     chosen = []
     for _ in range(count):
         gain = (1 / (1 + seen[numbers]) ** 2).sum(axis=1)
@@ -60,9 +67,9 @@ def covering_widths(
 
 
 def uniform_ladder(space: SearchSpace, unit_names: tuple[str, ...]) -> np.ndarray:
-    """Policies of one keep ratio for all units, from the smallest to the largest, int64 `[P, U]`."""
+    """Policies of one keep ratio for all units, from the smallest without width 0 to the largest, int64 `[P, U]`."""
     ratios = np.linspace(0, 1, _UNIFORM_STEPS)
-    levels = [np.array(space.levels[name], dtype=np.int64) for name in unit_names]
+    levels = [_above_zero(space.levels[name]) for name in unit_names]
     return np.unique(np.stack([_nearest(values, ratios * values[-1]) for values in levels], axis=1), axis=0)
 
 
@@ -76,9 +83,10 @@ def scan_contexts(
 ) -> np.ndarray:
     """Widths `[contexts, U]` that surround a scanned unit.
 
-    Its partners are full, then half; all others are at their smallest, so that the unit's own operators weigh most.
+    Its partners are full, then half; all others are at their smallest above 0, so that the unit's own operators weigh
+    most.
     """
-    levels = [np.array(space.levels[name], dtype=np.int64) for name in unit_names]
+    levels = [_above_zero(space.levels[name]) for name in unit_names]
     rows = np.tile([values[0] for values in levels], (len(_PARTNERS), 1))
     for row, ratio in zip(rows, _PARTNERS, strict=True):
         for other in partners_of(unit, priced):
@@ -105,11 +113,26 @@ def scanned_widths(
             for width in widths[name]:
                 row = context.copy()
                 row[unit] = width
-                keys = {op.geometry(op.sizes(row[None])[0]) for op in priced if unit in op.units}
+                keys = {key for op in priced if unit in op.units for key in _learnt_from(op, row)}
                 if not keys <= known:
                     known |= keys
                     rows[tuple(row.tolist())] = None
     return np.array([*rows], dtype=np.int64).reshape(-1, len(unit_names))
+
+
+def every_other(levels: Sequence[int]) -> tuple[int, ...]:
+    """Every second level from the largest down; 0 stays."""
+    found = tuple(levels)[::-2][::-1]
+    return (0, *found) if 0 in levels and 0 not in found else found
+
+
+def _learnt_from(operator: PricedOperator, row: np.ndarray) -> list[Geometry]:
+    """What a scan of widths `[U]` tells about an operator: its cost, or that it costs nothing."""
+    return operator.geometries(row[None]) or [operator.signature]
+
+
+def _above_zero(levels: Sequence[int]) -> np.ndarray:
+    return np.array([level for level in levels if level], dtype=np.int64)
 
 
 def _nearest(levels: np.ndarray, wanted: np.ndarray) -> np.ndarray:

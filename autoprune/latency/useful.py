@@ -62,7 +62,7 @@ def useful_among(widths: np.ndarray, costs: np.ndarray, spreads: np.ndarray) -> 
 
     `costs` `[contexts, W]` are milliseconds (NaN: unknown), `spreads` `[contexts, W, draws]` what posterior draws
     differ by. A width is dropped if some larger one costs at most 0.5 % more in every context, or a difference that is
-    smaller than its own standard deviation.
+    smaller than its own standard deviation. Width 0, a smaller model whatever it saves, is kept.
     """
     kept = []
     for i, width in enumerate(widths):
@@ -70,7 +70,7 @@ def useful_among(widths: np.ndarray, costs: np.ndarray, spreads: np.ndarray) -> 
         sd = np.sqrt(np.mean((spreads[:, i + 1 :] - spreads[:, i : i + 1]) ** 2, axis=2))
         known = ~np.isnan(more)
         beaten = known.any(axis=0) & (~known | (more <= _SDS * sd)).all(axis=0)
-        if not beaten.any() and not np.isnan(costs[:, i]).all():
+        if width == 0 or (not beaten.any() and not np.isnan(costs[:, i]).all()):
             kept.append(int(width))
     return tuple(kept)
 

@@ -20,7 +20,7 @@ def channel_order(scores: Mapping[str, Array]) -> dict[str, list[int]]:
 
 def keep_best(order: Mapping[str, list[int]], policy: Policy) -> dict[str, Array]:
     """Local ranking: the best `width` channels of each unit, ascending. Nested: a narrower width keeps a subset."""
-    return {name: np.sort(np.asarray(order[name][:width])) for name, width in policy.widths.items()}
+    return {name: np.sort(np.asarray(order[name][:width], dtype=np.int64)) for name, width in policy.widths.items()}
 
 
 def global_widths(scores: Mapping[str, Array], keep: float, multiple_of: int = 1, least: int = 1) -> dict[str, int]:

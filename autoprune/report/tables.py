@@ -68,16 +68,18 @@ def rung_table(document: Document) -> Table:
 
 
 def unit_table(units: Sequence[Unit], levels: Mapping[str, Sequence[int]]) -> Table:
-    """Units with their width, levels and the parameters that they cut."""
+    """Units with their width, whether width 0 removes a residual branch, their levels and the parameters they cut."""
     table = Table(title="Units", title_justify="left", title_style="bold")
     table.add_column("unit")
     table.add_column("width", justify="right")
+    table.add_column("removable")
     table.add_column("levels")
     table.add_column("cuts")
     for unit in units:
         cut = [f"{m.parameter}[{m.dim}]" + (f" x{m.per_channel}" if m.per_channel > 1 else "") for m in unit.members]
         shown = ", ".join(cut[:4]) + (f" and {len(cut) - 4} more" if len(cut) > 4 else "")
-        table.add_row(unit.name, str(unit.width), " ".join(map(str, levels[unit.name])), shown)
+        removable = "yes" if unit.removable else ""
+        table.add_row(unit.name, str(unit.width), removable, " ".join(map(str, levels[unit.name])), shown)
     return table
 
 

@@ -21,8 +21,9 @@ def uniform_policy(
 
     Nearest in the cost that is tightest: with a limit on latency alone, the slowest policy that fits.
 
-    Each searched unit takes the level nearest to ratio x `dense_widths[unit]` (the wider one when two are as near);
-    other units stay. Of policies that come as near the slowest is taken, and of equally slow ones the widest.
+    Each searched unit takes the level above 0 nearest to ratio x `dense_widths[unit]` (the wider one when two are as
+    near): it removes no branches. Other units stay. Of policies that come as near the slowest is taken, and of equally
+    slow ones the widest.
     """
     policies = list(dict.fromkeys(_snapped(space, dense_widths, float(ratio)) for ratio in _RATIOS))
     costs = predict(policies)
@@ -44,4 +45,4 @@ def _snapped(space: SearchSpace, dense_widths: Mapping[str, int], ratio: float) 
 
 
 def _nearest(levels: Sequence[int], width: float) -> int:
-    return min(reversed(levels), key=lambda level: abs(level - width))
+    return min(reversed([level for level in levels if level]), key=lambda level: abs(level - width))

@@ -35,6 +35,11 @@ class Capture:
     constants: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """Tensors that `forward` makes or holds outside the state dict."""
 
+    @property
+    def mode(self) -> str:
+        """How sites of this graph begin: "train" or "eval"."""
+        return "train" if self.training else "eval"
+
 
 def capture(model: nn.Module, example_inputs: Sequence[torch.Tensor], *, training: bool) -> Capture:
     """Export `model` in one mode with a dynamic batch dimension; the model is left as it was.

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import fx
 
+from autoprune.structure.branches import Branches
 from autoprune.structure.capture import concrete, shape_of
+from autoprune.structure.gates import ALWAYS, Gate
 from autoprune.structure.units import Channels, Site
 
 Array = np.ndarray
@@ -65,7 +67,7 @@ class Operator:
 
     Sequences have `height` 0 and their length as `width`. Recurrent layers have their number of layers as `kernel` and
     of directions as `groups`; attention has its heads as `height` and `groups`, the length of queries as `width`, that
-    of keys as `kernel`, and the sizes of a head as channels.
+    of keys as `kernel`, and the sizes of a head as channels. `gate` is when it runs at all.
     """
 
     node: str
@@ -79,11 +81,12 @@ class Operator:
     kernel: tuple[int, ...] = ()
     stride: tuple[int, ...] = ()
     parameters: tuple[str, ...] = ()
+    gate: Gate = ALWAYS
 
     @property
     def units(self) -> tuple[int, ...]:
-        """Indices of the units that its channel counts depend on."""
-        return tuple(sorted({*self.c_in.units, *self.c_out.units, *self.groups.units}))
+        """Indices of the units that its channel counts, or whether it runs, depend on."""
+        return tuple(sorted({*self.c_in.units, *self.c_out.units, *self.groups.units, *self.gate.units}))
 
     def macs(self, widths: Array) -> Array:
         """Multiply-accumulates for one example, `[P]`, of convolutions and linear layers; 0 for all others."""
@@ -92,11 +95,14 @@ class Operator:
         positions = max(self.height, 1) * max(self.width, 1) * int(np.prod(self.kernel or (1,)))
         if self.op.startswith("conv_transpose"):
             positions //= int(np.prod(self.stride))  # every position of the input is multiplied, not of the output
-        return positions * self.c_out(widths) * self.c_in(widths) // np.maximum(self.groups(widths), 1)
+        macs = positions * self.c_out(widths) * self.c_in(widths) // np.maximum(self.groups(widths), 1)
+        return macs * self.gate(widths)
 
 
-def find_operators(graph: fx.Graph, channels: Mapping[Site, Channels], unit_widths: Array) -> tuple[Operator, ...]:
-    """All tensor operators of a graph in order, with channel counts as polynomials."""
+def find_operators(
+    graph: fx.Graph, channels: Mapping[Site, Channels], unit_widths: Array, branches: Branches
+) -> tuple[Operator, ...]:
+    """All tensor operators of an evaluation graph in order, with channel counts as polynomials."""
 
     axes = _channel_axes(graph)
 
@@ -132,6 +138,7 @@ def find_operators(graph: fx.Graph, channels: Mapping[Site, Channels], unit_widt
                 kernel=kernel,
                 stride=stride,
                 parameters=tuple(str(n.target) for n in node.all_input_nodes if n.op == "get_attr"),
+                gate=branches.runs.get(("eval", node.name), ALWAYS),
             )
         )
     return tuple(operators)

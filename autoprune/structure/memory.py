@@ -6,7 +6,6 @@ either needs less.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from autoprune.structure.aliases import owners, tensors_of
 from autoprune.structure.capture import concrete
 from autoprune.structure.geometry import Dim
 from autoprune.structure.units import Channels, Site
@@ -21,8 +21,6 @@ from autoprune.structure.units import Channels, Site
 Array = np.ndarray
 
 _CAPTURE_BATCH = 3
-# Their schema promises a new tensor, but in evaluation they return their input.
-_IDENTITIES = frozenset({"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,47 +67,18 @@ class Memory:
         return cls(buffers=tuple(buffers), live=np.array(live, dtype=np.int64))
 
 
-def _owners(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
-    """The node that allocated the memory of every activation; weights, and views of weights, have none."""
-    owners: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        if node.op not in ("placeholder", "call_function") or not _tensors(node):
-            continue
-        if not _aliases(node):
-            owners[node] = node
-        elif node.all_input_nodes[0] in owners:
-            owners[node] = owners[node.all_input_nodes[0]]
-    return owners
-
-
-def _aliases(node: fx.Node) -> bool:
-    """Whether the output of a node is (a part of) its first input: views, in-place operators, parts of a tuple."""
-    if node.op == "placeholder" or not node.all_input_nodes:
-        return False
-    if node.target is operator.getitem:
-        return True
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return False
-    if schema.name.split("::")[-1].rstrip("_") in _IDENTITIES:
-        return True
-    source, output = _tensors(node.all_input_nodes[0]), _tensors(node)
-    shares = any(returned.alias_info is not None for returned in schema.returns)
-    return shares and bool(source) and source[0].dtype == output[0].dtype  # `to` copies when the type changes
-
-
 def _spans(graph: fx.Graph) -> dict[fx.Node, tuple[int, int]]:
     """First and last position in the graph at which the memory that a node allocated is in use."""
     position = {node: number for number, node in enumerate(graph.nodes)}
     spans: dict[fx.Node, tuple[int, int]] = {}
-    for node, owner in _owners(graph).items():
+    for node, owner in owners(graph).items():
         last = max(position[reader] for reader in (node, *node.users))
         spans[owner] = position[owner], max(last, spans.get(owner, (0, 0))[1])
     return spans
 
 
 def _buffers(node: fx.Node, channels: Mapping[Site, Channels], unit_widths: Array) -> Iterator[Buffer]:
-    for tensor in _tensors(node):
+    for tensor in tensors_of(node):
         dims = []
         for axis, size in enumerate(tensor.shape):
             found = channels.get(("eval", node.name, axis))
@@ -118,9 +87,3 @@ def _buffers(node: fx.Node, channels: Mapping[Site, Channels], unit_widths: Arra
             else:
                 dims.append(Dim.of(found, unit_widths) if found else Dim(size))
         yield Buffer(element_bytes=tensor.dtype.itemsize, dims=tuple(dims))
-
-
-def _tensors(node: fx.Node) -> list[torch.Tensor]:
-    value = node.meta.get("val")
-    values = value if isinstance(value, (list, tuple)) else [value]
-    return [tensor for tensor in values if isinstance(tensor, torch.Tensor)]

@@ -1,18 +1,21 @@
 """The built-in proof: a shrunk model computes what the dense model computes with the removed entries zeroed.
 
 It runs on randomised parameters (zero-initialised layers would make 0 == 0), with another batch size than the capture,
-with dropout off, in float64, on the evaluation graph and on the training graph.
+with dropout off, in float64, on the evaluation graph and on the training graph. A removed branch adds zeros.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 import numpy as np
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from autoprune.structure.branches import ADDITIONS
 from autoprune.structure.capture import Capture
 from autoprune.structure.module import GraphModel
 from autoprune.structure.units import Site
@@ -33,11 +36,15 @@ def largest_difference(
     masks: Mapping[Site, np.ndarray],
     canonical: Mapping[str, str],
     example_inputs: Sequence[torch.Tensor],
+    absent: Mapping[bool, AbstractSet[str]],
 ) -> float:
-    """Largest relative output difference of both modes (0: equal; `inf`: shapes differ or the shrunk model fails)."""
+    """Largest relative output difference of both modes (0: equal; `inf`: shapes differ or the shrunk model fails).
+
+    `absent` names, for each mode, the nodes whose values the dense model must not add to anything.
+    """
     try:
-        return max(_of_mode(dense, shrunk, masks, canonical, example_inputs, mode) for mode in (False, True))
-    except RuntimeError:  # sizes that do not fit each other
+        return max(_of_mode(dense, shrunk, masks, canonical, example_inputs, mode, absent[mode]) for mode in absent)
+    except (RuntimeError, AttributeError):  # sizes that do not fit each other, or a parameter that is needed but gone
         return float("inf")
 
 
@@ -48,6 +55,7 @@ def _of_mode(
     canonical: Mapping[str, str],
     example_inputs: Sequence[torch.Tensor],
     training: bool,
+    absent: AbstractSet[str],
 ) -> float:
     generator = torch.Generator().manual_seed(0)
     inputs = [_random_like(x, generator) for x in example_inputs]
@@ -58,24 +66,46 @@ def _of_mode(
         if first not in zeroed:
             zeroed[first], sliced[first] = _cut_both_ways(_random_parameter(tensor, generator), first, masks)
         zeroed[name], sliced[name] = zeroed[first], sliced[first]
-    return _difference(_run(dense, zeroed, inputs, training), _run(shrunk, sliced, inputs, training))
+    sliced = {name: sliced[name] for name in _tensors(shrunk)}
+    return _difference(_run(dense, zeroed, inputs, training, absent), _run(shrunk, sliced, inputs, training))
 
 
 def _run(
-    model: GraphModel, state: Mapping[str, torch.Tensor], inputs: Sequence[torch.Tensor], training: bool
+    model: GraphModel,
+    state: Mapping[str, torch.Tensor],
+    inputs: Sequence[torch.Tensor],
+    training: bool,
+    absent: AbstractSet[str] = frozenset(),
 ) -> object:
-    """Outputs with other parameters, dropout off, and the same random numbers for whatever else draws some."""
+    """Outputs with other parameters and dropout off; every other random node draws the same numbers in any graph.
+
+    Additions of an `absent` and another value add zeros instead.
+    """
     found = model._captures[training]
     graph = fx.Graph()
     new: dict[fx.Node, fx.Node] = {}
     for node in found.graph.nodes:
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            graph.call_function(torch.manual_seed, (zlib.crc32(node.name.encode()),))
         new[node] = graph.node_copy(node, lambda n: new[n])
         if node.target in _DROPOUTS:
             new[node].args = (*new[node].args[:2], False)
+        if node.target in ADDITIONS:
+            _add_zeros(node, new[node], absent)
     capture = Capture(graph=graph, out_spec=found.out_spec, training=training)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return GraphModel({training: capture}, state, set()).train(training)(*(x.clone() for x in inputs))
+
+
+def _add_zeros(old: fx.Node, new: fx.Node, absent: AbstractSet[str]) -> None:
+    """Let an addition whose one operand is absent add zeros in its place."""
+    gone = [n.name in absent for n in old.all_input_nodes]
+    if len(gone) == 2 and any(gone) and not all(gone):
+        branch = new.args[gone.index(True)]
+        assert isinstance(branch, fx.Node)
+        with new.graph.inserting_before(new):
+            new.replace_input_with(branch, new.graph.call_function(torch.zeros_like, (branch,)))
 
 
 def _tensors(model: GraphModel) -> dict[str, torch.Tensor]:

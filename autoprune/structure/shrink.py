@@ -1,14 +1,17 @@
-"""Cut a captured model to kept channels: slice its parameters and rewrite the sizes in its graphs."""
+"""Cut a captured model to kept channels: slice its parameters, rewrite the sizes in its graphs, leave branches out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx, nn
 
+from autoprune.structure.aliases import is_in_place, owners
+from autoprune.structure.branches import may_be_bypassed
 from autoprune.structure.capture import Capture, shape_of
 from autoprune.structure.units import Channels, Site
 
@@ -24,12 +27,19 @@ def living_masks(channels: Mapping[Site, Channels], keep: Mapping[int, Array]) -
 
 
 def slice_tensors(
-    tensors: Mapping[str, torch.Tensor], masks: Mapping[Site, Array], canonical: Mapping[str, str]
+    tensors: Mapping[str, torch.Tensor],
+    masks: Mapping[Site, Array],
+    canonical: Mapping[str, str],
+    dead: AbstractSet[str] = frozenset(),
 ) -> dict[str, torch.Tensor]:
-    """Kept parts of all parameters and buffers; a tensor with several names is cut once and shared again."""
+    """Kept parts of all parameters and buffers but the `dead` ones (canonical names).
+
+    A tensor with several names is cut once and shared again.
+    """
     cut: dict[str, torch.Tensor] = {}
-    for name, tensor in tensors.items():
-        first = canonical[name]
+    living = [name for name in tensors if canonical[name] not in dead]
+    for name in living:
+        tensor, first = tensors[name], canonical[name]
         if first not in cut:
             new = tensor.detach().clone()
             for dim in range(tensor.dim()):
@@ -39,20 +49,44 @@ def slice_tensors(
             new = new.contiguous()
             cut[first] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
         cut[name] = cut[first]
-    return {name: cut[name] for name in tensors}
+    return {name: cut[name] for name in living}
 
 
-def rewrite(capture: Capture, masks: Mapping[Site, Array]) -> Capture:
-    """Copy a captured graph with groups, view sizes, slice bounds and split sizes for the living indices."""
-    mode = "train" if capture.training else "eval"
+def rewrite(capture: Capture, masks: Mapping[Site, Array], idle: AbstractSet[str] = frozenset()) -> Capture:
+    """Copy a captured graph with groups, view sizes, slice bounds and split sizes for the living indices.
+
+    Nodes named in `idle` are left out; an addition or activation among them passes its remaining operand on.
+    """
     graph = fx.Graph()
     new: dict[fx.Node, fx.Node] = {}
+    copies = []
     for node in capture.graph.nodes:
+        if node.name in idle:
+            remaining = [n for n in node.all_input_nodes if n in new]
+            if remaining and may_be_bypassed(node):
+                new[node] = new[remaining[0]]
+                if _is_written_later(node, remaining[0], idle):
+                    new[node] = graph.create_node("call_function", aten.clone.default, (new[node],), name=node.name)
+                    new[node].meta = dict(node.meta)
+                    copies.append(new[node])
+            continue
         new[node] = graph.node_copy(node, lambda n: new[n])
         rule = _REWRITES.get(node.target) if node.op == "call_function" else None
         if rule is not None:
-            rule(node, new[node], lambda name, dim: masks.get((mode, name, dim)))
+            rule(node, new[node], lambda name, dim: masks.get((capture.mode, name, dim)))
+    for copy in reversed(copies):
+        if not copy.users:
+            graph.erase_node(copy)
     return Capture(graph=graph, out_spec=capture.out_spec, training=capture.training)
+
+
+def _is_written_later(bypassed: fx.Node, operand: fx.Node, idle: AbstractSet[str]) -> bool:
+    """Whether a later node that is not `idle` writes into the output of a bypassed node or into its operand."""
+    memory = owners(bypassed.graph)
+    shared = {memory.get(bypassed), memory.get(operand)}
+    nodes = [node for node in bypassed.graph.nodes if node.name not in idle or node is bypassed]
+    later = nodes[nodes.index(bypassed) + 1 :]
+    return any(is_in_place(node) and memory.get(node, node) in shared for node in later)
 
 
 def _convolution(old: fx.Node, new: fx.Node, living: Living) -> None:

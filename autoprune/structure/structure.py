@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,7 +14,9 @@ from torch import fx, nn
 from autoprune.errors import PolicyError, ProofError, StructureError
 from autoprune.records import Policy, Unit, digest_of
 from autoprune.structure.analysis import Analysis
+from autoprune.structure.branches import Branches, find_branches
 from autoprune.structure.capture import Capture, capture, module_tensors
+from autoprune.structure.gates import ALWAYS, Gate
 from autoprune.structure.geometry import Dim, Operator, find_operators
 from autoprune.structure.labels import Labels, Value
 from autoprune.structure.memory import Memory
@@ -40,7 +43,8 @@ class Fixed:
 class Structure:
     """Everything that pruning needs to know about one model. Build it with `analyze`; nothing in it changes.
 
-    `widths` arguments are int64 arrays `[P, U]`: one row for each policy, one column for each unit, in order.
+    `widths` arguments are int64 arrays `[P, U]`: one row for each policy, one column for each unit, in order. Only a
+    unit that is `removable` may have width 0, which removes the residual branch that it is in.
     """
 
     model: nn.Module
@@ -53,6 +57,8 @@ class Structure:
     canonical: Mapping[str, str]
     captures: Mapping[bool, Capture]
     dims: Mapping[str, tuple[Dim, ...]]
+    branches: Branches
+    _memories: dict[frozenset[int], Memory] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -87,9 +93,13 @@ class Structure:
             except KeyError as error:
                 raise PolicyError(f"the policy has no width for unit {error}; it has {list(policy.widths)}") from error
         full = np.array([unit.width for unit in self.units], dtype=np.int64)
-        if len(rows) and ((rows < 1) | (rows > full)).any():
-            row, column = np.argwhere((rows < 1) | (rows > full))[0]
-            raise PolicyError(f"the width of {names[column]!r} is 1 to {full[column]}; got {rows[row, column]}")
+        least = np.array([0 if unit.removable else 1 for unit in self.units], dtype=np.int64)
+        if ((rows < least) | (rows > full)).any():
+            row, column = np.argwhere((rows < least) | (rows > full))[0]
+            why = "" if rows[row, column] else ", which would remove more than a residual branch"
+            raise PolicyError(
+                f"the width of {names[column]!r} is {least[column]} to {full[column]}; got {rows[row, column]}{why}"
+            )
         return rows
 
     def params(self, widths: Array) -> Array:
@@ -109,12 +119,12 @@ class Structure:
         for name, tensor in self.tensors.items():
             if self.canonical[name] != name:
                 continue
-            dims = self.dims[name]
-            units = tuple(sorted({unit for dim in dims for unit in dim.units}))
+            dims, gate = self.dims[name], self.branches.tensors.get(name, ALWAYS)
+            units = tuple(sorted({*gate.units, *(unit for dim in dims for unit in dim.units)}))
             if isinstance(tensor, nn.Parameter):
-                yield "params", units, partial(_numel, dims, 1)
+                yield "params", units, partial(_numel, dims, gate, 1)
             if torch.is_floating_point(tensor):
-                yield "bytes", units, partial(_numel, dims, tensor.element_size())
+                yield "bytes", units, partial(_numel, dims, gate, tensor.element_size())
 
     def macs(self, widths: Array) -> Array:
         """Multiply-accumulates of convolutions and linear layers for one example, `[P]`."""
@@ -122,12 +132,23 @@ class Structure:
 
     def peak_activation_bytes(self, widths: Array) -> Array:
         """Bytes of the activations of one example that live at once, at the worst moment of evaluation, `[P]`."""
-        return self._memory.peak_bytes(widths)
+        patterns, of_row = np.unique(widths == 0, axis=0, return_inverse=True)
+        peak = np.empty(len(widths), dtype=np.int64)
+        for number, pattern in enumerate(patterns):
+            rows = of_row.ravel() == number
+            peak[rows] = self._memory(frozenset(np.flatnonzero(pattern).tolist())).peak_bytes(widths[rows])
+        return peak
 
-    @cached_property
-    def _memory(self) -> Memory:
-        full = np.array([unit.width for unit in self.units], dtype=np.int64)
-        return Memory.of(self.captures[False].graph, self.channels, full)
+    def _memory(self, removed: frozenset[int]) -> Memory:
+        if removed not in self._memories:
+            full = np.array([unit.width for unit in self.units], dtype=np.int64)
+            left = rewrite(self.captures[False], {}, self.branches.idle("eval", removed))
+            self._memories[removed] = Memory.of(left.graph, self.channels, full)
+        return self._memories[removed]
+
+    def removed(self, policy: Policy) -> frozenset[int]:
+        """Indices of the units that a policy gives width 0."""
+        return frozenset(np.flatnonzero(self.widths([policy])[0] == 0).tolist())
 
     def masks(self, policy: Policy, keep: Mapping[str, Array] | None = None) -> dict[Site, Array]:
         """Living mask of every labelled dimension. `keep`: kept channel indices of each unit (default: the first ones).
@@ -140,7 +161,8 @@ class Structure:
             indices = (
                 np.arange(widths[number]) if keep is None or unit.name not in keep else np.asarray(keep[unit.name])
             )
-            if len(np.unique(indices)) != widths[number] or indices.min() < 0 or indices.max() >= unit.width:
+            indices = indices.astype(np.int64) if not len(indices) else indices  # an empty list is one of floats
+            if len(np.unique(indices)) != widths[number] or not np.isin(indices, np.arange(unit.width)).all():
                 raise PolicyError(
                     f"{unit.name!r} keeps {widths[number]} distinct channels below {unit.width}; got {indices}"
                 )
@@ -150,10 +172,16 @@ class Structure:
         return living_masks(self.channels, kept)
 
     def kept(self, policy: Policy, keep: Mapping[str, Array] | None = None) -> dict[str, tuple[Array | None, ...]]:
-        """Kept indices of every dimension of every parameter and buffer by state-dict name (`None`: all of them)."""
+        """Kept indices of every dimension of every parameter and buffer by state-dict name (`None`: all of them).
+
+        Those of removed branches are left out.
+        """
         masks = self.masks(policy, keep)
+        dead = self.branches.dead_tensors(self.removed(policy))
         found = {}
         for name, tensor in module_tensors(self.model).items():
+            if self.canonical[name] in dead:
+                continue
             of_dims = [masks.get(("parameter", self.canonical[name], dim)) for dim in range(tensor.dim())]
             found[name] = tuple(None if mask is None else np.flatnonzero(mask) for mask in of_dims)
         return found
@@ -162,12 +190,13 @@ class Structure:
         """Build the really smaller model of a policy; the dense model is left alone.
 
         `keep` holds the kept channel indices of each unit (default: the first ones). The proof compares it with the
-        dense model whose removed entries are zeroed, and raises `ProofError` naming the units that break it.
+        dense model whose removed entries are zeroed and whose removed branches add zeros, and raises `ProofError`
+        naming the units that break it.
         """
-        masks = self.masks(policy, keep)
-        shrunk = self._build(masks)
+        masks, removed = self.masks(policy, keep), self.removed(policy)
+        shrunk = self._build(masks, removed)
         if prove:
-            difference = self._difference(masks, shrunk)
+            difference = self._difference(masks, removed, shrunk)
             if difference > TOLERANCE:
                 raise ProofError(
                     f"the shrunk model does not compute what the dense model computes (relative difference "
@@ -180,14 +209,15 @@ class Structure:
         """The dense model as an interpretable graph in evaluation mode, whose nodes have the names of `channels`."""
         return self._build({}).eval().evaluation_graph()
 
-    def _build(self, masks: Mapping[Site, Array]) -> GraphModel:
-        tensors = slice_tensors(self.tensors, masks, self.canonical)
-        return GraphModel(
-            {m: rewrite(c, masks) for m, c in self.captures.items()}, tensors, set(self.model.state_dict())
-        )
+    def _build(self, masks: Mapping[Site, Array], removed: AbstractSet[int] = frozenset()) -> GraphModel:
+        found, dead = self.branches, self.branches.dead_tensors(removed)
+        captures = {m: rewrite(c, masks, found.idle(c.mode, removed)) for m, c in self.captures.items()}
+        tensors = slice_tensors(self.tensors, masks, self.canonical, dead)
+        return GraphModel(captures, tensors, set(self.model.state_dict()))
 
-    def _difference(self, masks: Mapping[Site, Array], shrunk: GraphModel) -> float:
-        return largest_difference(self._build({}), shrunk, masks, self.canonical, self.example_inputs)
+    def _difference(self, masks: Mapping[Site, Array], removed: AbstractSet[int], shrunk: GraphModel) -> float:
+        absent = {training: self.branches.absent(c.mode, removed) for training, c in self.captures.items()}
+        return largest_difference(self._build({}), shrunk, masks, self.canonical, self.example_inputs, absent)
 
     def _culprits(self, policy: Policy, keep: Mapping[str, Array] | None) -> list[str]:
         """Units that break the proof when they alone are cut (all that are cut, when none does)."""
@@ -196,7 +226,8 @@ class Structure:
         for name in cut:
             alone = Policy(space_id=policy.space_id, widths=self.full_widths | {name: policy.widths[name]})
             masks = self.masks(alone, {name: keep[name]} if keep and name in keep else None)
-            if self._difference(masks, self._build(masks)) > TOLERANCE:
+            removed = self.removed(alone)
+            if self._difference(masks, removed, self._build(masks, removed)) > TOLERANCE:
                 guilty.append(name)
         return guilty or cut
 
@@ -220,22 +251,25 @@ def analyze(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> Structu
     if not units:
         raise StructureError("nothing in this model can be pruned: " + _why(labels, values, states))
     full = np.array([unit.width for unit in units], dtype=np.int64)
+    branches = find_branches(captures, channels, canonical, len(units))
+    units = tuple(replace(unit, removable=number in branches.units) for number, unit in enumerate(units))
     return Structure(
         model=model,
         example_inputs=tuple(example_inputs),
         units=units,
-        operators=find_operators(captures[False].graph, channels, full),
+        operators=find_operators(captures[False].graph, channels, full, branches),
         fixed=_fixed(labels, values, channels),
         unsupported={op: tuple(nodes) for op, nodes in states[False].unsupported.items()},
         channels=channels,
         canonical=canonical,
         captures=captures,
         dims={name: _dims(canonical[name], tensor, channels, full) for name, tensor in tensors.items()},
+        branches=branches,
     )
 
 
-def _numel(dims: Sequence[Dim], each: int, widths: Array) -> Array:
-    total = np.full(len(widths), each, dtype=np.int64)
+def _numel(dims: Sequence[Dim], gate: Gate, each: int, widths: Array) -> Array:
+    total = each * gate(widths).astype(np.int64)
     for dim in dims:
         total *= dim(widths)
     return total

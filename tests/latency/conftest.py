@@ -39,6 +39,12 @@ def _space(name, step=2):
 
 
 @cache
+def _removing_space(name, step=2):
+    units, levels = _structure(name).units, dict(_space(name, step).levels)
+    return SearchSpace(id=f"removing-{name}", levels={u.name: (0,) * u.removable + levels[u.name] for u in units})
+
+
+@cache
 def _target():
     return make_target("ort-cpu")
 
@@ -86,6 +92,12 @@ def dense_of():
 @pytest.fixture(scope="session")
 def space_of():
     return _space
+
+
+@pytest.fixture(scope="session")
+def removing_space_of():
+    """As `space_of`, with width 0 where a branch can be removed."""
+    return _removing_space
 
 
 @pytest.fixture(scope="session")

@@ -45,7 +45,7 @@ def stairs(step, overhead_ms=0.002):
     def cost(g):
         positions = max(1, g.height) * max(1, g.width)
         lanes_in, lanes_out = (math.ceil(max(1, c) / step) * step for c in (g.c_in, g.c_out))
-        work = lanes_out if g.groups > 1 else lanes_in * lanes_out
+        work = lanes_out if g.groups > 1 or g.op == "relu" else lanes_in * lanes_out
         return overhead_ms + 2e-5 * positions * work * math.prod(g.kernel or (1,))
 
     return cost
@@ -61,8 +61,10 @@ class AdditiveMachine:
         self.priced = priced_operators(structure.operators)
 
     def ms(self, widths):
-        operators = [[self.cost(op.geometry(size)) for size in op.sizes(widths)] for op in self.priced]
-        return self.remainder_ms + np.sum(operators, axis=0)
+        total = np.full(len(widths), self.remainder_ms)
+        for op in self.priced:
+            total += op.present(widths) * [self.cost(op.geometry(size)) for size in op.sizes(widths)]
+        return total
 
     @property
     def dense_ms(self):

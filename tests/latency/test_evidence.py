@@ -6,9 +6,10 @@ import pytest
 from autoprune.errors import LatencyError
 from autoprune.latency.evidence import Conditions, Evidence, build_table, fit_evidence, occurrences, predictor_of, refit
 from autoprune.latency.geometries import possible_geometries
+from autoprune.latency.predictor import ABSENT, MISSING
 from autoprune.latency.prior import work_ms
 from autoprune.latency.sampling import random_widths
-from autoprune.latency.table import CANDIDATE, FIT, HELD_OUT, SCAN, varying_operators
+from autoprune.latency.table import CANDIDATE, FIT, HELD_OUT, SCAN, LatencyTable, varying_operators
 from tests.latency.machines import AdditiveMachine, index_of, simulated_table, stairs
 
 
@@ -180,7 +181,7 @@ def test_policies_with_unknown_geometries_are_left_out_of_a_fit(structure_of, sp
     evidence = Evidence.none(3).plus(inside, machine.ratios(inside), FIT)
     misleading = evidence.plus(outside, 3 * machine.ratios(outside), SCAN)
     index = index_of(structure, prior)
-    known = (index.numbers(outside) >= 0).all(axis=1)
+    known = (index.numbers(outside) != MISSING).all(axis=1)
     assert 0 < known.sum() < 25
     cleaned = evidence.plus(outside[known], 3 * machine.ratios(outside[known]), SCAN)
     first, second = (fitted_to(structure, prior, evidence, machine.dense_ms) for evidence in (misleading, cleaned))
@@ -297,3 +298,35 @@ def test_a_refit_may_be_refitted(table, structure_of, space_of):
         {g: e.latency_ms for g, e in at_once.entries.items()}
     )
     assert twice.noise == at_once.noise
+
+
+def test_a_table_knows_what_removed_branches_save(structure_of, removing_space_of, target, tmp_path):
+    """Its prior is the one that scales: half the cost of everything."""
+    structure, space = structure_of("blocks"), removing_space_of("blocks")
+    machine = AdditiveMachine(structure, noise=0.001)
+    varying, _ = varying_operators(structure)
+    prior = {g: machine.cost(g) / 2 for g in possible_geometries(varying, space, space.unit_names)}
+    fitted, held = rows_of(space, 100, 0), rows_of(space, 30, 1)
+    units = len(structure.units)
+    evidence = Evidence.none(units).plus(fitted, machine.ratios(fitted), FIT).plus(held, machine.ratios(held), HELD_OUT)
+    table = build_table(structure, space, target.fingerprint(), evidence, prior, timed_once(machine))
+    assert (held == 0).any()
+    assert table.held_out.mape_percent < 0.3
+    table.save(tmp_path / "table.json")
+    loaded = LatencyTable.load(tmp_path / "table.json")
+    loaded.require_space(space)
+    predictor = loaded.predictor(structure)
+    assert [0 in widths for widths in predictor.known_widths.values()] == [u.removable for u in structure.units]
+    everything = np.array([[0 if u.removable else u.width for u in structure.units]])
+    np.testing.assert_allclose(predictor.predict(everything), machine.ms(everything), rtol=0.02)
+    again = refit(loaded, structure, fitted[:3], machine.ratios(fitted[:3]))
+    assert again.held_out.mape_percent < 0.3
+
+
+def test_a_table_without_width_0_says_so(table, removing_space_of):
+    with pytest.raises(LatencyError, match=r"does not know width 0 of unit 'inner\.0'"):
+        table.require_space(removing_space_of("residual"))
+
+
+def test_absent_operators_have_no_column():
+    assert occurrences(np.array([[0, ABSENT, 1], [ABSENT, ABSENT, MISSING]]), 2).tolist() == [[1, 1], [0, 0]]

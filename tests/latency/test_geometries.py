@@ -1,19 +1,24 @@
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from autoprune.latency import geometries as geometries_module
-from autoprune.latency.geometries import possible_geometries, priced_operators
+from autoprune.latency.geometries import possible_geometries, priced_operators, without
 from autoprune.latency.profiling import profile
 from autoprune.latency.table import LatencyTable
+from autoprune.structure import analyze
+from autoprune.structure.gates import ALWAYS
+from autoprune.task.models import MobileNetTiny, resnet20
 from tests.latency.machines import QUICK
 from tests.latency.nets import MIXED
 
 
 def _dense_keys(structure):
     widths = np.array([[unit.width for unit in structure.units]])
-    return [str(p.geometry(p.sizes(widths)[0])) for p in priced_operators(structure.operators)]
+    return [str(key) for p in priced_operators(structure.operators) for key in p.geometries(widths)]
 
 
 def test_a_residual_net_is_fused_like_the_runtime_does(structure_of):
@@ -46,8 +51,8 @@ def test_reshapes_and_dropout_cost_nothing(structure_of):
     ]
 
 
-def test_possible_geometries_are_all_that_any_policy_produces(net, structure_of, space_of):
-    structure, space = structure_of(net), space_of(net)
+def test_possible_geometries_are_all_that_any_policy_produces(net, structure_of, removing_space_of):
+    structure, space = structure_of(net), removing_space_of(net)
     names = [unit.name for unit in structure.units]
     priced = priced_operators(structure.operators)
     possible = possible_geometries(priced, space, names)
@@ -55,7 +60,7 @@ def test_possible_geometries_are_all_that_any_policy_produces(net, structure_of,
     assert possible == possible_geometries(priced, space, names)
     rng = np.random.default_rng(0)
     widths = np.stack([rng.choice(space.levels[name], size=3000) for name in names], axis=1)
-    seen = {p.geometry(row) for p in priced for row in np.unique(p.sizes(widths), axis=0)}
+    seen = {key for p in priced for key in p.geometries(widths)}
     assert seen == set(possible)
 
 
@@ -77,6 +82,27 @@ def test_keys_hold_no_layer_names(net, structure_of, space_of):
     names = [unit.name for unit in structure.units]
     text = " ".join(map(str, possible_geometries(priced_operators(structure.operators), space_of(net), names)))
     assert not any(name in text for name in [*names, "stem", "conv2d_1"])
+
+
+@pytest.mark.parametrize("name", ["residual", "blocks", "resnet20", "mobilenet-tiny"])
+def test_charges_of_removed_branches_are_those_of_the_shrunk_model(name, structure_of):
+    """Also when several branches are removed, though the charges are made from one at a time."""
+    built_in = {"resnet20": lambda: resnet20(1, 8, 5), "mobilenet-tiny": lambda: MobileNetTiny(1, 8, 5)}
+    structure = (
+        structure_of(name) if name not in built_in else analyze(built_in[name]().eval(), (torch.randn(1, 1, 8, 8),))
+    )
+    rng = np.random.default_rng(0)
+    full = np.array([unit.width for unit in structure.units])
+    removable = np.array([unit.removable for unit in structure.units])
+    priced = priced_operators(structure.operators)
+    for share in (0.0, 0.3, 0.5, 1.0):
+        gone = removable & (rng.random(len(full)) < share)
+        widths = np.where(gone, 0, full)[None]
+        left = without(structure.operators, set(np.flatnonzero(gone).tolist()))
+        wanted = [
+            key for p in priced_operators([replace(op, gate=ALWAYS) for op in left]) for key in p.geometries(widths)
+        ]
+        assert Counter(key for p in priced for key in p.geometries(widths)) == Counter(wanted)
 
 
 # --- operators whose widths cannot change

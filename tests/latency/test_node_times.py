@@ -37,7 +37,7 @@ def test_every_priced_operator_gets_node_times(precision, net, structure_of, spa
     rows = np.array([list(space_of(net).smallest().widths.values())])
     (found,) = bench.kernels(rows)
     times = node_times_ms(found, NodeOwners(bench.onnx, priced))
-    assert set(times) == set(range(len(priced)))
+    assert set(times) == {i for i, operator in enumerate(priced) if operator.present(rows)[0]}
     assert all(np.isfinite(cost) and cost >= 0 for cost in times.values())
 
 

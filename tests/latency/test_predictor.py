@@ -8,7 +8,7 @@ from torch import nn
 from autoprune.errors import MissingEntryError, PolicyError
 from autoprune.latency import predictor as predictor_module
 from autoprune.latency.geometries import possible_geometries
-from autoprune.latency.predictor import Costs, GeometryIndex, LatencyPredictor
+from autoprune.latency.predictor import ABSENT, MISSING, Costs, GeometryIndex, LatencyPredictor
 from autoprune.latency.table import varying_operators
 from autoprune.records import Policy, SearchSpace
 from autoprune.structure import analyze
@@ -40,15 +40,16 @@ class World:
 
     def numbers(self, row, unit=None):
         return [
-            self.geometries.index(op.geometry(op.sizes(row[None])[0]))
+            self.geometries.index(geometry)
             for op in self.priced
             if unit is None or unit in op.units
+            for geometry in op.geometries(row[None])
         ]
 
 
-@pytest.fixture
-def world(net, structure_of, space_of):
-    return World(structure_of(net), space_of(net))
+@pytest.fixture(params=["narrowing", "removing"])
+def world(request, net, structure_of, space_of, removing_space_of):
+    return World(structure_of(net), (space_of if request.param == "narrowing" else removing_space_of)(net))
 
 
 def test_a_prediction_is_the_sum_of_its_entries(world):
@@ -184,17 +185,88 @@ def test_a_predictor_travels_to_other_processes(world):
 def test_the_index_finds_every_geometry_at_its_position(world):
     index = GeometryIndex(world.priced, world.geometries)
     numbers = index.numbers(world.widths)
-    assert numbers.tolist() == [world.numbers(row) for row in world.widths]
-    for operator, _ in enumerate(world.priced):
+    assert [row[row != ABSENT].tolist() for row in numbers] == [world.numbers(row) for row in world.widths]
+    for operator, priced in enumerate(world.priced):
         np.testing.assert_array_equal(index.numbers_of(operator, world.widths), numbers[:, operator])
-        assert index.geometry(operator, world.widths[0]) == world.geometries[numbers[0, operator]]
+        np.testing.assert_array_equal(numbers[:, operator] != ABSENT, priced.present(world.widths))
+        if numbers[0, operator] != ABSENT:
+            assert index.geometry(operator, world.widths[0]) == world.geometries[numbers[0, operator]]
     assert index.operators == world.priced
 
 
 def test_the_index_knows_what_it_does_not_have(world):
     every_other = world.geometries[::2]
     numbers = GeometryIndex(world.priced, every_other).numbers(world.widths)
-    wanted = [[-1 if i % 2 else i // 2 for i in world.numbers(row)] for row in world.widths]
-    assert numbers.tolist() == wanted
-    assert (numbers == -1).any()
+    wanted = [[MISSING if i % 2 else i // 2 for i in world.numbers(row)] for row in world.widths]
+    assert [row[row != ABSENT].tolist() for row in numbers] == wanted
+    assert (numbers == MISSING).any()
     assert GeometryIndex((), ()).numbers(world.widths).shape == (len(world.widths), 0)
+
+
+def test_a_removed_branch_costs_what_is_left_of_it(structure_of, removing_space_of):
+    """Nothing of the branch; an activation of its own, or another label of the shortcut that now carries it."""
+    world = World(structure_of("blocks"), removing_space_of("blocks"))
+    predictor, full = world.predictor(), np.array([unit[-1] for unit in world.space.levels.values()])
+    keys = [[world.geometries[i] for i in world.numbers(row)] for row in without(world, full, *world.names[1:4])]
+    texts = [[str(key) for key in of_row] for of_row in keys]
+    both, plain = "conv2d+add+relu 4->6 8x8 k3x3", "conv2d+relu 6->4 8x8 k3x3"
+    assert [(text.count(both), text.count(plain)) for text in texts] == [(2, 2), (1, 1), (0, 0), (0, 0)]
+    assert "conv2d+add+relu 6->8 4x4 k1x1 s2x2" in texts[2]
+    assert texts[3] == [
+        "conv2d+relu 1->6 8x8 k3x3", "adaptive_avg_pool2d 8->8 1x1", "linear 8->5", "conv2d+relu 6->8 4x4 k1x1 s2x2",
+    ]  # fmt: skip
+    rows = without(world, full, *world.names[1:4])
+    wanted = [0.25 + world.entries_ms[world.numbers(row)].sum() for row in rows]
+    np.testing.assert_allclose(predictor.predict(rows), wanted, rtol=1e-12)
+
+
+def test_an_activation_that_a_removed_branch_carried_is_charged_alone():
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 2, 1)
+            self.a, self.b = nn.Conv2d(4, 3, 1), nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            x = nn.functional.max_pool2d(self.stem(x), 2)
+            return self.head(torch.relu(x + self.b(torch.relu(self.a(x)))))
+
+    structure = analyze(Pooled().eval(), (torch.randn(1, 1, 4, 4),))
+    levels = {u.name: tuple(range(0 if u.removable else 1, u.width + 1)) for u in structure.units}
+    world = World(structure, SearchSpace(id="s", levels=levels))
+    keys = [[str(world.geometries[i]) for i in world.numbers(np.array(row))] for row in ([4, 2], [4, 0])]
+    assert keys[0][2:4] == ["conv2d+relu 4->2 2x2 k1x1", "conv2d+add+relu 2->4 2x2 k1x1"]
+    assert keys[1] == ["conv2d 1->4 4x4 k1x1", "max_pool2d 4->4 2x2 k2x2 s2x2", "conv2d 4->2 2x2 k1x1", "relu 4->4 2x2"]
+
+
+def test_the_width_of_a_unit_does_not_matter_once_its_branch_is_gone():
+    class Bottleneck(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 2, 1)
+            self.a, self.b, self.c = nn.Conv2d(4, 3, 1), nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.head(x + self.c(torch.relu(self.b(torch.relu(self.a(x))))))
+
+    structure = analyze(Bottleneck().eval(), (torch.randn(1, 1, 3, 3),))
+    assert [(u.name, u.removable) for u in structure.units] == [("stem", False), ("a", True), ("b", True)]
+    levels = {u.name: tuple(range(0 if u.removable else 1, u.width + 1)) for u in structure.units}
+    world = World(structure, SearchSpace(id="s", levels=levels))
+    rows = np.array([[4, 0, 3], [4, 0, 1], [4, 2, 0], [4, 0, 0]])
+    found = world.predictor().predict_with_sd(rows)
+    assert len(set(found.latency_ms)) == len(set(found.sd_ms)) == 1
+    assert len(world.numbers(rows[0])) == 2
+    assert (found.latency_ms < world.predictor().predict(np.array([[4, 1, 1]]))).all()
+    costs, draws = world.predictor().unit_costs(1, rows)
+    assert costs.tolist() == [0, 0, 0, 0]
+    assert not draws.any()
+
+
+def without(world, full, *names):
+    """Rows without the first of some units, without the first two, and so on; the full one first."""
+    rows = np.tile(full, (len(names) + 1, 1))
+    for count, name in enumerate(names, start=1):
+        rows[count:, world.names.index(name)] = 0
+    return rows

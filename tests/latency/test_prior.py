@@ -25,13 +25,11 @@ def profiled(world, rows, ms_of):
     """Prior of made-up kernels: every operator of a policy takes `ms_of(geometry)`."""
     geometries, priced, dense, _, index, nodes = world
     weighted = [op for op in priced if any(name in nodes for name in op.parameters)]
-    kernels = [
-        Kernels(
-            names=tuple(nodes[next(n for n in op.parameters if n in nodes)] for op in weighted),
-            ms=np.array([[ms_of(op.geometry(op.sizes(row[None])[0])) for op in weighted]] * 3),
-        )
-        for row in rows
-    ]
+    kernels = []
+    for row in rows:
+        held = [op for op in weighted if op.present(row[None])[0]]
+        names = tuple(nodes[next(n for n in op.parameters if n in nodes)] for op in held)
+        kernels.append(Kernels(names=names, ms=np.array([[ms_of(op.geometries(row[None])[0]) for op in held]] * 3)))
     return prior_ms(geometries, index.numbers(rows), kernels, dense, priced)
 
 
@@ -43,7 +41,7 @@ def test_what_was_profiled_is_believed_and_counted(world):
     geometries, priced, _, space, _, _ = world
     rows = np.array([[levels[-1] for levels in space.levels.values()], [levels[0] for levels in space.levels.values()]])
     prior, unseen = profiled(world, rows, cost)
-    seen = {op.geometry(op.sizes(rows)[i]) for op in priced for i in (0, 1) if op.units}
+    seen = {key for op in priced for key in op.geometries(rows) if op.units}
     weighted = {g for g in seen if g.op in ("conv2d", "linear")}
     assert len(weighted) == 12
     for geometry, found in zip(geometries, prior, strict=True):

@@ -3,10 +3,12 @@ import pytest
 import torch
 from torch import nn
 
+from autoprune.latency.evidence import occurrences
 from autoprune.latency.geometries import possible_geometries
-from autoprune.latency.predictor import GeometryIndex
+from autoprune.latency.predictor import ABSENT, GeometryIndex
 from autoprune.latency.sampling import (
     covering_widths,
+    every_other,
     partners_of,
     random_widths,
     scan_contexts,
@@ -57,7 +59,7 @@ def test_every_entry_is_covered_and_all_about_equally_often(world):
     widths = covering_widths(space, names, index, 160, seen, np.random.default_rng(0))
     assert widths.shape == (160, len(names))
     assert belong(widths, space, names)
-    assert set(index.numbers(widths).ravel()) == set(range(entries))
+    assert set(index.numbers(widths).ravel()) - {ABSENT} == set(range(entries))
     assert (seen == 0).all()
 
 
@@ -65,7 +67,7 @@ def test_covering_is_better_than_chance(world):
     space, names, _, index, entries = world
 
     def rarest(widths):
-        return np.bincount(index.numbers(widths).ravel(), minlength=entries).min()
+        return occurrences(index.numbers(widths), entries).sum(axis=0).min()
 
     chosen = covering_widths(space, names, index, 100, np.zeros(entries), np.random.default_rng(1))
     assert rarest(chosen) > rarest(random_widths(space, names, 100, np.random.default_rng(1)))
@@ -77,7 +79,7 @@ def test_what_was_seen_before_is_not_sought_again(world):
     seen = np.zeros(entries)
     common = random_widths(space, names, 3000, np.random.default_rng(2))
     median = np.median(space.levels[names[0]])
-    np.add.at(seen, index.numbers(common[common[:, 0] <= median]).ravel(), 1)
+    seen += occurrences(index.numbers(common[common[:, 0] <= median]), entries).sum(axis=0)
     widths = covering_widths(space, names, index, 10, seen, np.random.default_rng(3))
     assert (widths[:, 0] > median).mean() > 0.7
 
@@ -86,7 +88,7 @@ def test_entries_that_the_table_will_not_have_attract_nobody(world):
     """The first policy is, of all in its pool, the one with most of the entries that the table will have."""
     space, names, priced, _, _ = world
     smallest = np.array([[levels[0] for levels in space.levels.values()]])
-    known = tuple(dict.fromkeys(op.geometry(op.sizes(smallest)[0]) for op in priced))
+    known = tuple(dict.fromkeys(key for op in priced for key in op.geometries(smallest)))
     index = GeometryIndex(priced, known)
 
     def held(rows):
@@ -148,14 +150,14 @@ def test_every_width_of_every_unit_is_scanned_in_both_contexts(world):
     assert belong(rows, space, names)
     assert len({tuple(row) for row in rows.tolist()}) == len(rows)
     scanned = {tuple(row) for row in rows.tolist()}
-    known = {op.geometry(op.sizes(row[None])[0]) for row in rows for op in priced}
+    known = {key for op in priced for key in op.geometries(rows)}
     for unit, name in enumerate(names):
         for context in scan_contexts(unit, space, names, priced):
             for width in space.levels[name]:
                 row = context.copy()
                 row[unit] = width
                 if tuple(row.tolist()) not in scanned:
-                    keys = {op.geometry(op.sizes(row[None])[0]) for op in priced if unit in op.units}
+                    keys = {key for op in priced if unit in op.units for key in op.geometries(row[None])}
                     assert keys <= known
 
 
@@ -188,3 +190,42 @@ def test_only_given_widths_are_scanned_and_units_with_one_width_are_not(world):
     assert set(rows[:, 1]) <= {*few[names[1]], *(c[1] for c in scan_contexts(0, space, names, priced)), 4, 6, 8}
     none = {name: (levels[-1],) for name, levels in space.levels.items()}
     assert scanned_widths(space, names, priced, none).shape == (0, len(names))
+
+
+@pytest.fixture
+def removing(structure_of, removing_space_of):
+    structure, space = structure_of("blocks"), removing_space_of("blocks")
+    return space, space.unit_names, varying_operators(structure)[0], [u.removable for u in structure.units]
+
+
+def test_random_policies_remove_an_eighth_of_what_they_may(removing):
+    space, names, priced, removable = removing
+    widths = random_widths(space, names, 4000, np.random.default_rng(0))
+    shares = (widths == 0).mean(axis=0)
+    np.testing.assert_allclose(shares, np.array(removable) / 8, atol=0.02)
+    assert belong(widths, space, names)
+    geometries = possible_geometries(priced, space, names)
+    index = GeometryIndex(priced, geometries)
+    covering = covering_widths(space, names, index, 60, np.zeros(len(geometries)), np.random.default_rng(0))
+    assert set(index.numbers(covering).ravel()) - {ABSENT} == set(range(len(geometries)))
+
+
+def test_the_ladder_and_the_surroundings_of_a_scan_remove_nothing(removing):
+    space, names, priced, _ = removing
+    assert (uniform_ladder(space, names) > 0).all()
+    assert all((scan_contexts(unit, space, names, priced) > 0).all() for unit in range(len(names)))
+
+
+def test_scans_end_at_width_0(removing):
+    """Once for every kind of block: two equal ones share their scans."""
+    space, names, priced, removable = removing
+    rows = scanned_widths(space, names, priced, space.levels)
+    removed = [names[column] for column in np.argwhere(rows == 0)[:, 1]]
+    assert set(removed) == {"first.0", "third.0"}
+    assert (rows[:, [not r for r in removable]] > 0).all()
+
+
+def test_thinning_keeps_both_ends():
+    assert every_other((0, 2, 4, 6, 8)) == (0, 4, 8)
+    assert every_other((0, 2, 4, 6)) == (0, 2, 6)
+    assert every_other((1, 2, 3, 4)) == (2, 4)

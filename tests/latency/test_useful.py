@@ -175,3 +175,14 @@ def test_known_widths_without_entries_are_left_out(structure_of, space_of):
     predictor = LatencyPredictor(GeometryIndex(priced, geometries), wide.levels, costs, (0.0, np.zeros(8)))
     for stair in staircases(predictor, narrow, priced):
         assert stair.widths == stair.useful == narrow.levels[stair.unit]
+
+
+def test_width_0_is_always_useful(structure_of, removing_space_of):
+    """Also where nobody could measure what it saves: the model is smaller."""
+    widths, costs = np.array([0, 2, 4]), np.array([[1.0, 1.0, 1.0]])
+    assert useful_among(widths, costs, certain(costs)) == (0, 4)
+    structure, space = structure_of("blocks"), removing_space_of("blocks")
+    predictor, priced = predictor_of(structure, space, stairs(4))
+    for stair, unit in zip(staircases(predictor, space, priced), structure.units, strict=True):
+        assert (stair.useful[0] == stair.widths[0] == 0) == unit.removable
+        assert not unit.removable or stair.latency_ms[0] < stair.latency_ms[1]

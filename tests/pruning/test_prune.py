@@ -77,3 +77,11 @@ def test_full_keep_changes_nothing() -> None:
     net, inputs = make_net("residual")
     with torch.no_grad():
         torch.testing.assert_close(prune(net, inputs, keep=1.0, multiple_of=1)(*inputs), net(*inputs))
+
+
+def test_nothing_is_kept_of_a_removed_unit() -> None:
+    order = {"a": [2, 0, 1], "b": [1, 0]}
+    found = keep_best(order, Policy(space_id="", widths={"a": 0, "b": 1}))
+    assert found["a"].shape == (0,)
+    assert found["a"].dtype == found["b"].dtype == "int64"
+    assert found["b"].tolist() == [1]

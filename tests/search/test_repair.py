@@ -92,3 +92,16 @@ def test_a_space_without_choices():
     assert fit_to_limit(*arguments, Limit.of(latency_ms=3), np.random.default_rng(0)) == space.largest()
     assert fit_to_limit(*arguments, Limit.of(latency_ms=1), np.random.default_rng(0)) is None
     assert fit_to_limit(*arguments, Limit.of(latency_ms=3, params=0.5), np.random.default_rng(0)) is None
+
+
+def test_blocks_are_removed_when_nothing_else_fits():
+    space = SearchSpace(id="s", levels={"a": (0, 8, 16), "b": (4, 8)})
+    found = fit_to_limit(
+        space.largest(),
+        space,
+        lambda ps: costs_of(lambda p: sum(p.widths.values()), ps),
+        Limit.of(latency_ms=8),
+        np.random.default_rng(0),
+    )
+    assert found
+    assert found.widths["a"] == 0

@@ -72,3 +72,16 @@ def test_of_policies_as_near_the_limit_the_slower_is_taken():
         return costs_of(lambda p: 10 - p.widths["unit0"], policies, lambda p: {"activation_bytes": 800})
 
     assert uniform_policy(SPACE, DENSE, flat, Limit.of(activation_bytes=1_000)) == uniform(2)
+
+
+@given(st.integers(1, 60))
+def test_the_uniform_policy_removes_nothing(most):
+    space = SearchSpace(id="s", levels={"a": (0, 8, 32), "b": (0, 16), "c": (0,)})
+    policy = uniform_policy(
+        space,
+        {"a": 32, "b": 16, "c": 10},
+        lambda ps: costs_of(lambda p: sum(p.widths.values()), ps),
+        Limit.of(latency_ms=most),
+    )
+    assert (policy is None) == (most < 24)
+    assert policy is None or (policy.widths["a"] >= 8 and policy.widths["b"] == 16)

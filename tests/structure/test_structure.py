@@ -210,8 +210,8 @@ def test_the_proof_refuses_a_wrong_model_and_names_the_unit(monkeypatch: pytest.
     structure = analysed("residual")
     honest = structure_module.slice_tensors
 
-    def crooked(tensors: dict, masks: dict, canonical: dict) -> dict:
-        cut = honest(tensors, masks, canonical)
+    def crooked(tensors: dict, masks: dict, canonical: dict, dead: set) -> dict:
+        cut = honest(tensors, masks, canonical, dead)
         if cut["c2.weight"].shape[0] < 6:
             cut["c3.weight"] = nn.Parameter(cut["c3.weight"].flip(1))
         return cut

@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from autoprune.records import Member, Unit
+from autoprune.report import unit_table
+
+
+def test_units_show_what_may_be_removed() -> None:
+    members = (Member(parameter="a.weight", dim=0, per_channel=1),)
+    units = [Unit(name=n, kind="channel", width=8, members=members, removable=n == "inner") for n in ("stem", "inner")]
+    stream = io.StringIO()
+    Console(file=stream, width=100).print(unit_table(units, {"stem": (4, 8), "inner": (0, 4, 8)}))
+    rows = {line.split()[1]: line.split() for line in stream.getvalue().splitlines() if "a.weight" in line}
+    assert rows["inner"][5:10] == ["yes", "│", "0", "4", "8"]
+    assert "yes" not in rows["stem"]
