@@ -7,7 +7,8 @@ Each tool gets an environment of its own, with this checkout of autoprune in it,
 fine-tuning are the very same functions. The first run DOWNLOADS the tools and PyTorch into `--environments`; later
 ones use what is there. A peer prunes to a share of what it counts; the share with the least pruned whose *measured*
 latency (ONNX Runtime on the CPU, 1 thread, batch 1) fits the budget is taken. Its test score after every number of
-sample passes in `--points` is appended to a CSV file (`curves.Row` explains the columns). Run it again to go on.
+sample passes in `--points` is appended to a CSV file (`curves.Row` explains the columns). Run it again to go on: the
+models that were found are in the folder beside that file.
 
 Search passes: the Taylor scores' gradient examples count 1 each; FastNAS's scores, and the batch-norm recalibration
 before each of them, 1/3 per example, as if all its candidates were as large as the dense model; latency measurements
@@ -80,13 +81,14 @@ def environment(folder: Path, tool: str) -> Path:
     """The interpreter of a tool's environment, which is made or brought up to date first if need be."""
     python = folder.resolve() / tool / "bin" / "python"
     stamp = folder / tool / "installed.txt"
-    wanted = "\n".join([str(ROOT), *TOOLS[tool]])
+    packages = ["-e", f"{ROOT}[demo]", *TOOLS[tool]]  # the data of one task comes with `demo`
+    wanted = "\n".join(packages)
     if not stamp.exists() or stamp.read_text(encoding="utf-8") != wanted:
         print(f"installing {', '.join(TOOLS[tool])} into {folder / tool}", flush=True)
         if not python.exists():
             subprocess.run([sys.executable, "-m", "venv", folder / tool], check=True)
         install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*install, "-e", ROOT, "-c", ROOT / "constraints.txt", *TOOLS[tool]], check=True)
+        subprocess.run([*install, "-c", ROOT / "constraints.txt", *packages], check=True)
         stamp.write_text(wanted, encoding="utf-8")
     return python
 

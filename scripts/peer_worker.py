@@ -74,6 +74,15 @@ class Order:
         rows = read_rows(Path(self.out))
         return missing_points(rows, self.points, method=self.method, model=self.label, budget=budget, seed=seed)
 
+    def begun(self, budget: str, seed: int) -> bool:
+        """Whether there are rows already, so that the others must be of the same model."""
+        rows = read_rows(Path(self.out))
+        return any(row.answers(self.method, self.label, budget, seed) for row in rows)
+
+    def model_file(self, budget: str, seed: int) -> Path:
+        """Where the model that was found is kept: timed again, another one might fit."""
+        return Path(self.out).with_suffix("") / f"{self.method}-{self.label}-{budget}-{seed}.pt"
+
     @property
     def label(self) -> str:
         """The model's name in the file of results."""
@@ -323,55 +332,58 @@ def run(order: Order) -> None:
     task = load_task(order.task, order.model, Path(order.data_dir) if order.data_dir else None)
     dense = load_dense(task, Path(order.dense))
     for seed in order.seeds:
-        if not any(order.missing(budget, seed) for budget in order.budgets):
-            continue
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                _run_seed(order, task, dense, seed, Path(folder))
+            wanted = [budget for budget in order.budgets if order.missing(budget, seed)]
+            for budget in [budget for budget in wanted if order.begun(budget, seed)]:
+                row, model = torch.load(order.model_file(budget, seed), weights_only=False)
+                _append_curve(order, row, model, task, dense)
+                wanted.remove(budget)
+            if wanted:
+                _search(order, task, dense, seed, wanted)
         except Exception as error:
             print(f"{order.method}, seed {seed} failed: {one_line(error)}", flush=True)
 
 
-def _run_seed(order: Order, task: Task, dense: nn.Module, seed: int, folder: Path) -> None:
+def _search(order: Order, task: Task, dense: nn.Module, seed: int, budgets: Sequence[str]) -> None:
+    """Find the models of one seed for some budgets, and append their rows."""
     print(f"{order.method}, seed {seed}: preparing, then timing {len(GRID)} shares", flush=True)
-    stopwatch = Stopwatch(task, dense, folder)
-    start = time.perf_counter()
-    peer = METHODS[order.method](task, dense, seed)
-    ladder = Ladder(peer, stopwatch)
-    prepared = time.perf_counter() - start
-    for budget in order.budgets:
-        points = order.missing(budget, seed)
-        if not points:
-            continue
+    with tempfile.TemporaryDirectory() as folder:
+        stopwatch = Stopwatch(task, dense, Path(folder))
         start = time.perf_counter()
-        found = ladder.largest(stopwatch.limit(budget))
-        probe = found or ladder.fastest()
-        params, macs = sizes(probe.model, task)
-        row = Row(
-            method=order.method,
-            model=order.label,
-            budget=budget,
-            seed=seed,
-            search_passes=peer.search_passes,
-            passes=0,
-            test_score=None,
-            latency_ratio=probe.ratio,
-            params=params,
-            macs=macs,
-            seconds=prepared + time.perf_counter() - start,
-        )
-        if found:
-            _append_curve(order, row, probe.model, task, dense, points)
-        else:
-            _append(order, row)
+        peer = METHODS[order.method](task, dense, seed)
+        ladder = Ladder(peer, stopwatch)
+        prepared = time.perf_counter() - start
+        for budget in budgets:
+            start = time.perf_counter()
+            found = ladder.largest(stopwatch.limit(budget))
+            probe = found or ladder.fastest()
+            params, macs = sizes(probe.model, task)
+            row = Row(
+                method=order.method,
+                model=order.label,
+                budget=budget,
+                seed=seed,
+                search_passes=peer.search_passes,
+                passes=0,
+                test_score=None,
+                latency_ratio=probe.ratio,
+                params=params,
+                macs=macs,
+                seconds=prepared + time.perf_counter() - start,
+            )
+            if found is None:
+                _append(order, row)
+                continue
+            file = order.model_file(budget, seed)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save((row, probe.model), file)
+            _append_curve(order, row, probe.model, task, dense)
 
 
-def _append_curve(
-    order: Order, found: Row, model: nn.Module, task: Task, dense: nn.Module, points: Sequence[int]
-) -> None:
-    """Fine-tune and test at every point; each row is in the file before the next point begins."""
+def _append_curve(order: Order, found: Row, model: nn.Module, task: Task, dense: nn.Module) -> None:
+    """Fine-tune and test at every missing point; each row is in the file before the next point begins."""
     relative_cost = found.macs / sizes(dense, task)[1]
-    for point in points:
+    for point in order.missing(found.budget, found.seed):
         start = time.perf_counter()
         [(_, score)] = curve(model, task, dense, relative_cost=relative_cost, points=[point], seed=found.seed)
         seconds = found.seconds + time.perf_counter() - start
@@ -382,7 +394,7 @@ def _append(order: Order, row: Row) -> None:
     append_row(Path(order.out), row)
     reached = "cannot be met" if row.test_score is None else f"{row.passes:>7,} passes: test score {row.test_score:.4f}"
     cost = f"measured {row.latency_ratio:.1%} of dense, {row.macs:,} MACs"
-    print(f"{row.method:15} {row.budget:>6} seed {row.seed} {reached} ({cost})", flush=True)
+    print(f"{row.method:20} {row.budget:>6} seed {row.seed} {reached} ({cost})", flush=True)
 
 
 def _gradients(task: Task, dense: nn.Module, seed: int, passes: SamplePasses) -> dict[str, torch.Tensor]:
