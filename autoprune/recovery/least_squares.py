@@ -78,9 +78,21 @@ class Reconstruction:
         are not finite.
         """
         graph = model.evaluation_graph()
-        fitter = _Fitter(graph, self, masks, _touched(graph.graph, masks))
+        fitter = _Fitter(graph, self, masks, self._touched(graph.graph, masks))
         with torch.no_grad():
             fitter.run(*self.inputs)
+
+    def _touched(self, graph: fx.Graph, masks: Masks) -> set[str]:
+        """Nodes of a shrunk graph whose value some removed channel or branch changes."""
+        cut = {name for (kind, name, _), mask in masks.items() if kind == "parameter" and not mask.all()}
+        sources = {n.name: n.all_input_nodes for n in self.structure.captures[False].graph.nodes}
+        touched: set[str] = set()
+        for node in graph.nodes:
+            bypassing = [n.name for n in node.all_input_nodes] != [n.name for n in sources.get(node.name, [])]
+            sliced = node.op == "get_attr" and str(node.target) in cut
+            if bypassing or sliced or any(n.name in touched for n in node.all_input_nodes):
+                touched.add(node.name)
+        return touched
 
     @cached_property
     def _norms(self) -> set[str]:
@@ -163,16 +175,6 @@ def _regression(rows: Tensor, target: Tensor, *, centred: bool) -> tuple[Tensor,
     second = ridged((inputs.T @ inputs / len(rows)).double(), _RIDGE)
     weight = torch.linalg.solve(second, (inputs.T @ outputs / len(rows)).double()).T.float()
     return weight, y - weight @ x
-
-
-def _touched(graph: fx.Graph, masks: Masks) -> set[str]:
-    """Nodes whose value some removed channel changes."""
-    cut = {name for (kind, name, _), mask in masks.items() if kind == "parameter" and not mask.all()}
-    touched: set[str] = set()
-    for node in graph.nodes:
-        if (node.op == "get_attr" and str(node.target) in cut) or any(n.name in touched for n in node.all_input_nodes):
-            touched.add(node.name)
-    return touched
 
 
 def recover(

@@ -225,6 +225,18 @@ def test_how_the_examples_are_batched_does_not_matter():
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+def test_a_removed_branch_is_made_up_for_by_what_follows():
+    torch.manual_seed(0)
+    model, batches = Residual(), inputs_of((2, 8, 8), 8)
+    recalibrate_on(model, (batches[0][0][:2],), batches)
+    structure = analyze(model, (batches[0][0][:1],))
+    policy = Policy(space_id="", widths=structure.full_widths | {"inner": 0})
+    plain, fitted = structure.shrink(policy).eval(), repaired(structure, policy, batches)
+    assert "outer.weight" not in fitted.state_dict()
+    assert torch.equal(fitted.state_dict()["stem.weight"], model.stem.weight)
+    assert difference(model, fitted, batches) < 0.5 * difference(model, plain, batches)
+
+
 def test_a_frozen_batch_norm_keeps_its_statistics():
     class Frozen(Residual):
         def train(self, mode=True):
