@@ -1,0 +1,186 @@
+"""Strategies of the search beside each other: test score as a curve over sample passes after the search.
+
+    python scripts/benchmark_search.py --task fashion-mnist --model resnet20 --dense dense.safetensors \\
+        --budget 50% --budget 33% --budget 25% --budget 15% --strategies guided uniform direct --seeds 0 1 2 \\
+        --points 0 2000 10000 50000 --out results.csv
+
+All strategies share the dense weights, the latency table (profiled once, beside the CSV file), the evaluator, the
+repair, the number of proxies, the rungs and the fine-tuning recipe. The policy of a budget is the best one of the last
+rung that meets it when measured; it is then fine-tuned from its repaired start, for every number of passes anew, with
+seeds that all strategies share. `search_passes` are those of the whole search divided by its budgets: everything that
+looked at data counts. Results are appended to a CSV file (`curves.Row` explains the columns); run it again to go on.
+`scripts/summarize_curves.py` compares them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from curves import Row, append_row, curve, missing_points, read_rows
+
+from autoprune.config import RunConfig
+from autoprune.pipeline.events import Silent
+from autoprune.pipeline.main import executor_of, search_passes, searched
+from autoprune.pipeline.prepare import Setup, open_task, prepare
+from autoprune.pipeline.settle import measured_ratios, uniform_baselines
+from autoprune.records import Policy
+from autoprune.recovery.passes import SamplePasses
+from autoprune.runfolder import RunFolder
+from autoprune.search.effort import Effort
+from autoprune.search.rungs import best_within
+from autoprune.search.strategies import STRATEGIES
+from autoprune.trials import TrialResult
+
+_CANDIDATES = 4
+
+
+def main() -> None:
+    """Run every strategy with every seed that has rows missing."""
+    given = parse()
+    torch.set_num_threads(1)
+    for seed in given.seeds:
+        for strategy in given.strategies:
+            missing = {
+                budget: missing_points(
+                    read_rows(given.out), given.points, method=strategy, model=given.model, budget=budget, seed=seed
+                )
+                for budget in given.budget
+            }
+            if any(missing.values()):
+                compare(given, strategy, seed, missing)
+
+
+def compare(given: argparse.Namespace, strategy: str, seed: int, missing: dict[str, list[int]]) -> None:
+    """Search with one strategy and seed, and append the curves of all its budgets."""
+    start = time.monotonic()
+    setup = opened(given, strategy, seed)
+    with executor_of(setup) as executor:
+        setup, outcome = searched(setup, executor, Silent())
+    seconds = time.monotonic() - start
+    passes = sum(search_passes(setup, outcome).values()) / len(given.budget)
+    if strategy == "uniform":
+        passes = 0.0  # one policy for each budget: nothing is chosen by a score
+    print(f"{strategy}, seed {seed}: {passes:,.0f} sample passes for each budget, {seconds:.0f} s", flush=True)
+    for line in (*outcome.notes, *map(str, outcome.correlations)):
+        print(f"    {line}", flush=True)
+    last = outcome.results[setup.effort.rungs[-1].name]
+    for budget, points in missing.items():
+        if points:
+            policy, ratio = chosen(setup, budget, last, strategy)
+            for row in rows(given, setup, policy, points, seed):
+                found = replace(
+                    row,
+                    method=strategy,
+                    budget=budget,
+                    search_passes=round(passes),
+                    latency_ratio=ratio,
+                    seconds=row.seconds + seconds,
+                )
+                append_row(given.out, found)
+                print(f"    {budget} {ratio:.3f} after {row.passes:6d} passes: {found.test_score:.4f}", flush=True)
+
+
+def opened(given: argparse.Namespace, strategy: str, seed: int) -> Setup:
+    """The stages before the search; the first call profiles the table that all others take."""
+    folder = given.out.with_suffix("")
+    table = folder / "latency_table.json"
+    config = RunConfig(
+        task=given.task,
+        model=given.model,
+        dense=str(given.dense.resolve()),
+        budgets=tuple(given.budget),
+        space=given.space,
+        strategy=strategy,
+        sampler=given.sampler,
+        reconstruct=not given.no_least_squares,
+        scores="obs" if not given.no_least_squares else "l2",
+        seed=seed,
+        trials=given.trials,
+        table=str(table.resolve()) if table.exists() else None,
+        executor="inline" if given.workers == 1 else "process",
+        workers=given.workers,
+    )
+    run = RunFolder(folder / f"{given.model}-{strategy}-{seed}")
+    run.create()
+    setup = prepare(config, run, Silent(), open_task(config))
+    if not table.exists():
+        setup.table.save(table)
+    return replace(setup, effort=shortened(setup.effort, given.rungs))
+
+
+def shortened(effort: Effort, rungs: int) -> Effort:
+    """An effort with the first rungs alone."""
+    return replace(effort, rungs=effort.rungs[:rungs], promoted=effort.promoted[: rungs - 1])
+
+
+def chosen(setup: Setup, budget: str, last: Sequence[TrialResult], strategy: str) -> tuple[Policy, float]:
+    """The best policy that meets the budget when measured, with its share of the dense latency.
+
+    Other strategies than `uniform` do not take the uniform policy: it is scored for comparison. The fastest candidate
+    when none meets the budget.
+    """
+    uniform = uniform_baselines(setup).get(budget)
+    others = [r for r in last if (r.policy == uniform) == (strategy == "uniform")]
+    limit = setup.limits[budget]
+    policies = [r.policy for r in best_within(others, limit, _CANDIDATES)]
+    ratios = measured_ratios(setup, policies).tolist()
+    most = limit.most[0] / setup.table.dense_ms
+    fitting = [(p, ratio) for p, ratio in zip(policies, ratios, strict=True) if ratio <= most * 1.01]
+    return fitting[0] if fitting else min(zip(policies, ratios, strict=True), key=lambda found: found[1])
+
+
+def rows(given: argparse.Namespace, setup: Setup, policy: Policy, points: Sequence[int], seed: int) -> list[Row]:
+    """The curve of one policy; the fields of the search are filled in by the caller."""
+    bench, found = setup.bench, []
+    model = bench.shrink(policy)
+    bench.repair(model, policy, SamplePasses())
+    sizes = bench.sizes(policy)
+    for point in points:
+        start = time.monotonic()
+        cost = bench.relative_cost(policy)
+        ((_, score),) = curve(model, bench.task, bench.dense, relative_cost=cost, points=[point], seed=seed)
+        found.append(
+            Row(
+                method="",
+                model=given.model,
+                budget="",
+                seed=seed,
+                search_passes=0,
+                passes=point,
+                test_score=score,
+                latency_ratio=0.0,
+                params=sizes["params"],
+                macs=sizes["macs"],
+                seconds=time.monotonic() - start,
+            )
+        )
+    return found
+
+
+def parse() -> argparse.Namespace:
+    """Command-line arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", default="fashion-mnist")
+    parser.add_argument("--model", default="resnet20")
+    parser.add_argument("--dense", type=Path, required=True, help="trained weights (safetensors)")
+    parser.add_argument("--budget", action="append", required=True)
+    parser.add_argument("--space", default="default")
+    parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=list(STRATEGIES))
+    parser.add_argument("--sampler", default="tpe")
+    parser.add_argument("--no-least-squares", action="store_true", help="l2 order and batch norms alone")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--points", type=int, nargs="+", default=[0, 2_000, 10_000, 50_000, 250_000])
+    parser.add_argument("--trials", type=int, help="proxies of all budgets together (default: effort small)")
+    parser.add_argument("--rungs", type=int, default=3, choices=(1, 2, 3), help="1: policies are chosen by the proxy")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--out", type=Path, required=True, help="CSV file; its folder of runs has the same name")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
