@@ -8,7 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from autoprune.errors import unknown_name
-from autoprune.records import Policy
+from autoprune.search.baselines.amc import amc
+from autoprune.search.baselines.fastnas import fastnas
+from autoprune.search.baselines.globally import global_threshold
+from autoprune.search.baselines.halp import halp
+from autoprune.search.baselines.netadapt import netadapt
+from autoprune.search.baselines.shared import score_uniform, uniform_policies
 from autoprune.search.explore import Explorer
 from autoprune.search.guided import guided
 
@@ -24,22 +29,27 @@ def find_strategy(name: str) -> Strategy:
 
 def direct(explorer: Explorer) -> None:
     """An Optuna sampler proposes levels, moved onto one of the limits (see `repair`)."""
-    explorer.sample(_uniform(explorer), explorer.search.sampler)
+    explorer.sample(uniform_policies(explorer), explorer.search.sampler)
 
 
 def random(explorer: Explorer) -> None:
     """Random levels, moved onto one of the limits."""
-    explorer.sample(_uniform(explorer), "random")
+    explorer.sample(uniform_policies(explorer), "random")
 
 
-def uniform(explorer: Explorer) -> None:
-    """The uniform policies alone."""
-    explorer.score(_uniform(explorer))
-
-
-def _uniform(explorer: Explorer) -> dict[Policy, str]:
-    return dict.fromkeys(explorer.uniform.values(), "uniform")
-
-
-STRATEGIES: Mapping[str, Strategy] = {"guided": guided, "direct": direct, "random": random, "uniform": uniform}
+STRATEGIES: Mapping[str, Strategy] = {
+    "guided": guided,
+    "direct": direct,
+    "random": random,
+    "uniform": score_uniform,
+    "global-magnitude": global_threshold,
+    "global-taylor": global_threshold,
+    "fastnas": fastnas,
+    "halp": halp,
+    "netadapt": netadapt,
+    "amc": amc,
+}
 """By name; the first one is the default."""
+
+NEEDS_IMPORTANCE: Mapping[str, str] = {"global-magnitude": "l2", "global-taylor": "taylor", "halp": "taylor"}
+"""The score of channels (of `autoprune.pruning`) that a strategy goes by, as `Search.importance`, by its name."""

@@ -25,6 +25,8 @@ COST_MS = dict(zip(DENSE, (0.30, 0.05, 0.20, 0.10, 0.25, 0.10, 0.40), strict=Tru
 HARM = dict(zip(DENSE, (0.1, 3.0, 0.5, 2.0, 0.3, 1.0, 9.9), strict=True))
 DENSE_MS = sum(COST_MS[n] * w for n, w in DENSE.items())
 LIMITS = (Limit.of(latency_ms=0.7 * DENSE_MS), Limit.of(latency_ms=0.55 * DENSE_MS))
+IMPORTANCE = {n: HARM[n] * np.arange(1, 2 * w, 2) / 100 for n, w in DENSE.items()}
+"""Of every channel, the least first: what `loss_of` rises by as they are removed."""
 PARAMS = dict(zip(DENSE, (1, 9, 2, 7, 1, 3, 4), strict=True))
 DENSE_PARAMS = sum(PARAMS[n] * w for n, w in DENSE.items())
 
@@ -186,6 +188,7 @@ def search(path: Path, **changes: object) -> Search:
         "effort": EFFORT,
         "run_seed": 3,
         "additive": ADDITIVE,
+        "importance": IMPORTANCE,
         "strategy": "direct",
     }
     return Search(**fields | changes)  # pyright: ignore[reportArgumentType]

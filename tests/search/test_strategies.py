@@ -2,27 +2,33 @@ from __future__ import annotations
 
 import pytest
 
-from autoprune.budgets import Limit
+from autoprune.config import RunConfig
 from autoprune.errors import UsageError
-from autoprune.search.strategies import STRATEGIES, start_of
-from tests.search.fakes import SPACE
-
-UNIFORM = {Limit.of(latency_ms=2): SPACE.largest(), Limit.of(latency_ms=1): SPACE.smallest()}
+from autoprune.pruning import SCORES
+from autoprune.search.controller import run_search
+from autoprune.search.executors.inline import InlineExecutor
+from autoprune.search.strategies import NEEDS_IMPORTANCE, STRATEGIES, find_strategy
+from tests.search import fakes
+from tests.search.baselines.instant import explored
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_scores_the_baselines_first(strategy):
-    assert start_of(strategy, "tpe", UNIFORM).fixed == {SPACE.largest(): "uniform", SPACE.smallest(): "uniform"}
+    explorer = explored(strategy)
+    assert explorer.asked[0] == list(explorer.results)[:2] == list(explorer.uniform.values())
 
 
-def test_samplers():
-    assert {name: start_of(name, "gp", UNIFORM).sampler for name in STRATEGIES} == {
-        "direct": "gp",
-        "random": "random",
-        "uniform": None,
-    }
+def test_the_guided_strategy_is_the_default():
+    assert next(iter(STRATEGIES)) == RunConfig(task="digits").strategy == "guided"
 
 
-def test_an_unknown_strategy_is_refused():
-    with pytest.raises(UsageError, match="direct, random, uniform"):
-        start_of("magic", "tpe", UNIFORM)
+def test_an_unknown_strategy_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"unknown strategy 'halb'. Did you mean 'halp'\? Known: amc, direct"):
+        find_strategy("halb")
+    with pytest.raises(UsageError, match="unknown strategy 'magic'"):
+        run_search(fakes.search(tmp_path, strategy="magic"), InlineExecutor(fakes.plain))
+
+
+def test_importance_is_a_score_of_channels():
+    assert set(NEEDS_IMPORTANCE) <= set(STRATEGIES)
+    assert set(NEEDS_IMPORTANCE.values()) <= set(SCORES)
