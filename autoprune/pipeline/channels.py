@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -16,6 +17,7 @@ from autoprune.pruning import Calibration, channel_order, score_units
 from autoprune.recovery.moments import collect_moments
 from autoprune.recovery.surgeon import surgeon_order
 from autoprune.runfolder import RunFolder, write_json
+from autoprune.search.strategies import NEEDS_IMPORTANCE
 from autoprune.structure import Structure
 from autoprune.task.base import Task
 from autoprune.task.batches import batches, length, sample_rows
@@ -68,6 +70,18 @@ def _write_order(config: RunConfig, folder: RunFolder, task: Task, structure: St
         passes += FORWARD_SHARE * RECONSTRUCTION_EXAMPLES  # the dense outputs that layers are fitted to
     found = {"scores": config.scores, "reconstruct": config.reconstruct, "seed": config.seed}
     write_json(folder.order, found | {"sample_passes": passes, "order": order})
+
+
+def importance(config: RunConfig, structure: Structure, task: Task) -> dict[str, np.ndarray] | None:
+    """How much each channel of each unit matters, `[width]`, for strategies that go by it."""
+    scores = NEEDS_IMPORTANCE.get(config.strategy)
+    return None if scores is None else score_units(structure, scores, calibration(task, config.seed))
+
+
+def importance_passes(config: RunConfig, train_examples: int) -> float:
+    """Sample passes of `importance`."""
+    share = _PASSES.get(NEEDS_IMPORTANCE.get(config.strategy, ""), 0.0)
+    return share * min(CALIBRATION_EXAMPLES, train_examples)
 
 
 def calibration(task: Task, seed: int) -> Calibration:

@@ -15,6 +15,7 @@ from autoprune.budgets import Limit
 from autoprune.config import FOUNDATION, QUESTION, RunConfig, load_config
 from autoprune.errors import RunFolderError, TrialError, UsageError
 from autoprune.evaluation import EvaluatorFactory, additive_costs
+from autoprune.pipeline.channels import importance, importance_passes
 from autoprune.pipeline.deploy import deployed_dense
 from autoprune.pipeline.events import Events, Silent
 from autoprune.pipeline.finalists import finish
@@ -120,8 +121,8 @@ def _run(setup: Setup, events: Events) -> None:
     deployed_dense(setup)
     events.stage("Search")
     _announce(setup, events)
-    with _executor(setup) as executor:
-        setup, outcome = _searched(setup, executor, events)
+    with executor_of(setup) as executor:
+        setup, outcome = searched(setup, executor, events)
         results = outcome.results
         for name, rung in results.items():
             failed = [r for r in rung if r.status == "failed"]
@@ -134,11 +135,9 @@ def _run(setup: Setup, events: Events) -> None:
             events.note(line)
         models = finish(setup, results[setup.effort.rungs[-1].name], executor, events)
     document = front_document(setup, models)
-    passes = {name: sum(r.sample_passes for r in rung) for name, rung in results.items()}
-    passes["scores"] = read_json(setup.folder.order)["sample_passes"]
     extra = {
         "space_id": setup.space.id,
-        "search_sample_passes": passes,
+        "search_sample_passes": search_passes(setup, outcome),
         "rungs": rung_scores(setup, results),
         "rank_correlations": [correlation.to_json() for correlation in outcome.correlations],
         "not_reconstructed": setup.bench.not_reconstructed if setup.config.reconstruct else (),
@@ -150,8 +149,9 @@ def _run(setup: Setup, events: Events) -> None:
         )
 
 
-def _searched(setup: Setup, executor: Executor, events: Events) -> tuple[Setup, Outcome]:
+def searched(setup: Setup, executor: Executor, events: Events) -> tuple[Setup, Outcome]:
     """Search; while the predictions of the best candidates are wrong, fit the table anew and search on."""
+    matters = importance(setup.config, setup.bench.structure, setup.bench.task)
     while True:
         plan = Search(
             path=setup.folder.study,
@@ -164,6 +164,7 @@ def _searched(setup: Setup, executor: Executor, events: Events) -> tuple[Setup, 
             strategy=setup.config.strategy,
             sampler=setup.config.sampler,
             additive=additive_costs(setup.bench.structure, setup.predictor, setup.space),
+            importance=matters,
         )
         outcome = run_search(plan, executor, _Watcher(setup, events))
         if outcome.sensitivities is not None:
@@ -172,6 +173,13 @@ def _searched(setup: Setup, executor: Executor, events: Events) -> tuple[Setup, 
         if better is None:
             return setup, outcome
         setup = better
+
+
+def search_passes(setup: Setup, outcome: Outcome) -> dict[str, float]:
+    """Sample passes of every part of a search: each rung, the sensitivities, and the scores of channels."""
+    passes = {name: sum(r.sample_passes for r in rung) for name, rung in outcome.results.items()}
+    matters = importance_passes(setup.config, length(setup.bench.task.train_set))
+    return passes | {"scores": read_json(setup.folder.order)["sample_passes"] + matters}
 
 
 def _by_level(setup: Setup, table: Mapping[str, npt.NDArray[np.float64]]) -> dict[str, dict[int, float]]:
@@ -222,7 +230,8 @@ def _share(setup: Setup, limit: Limit) -> float:
 
 
 @contextmanager
-def _executor(setup: Setup) -> Iterator[Executor]:
+def executor_of(setup: Setup) -> Iterator[Executor]:
+    """Where the trials of a run take place, by its configuration."""
     config = setup.config
     if config.executor == "inline":
         threads = torch.get_num_threads()

@@ -26,13 +26,13 @@ class _Dial:
 
 _DIALS: Mapping[str, _Dial] = {
     "small": _Dial(
-        trials=128, brief_samples=2_000, longer_samples=10_000, full_epochs=2, promoted=(24, 6), finalists=1
+        trials=128, brief_samples=2_000, longer_samples=10_000, full_epochs=2, promoted=(12, 3), finalists=1
     ),
     "medium": _Dial(
-        trials=256, brief_samples=5_000, longer_samples=25_000, full_epochs=6, promoted=(32, 8), finalists=2
+        trials=256, brief_samples=5_000, longer_samples=25_000, full_epochs=6, promoted=(18, 4), finalists=2
     ),
     "large": _Dial(
-        trials=512, brief_samples=10_000, longer_samples=60_000, full_epochs=12, promoted=(48, 12), finalists=2
+        trials=512, brief_samples=10_000, longer_samples=60_000, full_epochs=12, promoted=(24, 6), finalists=2
     ),
 }
 EFFORTS = tuple(_DIALS)

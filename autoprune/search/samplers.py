@@ -129,6 +129,7 @@ def propose_multipliers(
     `history` holds vectors that were tried, however they were found, with the loss (above 0) that each led to. The same
     arguments give the same proposal.
     """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it says of every study that it was made
     study = optuna.create_study(sampler=make_sampler(sampler, seed))
     space: dict[str, BaseDistribution] = {name: FloatDistribution(-bound, bound) for name in names}
     for vector, loss in history:

@@ -1,8 +1,10 @@
 """The exact allocation: the policy of least summed sensitivity whose additive costs fit a limit.
 
-Latency is a sum of tables, each over the levels of the units that an operator depends on. With a one-hot x for every
-unit and a distribution y over the entries of every table whose marginals are the x (the local marginal polytope), cost
-and loss are linear; y needs no integrality, because an integral x leaves it no choice. HiGHS solves it to optimality.
+Latency is a sum of tables, each over the levels of the units that an operator depends on. One limit on one cost is
+answered by elimination (see there), where the graph allows it. For several limits at once, and for next-best answers:
+with a one-hot x for every unit and a distribution y over the entries of every table whose marginals are the x (the
+local marginal polytope), cost and loss are linear; y needs no integrality, because an integral x leaves it no choice.
+HiGHS solves it to optimality.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ from scipy import optimize, sparse
 
 from autoprune.additive import Additive, AdditiveCost
 from autoprune.budgets import Limit
-from autoprune.errors import TrialError
+from autoprune.errors import TrialError, UsageError
 from autoprune.records import COSTS, Policy, SearchSpace
+from autoprune.search.elimination import Elimination, Points
 from autoprune.search.limits import Predict, fits
 
 Array = npt.NDArray[np.float64]
@@ -39,6 +42,8 @@ class Solver:
 
     def __init__(self, space: SearchSpace, costs: Additive) -> None:
         self._space = space
+        self._costs = costs
+        self._eliminations: dict[str, Elimination] = {}
         self._names = space.searched
         sizes = [len(space.levels[name]) for name in self._names]
         starts = np.concatenate([[0], np.cumsum(sizes)]).astype(int)
@@ -61,6 +66,32 @@ class Solver:
         It differs from every one of `differ_from` in at least `by` units. Costs that are not additive are ignored; a
         sensitivity of infinity forbids a level. Raises `TrialError` when the solver gives up.
         """
+        limited = [name for name in limit.limited if name in self._costs]
+        if len(limited) == 1 and not differ_from and self._elimination(limited[0]).possible:
+            front = self.front(sensitivities, limited[0])
+            most = limit.most[COSTS.index(limited[0])]
+            place = int(np.searchsorted(front.cost, most * (1 + _MARGIN), side="right")) - 1
+            return None if place < 0 else self._elimination(limited[0]).policy(front.choices[place])
+        return self._solved(sensitivities, limit, differ_from, by)
+
+    def front(self, sensitivities: Sensitivities, cost: str = "latency_ms") -> Points:
+        """Every allocation that no other beats in both this cost and summed sensitivity, the cheapest first.
+
+        Raises `UsageError` for a net where too many units share operators; its limits are solved one by one.
+        """
+        elimination = self._elimination(cost)
+        if not elimination.possible:
+            raise UsageError("too many units share operators for the whole front; solve limits one by one")
+        return elimination.front(sensitivities)
+
+    def _elimination(self, cost: str) -> Elimination:
+        if cost not in self._eliminations:
+            self._eliminations[cost] = Elimination(self._space, self._costs[cost])
+        return self._eliminations[cost]
+
+    def _solved(
+        self, sensitivities: Sensitivities, limit: Limit, differ_from: Sequence[Policy], by: int
+    ) -> Policy | None:
         objective = np.zeros(self._width)
         for name, columns in self._columns.items():
             objective[columns] = sensitivities[name]

@@ -44,9 +44,9 @@ def test_more_effort_costs_more(size, budgets):
 def test_the_estimate_adds_up():
     effort = Effort.derive("small", **FASHION, trials=10)
     counts = {fidelity.name: count for fidelity, count in effort.trials_at(2).items()}
-    assert counts == {"proxy": 10, "brief": 50, "longer": 14, "full": 4}
-    finetuning = (1 + FORWARD_SHARE) * (50 * 2_000 + 14 * 10_000 + 4 * 110_000)
-    scoring = FORWARD_SHARE * (60 * 1_256 + 18 * 5_256)
+    assert counts == {"proxy": 10, "brief": 26, "longer": 8, "full": 4}
+    finetuning = (1 + FORWARD_SHARE) * (26 * 2_000 + 8 * 10_000 + 4 * 110_000)
+    scoring = FORWARD_SHARE * (36 * 1_256 + 12 * 5_256)
     assert effort.sample_passes(2, 5_000) == pytest.approx(finetuning + scoring)
 
 

@@ -53,14 +53,60 @@ def test_no_policy_within_the_limits_loses_less(seed, share, two):
     table = losses(rng)
     prices = {name: [price(cost, policy) for policy in every_policy()] for name, cost in costs.items()}
     most = {name: float(np.quantile(found, share)) + 1e-6 for name, found in prices.items()}
-    found = Solver(SPACE, costs).solve(table, limit_of(**most))
+    solver = Solver(SPACE, costs)
+    found = solver.solve(table, limit_of(**most))
     fitting = [p for p in every_policy() if all(price(c, p) <= most[name] for name, c in costs.items())]
+    mixed = solver._solved(table, limit_of(**most), (), 2)
     if not fitting:
-        assert found is None
+        assert found is mixed is None
         return
+    assert loss(table, mixed) == pytest.approx(loss(table, found), abs=1e-6)
     assert found is not None
     assert all(price(cost, found) <= most[name] for name, cost in costs.items())
     assert loss(table, found) == pytest.approx(min(loss(table, p) for p in fitting), abs=1e-6)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_the_front_holds_every_policy_that_no_other_beats(seed):
+    rng = np.random.default_rng(seed)
+    cost, table = random_cost(rng), losses(rng)
+    solver = Solver(SPACE, {"latency_ms": cost})
+    front = solver.front(table)
+    policies = every_policy()
+    points = sorted((price(cost, p), loss(table, p)) for p in policies)
+    best, wanted = math.inf, []
+    for x, y in points:
+        if y < best:
+            best = y
+            wanted.append((x, y))
+    assert front.cost.tolist() == pytest.approx([x for x, _ in wanted])
+    assert front.loss.tolist() == pytest.approx([y for _, y in wanted], abs=1e-12)
+    elimination = solver._elimination("latency_ms")
+    assert [price(cost, elimination.policy(row)) for row in front.choices] == pytest.approx(front.cost.tolist())
+
+
+def test_long_fronts_are_thinned_and_hold_real_policies(monkeypatch):
+    rng = np.random.default_rng(5)
+    cost, table = random_cost(rng), losses(rng)
+    whole = Solver(SPACE, {"latency_ms": cost}).front(table)
+    monkeypatch.setattr("autoprune.search.elimination._MOST_POINTS", 2)
+    thin = Solver(SPACE, {"latency_ms": cost}).front(table)
+    assert len(thin.cost) <= 3 < len(whole.cost)
+    policies = every_policy()
+    for x, y in zip(thin.cost, thin.loss, strict=True):
+        assert any(price(cost, p) == pytest.approx(x) and loss(table, p) == pytest.approx(y) for p in policies)
+
+
+def test_too_many_units_together_are_solved_one_by_one(monkeypatch):
+    rng = np.random.default_rng(2)
+    cost, table = random_cost(rng), losses(rng)
+    wanted = Solver(SPACE, {"latency_ms": cost}).solve(table, limit_of(latency_ms=3.0))
+    monkeypatch.setattr("autoprune.search.elimination._MOST_STATES", 1)
+    solver = Solver(SPACE, {"latency_ms": cost})
+    assert loss(table, solver.solve(table, limit_of(latency_ms=3.0))) == pytest.approx(loss(table, wanted))
+    with pytest.raises(UsageError, match="one by one"):
+        solver.front(table)
 
 
 def test_answers_that_must_differ_are_the_next_best():
@@ -114,5 +160,6 @@ def test_a_solver_that_gives_up_is_no_infeasible_limit(monkeypatch):
 
     monkeypatch.setattr("autoprune.search.solver.optimize.milp", lambda *_, **__: Stopped)
     rng = np.random.default_rng(0)
+    solver = Solver(SPACE, {"latency_ms": random_cost(rng)})
     with pytest.raises(TrialError, match="time limit"):
-        Solver(SPACE, {"latency_ms": random_cost(rng)}).solve(losses(rng), limit_of(latency_ms=3.0))
+        solver.solve(losses(rng), limit_of(latency_ms=3.0), differ_from=[SPACE.smallest()])
