@@ -69,7 +69,14 @@ def search(
     batch: BatchOption = None,
     precision: PrecisionOption = None,
     budget: Annotated[list[str] | None, typer.Option("--budget", help=BUDGET_HELP)] = None,
-    strategy: Annotated[str | None, typer.Option("--strategy", help="direct, random or uniform.")] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            "--strategy",
+            help="guided, or a yardstick: direct, random, uniform, global-magnitude, global-taylor, fastnas, halp, "
+            "netadapt, amc.",
+        ),
+    ] = None,
     sampler: Annotated[str | None, typer.Option("--sampler", help="tpe, nsga2, gp or random.")] = None,
     effort: Annotated[str | None, typer.Option("--effort", help="small, medium or large.")] = None,
     trials: Annotated[int | None, typer.Option("--trials", help="Policies at the cheapest fidelity.")] = None,
@@ -104,14 +111,15 @@ def search(
 
 
 def _show(run_dir: Path) -> None:
-    from autoprune.report import front_table, prediction_line, rung_table
+    from autoprune.report import front_table, prediction_line, rung_table, trust_lines
     from autoprune.runfolder import RunFolder, read_json
 
     folder = RunFolder(run_dir)
     document = read_json(folder.front)
     out.print(front_table(document))
     out.print(rung_table(document))
-    out.print(prediction_line(document), highlight=False, soft_wrap=True)
+    for line in (*trust_lines(document), prediction_line(document)):
+        out.print(line, highlight=False, soft_wrap=True)
     for model in document["models"]:
         out.print(f"{model['budget']}: {folder.path / model['onnx']}", highlight=False, soft_wrap=True)
 

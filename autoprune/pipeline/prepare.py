@@ -19,10 +19,11 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from autoprune.additive import Additive
 from autoprune.budgets import Limit
 from autoprune.config import RunConfig
 from autoprune.errors import ConfigError, LatencyError, RunFolderError, TaskError, unknown_name
-from autoprune.evaluation import Bench, Evaluator, cost_matrix, sizes
+from autoprune.evaluation import Bench, Evaluator, additive_costs, cost_matrix, sizes
 from autoprune.latency.predictor import LatencyPredictor
 from autoprune.latency.profiling import profile
 from autoprune.latency.report import accuracy_lines
@@ -118,7 +119,8 @@ def prepare(config: RunConfig, folder: RunFolder, events: Events, task: Task) ->
     predictor = table.predictor(structure)
     dense_sizes = sizes(structure, structure.widths([structure.dense_policy()])) | {"latency_ms": [table.dense_ms]}
     dense_costs = tuple(float(dense_sizes[name][0]) for name in COSTS)
-    limits = reachable_limits(config, space, partial(cost_matrix, structure, predictor), dense_costs)
+    additive = additive_costs(structure, predictor, space)
+    limits = reachable_limits(config, space, partial(cost_matrix, structure, predictor), dense_costs, additive)
     trained = dense_model(config, folder, task, events)
     dense.load_state_dict(trained.state_dict())
     bench = make_bench(config, folder, task, dense, structure, events)
@@ -265,11 +267,15 @@ def profiled_table(
 
 
 def reachable_limits(
-    config: RunConfig, space: SearchSpace, predict: Predict, dense_costs: Sequence[float]
+    config: RunConfig,
+    space: SearchSpace,
+    predict: Predict,
+    dense_costs: Sequence[float],
+    additive: Additive,
 ) -> dict[str, Limit]:
     """The maxima of every budget; `BudgetError` states the floors when no policy of the space can meet one."""
     found = {str(budget): budget.limit(dense_costs) for budget in config.parsed_budgets()}
-    require_reachable(space, predict, found)
+    require_reachable(space, predict, found, additive)
     return found
 
 

@@ -2,6 +2,15 @@
 
 from autoprune.report.console import ConsoleEvents
 from autoprune.report.html import write_html
-from autoprune.report.tables import fixed_table, front_table, prediction_line, rung_table, unit_table
+from autoprune.report.tables import fixed_table, front_table, prediction_line, rung_table, trust_lines, unit_table
 
-__all__ = ["ConsoleEvents", "fixed_table", "front_table", "prediction_line", "rung_table", "unit_table", "write_html"]
+__all__ = [
+    "ConsoleEvents",
+    "fixed_table",
+    "front_table",
+    "prediction_line",
+    "rung_table",
+    "trust_lines",
+    "unit_table",
+    "write_html",
+]

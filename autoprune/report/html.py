@@ -10,7 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.io import to_html
 
-from autoprune.report.tables import all_rungs, prediction_line, shown_ms
+from autoprune.report.tables import all_rungs, prediction_line, shown_ms, trust_lines
 from autoprune.runfolder import write_atomic
 
 _STYLE = """
@@ -32,6 +32,7 @@ def write_html(document: Mapping[str, Any], config: Mapping[str, Any], path: Pat
         _models(document),
         "<h2>Searched against uniform</h2>",
         _rungs(document),
+        *(f"<p>{html.escape(line)}</p>" for line in trust_lines(document)),
         "<h2>Widths</h2>",
         _widths(document),
         "<h2>Latency prediction</h2>",

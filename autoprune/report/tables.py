@@ -146,6 +146,19 @@ def prediction_line(document: Document) -> str:
     )
 
 
+def trust_lines(document: Document) -> list[str]:
+    """How far cheap scores ranked policies as dearer ones did, and what was left out of the repair."""
+    lines = [
+        f"Rank correlation of {c['cheap']} and {c['dear']} scores within budgets: {c['rho']:.2f} "
+        f"({c['low']:.2f} to {c['high']:.2f}, {c['pairs']} policies)."
+        for c in document.get("rank_correlations", ())
+    ]
+    left = document.get("not_reconstructed", ())
+    if left:
+        lines.append(f"Not reconstructed by least squares, ranked by batch-norm scales: {', '.join(left)}.")
+    return lines
+
+
 def shown_ms(model: Mapping[str, Any]) -> float:
     """Latency of a model of `front.json`: measured, or predicted where nothing could be measured."""
     measured = model["latency_ms_measured"]

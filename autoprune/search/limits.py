@@ -10,9 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from autoprune.additive import Additive
 from autoprune.budgets import Limit
 from autoprune.errors import BudgetError
 from autoprune.records import COSTS, Policy, SearchSpace
+
+_SETTERS = 3
 
 Predict = Callable[[Sequence[Policy]], npt.NDArray[np.float64]]
 """Predicted costs of policies, `[P, K]`."""
@@ -31,10 +34,13 @@ def fits(costs: npt.ArrayLike, limit: Limit) -> npt.NDArray[np.bool_]:
     return excess(costs, limit) <= 0
 
 
-def require_reachable(space: SearchSpace, predict: Predict, limits: Mapping[str, Limit]) -> None:
-    """Raise `BudgetError` unless the smallest policy of the space fits every limit; the error states the floors.
+def require_reachable(
+    space: SearchSpace, predict: Predict, limits: Mapping[str, Limit], additive: Additive | None = None
+) -> None:
+    """Raise `BudgetError` unless the smallest policy of the space fits every limit.
 
-    `limits` are named as their budgets were written.
+    The error states the floors and, with `additive` costs, the units that set them. `limits` are named as their
+    budgets were written.
     """
     if not limits:
         raise BudgetError("a search needs at least one budget; got none")
@@ -43,10 +49,27 @@ def require_reachable(space: SearchSpace, predict: Predict, limits: Mapping[str,
         if not fits(floor, limit):
             raise BudgetError(
                 f"the budget {name} (at most {limit}) cannot be reached: the smallest policy of the space takes "
-                f"{limit.shown(floor)}, {_shares(floor / ceiling, limit)} of the largest. "
+                f"{limit.shown(floor)}, {_shares(floor / ceiling, limit)} of the largest"
+                f"{_setters(space, limit, floor, additive or {})}. "
                 "Raise the budget, or allow smaller widths in the search space."
             )
 
 
 def _shares(ratios: npt.NDArray[np.float64], limit: Limit) -> str:
     return ", ".join(f"{ratio:.1%}" for name, ratio in zip(COSTS, ratios, strict=True) if name in limit.limited)
+
+
+def _setters(space: SearchSpace, limit: Limit, floor: npt.NDArray[np.float64], additive: Additive) -> str:
+    """The units whose operators cost most in the smallest policy, of the cost that is farthest beyond its maximum."""
+    beyond = floor / np.array(limit.most)
+    name = COSTS[int(beyond.argmax())]
+    if name not in additive:
+        return ""
+    smallest, shares = space.smallest(), dict.fromkeys(space.searched, 0.0)
+    for table in additive[name].tables:
+        places = tuple(space.levels[unit].index(smallest.widths[unit]) for unit in table.units)
+        for unit in set(table.units) & shares.keys():
+            shares[unit] += float(table.values[places]) / float(floor[COSTS.index(name)])
+    largest = sorted(shares, key=lambda unit: -shares[unit])[:_SETTERS]
+    found = ", ".join(f"{unit} at {smallest.widths[unit]} ({shares[unit]:.0%})" for unit in largest)
+    return f", most of it in operators of {found}" if found else ""

@@ -9,7 +9,10 @@ HiGHS solves it to optimality.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -102,13 +105,14 @@ class Solver:
         constraints = [self._marginals, *self._limits(limit), *(self._apart(p, by) for p in differ_from)]
         integrality = np.zeros(self._width)
         integrality[: self._binaries] = 1
-        found = optimize.milp(
-            objective / scale,
-            constraints=constraints,
-            bounds=optimize.Bounds(0, highest),  # pyright: ignore[reportArgumentType]
-            integrality=integrality,
-            options={"mip_rel_gap": 1e-6},
-        )
+        with _silent():
+            found = optimize.milp(
+                objective / scale,
+                constraints=constraints,
+                bounds=optimize.Bounds(0, highest),  # pyright: ignore[reportArgumentType]
+                integrality=integrality,
+                options={"mip_rel_gap": 1e-6},
+            )
         if found.status == _INFEASIBLE:
             return None
         if found.x is None:
@@ -181,6 +185,21 @@ class Solver:
             matrix[number, minus] = -1
         sums = np.array([total for _, _, total in rows])
         return optimize.LinearConstraint(matrix.tocsr(), sums, sums), width  # pyright: ignore[reportArgumentType]
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep what HiGHS prints in spite of its options (of solutions that it repairs) out of the terminal."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def polished(policy: Policy, space: SearchSpace, predict: Predict, limit: Limit) -> Policy:

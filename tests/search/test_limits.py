@@ -9,7 +9,7 @@ from autoprune.budgets import Limit
 from autoprune.errors import BudgetError
 from autoprune.records import COSTS
 from autoprune.search.limits import excess, fits, require_reachable
-from tests.search.fakes import DENSE_MS, SPACE, latency_ms, predict
+from tests.search.fakes import ADDITIVE, DENSE_MS, SPACE, latency_ms, predict
 
 amounts = st.lists(st.integers(1, 10**9).map(float), min_size=len(COSTS), max_size=len(COSTS))
 limits = st.builds(Limit.of, **{name: st.integers(1, 10**9).map(float) | st.just(float("inf")) for name in COSTS})
@@ -47,6 +47,14 @@ def test_a_limit_below_the_floor_is_an_error_that_states_every_floor():
         require_reachable(SPACE, predict, {"small": limit})
     with pytest.raises(BudgetError, match="at least one"):
         require_reachable(SPACE, predict, {})
+
+
+def test_the_error_names_the_units_that_set_the_floor():
+    floor = latency_ms(SPACE.smallest())
+    with pytest.raises(BudgetError, match=r"operators of unit0 at 2 \(\d+%\), unit4 at 2 \(\d+%\), unit2 at 2"):
+        require_reachable(SPACE, predict, {"low": Limit.of(latency_ms=floor * 0.9)}, ADDITIVE)
+    with pytest.raises(BudgetError, match=r"of the largest\. Raise"):
+        require_reachable(SPACE, predict, {"low": Limit.of(activation_bytes=1)}, ADDITIVE)
 
 
 def test_costs_of_one_policy_and_of_many_have_the_same_verdict():

@@ -1,0 +1,89 @@
+"""Which channels go first, and what strategies are told about them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from autoprune.config import RunConfig
+from autoprune.pipeline.channels import importance, importance_passes, make_bench
+from autoprune.pipeline.events import Silent
+from autoprune.recovery.dense import build_dense
+from autoprune.runfolder import RunFolder, read_json
+from autoprune.structure import analyze
+from autoprune.trials import FORWARD_SHARE
+from tests.pipeline import tiny
+
+
+class Notes(Silent):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def bench_of(folder, task=None, events=None, **options):
+    task = task or tiny.make_task()
+    dense = build_dense(task)
+    structure = analyze(dense, task.example_inputs)
+    run = RunFolder(folder)
+    return make_bench(RunConfig(**options), run, task, dense, structure, events or Silent()), read_json(run.order)
+
+
+def test_the_surgeons_order_and_the_reconstruction_are_the_default(tmp_path):
+    bench, written = bench_of(tmp_path)
+    assert written["scores"] == "obs"
+    assert bench.reconstruction is not None
+    assert bench.not_reconstructed == ()
+    examples = min(512, len(bench.task.train_set))
+    assert written["sample_passes"] == pytest.approx(FORWARD_SHARE * (examples + 256), rel=0.5)
+    for unit in bench.structure.units:
+        assert sorted(bench.order[unit.name]) == list(range(unit.width))
+
+
+def test_an_order_that_is_there_is_taken(tmp_path):
+    first, _ = bench_of(tmp_path, scores="l2")
+    again, _ = bench_of(tmp_path, scores="random")
+    assert again.order == first.order
+
+
+def test_without_reconstruction_and_scores_on_data_nothing_is_passed(tmp_path):
+    bench, written = bench_of(tmp_path, scores="l2", reconstruct=False)
+    assert bench.reconstruction is None
+    assert written["sample_passes"] == 0
+    assert len(bench.not_reconstructed) == len(bench.structure.units)
+
+
+def test_units_that_are_not_reconstructed_are_named(tmp_path):
+    def build():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(),
+            nn.LazyLinear(4),
+        )  # fmt: skip
+
+    task = tiny.make_task()
+    shape = task.example_inputs[0].shape
+    model = build()
+    model(torch.zeros(shape))
+    events = Notes()
+    structure = analyze(model.eval(), (torch.zeros(shape),))
+    bench = make_bench(RunConfig(), RunFolder(tmp_path), task, model, structure, events)
+    assert 0 < len(bench.not_reconstructed) < len(structure.units)
+    (note,) = events.notes
+    assert "no least squares for" in note
+    assert bench.not_reconstructed[0] in note
+
+
+def test_importance_is_for_the_strategies_that_go_by_it():
+    task = tiny.make_task()
+    structure = analyze(build_dense(task), task.example_inputs)
+    assert importance(RunConfig(strategy="guided"), structure, task) is None
+    assert importance_passes(RunConfig(strategy="global-magnitude"), 1_000) == 0
+    assert importance_passes(RunConfig(strategy="halp"), 300) == 300
+    found = importance(RunConfig(strategy="halp"), structure, task)
+    assert {name: len(values) for name, values in found.items()} == structure.full_widths
+    assert all(np.isfinite(values).all() for values in found.values())
