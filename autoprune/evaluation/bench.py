@@ -8,16 +8,17 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from autoprune.evaluation.costs import sizes
+from autoprune.evaluation.prefix import PrefixCache
 from autoprune.pruning import keep_best
 from autoprune.records import Policy
 from autoprune.recovery.batchnorm import recalibrate
-from autoprune.recovery.evaluate import predict_outputs
+from autoprune.recovery.evaluate import EVALUATION_BATCH, predict_outputs
 from autoprune.recovery.least_squares import Reconstruction
 from autoprune.recovery.passes import SamplePasses
 from autoprune.runfolder import RunFolder, read_json
 from autoprune.structure import GraphModel, Structure
 from autoprune.task.base import Task
-from autoprune.task.batches import length, sample_rows, take
+from autoprune.task.batches import batches, length, sample_rows, take
 
 RECONSTRUCTION_EXAMPLES = 256
 _FEWEST_EXAMPLES = 32
@@ -68,6 +69,34 @@ class Bench:
             return
         self.reconstruction.apply(model, self.structure.masks(policy, keep_best(self.order, policy)))
         passes.forward(self.reconstruction.examples, cost)
+
+    def outputs_from_prefix(self, model: GraphModel, policy: Policy, limit: int) -> tuple[Tensor, float] | None:
+        """Outputs of a repaired model on `limit` validation items, and what they cost relative to a dense pass.
+
+        What comes before the first change is the dense model's, and is computed once for all policies that change the
+        same. `None` where the model changes from the start on, or nothing says what changed.
+        """
+        if self.reconstruction is None:
+            return None
+        masks = self.structure.masks(policy, keep_best(self.order, policy))
+        changed = self.reconstruction.touched(model.evaluation_graph().graph, masks)
+        outputs = self._prefix(limit).outputs(model, changed)
+        if outputs is None:
+            return None
+        widths = self.structure.widths([policy])
+        macs = sum(int(op.macs(widths)[0]) for op in self.structure.operators if op.node in changed)
+        return outputs, macs / self._dense_macs
+
+    def _prefix(self, limit: int) -> PrefixCache:
+        if limit not in self._prefixes:
+            rows = sample_rows(length(self.task.val_set), limit)
+            found = [self.task.split(b)[0] for b in batches(self.task.val_set, EVALUATION_BATCH, rows=rows)]
+            self._prefixes[limit] = PrefixCache(structure=self.structure, batches=tuple(found))
+        return self._prefixes[limit]
+
+    @cached_property
+    def _prefixes(self) -> dict[int, PrefixCache]:
+        return {}
 
     def relative_cost(self, policy: Policy) -> float:
         """MACs of a policy as a share of the dense model's: what its sample passes count."""

@@ -74,15 +74,18 @@ class Evaluator:
         return model
 
     def _measure(self, model: GraphModel, spec: TrialSpec, passes: SamplePasses) -> Measurement:
-        bench = self.bench
+        bench, limit, prefixed = self.bench, spec.fidelity.val_samples, None
+        if not spec.fidelity.finetune_samples and bench.task.metric is None:
+            prefixed = bench.outputs_from_prefix(model, spec.policy, limit)
         found = evaluate(
             model,
             bench.task,
             bench.task.val_set,
             dense_outputs=bench.dense_outputs,
-            limit=spec.fidelity.val_samples,
+            limit=limit,
+            outputs=prefixed[0] if prefixed else None,
             passes=passes,
-            relative_cost=bench.relative_cost(spec.policy),
+            relative_cost=prefixed[1] if prefixed else bench.relative_cost(spec.policy),
         )
         if found.divergence is None:
             raise TrialError("the divergence from the dense model is missing")

@@ -16,7 +16,7 @@ from autoprune.recovery.passes import SamplePasses
 from autoprune.task.base import Task
 from autoprune.task.batches import batches, length, sample_rows
 
-_BATCH_SIZE = 125
+EVALUATION_BATCH = 125
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Evaluation:
 
 
 def predict_outputs(
-    model: nn.Module, task: Task, dataset: Dataset[Any], *, limit: int = 0, batch_size: int = _BATCH_SIZE
+    model: nn.Module, task: Task, dataset: Dataset[Any], *, limit: int = 0, batch_size: int = EVALUATION_BATCH
 ) -> Tensor:
     """Outputs `[N, ...]` of the model in evaluation mode on a data set, or on a fixed sample of `limit` of its items.
 
@@ -39,8 +39,7 @@ def predict_outputs(
     rows = sample_rows(length(dataset), limit)
     with torch.no_grad():
         outputs = torch.cat([model(*task.split(batch)[0]) for batch in batches(dataset, batch_size, rows=rows)])
-    if not bool(torch.isfinite(outputs).all()):
-        raise TrialError(f"a model's outputs must be finite; {int((~torch.isfinite(outputs)).sum())} values are not")
+    _require_finite(outputs)
     return outputs
 
 
@@ -51,10 +50,13 @@ def evaluate(
     *,
     dense_outputs: Tensor | None = None,
     limit: int = 0,
+    outputs: Tensor | None = None,
     passes: SamplePasses | None = None,
     relative_cost: float = 1.0,
 ) -> Evaluation:
     """Score a model on a data set, or on a fixed sample of `limit` of its items; leaves it in evaluation mode.
+
+    `outputs` are those of the model on these items, where they are known already.
 
     `dense_outputs` are `predict_outputs` of the dense model on the *whole* data set; the divergence needs them, and so
     does a task that has neither a metric of its own nor class targets. Raises `TrialError` for a score or outputs that
@@ -63,7 +65,10 @@ def evaluate(
     rows = sample_rows(length(dataset), limit)
     reference = _reference(dense_outputs, dataset, rows)
     needs_outputs = task.metric is None or reference is not None
-    outputs = predict_outputs(model, task, dataset, limit=limit) if needs_outputs else None
+    if outputs is not None:
+        _require_finite(outputs)
+    elif needs_outputs:
+        outputs = predict_outputs(model, task, dataset, limit=limit)
     distance = None
     if outputs is not None and reference is not None:
         distance = divergence(outputs, reference, classifies=task.classifies)
@@ -73,6 +78,11 @@ def evaluate(
     if passes is not None:
         passes.forward(len(rows) * (int(needs_outputs) + int(task.metric is not None)), relative_cost)
     return Evaluation(score=score, divergence=distance, examples=len(rows))
+
+
+def _require_finite(outputs: Tensor) -> None:
+    if not bool(torch.isfinite(outputs).all()):
+        raise TrialError(f"a model's outputs must be finite; {int((~torch.isfinite(outputs)).sum())} values are not")
 
 
 def _reference(dense_outputs: Tensor | None, dataset: Dataset[Any], rows: Tensor) -> Tensor | None:
@@ -109,5 +119,5 @@ def _score(
 
 def _accuracy(outputs: Tensor, task: Task, dataset: Dataset[Any], rows: Tensor) -> float:
     """Share of the rows whose largest logit is that of the target."""
-    targets = torch.cat([batch[-1] for batch in batches(dataset, _BATCH_SIZE, rows=rows)])
+    targets = torch.cat([batch[-1] for batch in batches(dataset, EVALUATION_BATCH, rows=rows)])
     return (outputs.argmax(dim=1) == targets).double().mean().item()

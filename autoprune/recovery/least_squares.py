@@ -78,11 +78,11 @@ class Reconstruction:
         are not finite.
         """
         graph = model.evaluation_graph()
-        fitter = _Fitter(graph, self, masks, self._touched(graph.graph, masks))
+        fitter = _Fitter(graph, self, masks, self.touched(graph.graph, masks))
         with torch.no_grad():
             fitter.run(*self.inputs)
 
-    def _touched(self, graph: fx.Graph, masks: Masks) -> set[str]:
+    def touched(self, graph: fx.Graph, masks: Masks) -> set[str]:
         """Nodes of a shrunk graph whose value some removed channel or branch changes."""
         cut = {name for (kind, name, _), mask in masks.items() if kind == "parameter" and not mask.all()}
         sources = {n.name: n.all_input_nodes for n in self.structure.captures[False].graph.nodes}

@@ -1,0 +1,75 @@
+"""Scoring models that begin like the dense one: what comes before the first change is computed once for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from autoprune.structure import GraphModel, Structure
+
+_MOST_BYTES = 1 << 29
+"""Values at a boundary are kept while they are no more than this."""
+
+
+@dataclass
+class PrefixCache:
+    """Outputs of pruned models on fixed batches of inputs, from the first node on that a policy changes.
+
+    Holds the dense model's values at one boundary: policies that change the same unit come one after the other.
+    """
+
+    structure: Structure
+    batches: tuple[tuple[Tensor, ...], ...]
+    _boundary: frozenset[str] = frozenset()
+    _values: list[Mapping[str, Tensor]] = field(default_factory=list)
+
+    def outputs(self, model: GraphModel, changed: AbstractSet[str]) -> Tensor | None:
+        """Outputs `[N, ...]` of a model whose `changed` nodes are not the dense one's; `None` without a prefix."""
+        boundary, prefix = self._split(model.evaluation_graph().graph, changed)
+        if not boundary:
+            return None
+        if boundary != self._boundary:
+            self._fill(boundary)
+        if not self._values:
+            return None
+        with torch.no_grad():
+            return torch.cat([model.evaluate_from(values, prefix) for values in self._values])
+
+    def _split(self, graph: fx.Graph, changed: AbstractSet[str]) -> tuple[frozenset[str], set[str]]:
+        """Unchanged nodes that changed ones read, and all unchanged ones that compute something from the inputs."""
+        prefix = {n.name for n in graph.nodes if n.op in ("placeholder", "call_function") and n.name not in changed}
+        if not any(n.op == "call_function" and n.name in prefix for n in graph.nodes):
+            return frozenset(), prefix
+        readers = [n for n in graph.nodes if n.name in changed or n.op == "output"]
+        return frozenset(s.name for n in readers for s in n.all_input_nodes if s.name in prefix), prefix
+
+    def _fill(self, boundary: frozenset[str]) -> None:
+        self._boundary, self._values, held = boundary, [], 0
+        graph = self.structure.evaluation_graph()
+        for batch in self.batches:
+            reader = _Reader(graph, boundary)
+            with torch.no_grad():
+                reader.run(*batch)
+            held += sum(value.nbytes for value in reader.found.values())
+            if held > _MOST_BYTES:
+                self._values = []
+                return
+            self._values.append(reader.found)
+
+
+class _Reader(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, boundary: frozenset[str]) -> None:
+        super().__init__(module)
+        self._boundary = boundary
+        self.found: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.name in self._boundary:
+            self.found[n.name] = value
+        return value

@@ -1,0 +1,98 @@
+"""Outputs from a shared prefix equal those of the whole model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from autoprune.evaluation import Bench, Evaluator
+from autoprune.evaluation import prefix as prefix_module
+from autoprune.evaluation.bench import reconstruction_of
+from autoprune.pruning import channel_order, score_units
+from autoprune.records import Policy
+from autoprune.recovery.dense import build_dense
+from autoprune.recovery.evaluate import predict_outputs
+from autoprune.recovery.least_squares import Reconstruction
+from autoprune.recovery.passes import SamplePasses
+from autoprune.structure import analyze
+from autoprune.task.load import load_task
+from autoprune.trials import Fidelity, TrialSpec
+from tests.pipeline import tiny
+
+
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    task = tiny.make_task()
+    dense = build_dense(task)
+    structure = analyze(dense, task.example_inputs)
+    order = channel_order(score_units(structure, "l2"))
+    return Bench(
+        task=task,
+        dense=dense,
+        structure=structure,
+        order=order,
+        reconstruction=reconstruction_of(task, structure, 0),
+    )
+
+
+def repaired(bench: Bench, widths: dict[str, int]):
+    policy = Policy(space_id="", widths=bench.structure.full_widths | widths)
+    model = bench.shrink(policy)
+    bench.repair(model, policy, SamplePasses())
+    return model, policy
+
+
+def test_every_unit_alone_gives_the_outputs_of_the_whole_model(bench: Bench) -> None:
+    shared = 0
+    for unit in bench.structure.units:
+        for width in (unit.width // 2, unit.width // 4):
+            model, policy = repaired(bench, {unit.name: width})
+            found = bench.outputs_from_prefix(model, policy, 40)
+            if found is None:
+                continue
+            shared += 1
+            outputs, cost = found
+            wanted = predict_outputs(model, bench.task, bench.task.val_set, limit=40)
+            assert torch.allclose(outputs, wanted, atol=1e-5)
+            assert 0 < cost < bench.relative_cost(policy)
+    assert shared >= 2
+
+
+def test_a_model_that_changes_from_the_start_has_no_prefix(bench: Bench) -> None:
+    model, policy = repaired(bench, {bench.structure.units[0].name: 3})
+    assert bench.outputs_from_prefix(model, policy, 40) is None
+
+
+def test_values_that_take_too_much_memory_are_not_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix_module, "_MOST_BYTES", 10)
+    model, policy = repaired(bench, {bench.structure.units[-1].name: 3})
+    bench._prefixes.clear()
+    assert bench.outputs_from_prefix(model, policy, 40) is None
+    bench._prefixes.clear()
+
+
+def test_a_proxy_scores_the_same_and_counts_fewer_passes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    unit = bench.structure.units[-1]
+    policy = Policy(space_id="", widths=bench.structure.full_widths | {unit.name: unit.width // 2})
+    proxy = Fidelity(name="proxy", rung=0, val_samples=40)
+    spec = TrialSpec(number=0, policy=policy, fidelity=proxy, seed=0)
+    evaluator = Evaluator(bench=bench, predict_ms=lambda _policy: 1.0)
+    quick = evaluator(spec)
+    monkeypatch.setattr(Bench, "outputs_from_prefix", lambda *_: None)
+    whole = evaluator(spec)
+    assert quick.measurement.loss == pytest.approx(whole.measurement.loss, rel=1e-4)
+    assert quick.measurement.score == whole.measurement.score
+    assert quick.sample_passes < whole.sample_passes
+
+
+def test_a_residual_net_with_a_removed_branch() -> None:
+    task = load_task("fashion-mnist", "resnet8", None)
+    structure = analyze(build_dense(task), task.example_inputs)
+    removable = next(unit for unit in structure.units if unit.removable)
+    inputs = torch.randn(4, *task.example_inputs[0].shape[1:], generator=torch.Generator().manual_seed(0))
+    policy = Policy(space_id="", widths=structure.full_widths | {removable.name: 0})
+    model = structure.shrink(policy).eval()
+    reconstruction = Reconstruction(structure=structure, inputs=(inputs,))
+    changed = reconstruction.touched(model.evaluation_graph().graph, structure.masks(policy))
+    cache = prefix_module.PrefixCache(structure=structure, batches=((inputs,),))
+    assert torch.allclose(cache.outputs(model, changed), model(inputs), atol=1e-5)
