@@ -29,9 +29,9 @@ from autoprune.budgets import latency_limit_ms
 from autoprune.errors import UsageError
 from autoprune.export.onnx_file import export_candidate
 from autoprune.export.verify import measure
-from autoprune.latency import timing
 from autoprune.latency.bench import random_feeds
 from autoprune.latency.target import make_target
+from autoprune.latency.timing import Timings
 from autoprune.recovery.dense import load_dense
 from autoprune.recovery.evaluate import evaluate
 from autoprune.recovery.passes import SamplePasses
@@ -42,7 +42,6 @@ from autoprune.task.load import load_task
 
 GRID = (*(step / 20 for step in range(1, 20)), 0.975, 0.99)
 BISECTIONS = 4
-COARSE = timing.Protocol(repeats=12)
 GRADIENT_BATCHES, GRADIENT_BATCH_SIZE = 10, 64
 CALIBRATION_BATCHES, CALIBRATION_BATCH_SIZE = 50, 16
 """FastNAS recalibrates batch norms before every score; it wants 50 batches, so they are small."""
@@ -246,7 +245,7 @@ class Stopwatch:
         self._target = make_target("ort-cpu")
         self._feeds = random_feeds(analyze(dense, task.example_inputs), self._target.batch)
         self._dense = export_candidate(dense, task, folder / "dense.onnx")
-        self._dense_ms = self._timed([self._dense], COARSE).reference_ms
+        self._dense_ms = self._timed([self._dense]).reference_ms
 
     def limit(self, budget: str) -> float:
         """The latency ratio that a budget, relative or in milliseconds, allows."""
@@ -258,15 +257,11 @@ class Stopwatch:
         return export_candidate(model, self._task, self._folder / f"{self._files}.onnx")
 
     def ratios(self, files: Sequence[Path]) -> tuple[float, ...]:
-        """Latencies relative to the dense model's, coarse."""
-        return self._timed(files, COARSE).ratios if files else ()
+        """Latencies relative to the dense model's, as precise as those of a search's results."""
+        return self._timed(files).ratios if files else ()
 
-    def again(self, probe: Probe) -> Probe:
-        """The same with a latency as precise as that of a search's results."""
-        return replace(probe, ratio=self._timed([probe.onnx], None).ratios[0])
-
-    def _timed(self, files: Sequence[Path], protocol: timing.Protocol | None) -> timing.Timings:
-        return measure(files, self._dense, self._target, self._feeds, protocol=protocol)
+    def _timed(self, files: Sequence[Path]) -> Timings:
+        return measure(files, self._dense, self._target, self._feeds)
 
 
 class Ladder:
@@ -279,6 +274,7 @@ class Ladder:
         self._peer = peer
         self._stopwatch = stopwatch
         self._probes: dict[float, Probe] = {}
+        self._confirmed: set[float] = set()
         self._reason = ""
         self._try(GRID)
         if not self._probes:
@@ -286,16 +282,24 @@ class Ladder:
 
     def fastest(self) -> Probe:
         """The model of the lowest latency."""
-        return self._stopwatch.again(min(self._probes.values(), key=lambda probe: probe.ratio))
+        return min(self._probes.values(), key=lambda probe: probe.ratio)
 
     def largest(self, limit: float) -> Probe | None:
-        """The model with the least pruned whose latency ratio is at most `limit`, None if there is none."""
+        """The model with the least pruned whose latency ratio is at most `limit`, None if there is none.
+
+        A model is taken only if it fits a second time: of many that are timed, the luckiest would be.
+        """
         for _ in range(BISECTIONS if self._fitting(limit) else 0):
             high = self._fitting(limit)[0]
             low = max((share for share in self._probes if share < high), default=0.0)
             self._try([(low + high) / 2])
-        precise = (self._stopwatch.again(self._probes[share]) for share in self._fitting(limit))
-        return next((probe for probe in precise if probe.ratio <= limit), None)
+        while fitting := self._fitting(limit):
+            probe = self._probes[fitting[0]]
+            if probe.share in self._confirmed:
+                return probe
+            self._confirmed.add(probe.share)
+            self._probes[probe.share] = replace(probe, ratio=self._stopwatch.ratios([probe.onnx])[0])
+        return None
 
     def _fitting(self, limit: float) -> list[float]:
         return sorted(share for share, probe in self._probes.items() if probe.ratio <= limit)

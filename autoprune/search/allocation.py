@@ -21,6 +21,8 @@ Array = npt.NDArray[np.float64]
 BOUND = 1.5
 """Log-multipliers stay within this of 0: a factor of 4.5 either way."""
 
+REMOVAL = "removed branches"
+
 _RIDGE = 0.05
 """Pull of the regression towards one common multiplier, as a share of the squared relative error of one policy."""
 
@@ -38,12 +40,30 @@ class Allocator:
     table: Mapping[str, Array]
     predict: Predict
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What has a multiplier: every searched unit, and `REMOVAL` for all width-0 levels together, if there are any.
+
+        What a removed branch costs compared with narrow ones differs most between a proxy and a fine-tuned model.
+        """
+        levels = self.space.levels
+        removal = any(levels[name][0] == 0 for name in self.space.searched)
+        return self.space.searched + ((REMOVAL,) if removal else ())
+
     def allocate(
         self, multipliers: Sequence[float] | Array, limit: Limit, differ_from: Sequence[Policy] = ()
     ) -> Policy | None:
-        """The policy for log-multipliers `[searched units]`; `None` when there is none that differs."""
-        factors = dict(zip(self.space.searched, np.exp(multipliers), strict=True))
-        return self.solved({name: factors[name] * self.table[name] for name in factors}, limit, differ_from)
+        """The policy for log-multipliers `[names]`; `None` when there is none that differs.
+
+        A multiplier of infinity for `REMOVAL` keeps all branches.
+        """
+        factors = dict(zip(self.names, np.exp(multipliers), strict=True))
+        table = {}
+        for name in self.space.searched:
+            table[name] = factors[name] * self.table[name]
+            if self.space.levels[name][0] == 0:
+                table[name][0] = factors[REMOVAL] * self.table[name][0]
+        return self.solved(table, limit, differ_from)
 
     def solved(self, table: Mapping[str, Array], limit: Limit, differ_from: Sequence[Policy] = ()) -> Policy | None:
         """As `allocate`, for another table."""
@@ -62,20 +82,29 @@ class Allocator:
         return by_unit(self.space, self.table, policies).sum(axis=1)
 
     def fitted_multipliers(self, losses: Mapping[Policy, float]) -> Array:
-        """Log-multipliers `[searched units]` by which the sensitivities explain measured losses best.
+        """Log-multipliers `[names]` by which the sensitivities explain measured losses best.
 
         Non-negative least squares of relative errors, with a ridge towards the common factor: the median of measured
         over summed losses. Every measurement counts the same, whatever its loss.
         """
-        columns = by_unit(self.space, self.table, list(losses))
+        columns = self._columns(list(losses))
         measured = np.array(list(losses.values()))
         summed = columns.sum(axis=1)
         usable = (summed > 0) & (measured > 0)
         columns, measured, summed = columns[usable], measured[usable], summed[usable]
         if not len(measured):
-            return np.zeros(len(self.space.searched))
+            return np.zeros(len(self.names))
         common = float(np.median(measured / summed))
         pull = np.sqrt(_RIDGE) * np.eye(columns.shape[1])
         design = np.concatenate([common * columns / measured[:, None], pull])
         factors, _ = optimize.nnls(design, np.concatenate([np.ones(len(measured)), np.diag(pull)]))
         return np.clip(np.log(np.maximum(factors, 1e-9)), -BOUND, BOUND)
+
+    def _columns(self, policies: Sequence[Policy]) -> Array:
+        """Sensitivities of policies by multiplier, `[P, names]`."""
+        columns = by_unit(self.space, self.table, policies)
+        if REMOVAL not in self.names:
+            return columns
+        removed = np.array([[policy.widths[name] == 0 for name in self.space.searched] for policy in policies])
+        removed = removed.reshape(columns.shape)
+        return np.append(np.where(removed, 0.0, columns), (columns * removed).sum(axis=1)[:, None], axis=1)

@@ -13,7 +13,7 @@ from autoprune.records import Policy
 from autoprune.search.broker import Broker
 from autoprune.search.correlation import RankCorrelation, promotion_size, rank_correlation
 from autoprune.search.executors.base import Executor
-from autoprune.search.explore import SENSITIVITY, Explorer, OnProgress, Search, run_rung
+from autoprune.search.explore import SENSITIVITY, Explorer, OnProgress, Refit, Search, run_rung
 from autoprune.search.limits import require_reachable
 from autoprune.search.question import Question
 from autoprune.search.rungs import best_within, promote
@@ -21,6 +21,8 @@ from autoprune.search.storage import storage_errors
 from autoprune.search.strategies import find_strategy
 from autoprune.search.uniform import baselines
 from autoprune.trials import Fidelity, TrialResult
+
+_REFITS = 2
 
 _PILOT = 3
 """One in so many of the most that can be promoted goes first, to see how far the cheaper rung can be trusted."""
@@ -51,13 +53,14 @@ def run_search(search: Search, executor: Executor, on_event: OnProgress | None =
     strategy = find_strategy(search.strategy)
     uniform = baselines(search.space, search.dense_widths, search.predict, search.limits)
     explorer = Explorer(search, uniform, executor, on_event)
-    strategy(explorer)
+    refit = strategy(explorer)
     rungs = search.effort.rungs
     results = {rungs[0].name: list(explorer.results.values())}
     correlations: list[RankCorrelation] = []
     cheap = [*explorer.results.values(), *explorer.apart.values()]
     for fidelity, most in zip(rungs[1:], search.effort.promoted, strict=True):
-        cheap, correlation = _promoted(search, executor, uniform, cheap, fidelity, most, on_event)
+        rung = _Rung(search, executor, uniform, fidelity, on_event)
+        cheap, correlation = rung.fill(cheap, most, refit if fidelity is rungs[1] else None)
         results[fidelity.name] = cheap
         correlations += [correlation] if correlation else []
     if explorer.apart:
@@ -65,31 +68,44 @@ def run_search(search: Search, executor: Executor, on_event: OnProgress | None =
     return Outcome(results=results, correlations=correlations, notes=explorer.notes, sensitivities=explorer.table)
 
 
-def _promoted(
-    search: Search,
-    executor: Executor,
-    uniform: Mapping[Limit, Policy],
-    cheap: Sequence[TrialResult],
-    fidelity: Fidelity,
-    most: int,
-    on_event: OnProgress | None,
-) -> tuple[list[TrialResult], RankCorrelation | None]:
-    """Score the best of a rung at the next one: some first, then as many as the rank correlation asks for."""
-    question = Question(space=search.space, fidelity=fidelity, limits=search.limits, run_seed=search.run_seed)
-    broker = Broker(search.path, question, search.predict)
-    with storage_errors(search.path), broker:
-        count = max(2, most // _PILOT)
-        while True:
-            wanted = promote(cheap, uniform, search.limits, count)
-            broker.enqueue(wanted)
-            found = run_rung(broker, executor, search.limits, fidelity.name, on_event)
-            # A resumed rung holds all results: the size of the promotion is decided on what the pilot alone gave.
-            found = [result for result in found if result.policy in wanted]
-            correlation = rank_correlation(cheap, found, search.limits)
-            needed = _needed(cheap, search.limits, correlation, most)
-            if count >= needed:
-                return found, correlation
-            count = needed
+@dataclass(frozen=True)
+class _Rung:
+    """A rung beyond the proxy: what it is filled with, and how it is scored."""
+
+    search: Search
+    executor: Executor
+    uniform: Mapping[Limit, Policy]
+    fidelity: Fidelity
+    on_event: OnProgress | None
+
+    def fill(
+        self, cheap: Sequence[TrialResult], most: int, refit: Refit | None
+    ) -> tuple[list[TrialResult], RankCorrelation | None]:
+        """Score the best of the cheaper rung: some first, then what `refit` makes of them, then more of the cheap ones.
+
+        As many of those as the rank correlation asks for, at most `most` for every limit.
+        """
+        search, fidelity, limits = self.search, self.fidelity, self.search.limits
+        question = Question(space=search.space, fidelity=fidelity, limits=limits, run_seed=search.run_seed)
+        with storage_errors(search.path), Broker(search.path, question, search.predict) as broker:
+            pilot = max(2, most // _PILOT)
+            wanted = promote(cheap, self.uniform, limits, pilot)
+            found = self._scored(broker, wanted)
+            for _ in range(_REFITS if refit else 0):
+                wanted |= refit({r.policy: r.measurement.loss for r in found if r.measurement}) if refit else {}
+                found = self._scored(broker, wanted)
+            correlation = rank_correlation(cheap, found, limits)
+            needed = _needed(cheap, limits, correlation, most)
+            if needed > pilot:
+                found = self._scored(broker, wanted | promote(cheap, self.uniform, limits, needed))
+                correlation = rank_correlation(cheap, found, limits)
+            return found, correlation
+
+    def _scored(self, broker: Broker, wanted: Mapping[Policy, str]) -> list[TrialResult]:
+        """Results of the wanted policies alone: the study of a resumed search holds those that come later, too."""
+        broker.enqueue(wanted)
+        found = run_rung(broker, self.executor, self.search.limits, self.fidelity.name, self.on_event)
+        return [result for result in found if result.policy in wanted]
 
 
 def _needed(

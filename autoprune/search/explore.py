@@ -41,6 +41,8 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+Refit = Callable[[Mapping[Policy, float]], dict[Policy, str]]
+"""Proposes policies, with their origin, from the losses of fine-tuned ones."""
 
 
 @dataclass(frozen=True, kw_only=True)

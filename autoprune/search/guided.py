@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
+from autoprune.records import Policy
 from autoprune.search.allocation import Allocator
-from autoprune.search.explore import Explorer
+from autoprune.search.explore import Explorer, Refit
 from autoprune.search.refine import ALARM, Refinement
 from autoprune.search.solver import Solver
 
 _MOST_EVALUATIONS = 60
 
 
-def guided(explorer: Explorer) -> None:
-    """Score the uniform policies, measure the sensitivities, then refine all limits round by round."""
+def guided(explorer: Explorer) -> Refit:
+    """Score the uniform policies, measure the sensitivities, then refine all limits round by round.
+
+    Returns what proposes further policies from the losses of fine-tuned ones.
+    """
     search = explorer.search
     explorer.score(dict.fromkeys(explorer.uniform.values(), "uniform"))
     table = explorer.sensitivities()
@@ -33,13 +38,19 @@ def guided(explorer: Explorer) -> None:
         losses = explorer.losses
         active = [r for r, found in proposed if found and not r.finished(losses)]
         _share(refinements, explorer)
-    for refinement in refinements:
-        ratio = refinement.ratio(explorer.losses)
-        if ratio > ALARM:
-            explorer.notes.append(
-                f"{refinement.limit}: the solver's first answer loses {ratio:.1f} times the sum of its sensitivities, "
-                "so they were measured again around the best policy"
-            )
+    explorer.notes += [_alarm(r, explorer) for r in refinements if r.ratio(explorer.losses) > ALARM]
+
+    def refit(losses: Mapping[Policy, float]) -> dict[Policy, str]:
+        return {policy: "refit" for refinement in refinements for policy in refinement.refit(losses)}
+
+    return refit
+
+
+def _alarm(refinement: Refinement, explorer: Explorer) -> str:
+    return (
+        f"{refinement.limit}: the solver's first answer loses {refinement.ratio(explorer.losses):.1f} times the sum of "
+        "its sensitivities, so they were measured again around the best policy"
+    )
 
 
 def _share(refinements: list[Refinement], explorer: Explorer) -> None:

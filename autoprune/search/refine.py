@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from autoprune.budgets import Limit
 from autoprune.records import Policy, digest_of
-from autoprune.search.allocation import BOUND, Allocator
+from autoprune.search.allocation import BOUND, REMOVAL, Allocator
 from autoprune.search.limits import excess
 from autoprune.search.samplers import propose_multipliers
 
@@ -35,8 +35,15 @@ _LEAST_GAIN = 0.02
 _BAND = 0.35
 """Policies that cost up to this share less than the limit tell the regression about it."""
 
+_REMOVAL_PENALTIES = (0.0, 0.75, BOUND, np.inf)
+"""Log-multipliers of all removals together that the first answers are solved with; the last one keeps all branches."""
+
 _NOISE = (0.0, 0.2, 0.35)
 _ATTEMPTS = 6
+
+_FEWEST_TO_REFIT, _REFITTED = 4, 2
+"""Fine-tuned policies near a limit that a regression needs, and new ones that it proposes at once."""
+
 _LOCAL_ROUNDS = (2, 5)
 
 
@@ -125,21 +132,46 @@ class Refinement:
             yield from self._through(self._sampled(losses, attempt), "sampler")
 
     def _solutions(self) -> Iterator[tuple[Policy, str, Array | None]]:
-        """The solver's answer and its next best, each other in two units at least."""
-        plain = np.zeros(len(self._allocator.space.searched))
+        """The solver's answer, those that remove fewer branches, and the next best, in two units at least apart.
+
+        How many branches to remove is where a proxy and a fine-tuned model disagree most: some of each go on.
+        """
+        names = self._allocator.names
+        plain = np.zeros(len(names))
         apart: list[Policy] = []
-        while len(apart) < PER_ROUND:
+        for penalty in _REMOVAL_PENALTIES if REMOVAL in names else (0.0,):
+            vector = np.append(plain[:-1], penalty) if REMOVAL in names else plain
+            policy = self._allocator.allocate(vector, self.limit)
+            if policy is not None and policy not in apart:
+                self.solution = self.solution or policy
+                yield policy, "solver", vector if np.isfinite(penalty) else None
+                apart.append(policy)
+        while apart and len(apart) < PER_ROUND:
             policy = self._allocator.allocate(plain, self.limit, apart)
             if policy is None or policy in apart:
                 return
-            self.solution = self.solution or policy
-            yield policy, "solver", None if apart else plain
+            yield policy, "solver", None
             apart.append(policy)
 
     def _through(self, vector: Array, origin: str) -> Iterator[tuple[Policy, str, Array | None]]:
         policy = self._allocator.allocate(vector, self.limit)
         if policy is not None:
             yield policy, origin, vector
+
+    def refit(self, losses: Losses) -> list[Policy]:
+        """New policies by a regression of the losses of fine-tuned ones: it knows what fine-tuning heals."""
+        near = self._near(losses)
+        if len(near) < _FEWEST_TO_REFIT:
+            return []
+        found: list[Policy] = []
+        for attempt in range(_ATTEMPTS):
+            policy = self._allocator.allocate(self._fitted(losses, attempt), self.limit)
+            if policy is not None and policy not in losses and policy not in found:
+                found.append(policy)
+            if len(found) == _REFITTED:
+                break
+        self._round += 1
+        return found
 
     def _fitted(self, losses: Losses, attempt: int) -> Array:
         near = self._near(losses)
@@ -150,7 +182,7 @@ class Refinement:
     def _sampled(self, losses: Losses, attempt: int) -> Array:
         history = [(vector.tolist(), losses[p]) for p, vector in self._vectors.items() if p in losses]
         seed = int(self._rng("sampler", attempt).integers(2**31))
-        return np.array(propose_multipliers(self._sampler, seed, self._allocator.space.searched, history, BOUND))
+        return np.array(propose_multipliers(self._sampler, seed, self._allocator.names, history, BOUND))
 
     def _near(self, losses: Losses) -> dict[Policy, float]:
         """Losses of the policies that cost about as much as the limit allows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 from autoprune.budgets import Limit
@@ -16,13 +17,26 @@ def best_within(results: Sequence[TrialResult], limit: Limit, count: int) -> lis
     return [result for _, _, result in sorted(fitting, key=lambda item: item[:2])[:count]]
 
 
+def diverse(results: Sequence[TrialResult], limit: Limit, count: int) -> list[TrialResult]:
+    """As `best_within`, taking turns between policies that remove as many branches: the best of each first.
+
+    A cheap score judges widths against widths better than widths against depth.
+    """
+    depths: dict[int, list[TrialResult]] = {}
+    for result in best_within(results, limit, len(results)):
+        depths.setdefault(sum(width == 0 for width in result.policy.widths.values()), []).append(result)
+    turns = itertools.zip_longest(*depths.values())
+    return [result for turn in turns for result in turn if result is not None][:count]
+
+
 def promote(
     results: Sequence[TrialResult], baselines: Mapping[Limit, Policy], limits: Sequence[Limit], per_budget: int
 ) -> dict[Policy, str]:
     """Policies for the next rung with their origin, `uniform` or `promoted`, each once, in order of the limits.
 
     For every limit: its uniform baseline, so that both sides of a comparison always have the same fidelity, and beside
-    it the `per_budget` best others that fit. A baseline whose own trial failed is left out.
+    it the `per_budget` best others that fit, in turns between those that remove as many branches. A baseline whose own
+    trial failed is left out.
     """
     uniform = set(baselines.values())
     finished = {result.policy for result in results if result.status == "done"}
@@ -31,7 +45,7 @@ def promote(
     for limit in limits:
         if baselines.get(limit) in finished:
             chosen[baselines[limit]] = "uniform"
-        chosen |= {result.policy: "promoted" for result in best_within(others, limit, per_budget)}
+        chosen |= {result.policy: "promoted" for result in diverse(others, limit, per_budget)}
     return chosen
 
 

@@ -14,10 +14,10 @@ from autoprune.search.baselines.globally import global_threshold
 from autoprune.search.baselines.halp import halp
 from autoprune.search.baselines.netadapt import netadapt
 from autoprune.search.baselines.shared import score_uniform, uniform_policies
-from autoprune.search.explore import Explorer
+from autoprune.search.explore import Explorer, Refit
 from autoprune.search.guided import guided
 
-Strategy = Callable[[Explorer], None]
+Strategy = Callable[[Explorer], Refit | None]
 
 
 def find_strategy(name: str) -> Strategy:
