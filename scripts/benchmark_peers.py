@@ -12,7 +12,7 @@ models that were found are in the folder beside that file.
 
 Search passes: the Taylor scores' gradient examples count 1 each; FastNAS's scores, and the batch-norm recalibration
 before each of them, 1/3 per example, as if all its candidates were as large as the dense model; latency measurements
-count nothing. All budgets of a method share one search, so its passes stand in every row.
+count nothing. The budgets of one call share a search, and its passes are divided among them.
 """
 
 from __future__ import annotations

@@ -25,8 +25,9 @@ from autoprune.trials import FORWARD_SHARE
 class Row:
     """One point of one method's curve, a line of the CSV file.
 
-    `search_passes` is what finding the model cost, `passes` what fine-tuning it after that may cost; both are sample
-    passes. `seconds` is the clock time of both: the search that found the model, and this point's fine-tuning and test.
+    `search_passes` is what finding the model cost (of a search for several budgets, its share), `passes` what
+    fine-tuning it after that may cost; both are sample passes. `seconds` is the clock time of the whole search that
+    found the model, and of this point's fine-tuning and test.
     `latency_ratio` is relative to the dense model. A budget that the method cannot meet has one row without a
     `test_score`, with `passes` 0 and the sizes and the latency of the fastest model that it reached.
     """

@@ -98,7 +98,7 @@ class Peer(Protocol):
 
     @property
     def search_passes(self) -> int:
-        """Sample passes of one search; more budgets of the same model add none."""
+        """Sample passes of the preparation, which serves all budgets."""
         ...
 
     def prune(self, share: float) -> nn.Module:
@@ -367,7 +367,7 @@ def _search(order: Order, task: Task, dense: nn.Module, seed: int, budgets: Sequ
                 model=order.label,
                 budget=budget,
                 seed=seed,
-                search_passes=peer.search_passes,
+                search_passes=round(peer.search_passes / len(order.budgets)),
                 passes=0,
                 test_score=None,
                 latency_ratio=probe.ratio,
