@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
-from autoprune.search.allocation import BOUND, Allocator
+from autoprune.additive import AdditiveCost, CostTable
+from autoprune.budgets import Limit
+from autoprune.records import COSTS, SearchSpace
+from autoprune.search.allocation import BOUND, REMOVAL, Allocator
 from autoprune.search.limits import fits
 from autoprune.search.sensitivity import sensitivities, single_unit_policies
 from autoprune.search.solver import Solver
@@ -60,3 +63,40 @@ def test_the_regression_finds_the_multipliers_of_the_truth():
 def test_without_measurements_all_multipliers_are_equal():
     assert allocator().fitted_multipliers({}).tolist() == PLAIN.tolist()
     assert allocator().fitted_multipliers({SPACE.largest(): 0.0}).tolist() == PLAIN.tolist()
+
+
+REMOVABLE = SearchSpace(id="r", levels={"a": (0, 2, 4), "b": (0, 2, 4), "c": (2, 4)})
+HARMS = {"a": np.array([1.0, 0.9, 0.0]), "b": np.array([1.2, 0.5, 0.0]), "c": np.array([0.8, 0.0])}
+
+
+def removable():
+    tables = [CostTable(units=(n,), values=np.array(levels, dtype=float)) for n, levels in REMOVABLE.levels.items()]
+    cost = AdditiveCost(constant=0.0, tables=tuple(tables))
+
+    def priced(policies):
+        found = np.ones((len(policies), len(COSTS)))
+        found[:, 0] = cost.of(REMOVABLE, policies)
+        return found
+
+    return Allocator(space=REMOVABLE, solver=Solver(REMOVABLE, {"latency_ms": cost}), table=HARMS, predict=priced)
+
+
+def test_removals_have_a_multiplier_of_their_own():
+    limit = Limit.of(latency_ms=8.0)
+    assert removable().names == ("a", "b", "c", REMOVAL)
+    assert allocator().names == SPACE.searched
+    free, dear, never = (removable().allocate([0, 0, 0, penalty], limit).widths for penalty in (0.0, BOUND, np.inf))
+    assert free["a"] == 0
+    assert 0 not in {*dear.values(), *never.values()}
+    assert removable().allocate([0, 0, 0, np.inf], Limit.of(latency_ms=4.0)) is None
+
+
+def test_the_regression_tells_removals_from_widths():
+    """Fine-tuning that heals narrow layers and not removed ones: only the last multiplier grows."""
+    policies = [REMOVABLE.policy({"a": a, "b": b, "c": c}) for a in (0, 2, 4) for b in (0, 2, 4) for c in (2, 4)]
+    losses = {}
+    for policy in policies:
+        parts = {n: HARMS[n][REMOVABLE.levels[n].index(w)] for n, w in policy.widths.items()}
+        losses[policy] = sum(3 * x if policy.widths[n] == 0 else x for n, x in parts.items())
+    found = removable().fitted_multipliers(losses)
+    assert found[3] - found[:3].mean() == pytest.approx(np.log(3), abs=0.35)

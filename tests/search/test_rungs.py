@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from autoprune.budgets import Limit
+from autoprune.records import SearchSpace
 from autoprune.search.executors.base import failed
 from autoprune.search.limits import fits
-from autoprune.search.rungs import best_within, promote
+from autoprune.search.rungs import best_within, diverse, promote
 from autoprune.trials import TrialResult
 from tests.search.fakes import LIMITS, SPACE, evaluate, predict, spec
 
@@ -48,6 +51,26 @@ def test_failed_trials_stay_behind_even_a_baseline():
     lost = failed(spec(0, **dict.fromkeys(SPACE.searched, 5)), "because")
     other = failed(spec(5, unit0=2), "because")
     assert promote([lost, other, BASELINES[1]], UNIFORM, LIMITS, 2) == {UNIFORM[LIMITS[1]]: "uniform"}
+
+
+def test_policies_of_every_depth_take_turns():
+    space = SearchSpace(id="d", levels={"a": (0, 1, 2, 3), "b": (0, 1, 2, 3)})
+    base = evaluate(spec(0))
+    assert base.measurement
+    pairs = [(0, 3), (0, 2), (0, 1), (3, 3), (2, 2), (0, 0)]
+    found = [
+        TrialResult(
+            **vars(base)
+            | {
+                "number": number,
+                "policy": space.policy({"a": a, "b": b}),
+                "measurement": replace(base.measurement, loss=float(number)),
+            }
+        )
+        for number, (a, b) in enumerate(pairs)
+    ]
+    chosen = [tuple(r.policy.widths.values()) for r in diverse(found, Limit.of(latency_ms=1e9), 5)]
+    assert chosen == [(0, 3), (3, 3), (0, 0), (0, 2), (2, 2)]
 
 
 def test_ties_go_to_the_earlier_trial():
