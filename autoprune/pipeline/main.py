@@ -25,11 +25,13 @@ from autoprune.pipeline.settle import refitted, uniform_baselines, widened
 from autoprune.pipeline.verification import front_document
 from autoprune.runfolder import RunFolder, read_json, write_json
 from autoprune.search.controller import Outcome, run_search
+from autoprune.search.effort import proxy_passes
 from autoprune.search.executors.base import Executor
 from autoprune.search.executors.inline import InlineExecutor
 from autoprune.search.executors.process import ProcessExecutor
-from autoprune.search.explore import Progress, Search
+from autoprune.search.explore import SENSITIVITY, Progress, Search
 from autoprune.search.rungs import best_within
+from autoprune.search.sensitivity import single_unit_policies
 from autoprune.task.base import Task
 from autoprune.task.batches import length
 from autoprune.trials import TrialResult
@@ -215,7 +217,12 @@ def _announce(setup: Setup, events: Events) -> None:
             f"{fidelity.finetune_samples:,} samples of fine-tuning" if fidelity.finetune_samples else "no fine-tuning"
         )
         events.note(f"{fidelity.name}: at most {count} policies, {tuning}")
-    passes = effort.sample_passes(budgets, length(setup.bench.task.val_set))
+    examples = length(setup.bench.task.val_set)
+    passes = effort.sample_passes(budgets, examples)
+    if setup.config.strategy == "guided":
+        apart = len(single_unit_policies(setup.space))
+        events.note(f"{SENSITIVITY}: {apart} policies, in each of which one unit is narrower")
+        passes += apart * proxy_passes(effort, examples)
     share = float(np.mean([_share(setup, limit) for limit in setup.limits.values()]))
     workers = setup.config.workers if setup.config.executor == "process" else 1
     seconds = passes * share * seconds_per_pass(setup.bench.task, setup.bench.dense) / workers

@@ -109,6 +109,11 @@ class Effort:
         return sum(count * _passes(fidelity, val_examples) for fidelity, count in self.trials_at(budgets).items())
 
 
+def proxy_passes(effort: Effort, val_examples: int) -> float:
+    """Passes of one policy of the dense model's size at the cheapest fidelity."""
+    return _passes(effort.rungs[0], val_examples)
+
+
 def _passes(fidelity: Fidelity, val_examples: int) -> float:
     scored = fidelity.val_samples or val_examples
     return fidelity.finetune_samples * (1 + FORWARD_SHARE) + FORWARD_SHARE * (scored + _CALIBRATION_SAMPLES)
