@@ -218,17 +218,15 @@ def _announce(setup: Setup, events: Events) -> None:
         )
         events.note(f"{fidelity.name}: at most {count} policies, {tuning}")
     examples = length(setup.bench.task.val_set)
-    passes = effort.sample_passes(budgets, examples)
+    share = float(np.mean([_share(setup, limit) for limit in setup.limits.values()]))
+    passes = share * effort.sample_passes(budgets, examples)
     if setup.config.strategy == "guided":
         apart = len(single_unit_policies(setup.space))
         events.note(f"{SENSITIVITY}: {apart} policies, in each of which one unit is narrower")
         passes += apart * proxy_passes(effort, examples)
-    share = float(np.mean([_share(setup, limit) for limit in setup.limits.values()]))
     workers = setup.config.workers if setup.config.executor == "process" else 1
-    seconds = passes * share * seconds_per_pass(setup.bench.task, setup.bench.dense) / workers
-    events.note(
-        f"at most {passes * share:,.0f} sample passes, about {max(seconds / 60, 0.1):.1f} min on {workers} worker(s)"
-    )
+    seconds = passes * seconds_per_pass(setup.bench.task, setup.bench.dense) / workers
+    events.note(f"at most {passes:,.0f} sample passes, about {max(seconds / 60, 0.1):.1f} min on {workers} worker(s)")
 
 
 def _share(setup: Setup, limit: Limit) -> float:
