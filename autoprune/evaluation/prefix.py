@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from autoprune.structure import GraphModel, Structure
+from autoprune.structure.aliases import is_in_place, owners
 
 _MOST_BYTES = 1 << 29
 """Values at a boundary are kept while they are no more than this."""
@@ -38,7 +39,7 @@ class PrefixCache:
         if not self._values:
             return None
         with torch.no_grad():
-            return torch.cat([model.evaluate_from(values, prefix) for values in self._values])
+            return torch.cat([model.evaluate_from(_cloned(values), prefix) for values in self._values])
 
     def _split(self, graph: fx.Graph, changed: AbstractSet[str]) -> tuple[frozenset[str], set[str]]:
         """Unchanged nodes that changed ones read, and all unchanged ones that compute something from the inputs."""
@@ -46,7 +47,10 @@ class PrefixCache:
         if not any(n.op == "call_function" and n.name in prefix for n in graph.nodes):
             return frozenset(), prefix
         readers = [n for n in graph.nodes if n.name in changed or n.op == "output"]
-        return frozenset(s.name for n in readers for s in n.all_input_nodes if s.name in prefix), prefix
+        boundary = {source for n in readers for source in n.all_input_nodes if source.name in prefix}
+        if _is_written(graph, boundary, prefix):
+            return frozenset(), prefix
+        return frozenset(node.name for node in boundary), prefix
 
     def _fill(self, boundary: frozenset[str]) -> None:
         self._boundary, self._values, held = boundary, [], 0
@@ -71,5 +75,18 @@ class _Reader(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if n.name in self._boundary:
-            self.found[n.name] = value
+            self.found[n.name] = value.clone()  # a later node may write into it
         return value
+
+
+def _cloned(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies, so that a model that works in place leaves the values to the next one."""
+    return {name: value.clone() for name, value in values.items()}
+
+
+def _is_written(graph: fx.Graph, boundary: AbstractSet[fx.Node], prefix: AbstractSet[str]) -> bool:
+    """Whether values of a boundary share memory that something writes into: kept one by one, they would not see it."""
+    memory = owners(graph)
+    held = [memory.get(node) for node in boundary]
+    writers = [node for node in graph.nodes if is_in_place(node) and memory.get(node) in held]
+    return any(held.count(memory[n]) > 1 or (n.name in prefix and n not in boundary) for n in writers if n in memory)

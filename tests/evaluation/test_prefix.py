@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from autoprune.evaluation import Bench, Evaluator
 from autoprune.evaluation import prefix as prefix_module
@@ -96,3 +97,37 @@ def test_a_residual_net_with_a_removed_branch() -> None:
     changed = reconstruction.touched(model.evaluation_graph().graph, structure.masks(policy))
     cache = prefix_module.PrefixCache(structure=structure, batches=((inputs,),))
     assert torch.allclose(cache.outputs(model, changed), model(inputs), atol=1e-5)
+
+
+class InPlace(nn.Module):
+    """In-place activations and an in-place sum, as torchvision writes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 6, 3, padding=1)
+        self.inner = nn.Conv2d(6, 5, 3, padding=1)
+        self.outer = nn.Conv2d(5, 6, 3, padding=1)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu_(self.stem(x))
+        y = self.outer(torch.relu_(self.inner(x)))
+        y += x
+        return self.head(torch.relu_(y).mean((2, 3)))
+
+
+def test_models_that_write_in_place_leave_the_prefix_as_it_was() -> None:
+    torch.manual_seed(0)
+    model = InPlace().eval()
+    x = torch.randn(4, 1, 8, 8)
+    structure = analyze(model, (x[:1],))
+    cache = prefix_module.PrefixCache(structure=structure, batches=((x,),))
+    reconstruction = Reconstruction(structure=structure, inputs=(x,))
+    unit = next(u for u in structure.units if u.width == 5)
+    for width in (4, 3, 2, 4):
+        policy = Policy(space_id="", widths=structure.full_widths | {unit.name: width})
+        shrunk = structure.shrink(policy).eval()
+        changed = reconstruction.touched(shrunk.evaluation_graph().graph, structure.masks(policy))
+        found = cache.outputs(shrunk, changed)
+        with torch.no_grad():
+            assert found is None or torch.allclose(found, shrunk(x), atol=1e-6)
