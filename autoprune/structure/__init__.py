@@ -1,8 +1,9 @@
 """What can change: units found on the exported graph, the exact sizes of every policy, and really smaller models."""
 
+from autoprune.structure.build import analyze
 from autoprune.structure.capture import module_tensors
 from autoprune.structure.geometry import Dim, Operator
 from autoprune.structure.module import GraphModel
-from autoprune.structure.structure import Fixed, Structure, analyze
+from autoprune.structure.structure import Fixed, Structure
 
 __all__ = ["Dim", "Fixed", "GraphModel", "Operator", "Structure", "analyze", "module_tensors"]
