@@ -44,7 +44,7 @@ _ATTEMPTS = 6
 _FEWEST_TO_REFIT, _REFITTED = 4, 2
 """Fine-tuned policies near a limit that a regression needs, and new ones that it proposes at once."""
 
-_LOCAL_ROUNDS = (2, 5)
+_LOCAL_ROUND = 3
 
 
 class Refinement:
@@ -59,7 +59,7 @@ class Refinement:
         self._round = 0
         self._asked: list[Policy] = []
         self._vectors: dict[Policy, Array] = {}
-        self._centres: list[Policy] = []
+        self._centre: Policy | None = None
         self._neighbours: list[Array] = []
         self.solution: Policy | None = None
         """The solver's answer to the plain sensitivities."""
@@ -97,11 +97,10 @@ class Refinement:
     def surroundings(self, losses: Losses) -> list[Policy]:
         """Policies to measure, whatever they cost, before the next proposals: the best one a level up and down."""
         best = self.best(losses)
-        due = self._round in _LOCAL_ROUNDS and self.ratio(losses) > ALARM
-        if not due or best is None or best in self._centres:
+        if self._round != _LOCAL_ROUND or self.ratio(losses) <= ALARM:
             return []
-        self._centres.append(best)
-        return list(self._steps(best))
+        self._centre = self.best(losses)
+        return list(self._steps(self._centre)) if self._centre is not None else []
 
     def propose(self, losses: Losses) -> dict[Policy, str]:
         """The next policies with their origin, none of them in `losses`; empty when nothing new is found."""
@@ -125,8 +124,8 @@ class Refinement:
         while self._neighbours:
             vector = self._neighbours.pop(0)
             yield from self._through(vector, "neighbour")
-        if self._round in _LOCAL_ROUNDS and self._centres and self._near_centre(losses):
-            yield from ((policy, "local", None) for policy in self._local(self._centres[-1], losses))
+        if self._round == _LOCAL_ROUND and self._centre is not None:
+            yield from ((policy, "local", None) for policy in self._local(self._centre, losses))
         for attempt in range(_ATTEMPTS):
             yield from self._through(self._fitted(losses, attempt), "fit")
             yield from self._through(self._sampled(losses, attempt), "sampler")
@@ -191,9 +190,6 @@ class Refinement:
             return {}
         beyond = excess(self._allocator.predict(policies), self.limit)
         return {p: losses[p] for p, x in zip(policies, beyond, strict=True) if -_BAND <= x <= _BAND / 2}
-
-    def _near_centre(self, losses: Losses) -> bool:
-        return any(policy in losses for policy in self._steps(self._centres[-1]))
 
     def _steps(self, centre: Policy) -> Iterator[Policy]:
         space = self._allocator.space
