@@ -96,7 +96,6 @@ class Refinement:
 
     def surroundings(self, losses: Losses) -> list[Policy]:
         """Policies to measure, whatever they cost, before the next proposals: the best one a level up and down."""
-        best = self.best(losses)
         if self._round != _LOCAL_ROUND or self.ratio(losses) <= ALARM:
             return []
         self._centre = self.best(losses)
