@@ -81,22 +81,25 @@ def environment(folder: Path, tool: str) -> Path:
     """The interpreter of a tool's environment, which is made or brought up to date first if need be."""
     python = folder.resolve() / tool / "bin" / "python"
     stamp = folder / tool / "installed.txt"
-    packages = ["-e", f"{ROOT}[demo]", *TOOLS[tool]]  # the data of one task comes with `demo`
-    wanted = "\n".join(packages)
+    requirements = [(ROOT / name).read_text(encoding="utf-8") for name in ("pyproject.toml", "constraints.txt")]
+    wanted = "\n".join([*TOOLS[tool], *requirements])
     if not stamp.exists() or stamp.read_text(encoding="utf-8") != wanted:
         print(f"installing {', '.join(TOOLS[tool])} into {folder / tool}", flush=True)
         if not python.exists():
             subprocess.run([sys.executable, "-m", "venv", folder / tool], check=True)
         install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*install, "-c", ROOT / "constraints.txt", *packages], check=True)
+        autoprune = ["-e", f"{ROOT}[demo]", "-c", ROOT / "constraints.txt"]  # the data of one task comes with `demo`
+        subprocess.run([*install, *autoprune, *TOOLS[tool]], check=True)
         stamp.write_text(wanted, encoding="utf-8")
     return python
 
 
 def work(python: Path, order: Order) -> None:
-    """Run one method in its environment."""
+    """Run one method in its environment, with the autoprune of this checkout even if another one made it."""
     worker = Path(__file__).with_name("peer_worker.py")
-    subprocess.run([python, worker, order.to_json()], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    settings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    subprocess.run([python, worker, order.to_json()], check=True, env=settings)
 
 
 if __name__ == "__main__":
