@@ -28,6 +28,7 @@ from autoprune.pipeline.events import Silent
 from autoprune.pipeline.main import executor_of, search_passes, searched
 from autoprune.pipeline.prepare import Setup, open_task, prepare
 from autoprune.pipeline.settle import measured_ratios, uniform_baselines
+from autoprune.pipeline.verification import meets
 from autoprune.records import Policy
 from autoprune.recovery.passes import SamplePasses
 from autoprune.runfolder import RunFolder
@@ -71,10 +72,11 @@ def compare(given: argparse.Namespace, strategy: str, seed: int, missing: dict[s
     last = outcome.results[setup.effort.rungs[-1].name]
     for budget, points in missing.items():
         if points:
-            policy, ratio = chosen(setup, budget, last, strategy)
-            for row in rows(given, setup, policy, points, seed):
+            policy, ratio, fits = chosen(setup, budget, last, strategy)
+            for row in rows(given, setup, policy, points if fits else [0], seed):
                 found = replace(
                     row,
+                    test_score=row.test_score if fits else None,
                     method=strategy,
                     budget=budget,
                     search_passes=round(passes),
@@ -82,7 +84,8 @@ def compare(given: argparse.Namespace, strategy: str, seed: int, missing: dict[s
                     seconds=row.seconds + seconds,
                 )
                 append_row(given.out, found)
-                print(f"    {budget} {ratio:.3f} after {row.passes:6d} passes: {found.test_score:.4f}", flush=True)
+                score = f"{row.test_score:.4f}" if fits else "budget not met"
+                print(f"    {budget} {ratio:.3f} after {row.passes:6d} passes: {score}", flush=True)
 
 
 def opened(given: argparse.Namespace, strategy: str, seed: int) -> Setup:
@@ -118,8 +121,8 @@ def shortened(effort: Effort, rungs: int) -> Effort:
     return replace(effort, rungs=effort.rungs[:rungs], promoted=effort.promoted[: rungs - 1])
 
 
-def chosen(setup: Setup, budget: str, last: Sequence[TrialResult], strategy: str) -> tuple[Policy, float]:
-    """The best policy that meets the budget when measured, with its share of the dense latency.
+def chosen(setup: Setup, budget: str, last: Sequence[TrialResult], strategy: str) -> tuple[Policy, float, bool]:
+    """The best policy that meets the budget when measured, with its share of the dense latency, and whether it does.
 
     Other strategies than `uniform` do not take the uniform policy: it is scored for comparison. The fastest candidate
     when none meets the budget.
@@ -129,9 +132,9 @@ def chosen(setup: Setup, budget: str, last: Sequence[TrialResult], strategy: str
     limit = setup.limits[budget]
     policies = [r.policy for r in best_within(others, limit, _CANDIDATES)]
     ratios = measured_ratios(setup, policies).tolist()
-    most = limit.most[0] / setup.table.dense_ms
-    fitting = [(p, ratio) for p, ratio in zip(policies, ratios, strict=True) if ratio <= most * 1.01]
-    return fitting[0] if fitting else min(zip(policies, ratios, strict=True), key=lambda found: found[1])
+    found = list(zip(policies, ratios, strict=True))
+    fitting = [pair for pair in found if meets(setup, budget, pair[0], pair[1], tolerance=0.0)]
+    return (*fitting[0], True) if fitting else (*min(found, key=lambda pair: pair[1]), False)
 
 
 def rows(given: argparse.Namespace, setup: Setup, policy: Policy, points: Sequence[int], seed: int) -> list[Row]:
