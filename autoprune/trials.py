@@ -129,9 +129,12 @@ class TrialResult:
         )
 
 
-def trial_seed(run_seed: int, policy: Policy, fidelity: Fidelity) -> int:
-    """Seed of a trial, from the run seed, the policy and the fidelity alone: the same in every executor and order."""
-    return int(digest_of([run_seed, policy.digest(), fidelity.to_json()], length=8), 16) & 0x7FFFFFFF
+def trial_seed(run_seed: int, fidelity: Fidelity) -> int:
+    """Seed of a trial, from the run seed and the fidelity alone: the same in every executor and order.
+
+    All policies of a rung see the same batches in the same order: what differs between them are the policies.
+    """
+    return int(digest_of([run_seed, fidelity.to_json()], length=8), 16) & 0x7FFFFFFF
 
 
 @dataclass(frozen=True, kw_only=True)

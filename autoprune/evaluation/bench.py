@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
 
 from torch import Tensor, nn
 
 from autoprune.evaluation.costs import sizes
-from autoprune.evaluation.prefix import PrefixCache
 from autoprune.pruning import keep_best
 from autoprune.records import Policy
 from autoprune.recovery.batchnorm import recalibrate
 from autoprune.recovery.evaluate import EVALUATION_BATCH, predict_outputs
 from autoprune.recovery.least_squares import Reconstruction
 from autoprune.recovery.passes import SamplePasses
+from autoprune.recovery.prefix import PrefixCache
+from autoprune.recovery.teacher import TeacherMemory
 from autoprune.runfolder import RunFolder, read_json
 from autoprune.structure import GraphModel, Structure
 from autoprune.task.base import Task
@@ -63,12 +65,11 @@ class Bench:
 
     def repair(self, model: GraphModel, policy: Policy, passes: SamplePasses) -> None:
         """Recover a model of `shrink`, in place, without labels or gradients."""
-        cost = self.relative_cost(policy)
         if self.reconstruction is None:
-            recalibrate(model, self.task, passes=passes, relative_cost=cost)
+            recalibrate(model, self.task, passes=passes, relative_cost=self.relative_cost(policy))
             return
-        self.reconstruction.apply(model, self.structure.masks(policy, keep_best(self.order, policy)))
-        passes.forward(self.reconstruction.examples, cost)
+        run = self.reconstruction.apply(model, self.structure.masks(policy, keep_best(self.order, policy)))
+        passes.forward(self.reconstruction.examples, self._cost_of(policy, run))
 
     def outputs_from_prefix(self, model: GraphModel, policy: Policy, limit: int) -> tuple[Tensor, float] | None:
         """Outputs of a repaired model on `limit` validation items, and what they cost relative to a dense pass.
@@ -83,9 +84,13 @@ class Bench:
         outputs = self._prefix(limit).outputs(model, changed)
         if outputs is None:
             return None
+        return outputs, self._cost_of(policy, changed)
+
+    def _cost_of(self, policy: Policy, nodes: AbstractSet[str]) -> float:
+        """MACs of some nodes of a policy's graph as a share of the whole dense model's."""
         widths = self.structure.widths([policy])
-        macs = sum(int(op.macs(widths)[0]) for op in self.structure.operators if op.node in changed)
-        return outputs, macs / self._dense_macs
+        macs = sum(int(op.macs(widths)[0]) for op in self.structure.operators if op.node in nodes)
+        return macs / self._dense_macs
 
     def _prefix(self, limit: int) -> PrefixCache:
         if limit not in self._prefixes:
@@ -93,6 +98,11 @@ class Bench:
             found = [self.task.split(b)[0] for b in batches(self.task.val_set, EVALUATION_BATCH, rows=rows)]
             self._prefixes[limit] = PrefixCache(structure=self.structure, batches=tuple(found))
         return self._prefixes[limit]
+
+    @cached_property
+    def teacher(self) -> TeacherMemory:
+        """What the dense model says in the fine-tunings of one rung, which all take the same batches."""
+        return TeacherMemory()
 
     @cached_property
     def _prefixes(self) -> dict[int, PrefixCache]:

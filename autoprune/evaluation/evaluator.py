@@ -70,6 +70,7 @@ class Evaluator:
                 teacher=bench.dense,
                 passes=passes,
                 relative_cost=cost,
+                memory=bench.teacher,
             )
         return model
 

@@ -34,7 +34,7 @@ from autoprune.search.rungs import best_within
 from autoprune.search.sensitivity import single_unit_policies
 from autoprune.task.base import Task
 from autoprune.task.batches import length
-from autoprune.trials import TrialResult
+from autoprune.trials import FORWARD_SHARE, TrialResult
 
 
 def search(
@@ -178,10 +178,18 @@ def searched(setup: Setup, executor: Executor, events: Events) -> tuple[Setup, O
 
 
 def search_passes(setup: Setup, outcome: Outcome) -> dict[str, float]:
-    """Sample passes of every part of a search: each rung, the sensitivities, and the scores of channels."""
+    """Sample passes of every part of a search: each rung, the sensitivities, the scores of channels, the teacher.
+
+    The teacher sees the batches of a rung once in each worker.
+    """
     passes = {name: sum(r.sample_passes for r in rung) for name, rung in outcome.results.items()}
+    taught = sum(f.finetune_samples for f in setup.effort.rungs if outcome.results[f.name])
+    workers = setup.config.workers if setup.config.executor == "process" else 1
     matters = importance_passes(setup.config, length(setup.bench.task.train_set))
-    return passes | {"scores": read_json(setup.folder.order)["sample_passes"] + matters}
+    return passes | {
+        "scores": read_json(setup.folder.order)["sample_passes"] + matters,
+        "teacher": FORWARD_SHARE * taught * workers,
+    }
 
 
 def _by_level(setup: Setup, table: Mapping[str, npt.NDArray[np.float64]]) -> dict[str, dict[int, float]]:

@@ -16,6 +16,7 @@ from autoprune.errors import TrialError, UsageError
 from autoprune.recovery.distill import distillation_loss
 from autoprune.recovery.optimize import autocast, learning_rate, make_optimizer
 from autoprune.recovery.passes import SamplePasses
+from autoprune.recovery.teacher import TeacherMemory
 from autoprune.task.base import Recipe, Task
 from autoprune.task.batches import length, take
 
@@ -40,13 +41,15 @@ def finetune(
     teacher: nn.Module | None = None,
     passes: SamplePasses | None = None,
     relative_cost: float = 1.0,
+    memory: TeacherMemory | None = None,
     on_progress: OnProgress | None = None,
 ) -> FinetuneResult:
     """Train `model` in place on `samples` examples of the training data and leave it in evaluation mode.
 
     The schedule runs over exactly `samples` examples; the recipe (default: the task's `finetune_recipe`) gives all but
     their number. With a teacher, its outputs on the same augmented batch are part of the loss; without a loss in the
-    task they are all of it. The result depends on the model, the seed and the number of threads alone.
+    task they are all of it. The result depends on the model, the seed and the number of threads alone. A `memory`
+    spares the teacher what an earlier fine-tuning on the same batches asked it; `passes` then leave the teacher out.
     `on_progress(samples_done, samples, loss)` follows every step. Raises `TrialError` for a loss that is not finite.
     """
     if samples < 1:
@@ -56,7 +59,7 @@ def finetune(
             f"task {task.name!r} has no loss, so only a teacher can say what is right; pass the dense model"
         )
     recipe = recipe or task.finetune_recipe
-    objective = _Objective(task=task, recipe=recipe, teacher=teacher)
+    objective = _Objective(task=task, recipe=recipe, teacher=teacher, memory=memory, fits=(seed, samples))
     optimizer = make_optimizer(model, recipe)
     steps = math.ceil(samples / recipe.batch_size)
     losses: list[float] = []
@@ -64,7 +67,7 @@ def finetune(
     with _training(model, teacher, task, recipe, seed):
         for step, batch in enumerate(_shuffled(task, recipe.batch_size, samples, seed)):
             rate = learning_rate(recipe, step, steps)
-            losses.append(_step(model, optimizer, objective, batch, rate))
+            losses.append(_step(model, optimizer, objective, step, batch, rate))
             if not math.isfinite(losses[-1]):
                 raise TrialError(
                     f"the training loss must stay finite; it is {losses[-1]} in step {step + 1} of {steps}"
@@ -74,7 +77,7 @@ def finetune(
                 on_progress(done, samples, losses[-1])
     if passes is not None:
         passes.training(done, relative_cost)
-        passes.forward(done if objective.distils else 0)
+        passes.forward(done if objective.distils and memory is None else 0)
     tail = losses[-max(1, steps // 10) :]
     return FinetuneResult(train_loss=sum(tail) / len(tail), samples=done)
 
@@ -86,25 +89,33 @@ class _Objective:
     task: Task
     recipe: Recipe
     teacher: nn.Module | None
+    memory: TeacherMemory | None
+    fits: tuple[int, int]
 
     @property
     def distils(self) -> bool:
         return self.teacher is not None and (self.recipe.distill_weight > 0 or self.task.loss is None)
 
-    def __call__(self, outputs: Tensor, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Tensor:
-        """Scalar loss in float32."""
+    def __call__(self, step: int, outputs: Tensor, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Tensor:
+        """Scalar loss of a step in float32."""
         if not self.distils:
             return self._task_loss(outputs, targets)
         weight = self.recipe.distill_weight if self.task.loss is not None else 1.0
-        distance = weight * self._distance(outputs, inputs)
+        dense_outputs = self._taught(step, inputs)
+        temperature, classifies = self.recipe.temperature, self.task.classifies
+        distance = weight * distillation_loss(outputs, dense_outputs, classifies=classifies, temperature=temperature)
         return distance if weight == 1 else distance + (1 - weight) * self._task_loss(outputs, targets)
 
-    def _distance(self, outputs: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
+    def _taught(self, step: int, inputs: tuple[Tensor, ...]) -> Tensor:
         assert self.teacher is not None
+        known = self.memory.recall((*self.fits, self.recipe), step) if self.memory is not None else None
+        if known is not None:
+            return known
         with torch.no_grad(), autocast(self.recipe.precision):
-            dense_outputs = self.teacher(*inputs)
-        temperature = self.recipe.temperature
-        return distillation_loss(outputs, dense_outputs, classifies=self.task.classifies, temperature=temperature)
+            outputs = self.teacher(*inputs)
+        if self.memory is not None:
+            self.memory.keep(step, outputs)
+        return outputs
 
     def _task_loss(self, outputs: Tensor, targets: Tensor | None) -> Tensor:
         assert self.task.loss is not None
@@ -115,13 +126,18 @@ class _Objective:
 
 
 def _step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, objective: _Objective, batch: tuple[Tensor, ...], rate: float
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    objective: _Objective,
+    step: int,
+    batch: tuple[Tensor, ...],
+    rate: float,
 ) -> float:
     recipe = objective.recipe
     inputs, targets = objective.task.split(batch)
     with autocast(recipe.precision):
         outputs = model(*inputs)
-    loss = objective(outputs, inputs, targets)
+    loss = objective(step, outputs, inputs, targets)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if recipe.clip_norm > 0:

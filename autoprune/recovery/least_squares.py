@@ -32,6 +32,7 @@ from autoprune.recovery.consumers import (
     some_places,
 )
 from autoprune.recovery.moments import collect_moments
+from autoprune.recovery.prefix import PrefixCache
 from autoprune.recovery.ridge import ridged
 from autoprune.recovery.surgeon import surgeon_order
 from autoprune.structure import GraphModel, Structure, analyze
@@ -71,16 +72,23 @@ class Reconstruction:
         """Number of calibration examples: each costs a forward pass of every model that is repaired."""
         return len(self.inputs[0])
 
-    def apply(self, model: GraphModel, masks: Masks) -> None:
-        """Repair a shrunk model with living `masks`, in place, from its dense weights.
+    def apply(self, model: GraphModel, masks: Masks) -> set[str]:
+        """Repair a shrunk model with living `masks`, in place, from its dense weights; returns the nodes that were run.
 
-        Weights and batch norms that no removed channel influences are left alone. Raises `TrialError` when activations
-        are not finite.
+        Weights and batch norms that no removed channel influences are left alone, and what comes before the first of
+        them is the dense model's. Raises `TrialError` when activations are not finite.
         """
         graph = model.evaluation_graph()
-        fitter = _Fitter(graph, self, masks, self.touched(graph.graph, masks))
+        touched = self.touched(graph.graph, masks)
+        fitter = _Fitter(graph, self, masks, touched)
+        starts = self._prefix.starts(graph.graph, touched)
         with torch.no_grad():
-            fitter.run(*self.inputs)
+            if starts is None:
+                fitter.run(*self.inputs)
+                return {node.name for node in graph.graph.nodes}
+            for start in starts:
+                fitter.run(initial_env=start)
+        return touched
 
     def touched(self, graph: fx.Graph, masks: Masks) -> set[str]:
         """Nodes of a shrunk graph whose value some removed channel or branch changes."""
@@ -93,6 +101,10 @@ class Reconstruction:
             if bypassing or sliced or any(n.name in touched for n in node.all_input_nodes):
                 touched.add(node.name)
         return touched
+
+    @cached_property
+    def _prefix(self) -> PrefixCache:
+        return PrefixCache(structure=self.structure, batches=(self.inputs,))
 
     @cached_property
     def _norms(self) -> set[str]:

@@ -211,12 +211,12 @@ class Broker:
             self._slots += 1
         self._running[trial.number] = (trial, policy)
         fidelity = self._question.fidelity
-        seed = trial_seed(self._question.run_seed, policy, fidelity)
+        seed = trial_seed(self._question.run_seed, fidelity)
         return TrialSpec(number=trial.number, policy=policy, fidelity=fidelity, seed=seed)
 
     def _result(self, number: int, policy: Policy, reason: str) -> TrialResult:
         fidelity = self._question.fidelity
-        seed = trial_seed(self._question.run_seed, policy, fidelity)
+        seed = trial_seed(self._question.run_seed, fidelity)
         return TrialResult(
             number=number, policy=policy, fidelity=fidelity, status="infeasible", seed=seed, error=reason
         )

@@ -22,7 +22,7 @@ from autoprune.search.strategies import find_strategy
 from autoprune.search.uniform import baselines
 from autoprune.trials import Fidelity, TrialResult
 
-_REFITS = 2
+_REFITS = 1
 
 _PILOT = 3
 """One in so many of the most that can be promoted goes first, to see how far the cheaper rung can be trusted."""

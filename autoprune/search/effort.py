@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from autoprune.errors import UsageError, unknown_name
 from autoprune.trials import FORWARD_SHARE, Fidelity
 
-PROXY_VAL_SAMPLES = 1_000
+PROXY_VAL_SAMPLES = 500
 
 _CALIBRATION_SAMPLES = 256
 
@@ -25,14 +25,12 @@ class _Dial:
 
 
 _DIALS: Mapping[str, _Dial] = {
-    "small": _Dial(
-        trials=128, brief_samples=2_000, longer_samples=10_000, full_epochs=2, promoted=(12, 3), finalists=1
-    ),
+    "small": _Dial(trials=128, brief_samples=2_000, longer_samples=10_000, full_epochs=2, promoted=(6, 2), finalists=1),
     "medium": _Dial(
-        trials=256, brief_samples=5_000, longer_samples=25_000, full_epochs=6, promoted=(18, 4), finalists=2
+        trials=256, brief_samples=5_000, longer_samples=25_000, full_epochs=6, promoted=(12, 3), finalists=2
     ),
     "large": _Dial(
-        trials=512, brief_samples=10_000, longer_samples=60_000, full_epochs=12, promoted=(24, 6), finalists=2
+        trials=512, brief_samples=10_000, longer_samples=60_000, full_epochs=12, promoted=(18, 4), finalists=2
     ),
 }
 EFFORTS = tuple(_DIALS)
@@ -106,7 +104,9 @@ class Effort:
 
     def sample_passes(self, budgets: int, val_examples: int) -> float:
         """Upper estimate of the passes of the whole search and its full fine-tunes (pruned models cost less)."""
-        return sum(count * _passes(fidelity, val_examples) for fidelity, count in self.trials_at(budgets).items())
+        trials = self.trials_at(budgets)
+        teacher = FORWARD_SHARE * sum(fidelity.finetune_samples for fidelity in trials)
+        return teacher + sum(count * _passes(fidelity, val_examples) for fidelity, count in trials.items())
 
 
 def proxy_passes(effort: Effort, val_examples: int) -> float:
@@ -116,4 +116,4 @@ def proxy_passes(effort: Effort, val_examples: int) -> float:
 
 def _passes(fidelity: Fidelity, val_examples: int) -> float:
     scored = fidelity.val_samples or val_examples
-    return fidelity.finetune_samples * (1 + FORWARD_SHARE) + FORWARD_SHARE * (scored + _CALIBRATION_SAMPLES)
+    return fidelity.finetune_samples + FORWARD_SHARE * (scored + _CALIBRATION_SAMPLES)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from collections.abc import Set as AbstractSet
 from typing import Any
 
 import torch
@@ -44,11 +43,9 @@ class GraphModel(nn.Module):
         """The evaluation graph over the same parameters, for an `fx.Interpreter`; nodes keep their captured names."""
         return fx.GraphModule(self, self._captures[False].graph)
 
-    def evaluate_from(self, known: Mapping[str, Any], skipped: AbstractSet[str]) -> Any:
-        """Outputs in evaluation mode from the values of some nodes on; what is `skipped` and not known is not run."""
-        graph = self.evaluation_graph()
-        env = {n: known.get(n.name) for n in graph.graph.nodes if n.name in known or n.name in skipped}
-        outputs = fx.Interpreter(graph).run(initial_env=env)
+    def evaluate_from(self, known: dict[fx.Node, Any]) -> Any:
+        """Outputs in evaluation mode from the values of some nodes on; these are not run."""
+        outputs = fx.Interpreter(self.evaluation_graph()).run(initial_env=known)
         return pytree.tree_unflatten(outputs, self._captures[False].out_spec)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphModel:

@@ -65,7 +65,7 @@ def test_seeds_come_from_policy_and_fidelity(opened):
     broker = opened(run_seed=9)
     broker.enqueue({SMALL: "uniform"})
     (spec,) = broker.ask_batch()
-    assert spec.seed == trial_seed(9, SMALL, PROXY)
+    assert spec.seed == trial_seed(9, PROXY)
 
 
 def test_batches_wait_for_each_other(opened):

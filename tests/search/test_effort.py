@@ -44,10 +44,11 @@ def test_more_effort_costs_more(size, budgets):
 def test_the_estimate_adds_up():
     effort = Effort.derive("small", **FASHION, trials=10)
     counts = {fidelity.name: count for fidelity, count in effort.trials_at(2).items()}
-    assert counts == {"proxy": 10, "brief": 26, "longer": 8, "full": 4}
-    finetuning = (1 + FORWARD_SHARE) * (26 * 2_000 + 8 * 10_000 + 4 * 110_000)
-    scoring = FORWARD_SHARE * (36 * 1_256 + 12 * 5_256)
-    assert effort.sample_passes(2, 5_000) == pytest.approx(finetuning + scoring)
+    assert counts == {"proxy": 10, "brief": 14, "longer": 6, "full": 4}
+    finetuning = 14 * 2_000 + 6 * 10_000 + 4 * 110_000
+    teacher = FORWARD_SHARE * (2_000 + 10_000 + 110_000)
+    scoring = FORWARD_SHARE * (24 * 756 + 10 * 5_256)
+    assert effort.sample_passes(2, 5_000) == pytest.approx(finetuning + teacher + scoring)
 
 
 def test_bad_efforts_are_refused():

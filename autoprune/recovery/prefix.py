@@ -1,8 +1,8 @@
-"""Scoring models that begin like the dense one: what comes before the first change is computed once for all of them."""
+"""Running models that begin like the dense one: what comes before the first change is computed once for all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +19,7 @@ _MOST_BYTES = 1 << 29
 
 @dataclass
 class PrefixCache:
-    """Outputs of pruned models on fixed batches of inputs, from the first node on that a policy changes.
+    """Runs pruned models on fixed batches of inputs, from the first node on that a policy changes.
 
     Holds the dense model's values at one boundary: policies that change the same unit come one after the other.
     """
@@ -31,15 +31,23 @@ class PrefixCache:
 
     def outputs(self, model: GraphModel, changed: AbstractSet[str]) -> Tensor | None:
         """Outputs `[N, ...]` of a model whose `changed` nodes are not the dense one's; `None` without a prefix."""
-        boundary, prefix = self._split(model.evaluation_graph().graph, changed)
+        starts = self.starts(model.evaluation_graph().graph, changed)
+        if starts is None:
+            return None
+        with torch.no_grad():
+            return torch.cat([model.evaluate_from(start) for start in starts])
+
+    def starts(self, graph: fx.Graph, changed: AbstractSet[str]) -> Iterator[dict[fx.Node, Any]] | None:
+        """For each batch, what an interpreter of a pruned model's `graph` goes on from; `None` without a prefix."""
+        boundary, prefix = self._split(graph, changed)
         if not boundary:
             return None
         if boundary != self._boundary:
             self._fill(boundary)
         if not self._values:
             return None
-        with torch.no_grad():
-            return torch.cat([model.evaluate_from(_cloned(values), prefix) for values in self._values])
+        nodes = [node for node in graph.nodes if node.name in prefix]
+        return ({n: _cloned(values.get(n.name)) for n in nodes} for values in self._values)
 
     def _split(self, graph: fx.Graph, changed: AbstractSet[str]) -> tuple[frozenset[str], set[str]]:
         """Unchanged nodes that changed ones read, and all unchanged ones that compute something from the inputs."""
@@ -79,9 +87,9 @@ class _Reader(fx.Interpreter):
         return value
 
 
-def _cloned(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies, so that a model that works in place leaves the values to the next one."""
-    return {name: value.clone() for name, value in values.items()}
+def _cloned(value: Tensor | None) -> Tensor | None:
+    """A copy, so that a model that works in place leaves the value to the next one."""
+    return None if value is None else value.clone()
 
 
 def _is_written(graph: fx.Graph, boundary: AbstractSet[fx.Node], prefix: AbstractSet[str]) -> bool:

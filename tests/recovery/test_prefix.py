@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from autoprune.evaluation import Bench, Evaluator
-from autoprune.evaluation import prefix as prefix_module
 from autoprune.evaluation.bench import reconstruction_of
 from autoprune.pruning import channel_order, score_units
 from autoprune.records import Policy
+from autoprune.recovery import prefix as prefix_module
 from autoprune.recovery.dense import build_dense
 from autoprune.recovery.evaluate import predict_outputs
 from autoprune.recovery.least_squares import Reconstruction

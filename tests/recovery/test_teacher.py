@@ -1,0 +1,78 @@
+"""A remembered teacher teaches the same as one that is asked."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from autoprune.recovery import teacher as teacher_module
+from autoprune.recovery.dense import build_dense
+from autoprune.recovery.finetune import finetune
+from autoprune.recovery.passes import SamplePasses
+from autoprune.recovery.teacher import TeacherMemory
+from tests.pipeline import tiny
+
+
+class Counting(torch.nn.Module):
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.model(x)
+
+
+@pytest.fixture
+def teacher() -> Counting:
+    return Counting(build_dense(tiny.make_task()))
+
+
+def tuned(teacher: Counting, memory: TeacherMemory | None, *, seed: int = 3, samples: int = 40) -> torch.Tensor:
+    model = build_dense(tiny.make_task(), seed=1)
+    finetune(model, tiny.make_task(), samples=samples, seed=seed, teacher=teacher, memory=memory)
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_the_second_fine_tuning_asks_nothing_and_ends_the_same(teacher: Counting) -> None:
+    memory = TeacherMemory()
+    wanted = tuned(teacher, None)
+    first, asked = tuned(teacher, memory), teacher.calls
+    assert torch.equal(first, wanted)
+    assert torch.equal(tuned(teacher, memory), wanted)
+    assert teacher.calls <= asked + 1  # the trial pass that tells whether the model runs channels last
+
+
+def test_other_batches_are_asked_anew(teacher: Counting) -> None:
+    memory = TeacherMemory()
+    tuned(teacher, memory)
+    for other in ({"seed": 4}, {"samples": 30}):
+        assert torch.equal(tuned(teacher, memory, **other), tuned(copy.deepcopy(teacher), None, **other))
+
+
+def test_outputs_that_take_too_much_memory_are_asked_again(teacher: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teacher_module, "_MOST_BYTES", 600)
+    memory = TeacherMemory()
+    wanted = tuned(teacher, None)
+    assert torch.equal(tuned(teacher, memory), wanted)
+    assert torch.equal(tuned(teacher, memory), wanted)
+
+
+def test_a_shared_teacher_is_charged_by_those_who_share_it(teacher: Counting) -> None:
+    counts = []
+    for memory in (None, TeacherMemory()):
+        passes = SamplePasses()
+        finetune(
+            build_dense(tiny.make_task()),
+            tiny.make_task(),
+            samples=30,
+            seed=0,
+            teacher=teacher,
+            passes=passes,
+            memory=memory,
+        )
+        counts.append(passes.total)
+    assert counts == [pytest.approx(40), pytest.approx(30)]
