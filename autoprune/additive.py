@@ -27,14 +27,10 @@ class CostTable:
 
 @dataclass(frozen=True, kw_only=True)
 class AdditiveCost:
-    """A cost as `constant + sum(tables)`.
-
-    `exact`: for every policy of the space; otherwise some table was too large, and its main effects stand for it.
-    """
+    """A cost as `constant + sum(tables)`."""
 
     constant: float
     tables: tuple[CostTable, ...]
-    exact: bool = True
 
     def require(self, space: SearchSpace) -> None:
         """Raise `UsageError` unless every table has the space's levels as its axes and is free of NaN."""

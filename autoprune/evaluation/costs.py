@@ -68,11 +68,11 @@ class _Tabulated:
         self._full = np.array([levels[-1] for levels in self._levels])
 
     def cost(self, parts: Iterable[Part], constant: float) -> AdditiveCost:
-        """The sum of parts, those over the same units in one table."""
+        """The sum of parts, those over the same units in one table; main effects stand for one that is too large."""
         groups: dict[tuple[int, ...], list[Part]] = defaultdict(list)
         for units, cost in parts:
             groups[units].append((units, cost))
-        exact, tables = True, []
+        tables = []
         for units, found in groups.items():
             if not units:
                 constant += self._values(found, self._full[None])[0]
@@ -80,8 +80,8 @@ class _Tabulated:
                 tables.append(self._table(units, found))
             else:
                 offset, effects = self._main_effects(units, found)
-                constant, tables, exact = constant + offset, tables + effects, False
-        return AdditiveCost(constant=float(constant), tables=tuple(tables), exact=exact)
+                constant, tables = constant + offset, tables + effects
+        return AdditiveCost(constant=float(constant), tables=tuple(tables))
 
     def _table(self, units: tuple[int, ...], parts: Sequence[Part]) -> CostTable:
         shape = [len(self._levels[u]) for u in units]

@@ -62,7 +62,8 @@ class Allocator:
         for name in self.space.searched:
             table[name] = factors[name] * self.table[name]
             if self.space.levels[name][0] == 0:
-                table[name][0] = factors[REMOVAL] * self.table[name][0]
+                kept = np.isinf(factors[REMOVAL])  # a removal that loses nothing is out of the question as well
+                table[name][0] = np.inf if kept else factors[REMOVAL] * self.table[name][0]
         return self.solved(table, limit, differ_from)
 
     def solved(self, table: Mapping[str, Array], limit: Limit, differ_from: Sequence[Policy] = ()) -> Policy | None:

@@ -74,7 +74,6 @@ def _knapsack(search: Search, lost: Mapping[str, Array], current: Policy, limit:
         cost: AdditiveCost(
             constant=float(now[place]),
             tables=tuple(CostTable(units=(name,), values=change[:, place]) for name, change in changes.items()),
-            exact=False,
         )
         for place, cost in enumerate(COSTS)
         if cost in limit.limited
