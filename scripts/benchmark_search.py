@@ -6,7 +6,7 @@
 
 All strategies share the dense weights, the latency table (profiled once, beside the CSV file), the evaluator, the
 repair, the number of proxies, the rungs and the fine-tuning recipe. The policy of a budget is the best one of the last
-rung that meets it when measured; it is then fine-tuned from its repaired start, for every number of passes anew, with
+rung that meets it when measured, within 1 % as everywhere; it is then fine-tuned from its repaired start, for every number of passes anew, with
 seeds that all strategies share. `search_passes` are those of the whole search divided by its budgets: everything that
 looked at data counts. Results are appended to a CSV file (`curves.Row` explains the columns); run it again to go on.
 `scripts/summarize_curves.py` compares them.
@@ -37,7 +37,7 @@ from autoprune.search.rungs import best_within
 from autoprune.search.strategies import STRATEGIES
 from autoprune.trials import TrialResult
 
-_CANDIDATES = 4
+_CANDIDATES = 6
 
 
 def main() -> None:
@@ -133,7 +133,7 @@ def chosen(setup: Setup, budget: str, last: Sequence[TrialResult], strategy: str
     policies = [r.policy for r in best_within(others, limit, _CANDIDATES)]
     ratios = measured_ratios(setup, policies).tolist()
     found = list(zip(policies, ratios, strict=True))
-    fitting = [pair for pair in found if meets(setup, budget, pair[0], pair[1], tolerance=0.0)]
+    fitting = [pair for pair in found if meets(setup, budget, pair[0], pair[1])]
     return (*fitting[0], True) if fitting else (*min(found, key=lambda pair: pair[1]), False)
 
 

@@ -178,14 +178,17 @@ def build_table(
 
 
 def refit(table: LatencyTable, structure: Structure, widths: np.ndarray, ratios: np.ndarray) -> LatencyTable:
-    """The table fitted anew with candidates `[C, U]` that were measured at `ratios` `[C]` of the dense latency."""
+    """The table fitted anew with candidates `[C, U]` that were measured at `ratios` `[C]` of the dense latency.
+
+    Its useful widths stay: a search that has begun keeps its space, also when it is resumed.
+    """
     names = tuple(table.known)
     before = Evidence(
         widths=np.array([[sample.widths[name] for name in names] for sample in table.samples], dtype=np.int64),
         ratios=np.array([sample.measured_ms for sample in table.samples]) / table.dense_ms,
         roles=tuple(sample.role for sample in table.samples),
     )
-    return build_table(
+    found = build_table(
         structure,
         table.space,
         table.target,
@@ -203,6 +206,7 @@ def refit(table: LatencyTable, structure: Structure, widths: np.ndarray, ratios:
             refits=table.refits + 1,
         ),
     )
+    return replace(found, useful=table.useful)
 
 
 def _proven(found: Fit, index: GeometryIndex, evidence: Evidence, conditions: Conditions) -> tuple[Fit, HeldOut]:

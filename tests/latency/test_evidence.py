@@ -1,5 +1,7 @@
 """From timed policies to a table, on a machine whose costs are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -330,3 +332,11 @@ def test_a_table_without_width_0_says_so(table, removing_space_of):
 
 def test_absent_operators_have_no_column():
     assert occurrences(np.array([[0, ABSENT, 1], [ABSENT, ABSENT, MISSING]]), 2).tolist() == [[1, 1], [0, 0]]
+
+
+def test_useful_widths_stay_when_a_table_is_fitted_anew(table, structure_of, space_of):
+    narrow = {name: widths[-1:] for name, widths in table.useful.items()}
+    candidates = rows_of(space_of("residual"), 4, seed=20)
+    before = replace(table, useful=narrow)
+    ratios = before.predictor(structure_of("residual")).predict(candidates) / before.dense_ms
+    assert refit(before, structure_of("residual"), candidates, ratios).useful == narrow
