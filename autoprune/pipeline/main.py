@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from autoprune.budgets import Limit
 from autoprune.config import FOUNDATION, QUESTION, RunConfig, load_config
 from autoprune.errors import RunFolderError, TrialError, UsageError
-from autoprune.evaluation import EvaluatorFactory, additive_costs
+from autoprune.evaluation import additive_costs
 from autoprune.pipeline.channels import importance, importance_passes
 from autoprune.pipeline.deploy import deployed_dense
 from autoprune.pipeline.events import Events, Silent
+from autoprune.pipeline.executors import executor_of
 from autoprune.pipeline.finalists import finish
 from autoprune.pipeline.prepare import Setup, check_names, open_task, prepare, seconds_per_pass
 from autoprune.pipeline.run import OBJECT_TASK, Run
@@ -27,8 +26,6 @@ from autoprune.runfolder import RunFolder, read_json, write_json
 from autoprune.search.controller import Outcome, run_search
 from autoprune.search.effort import proxy_passes
 from autoprune.search.executors.base import Executor
-from autoprune.search.executors.inline import InlineExecutor
-from autoprune.search.executors.process import ProcessExecutor
 from autoprune.search.explore import SENSITIVITY, Progress, Search
 from autoprune.search.rungs import best_within
 from autoprune.search.sensitivity import single_unit_policies
@@ -122,8 +119,8 @@ def resolve(folder: RunFolder, config_file: Path | None, given: dict[str, Any], 
 def _run(setup: Setup, events: Events) -> None:
     deployed_dense(setup)
     events.stage("Search")
-    _announce(setup, events)
     with executor_of(setup) as executor:
+        _announce(setup, executor.slots, events)
         setup, outcome = searched(setup, executor, events)
         results = outcome.results
         for name, rung in results.items():
@@ -209,7 +206,7 @@ class _Watcher:
         self._events.advance(progress.done, progress.total, "best: " + ", ".join(best))
 
 
-def _announce(setup: Setup, events: Events) -> None:
+def _announce(setup: Setup, slots: int, events: Events) -> None:
     """Print what the effort means and how long it may take, before anything is spent."""
     effort, budgets = setup.effort, len(setup.limits)
     for fidelity, count in effort.trials_at(budgets).items():
@@ -224,38 +221,13 @@ def _announce(setup: Setup, events: Events) -> None:
         apart = len(single_unit_policies(setup.space))
         events.note(f"{SENSITIVITY}: {apart} policies, in each of which one unit is narrower")
         passes += apart * proxy_passes(effort, examples)
-    workers = setup.config.workers if setup.config.executor == "process" else 1
-    seconds = passes * seconds_per_pass(setup.bench.task, setup.bench.dense) / workers
-    events.note(f"at most {passes:,.0f} sample passes, about {max(seconds / 60, 0.1):.1f} min on {workers} worker(s)")
+    seconds = passes * seconds_per_pass(setup.bench.task, setup.bench.dense) / slots
+    events.note(f"at most {passes:,.0f} sample passes, about {max(seconds / 60, 0.1):.1f} min on {slots} worker(s)")
 
 
 def _share(setup: Setup, limit: Limit) -> float:
     """What a policy on a limit costs at most, as a share of the dense model: its tightest maximum."""
     return min(1.0, *(most / dense for most, dense in zip(limit.most, setup.dense_costs, strict=True)))
-
-
-@contextmanager
-def executor_of(setup: Setup) -> Iterator[Executor]:
-    """Where the trials of a run take place, by its configuration."""
-    config = setup.config
-    if config.executor == "inline":
-        threads = torch.get_num_threads()
-        torch.set_num_threads(config.worker_threads)  # as a worker would, so that results are the same
-        try:
-            with InlineExecutor(setup.evaluator) as executor:
-                yield executor
-        finally:
-            torch.set_num_threads(threads)
-        return
-    factory = EvaluatorFactory(
-        task=config.task,
-        model=config.model,
-        data_dir=config.data_dir,
-        run_dir=str(setup.folder.path.resolve()),
-        threads=config.worker_threads,
-    )
-    with ProcessExecutor(factory, workers=config.workers, threads=config.worker_threads) as executor:
-        yield executor
 
 
 def rung_scores(setup: Setup, results: Mapping[str, Sequence[TrialResult]]) -> list[dict[str, Any]]:

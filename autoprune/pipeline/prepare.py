@@ -77,7 +77,7 @@ class Setup:
 
     def evaluator(self) -> Evaluator:
         """The evaluator in this process."""
-        return Evaluator(bench=self.bench, predict_ms=self.predict_ms, folder=self.folder)
+        return Evaluator(bench=self.bench, predict_ms=self.predict_ms)
 
 
 def check_names(config: RunConfig) -> None:

@@ -144,8 +144,13 @@ def run_rung(
     while specs := broker.ask_batch():
         for spec in specs:
             executor.submit(spec)
-        for _ in specs:
-            broker.finish(executor.wait())
+        running = len(specs)
+        while running:
+            again = broker.finish(executor.wait())
+            if again is not None:
+                executor.submit(again)
+                continue
+            running -= 1
             if on_event:
                 on_event(_progress(broker, limits, name, time.monotonic() - start))
     results = broker.results()
