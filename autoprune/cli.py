@@ -27,6 +27,7 @@ from autoprune.cli_options import (
     TaskOption,
     ThreadsOption,
     given_options,
+    interruptible,
     out,
 )  # fmt: skip
 from autoprune.cli_profile import profile_app
@@ -112,11 +113,11 @@ def search(
         resources=resources, trial_timeout=trial_timeout,
     )  # fmt: skip
     try:
-        with ConsoleEvents(out) as events:
+        with interruptible() as received, ConsoleEvents(out) as events:
             run_search(run_dir=run_dir, config_file=config, fresh=fresh, events=events, **given)
     except KeyboardInterrupt:
         out.print(f"Stopped. Finished trials are kept; continue with: autoprune search --run-dir {run_dir}")
-        raise typer.Exit(130) from None
+        raise typer.Exit(128 + received[0]) from None
     _show(run_dir)
 
 

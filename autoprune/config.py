@@ -84,7 +84,7 @@ class RunConfig(BaseModel):
     executor: Literal["inline", "process", "ray"] = "process"
     """Where trials run: in this process, in worker processes of this host, or on a Ray cluster."""
     workers: int | None = Field(default=None, ge=1)
-    """Trials that run at the same time. When left out: one per core, at most 8; on a Ray cluster what it has room for."""
+    """Trials that run at the same time; when left out, one per core and at most 8, or what the Ray cluster holds."""
     ray_address: str | None = None
     """The Ray cluster: HOST:PORT, or `auto` for the one that this host is part of; one is started when left out."""
     resources: dict[str, float] = Field(default_factory=lambda: {"cpu": 1.0})

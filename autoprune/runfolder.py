@@ -14,7 +14,6 @@ report.html
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import tempfile
@@ -27,6 +26,7 @@ from typing import Any
 import yaml
 
 from autoprune.errors import RunFolderError
+from autoprune.lease import held
 
 SCHEMA = 1
 
@@ -110,6 +110,11 @@ class RunFolder:
         return self.path / "front.json"
 
     @property
+    def lease(self) -> Path:
+        """Who works on the run."""
+        return self.path / ".lock"
+
+    @property
     def report(self) -> Path:
         """Default place of the HTML report."""
         return self.path / "report.html"
@@ -131,19 +136,8 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for one controller; a second one gets `RunFolderError` (the lock dies with its process)."""
-        with (self.path / ".lock").open("a+") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                handle.seek(0)
-                raise RunFolderError(
-                    f"the run folder {self.path} is in use by process {handle.read().strip() or '?'}. "
-                    "Wait until it ends, stop it, or choose another --run-dir."
-                ) from error
-            handle.truncate(0)
-            handle.write(str(os.getpid()))
-            handle.flush()
+        """Hold the folder for one controller; a second one gets `RunFolderError` that says who holds it."""
+        with held(self.lease):
             yield
 
     def read_config(self) -> dict[str, Any] | None:
