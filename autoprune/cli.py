@@ -95,6 +95,10 @@ def search(
     resources: Annotated[
         str | None, typer.Option("--resources", help="What a trial takes of a Ray node: cpu=1,gpu=0.25.")
     ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option("--storage", help="postgresql+psycopg://USER:$PASSWORD@HOST/DATABASE or journal:PATH."),
+    ] = None,
     trial_timeout: Annotated[
         float | None, typer.Option("--trial-timeout", help="Seconds after which a trial is ended and tried again.")
     ] = None,
@@ -110,7 +114,7 @@ def search(
         batch=batch, precision=precision, budgets=budget or None, strategy=strategy, sampler=sampler,
         effort=effort, trials=trials, scores=scores, table=table, allow_foreign_table=allow_foreign_table or None,
         executor=executor, workers=workers, worker_threads=worker_threads, seed=seed, ray_address=ray_address,
-        resources=resources, trial_timeout=trial_timeout,
+        resources=resources, trial_timeout=trial_timeout, storage=storage,
     )  # fmt: skip
     try:
         with interruptible() as received, ConsoleEvents(out) as events:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -89,6 +90,11 @@ class RunConfig(BaseModel):
     """The Ray cluster: HOST:PORT, or `auto` for the one that this host is part of; one is started when left out."""
     resources: dict[str, float] = Field(default_factory=lambda: {"cpu": 1.0})
     """What a trial takes of a Ray node, such as `cpu=1,gpu=0.25`."""
+    storage: str | None = None
+    """Where the studies are kept: `postgresql+psycopg://USER:$PASSWORD@HOST/DATABASE` or `journal:PATH`, with `$NAME`
+    for what the environment holds; a file of the run folder when left out."""
+    run_id: str = Field(default_factory=lambda: uuid.uuid4().hex[:12], min_length=1)
+    """What the names of this run's studies begin with in a storage that is shared."""
     trial_timeout: float | None = Field(default=None, gt=0)
     """Seconds after which a trial is ended and tried again; no limit when left out. Not for `inline`."""
     worker_threads: int = Field(default=1, ge=1)

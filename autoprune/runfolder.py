@@ -6,7 +6,7 @@ dense.safetensors       weights of the dense model
 order.json              channels of each unit, most important first
 sensitivity.json        what each unit loses at each level, alone
 latency_table.json      the table that predicted every latency
-study.db                Optuna studies, one for each fidelity
+study.db                Optuna studies, one for each fidelity; or study.json, which says where they are
 front.json              the result
 models/<digest>/        policy.json, weights.safetensors, model.onnx, metrics.json
 report.html
@@ -103,6 +103,16 @@ class RunFolder:
     def study(self) -> Path:
         """Optuna database."""
         return self.path / "study.db"
+
+    @property
+    def shared_study(self) -> Path:
+        """Says that the studies of the run are kept elsewhere, and where."""
+        return self.path / "study.json"
+
+    @property
+    def has_study(self) -> bool:
+        """Whether the search has begun."""
+        return self.study.exists() or self.shared_study.exists()
 
     @property
     def front(self) -> Path:

@@ -129,8 +129,7 @@ def _fine_tune(
         if result.weights is not None:
             write_atomic(setup.folder.model(result.policy.digest()).weights, result.weights)
 
-    path = setup.folder.study
-    with storage_errors(path), Broker(path, question, setup.costs, keep=keep) as broker:
+    with storage_errors(setup.place), Broker(setup.place, question, setup.costs, keep=keep) as broker:
         broker.enqueue(policies)
         results = run_rung(broker, executor, question.limits, "full", lambda p: events.advance(p.done, p.total))
     return {r.policy: None if r.status == "done" else r.error or r.status for r in results}

@@ -18,7 +18,7 @@ from autoprune.pipeline.deploy import deployed_dense
 from autoprune.pipeline.events import Events, Silent
 from autoprune.pipeline.executors import executor_of
 from autoprune.pipeline.finalists import finish
-from autoprune.pipeline.prepare import Setup, check_names, open_task, prepare, seconds_per_pass
+from autoprune.pipeline.prepare import Setup, check_names, open_task, place_of, prepare, seconds_per_pass
 from autoprune.pipeline.run import OBJECT_TASK, Run
 from autoprune.pipeline.settle import refitted, uniform_baselines, widened
 from autoprune.pipeline.verification import front_document
@@ -27,8 +27,10 @@ from autoprune.search.controller import Outcome, run_search
 from autoprune.search.effort import proxy_passes
 from autoprune.search.executors.base import Executor
 from autoprune.search.explore import SENSITIVITY, Progress, Search
+from autoprune.search.places import SharedStorage
 from autoprune.search.rungs import best_within
 from autoprune.search.sensitivity import single_unit_policies
+from autoprune.search.storage import check_storage, sole_controller
 from autoprune.task.base import Task
 from autoprune.task.batches import length
 from autoprune.trials import TrialResult
@@ -68,11 +70,17 @@ def search(
     if config.task == OBJECT_TASK and own is None:
         raise UsageError("this run was started with a Task object: pass it again as `task`")
     check_names(config)
+    place = place_of(config, folder)
+    if isinstance(place, SharedStorage):
+        check_storage(place)
     ready = own or open_task(config)
     folder.create()
-    with folder.locked():
+    with folder.locked(), sole_controller(place):
         folder.write_config(config.model_dump(mode="json"))
-        _run(prepare(config, folder, events, ready), events)
+        setup = prepare(config, folder, events, ready)
+        if isinstance(place, SharedStorage):
+            write_json(folder.shared_study, {"storage": place.url, "run_id": place.run_id})
+        _run(setup, events)
     return Run.open(run_dir, own)
 
 
@@ -82,6 +90,9 @@ def _absolute(given: dict[str, Any]) -> dict[str, Any]:
     for key in ("data_dir", "dense", "table"):
         if found.get(key):
             found[key] = str(Path(found[key]).resolve())
+    kind, journal, path = str(found.get("storage") or "").partition("journal:")
+    if journal and not kind:
+        found["storage"] = f"journal:{Path(path).resolve()}"
     source, colon, function = str(found.get("task", "")).rpartition(":")
     if colon and source.endswith(".py"):
         found["task"] = f"{Path(source).resolve()}:{function}"
@@ -105,12 +116,17 @@ def resolve(folder: RunFolder, config_file: Path | None, given: dict[str, Any], 
     before = load_config(None, stored)
     config = load_config(config_file, given) if config_file else load_config(None, stored | given)
     fixed = FOUNDATION if folder.table.exists() or folder.dense.exists() else ()
-    fixed += QUESTION if folder.study.exists() else ()
+    fixed += (*QUESTION, "storage", "run_id") if folder.has_study else ()
     changed = [
         f"{key} was {getattr(before, key)!r} and is {getattr(config, key)!r}"
         for key in fixed
         if getattr(before, key) != getattr(config, key)
     ]
+    if changed and folder.has_study and before.storage != config.storage:
+        raise RunFolderError(
+            f"the studies of {folder.path} are kept in {place_of(before, folder)}; move them with "
+            f"`autoprune study copy {folder.path} --to URL`, which the run then goes on with"
+        )
     if changed:
         raise RunFolderError(f"{folder.path} holds another run: {'; '.join(changed)}. Choose another --run-dir.")
     return config
@@ -153,7 +169,7 @@ def searched(setup: Setup, executor: Executor, events: Events) -> tuple[Setup, O
     matters = importance(setup.config, setup.bench.structure, setup.bench.task)
     while True:
         plan = Search(
-            path=setup.folder.study,
+            place=setup.place,
             space=setup.space,
             dense_widths=setup.bench.structure.full_widths,
             predict=setup.costs,

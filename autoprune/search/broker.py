@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -29,10 +28,11 @@ from autoprune.budgets import Limit
 from autoprune.records import Policy, digest_of
 from autoprune.search.attempts import Running
 from autoprune.search.limits import Predict, excess
+from autoprune.search.places import Place
 from autoprune.search.question import Question, objectives
 from autoprune.search.repair import fit_to_limit
 from autoprune.search.samplers import Parameters, Projected, decode, distributions, encode, make_sampler
-from autoprune.search.storage import open_study
+from autoprune.search.storage import close_storage, open_study
 from autoprune.trials import TrialResult, TrialSpec, trial_seed
 
 BATCH_SIZE = 8
@@ -48,12 +48,12 @@ class Broker:
 
     Opening takes over a study whose controller died; there must be one controller at a time. `sampler=None` asks
     enqueued policies only. `keep` gets every result that counts, before it is recorded. Raises `RunFolderError` when
-    the file cannot be used or its study answers another question.
+    the place cannot be used or its study answers another question.
     """
 
     def __init__(
         self,
-        path: Path,
+        place: Place,
         question: Question,
         predict: Predict,
         *,
@@ -73,7 +73,7 @@ class Broker:
         self._running: dict[int, tuple[optuna.Trial, Running]] = {}
         self._slots = 0
         self._finished = 0
-        self._storage, self._study = open_study(path, question)
+        self._storage, self._study = open_study(place, question)
         # Of as many trials as now: a search that goes on with more, or with another table, asks the sampler again.
         exhausted = self._study.user_attrs.get("exhausted", {})
         self._trials = exhausted.get(str(self._trials), self._trials)
@@ -135,9 +135,8 @@ class Broker:
         return max(self._trials, self._finished + len(self._running) + len(self._waiting))
 
     def close(self) -> None:
-        """Release the file."""
-        self._storage.remove_session()
-        self._storage.engine.dispose()
+        """Release the storage."""
+        close_storage(self._storage)
 
     def __enter__(self) -> Self:
         return self

@@ -210,7 +210,7 @@ EFFORT = Effort(
 
 def search(path: Path, **changes: object) -> Search:
     fields = {
-        "path": path / "study.db",
+        "place": path / "study.db",
         "space": SPACE,
         "dense_widths": DENSE,
         "predict": predict,

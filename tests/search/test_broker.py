@@ -136,7 +136,7 @@ def test_a_policy_that_fails_twice_has_failed_and_is_not_proposed_again(opened):
     assert [(r.status, r.error) for r in broker.results()] == [("failed", "because (2 times)")]
     assert broker.ask_batch() == []
     assert {t.state for t in trials(broker)} == {TrialState.FAIL}
-    assert trials(broker)[1].user_attrs["reason"] == "failed before: because (2 times)"
+    assert trials(broker)[-1].user_attrs["reason"] == "failed before: because (2 times)"
     assert opened(space=tiny, limits=(Limit.of(latency_ms=100),), sampler="random", trials=9).ask_batch() == []
 
 
