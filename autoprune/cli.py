@@ -27,6 +27,7 @@ from autoprune.cli_options import (
     TaskOption,
     ThreadsOption,
     given_options,
+    interruptible,
     out,
 )  # fmt: skip
 from autoprune.cli_profile import profile_app
@@ -86,8 +87,21 @@ def search(
     worker_threads: Annotated[
         int | None, typer.Option("--worker-threads", help="Torch threads of each worker.")
     ] = None,
-    executor: Annotated[str | None, typer.Option("--executor", help="inline or process.")] = None,
-    workers: Annotated[int | None, typer.Option("--workers", help="Worker processes.")] = None,
+    executor: Annotated[str | None, typer.Option("--executor", help="inline, process or ray.")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="Trials that run at the same time.")] = None,
+    ray_address: Annotated[
+        str | None, typer.Option("--ray-address", help="Ray cluster: auto or HOST:PORT; one is started if left out.")
+    ] = None,
+    resources: Annotated[
+        str | None, typer.Option("--resources", help="What a trial takes of a Ray node: cpu=1,gpu=0.25.")
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option("--storage", help="postgresql+psycopg://USER:$PASSWORD@HOST/DATABASE or journal:PATH."),
+    ] = None,
+    trial_timeout: Annotated[
+        float | None, typer.Option("--trial-timeout", help="Seconds after which a trial is ended and tried again.")
+    ] = None,
     seed: SeedOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Refuse a folder that already holds a run.")] = False,
 ) -> None:
@@ -99,14 +113,15 @@ def search(
         task=task, model=model, data_dir=data_dir, dense=dense, space=space, target=target, threads=threads,
         batch=batch, precision=precision, budgets=budget or None, strategy=strategy, sampler=sampler,
         effort=effort, trials=trials, scores=scores, table=table, allow_foreign_table=allow_foreign_table or None,
-        executor=executor, workers=workers, worker_threads=worker_threads, seed=seed,
+        executor=executor, workers=workers, worker_threads=worker_threads, seed=seed, ray_address=ray_address,
+        resources=resources, trial_timeout=trial_timeout, storage=storage,
     )  # fmt: skip
     try:
-        with ConsoleEvents(out) as events:
+        with interruptible() as received, ConsoleEvents(out) as events:
             run_search(run_dir=run_dir, config_file=config, fresh=fresh, events=events, **given)
     except KeyboardInterrupt:
         out.print(f"Stopped. Finished trials are kept; continue with: autoprune search --run-dir {run_dir}")
-        raise typer.Exit(130) from None
+        raise typer.Exit(128 + received[0]) from None
     _show(run_dir)
 
 

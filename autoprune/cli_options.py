@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,3 +39,24 @@ SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of everythi
 def given_options(**values: Any) -> dict[str, Any]:
     """The options that were given; the others keep their default, or what a resumed run was started with."""
     return {key: value for key, value in values.items() if value is not None}
+
+
+@contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """SIGINT, and SIGTERM as Slurm and Kubernetes send it, raise `KeyboardInterrupt` once; yields what was received.
+
+    A second signal while things are being closed changes nothing: they are closed within seconds.
+    """
+    received: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        received.append(number)
+        if len(received) == 1:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -80,10 +82,21 @@ class RunConfig(BaseModel):
     """A latency table made by `autoprune profile`; profiled once when left out."""
     allow_foreign_table: bool = False
     """Accept a latency table that was measured on another machine or runtime."""
-    executor: Literal["inline", "process"] = "process"
-    """Where trials run."""
-    workers: int = Field(default_factory=lambda: max(1, min(os.cpu_count() or 1, 8)), ge=1)
-    """Number of worker processes."""
+    executor: Literal["inline", "process", "ray"] = "process"
+    """Where trials run: in this process, in worker processes of this host, or on a Ray cluster."""
+    workers: int | None = Field(default=None, ge=1)
+    """Trials that run at the same time; when left out, one per core and at most 8, or what the Ray cluster holds."""
+    ray_address: str | None = None
+    """The Ray cluster: HOST:PORT, or `auto` for the one that this host is part of; one is started when left out."""
+    resources: dict[str, float] = Field(default_factory=lambda: {"cpu": 1.0})
+    """What a trial takes of a Ray node, such as `cpu=1,gpu=0.25`."""
+    storage: str | None = None
+    """Where the studies are kept: `postgresql+psycopg://USER:$PASSWORD@HOST/DATABASE` or `journal:PATH`, with `$NAME`
+    for what the environment holds; a file of the run folder when left out."""
+    run_id: str = Field(default_factory=lambda: uuid.uuid4().hex[:12], min_length=1)
+    """What the names of this run's studies begin with in a storage that is shared."""
+    trial_timeout: float | None = Field(default=None, gt=0)
+    """Seconds after which a trial is ended and tried again; no limit when left out. Not for `inline`."""
     worker_threads: int = Field(default=1, ge=1)
     """Torch threads of each worker, and of trials that run in this process."""
 
@@ -92,6 +105,28 @@ class RunConfig(BaseModel):
     def _readable(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
         parsed = [Budget.parse(text) for text in texts]
         return tuple(dict.fromkeys(str(budget) for budget in parsed))
+
+    @field_validator("resources", mode="before")
+    @classmethod
+    def _amounts(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        pairs = [part.partition("=") for part in value.split(",")]
+        return {name.strip().lower(): amount for name, _, amount in pairs}
+
+    @field_validator("resources")
+    @classmethod
+    def _possible(cls, amounts: dict[str, float]) -> dict[str, float]:
+        if not amounts or any(not name or not 0 <= amount < math.inf for name, amount in amounts.items()):
+            raise ValueError(f"resources are names with amounts of 0 or more, as in cpu=1,gpu=0.25; got {amounts}")
+        return {"cpu": 1.0} | amounts
+
+    @property
+    def slots(self) -> int:
+        """How many trials run at the same time on this host."""
+        if self.executor == "inline":
+            return 1
+        return self.workers or max(1, min(os.cpu_count() or 1, 8))
 
     def parsed_budgets(self) -> tuple[Budget, ...]:
         """The budgets that each give models: alternatives in latency, with all other limits added to every one."""

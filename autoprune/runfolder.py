@@ -6,7 +6,7 @@ dense.safetensors       weights of the dense model
 order.json              channels of each unit, most important first
 sensitivity.json        what each unit loses at each level, alone
 latency_table.json      the table that predicted every latency
-study.db                Optuna studies, one for each fidelity
+study.db                Optuna studies, one for each fidelity; or study.json, which says where they are
 front.json              the result
 models/<digest>/        policy.json, weights.safetensors, model.onnx, metrics.json
 report.html
@@ -14,7 +14,6 @@ report.html
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import tempfile
@@ -27,6 +26,7 @@ from typing import Any
 import yaml
 
 from autoprune.errors import RunFolderError
+from autoprune.lease import held
 
 SCHEMA = 1
 
@@ -105,9 +105,24 @@ class RunFolder:
         return self.path / "study.db"
 
     @property
+    def shared_study(self) -> Path:
+        """Says that the studies of the run are kept elsewhere, and where."""
+        return self.path / "study.json"
+
+    @property
+    def has_study(self) -> bool:
+        """Whether the search has begun."""
+        return self.study.exists() or self.shared_study.exists()
+
+    @property
     def front(self) -> Path:
         """The result."""
         return self.path / "front.json"
+
+    @property
+    def lease(self) -> Path:
+        """Who works on the run."""
+        return self.path / ".lock"
 
     @property
     def report(self) -> Path:
@@ -131,19 +146,8 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for one controller; a second one gets `RunFolderError` (the lock dies with its process)."""
-        with (self.path / ".lock").open("a+") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                handle.seek(0)
-                raise RunFolderError(
-                    f"the run folder {self.path} is in use by process {handle.read().strip() or '?'}. "
-                    "Wait until it ends, stop it, or choose another --run-dir."
-                ) from error
-            handle.truncate(0)
-            handle.write(str(os.getpid()))
-            handle.flush()
+        """Hold the folder for one controller; a second one gets `RunFolderError` that says who holds it."""
+        with held(self.lease):
             yield
 
     def read_config(self) -> dict[str, Any] | None:

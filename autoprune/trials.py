@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from autoprune.errors import UsageError
 from autoprune.records import COSTS, Policy, digest_of
 
-Status = Literal["done", "infeasible", "stopped", "failed"]
+Status = Literal["done", "infeasible", "stopped", "failed", "lost"]
+"""`failed` is the policy's own fault; a trial is `lost` when what it ran on was: its worker, its host, its time."""
 
 FORWARD_SHARE = 1 / 3
 """Sample passes of a forward pass alone: a backward pass multiplies about twice as often."""
@@ -79,17 +80,25 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialSpec:
-    """One policy to be scored at one fidelity: all that an executor needs to know."""
+    """One policy to be scored at one fidelity: all that an executor needs to know.
+
+    A trial that is run again keeps its number and its seed and is another `attempt`: only the result of the last one
+    counts.
+    """
 
     number: int
     policy: Policy
     fidelity: Fidelity
     seed: int
+    attempt: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialResult:
-    """What became of a trial: a measurement when it is `done`, a reason when it `failed`."""
+    """What became of a trial: a measurement when it is `done`, a reason when it `failed` or was `lost`.
+
+    `weights` is the safetensors file of a model that is to be kept. It is no part of the JSON value.
+    """
 
     number: int
     policy: Policy
@@ -100,16 +109,18 @@ class TrialResult:
     error: str | None = None
     seconds: float = 0.0
     sample_passes: float = 0.0
+    attempt: int = 1
+    weights: bytes | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if (self.status == "done") != (self.measurement is not None):
             raise UsageError(f"a trial has a measurement exactly when it is done; status is {self.status!r}")
-        if self.status == "failed" and not self.error:
-            raise UsageError("a failed trial says why")
+        if self.status in ("failed", "lost") and not self.error:
+            raise UsageError("a trial that failed or was lost says why")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON value."""
-        return vars(self) | {
+        return {name: value for name, value in vars(self).items() if name != "weights"} | {
             "policy": self.policy.to_json(),
             "fidelity": self.fidelity.to_json(),
             "measurement": self.measurement.to_json() if self.measurement else None,

@@ -25,7 +25,8 @@ from curves import Row, append_row, curve, missing_points, read_rows
 
 from autoprune.config import RunConfig
 from autoprune.pipeline.events import Silent
-from autoprune.pipeline.main import executor_of, search_passes, searched
+from autoprune.pipeline.executors import executor_of
+from autoprune.pipeline.main import search_passes, searched
 from autoprune.pipeline.prepare import Setup, open_task, prepare
 from autoprune.pipeline.settle import measured_ratios, uniform_baselines
 from autoprune.pipeline.verification import meets

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -17,31 +18,28 @@ from autoprune.recovery.dense import load_dense, weights_to_bytes
 from autoprune.recovery.evaluate import evaluate
 from autoprune.recovery.finetune import finetune
 from autoprune.recovery.passes import SamplePasses
-from autoprune.runfolder import RunFolder, write_atomic
+from autoprune.runfolder import RunFolder
 from autoprune.structure import GraphModel, analyze
 from autoprune.task.load import load_task
 from autoprune.trials import Measurement, TrialResult, TrialSpec
 
 PredictOne = Callable[[Policy], float]
 FULL = "full"
-"""Name of the fidelity whose models are kept on disk."""
+"""Name of the fidelity whose models are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluator:
-    """Scores trials on a bench. `predict_ms` gives the latency; `folder` receives the weights of full fine-tunes."""
+    """Scores trials on a bench. `predict_ms` gives the latency. The weights of full fine-tunes are in their results."""
 
     bench: Bench
     predict_ms: PredictOne
-    folder: RunFolder | None = None
 
     def __call__(self, spec: TrialSpec) -> TrialResult:
         """Run a trial; raises `TrialError` when its loss or outputs are not finite."""
         start, passes = time.monotonic(), SamplePasses()
         model = self.recovered(spec, passes)
         measurement = self._measure(model, spec, passes)
-        if self.folder is not None and spec.fidelity.name == FULL:
-            write_atomic(self.folder.model(spec.policy.digest()).weights, weights_to_bytes(model))
         return TrialResult(
             number=spec.number,
             policy=spec.policy,
@@ -51,6 +49,7 @@ class Evaluator:
             measurement=measurement,
             seconds=time.monotonic() - start,
             sample_passes=passes.total,
+            weights=weights_to_bytes(model) if spec.fidelity.name == FULL else None,
         )
 
     def recovered(self, spec: TrialSpec, passes: SamplePasses) -> GraphModel:
@@ -101,21 +100,38 @@ class Evaluator:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatorFactory:
-    """Builds the evaluator of a run in a worker process, from the task's specification and the run folder alone."""
+    """Builds the evaluator of a run in a worker, from the task's specification and files of the run folder alone.
+
+    `files` are the contents of those files, for a worker that may not see the folder; see `packed`.
+    """
 
     task: str
     model: str | None
     data_dir: str | None
     run_dir: str
     threads: int = 1
+    files: Mapping[str, bytes] | None = None
+
+    def packed(self) -> EvaluatorFactory:
+        """The same, for workers on other hosts: it holds dense weights, channel order and latency table itself."""
+        folder = RunFolder(Path(self.run_dir))
+        needed = (folder.dense, folder.order, folder.table)
+        return replace(self, files={path.name: path.read_bytes() for path in needed})
 
     def __call__(self) -> Evaluator:
         """Load task, dense weights, channel order and latency table; analyse the model."""
         torch.set_num_threads(self.threads)
-        folder = RunFolder(Path(self.run_dir))
+        if self.files is None:
+            return self._evaluator(RunFolder(Path(self.run_dir)))
+        with TemporaryDirectory(prefix="autoprune-") as here:
+            for name, content in self.files.items():
+                (Path(here) / name).write_bytes(content)
+            return self._evaluator(RunFolder(Path(here)))
+
+    def _evaluator(self, folder: RunFolder) -> Evaluator:
         task = load_task(self.task, self.model, Path(self.data_dir) if self.data_dir else None)
         dense = load_dense(task, folder.dense)
         structure = analyze(dense, task.example_inputs)
         predictor = LatencyTable.load(folder.table).predictor(structure)
         bench = Bench.open(task, dense, structure, folder)
-        return Evaluator(bench=bench, predict_ms=lambda policy: float(predictor.predict([policy])[0]), folder=folder)
+        return Evaluator(bench=bench, predict_ms=lambda policy: float(predictor.predict([policy])[0]))

@@ -11,6 +11,7 @@ from autoprune.pipeline.prepare import Setup
 from autoprune.pipeline.settle import measured_ratios, uniform_baselines
 from autoprune.pipeline.verification import meets, verify_model
 from autoprune.records import Policy
+from autoprune.runfolder import write_atomic
 from autoprune.search.broker import Broker
 from autoprune.search.executors.base import Executor
 from autoprune.search.explore import run_rung
@@ -123,8 +124,12 @@ def _fine_tune(
         limits=tuple(setup.limits.values()),
         run_seed=setup.config.seed,
     )
-    path = setup.folder.study
-    with storage_errors(path), Broker(path, question, setup.costs) as broker:
+
+    def keep(result: TrialResult) -> None:
+        if result.weights is not None:
+            write_atomic(setup.folder.model(result.policy.digest()).weights, result.weights)
+
+    with storage_errors(setup.place), Broker(setup.place, question, setup.costs, keep=keep) as broker:
         broker.enqueue(policies)
         results = run_rung(broker, executor, question.limits, "full", lambda p: events.advance(p.done, p.total))
     return {r.policy: None if r.status == "done" else r.error or r.status for r in results}

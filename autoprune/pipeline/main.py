@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from autoprune.budgets import Limit
 from autoprune.config import FOUNDATION, QUESTION, RunConfig, load_config
 from autoprune.errors import RunFolderError, TrialError, UsageError
-from autoprune.evaluation import EvaluatorFactory, additive_costs
+from autoprune.evaluation import additive_costs
 from autoprune.pipeline.channels import importance, importance_passes
 from autoprune.pipeline.deploy import deployed_dense
 from autoprune.pipeline.events import Events, Silent
+from autoprune.pipeline.executors import executor_of
 from autoprune.pipeline.finalists import finish
-from autoprune.pipeline.prepare import Setup, check_names, open_task, prepare, seconds_per_pass
+from autoprune.pipeline.prepare import Setup, check_names, open_task, place_of, prepare, seconds_per_pass
 from autoprune.pipeline.run import OBJECT_TASK, Run
 from autoprune.pipeline.settle import refitted, uniform_baselines, widened
 from autoprune.pipeline.verification import front_document
@@ -27,11 +26,11 @@ from autoprune.runfolder import RunFolder, read_json, write_json
 from autoprune.search.controller import Outcome, run_search
 from autoprune.search.effort import proxy_passes
 from autoprune.search.executors.base import Executor
-from autoprune.search.executors.inline import InlineExecutor
-from autoprune.search.executors.process import ProcessExecutor
 from autoprune.search.explore import SENSITIVITY, Progress, Search
+from autoprune.search.places import SharedStorage
 from autoprune.search.rungs import best_within
 from autoprune.search.sensitivity import single_unit_policies
+from autoprune.search.storage import check_storage, sole_controller
 from autoprune.task.base import Task
 from autoprune.task.batches import length
 from autoprune.trials import FORWARD_SHARE, TrialResult
@@ -71,11 +70,17 @@ def search(
     if config.task == OBJECT_TASK and own is None:
         raise UsageError("this run was started with a Task object: pass it again as `task`")
     check_names(config)
+    place = place_of(config, folder)
+    if isinstance(place, SharedStorage):
+        check_storage(place)
     ready = own or open_task(config)
     folder.create()
-    with folder.locked():
+    with folder.locked(), sole_controller(place):
         folder.write_config(config.model_dump(mode="json"))
-        _run(prepare(config, folder, events, ready), events)
+        setup = prepare(config, folder, events, ready)
+        if isinstance(place, SharedStorage):
+            write_json(folder.shared_study, {"storage": place.url, "run_id": place.run_id})
+        _run(setup, events)
     return Run.open(run_dir, own)
 
 
@@ -85,6 +90,9 @@ def _absolute(given: dict[str, Any]) -> dict[str, Any]:
     for key in ("data_dir", "dense", "table"):
         if found.get(key):
             found[key] = str(Path(found[key]).resolve())
+    kind, journal, path = str(found.get("storage") or "").partition("journal:")
+    if journal and not kind:
+        found["storage"] = f"journal:{Path(path).resolve()}"
     source, colon, function = str(found.get("task", "")).rpartition(":")
     if colon and source.endswith(".py"):
         found["task"] = f"{Path(source).resolve()}:{function}"
@@ -108,12 +116,17 @@ def resolve(folder: RunFolder, config_file: Path | None, given: dict[str, Any], 
     before = load_config(None, stored)
     config = load_config(config_file, given) if config_file else load_config(None, stored | given)
     fixed = FOUNDATION if folder.table.exists() or folder.dense.exists() else ()
-    fixed += QUESTION if folder.study.exists() else ()
+    fixed += (*QUESTION, "storage", "run_id") if folder.has_study else ()
     changed = [
         f"{key} was {getattr(before, key)!r} and is {getattr(config, key)!r}"
         for key in fixed
         if getattr(before, key) != getattr(config, key)
     ]
+    if changed and folder.has_study and before.storage != config.storage:
+        raise RunFolderError(
+            f"the studies of {folder.path} are kept in {place_of(before, folder)}; move them with "
+            f"`autoprune study copy {folder.path} --to URL`, which the run then goes on with"
+        )
     if changed:
         raise RunFolderError(f"{folder.path} holds another run: {'; '.join(changed)}. Choose another --run-dir.")
     return config
@@ -122,8 +135,8 @@ def resolve(folder: RunFolder, config_file: Path | None, given: dict[str, Any], 
 def _run(setup: Setup, events: Events) -> None:
     deployed_dense(setup)
     events.stage("Search")
-    _announce(setup, events)
     with executor_of(setup) as executor:
+        _announce(setup, executor.slots, events)
         setup, outcome = searched(setup, executor, events)
         results = outcome.results
         for name, rung in results.items():
@@ -156,7 +169,7 @@ def searched(setup: Setup, executor: Executor, events: Events) -> tuple[Setup, O
     matters = importance(setup.config, setup.bench.structure, setup.bench.task)
     while True:
         plan = Search(
-            path=setup.folder.study,
+            place=setup.place,
             space=setup.space,
             dense_widths=setup.bench.structure.full_widths,
             predict=setup.costs,
@@ -217,7 +230,7 @@ class _Watcher:
         self._events.advance(progress.done, progress.total, "best: " + ", ".join(best))
 
 
-def _announce(setup: Setup, events: Events) -> None:
+def _announce(setup: Setup, slots: int, events: Events) -> None:
     """Print what the effort means and how long it may take, before anything is spent."""
     effort, budgets = setup.effort, len(setup.limits)
     for fidelity, count in effort.trials_at(budgets).items():
@@ -232,38 +245,13 @@ def _announce(setup: Setup, events: Events) -> None:
         apart = len(single_unit_policies(setup.space))
         events.note(f"{SENSITIVITY}: {apart} policies, in each of which one unit is narrower")
         passes += apart * proxy_passes(effort, examples)
-    workers = setup.config.workers if setup.config.executor == "process" else 1
-    seconds = passes * seconds_per_pass(setup.bench.task, setup.bench.dense) / workers
-    events.note(f"at most {passes:,.0f} sample passes, about {max(seconds / 60, 0.1):.1f} min on {workers} worker(s)")
+    seconds = passes * seconds_per_pass(setup.bench.task, setup.bench.dense) / slots
+    events.note(f"at most {passes:,.0f} sample passes, about {max(seconds / 60, 0.1):.1f} min on {slots} worker(s)")
 
 
 def _share(setup: Setup, limit: Limit) -> float:
     """What a policy on a limit costs at most, as a share of the dense model: its tightest maximum."""
     return min(1.0, *(most / dense for most, dense in zip(limit.most, setup.dense_costs, strict=True)))
-
-
-@contextmanager
-def executor_of(setup: Setup) -> Iterator[Executor]:
-    """Where the trials of a run take place, by its configuration."""
-    config = setup.config
-    if config.executor == "inline":
-        threads = torch.get_num_threads()
-        torch.set_num_threads(config.worker_threads)  # as a worker would, so that results are the same
-        try:
-            with InlineExecutor(setup.evaluator) as executor:
-                yield executor
-        finally:
-            torch.set_num_threads(threads)
-        return
-    factory = EvaluatorFactory(
-        task=config.task,
-        model=config.model,
-        data_dir=config.data_dir,
-        run_dir=str(setup.folder.path.resolve()),
-        threads=config.worker_threads,
-    )
-    with ProcessExecutor(factory, workers=config.workers, threads=config.worker_threads) as executor:
-        yield executor
 
 
 def rung_scores(setup: Setup, results: Mapping[str, Sequence[TrialResult]]) -> list[dict[str, Any]]:

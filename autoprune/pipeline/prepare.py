@@ -37,6 +37,7 @@ from autoprune.recovery.evaluate import evaluate
 from autoprune.runfolder import RunFolder, read_json, write_atomic, write_json
 from autoprune.search.effort import Effort
 from autoprune.search.limits import Predict, require_reachable
+from autoprune.search.places import Place, SharedStorage
 from autoprune.search.samplers import SAMPLERS
 from autoprune.search.strategies import STRATEGIES
 from autoprune.space import Useful, build_space, find_space, load_spec, needs_table
@@ -75,9 +76,19 @@ class Setup:
         """Predicted latency of one policy."""
         return float(self.predictor.predict([policy])[0])
 
+    @property
+    def place(self) -> Place:
+        """Where the studies of the run are kept."""
+        return place_of(self.config, self.folder)
+
     def evaluator(self) -> Evaluator:
         """The evaluator in this process."""
-        return Evaluator(bench=self.bench, predict_ms=self.predict_ms, folder=self.folder)
+        return Evaluator(bench=self.bench, predict_ms=self.predict_ms)
+
+
+def place_of(config: RunConfig, folder: RunFolder) -> Place:
+    """Where the studies of a run are kept: in its folder, unless it says otherwise."""
+    return SharedStorage(config.storage, config.run_id) if config.storage else folder.study
 
 
 def check_names(config: RunConfig) -> None:
@@ -149,7 +160,7 @@ def _claim(folder: RunFolder, task: Task, structure: Structure) -> None:
     """Note versions and the task; `RunFolderError` when the folder holds the results of another task."""
     fingerprint = task_fingerprint(task, structure)
     stored = read_json(folder.environment).get("task") if folder.environment.exists() else None
-    if stored not in (None, fingerprint) and (folder.dense.exists() or folder.study.exists()):
+    if stored not in (None, fingerprint) and (folder.dense.exists() or folder.has_study):
         raise RunFolderError(
             f"{folder.path} holds a run of another task: its data, metric or model differ (task {task.name!r}). "
             "Choose another --run-dir."
@@ -225,7 +236,7 @@ def latency_table(
             return table
         if config.table or _answers(config, structure, table):
             return table
-        if folder.study.exists():
+        if folder.has_study:
             raise RunFolderError(
                 f"the search space {config.space!r} was changed since this search began; its table no longer fits. "
                 "Undo the change, or choose another --run-dir."

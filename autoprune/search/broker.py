@@ -3,20 +3,20 @@
 The study in SQLite is the only record. What a trial goes through, and what is on disk after each step:
 
     asked       parameters, constraint, `origin`, `digest`, and last of all `slot`: RUNNING
+    attempted   one more entry in `attempts`: why it failed or was lost; it stays RUNNING and is tried again
     finished    `result` (the whole TrialResult), then its state: COMPLETE, PRUNED (infeasible, stopped) or FAIL
 
 so that at every moment a dead controller's RUNNING trial can be told its result, or queued again, or dropped because
 the same proposal will be drawn again. Proposals depend only on the run seed, the slot (how many trials were handed out
-before) and the finished trials. Slots are handed out in batches, the next one when the former is finished: the order in
+before) and the finished trials. A trial that is tried again keeps its number, its slot and its seed, so that a fault
+changes nothing but time. Slots are handed out in batches, the next one when the former is finished: the order in
 which workers finish changes nothing.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -26,18 +26,19 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autoprune.budgets import Limit
 from autoprune.records import Policy, digest_of
+from autoprune.search.attempts import Running
 from autoprune.search.limits import Predict, excess
+from autoprune.search.places import Place
 from autoprune.search.question import Question, objectives
 from autoprune.search.repair import fit_to_limit
 from autoprune.search.samplers import Parameters, Projected, decode, distributions, encode, make_sampler
-from autoprune.search.storage import open_study
+from autoprune.search.storage import close_storage, open_study
 from autoprune.trials import TrialResult, TrialSpec, trial_seed
 
 BATCH_SIZE = 8
 
 _PROPOSALS_PER_LIMIT = 8
 _PROJECTIONS = 8
-_MAX_FAILURES = 2
 _LOST = "controller lost"
 _STATES = {"infeasible": TrialState.PRUNED, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
 
@@ -46,31 +47,33 @@ class Broker:
     """One rung of a search: `trials` policies from the sampler and those that were enqueued (which count too).
 
     Opening takes over a study whose controller died; there must be one controller at a time. `sampler=None` asks
-    enqueued policies only. Raises `RunFolderError` when the file cannot be used or its study answers another question.
+    enqueued policies only. `keep` gets every result that counts, before it is recorded. Raises `RunFolderError` when
+    the place cannot be used or its study answers another question.
     """
 
     def __init__(
         self,
-        path: Path,
+        place: Place,
         question: Question,
         predict: Predict,
         *,
         sampler: str | None = None,
         trials: int = 0,
+        keep: Callable[[TrialResult], None] | None = None,
     ) -> None:
         self._question = question
         self._space = question.space
         self._predict = predict
         self._sampler = sampler
         self._trials = trials if sampler else 0
+        self._keep = keep
         self._parameters = distributions(self._space)
         self._results: dict[Policy, TrialResult] = {}
-        self._failures: Counter[Policy] = Counter()
         self._waiting: set[Policy] = set()
-        self._running: dict[int, tuple[optuna.Trial, Policy]] = {}
+        self._running: dict[int, tuple[optuna.Trial, Running]] = {}
         self._slots = 0
         self._finished = 0
-        self._storage, self._study = open_study(path, question)
+        self._storage, self._study = open_study(place, question)
         # Of as many trials as now: a search that goes on with more, or with another table, asks the sampler again.
         exhausted = self._study.user_attrs.get("exhausted", {})
         self._trials = exhausted.get(str(self._trials), self._trials)
@@ -78,7 +81,7 @@ class Broker:
 
     def enqueue(self, policies: Mapping[Policy, str]) -> None:
         """Queue policies with their origin, ahead of the sampler's; those that the study knows already are skipped."""
-        busy = {policy for _, policy in self._running.values()}
+        busy = {running.spec.policy for _, running in self._running.values()}
         for policy, origin in policies.items():
             if policy not in self._results and policy not in self._waiting and policy not in busy:
                 self._study.enqueue_trial(encode(policy, self._space), user_attrs={"origin": origin})
@@ -93,13 +96,29 @@ class Broker:
                 break
         return specs
 
-    def finish(self, result: TrialResult) -> None:
-        """Record a result, raw values first. A result of a trial that is not running is ignored: it came too late."""
+    def finish(self, result: TrialResult) -> TrialSpec | None:
+        """Record a result, raw values first; returns the next attempt when the trial is to be tried again.
+
+        A policy may fail once and be lost some more times. A result of a trial that is not running, or of an attempt
+        that was given up, is ignored: it came too late.
+        """
         if result.number not in self._running:
-            return
-        trial, _ = self._running.pop(result.number)
+            return None
+        trial, running = self._running[result.number]
+        if running.spec.attempt != result.attempt:
+            return None
+        if result.status in ("failed", "lost"):
+            reason = running.count(result)
+            trial.set_user_attr("attempts", running.attempts)
+            if reason is None:
+                return running.spec
+            result = replace(result, status="failed", error=reason)
+        elif self._keep is not None:
+            self._keep(result)
+        del self._running[result.number]
         self._record(trial, self._priced(result))
         self._finished += 1
+        return None
 
     def results(self) -> list[TrialResult]:
         """Every policy that was finished, failed or infeasible, exactly once, by trial number."""
@@ -116,9 +135,8 @@ class Broker:
         return max(self._trials, self._finished + len(self._running) + len(self._waiting))
 
     def close(self) -> None:
-        """Release the file."""
-        self._storage.remove_session()
-        self._storage.engine.dispose()
+        """Release the storage."""
+        close_storage(self._storage)
 
     def __enter__(self) -> Self:
         return self
@@ -167,7 +185,7 @@ class Broker:
         Near the floor of the space many proposals lead to the same few policies.
         """
         proposed, fitted = decode(parameters, self._space), None
-        busy = {policy for _, policy in self._running.values()}
+        busy = {running.spec.policy for _, running in self._running.values()}
         for attempt in range(_PROJECTIONS):
             if attempt >= _PROJECTIONS // 2:
                 levels = self._space.levels
@@ -178,7 +196,7 @@ class Broker:
         return parameters if fitted is None else encode(fitted, self._space)
 
     def _settled(self, trial: optuna.Trial, policy: Policy) -> bool:
-        """Tell a trial that need not run: known already, too dear, running elsewhere, or failing time after time."""
+        """Tell a trial that need not run: known already, failed, too dear, or running elsewhere."""
         (costs,) = self._predict([policy])
         beyond, loosest = min(
             ((float(excess(costs, limit)), limit) for limit in self._question.limits),
@@ -193,10 +211,10 @@ class Broker:
         elif loosest is not None and beyond > 0:
             reason = f"predicted {loosest.shown(costs)}: {beyond:.1%} beyond the loosest limit, {loosest}"
             self._record(trial, self._result(trial.number, policy, reason))
-        elif any(policy == other for _, other in self._running.values()):
+        elif any(policy == running.spec.policy for _, running in self._running.values()):
             self._fail(trial, "duplicate of a running trial")
-        elif self._failures[policy] >= _MAX_FAILURES:
-            self._fail(trial, f"failed {_MAX_FAILURES} times before")
+        elif known is not None and known.status == "failed":
+            self._fail(trial, f"failed before: {known.error}")
         else:
             return False
         return True
@@ -209,10 +227,12 @@ class Broker:
         if "slot" not in trial.user_attrs:
             trial.set_user_attr("slot", self._slots)
             self._slots += 1
-        self._running[trial.number] = (trial, policy)
         fidelity = self._question.fidelity
         seed = trial_seed(self._question.run_seed, fidelity)
-        return TrialSpec(number=trial.number, policy=policy, fidelity=fidelity, seed=seed)
+        attempts = list(trial.user_attrs.get("attempts", ()))
+        spec = TrialSpec(number=trial.number, policy=policy, fidelity=fidelity, seed=seed, attempt=len(attempts) + 1)
+        self._running[trial.number] = (trial, Running(spec, attempts))
+        return spec
 
     def _result(self, number: int, policy: Policy, reason: str) -> TrialResult:
         fidelity = self._question.fidelity
@@ -233,11 +253,7 @@ class Broker:
             self._study.tell(result.number, state=_STATES[result.status])
 
     def _remember(self, result: TrialResult) -> None:
-        if result.status == "failed":
-            self._failures[result.policy] += 1
-            self._results.setdefault(result.policy, result)
-        else:
-            self._results[result.policy] = result
+        self._results[result.policy] = result
 
     def _fail(self, trial: optuna.Trial, reason: str) -> None:
         trial.set_user_attr("reason", reason)
@@ -257,7 +273,7 @@ class Broker:
     def _lose(self, trial: FrozenTrial, *, queue_again: bool) -> None:
         parameters = trial.system_attrs.get("fixed_params", trial.params)
         if queue_again and ("slot" in trial.user_attrs or "fixed_params" in trial.system_attrs):
-            kept = {key: trial.user_attrs[key] for key in ("origin", "slot") if key in trial.user_attrs}
+            kept = {key: trial.user_attrs[key] for key in ("origin", "slot", "attempts") if key in trial.user_attrs}
             self._study.enqueue_trial(parameters, user_attrs=kept | {"retry_of": trial.number})
         self._storage.set_trial_user_attr(trial._trial_id, "reason", _LOST)
         self._study.tell(trial.number, state=TrialState.FAIL)

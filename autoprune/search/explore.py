@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +18,7 @@ from autoprune.search.broker import Broker
 from autoprune.search.effort import Effort
 from autoprune.search.executors.base import Executor
 from autoprune.search.limits import Predict
+from autoprune.search.places import Place
 from autoprune.search.question import Question
 from autoprune.search.rungs import best_within
 from autoprune.search.sensitivity import sensitivities, single_unit_policies
@@ -47,13 +47,13 @@ Refit = Callable[[Mapping[Policy, float]], dict[Policy, str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """Everything that determines a search. `path` is the study's file.
+    """Everything that determines a search. `place` keeps its studies.
 
     `additive` are the costs that the solver works with. `importance` says how much each channel matters, `[width]` by
     unit, for the strategies that go by it.
     """
 
-    path: Path
+    place: Place
     space: SearchSpace
     dense_widths: Mapping[str, int]
     predict: Predict
@@ -121,8 +121,8 @@ class Explorer:
         search = self.search
         fidelity = search.effort.rungs[0]
         question = Question(space=search.space, fidelity=fidelity, limits=limits, run_seed=search.run_seed, stage=stage)
-        broker = Broker(search.path, question, search.predict, sampler=sampler, trials=search.effort.trials)
-        with storage_errors(search.path), broker:
+        broker = Broker(search.place, question, search.predict, sampler=sampler, trials=search.effort.trials)
+        with storage_errors(search.place), broker:
             broker.enqueue(policies)
             return run_rung(broker, self._executor, limits, stage or fidelity.name, self._on_event)
 
@@ -144,8 +144,13 @@ def run_rung(
     while specs := broker.ask_batch():
         for spec in specs:
             executor.submit(spec)
-        for _ in specs:
-            broker.finish(executor.wait())
+        running = len(specs)
+        while running:
+            again = broker.finish(executor.wait())
+            if again is not None:
+                executor.submit(again)
+                continue
+            running -= 1
             if on_event:
                 on_event(_progress(broker, limits, name, time.monotonic() - start))
     results = broker.results()

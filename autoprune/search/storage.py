@@ -1,7 +1,9 @@
-"""Where studies live: one SQLite file, opened so that `kill -9` at any moment loses nothing that was finished."""
+"""Opening and copying studies. SQLite is opened so that `kill -9` at any moment loses nothing that was finished."""
 
 from __future__ import annotations
 
+import os
+import socket
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,12 +12,18 @@ from typing import Any
 
 import optuna
 from optuna.exceptions import OptunaError
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from sqlalchemy import create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from autoprune.errors import RunFolderError
+from autoprune.records import digest_of
+from autoprune.search.places import Place, study_name
 from autoprune.search.question import Question
 
 _BUSY_SECONDS = 30.0
+_CONNECT_SECONDS = 10
 
 
 class _Connection(sqlite3.Connection):
@@ -28,40 +36,123 @@ class _Connection(sqlite3.Connection):
 
 
 @contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turn what the database raises (full disk, no permission, a foreign file) into one `RunFolderError`."""
+def storage_errors(place: Place) -> Iterator[None]:
+    """Turn what the database raises (full disk, no permission, nobody there) into one `RunFolderError`."""
     try:
         yield
-    except (OptunaError, SQLAlchemyError, sqlite3.Error) as error:
+    except (OptunaError, SQLAlchemyError, sqlite3.Error, OSError) as error:
+        cause = _root_cause(error)
+        if isinstance(place, Path):
+            advice = "Check that its folder can be written, has space left, and that it is a study of this program."
+        else:
+            cause = place.redacted(cause)
+            advice = "Check that it is running and reachable from here, and run the same command again."
         raise RunFolderError(
-            f"the study {path} cannot be used: {_root_cause(error)}. What was finished is kept. Check that its "
-            "folder can be written, has space left, and that the file is a study of this program."
+            f"the study {place} cannot be used: {cause}. What was finished is kept. {advice}"
         ) from error
 
 
-def open_study(path: Path, question: Question) -> tuple[optuna.storages.RDBStorage, optuna.Study]:
-    """Open or create the study of a question; `RunFolderError` when the file cannot be used or answers another one."""
+def open_storage(place: Place) -> BaseStorage:
+    """Open the storage of a place, and make it when it is a file; raises what `storage_errors` turns into one error."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    connect = {"factory": _Connection, "timeout": _BUSY_SECONDS}
-    with storage_errors(path):
-        storage = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": connect})
+    if isinstance(place, Path):
+        connect: dict[str, Any] = {"factory": _Connection, "timeout": _BUSY_SECONDS}
+        return RDBStorage(f"sqlite:///{place}", engine_kwargs={"connect_args": connect})
+    if place.scheme == "journal":
+        return JournalStorage(JournalFileBackend(str(place.path)))
+    # A connection that the server ended meanwhile is replaced: it may be restarted while trials run.
+    connect = {"connect_timeout": _CONNECT_SECONDS}
+    return RDBStorage(place.expanded(), engine_kwargs={"pool_pre_ping": True, "connect_args": connect})
+
+
+def close_storage(storage: BaseStorage) -> None:
+    """Give back what a storage holds open."""
+    if isinstance(storage, RDBStorage):
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def open_study(place: Place, question: Question) -> tuple[BaseStorage, optuna.Study]:
+    """Open or create the study of a question; `RunFolderError` when the place cannot be used or it answers another."""
+    with storage_errors(place):
+        storage = open_storage(place)
         study = optuna.create_study(
-            study_name=question.study_name,
+            study_name=study_name(place, question.study_name),
             storage=storage,
             directions=["minimize", "minimize"],
             load_if_exists=True,
         )
-        _claim(study, question, path)
+        _claim(study, question, place)
     return storage, study
 
 
-def _claim(study: optuna.Study, question: Question, path: Path) -> None:
+def check_storage(place: Place) -> None:
+    """`RunFolderError` when a place cannot be used, before a search spends anything."""
+    with storage_errors(place):
+        close_storage(open_storage(place))
+
+
+@contextmanager
+def sole_controller(place: Place) -> Iterator[None]:
+    """Hold the studies of a run for one controller, on whatever host; `RunFolderError` that says who holds them.
+
+    Of PostgreSQL it is the session that holds them, and so the lock ends with its process. Of files, the lease on the
+    run folder is enough.
+    """
+    if isinstance(place, Path) or place.scheme == "journal":
+        yield
+        return
+    name = f"autoprune {socket.gethostname()} {os.getpid()}"
+    connect = {"connect_timeout": _CONNECT_SECONDS, "application_name": name}
+    engine = create_engine(place.expanded(), isolation_level="AUTOCOMMIT", connect_args=connect)
+    key = int(digest_of(place.run_id, length=15), 16)
+    try:
+        with storage_errors(place):
+            session = engine.connect()  # held until the engine is disposed of
+            held = session.scalar(text("select pg_try_advisory_lock(:key)"), {"key": key})
+            who = None if held else session.execute(text(_HOLDER), {"key": key}).first()
+        if not held:
+            host = f"{who[0]} since {who[1]:%Y-%m-%d %H:%M:%S}" if who else "another controller"
+            raise RunFolderError(f"run {place.run_id} in {place} is in use by {host}. Wait until it ends, or stop it.")
+        yield
+    finally:
+        engine.dispose()
+
+
+_HOLDER = """
+select a.application_name, a.backend_start from pg_locks l join pg_stat_activity a using (pid)
+where l.locktype = 'advisory' and l.granted and (l.classid::bigint << 32) + l.objid::bigint = :key
+"""
+
+
+def copy_studies(source: Place, target: Place) -> list[str]:
+    """Copy every study of a run to another place; returns their names. None of them may be there already."""
+    with storage_errors(source):
+        origin = open_storage(source)
+        names = [s.study_name for s in optuna.study.get_all_study_summaries(storage=origin)]
+    prefix = study_name(source, "")
+    plain = sorted(name.removeprefix(prefix) for name in names if name.startswith(prefix))
+    with storage_errors(target):
+        into = open_storage(target)
+        for name in plain:
+            optuna.copy_study(
+                from_study_name=prefix + name,
+                from_storage=origin,
+                to_storage=into,
+                to_study_name=study_name(target, name),
+            )
+    close_storage(origin)
+    close_storage(into)
+    return plain
+
+
+def _claim(study: optuna.Study, question: Question, place: Place) -> None:
     ours, theirs = question.to_json(), study.user_attrs.get("question")
     if theirs is None:
         study.set_user_attr("question", ours)
     elif theirs != ours:
         changed = ", ".join(_differences(theirs, ours))
-        raise RunFolderError(f"{question.study_name} in {path} answers another question: {changed}. Use a new folder.")
+        raise RunFolderError(f"{question.study_name} in {place} answers another question: {changed}. Use a new folder.")
 
 
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterable[str]:

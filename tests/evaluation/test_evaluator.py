@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -12,7 +12,6 @@ from autoprune.evaluation import Bench, Evaluator
 from autoprune.pruning import channel_order, score_units
 from autoprune.records import Policy
 from autoprune.recovery.dense import train_dense
-from autoprune.runfolder import RunFolder
 from autoprune.structure import analyze
 from autoprune.trials import Fidelity, TrialSpec
 from tests.pipeline import tiny
@@ -34,8 +33,8 @@ def spec(bench: Bench, fidelity: Fidelity, width: int = 16, seed: int = 1) -> Tr
     return TrialSpec(number=7, policy=policy, fidelity=fidelity, seed=seed)
 
 
-def evaluator(bench: Bench, folder: RunFolder | None = None) -> Evaluator:
-    return Evaluator(bench=bench, predict_ms=lambda policy: policy.widths["features.3"] / 100, folder=folder)
+def evaluator(bench: Bench) -> Evaluator:
+    return Evaluator(bench=bench, predict_ms=lambda policy: policy.widths["features.3"] / 100)
 
 
 def test_the_full_width_policy_does_not_diverge(bench: Bench) -> None:
@@ -76,13 +75,12 @@ def test_the_dense_model_is_untouched(bench: Bench) -> None:
     assert all(torch.equal(value, before[name]) for name, value in bench.dense.state_dict().items())
 
 
-def test_full_fine_tunes_leave_their_weights(bench: Bench, tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    trial = spec(bench, dataclasses.replace(BRIEF, name="full"))
-    evaluator(bench, folder)(trial)
-    assert folder.model(trial.policy.digest()).weights.is_file()
-    evaluator(bench, folder)(spec(bench, BRIEF, width=24))
-    assert len(list((tmp_path / "models").iterdir())) == 1
+def test_full_fine_tunes_give_their_weights_back(bench: Bench) -> None:
+    result = evaluator(bench)(spec(bench, dataclasses.replace(BRIEF, name="full")))
+    assert result.weights is not None
+    assert safetensors.torch.load(result.weights).keys() == bench.dense.state_dict().keys()
+    assert "weights" not in result.to_json()
+    assert evaluator(bench)(spec(bench, BRIEF, width=24)).weights is None
 
 
 def test_a_loss_that_is_not_finite_ends_the_trial(bench: Bench) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -88,6 +89,7 @@ def evaluate(spec: TrialSpec) -> TrialResult:
         seed=spec.seed,
         measurement=measurement,
         sample_passes=float(spec.fidelity.finetune_samples),
+        attempt=spec.attempt,
     )
 
 
@@ -125,17 +127,45 @@ def dying_at_start() -> Evaluate:
     raise AssertionError
 
 
-def dying(folder: Path, times: int) -> Evaluate:
-    """The worker of trial 1 is killed that many times."""
+def hanging(seconds: float) -> Evaluate:
+    """The first attempt at trial 1 takes that long."""
 
     def scored(spec: TrialSpec) -> TrialResult:
-        deaths = len(list(folder.iterdir()))
-        if spec.number == 1 and deaths < times:
-            (folder / str(deaths)).touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+        if spec.number == 1 and spec.attempt == 1:
+            time.sleep(seconds)
         return evaluate(spec)
 
     return scored
+
+
+def faulty(folder: Path, *faults: str) -> Evaluate:
+    """The worker of trials 1, 4, 7, ... suffers each of these once: killed, memory, hang or nan."""
+
+    def scored(spec: TrialSpec) -> TrialResult:
+        mark = folder / f"{spec.fidelity.rung}-{spec.policy.digest()}"
+        fault = faults[spec.number // 3 % len(faults)]
+        if spec.number % 3 == 1 and not mark.exists():
+            mark.touch()
+            suffer(fault)
+        return evaluate(spec)
+
+    return scored
+
+
+def suffer(fault: str) -> None:
+    """Let it happen."""
+    if fault == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif fault == "memory":
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+        bytearray(1 << 31)
+    elif fault == "hang":
+        time.sleep(1000)
+    else:
+        Measurement(**dict.fromkeys(MEASURED, float("nan")), latency_source="predicted")  # pyright: ignore
+
+
+MEASURED = ("score", "loss", "latency_ms", "params", "macs", "bytes", "activation_bytes")
 
 
 def environment() -> Evaluate:
@@ -180,7 +210,7 @@ EFFORT = Effort(
 
 def search(path: Path, **changes: object) -> Search:
     fields = {
-        "path": path / "study.db",
+        "place": path / "study.db",
         "space": SPACE,
         "dense_widths": DENSE,
         "predict": predict,

@@ -10,8 +10,9 @@ from optuna.trial import TrialState
 from autoprune.budgets import Limit
 from autoprune.errors import RunFolderError
 from autoprune.records import SearchSpace
+from autoprune.search.attempts import MAX_LOSSES
 from autoprune.search.broker import BATCH_SIZE, Broker
-from autoprune.search.executors.base import failed
+from autoprune.search.executors.base import failed, lost
 from autoprune.search.limits import fits
 from autoprune.search.question import Question, objectives
 from autoprune.trials import trial_seed
@@ -115,23 +116,75 @@ def test_duplicates_are_answered_from_the_cache_and_a_space_that_is_used_up_ends
     assert all(t.values == trials(broker)[t.user_attrs["cached_from"]].values for t in cached)
 
 
-def test_failures_are_counted_and_a_policy_that_failed_twice_is_left_alone(opened):
+def tried(broker, spec, *statuses):
+    """Finish attempts of a trial with these statuses; returns what each `finish` gave."""
+    given = []
+    for status in statuses:
+        result = failed(spec, "because") if status == "failed" else lost(spec, "killed")
+        given.append(broker.finish(result))
+        spec = given[-1] or spec
+    return given
+
+
+def test_a_policy_that_fails_twice_has_failed_and_is_not_proposed_again(opened):
     tiny = SearchSpace(id="tiny", levels={n: w[-1:] for n, w in SPACE.levels.items()})
     broker = opened(space=tiny, limits=(Limit.of(latency_ms=100),), sampler="random", trials=9)
-    results = run(broker, lambda spec: failed(spec, "because"))
-    assert [(r.status, r.error) for r in results] == [("failed", "because")]
-    assert broker.finished == 2
+    (spec,) = broker.ask_batch()
+    again, nothing = tried(broker, spec, "failed", "failed")
+    assert (again.number, again.seed, again.attempt) == (spec.number, spec.seed, 2)
+    assert nothing is None
+    assert [(r.status, r.error) for r in broker.results()] == [("failed", "because (2 times)")]
+    assert broker.ask_batch() == []
     assert {t.state for t in trials(broker)} == {TrialState.FAIL}
-    again = opened(space=tiny, limits=(Limit.of(latency_ms=100),), sampler="random", trials=9)
-    assert again.ask_batch() == []
+    assert trials(broker)[-1].user_attrs["reason"] == "failed before: because (2 times)"
+    assert opened(space=tiny, limits=(Limit.of(latency_ms=100),), sampler="random", trials=9).ask_batch() == []
 
 
 def test_a_policy_that_failed_once_may_still_work(opened):
-    tiny = SearchSpace(id="tiny", levels={n: w[-1:] for n, w in SPACE.levels.items()})
-    broker = opened(space=tiny, limits=(Limit.of(latency_ms=100),), sampler="random", trials=2)
+    broker = opened()
+    broker.enqueue({SMALL: "uniform"})
     (spec,) = broker.ask_batch()
-    broker.finish(failed(spec, "because"))
-    assert [r.status for r in run(broker)] == ["done"]
+    (again,) = tried(broker, spec, "failed")
+    assert broker.finish(evaluate(again)) is None
+    assert [(r.status, r.attempt) for r in broker.results()] == [("done", 2)]
+    assert [a["reason"] for a in trials(broker)[0].user_attrs["attempts"]] == ["because"]
+
+
+def test_losses_are_counted_apart_from_failures_and_have_an_end(opened):
+    broker = opened()
+    broker.enqueue({SMALL: "uniform", OTHER: "uniform"})
+    small, other = broker.ask_batch()
+    *_, again = tried(broker, small, "failed", *["lost"] * (MAX_LOSSES - 1))
+    assert broker.finish(evaluate(again)) is None
+    assert tried(broker, other, *["lost"] * MAX_LOSSES)[-1] is None
+    assert [(r.status, r.error) for r in broker.results()] == [
+        ("done", None),
+        ("failed", f"lost {MAX_LOSSES} times, last: killed"),
+    ]
+
+
+def test_the_result_of_an_attempt_that_was_given_up_is_ignored(opened):
+    kept = []
+    broker = opened(keep=kept.append)
+    broker.enqueue({SMALL: "uniform"})
+    (spec,) = broker.ask_batch()
+    (again,) = tried(broker, spec, "lost")
+    assert broker.finish(evaluate(spec)) is None
+    assert broker.results() == kept == []
+    broker.finish(evaluate(again))
+    assert broker.results() == kept
+    assert [r.attempt for r in kept] == [2]
+
+
+def test_attempts_are_remembered_by_the_next_controller(opened):
+    first = opened()
+    first.enqueue({SMALL: "uniform"})
+    tried(first, first.ask_batch()[0], "failed")
+    second = opened()
+    (spec,) = second.ask_batch()
+    assert spec.attempt == 2
+    assert tried(second, spec, "failed") == [None]
+    assert [r.status for r in second.results()] == ["failed"]
 
 
 def test_a_late_result_is_ignored(opened):
@@ -160,7 +213,7 @@ def test_running_trials_of_a_dead_controller_are_queued_again(opened):
     for spec in again:
         second.finish(evaluate(spec))
     assert len(second.ask_batch()) == 2
-    assert second._failures.total() == 0, "a lost controller is not the policy's fault"
+    assert not any("attempts" in t.user_attrs for t in trials(second)), "a lost controller is not the policy's fault"
 
 
 def test_a_queue_survives_several_deaths_in_a_row(opened):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import Protocol, Self
 
-from autoprune.trials import TrialResult, TrialSpec
+from autoprune.trials import Status, TrialResult, TrialSpec
 
 Evaluate = Callable[[TrialSpec], TrialResult]
 Factory = Callable[[], Evaluate]
@@ -20,7 +21,8 @@ class Executor(Protocol):
     """Runs trials in some number of `slots`; results come back in any order.
 
     `submit` never blocks. `wait` returns one finished trial of those submitted and not yet returned; there must be one.
-    A trial that raises, or whose worker dies, is returned as `failed`. `close` ends running trials at once.
+    A trial that raises is returned as `failed`, one whose worker dies or takes too long as `lost`: whoever submitted it
+    decides whether it runs again. `close` ends running trials at once.
     """
 
     @property
@@ -51,22 +53,32 @@ def guarded(evaluate: Evaluate, spec: TrialSpec) -> TrialResult:
     """Evaluate a trial; any `Exception` becomes a `failed` result that names it (the traceback is logged at debug)."""
     start = time.monotonic()
     try:
-        return evaluate(spec)
+        return replace(evaluate(spec), attempt=spec.attempt)
     except Exception as error:
         _log.debug("trial %d failed", spec.number, exc_info=True)
         return failed(spec, describe(error), seconds=time.monotonic() - start)
 
 
 def failed(spec: TrialSpec, reason: str, seconds: float = 0.0) -> TrialResult:
-    """The result of a trial that failed."""
+    """The result of a trial that failed by itself."""
+    return _without_measurement(spec, "failed", reason, seconds)
+
+
+def lost(spec: TrialSpec, reason: str, seconds: float = 0.0) -> TrialResult:
+    """The result of a trial that was cut off through no fault of its own, as far as is known."""
+    return _without_measurement(spec, "lost", reason, seconds)
+
+
+def _without_measurement(spec: TrialSpec, status: Status, reason: str, seconds: float) -> TrialResult:
     return TrialResult(
         number=spec.number,
         policy=spec.policy,
         fidelity=spec.fidelity,
-        status="failed",
+        status=status,
         seed=spec.seed,
         error=reason,
         seconds=seconds,
+        attempt=spec.attempt,
     )
 
 

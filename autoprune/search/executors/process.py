@@ -15,19 +15,19 @@ import os
 import signal
 import sys
 import threading
-from collections import Counter, deque
-from collections.abc import Iterator
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
 from types import TracebackType
 from typing import Any, Self
 
 from autoprune.errors import AutopruneError, UsageError
-from autoprune.search.executors.base import Factory, describe, failed, guarded
+from autoprune.search.executors.base import Factory, describe, guarded, lost
 from autoprune.trials import TrialResult, TrialSpec
 
 _PR_SET_PDEATHSIG = 1
-_MAX_ATTEMPTS = 2
 _GRACE_SECONDS = 5.0
 
 _log = logging.getLogger(__name__)
@@ -39,24 +39,25 @@ class _Worker:
     pipe: Any  # Connection, or PipeConnection on Windows
     ready: bool = False
     spec: TrialSpec | None = None
+    since: float = 0.0
 
 
 class ProcessExecutor:
     """`workers` processes of `threads` numeric threads each.
 
     `factory` must be picklable; every worker calls it once. When that fails, `wait` raises instead of trying again. A
-    worker that dies during a trial is replaced and the trial tried once more, then reported as failed. Workers ignore
-    Ctrl-C: the parent decides.
+    worker that dies during a trial or takes longer than `timeout_s` for it is replaced, its trial reported as lost.
+    Workers ignore Ctrl-C: the parent decides.
     """
 
-    def __init__(self, factory: Factory, *, workers: int = 2, threads: int = 1) -> None:
+    def __init__(self, factory: Factory, *, workers: int = 2, threads: int = 1, timeout_s: float | None = None) -> None:
         if workers < 1 or threads < 1:
             raise UsageError(f"an executor needs at least one worker and one thread; got {workers} and {threads}")
         self._factory = factory
         self._threads = threads
+        self._timeout_s = timeout_s
         self._queue: deque[TrialSpec] = deque()
         self._finished: deque[TrialResult] = deque()
-        self._deaths: Counter[TrialSpec] = Counter()
         self._workers: list[_Worker] = []
         for _ in range(workers):
             self._workers.append(self._spawn())
@@ -77,10 +78,13 @@ class ProcessExecutor:
             self._assign()
             busy = [w for w in self._workers if w.spec or not w.ready]
             assert busy, "wait() without a submitted trial"
-            ready = multiprocessing.connection.wait([worker.pipe for worker in busy])
+            ready = multiprocessing.connection.wait([worker.pipe for worker in busy], self._patience(busy))
             for worker in busy:
                 if worker.pipe in ready:
                     self._receive(worker)
+                elif self._overdue(worker):
+                    worker.process.kill()
+                    self._replace(worker, f"it took longer than the limit of {self._timeout_s:g} s")
         return self._finished.popleft()
 
     def close(self) -> None:
@@ -102,10 +106,18 @@ class ProcessExecutor:
     ) -> None:
         self.close()
 
+    def _patience(self, busy: Sequence[_Worker]) -> float | None:
+        """Seconds until the first of these workers is overdue; `None` for ever."""
+        ends = [w.since + self._timeout_s - time.monotonic() for w in busy if w.spec and self._timeout_s]
+        return max(0.0, min(ends)) if ends else None
+
+    def _overdue(self, worker: _Worker) -> bool:
+        return bool(self._timeout_s and worker.spec and time.monotonic() - worker.since >= self._timeout_s)
+
     def _assign(self) -> None:
         for worker in list(self._workers):
             if self._queue and worker.ready and worker.spec is None:
-                worker.spec = self._queue.popleft()
+                worker.spec, worker.since = self._queue.popleft(), time.monotonic()
                 try:
                     worker.pipe.send(worker.spec)
                 except OSError:
@@ -124,7 +136,7 @@ class ProcessExecutor:
             worker.spec = None
         worker.ready = True
 
-    def _replace(self, worker: _Worker) -> None:
+    def _replace(self, worker: _Worker, reason: str | None = None) -> None:
         code, spec = _reap(worker.process), worker.spec
         worker.pipe.close()
         if not worker.ready:
@@ -134,15 +146,9 @@ class ProcessExecutor:
             )
         self._workers[self._workers.index(worker)] = self._spawn()
         if spec is not None:
-            self._retry(spec, _cause(code))
-
-    def _retry(self, spec: TrialSpec, cause: str) -> None:
-        self._deaths[spec] += 1
-        _log.warning("the worker of trial %d died: %s", spec.number, cause)
-        if self._deaths[spec] < _MAX_ATTEMPTS:
-            self._queue.appendleft(spec)
-        else:
-            self._finished.append(failed(spec, f"its worker died {_MAX_ATTEMPTS} times, last: {cause}"))
+            reason = reason or f"its worker died: {_cause(code)}"
+            _log.warning("trial %d is lost: %s", spec.number, reason)
+            self._finished.append(lost(spec, reason, time.monotonic() - worker.since))
 
     def _spawn(self) -> _Worker:
         context = multiprocessing.get_context("spawn")

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+
 import pytest
 
+from autoprune.errors import AutopruneError
 from autoprune.search.controller import run_search
 from autoprune.search.executors.inline import InlineExecutor
 from autoprune.search.executors.process import ProcessExecutor
 from tests.search import fakes
 
-EXECUTORS = {"inline": InlineExecutor, "process": ProcessExecutor}
 
-
-@pytest.fixture(params=EXECUTORS)
+@pytest.fixture(params=["inline", "process", "ray"])
 def executor(request):
-    return EXECUTORS[request.param]
+    """How an executor is opened, given a factory."""
+    if request.param == "ray":
+        return request.getfixturevalue("ray_executor")
+    return {"inline": InlineExecutor, "process": ProcessExecutor}[request.param]
 
 
 def collect(executor, specs):
@@ -38,14 +43,39 @@ def test_a_trial_that_raises_is_failed_and_the_others_go_on(executor):
     assert results[1].error == "TrialError: odd trials do not work"
 
 
-# TPE starts to model after ten trials; random proposals need no history.
-@pytest.mark.parametrize(("strategy", "trials"), [("direct", 14), ("random", 10)])
-def test_executors_find_the_same(tmp_path, strategy, trials):
+@pytest.fixture(scope="module", params=[("direct", 14), ("random", 10)])
+def inline_found(request, tmp_path_factory):
+    """A search and what it finds; TPE starts to model after ten trials, random proposals need no history."""
+    strategy, trials = request.param
     effort = fakes.Effort(**vars(fakes.EFFORT) | {"trials": trials})
-    found = {}
-    for name, kind in EXECUTORS.items():
-        (tmp_path / name).mkdir()
-        with kind(fakes.shuffling) as executor:
-            search = fakes.search(tmp_path / name, strategy=strategy, effort=effort)
-            found[name] = run_search(search, executor)
-    assert found["inline"] == found["process"]
+    search = fakes.search(tmp_path_factory.mktemp("inline"), strategy=strategy, effort=effort)
+    return search, run_search(search, InlineExecutor(fakes.plain))
+
+
+def test_executors_find_the_same(tmp_path, executor, inline_found):
+    search, found = inline_found
+    with executor(fakes.shuffling) as running:
+        assert run_search(dataclasses.replace(search, place=tmp_path / "study.db"), running) == found
+
+
+@pytest.mark.parametrize("name", ["process_executor", "ray_executor"])
+def test_a_trial_whose_worker_dies_or_hangs_is_lost_and_the_others_go_on(request, tmp_path, name):
+    specs = [fakes.spec(i, unit0=2 + i) for i in range(6)]
+    with request.getfixturevalue(name)(
+        functools.partial(fakes.faulty, tmp_path, "killed", "hang"), timeout_s=2
+    ) as running:
+        first = collect(running, specs)
+        again = [dataclasses.replace(spec, attempt=2) for spec in (specs[1], specs[4])]
+        second = collect(running, again)
+    assert [r.status for r in first] == ["done", "lost", "done", "done", "lost", "done"]
+    assert first[1].error.startswith("its worker died")
+    assert first[4].error == "it took longer than the limit of 2 s"
+    assert second == [fakes.evaluate(spec) for spec in again]
+
+
+@pytest.mark.parametrize("name", ["process_executor", "ray_executor"])
+def test_a_worker_that_cannot_prepare_is_an_error(request, name):
+    with request.getfixturevalue(name)(fakes.broken) as running:
+        running.submit(fakes.spec())
+        with pytest.raises(AutopruneError, match="could not prepare for trials: TrialError: no data today"):
+            running.wait()

@@ -10,26 +10,6 @@ from autoprune.search.executors.process import ProcessExecutor
 from tests.search import fakes
 
 
-@pytest.mark.parametrize("times", [1, 2])
-def test_a_trial_whose_worker_dies_is_tried_again_once(tmp_path, times):
-    with ProcessExecutor(functools.partial(fakes.dying, tmp_path, times), workers=2) as executor:
-        for number in range(4):
-            executor.submit(fakes.spec(number))
-        results = {r.number: r for r in (executor.wait() for _ in range(4))}
-    assert len(list(tmp_path.iterdir())) == times
-    assert [results[n].status for n in (0, 2, 3)] == ["done"] * 3
-    assert results[1].status == ("done" if times == 1 else "failed")
-    if times == 2:
-        assert results[1].error == "its worker died 2 times, last: killed by SIGKILL"
-
-
-def test_a_worker_that_cannot_start_is_an_error():
-    with ProcessExecutor(fakes.broken, workers=1) as executor:
-        executor.submit(fakes.spec())
-        with pytest.raises(AutopruneError, match="TrialError: no data today"):
-            executor.wait()
-
-
 def test_a_worker_that_dies_at_start_is_not_started_for_ever():
     with ProcessExecutor(fakes.dying_at_start, workers=1) as executor:
         executor.submit(fakes.spec())

@@ -1,0 +1,123 @@
+"""What it takes to join a Ray cluster, without Ray: its settings, authentication, room for trials, clear errors."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import secrets
+import socket
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from autoprune.errors import AutopruneError, UsageError
+
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+}
+"""Environment that Ray and Tune read when they are imported: no usage statistics, no files, the user's own folder."""
+
+_CONNECT_SECONDS = 5.0
+_RAY_NAMES = {"cpu": "CPU", "gpu": "GPU"}
+_TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+
+def authenticate(address: str | None) -> None:
+    """Say explicitly how this process and its cluster authenticate; a setting of the user stays.
+
+    A cluster of our own gets a token of its own, and one that is joined the token that there is, if there is one.
+    """
+    if "RAY_AUTH_MODE" in os.environ:
+        return
+    given = any(name in os.environ for name in _TOKEN_VARIABLES) or Path("~/.ray/auth_token").expanduser().exists()
+    if address is None and not given:
+        number, path = tempfile.mkstemp(prefix="autoprune-token-")
+        atexit.register(Path(path).unlink, missing_ok=True)
+        with os.fdopen(number, "w") as file:
+            file.write(secrets.token_hex(32))
+        os.environ["RAY_AUTH_TOKEN_PATH"] = path
+        given = True
+    os.environ["RAY_AUTH_MODE"] = "token" if given else "disabled"
+
+
+def check_address(address: str | None) -> None:
+    """Refuse what is no address, or where nobody listens: Ray itself would try for a minute."""
+    if address in (None, "auto"):
+        return
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit():
+        raise UsageError(f"the address of a Ray cluster is `auto` or HOST:PORT (such as head:6379); got {address!r}")
+    try:
+        with socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS):
+            pass
+    except OSError as error:
+        raise unreachable(address, error) from error
+
+
+def unreachable(address: str | None, error: BaseException) -> AutopruneError:
+    """One message for what Ray says when it cannot be joined."""
+    text = " ".join(str(error).split())
+    where = f"the Ray cluster at {address}" if address else "a Ray instance on this host"
+    if "token" in text.lower() or "auth" in text.lower():
+        advice = (
+            "Every node and this process need the same RAY_AUTH_MODE, and the same token (RAY_AUTH_TOKEN_PATH) if it "
+            f"is `token`; it is {os.environ.get('RAY_AUTH_MODE')!r} here"
+        )
+    elif "version mismatch" in text.lower():
+        advice = "Install the same Python and Ray on every node"
+    else:
+        advice = "Start one with `ray start --head`, check --ray-address, or use `--executor process`"
+    return AutopruneError(f"{where} cannot be used: {text[:300] or type(error).__name__}. {advice}.")
+
+
+def room(nodes: Sequence[Mapping[str, Any]], wanted: Mapping[str, float]) -> int:
+    """How many trials fit the living nodes at the same time; `AutopruneError` when not even one does."""
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    needed = {_RAY_NAMES.get(name, name): amount for name, amount in wanted.items() if amount > 0}
+    fits = [min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in needed.items()) for node in alive]
+    if not sum(fits):
+        has = "; ".join(", ".join(f"{name}={node.get(name, 0):g}" for name in needed) for node in alive)
+        asked = ", ".join(f"{name}={amount:g}" for name, amount in wanted.items())
+        raise AutopruneError(f"no node has room for a trial of {asked}; the nodes have: {has}. Lower --resources.")
+    return sum(fits)
+
+
+def end_with_us(session: str) -> None:
+    """Start a process that outlives this one by a moment, and then ends what is left of its Ray session.
+
+    Ray's agents stay for minutes after a `kill -9` of their driver. They are told by the session's folder, whose name
+    no other session has, in their command line.
+    """
+    read, write = os.pipe()
+    nowhere = (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)
+    os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-c", _REAPER, session],
+        os.environ,
+        file_actions=[(os.POSIX_SPAWN_DUP2, read, 0), nowhere, (os.POSIX_SPAWN_DUP2, 1, 2)],
+        setsid=True,
+    )
+    os.close(read)
+    _pipes.append(write)  # stays open as long as this process lives; nothing it starts inherits it
+
+
+_pipes: list[int] = []
+_REAPER = """
+import contextlib, os, pathlib, signal, sys, time
+sys.stdin.read()
+time.sleep(3)
+for _ in range(3):
+    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if sys.argv[1].encode() in path.read_bytes() and int(path.parent.name) != os.getpid():
+                os.kill(int(path.parent.name), signal.SIGKILL)
+    time.sleep(1)
+"""

@@ -1,0 +1,358 @@
+"""Trials on a Ray cluster, each of them a trial of Ray Tune. The only file that imports Ray.
+
+Tune places trials, keeps their actors and notices when one is gone; it decides nothing. A searcher hands it what was
+submitted, a callback takes what comes back, and its own retries are off, because the study would not know of them: a
+trial whose actor dies is returned as `lost`. Nothing that Tune writes is ever read again.
+
+Call `cluster.authenticate` before this module is imported: Ray reads how to authenticate at its import.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any, Self
+
+from autoprune.errors import AutopruneError
+from autoprune.search.executors.base import Factory, describe, guarded, lost
+from autoprune.search.executors.cluster import (
+    SETTINGS,
+    check_address,
+    end_with_us,
+    room,
+    unreachable,
+)
+from autoprune.trials import TrialResult, TrialSpec
+
+os.environ |= SETTINGS
+
+import ray
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
+
+_CLOSE_SECONDS = 5.0
+_CREATION = "creation task"
+
+
+class RayExecutor:
+    """Trials as actors of `resources` each (default: one CPU), on the cluster at `address` or a new one of this host.
+
+    `factory` must be picklable; it goes to every node once, through the object store, and every actor calls it once. At
+    most `workers` run at the same time (default: as many as fit). A trial that takes longer than `timeout_s` is ended,
+    and lost. Raises `AutopruneError` when the cluster cannot be joined or no node of it is large enough.
+    """
+
+    def __init__(
+        self,
+        factory: Factory,
+        *,
+        address: str | None = None,
+        resources: Mapping[str, float] | None = None,
+        workers: int | None = None,
+        threads: int = 1,
+        timeout_s: float | None = None,
+    ) -> None:
+        wanted = {"cpu": 1.0} | dict(resources or {})
+        self._folder = TemporaryDirectory(prefix="autoprune-ray-")
+        self._ours = not ray.is_initialized()
+        if self._ours:
+            join(address, wanted, workers, threads)
+        fitting = room(ray.nodes(), wanted)
+        self.slots = min(workers or fitting, fitting)
+        self._link = _Link(slots=self.slots, timeout_s=timeout_s)
+        self._tuner = _tuner(self._link, factory, wanted, self._folder.name)
+        self._thread = threading.Thread(target=self._fit, name="ray-tune", daemon=True)
+        self._thread.start()
+
+    def submit(self, spec: TrialSpec) -> None:
+        """Queue a trial."""
+        self._link.submit(spec)
+
+    def wait(self) -> TrialResult:
+        """Block until a trial has finished. `AutopruneError` when an actor cannot prepare, or Tune ends."""
+        found = self._link.finished.get()
+        if isinstance(found, TrialResult):
+            return found
+        self._link.finished.put(found)  # whoever asks again is told again
+        raise AutopruneError(found)
+
+    def close(self) -> None:
+        """End running trials, Tune, and the Ray instance if it is ours."""
+        self._link.close()
+        if self._ours:
+            ray.shutdown()  # ends every actor of ours, and what Tune waits for
+        self._thread.join(_CLOSE_SECONDS)
+        self._folder.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _fit(self) -> None:
+        try:
+            self._tuner.fit()
+            reason = "it was closed"
+        except Exception as error:
+            reason = describe(error)
+        self._link.finished.put(f"Ray Tune has ended: {reason}. Run the same command again to go on.")
+
+
+def join(address: str | None, wanted: Mapping[str, float], workers: int | None, threads: int) -> None:
+    """Join the cluster at an address, or start one of this host alone."""
+    check_address(address)
+    options: dict[str, Any] = {"address": address} if address else {"include_dashboard": False, "address": "local"}
+    if not address and workers:
+        options |= {"num_cpus": math.ceil(workers * wanted["cpu"])}
+    terminate = signal.getsignal(signal.SIGTERM)
+    environment = {"OMP_NUM_THREADS": str(threads)} | SETTINGS
+    try:
+        ray.init(**options, log_to_driver=False, logging_level="CRITICAL", runtime_env={"env_vars": environment})
+    except Exception as error:  # of many types, also its own C++ ones
+        raise unreachable(address, error) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, terminate)  # Ray takes it, and would end without any clean-up
+    if not address:
+        end_with_us(Path(ray._private.worker.global_worker.node.get_session_dir_path()).name)
+
+
+def _tuner(link: _Link, factory: Factory, resources: Mapping[str, float], folder: str) -> tune.Tuner:
+    trainable = tune.with_parameters(_Trainable, factory=factory, versions=_versions())
+    return tune.Tuner(
+        tune.with_resources(trainable, dict(resources)),
+        tune_config=tune.TuneConfig(
+            search_alg=_Queue(link),
+            scheduler=_KeepActors(link),
+            num_samples=-1,
+            max_concurrent_trials=link.slots,
+            reuse_actors=True,
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
+        ),
+        run_config=tune.RunConfig(
+            name="search",
+            stop=_Closing(link),
+            storage_path=folder,
+            callbacks=[_Watch(link)],
+            failure_config=tune.FailureConfig(max_failures=0),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            verbose=0,
+        ),
+    )
+
+
+def _name(trial: Trial) -> str:
+    """A short name: the default spells out the whole policy."""
+    return trial.trial_id
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A trial as Tune carries it in its config, short when printed."""
+
+    spec: TrialSpec
+
+    def __str__(self) -> str:
+        return f"{self.spec.number}.{self.spec.attempt}"
+
+
+class _Trainable(tune.Trainable):
+    """An actor: prepares once, then runs one trial after the other."""
+
+    def setup(self, config: dict[str, Any], factory: Factory | None = None, versions: Any = None) -> None:
+        """Build the evaluator; what goes wrong is told by the first trial."""
+        self._broken = _difference(versions)
+        if self._broken is None:
+            try:
+                assert factory is not None
+                self._evaluate = factory()
+            except Exception as error:
+                self._broken = f"a worker could not prepare for trials: {describe(error)}"
+
+    def step(self) -> dict[str, Any]:
+        """Run the trial of the config."""
+        spec = self.config["job"].spec
+        return {"found": self._broken or guarded(self._evaluate, spec), "done": True}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Nothing of a trial is left behind: the actor may take the next."""
+        return True
+
+
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in ("autoprune", "torch", "numpy")}
+
+
+def _difference(theirs: Mapping[str, str]) -> str | None:
+    found = [f"{name} {own} instead of {theirs[name]}" for name, own in _versions().items() if own != theirs[name]]
+    return f"a node has {', '.join(found)}: install the same versions on every node" if found else None
+
+
+class _Link:
+    """What the controller's thread and Tune's thread share."""
+
+    def __init__(self, *, slots: int, timeout_s: float | None) -> None:
+        self.slots = slots
+        self.timeout_s = timeout_s
+        self.finished: queue.SimpleQueue[TrialResult | str] = queue.SimpleQueue()
+        self.closing = False
+        self.running: dict[str, tuple[Trial, float]] = {}
+        self.late: set[str] = set()
+        self._submitted: queue.SimpleQueue[TrialSpec | None] = queue.SimpleQueue()
+        self._specs: dict[str, TrialSpec] = {}
+
+    def submit(self, spec: TrialSpec) -> None:
+        self._submitted.put(spec)
+
+    def close(self) -> None:
+        self.closing = True
+        self._submitted.put(None)
+
+    def next(self, trial_id: str) -> TrialSpec | str | None:
+        """The next trial, `None` while there is none and others run, `FINISHED` at the end.
+
+        With no trial to watch it waits here: Tune would look again after a whole second only.
+        """
+        try:
+            spec = self._submitted.get(block=not self._specs)
+        except queue.Empty:
+            return None
+        if spec is None or self.closing:
+            return Searcher.FINISHED
+        self._specs[trial_id] = spec
+        return spec
+
+    def done(self, trial_id: str, found: TrialResult | str) -> None:
+        self.running.pop(trial_id, None)
+        if self._specs.pop(trial_id, None) is not None:
+            self.finished.put(found)
+
+    def lose(self, trial_id: str, error: str) -> None:
+        spec, started = self._specs.get(trial_id), self.running.get(trial_id)
+        if spec is None:
+            return
+        if self.closing:
+            return
+        if trial_id in self.late:
+            reason = f"it took longer than the limit of {self.timeout_s:g} s"
+        else:
+            reason = f"its worker died: {_detail(error)}"
+        if not started and _CREATION in error:
+            self.done(trial_id, f"a worker could not start: {error[-600:]}")
+        else:
+            self.done(trial_id, lost(spec, reason, time.monotonic() - started[1] if started else 0.0))
+
+    def end_overdue(self) -> None:
+        now = time.monotonic()
+        for trial_id, (trial, start) in self.running.items():
+            if self.closing or (self.timeout_s and now - start > self.timeout_s and trial_id not in self.late):
+                self.late.add(trial_id)
+                actor = trial.temporary_state.ray_actor
+                if actor is not None:
+                    ray.kill(actor)
+
+
+def _detail(error: str) -> str:
+    """What matters of the page that Ray writes about a dead actor."""
+    _, found, detail = " ".join(error.split()).partition("Worker exit detail: ")
+    return detail[:150] if found else " ".join(error.split())[-150:] or "no reason is known"
+
+
+class _Unsaved:
+    """Tune pickles what it is given, to restore it one day; that day never comes, and threads cannot be pickled."""
+
+    def __init__(self, link: _Link) -> None:
+        self._link = link
+        super().__init__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _Queue(_Unsaved, Searcher):
+    """Suggests what was submitted."""
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next trial."""
+        found = self._link.next(trial_id)
+        return {"job": _Job(found)} if isinstance(found, TrialSpec) else found
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Told by the callback already."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study is the record."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing."""
+
+
+class _Closing(_Unsaved, tune.Stopper):
+    """Ends Tune when the executor is closed."""
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Trials end by themselves."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether the executor was closed."""
+        return self._link.closing
+
+
+class _KeepActors(_Unsaved, FIFOScheduler):
+    """Keeps the actors of finished trials while the controller thinks about the next ones.
+
+    By default all but one of them end with a batch, and the next batch pays for new processes and new evaluators.
+    """
+
+    _kept = False
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        """There is no metric."""
+        return True
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """With the first trial, tell Tune how many actors are wanted for good."""
+        if not self._kept:
+            self._kept = True
+            cache = tune_controller._tune_controller._actor_cache
+            cache.increase_max(trial.placement_group_factory, self._link.slots)
+
+
+class _Watch(_Unsaved, tune.Callback):
+    """Takes results out of Tune before it stores them, and ends what takes too long."""
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """End trials that are overdue."""
+        self._link.end_overdue()
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """The time of a trial begins when its actor is ready."""
+        self._link.running[trial.trial_id] = (trial, time.monotonic())
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Pass a result on; a model's weights do not go into Tune's snapshots."""
+        self._link.done(trial.trial_id, result.pop("found"))
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """The actor is gone."""
+        text = Path(trial.error_file).read_text() if trial.error_file else ""
+        self._link.lose(trial.trial_id, text)

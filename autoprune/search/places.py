@@ -1,0 +1,80 @@
+"""Where studies are kept: a file of the run folder, or a storage that several runs share. Without any database."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from autoprune.errors import UsageError
+
+SCHEMES = ("postgresql+psycopg", "journal")
+_VARIABLE = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?")
+
+
+@dataclass(frozen=True)
+class SharedStorage:
+    """A database or journal that several runs share, by URL; the studies of a run begin with `run_id`.
+
+    `url` is kept as it was written: its `$NAME` references become values of the environment only when it is opened, so
+    that no password is ever printed or stored. Raises `UsageError` for another scheme or a password in plain text.
+    """
+
+    url: str
+    run_id: str
+
+    def __post_init__(self) -> None:
+        scheme, colon, rest = self.url.partition(":")
+        if not colon or scheme not in SCHEMES or not rest:
+            raise UsageError(
+                f"a storage is postgresql+psycopg://USER:$PASSWORD@HOST/DATABASE or journal:PATH; got scheme {scheme!r}"
+            )
+        if scheme == "journal":
+            return
+        password = urlsplit(self.url).password
+        if password and not _VARIABLE.fullmatch(password):
+            raise UsageError(
+                "the URL of a storage is kept with the run, so it holds no password: write $NAME in its place and set "
+                "the variable NAME, or keep it in ~/.pgpass"
+            )
+
+    @property
+    def scheme(self) -> str:
+        """What kind of storage it is."""
+        return self.url.partition(":")[0]
+
+    @property
+    def path(self) -> Path:
+        """File of a journal."""
+        return Path(self.expanded().partition(":")[2])
+
+    def expanded(self) -> str:
+        """The URL with values for its `$NAME` references; `UsageError` when one is not set."""
+
+        def value(match: re.Match[str]) -> str:
+            if match[1] not in os.environ:
+                raise UsageError(f"the storage {self.url} refers to ${match[1]}, which is not set")
+            return os.environ[match[1]]
+
+        return _VARIABLE.sub(value, self.url)
+
+    def redacted(self, text: str) -> str:
+        """A message without the values that the URL refers to."""
+        for name in _VARIABLE.findall(self.url):
+            if os.environ.get(name):
+                text = text.replace(os.environ[name], f"${name}")
+        return text
+
+    def __str__(self) -> str:
+        return self.url
+
+
+Place = Path | SharedStorage
+"""A SQLite file, or a storage that is shared."""
+
+
+def study_name(place: Place, name: str) -> str:
+    """The name of a run's study in its place."""
+    return f"{place.run_id}/{name}" if isinstance(place, SharedStorage) else name

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from autoprune.search.executors.base import Executor
+from autoprune.search.executors.cluster import authenticate
+from autoprune.search.executors.process import ProcessExecutor
+
+
+@pytest.fixture
+def process_executor() -> Callable[..., Executor]:
+    return ProcessExecutor
+
+
+@pytest.fixture(scope="module")
+def ray_executor() -> Iterator[Callable[..., Executor]]:
+    """Opens executors on one Ray instance of two CPUs, which takes seconds to start."""
+    authenticate(None)
+    from autoprune.search.executors import ray
+
+    ray.join(None, {"cpu": 1.0}, workers=2, threads=1)
+    yield functools.partial(ray.RayExecutor, workers=2)
+    ray.ray.shutdown()
