@@ -33,8 +33,9 @@ class OnnxModule(nn.Module):
         super().__init__()
         self._session = open_session(path, make_target("ort-cpu"))
 
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        """Run the file on the CPU."""
+    def forward(self, *inputs: torch.Tensor, **named: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Run the file on the CPU; inputs by position or by name."""
+        inputs = (*inputs, *(named[entry.name] for entry in self._session.get_inputs()[len(inputs) :]))
         feeds = named_feeds(self._session, [np.ascontiguousarray(x.numpy()) for x in inputs])
         outputs = tuple(torch.from_numpy(np.asarray(value)) for value in self._session.run(None, feeds))
         return outputs[0] if len(outputs) == 1 else outputs

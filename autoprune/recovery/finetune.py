@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import repeat
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ def finetune(
     """
     if samples < 1:
         raise UsageError(f"fine-tuning takes at least 1 sample; got {samples}")
-    if task.loss is None and teacher is None:
+    if not task.trains and teacher is None:
         raise UsageError(
             f"task {task.name!r} has no loss, so only a teacher can say what is right; pass the dense model"
         )
@@ -89,20 +90,39 @@ class _Objective:
 
     @property
     def distils(self) -> bool:
-        return self.teacher is not None and (self.recipe.distill_weight > 0 or self.task.loss is None)
+        return self.teacher is not None and (self.recipe.distill_weight > 0 or not self.task.trains)
 
     def __call__(self, outputs: Tensor, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Tensor:
         """Scalar loss in float32."""
         if not self.distils:
             return self._task_loss(outputs, targets)
-        weight = self.recipe.distill_weight if self.task.loss is not None else 1.0
+        weight = self.recipe.distill_weight if self.task.trains else 1.0
         distance = weight * self._distance(outputs, inputs)
         return distance if weight == 1 else distance + (1 - weight) * self._task_loss(outputs, targets)
 
-    def _distance(self, outputs: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
+    def of_own_step(self, model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        """The same with the task's own training step: every call of the model in it is compared with the teacher's."""
+        assert self.task.train_step is not None
+        calls: list[tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor]]] = []
+        hook = model.register_forward_hook(
+            lambda _, inputs, named, outputs: calls.append((outputs, inputs, named)), with_kwargs=True
+        )
+        try:
+            with autocast(self.recipe.precision):
+                loss = self.task.train_step(model, batch)
+        finally:
+            hook.remove()
+        if not self.distils or not calls:
+            return loss
+        distance = sum((self._distance(*call) for call in calls), torch.zeros(())) / len(calls)
+        return self.recipe.distill_weight * distance + (1 - self.recipe.distill_weight) * loss
+
+    def _distance(
+        self, outputs: Tensor, inputs: tuple[Tensor, ...], named: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> Tensor:
         assert self.teacher is not None
         with torch.no_grad(), autocast(self.recipe.precision):
-            dense_outputs = self.teacher(*inputs)
+            dense_outputs = self.teacher(*inputs, **named)
         temperature = self.recipe.temperature
         return distillation_loss(outputs, dense_outputs, classifies=self.task.classifies, temperature=temperature)
 
@@ -118,10 +138,13 @@ def _step(
     model: nn.Module, optimizer: torch.optim.Optimizer, objective: _Objective, batch: tuple[Tensor, ...], rate: float
 ) -> float:
     recipe = objective.recipe
-    inputs, targets = objective.task.split(batch)
-    with autocast(recipe.precision):
-        outputs = model(*inputs)
-    loss = objective(outputs, inputs, targets)
+    if objective.task.train_step is not None:
+        loss = objective.of_own_step(model, batch)
+    else:
+        inputs, targets = objective.task.split(batch)
+        with autocast(recipe.precision):
+            outputs = model(*inputs)
+        loss = objective(outputs, inputs, targets)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if recipe.clip_norm > 0:
