@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,14 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from autoprune.structure.capture import Capture
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunedTo:
+    """What a model was cut to: the width of every unit, and the channels of it that were kept."""
+
+    widths: Mapping[str, int]
+    kept: Mapping[str, Sequence[int]]
 
 
 class GraphModel(nn.Module):
@@ -28,6 +37,7 @@ class GraphModel(nn.Module):
         for name, tensor in tensors.items():
             _register(self, name, tensor, name in persistent)
         self._captures = dict(captures)
+        self.pruned_to: PrunedTo | None = None
         self._forwards = {mode: _compile(found.graph) for mode, found in captures.items()}
 
     @property
