@@ -6,9 +6,10 @@
 
 All strategies share the dense weights, the latency table (profiled once, beside the CSV file), the evaluator, the
 repair, the number of proxies, the rungs and the fine-tuning recipe. The policy of a budget is the best one of the last
-rung that meets it when measured, within 1 % as everywhere; it is then fine-tuned from its repaired start, for every number of passes anew, with
-seeds that all strategies share. `search_passes` are those of the whole search divided by its budgets: everything that
-looked at data counts. Results are appended to a CSV file (`curves.Row` explains the columns); run it again to go on.
+rung that meets it when measured, within 1 % as everywhere; it is then fine-tuned from its repaired start, for every
+number of passes anew, with seeds that all strategies share. `search_passes` are those of the whole search divided by
+its budgets: everything that looked at data counts. Results are appended to a CSV file (`curves.Row` explains the
+columns); run it again to go on.
 `scripts/summarize_curves.py` compares them.
 """
 
@@ -63,8 +64,9 @@ def compare(given: argparse.Namespace, strategy: str, seed: int, missing: dict[s
     setup = opened(given, strategy, seed)
     with executor_of(setup) as executor:
         setup, outcome = searched(setup, executor, Silent())
+        slots = executor.slots
     seconds = time.monotonic() - start
-    passes = sum(search_passes(setup, outcome).values()) / len(given.budget)
+    passes = sum(search_passes(setup, outcome, slots).values()) / len(given.budget)
     if strategy == "uniform":
         passes = 0.0  # one policy for each budget: nothing is chosen by a score
     print(f"{strategy}, seed {seed}: {passes:,.0f} sample passes for each budget, {seconds:.0f} s", flush=True)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from torch import nn
 
+from autoprune.export.verify import parity
 from autoprune.latency.onnx_model import export_onnx
 from autoprune.latency.target import make_target
 from autoprune.latency.timing import named_feeds, open_session
+from autoprune.runfolder import write_atomic
+from autoprune.task.accept import ExampleInputs, as_inputs
+from autoprune.task.adapt import adapted, keywords_of
 from autoprune.task.base import Task
+
+_EXAMPLES = 16
 
 
 def export_candidate(model: nn.Module, task: Task | Sequence[torch.Tensor], path: str | Path) -> Path:
@@ -26,6 +34,31 @@ def export_candidate(model: nn.Module, task: Task | Sequence[torch.Tensor], path
     return Path(path)
 
 
+def export_verified(model: nn.Module, example_inputs: ExampleInputs, path: str | Path) -> Path:
+    """Export any module to ONNX, and prove that ONNX Runtime computes the same on random inputs in several batches.
+
+    The file is written when that holds; an older one is unchanged otherwise. Whole-number inputs repeat the example.
+    Raises `StructureError` that names the operator when the exporter cannot translate the model, `VerificationError`
+    when outputs differ by more than 1e-4 of the largest, `RunFolderError` when the file cannot be written.
+    """
+    view, inputs = adapted(model, keywords_of(example_inputs)), as_inputs(example_inputs)
+    generator = torch.Generator().manual_seed(0)
+    with TemporaryDirectory() as folder:
+        made = export_candidate(view, inputs, Path(folder) / "model.onnx")
+        parity(view, made, [_many(x, generator) for x in inputs])
+        write_atomic(Path(path), made.read_bytes())
+    return Path(path)
+
+
+def _many(example: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Standard normal numbers, or the examples again and again where they are not floating-point."""
+    if not example.dim():
+        return example
+    if example.is_floating_point():
+        return torch.randn((_EXAMPLES, *example.shape[1:]), generator=generator).to(example.dtype)
+    return example.repeat(math.ceil(_EXAMPLES / len(example)), *[1] * (example.dim() - 1))[:_EXAMPLES]
+
+
 class OnnxModule(nn.Module):
     """An ONNX file as a module, to score it like any other: inputs and outputs are tensors, batch dimension first."""
 
@@ -33,8 +66,9 @@ class OnnxModule(nn.Module):
         super().__init__()
         self._session = open_session(path, make_target("ort-cpu"))
 
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        """Run the file on the CPU."""
+    def forward(self, *inputs: torch.Tensor, **named: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Run the file on the CPU; inputs by position or by name."""
+        inputs = (*inputs, *(named[entry.name] for entry in self._session.get_inputs()[len(inputs) :]))
         feeds = named_feeds(self._session, [np.ascontiguousarray(x.numpy()) for x in inputs])
         outputs = tuple(torch.from_numpy(np.asarray(value)) for value in self._session.run(None, feeds))
         return outputs[0] if len(outputs) == 1 else outputs

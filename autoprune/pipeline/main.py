@@ -136,7 +136,8 @@ def _run(setup: Setup, events: Events) -> None:
     deployed_dense(setup)
     events.stage("Search")
     with executor_of(setup) as executor:
-        _announce(setup, executor.slots, events)
+        slots = executor.slots
+        _announce(setup, slots, events)
         setup, outcome = searched(setup, executor, events)
         results = outcome.results
         for name, rung in results.items():
@@ -152,7 +153,7 @@ def _run(setup: Setup, events: Events) -> None:
     document = front_document(setup, models)
     extra = {
         "space_id": setup.space.id,
-        "search_sample_passes": search_passes(setup, outcome),
+        "search_sample_passes": search_passes(setup, outcome, slots),
         "rungs": rung_scores(setup, results),
         "rank_correlations": [correlation.to_json() for correlation in outcome.correlations],
         "not_reconstructed": setup.bench.not_reconstructed if setup.config.reconstruct else (),
@@ -190,18 +191,18 @@ def searched(setup: Setup, executor: Executor, events: Events) -> tuple[Setup, O
         setup = better
 
 
-def search_passes(setup: Setup, outcome: Outcome) -> dict[str, float]:
+def search_passes(setup: Setup, outcome: Outcome, slots: int) -> dict[str, float]:
     """Sample passes of every part of a search: each rung, the sensitivities, the scores of channels, the teacher.
 
-    The teacher sees the batches of a rung once in each worker.
+    The teacher sees the batches of a rung once in each of the `slots` where trials ran.
     """
     passes = {name: sum(r.sample_passes for r in rung) for name, rung in outcome.results.items()}
-    taught = sum(f.finetune_samples for f in setup.effort.rungs if outcome.results[f.name])
-    workers = setup.config.workers if setup.config.executor == "process" else 1
+    shared = setup.bench.task.train_step is None
+    taught = sum(f.finetune_samples for f in setup.effort.rungs if shared and outcome.results[f.name])
     matters = importance_passes(setup.config, length(setup.bench.task.train_set))
     return passes | {
         "scores": read_json(setup.folder.order)["sample_passes"] + matters,
-        "teacher": FORWARD_SHARE * taught * workers,
+        "teacher": FORWARD_SHARE * taught * slots,
     }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from torch import nn
 
 from autoprune.config import RunConfig, load_config
 from autoprune.errors import RunFolderError, UsageError
@@ -18,7 +19,8 @@ from autoprune.pipeline.prepare import open_task
 from autoprune.pipeline.verification import from_json, load_model
 from autoprune.recovery.dense import load_dense
 from autoprune.runfolder import RunFolder, read_json, write_atomic
-from autoprune.structure import GraphModel, analyze
+from autoprune.structure import analyze
+from autoprune.structure import native as as_native
 from autoprune.task.base import Task
 from autoprune.trials import FrontModel
 
@@ -45,9 +47,14 @@ class Candidate:
         """The exported model, in the precision of the target."""
         return self.run.folder.path / (self.record.onnx or self.run.folder.model(self.digest).onnx)
 
-    def model(self) -> GraphModel:
-        """The really smaller module with its fine-tuned weights, in evaluation mode."""
-        return load_model(self.run.bench, self.run.folder, self.record.policy)
+    def model(self, *, native: bool = False) -> nn.Module:
+        """The really smaller module with its fine-tuned weights, in evaluation mode.
+
+        It is a graph module; `native` asks for the model's own classes, and raises `StructureError` where they cannot
+        be had.
+        """
+        found, bench = load_model(self.run.bench, self.run.folder, self.record.policy), self.run.bench
+        return as_native(bench.structure.model, found, bench.structure.example_inputs) if native else found
 
     def export(self, path: str | Path) -> Path:
         """Copy the verified ONNX model to `path`."""

@@ -1,7 +1,18 @@
-"""Which channels go: scores of a unit's channels, rankings, and `prune` = scores + shrink."""
+"""Which channels go: scores of a unit's channels, rankings, `prune` = scores + shrink, and the list of units."""
 
+from autoprune.pruning.listing import shares, units
 from autoprune.pruning.prune import prune
 from autoprune.pruning.ranking import channel_order, global_widths, keep_best
 from autoprune.pruning.scores import SCORES, Calibration, score_units
 
-__all__ = ["SCORES", "Calibration", "channel_order", "global_widths", "keep_best", "prune", "score_units"]
+__all__ = [
+    "SCORES",
+    "Calibration",
+    "channel_order",
+    "global_widths",
+    "keep_best",
+    "prune",
+    "score_units",
+    "shares",
+    "units",
+]

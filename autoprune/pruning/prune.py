@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-import torch
 from torch import nn
 
 from autoprune.errors import UsageError
 from autoprune.pruning.ranking import channel_order, global_widths, keep_best, round_width
 from autoprune.pruning.scores import Calibration, score_units
 from autoprune.records import Policy
-from autoprune.structure import GraphModel, analyze
+from autoprune.structure import analyze
+from autoprune.structure import native as as_native
+from autoprune.task.accept import ExampleInputs
+from autoprune.task.adapt import adapted, keywords_of
 
 
 def prune(
     model: nn.Module,
-    example_inputs: Sequence[torch.Tensor],
+    example_inputs: ExampleInputs,
     *,
     keep: float = 0.5,
     multiple_of: int = 8,
@@ -24,27 +26,31 @@ def prune(
     ranking: str = "local",
     calibration: Calibration | None = None,
     choose: Callable[[str], bool] | None = None,
-) -> GraphModel:
+    native: bool = False,
+) -> nn.Module:
     """Keep a share of the channels of every unit and return a new module that trains, evaluates and exports.
+
+    It is a `GraphModel`: the traced graphs of both modes under the model's own parameter names.
 
     Args:
         model: any module that `torch.export` can trace; it is not changed.
-        example_inputs: tensors with the batch dimension first.
+        example_inputs: tensors with the batch dimension first, in the order of `forward` or by its keywords.
         keep: share of channels kept, above 0 and at most 1.
         multiple_of: widths are rounded to the nearest multiple.
         scores: how channels are ranked, a key of `autoprune.pruning.SCORES`.
         ranking: `local` keeps the share in every unit; `global` ranks all channels together.
         calibration: data for the scores that need it (`taylor`, `activation`).
         choose: which units take part, by name (default: all).
+        native: return the model's own classes with smaller parameters, where that provably computes the same.
 
-    Raises `StructureError` for a model that cannot be traced or has nothing to prune, `ProofError` when the result
-    would not compute the same, `UsageError` for a bad argument.
+    Raises `StructureError` for a model that cannot be traced, has nothing to prune or no native form, `ProofError`
+    when the result would not compute the same, `UsageError` for a bad argument.
     """
     if not 0 < keep <= 1:
         raise UsageError(f"the share of kept channels is above 0 and at most 1; got {keep}")
     if ranking not in ("local", "global"):
         raise UsageError(f"the ranking is `local` or `global`; got {ranking!r}")
-    structure = analyze(model, example_inputs)
+    structure = analyze(adapted(model, keywords_of(example_inputs)), example_inputs)
     values = score_units(structure, scores, calibration)
     chosen = {name: found for name, found in values.items() if choose is None or choose(name)}
     if ranking == "global":
@@ -52,4 +58,5 @@ def prune(
     else:
         widths = {name: round_width(keep * len(found), len(found), multiple_of) for name, found in chosen.items()}
     policy = Policy(space_id=structure.digest(), widths=structure.full_widths | widths)
-    return structure.shrink(policy, keep_best(channel_order(values), policy))
+    pruned = structure.shrink(policy, keep_best(channel_order(values), policy))
+    return as_native(structure.model, pruned, structure.example_inputs) if native else pruned

@@ -46,17 +46,18 @@ def load_dense(task: Task, path: Path) -> nn.Module:
     except (SafetensorError, OSError) as error:
         raise TaskError(f"{path} is not a readable safetensors file: {error}") from error
     model = build_dense(task)
-    _require_same_shapes(model.state_dict(), weights, path)
+    require_same_shapes(model.state_dict(), weights, path)
     model.load_state_dict(weights)
     return model
 
 
-def weights_to_bytes(model: nn.Module) -> bytes:
+def weights_to_bytes(model: nn.Module, metadata: dict[str, str] | None = None) -> bytes:
     """Parameters and buffers of a model as the content of a safetensors file; tied tensors are stored once per name."""
-    return save({name: value.detach().clone().contiguous() for name, value in model.state_dict().items()})
+    return save({name: value.detach().clone().contiguous() for name, value in model.state_dict().items()}, metadata)
 
 
-def _require_same_shapes(own: dict[str, Tensor], given: dict[str, Tensor], path: Path) -> None:
+def require_same_shapes(own: dict[str, Tensor], given: dict[str, Tensor], path: Path) -> None:
+    """Raise `TaskError` listing what differs when the tensors of a file do not have a model's names and shapes."""
     problems = [f"{name} is absent" for name in own.keys() - given.keys()]
     problems += [f"{name} is not in the model" for name in given.keys() - own.keys()]
     for name in own.keys() & given.keys():
@@ -64,4 +65,4 @@ def _require_same_shapes(own: dict[str, Tensor], given: dict[str, Tensor], path:
             problems.append(f"{name} has {tuple(given[name].shape)}, the model {tuple(own[name].shape)}")
     if problems:
         listed = "; ".join(sorted(problems)[:3]) + ("; ..." if len(problems) > 3 else "")
-        raise TaskError(f"the weights in {path} must fit the task's model; {len(problems)} do not: {listed}")
+        raise TaskError(f"the weights in {path} must fit the model; {len(problems)} do not: {listed}")

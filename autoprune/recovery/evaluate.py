@@ -119,5 +119,6 @@ def _score(
 
 def _accuracy(outputs: Tensor, task: Task, dataset: Dataset[Any], rows: Tensor) -> float:
     """Share of the rows whose largest logit is that of the target."""
-    targets = torch.cat([batch[-1] for batch in batches(dataset, EVALUATION_BATCH, rows=rows)])
+    found = [task.split(batch)[1] for batch in batches(dataset, EVALUATION_BATCH, rows=rows)]
+    targets = torch.cat([target for target in found if target is not None])
     return (outputs.argmax(dim=1) == targets).double().mean().item()

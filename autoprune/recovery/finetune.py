@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import repeat
@@ -54,7 +54,7 @@ def finetune(
     """
     if samples < 1:
         raise UsageError(f"fine-tuning takes at least 1 sample; got {samples}")
-    if task.loss is None and teacher is None:
+    if not task.trains and teacher is None:
         raise UsageError(
             f"task {task.name!r} has no loss, so only a teacher can say what is right; pass the dense model"
         )
@@ -77,7 +77,7 @@ def finetune(
                 on_progress(done, samples, losses[-1])
     if passes is not None:
         passes.training(done, relative_cost)
-        passes.forward(done if objective.distils and memory is None else 0)
+        passes.forward(done if objective.distils and not objective.shares else 0)
     tail = losses[-max(1, steps // 10) :]
     return FinetuneResult(train_loss=sum(tail) / len(tail), samples=done)
 
@@ -94,28 +94,57 @@ class _Objective:
 
     @property
     def distils(self) -> bool:
-        return self.teacher is not None and (self.recipe.distill_weight > 0 or self.task.loss is None)
+        return self.teacher is not None and (self.recipe.distill_weight > 0 or not self.task.trains)
+
+    @property
+    def shares(self) -> bool:
+        """Whether others need not ask the teacher again: a training step of the task's own may ask it anything."""
+        return self.memory is not None and self.task.train_step is None
 
     def __call__(self, step: int, outputs: Tensor, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Tensor:
         """Scalar loss of a step in float32."""
         if not self.distils:
             return self._task_loss(outputs, targets)
-        weight = self.recipe.distill_weight if self.task.loss is not None else 1.0
-        dense_outputs = self._taught(step, inputs)
-        temperature, classifies = self.recipe.temperature, self.task.classifies
-        distance = weight * distillation_loss(outputs, dense_outputs, classifies=classifies, temperature=temperature)
+        weight = self.recipe.distill_weight if self.task.trains else 1.0
+        distance = weight * self._distance(outputs, self._taught(step, inputs))
         return distance if weight == 1 else distance + (1 - weight) * self._task_loss(outputs, targets)
 
+    def of_own_step(self, model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        """The same with the task's own training step: every call of the model in it is compared with the teacher's."""
+        assert self.task.train_step is not None
+        calls: list[tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor]]] = []
+        hook = model.register_forward_hook(
+            lambda _, inputs, named, outputs: calls.append((outputs, inputs, named)), with_kwargs=True
+        )
+        try:
+            with autocast(self.recipe.precision):
+                loss = self.task.train_step(model, batch)
+        finally:
+            hook.remove()
+        if not self.distils or not calls:
+            return loss
+        distances = [self._distance(outputs, self._asked(inputs, named)) for outputs, inputs, named in calls]
+        distance = torch.stack(distances).mean()
+        return self.recipe.distill_weight * distance + (1 - self.recipe.distill_weight) * loss
+
+    def _distance(self, outputs: Tensor, dense_outputs: Tensor) -> Tensor:
+        temperature, classifies = self.recipe.temperature, self.task.classifies
+        return distillation_loss(outputs, dense_outputs, classifies=classifies, temperature=temperature)
+
     def _taught(self, step: int, inputs: tuple[Tensor, ...]) -> Tensor:
-        assert self.teacher is not None
+        """The teacher's outputs in a step, asked once for all who share its memory."""
         known = self.memory.recall((*self.fits, self.recipe), step) if self.memory is not None else None
         if known is not None:
             return known
-        with torch.no_grad(), autocast(self.recipe.precision):
-            outputs = self.teacher(*inputs)
+        outputs = self._asked(inputs, {})
         if self.memory is not None:
             self.memory.keep(step, outputs)
         return outputs
+
+    def _asked(self, inputs: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> Tensor:
+        assert self.teacher is not None
+        with torch.no_grad(), autocast(self.recipe.precision):
+            return self.teacher(*inputs, **named)
 
     def _task_loss(self, outputs: Tensor, targets: Tensor | None) -> Tensor:
         assert self.task.loss is not None
@@ -134,10 +163,13 @@ def _step(
     rate: float,
 ) -> float:
     recipe = objective.recipe
-    inputs, targets = objective.task.split(batch)
-    with autocast(recipe.precision):
-        outputs = model(*inputs)
-    loss = objective(step, outputs, inputs, targets)
+    if objective.task.train_step is not None:
+        loss = objective.of_own_step(model, batch)
+    else:
+        inputs, targets = objective.task.split(batch)
+        with autocast(recipe.precision):
+            outputs = model(*inputs)
+        loss = objective(step, outputs, inputs, targets)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if recipe.clip_norm > 0:

@@ -36,6 +36,7 @@ from autoprune.recovery.prefix import PrefixCache
 from autoprune.recovery.ridge import ridged
 from autoprune.recovery.surgeon import surgeon_order
 from autoprune.structure import GraphModel, Structure, analyze
+from autoprune.structure import native as as_native
 
 Array = np.ndarray
 Masks = Mapping[tuple[str, str, int], Array]
@@ -195,7 +196,8 @@ def recover(
     batches: Iterable[tuple[Tensor, ...]],
     *,
     scores: str = "l2",
-) -> GraphModel:
+    native: bool = False,
+) -> nn.Module:
     """Shrink a trained model to a policy and repair it without labels or gradients: least squares and batch norms.
 
     All batches together pass through the model at once; some 256 examples are enough.
@@ -205,6 +207,7 @@ def recover(
         policy: widths by unit name; units that are left out keep their full width.
         batches: tuples of input tensors, batch dimension first, of a few hundred training examples.
         scores: how channels are ranked in units that some reader of theirs keeps from being reconstructed.
+        native: return the model's own classes with smaller parameters, where that provably computes the same.
 
     Returns a new module in evaluation mode, with the same names of parameters. Raises `UsageError` without batches,
     `PolicyError` for a unit or a width that the model does not have, `StructureError` for one that cannot be traced,
@@ -222,7 +225,7 @@ def recover(
     keep = keep_best(surgeon_order(structure, collect_moments(structure, [inputs]), plain), wanted)
     shrunk = structure.shrink(wanted, keep).eval()
     Reconstruction(structure=structure, inputs=inputs).apply(shrunk, structure.masks(wanted, keep))
-    return shrunk
+    return as_native(structure.model, shrunk, structure.example_inputs) if native else shrunk
 
 
 def _joined(batches: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:

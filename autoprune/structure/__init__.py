@@ -3,7 +3,8 @@
 from autoprune.structure.build import analyze
 from autoprune.structure.capture import module_tensors
 from autoprune.structure.geometry import Dim, Operator
-from autoprune.structure.module import GraphModel
+from autoprune.structure.module import GraphModel, PrunedTo
+from autoprune.structure.native import native
 from autoprune.structure.structure import Fixed, Structure
 
-__all__ = ["Dim", "Fixed", "GraphModel", "Operator", "Structure", "analyze", "module_tensors"]
+__all__ = ["Dim", "Fixed", "GraphModel", "Operator", "PrunedTo", "Structure", "analyze", "module_tensors", "native"]

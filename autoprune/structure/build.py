@@ -18,6 +18,7 @@ from autoprune.structure.labels import Labels, Value
 from autoprune.structure.rules import analyse
 from autoprune.structure.structure import Fixed, Structure
 from autoprune.structure.units import Channels, Site, find_units
+from autoprune.task.accept import accepted, as_inputs
 
 Array = np.ndarray
 
@@ -25,8 +26,9 @@ Array = np.ndarray
 def analyze(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> Structure:
     """Find the units of a model: capture both modes, pass labels through both graphs, close, and count.
 
-    Raises `StructureError` when the model cannot be traced or nothing in it can be pruned.
+    Raises `StructureError` when the model is not accepted, cannot be traced, or nothing in it can be pruned.
     """
+    model, example_inputs = accepted(model), as_inputs(example_inputs)
     captures = {training: capture(model, example_inputs, training=training) for training in (False, True)}
     tensors = module_tensors(model)
     for found in captures.values():
@@ -45,7 +47,7 @@ def analyze(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> Structu
     units = tuple(replace(unit, removable=number in branches.units) for number, unit in enumerate(units))
     return Structure(
         model=model,
-        example_inputs=tuple(example_inputs),
+        example_inputs=example_inputs,
         units=units,
         operators=find_operators(captures[False].graph, channels, full, branches),
         fixed=_fixed(labels, values, channels),

@@ -10,8 +10,9 @@ import copy
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
+from io import StringIO
 from typing import Any, cast
 
 import torch
@@ -21,6 +22,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from autoprune.errors import StructureError
+from autoprune.task.accept import users_line
 
 _TENSOR_KINDS = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}
 
@@ -57,8 +59,8 @@ def capture(model: nn.Module, example_inputs: Sequence[torch.Tensor], *, trainin
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise StructureError(
-            f"the model cannot be traced by torch.export: {reason}. Its forward must not branch on tensor values; "
-            "run `torch.export.export(model, example_inputs, strict=False)` to see where it does."
+            f"the model cannot be traced by torch.export: {reason.rstrip('.')}{users_line(error)}. Its forward must "
+            "run on the example inputs and must not branch on tensor values."
         ) from error
     out_spec = program.call_spec.out_spec
     assert out_spec is not None
@@ -79,15 +81,17 @@ def _takes_varargs(model: nn.Module) -> bool:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the exporter's warnings and logs; its errors are raised as exceptions anyway."""
-    logger = logging.getLogger("torch.export")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    loggers = [logging.getLogger(name) for name in ("torch.export", "torch.fx")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):  # a failing export prints its graph
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _unlift(program: ExportedProgram, mode: str) -> tuple[fx.Graph, dict[str, torch.Tensor]]:
@@ -99,6 +103,12 @@ def _unlift(program: ExportedProgram, mode: str) -> tuple[fx.Graph, dict[str, to
     new: dict[fx.Node, fx.Node] = {}
     constants: dict[str, torch.Tensor] = {}
     for node in program.graph.nodes:
+        if node.op == "get_attr":  # of a subgraph: tensors are placeholders here
+            raise StructureError(
+                f"a part of forward in {mode} mode is a graph of its own ({', '.join(map(str, node.users))}): take "
+                "torch.no_grad(), torch.cond and the like out of it (spectral_norm has one: remove it with "
+                "torch.nn.utils.parametrize.remove_parametrizations)"
+            )
         if node.op == "placeholder" and specs[node.name].kind in _TENSOR_KINDS:
             target = str(specs[node.name].target)
             if specs[node.name].kind is InputKind.CONSTANT_TENSOR:

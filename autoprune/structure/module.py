@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,11 +14,19 @@ from torch.utils import _pytree as pytree
 from autoprune.structure.capture import Capture
 
 
+@dataclass(frozen=True, kw_only=True)
+class PrunedTo:
+    """What a model was cut to: the width of every unit, and the channels of it that were kept."""
+
+    widths: Mapping[str, int]
+    kept: Mapping[str, Sequence[int]]
+
+
 class GraphModel(nn.Module):
     """A captured model: `train()` and `eval()` choose the graph, both share the parameters.
 
     It trains, moves between devices, deep-copies, exports and has the state-dict names of the model that was captured.
-    It has none of the original's Python attributes or methods; inputs are positional tensors.
+    It has none of the original's Python attributes or methods; inputs are tensors, by position or by name.
     """
 
     def __init__(
@@ -27,6 +36,7 @@ class GraphModel(nn.Module):
         for name, tensor in tensors.items():
             _register(self, name, tensor, name in persistent)
         self._captures = dict(captures)
+        self.pruned_to: PrunedTo | None = None
         self._forwards = {mode: _compile(found.graph) for mode, found in captures.items()}
 
     @property
@@ -34,10 +44,17 @@ class GraphModel(nn.Module):
         """Names of the inputs, as the captured model's `forward` calls them."""
         return tuple(str(node.target) for node in self._captures[False].graph.nodes if node.op == "placeholder")
 
-    def forward(self, *inputs: torch.Tensor) -> Any:
-        """Run the graph of the current mode; outputs nest as those of the captured model."""
+    def forward(self, *inputs: torch.Tensor, **named: torch.Tensor) -> Any:
+        """Run the graph of the current mode on inputs by position or by name; outputs nest as the captured model's."""
+        if named:
+            inputs = (*inputs, *self._in_order(named, self.input_names[len(inputs) :]))
         outputs = self._forwards[self.training](self, *inputs)
         return pytree.tree_unflatten(outputs, self._captures[self.training].out_spec)
+
+    def _in_order(self, named: Mapping[str, torch.Tensor], names: Sequence[str]) -> list[torch.Tensor]:
+        if named.keys() != set(names):
+            raise TypeError(f"the model takes the inputs {', '.join(self.input_names)}; got {', '.join(named)}")
+        return [named[name] for name in names]
 
     def evaluation_graph(self) -> fx.GraphModule:
         """The evaluation graph over the same parameters, for an `fx.Interpreter`; nodes keep their captured names."""

@@ -18,7 +18,7 @@ from autoprune.structure.capture import Capture, module_tensors
 from autoprune.structure.gates import ALWAYS, Gate
 from autoprune.structure.geometry import Dim, Operator
 from autoprune.structure.memory import Memory
-from autoprune.structure.module import GraphModel
+from autoprune.structure.module import GraphModel, PrunedTo
 from autoprune.structure.proof import TOLERANCE, largest_difference
 from autoprune.structure.shrink import living_masks, rewrite, slice_tensors
 from autoprune.structure.units import Channels, Site
@@ -200,6 +200,7 @@ class Structure:
                     f"{difference:.2g}, allowed {TOLERANCE:g}); broken by {', '.join(self._culprits(policy, keep))}. "
                     "Exclude these units in the search space, and please report the model."
                 )
+        shrunk.pruned_to = PrunedTo(widths=dict(policy.widths), kept=_as_lists(keep))
         return shrunk.train(self.model.training)
 
     def evaluation_graph(self) -> fx.GraphModule:
@@ -227,6 +228,10 @@ class Structure:
             if self._difference(masks, removed, self._build(masks, removed)) > TOLERANCE:
                 guilty.append(name)
         return guilty or cut
+
+
+def _as_lists(keep: Mapping[str, Array] | None) -> dict[str, list[int]]:
+    return {name: np.asarray(indices).astype(int).tolist() for name, indices in (keep or {}).items()}
 
 
 def _numel(dims: Sequence[Dim], gate: Gate, each: int, widths: Array) -> Array:

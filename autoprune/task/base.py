@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from autoprune.errors import TaskError, UsageError
+from autoprune.task.accept import ExampleInputs, as_inputs
+from autoprune.task.adapt import ModelBuilder, OwnMetric, OwnStep, Selector, keywords_of
+from autoprune.task.items import Items, as_tensors, is_data, items_of
 
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["cosine", "one-cycle"]
@@ -72,22 +75,44 @@ class Recipe:
 class Task:
     """A model to compress, with its data and what counts as good.
 
-    `example_inputs` have the batch dimension first. Data sets are map-style with a length, of `(inputs..., target)`.
-    With `loss=None` every tensor of an item is an input: recovery then distils to the outputs of the dense model, and
-    the default metric is closeness to them. `metric(model, dataset)` is higher for better models; the default is
-    accuracy where targets are class indices. `augment(inputs, generator)` changes a batch of the first input.
-    `recipe` trains the dense model from scratch; None says that `build_model` returns trained weights.
-    Raises `TaskError` naming the field that is absent or of a wrong type.
+    Only `build_model`, `example_inputs` and the data are mandatory.
+
+    Args:
+        build_model: returns the model, on the CPU; trained, unless there is a `recipe`.
+        example_inputs: tensors with the batch dimension first, in the order of `forward`; or a dict of its keywords.
+        train_set, val_set, test_set: map-style data sets (a length, items by number) of `(inputs..., target)`, or of
+            dicts that hold the keywords of `example_inputs` and the target. All items have the same shapes. Or loaders:
+            of a `DataLoader` over a map-style data set its data set and `collate_fn` are used (order, batch size and
+            workers are not); any other iterable of batches must be finite and fit into memory, where it is kept.
+        loss: `loss(outputs, target)`, a scalar tensor. With None there are no labels: recovery distils to the outputs
+            of the dense model. What follows the inputs in an item is then left to `metric` and `train_step`.
+        target: key of the target in dict items; the one that is left besides the inputs when not given.
+        train_step: `train_step(model, batch)`, a scalar tensor, for losses that `loss` cannot express; batches are
+            tuples or dicts as the data give them. Distillation compares the outputs of the calls of `model` that it
+            makes with the dense model's.
+        outputs: which part of the model's outputs counts, where it does not return one tensor with the batch dimension
+            first: a function of them, or the name of an attribute or a key.
+        metric: `metric(model, data)`, higher for better models; `data` is the data set (or loader) as given, or some
+            of its items. The default is accuracy where targets are class indices, else closeness to the dense outputs.
+        augment: `augment(inputs, generator)` changes a batch of the first input.
+        recipe: trains the dense model from scratch; None says that `build_model` returns trained weights.
+        finetune_recipe: trains pruned models.
+
+    A task holds its plain form, which all later stages read: data sets of tuples, and a model that takes tensors in
+    order (or by keyword) and returns one. Raises `TaskError` naming the field that is absent or of a wrong type.
     """
 
-    name: str = _REQUIRED
     build_model: Callable[[], nn.Module] = _REQUIRED
     example_inputs: tuple[Tensor, ...] = _REQUIRED
     train_set: Dataset[Any] = _REQUIRED
     val_set: Dataset[Any] = _REQUIRED
     test_set: Dataset[Any] = _REQUIRED
+    name: str = ""
     loss: Callable[[Tensor, Tensor], Tensor] | None = None
-    metric: Callable[[nn.Module, Dataset[Any]], float] | None = None
+    target: str = ""
+    train_step: Callable[[nn.Module, Any], Tensor] | None = None
+    outputs: Selector = None
+    metric: Callable[[nn.Module, Any], float] | None = None
     metric_name: str = ""
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
     recipe: Recipe | None = None
@@ -96,68 +121,102 @@ class Task:
     def __post_init__(self) -> None:
         for entry in fields(self):
             _require_type(entry.name, getattr(self, entry.name))
-        for name in ("train_set", "val_set", "test_set"):
-            _require_items(name, getattr(self, name))
-        if self.recipe is not None and self.loss is None:
+        if self.recipe is not None and not self.trains:
             raise TaskError(
-                "a task's recipe trains the dense model, which needs a loss; give `loss`, or leave out `recipe`"
+                "a task's recipe trains the dense model, which needs a loss; give `loss` or `train_step`, or leave out "
+                "`recipe`"
             )
+        self._become_plain()
+        if not self.name:
+            self._set(name=_name_of(self.build_model, "task"))
         if not self.metric_name:
-            object.__setattr__(self, "metric_name", self._default_metric_name())
+            self._set(metric_name=self._default_metric_name())
+
+    @property
+    def trains(self) -> bool:
+        """Whether the task can train a model without a teacher."""
+        return self.loss is not None or self.train_step is not None
 
     def split(self, item: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """Separate an item, or a batch of items, into the model's inputs and the target (None without a loss)."""
-        return (item, None) if self.loss is None else (item[:-1], item[-1])
+        count = len(self.example_inputs)
+        return item[:count], item[count] if self.loss is not None and len(item) > count else None
 
     @cached_property
     def classifies(self) -> bool:
         """Whether targets are class indices: accuracy and divergence of class probabilities make sense."""
-        if self.loss is None:
-            return False
-        target = as_tensors(self.val_set[0])[-1]
-        return target.ndim == 0 and not target.is_floating_point() and not target.is_complex()
+        _, target = self.split(as_tensors(self.val_set[0]))
+        return target is not None and target.ndim == 0 and not (target.is_floating_point() or target.is_complex())
+
+    def _become_plain(self) -> None:
+        """Replace what the user gave by what later stages read; a task that is plain already stays as it is."""
+        keywords = keywords_of(self.example_inputs)
+        sets = {
+            name: items_of(
+                name,
+                getattr(self, name),
+                keywords,
+                self.target,
+                all_keys=self.train_step is not None,
+                labelled=self.loss is not None,
+            )
+            for name in DATA_SETS
+        }
+        train_keys = sets["train_set"].keys if isinstance(sets["train_set"], Items) else ()
+        if self.train_step is not None and train_keys and not isinstance(self.train_step, OwnStep):
+            self._set(train_step=OwnStep(self.train_step, train_keys))
+        if self.metric is not None and any(isinstance(data, Items) for data in sets.values()):
+            name = self.metric_name or _name_of(self.metric, "metric")
+            self._set(metric_name=name, metric=OwnMetric(self.metric))
+        if not isinstance(self.build_model, ModelBuilder):
+            name = self.name or _name_of(self.build_model, "task")
+            self._set(name=name, build_model=ModelBuilder(self.build_model, keywords, self.outputs))
+        self._set(example_inputs=as_inputs(self.example_inputs), outputs=None, target="", **sets)
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     def _default_metric_name(self) -> str:
         if self.metric is not None:
-            return getattr(self.metric, "__name__", "metric").strip("<>")
+            return _name_of(self.metric, "metric")
         return "accuracy" if self.classifies else "closeness"
 
 
-def as_tensors(item: object) -> tuple[Tensor, ...]:
-    """One data item as a tuple of tensors; numbers and numpy arrays become tensors. Raises `TaskError` for others."""
-    parts = item if isinstance(item, tuple | list) else (item,)
-    try:
-        return tuple(torch.as_tensor(part) for part in parts)
-    except (TypeError, ValueError, RuntimeError) as error:
-        kinds = ", ".join(type(part).__name__ for part in parts)
-        raise TaskError(f"a data item is a tuple (inputs..., target) of tensors; got ({kinds})") from error
+DATA_SETS = ("train_set", "val_set", "test_set")
 
 
-def is_dataset(value: object) -> bool:
-    """Whether a value can serve as a map-style data set: it has a length and can be indexed."""
-    return isinstance(value, Sized) and hasattr(value, "__getitem__")
+def _name_of(function: Any, default: str) -> str:
+    return getattr(function, "__name__", default).strip("<>")
 
 
 def _callable_or_none(value: object) -> bool:
     return value is None or callable(value)
 
 
-def _are_tensors(value: object) -> bool:
-    return isinstance(value, tuple) and bool(value) and all(isinstance(x, Tensor) and x.ndim > 0 for x in value)
+def _are_inputs(value: ExampleInputs) -> bool:
+    values = list(value.values()) if isinstance(value, Mapping) else [value] if isinstance(value, Tensor) else value
+    if not isinstance(values, tuple | list):
+        return False
+    return bool(values) and all(isinstance(x, Tensor) and x.ndim > 0 for x in values)
 
 
 _OPTIONAL_CALLABLE = (_callable_or_none, "a function or None")
-_DATA = (is_dataset, "a map-style data set with a length, of items (inputs..., target)")
+_TEXT = (lambda value: isinstance(value, str), "a text")
+_DATA = (is_data, "a map-style data set with a length, of items (inputs..., target) or dicts, or a loader of batches")
 _FIELD_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "name": (lambda value: isinstance(value, str) and bool(value), "a text that is not empty"),
     "build_model": (callable, "a function without arguments that returns an nn.Module"),
-    "example_inputs": (_are_tensors, "a tuple of tensors, batch dimension first"),
+    "example_inputs": (_are_inputs, "a tuple of tensors, batch dimension first, or a dict of them"),
     "train_set": _DATA,
     "val_set": _DATA,
     "test_set": _DATA,
+    "name": _TEXT,
     "loss": _OPTIONAL_CALLABLE,
+    "target": _TEXT,
+    "train_step": _OPTIONAL_CALLABLE,
+    "outputs": (lambda value: _callable_or_none(value) or isinstance(value, str), "a function, a name or None"),
     "metric": _OPTIONAL_CALLABLE,
-    "metric_name": (lambda value: isinstance(value, str), "a text"),
+    "metric_name": _TEXT,
     "augment": _OPTIONAL_CALLABLE,
     "recipe": (lambda value: value is None or isinstance(value, Recipe), "a Recipe or None"),
     "finetune_recipe": (lambda value: isinstance(value, Recipe), "a Recipe"),
@@ -174,9 +233,3 @@ def _require_type(name: str, value: object) -> None:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _require_items(name: str, dataset: Dataset[Any]) -> None:
-    size = len(dataset)  # pyright: ignore[reportArgumentType]
-    if size < 1:
-        raise TaskError(f"a task's {name} must hold at least one item; it is empty")

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
 from autoprune.errors import TaskError
-from autoprune.task.base import as_tensors
+from autoprune.task.items import Items, as_tensors
 
 
 def length(dataset: Dataset[Any]) -> int:
@@ -24,6 +24,8 @@ def take(dataset: Dataset[Any], rows: Tensor) -> tuple[Tensor, ...]:
         return tuple(tensor[rows] for tensor in dataset.tensors)
     if type(dataset) is Subset:
         return take(dataset.dataset, torch.as_tensor(dataset.indices)[rows])
+    if isinstance(dataset, Items):
+        return dataset.take(rows.tolist())
     items = [as_tensors(dataset[row]) for row in rows.tolist()]
     try:
         return tuple(default_collate(items))

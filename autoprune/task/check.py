@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
-from autoprune.errors import TaskError
-from autoprune.task.base import Task
+from autoprune.errors import AutopruneError, TaskError
+from autoprune.task.accept import accepted
+from autoprune.task.adapt import described
+from autoprune.task.base import DATA_SETS, Task
 from autoprune.task.batches import length, sample_rows, take
 
 _ITEMS = 4
@@ -19,13 +21,15 @@ def check_task(task: Task) -> None:
     """Fetch a few items of every data set and run the model, the loss and the augmentation once.
 
     Raises `TaskError` for values that are not finite, shapes that do not fit the model's example inputs, outputs that
-    are not one tensor with the batch dimension first, and targets that the loss cannot take.
+    are not one tensor with the batch dimension first, and targets that the loss cannot take; `StructureError` for a
+    model that cannot be pruned as it is.
     """
     model = _build(task)
     _outputs(task, model, task.example_inputs, "example_inputs")
-    for name in ("train_set", "val_set", "test_set"):
+    for name in DATA_SETS:
         _check_data(task, model, name, getattr(task, name))
     _check_augment(task)
+    _check_train_step(task, model)
 
 
 def _build(task: Task) -> nn.Module:
@@ -33,6 +37,12 @@ def _build(task: Task) -> nn.Module:
         model = task.build_model()
     if not isinstance(model, nn.Module):
         raise TaskError(f"build_model must return an nn.Module; it returned {type(model).__name__}")
+    low = sorted({str(p.dtype) for p in accepted(model).parameters() if p.dtype in (torch.float16, torch.bfloat16)})
+    if low:
+        raise TaskError(
+            f"a search trains and exports in float32; the weights of {task.name!r} are {', '.join(low)}. Let "
+            "build_model return model.float(); the pruned model can be converted back"
+        )
     return model.eval()
 
 
@@ -46,16 +56,21 @@ def _check_data(task: Task, model: nn.Module, name: str, dataset: Dataset[Any]) 
     inputs, targets = task.split(batch)
     _check_inputs(task, name, inputs)
     outputs = _outputs(task, model, inputs, name)
+    extra = len(batch) - len(inputs)
+    if task.loss is not None and extra != 1 and task.train_step is None:
+        raise TaskError(
+            f"with a loss an item is the model's {len(inputs)} inputs and one target; one of {name} has "
+            f"{extra or 'nothing'} after them. Leave the rest out, or give a train_step"
+        )
     if task.loss is not None and targets is not None:
         _check_targets(task, name, outputs, targets)
 
 
 def _check_inputs(task: Task, name: str, inputs: tuple[Tensor, ...]) -> None:
-    if len(inputs) != len(task.example_inputs):
-        hint = " With loss=None every tensor of an item is an input." if task.loss is None else ""
+    if len(inputs) < len(task.example_inputs):
         raise TaskError(
-            f"the model takes {len(task.example_inputs)} inputs; an item of {name} has {len(inputs)}.{hint} "
-            "An item is (inputs..., target)"
+            f"the model takes {len(task.example_inputs)} inputs; an item of {name} has {len(inputs)}. An item is "
+            "(inputs..., target), or a dict of the inputs and the target"
         )
     for got, example in zip(inputs, task.example_inputs, strict=True):
         if got.shape[1:] != example.shape[1:] or got.dtype != example.dtype:
@@ -69,10 +84,15 @@ def _outputs(task: Task, model: nn.Module, inputs: tuple[Tensor, ...], name: str
     try:
         with torch.no_grad():
             outputs = model(*inputs)
+    except AutopruneError:
+        raise
     except Exception as error:
         raise TaskError(f"the model of {task.name!r} failed on {name}: {type(error).__name__}: {error}") from error
     if not isinstance(outputs, Tensor):
-        raise TaskError(f"a model must return one tensor; that of {task.name!r} returns {type(outputs).__name__}")
+        raise TaskError(
+            f"a model must return one tensor; that of {task.name!r} returns {type(outputs).__name__}. Say which part "
+            f"counts by `outputs=`, a function or a name; {described(outputs)}"
+        )
     if outputs.ndim == 0 or len(outputs) != len(inputs[0]):
         raise TaskError(
             f"the first dimension of the outputs must be the batch ({len(inputs[0])}); got {tuple(outputs.shape)}"
@@ -108,6 +128,27 @@ def _check_augment(task: Task) -> None:
     if not isinstance(changed, Tensor) or changed.shape != inputs[0].shape or changed.dtype != inputs[0].dtype:
         raise TaskError(f"augment must keep the shape {tuple(inputs[0].shape)} and type {inputs[0].dtype} of its batch")
     _require_finite(changed, "augment returns")
+
+
+def _check_train_step(task: Task, model: nn.Module) -> None:
+    if task.train_step is None:
+        return
+    batch = take(task.train_set, sample_rows(length(task.train_set), _ITEMS))
+    calls: list[object] = []
+    hook = model.register_forward_hook(lambda *_: calls.append(None))
+    try:
+        loss = task.train_step(model, batch)
+    except Exception as error:
+        raise TaskError(f"train_step(model, batch) failed: {type(error).__name__}: {error}") from error
+    finally:
+        hook.remove()
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        raise TaskError(
+            f"train_step(model, batch) must return a scalar tensor that depends on the model; got {type(loss).__name__}"
+        )
+    if not calls:
+        raise TaskError("train_step(model, batch) must call `model`, the one it is given")
+    _require_finite(loss, "train_step returns")
 
 
 def _require_finite(tensor: Tensor, who: str) -> None:

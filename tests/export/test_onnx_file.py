@@ -1,12 +1,19 @@
+from functools import partial
+
 import onnx
 import pytest
 import torch
 from torch import nn
 
+import autoprune
+from autoprune.errors import StructureError, VerificationError
 from autoprune.export.onnx_file import export_candidate
+from autoprune.export.verify import parity
 from autoprune.records import Policy
 from autoprune.structure import analyze
+from autoprune.task.adapt import adapted
 from tests.latency.nets import NETS
+from tests.task.test_adapt import Encoder, sentences
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -31,3 +38,23 @@ def test_two_inputs_keep_their_order(tmp_path):
 
     path = export_candidate(Two(), (torch.ones(1, 3), torch.ones(1, 3)), tmp_path / "two.onnx")
     assert [entry.name for entry in onnx.load(str(path)).graph.input] == ["left", "right"]
+
+
+def test_any_module_is_exported_and_proven(tmp_path):
+    item = sentences(2)
+    inputs = {key: torch.stack([entry[key] for entry in item]) for key in ("input_ids", "attention_mask")}
+    model = adapted(Encoder(), tuple(inputs), "logits")
+    small = autoprune.prune(model, inputs, multiple_of=1)
+    path = autoprune.export_onnx(small, inputs, tmp_path / "small.onnx")
+    assert [entry.name for entry in onnx.load(path).graph.input] == list(inputs)
+    kept = path.read_bytes()
+    with pytest.raises(StructureError, match="cannot be exported"):
+        autoprune.export_onnx(small, torch.zeros(1, 3), path)
+    assert path.read_bytes() == kept
+
+
+def test_a_wrong_export_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("autoprune.export.onnx_file.parity", partial(parity, limit=-1.0))
+    with pytest.raises(VerificationError):
+        autoprune.export_onnx(nn.Linear(3, 2), torch.zeros(1, 3), tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()

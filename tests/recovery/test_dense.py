@@ -55,7 +55,7 @@ def test_tied_weights_survive_the_disk(tmp_path):
 def test_weights_of_another_model_are_refused(tmp_path):
     path = tmp_path / "other.safetensors"
     path.write_bytes(weights_to_bytes(nn.Sequential(nn.Conv2d(1, 9, 3), nn.BatchNorm2d(9))))
-    with pytest.raises(TaskError, match=r"must fit the task's model; \d+ do not: 0.bias is not in the model"):
+    with pytest.raises(TaskError, match=r"must fit the model; \d+ do not: 0.bias is not in the model"):
         load_dense(TASK, path)
 
 

@@ -5,21 +5,25 @@ import torch
 from torch.utils.data import TensorDataset
 
 from autoprune.errors import TaskError, UsageError
-from autoprune.task.base import Recipe, Task, as_tensors
+from autoprune.task.base import Recipe, Task
+from autoprune.task.items import as_tensors
 from tests.task.toys import toy_data, toy_task, unlabelled_task
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("name", ""),
         ("name", 3),
         ("build_model", torch.nn.Linear(1, 1).weight),
-        ("example_inputs", torch.zeros(1, 1)),
+        ("example_inputs", {"x": 1}),
+        ("target", 3),
+        ("train_step", "loss"),
+        ("outputs", 0),
         ("example_inputs", ()),
         ("example_inputs", (torch.tensor(1.0),)),
         ("train_set", 5),
-        ("val_set", iter([1])),
+        ("val_set", "data"),
+        ("test_set", {"x": torch.zeros(3)}),
         ("loss", "cross_entropy"),
         ("metric", 1),
         ("augment", True),
@@ -32,7 +36,7 @@ def test_an_ill_typed_field_is_named(field, value):
         toy_task(**{field: value})
 
 
-@pytest.mark.parametrize("field", ["name", "build_model", "example_inputs", "train_set", "val_set", "test_set"])
+@pytest.mark.parametrize("field", ["build_model", "example_inputs", "train_set", "val_set", "test_set"])
 def test_a_missing_mandatory_field_is_named(field):
     given = {name: value for name, value in vars(toy_task()).items() if name != field and name != "classifies"}
     with pytest.raises(TaskError, match=f"a task's {field} must be .*got nothing"):
@@ -50,14 +54,20 @@ def test_a_recipe_without_a_loss_is_refused():
         unlabelled_task(recipe=Recipe())
 
 
-def test_split_takes_the_target_off_only_when_there_is_a_loss():
+def test_split_looks_at_the_target_only_when_there_is_a_loss():
     x, y = torch.zeros(2, 3), torch.zeros(2)
     inputs, target = toy_task().split((x, y))
     assert inputs == (x,)
     assert target is y
     inputs, target = unlabelled_task().split((x, y))
-    assert len(inputs) == 2
+    assert inputs == (x,)
     assert target is None
+
+
+def test_names_come_from_the_functions():
+    assert toy_task(name="").name == "toy_model"
+    assert toy_task(name="", build_model=lambda: None).name == "lambda"
+    assert toy_task(name="mine").name == "mine"
 
 
 def test_what_classifies_and_how_the_metric_is_called():

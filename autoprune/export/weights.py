@@ -1,0 +1,85 @@
+"""`save` and `load`: a pruned model as one safetensors file, with what it was cut to in the metadata; no pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from autoprune.errors import AutopruneError, UsageError
+from autoprune.records import Policy
+from autoprune.recovery.dense import require_same_shapes, weights_to_bytes
+from autoprune.runfolder import write_atomic
+from autoprune.structure import PrunedTo, analyze
+from autoprune.structure import native as as_native
+from autoprune.task.accept import ExampleInputs
+from autoprune.task.adapt import adapted, keywords_of
+
+_KEY, _SCHEMA = "autoprune", 1
+
+
+def save(model: nn.Module, path: str | Path) -> Path:
+    """Write a pruned model, of `prune`, `recover`, `load` or a run, to a safetensors file, atomically.
+
+    The file holds the state dict, and in its metadata the width and the kept channels of every unit. Raises
+    `UsageError` for a model that autoprune did not prune, `RunFolderError` when the file cannot be written.
+    """
+    cut = getattr(model, "pruned_to", None)
+    if not isinstance(cut, PrunedTo):
+        raise UsageError(f"only models that autoprune pruned can be saved; this {type(model).__name__} has no policy")
+    about = {"schema": _SCHEMA, "widths": dict(cut.widths), "kept": dict(cut.kept)}
+    write_atomic(Path(path), weights_to_bytes(model, {_KEY: json.dumps(about)}))
+    return Path(path)
+
+
+def load(
+    build_model: Callable[[], nn.Module], path: str | Path, example_inputs: ExampleInputs, *, native: bool = False
+) -> nn.Module:
+    """The pruned model of a file of `save`, in evaluation mode.
+
+    Args:
+        build_model: returns the dense model that was pruned; its weights do not matter.
+        path: file of `save`.
+        example_inputs: as for `prune`.
+        native: return the model's own classes, as in `prune`.
+
+    Raises `UsageError` for an absent or damaged file, and `TaskError` or `UsageError` for one of another model, naming
+    what differs.
+    """
+    cut, weights = _read(Path(path))
+    structure = analyze(adapted(build_model(), keywords_of(example_inputs)), example_inputs)
+    try:
+        policy = Policy(space_id=structure.digest(), widths=cut.widths)
+        model = structure.shrink(policy, {name: np.asarray(kept) for name, kept in cut.kept.items()}, prove=False)
+    except AutopruneError as error:
+        raise UsageError(f"{path} is of another model than build_model returns: {error}") from error
+    require_same_shapes(model.state_dict(), weights, Path(path))
+    model.load_state_dict(weights)
+    model.eval()
+    return as_native(structure.model, model, structure.example_inputs) if native else model
+
+
+def _read(path: Path) -> tuple[PrunedTo, dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_KEY)
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{path} is not a readable safetensors file: {error}") from error
+    if text is None:
+        raise UsageError(f"{path} was not written by autoprune.save: it does not say what the model was pruned to")
+    try:
+        about: Any = json.loads(text)
+        if about["schema"] != _SCHEMA:
+            raise UsageError(f"{path} has schema {about['schema']!r}; this version reads {_SCHEMA}")
+        return PrunedTo(widths=dict(about["widths"]), kept=dict(about["kept"])), weights
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, AutopruneError):
+            raise
+        raise UsageError(f"the metadata of {path} is damaged: {error!r}") from error

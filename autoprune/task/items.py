@@ -1,0 +1,171 @@
+"""Data as people hold them, read as items `(inputs..., target)`: dicts by key, loaders by what they load from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+
+from autoprune.errors import TaskError
+
+_MOST_BYTES = 1 << 32
+"""Batches of an iterable that is no `DataLoader` over a map-style data set are kept in memory, up to so many bytes."""
+
+
+def as_tensors(item: object) -> tuple[Tensor, ...]:
+    """One data item as a tuple of tensors; numbers and numpy arrays become tensors. Raises `TaskError` for others."""
+    parts = item if isinstance(item, tuple | list) else (item,)
+    try:
+        return tuple(torch.as_tensor(part) for part in parts)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kinds = ", ".join(type(part).__name__ for part in parts)
+        raise TaskError(f"a data item is a tuple (inputs..., target) of tensors; got ({kinds})") from error
+
+
+def is_dataset(value: object) -> bool:
+    """Whether a value can serve as a map-style data set: it has a length and can be indexed."""
+    return isinstance(value, Sized) and hasattr(value, "__getitem__")
+
+
+def is_data(value: object) -> bool:
+    """Whether a value is a map-style data set or an iterable of batches."""
+    return (is_dataset(value) or isinstance(value, Iterable)) and not isinstance(value, str | Tensor | Mapping)
+
+
+@dataclass(frozen=True)
+class Items(Dataset[tuple[Tensor, ...]]):
+    """A map-style data set of tuples of tensors over one of dicts (`keys` in order; none: tuples already) or a loader.
+
+    `collate` makes a batch of items, and `batch_size` is that of the loader the user gave (`None`: a data set).
+    """
+
+    source: Dataset[Any]
+    keys: tuple[str, ...]
+    collate: Callable[[list[Any]], Any] | None
+    batch_size: int | None
+
+    def __len__(self) -> int:
+        return len(self.source)  # pyright: ignore[reportArgumentType]
+
+    def __getitem__(self, row: int) -> tuple[Tensor, ...]:
+        if self.collate is not None:
+            return tuple(part[0] for part in self.take([row]))
+        return as_tensors(_parts(self.source[row], self.keys))
+
+    def take(self, rows: Sequence[int]) -> tuple[Tensor, ...]:
+        """The items at `rows` as one batch; `TaskError` when they cannot be batched."""
+        items = [self.source[row] for row in rows]
+        if self.collate is not None:
+            return as_tensors(_parts(self.collate(items), self.keys))
+        try:
+            return tuple(default_collate([as_tensors(_parts(item, self.keys)) for item in items]))
+        except RuntimeError as error:
+            raise TaskError(f"all items of a data set must have the same shapes; batching failed: {error}") from error
+
+
+def original(dataset: Dataset[Any]) -> Any:
+    """What the user gave for a data set, or for a `Subset` of one: a data set of the same items, or a loader."""
+    rows = None
+    if isinstance(dataset, Subset) and isinstance(dataset.dataset, Items):
+        dataset, rows = dataset.dataset, dataset.indices
+    if not isinstance(dataset, Items):
+        return dataset
+    chosen = dataset.source if rows is None else Subset(dataset.source, rows)
+    if dataset.batch_size is None:
+        return chosen
+    return DataLoader(chosen, batch_size=dataset.batch_size, collate_fn=dataset.collate)
+
+
+def items_of(name: str, data: Any, inputs: tuple[str, ...], target: str, *, all_keys: bool, labelled: bool) -> Any:
+    """A map-style data set of tuples for what the user gave as `name`.
+
+    `inputs` are the keys of a dict's inputs. They are followed by `target` (default: the one key that is left) when the
+    task is `labelled`, and by all further keys with `all_keys`. Raises `TaskError` for data without items, without one
+    of the keys, or whose target is not clear.
+    """
+    source, collate, batch_size = data, None, None
+    if not is_dataset(data):
+        source, collate, batch_size = _loaded(name, data)
+    if not len(source):
+        raise TaskError(f"a task's {name} must hold at least one item; it is empty")
+    if isinstance(source, Items):
+        return source
+    first = source[0] if collate is None else collate([source[0]])
+    keys = ()
+    if isinstance(first, Mapping):
+        keys = _keys(name, first, inputs, target, all_keys=all_keys, labelled=labelled)
+    return source if not keys and batch_size is None else Items(source, keys, collate, batch_size)
+
+
+def _parts(item: Any, keys: tuple[str, ...]) -> Any:
+    return tuple(item[key] for key in keys) if keys else item
+
+
+def _keys(
+    name: str, item: Mapping[str, Any], inputs: tuple[str, ...], target: str, *, all_keys: bool, labelled: bool
+) -> tuple[str, ...]:
+    if not inputs:
+        raise TaskError(
+            f"items of {name} are dicts, so example_inputs must be one too: the model's keywords and a tensor for each"
+        )
+    absent = [key for key in (*inputs, *filter(None, [target])) if key not in item]
+    if absent:
+        raise TaskError(f"an item of {name} needs {', '.join(absent)}; it has {', '.join(map(str, item))}")
+    others = [key for key in item if key not in inputs and _is_number_like(item[key])]
+    if target:
+        others = [target, *(key for key in others if key != target)]
+    if labelled and not target and len(others) != 1:
+        raise TaskError(
+            f"which part of an item of {name} is the target? Say so by `target=`: besides the inputs it has "
+            f"{', '.join(others) or 'nothing'}"
+        )
+    return (*inputs, *(others if all_keys else others[:1] if labelled else ()))
+
+
+def _is_number_like(value: Any) -> bool:
+    try:
+        torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    return True
+
+
+def _loaded(name: str, loader: Iterable[Any]) -> tuple[Any, Callable[[list[Any]], Any], int]:
+    """What a loader loads from, how it makes a batch, and its batch size; any but a `DataLoader` is read at once."""
+    source = getattr(loader, "dataset", None)
+    size = getattr(loader, "batch_size", None)
+    if isinstance(loader, DataLoader) and is_dataset(source) and loader.collate_fn is not None:
+        if size is None and loader.batch_sampler is not None:
+            size = 32  # a batch sampler of the user's own has no one size
+        if size is not None:
+            return source, loader.collate_fn, size
+    found, held = [], 0
+    for batch in loader:
+        parts = tuple(batch.values()) if isinstance(batch, Mapping) else batch
+        tensors = as_tensors(parts)
+        if any(tensor.ndim == 0 for tensor in tensors) or len({len(tensor) for tensor in tensors}) != 1:
+            shapes = [tuple(tensor.shape) for tensor in tensors]
+            raise TaskError(f"{name} is no data set, so it must give batches, of equally long tensors; got {shapes}")
+        found.append(dict(zip(batch, tensors, strict=True)) if isinstance(batch, Mapping) else tensors)
+        held += sum(tensor.nbytes for tensor in tensors)
+        if held > _MOST_BYTES:
+            raise TaskError(
+                f"{name} is read into memory once, for it has no items by number, and is larger than "
+                f"{_MOST_BYTES >> 30} GiB; give a map-style data set, or a DataLoader over one"
+            )
+    items = [item for batch in found for item in _split(batch)]
+    return items, default_collate, len(next(iter(_tensors(found[0])))) if found else 1
+
+
+def _tensors(batch: Any) -> Iterable[Tensor]:
+    return batch.values() if isinstance(batch, Mapping) else batch
+
+
+def _split(batch: Any) -> Iterable[Any]:
+    """The items of a batch, in the form of the batch."""
+    rows = zip(*_tensors(batch), strict=True)
+    return (dict(zip(batch, row, strict=True)) for row in rows) if isinstance(batch, Mapping) else rows

@@ -1,0 +1,113 @@
+import pytest
+import torch
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset, default_collate
+
+from autoprune.errors import TaskError
+from autoprune.task.batches import length, take
+from autoprune.task.items import Items, items_of, original
+from tests.task.toys import toy_data
+
+DATA = toy_data(10, 0)
+DICTS = [{"image": image, "text": "cat", "label": int(label), "weight": 1.0} for image, label in DATA]
+
+
+def read(data, inputs=(), target="", *, all_keys=False, labelled=True):
+    return items_of("train_set", data, inputs, target, all_keys=all_keys, labelled=labelled)
+
+
+def test_a_data_set_of_tuples_stays_as_it_is():
+    pairs = list(DATA)
+    assert read(DATA) is DATA
+    assert read(pairs) is pairs
+
+
+def test_dicts_are_read_by_key():
+    found = read(DICTS, ("image",), "label")
+    images, labels = take(found, torch.tensor([3, 1]))
+    assert torch.equal(images, DATA.tensors[0][[3, 1]])
+    assert labels.tolist() == [3, 1]
+    assert found[3][1] == 3
+    assert take(Subset(found, [5, 3]), torch.tensor([1]))[1].tolist() == [3]
+    assert original(found) is DICTS
+    assert original(Subset(found, [2]))[0] is DICTS[2]
+
+
+def test_the_target_is_the_key_that_is_left_or_asked_for():
+    alone = [{"image": entry["image"], "label": entry["label"]} for entry in DICTS]
+    assert read(alone, ("image",)).keys == ("image", "label")
+    assert read(DICTS, ("image",), labelled=False).keys == ("image",)
+    assert read(DICTS, ("image",), "label", all_keys=True).keys == ("image", "label", "weight")
+    with pytest.raises(TaskError, match="Say so by `target=`: besides the inputs it has label, weight"):
+        read(DICTS, ("image",))
+    with pytest.raises(TaskError, match="needs pixels; it has image, text, label, weight"):
+        read(DICTS, ("pixels",), "label")
+    with pytest.raises(TaskError, match="example_inputs must be one too"):
+        read(DICTS)
+
+
+def test_a_data_loader_gives_its_data_set_and_its_collate_function():
+    def doubled(items):
+        images, labels = default_collate(items)
+        return images * 2, labels
+
+    found = read(DataLoader(DATA, batch_size=4, shuffle=True, collate_fn=doubled))
+    assert length(found) == 10
+    images, labels = take(found, torch.tensor([7, 0]))
+    assert torch.equal(images, 2 * DATA.tensors[0][[7, 0]])
+    assert labels.tolist() == [3, 0]
+    assert torch.equal(found[7][0], images[0])
+    batches = list(original(Subset(found, [0, 1, 2, 3, 4])))
+    assert [len(labels) for _, labels in batches] == [4, 1]
+    assert torch.equal(batches[0][0], 2 * DATA.tensors[0][:4])
+
+
+def test_a_data_loader_of_dicts():
+    found = read(DataLoader(DICTS, batch_size=5), ("image",), "label")
+    assert take(found, torch.tensor([2]))[1].tolist() == [2]
+    assert set(next(iter(original(found)))) == set(DICTS[0])
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(DATA)
+
+
+@pytest.mark.parametrize(
+    "loader", [DataLoader(Stream(), batch_size=4), iter([DATA[:4], DATA[4:10]]), (DATA[i : i + 5] for i in (0, 5))]
+)
+def test_other_iterables_of_batches_are_kept(loader):
+    found = read(loader)
+    assert isinstance(found, Items)
+    images, labels = take(found, torch.arange(10))
+    assert torch.equal(images, DATA.tensors[0])
+    assert torch.equal(labels, DATA.tensors[1])
+    assert sum(len(labels) for _, labels in original(found)) == 10
+
+
+def test_an_iterable_of_dicts():
+    found = read(iter([{"image": DATA.tensors[0], "label": DATA.tensors[1]}]), ("image",))
+    assert take(found, torch.tensor([6]))[1].tolist() == [2]
+
+
+def test_what_gives_no_batches_is_refused(monkeypatch):
+    with pytest.raises(TaskError, match="must give batches, of equally long tensors"):
+        read(iter([1]))
+    with pytest.raises(TaskError, match="must give batches, of equally long tensors"):
+        read(iter([(torch.zeros(3), torch.zeros(2))]))
+    with pytest.raises(TaskError, match="must hold at least one item"):
+        read(iter([]))
+    monkeypatch.setattr("autoprune.task.items._MOST_BYTES", 100)
+    with pytest.raises(TaskError, match="read into memory once"):
+        read(iter([DATA[:4]]))
+
+
+def test_items_of_different_shapes_are_refused():
+    dicts = [{"x": torch.zeros(2), "y": 0}, {"x": torch.zeros(3), "y": 0}]
+    with pytest.raises(TaskError, match="same shapes"):
+        take(read(dicts, ("x",)), torch.tensor([0, 1]))
+
+
+def test_a_plain_set_is_read_again_as_it_is():
+    found = read(DICTS, ("image",), "label")
+    assert read(found) is found
+    assert original(TensorDataset(torch.zeros(1))).tensors[0].shape == (1,)
