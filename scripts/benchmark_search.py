@@ -6,7 +6,8 @@
 
 All strategies share the dense weights, the latency table (profiled once, beside the CSV file), the evaluator, the
 repair, the number of proxies, the rungs and the fine-tuning recipe. The policy of a budget is the best one of the last
-rung that meets it when measured, within 1 % as everywhere; it is then fine-tuned from its repaired start, for every
+rung that meets it when measured, within 1 % as everywhere (`--by-prediction`: by the table alone, on a machine that is
+too busy to measure); it is then fine-tuned from its repaired start, for every
 number of passes anew, with seeds that all strategies share. `search_passes` are those of the whole search divided by
 its budgets: everything that looked at data counts. Results are appended to a CSV file (`curves.Row` explains the
 columns); run it again to go on.
@@ -116,7 +117,8 @@ def opened(given: argparse.Namespace, strategy: str, seed: int) -> Setup:
     setup = prepare(config, run, Silent(), open_task(config))
     if not table.exists():
         setup.table.save(table)
-    return replace(setup, effort=shortened(setup.effort, given.rungs))
+    foreign = ("judged by prediction",) if given.by_prediction else setup.foreign
+    return replace(setup, effort=shortened(setup.effort, given.rungs), foreign=foreign)
 
 
 def shortened(effort: Effort, rungs: int) -> Effort:
@@ -183,6 +185,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--points", type=int, nargs="+", default=[0, 2_000, 10_000, 50_000, 250_000])
     parser.add_argument("--trials", type=int, help="proxies of all budgets together (default: effort small)")
     parser.add_argument("--rungs", type=int, default=3, choices=(1, 2, 3), help="1: policies are chosen by the proxy")
+    parser.add_argument("--by-prediction", action="store_true", help="do not measure: latencies are the table's")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True, help="CSV file; its folder of runs has the same name")
     return parser.parse_args()
