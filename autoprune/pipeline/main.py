@@ -25,7 +25,6 @@ from autoprune.pipeline.settle import refitted, uniform_baselines, widened
 from autoprune.pipeline.verification import front_document
 from autoprune.runfolder import RunFolder, read_json, write_json
 from autoprune.search.controller import Outcome, run_search
-from autoprune.search.effort import proxy_passes
 from autoprune.search.executors.base import Executor
 from autoprune.search.executors.inline import InlineExecutor
 from autoprune.search.executors.process import ProcessExecutor
@@ -219,11 +218,10 @@ def _announce(setup: Setup, events: Events) -> None:
         events.note(f"{fidelity.name}: at most {count} policies, {tuning}")
     examples = length(setup.bench.task.val_set)
     share = float(np.mean([_share(setup, limit) for limit in setup.limits.values()]))
-    passes = share * effort.sample_passes(budgets, examples)
-    if setup.config.strategy == "guided":
-        apart = len(single_unit_policies(setup.space))
+    apart = len(single_unit_policies(setup.space)) if setup.config.strategy == "guided" else 0
+    if apart:
         events.note(f"{SENSITIVITY}: {apart} policies, in each of which one unit is narrower")
-        passes += apart * proxy_passes(effort, examples)
+    passes = effort.expected_passes(budgets=budgets, val_examples=examples, share=share, apart=apart)
     workers = setup.config.workers if setup.config.executor == "process" else 1
     seconds = passes * seconds_per_pass(setup.bench.task, setup.bench.dense) / workers
     events.note(f"at most {passes:,.0f} sample passes, about {max(seconds / 60, 0.1):.1f} min on {workers} worker(s)")
