@@ -31,6 +31,7 @@ from autoprune.cli_options import (
     out,
 )  # fmt: skip
 from autoprune.cli_profile import profile_app
+from autoprune.cli_task import check, init
 from autoprune.errors import AutopruneError, UsageError
 
 app = typer.Typer(
@@ -52,6 +53,10 @@ BUDGET_HELP = (
 @app.callback()
 def options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
     """Options of every command."""
+
+
+app.command()(init)
+app.command()(check)
 
 
 @app.command()
@@ -187,10 +192,11 @@ def units(
 ) -> None:
     """List what can be pruned in a model, what keeps its width, and why."""
     from autoprune.pipeline.commands import described_units
+    from autoprune.pruning import shares
     from autoprune.report import fixed_table, unit_table
 
     structure, levels = described_units(**given_options(task=task, model=model, data_dir=data_dir, space=space))
-    out.print(unit_table(structure.units, levels))
+    out.print(unit_table(structure.units, levels, shares(structure)))
     out.print(fixed_table(structure.fixed, structure.unsupported))
 
 

@@ -24,6 +24,8 @@ def test_help_names_every_command_and_needs_no_torch() -> None:
     code = check + "from autoprune.cli import main; main()"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     commands = (
+        "init",
+        "check",
         "search",
         "profile",
         "units",
@@ -57,6 +59,7 @@ def test_help_names_every_command_and_needs_no_torch() -> None:
         (["search", "--target", "toaster"], "Known: ort-cpu"),
         (["search", "--dense", "absent.safetensors", "--task", "digits"], "absent.safetensors"),
         (["front", "nothing"], "does not exist"),
+        (["init", "task.txt"], "a task is a Python file; got task.txt"),
         (["profile", "--out", "t.json", "--task", "digits", "--model", "resnet"], "unknown model"),
     ],
 )
@@ -118,6 +121,67 @@ def test_units_are_listed_with_what_is_fixed(
     out = capsys.readouterr().out
     assert "fc1" in out
     assert "an output of the model" in out
+
+
+def test_init_writes_a_task_that_passes_the_check(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, "init", "sub/my_task.py") == 0
+    assert "autoprune check --task sub/my_task.py:make_task" in capsys.readouterr().out
+    written = Path("sub/my_task.py").read_text()
+    assert run(monkeypatch, "init", "sub/my_task.py") == 2
+    assert "exists and is not overwritten" in capsys.readouterr().err
+    assert Path("sub/my_task.py").read_text() == written
+    assert run(monkeypatch, "check", "--task", "sub/my_task.py:make_task", "--workers", "2") == 0
+    out = capsys.readouterr().out
+    assert "fails" not in out
+    assert "skipped" not in out
+    assert "ONNX Runtime differs by" in out
+    assert "an output of the model" in out
+    assert "over 2 worker(s)" in out
+    assert all(effort in out for effort in ("small", "medium", "large"))
+
+
+def test_check_of_a_broken_task_names_the_stage_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bad.py").write_text(BROKEN)
+    assert run(monkeypatch, "check", "--task", "bad.py:make_task") == 1
+    lines = capsys.readouterr().out.splitlines()
+    states = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in lines if line.count("│") >= 4}
+    assert states["trace and units"] == "fails"
+    assert states["shrink"] == states["latency"] == "skipped"
+    assert states["fine-tuning"] == states["evaluation"] == "works"
+    assert any("bad.py, line" in line for line in lines)
+
+
+def test_check_of_no_task(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "check", "--task", "absent.py:make_task") == 1
+    assert "there is no file absent.py" in capsys.readouterr().out
+
+
+BROKEN = """
+import torch, autoprune
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.b(x if x.sum() > 0 else -x)
+
+def make_task():
+    data = TensorDataset(torch.rand(40, 4), torch.arange(40) % 2)
+    return autoprune.Task(build_model=Net, example_inputs=(torch.zeros(1, 4),), train_set=data, val_set=data,
+                          test_set=data, loss=F.cross_entropy)
+"""
 
 
 class TestFinished:

@@ -24,7 +24,6 @@ from autoprune.pipeline.settle import refitted, uniform_baselines, widened
 from autoprune.pipeline.verification import front_document
 from autoprune.runfolder import RunFolder, read_json, write_json
 from autoprune.search.controller import Outcome, run_search
-from autoprune.search.effort import proxy_passes
 from autoprune.search.executors.base import Executor
 from autoprune.search.explore import SENSITIVITY, Progress, Search
 from autoprune.search.places import SharedStorage
@@ -241,11 +240,10 @@ def _announce(setup: Setup, slots: int, events: Events) -> None:
         events.note(f"{fidelity.name}: at most {count} policies, {tuning}")
     examples = length(setup.bench.task.val_set)
     share = float(np.mean([_share(setup, limit) for limit in setup.limits.values()]))
-    passes = share * effort.sample_passes(budgets, examples)
-    if setup.config.strategy == "guided":
-        apart = len(single_unit_policies(setup.space))
+    apart = len(single_unit_policies(setup.space)) if setup.config.strategy == "guided" else 0
+    if apart:
         events.note(f"{SENSITIVITY}: {apart} policies, in each of which one unit is narrower")
-        passes += apart * proxy_passes(effort, examples)
+    passes = effort.expected_passes(budgets=budgets, val_examples=examples, share=share, apart=apart)
     seconds = passes * seconds_per_pass(setup.bench.task, setup.bench.dense) / slots
     events.note(f"at most {passes:,.0f} sample passes, about {max(seconds / 60, 0.1):.1f} min on {slots} worker(s)")
 

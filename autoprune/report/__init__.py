@@ -1,11 +1,15 @@
 """What people see: progress and tables in the terminal, and a self-contained HTML page."""
 
+from autoprune.report.checks import basis_line, check_table, estimate_table
 from autoprune.report.console import ConsoleEvents
 from autoprune.report.html import write_html
 from autoprune.report.tables import fixed_table, front_table, prediction_line, rung_table, trust_lines, unit_table
 
 __all__ = [
     "ConsoleEvents",
+    "basis_line",
+    "check_table",
+    "estimate_table",
     "fixed_table",
     "front_table",
     "prediction_line",

@@ -67,19 +67,27 @@ def rung_table(document: Document) -> Table:
     return table
 
 
-def unit_table(units: Sequence[Unit], levels: Mapping[str, Sequence[int]]) -> Table:
-    """Units with their width, whether width 0 removes a residual branch, their levels and the parameters they cut."""
+def unit_table(
+    units: Sequence[Unit], levels: Mapping[str, Sequence[int]], shares: Mapping[str, tuple[float, float]]
+) -> Table:
+    """Units with their width, whether width 0 removes a residual branch, their levels and the parameters they cut.
+
+    `shares` are those of the model's parameters and multiply-accumulates that go when one channel is left.
+    """
     table = Table(title="Units", title_justify="left", title_style="bold")
     table.add_column("unit")
     table.add_column("width", justify="right")
     table.add_column("removable")
+    table.add_column("params", justify="right")
+    table.add_column("MACs", justify="right")
     table.add_column("levels")
     table.add_column("cuts")
     for unit in units:
         cut = [f"{m.parameter}[{m.dim}]" + (f" x{m.per_channel}" if m.per_channel > 1 else "") for m in unit.members]
         shown = ", ".join(cut[:4]) + (f" and {len(cut) - 4} more" if len(cut) > 4 else "")
         removable = "yes" if unit.removable else ""
-        table.add_row(unit.name, str(unit.width), removable, " ".join(map(str, levels[unit.name])), shown)
+        params, macs = (f"{share:.1%}" for share in shares[unit.name])
+        table.add_row(unit.name, str(unit.width), removable, params, macs, " ".join(map(str, levels[unit.name])), shown)
     return table
 
 

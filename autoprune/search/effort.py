@@ -108,6 +108,10 @@ class Effort:
         teacher = FORWARD_SHARE * sum(fidelity.finetune_samples for fidelity in trials)
         return teacher + sum(count * _passes(fidelity, val_examples) for fidelity, count in trials.items())
 
+    def expected_passes(self, *, budgets: int, val_examples: int, share: float, apart: int) -> float:
+        """Upper estimate for policies of a `share` of the dense cost, and `apart` single-unit policies."""
+        return share * self.sample_passes(budgets, val_examples) + apart * proxy_passes(self, val_examples)
+
 
 def proxy_passes(effort: Effort, val_examples: int) -> float:
     """Passes of one policy of the dense model's size at the cheapest fidelity."""

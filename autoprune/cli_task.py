@@ -1,0 +1,62 @@
+"""`autoprune init` and `autoprune check`: write a task of one's own, and see whether it works."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autoprune.cli_options import (
+    BatchOption,
+    DataOption,
+    ModelOption,
+    SpaceOption,
+    TargetOption,
+    TaskOption,
+    ThreadsOption,
+    given_options,
+    out,
+)  # fmt: skip
+
+
+def init(path: Annotated[Path, typer.Argument(help="Python file to write, such as my_task.py.")]) -> None:
+    """Write a commented task file to fill in; it runs as it is."""
+    from autoprune.task.template import write_template
+
+    write_template(path)
+    out.print(f"written: {path}\nnext: autoprune check --task {path}:make_task", highlight=False, soft_wrap=True)
+
+
+def check(
+    task: TaskOption = None,
+    model: ModelOption = None,
+    data_dir: DataOption = None,
+    space: SpaceOption = None,
+    target: TargetOption = None,
+    threads: ThreadsOption = None,
+    batch: BatchOption = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="Worker processes of the planned search.")] = None,
+) -> None:
+    """Try every stage of a search on two batches: what works, what is left alone, and how long a search takes."""
+    from autoprune.config import load_config
+    from autoprune.pipeline.check import check_up
+    from autoprune.report import basis_line, check_table, estimate_table, fixed_table
+
+    config = load_config(
+        None,
+        given_options(
+            task=task, model=model, data_dir=data_dir, space=space, target=target, threads=threads, batch=batch,
+            workers=workers,
+        ),
+    )  # fmt: skip
+    with out.status("Checking ..."):
+        found = check_up(config)
+    out.print(check_table(found.findings))
+    if found.structure is not None and (found.structure.fixed or found.structure.unsupported):
+        out.print(fixed_table(found.structure.fixed, found.structure.unsupported))
+    if found.estimates:
+        out.print(estimate_table(found.estimates))
+        out.print(basis_line(found.seconds_per_pass, config.workers), highlight=False, soft_wrap=True)
+    if not found.works:
+        raise typer.Exit(1)

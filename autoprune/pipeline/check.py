@@ -1,0 +1,193 @@
+"""`autoprune check`: every stage of a search once, on two batches, in the order in which a search meets them."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import nn
+from torch.utils.data import Subset
+
+from autoprune.config import RunConfig
+from autoprune.errors import AutopruneError
+from autoprune.export.onnx_file import export_candidate
+from autoprune.export.verify import measure, parity
+from autoprune.latency.bench import random_feeds
+from autoprune.latency.target import Target, make_target
+from autoprune.latency.timing import Protocol
+from autoprune.pipeline.prepare import open_task, seconds_per_pass, space_of
+from autoprune.pruning.ranking import round_width
+from autoprune.records import Policy
+from autoprune.recovery.dense import build_dense
+from autoprune.recovery.evaluate import evaluate, predict_outputs
+from autoprune.recovery.finetune import finetune
+from autoprune.report.checks import Estimate, Finding
+from autoprune.search.effort import EFFORTS, Effort
+from autoprune.search.sensitivity import single_unit_policies
+from autoprune.structure import Structure, analyze
+from autoprune.task.base import Task
+from autoprune.task.batches import length, sample_rows, take
+from autoprune.task.check import check_task
+
+_KEPT = 0.5
+_BATCHES = 2
+_QUICK = Protocol(repeats=10, retries=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkup:
+    """What every stage says, the structure where it was found, and what a search would take.
+
+    `seconds_per_pass` is measured, on one thread; 0 where it could not be.
+    """
+
+    findings: tuple[Finding, ...]
+    structure: Structure | None
+    estimates: tuple[Estimate, ...]
+    seconds_per_pass: float
+
+    @property
+    def works(self) -> bool:
+        """Whether no stage fails."""
+        return all(found.works is not False for found in self.findings)
+
+
+class _Findings(list[Finding]):
+    def attempt(self, stage: str, work: Callable[[], tuple[Any, str]], *needs: object) -> Any:
+        """The value of a stage, or `None` when it fails or something that it needs is absent; its text is kept."""
+        if any(need is None for need in needs):
+            self.append(Finding(stage=stage, works=None, text="an earlier stage failed", seconds=0.0))
+            return None
+        start = time.perf_counter()
+        value, works = None, True
+        try:
+            value, text = work()
+        except AutopruneError as error:
+            works, text = False, str(error)
+        except Exception as error:  # a user's function may raise anything, and the other stages go on
+            works, text = False, f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+        self.append(Finding(stage=stage, works=works, text=text, seconds=time.perf_counter() - start))
+        return value
+
+
+def check_up(config: RunConfig) -> Checkup:
+    """Run every stage of a search of a task once; a stage that fails says why, and the others go on if they can."""
+    found = _Findings()
+    task = found.attempt("task", lambda: _open(config))
+    found.attempt("data, model, loss", lambda: _checked(task), task)
+    dense = found.attempt("dense model", lambda: _built(task), task)
+    structure = found.attempt("trace and units", lambda: _analyzed(dense, task), dense)
+    small = found.attempt("shrink", lambda: _shrunk(structure), structure)
+    model = dense if small is None else small
+    found.attempt("fine-tuning", lambda: _tuned(model, dense, task), model)
+    found.attempt("evaluation", lambda: _evaluated(model, dense, task), model)
+    with TemporaryDirectory() as folder:
+        path = found.attempt("ONNX export", lambda: _exported(model, task, Path(folder) / "model.onnx"), model)
+        found.attempt("equal outputs", lambda: _compared(model, path, task), path)
+        found.attempt("latency", lambda: _timed(config, model, dense, structure, path), structure, path)
+    seconds = found.attempt("time of a sample pass", lambda: _pass_time(task, dense), dense)
+    estimates = () if structure is None or seconds is None else _estimates(config, task, structure, seconds)
+    return Checkup(findings=tuple(found), structure=structure, estimates=estimates, seconds_per_pass=seconds or 0.0)
+
+
+def _open(config: RunConfig) -> tuple[Task, str]:
+    task = open_task(config)
+    sizes = " / ".join(f"{length(data):,}" for data in (task.train_set, task.val_set, task.test_set))
+    return task, f"{task.name}: {sizes} examples to train, choose and test with; metric: {task.metric_name}"
+
+
+def _checked(task: Task) -> tuple[None, str]:
+    check_task(task)
+    kind = "own train_step" if task.train_step else "own loss" if task.loss else "no labels: distils to the dense model"
+    return None, f"finite, and of the shapes of example_inputs; training: {kind}"
+
+
+def _built(task: Task) -> tuple[nn.Module, str]:
+    dense = build_dense(task)
+    count = sum(p.numel() for p in dense.parameters())
+    recipe = task.recipe
+    trained = "weights of build_model" if recipe is None else f"to be trained for {recipe.epochs:g} epochs"
+    return dense, f"{count:,} parameters; {trained}"
+
+
+def _analyzed(dense: nn.Module, task: Task) -> tuple[Structure, str]:
+    structure = analyze(dense, task.example_inputs)
+    alone = f"; {len(structure.fixed)} dimensions keep their width (listed below)" if structure.fixed else ""
+    return structure, f"{len(structure.units)} units{alone}"
+
+
+def _shrunk(structure: Structure) -> tuple[nn.Module, str]:
+    widths = {unit.name: round_width(_KEPT * unit.width, unit.width) for unit in structure.units}
+    policy = Policy(space_id=structure.digest(), widths=widths)
+    both = structure.widths([structure.dense_policy(), policy])
+    params, macs = (cost[1] / max(cost[0], 1) for cost in (structure.params(both), structure.macs(both)))
+    text = f"all units at half: {params:.0%} of the parameters, {macs:.0%} of the MACs; proven equal to the cut model"
+    return structure.shrink(policy).eval(), text
+
+
+def _tuned(model: nn.Module, dense: nn.Module, task: Task) -> tuple[None, str]:
+    samples = _BATCHES * task.finetune_recipe.batch_size
+    found = finetune(copy.deepcopy(model), task, samples=samples, seed=0, teacher=dense)
+    return None, f"{found.samples} examples; loss {found.train_loss:.4g}"
+
+
+def _evaluated(model: nn.Module, dense: nn.Module, task: Task) -> tuple[None, str]:
+    rows = sample_rows(length(task.val_set), _BATCHES * task.finetune_recipe.batch_size)
+    some = Subset(task.val_set, rows.tolist())
+    score = evaluate(model, task, some, dense_outputs=predict_outputs(dense, task, some)).score
+    return (
+        None,
+        f"{task.metric_name} {score:.4f} of the shrunk model, neither repaired nor tuned, on {len(rows)} examples",
+    )
+
+
+def _exported(model: nn.Module, task: Task, path: Path) -> tuple[Path, str]:
+    export_candidate(model, task.example_inputs, path)
+    return path, f"{path.stat().st_size / 1e3:,.0f} kB"
+
+
+def _compared(model: nn.Module, path: Path, task: Task) -> tuple[None, str]:
+    rows = sample_rows(length(task.val_set), task.finetune_recipe.batch_size)
+    difference = parity(model, path, task.split(take(task.val_set, rows))[0])
+    return None, f"ONNX Runtime differs by {difference:.1g} of the largest output"
+
+
+def _timed(config: RunConfig, model: nn.Module, dense: nn.Module, structure: Structure, path: Path) -> tuple[None, str]:
+    target: Target = make_target(config.target, config.threads, config.batch)
+    models: list[Any] = [model, dense]
+    if target.runtime != "torch":
+        models = [path, export_candidate(dense, structure.example_inputs, path.with_name("dense.onnx"))]
+    found = measure(models[:1], models[1], target, random_feeds(structure, target.batch), protocol=_QUICK)
+    times = f"{found.reference.median_ms:.3g} ms dense, {found.ratios[0]:.0%} of it shrunk"
+    return None, f"{times}, on {config.target}, {target.threads} thread(s), batch {target.batch}"
+
+
+def _pass_time(task: Task, dense: nn.Module) -> tuple[float, str]:
+    seconds = seconds_per_pass(task, dense)
+    return seconds, f"{seconds * 1e3:.3g} ms, forward and backward of one example, on one thread"
+
+
+def _estimates(config: RunConfig, task: Task, structure: Structure, seconds: float) -> tuple[Estimate, ...]:
+    """For one budget at half of the dense cost; the dense model's training is done by one process."""
+    train, val = length(task.train_set), length(task.val_set)
+    apart = len(single_unit_policies(space_of(config, structure)))
+    workers = config.workers if config.executor == "process" else 1
+    training = task.recipe.epochs * train if task.recipe else 0.0
+    found = []
+    for name in EFFORTS:
+        effort = Effort.derive(name, train_examples=train, val_examples=val)
+        passes = effort.expected_passes(budgets=1, val_examples=val, share=_KEPT, apart=apart)
+        found.append(
+            Estimate(
+                effort=name,
+                policies=effort.trials + apart,
+                sample_passes=passes + training,
+                seconds=seconds * (passes / workers + training),
+            )
+        )
+    return tuple(found)

@@ -1,0 +1,66 @@
+"""What `autoprune check` found: one row for each stage, and how long a search would take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One stage: whether it works (`None`: could not be tried), what it says, and the seconds it took."""
+
+    stage: str
+    works: bool | None
+    text: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a search of an effort takes for one budget: at most so many sample passes, and about so many seconds."""
+
+    effort: str
+    policies: int
+    sample_passes: float
+    seconds: float
+
+
+def check_table(findings: Sequence[Finding]) -> Table:
+    """Stages in order."""
+    table = Table(title="What works", title_justify="left", title_style="bold")
+    table.add_column("stage", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("what it says", overflow="fold")
+    table.add_column("seconds", justify="right", no_wrap=True)
+    words = {True: ("works", "green"), False: ("fails", "red"), None: ("skipped", "yellow")}
+    for found in findings:
+        word, style = words[found.works]
+        table.add_row(found.stage, f"[{style}]{word}[/]", found.text.replace("[", "\\["), f"{found.seconds:.1f}")
+    return table
+
+
+def basis_line(seconds_per_pass: float, workers: int) -> str:
+    """What the estimates were computed from."""
+    return (
+        f"Search time: sample passes times {seconds_per_pass * 1e3:.3g} ms, measured on one thread here, over "
+        f"{workers} worker(s); the latency table comes on top, about a minute."
+    )
+
+
+def estimate_table(estimates: Sequence[Estimate]) -> Table:
+    """Search time of every effort for one budget at half of the latency."""
+    table = Table(title="A search with one budget", title_justify="left", title_style="bold")
+    for title in ("effort", "policies", "sample passes", "time"):
+        table.add_column(title, justify="left" if title == "effort" else "right")
+    for found in estimates:
+        table.add_row(found.effort, str(found.policies), f"{found.sample_passes:,.0f}", _duration(found.seconds))
+    return table
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
