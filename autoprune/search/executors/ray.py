@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from autoprune.errors import AutopruneError
-from autoprune.search.executors.base import Factory, describe, guarded, lost
+from autoprune.search.executors.base import Factory, describe, guarded, lost, worker_environment
 from autoprune.search.executors.cluster import (
     SETTINGS,
     check_address,
@@ -119,10 +119,12 @@ def join(address: str | None, wanted: Mapping[str, float], workers: int | None, 
     options: dict[str, Any] = {"address": address} if address else {"include_dashboard": False, "address": "local"}
     if not address and workers:
         options |= {"num_cpus": math.ceil(workers * wanted["cpu"])}
+    if address:  # its processes run already
+        options |= {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads)} | SETTINGS}}
     terminate = signal.getsignal(signal.SIGTERM)
-    environment = {"OMP_NUM_THREADS": str(threads)} | SETTINGS
     try:
-        ray.init(**options, log_to_driver=False, logging_level="CRITICAL", runtime_env={"env_vars": environment})
+        with worker_environment(threads):
+            ray.init(**options, log_to_driver=False, logging_level="CRITICAL")
     except Exception as error:  # of many types, also its own C++ ones
         raise unreachable(address, error) from error
     finally:
