@@ -1,4 +1,4 @@
-"""Between the thread that submits trials and waits for them, and the thread in which a scheduler of others runs them."""
+"""Between the thread that submits trials and waits for them, and the thread in which somebody else schedules them."""
 
 from __future__ import annotations
 
