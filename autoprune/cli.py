@@ -31,6 +31,7 @@ from autoprune.cli_options import (
     out,
 )  # fmt: skip
 from autoprune.cli_profile import profile_app
+from autoprune.cli_study import dashboard, status, study_app
 from autoprune.cli_task import check, init
 from autoprune.errors import AutopruneError, UsageError
 
@@ -184,6 +185,9 @@ def pick(
 
 
 app.add_typer(profile_app, name="profile")
+app.add_typer(study_app, name="study")
+app.command()(status)
+app.command()(dashboard)
 
 
 @app.command()

@@ -150,6 +150,10 @@ class RunFolder:
         with held(self.lease):
             yield
 
+    def write_shared_study(self, storage: str, run_id: str) -> None:
+        """Note that the studies of the run are kept elsewhere."""
+        write_json(self.shared_study, {"storage": storage, "run_id": run_id})
+
     def read_config(self) -> dict[str, Any] | None:
         """Stored configuration, or `None` for a new folder; `RunFolderError` for another schema version."""
         if not self.config.exists():

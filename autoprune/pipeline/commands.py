@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.config import load_config
-from autoprune.errors import UsageError
+from autoprune.errors import RunFolderError, UsageError
 from autoprune.pipeline.events import Events, Silent
-from autoprune.pipeline.prepare import Setup, prepare, space_of
+from autoprune.pipeline.prepare import Setup, place_of, prepare, space_of
 from autoprune.pipeline.profiles import structure_of
 from autoprune.pipeline.run import Candidate, Run
 from autoprune.pipeline.verification import from_json, front_document, load_model, verify_model
 from autoprune.recovery.dense import weights_to_bytes
 from autoprune.recovery.finetune import finetune
-from autoprune.runfolder import read_json, write_atomic, write_json
+from autoprune.runfolder import RunFolder, read_json, write_atomic, write_json
+from autoprune.search.places import Place, SharedStorage, absolute
+from autoprune.search.storage import copy_studies, sole_controller
 from autoprune.structure import Structure
 from autoprune.task.batches import length
 
@@ -25,6 +27,28 @@ def described_units(**options: Any) -> tuple[Structure, dict[str, tuple[int, ...
     config = load_config(None, options)
     structure = structure_of(config)
     return structure, dict(space_of(config, structure).levels)
+
+
+def studies_of(run_dir: Path) -> Place:
+    """Where the studies of a run are kept; `RunFolderError` when it has none."""
+    run = Run(RunFolder(run_dir))
+    if not run.folder.has_study:
+        raise RunFolderError(f"the search of {run_dir} has not begun: there are no studies yet")
+    return place_of(run.config, run.folder)
+
+
+def move_studies(run_dir: Path, url: str) -> list[str]:
+    """Copy the studies of a run to a shared storage and let the run go on with them; returns their names.
+
+    The old ones stay where they are. Raises `RunFolderError` when a study is there already.
+    """
+    run, source = Run(RunFolder(run_dir)), studies_of(run_dir)
+    target = SharedStorage(absolute(url), run.config.run_id)
+    with run.folder.locked(), sole_controller(target):
+        names = copy_studies(source, target)
+        run.folder.write_shared_study(target.url, target.run_id)
+        run.folder.write_config(run.config.model_copy(update={"storage": target.url}).model_dump(mode="json"))
+    return names
 
 
 def verify_again(run_dir: Path, digest: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from autoprune.runfolder import RunFolder, read_json, write_json
 from autoprune.search.controller import Outcome, run_search
 from autoprune.search.executors.base import Executor
 from autoprune.search.explore import SENSITIVITY, Progress, Search
-from autoprune.search.places import SharedStorage
+from autoprune.search.places import SharedStorage, absolute
 from autoprune.search.rungs import best_within
 from autoprune.search.sensitivity import single_unit_policies
 from autoprune.search.storage import check_storage, sole_controller
@@ -78,7 +78,7 @@ def search(
         folder.write_config(config.model_dump(mode="json"))
         setup = prepare(config, folder, events, ready)
         if isinstance(place, SharedStorage):
-            write_json(folder.shared_study, {"storage": place.url, "run_id": place.run_id})
+            folder.write_shared_study(place.url, place.run_id)
         _run(setup, events)
     return Run.open(run_dir, own)
 
@@ -89,9 +89,8 @@ def _absolute(given: dict[str, Any]) -> dict[str, Any]:
     for key in ("data_dir", "dense", "table"):
         if found.get(key):
             found[key] = str(Path(found[key]).resolve())
-    kind, journal, path = str(found.get("storage") or "").partition("journal:")
-    if journal and not kind:
-        found["storage"] = f"journal:{Path(path).resolve()}"
+    if found.get("storage"):
+        found["storage"] = absolute(found["storage"])
     source, colon, function = str(found.get("task", "")).rpartition(":")
     if colon and source.endswith(".py"):
         found["task"] = f"{Path(source).resolve()}:{function}"

@@ -71,6 +71,12 @@ class SharedStorage:
         return self.url
 
 
+def absolute(url: str) -> str:
+    """The same URL from whatever folder it is used later: a journal's path is made absolute."""
+    scheme, _, path = url.partition(":")
+    return f"journal:{Path(path).resolve()}" if scheme == "journal" and path else url
+
+
 Place = Path | SharedStorage
 """A SQLite file, or a storage that is shared."""
 

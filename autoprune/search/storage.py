@@ -72,6 +72,17 @@ def close_storage(storage: BaseStorage) -> None:
         storage.engine.dispose()
 
 
+@contextmanager
+def opened(place: Place) -> Iterator[BaseStorage]:
+    """Open the storage of a place for a moment; `RunFolderError` when it cannot be used."""
+    with storage_errors(place):
+        storage = open_storage(place)
+        try:
+            yield storage
+        finally:
+            close_storage(storage)
+
+
 def open_study(place: Place, question: Question) -> tuple[BaseStorage, optuna.Study]:
     """Open or create the study of a question; `RunFolderError` when the place cannot be used or it answers another."""
     with storage_errors(place):
@@ -88,8 +99,8 @@ def open_study(place: Place, question: Question) -> tuple[BaseStorage, optuna.St
 
 def check_storage(place: Place) -> None:
     """`RunFolderError` when a place cannot be used, before a search spends anything."""
-    with storage_errors(place):
-        close_storage(open_storage(place))
+    with opened(place):
+        pass
 
 
 @contextmanager
@@ -105,10 +116,10 @@ def sole_controller(place: Place) -> Iterator[None]:
     name = f"autoprune {socket.gethostname()} {os.getpid()}"
     connect = {"connect_timeout": _CONNECT_SECONDS, "application_name": name}
     engine = create_engine(place.expanded(), isolation_level="AUTOCOMMIT", connect_args=connect)
-    key = int(digest_of(place.run_id, length=15), 16)
+    key, session = int(digest_of(place.run_id, length=15), 16), None
     try:
         with storage_errors(place):
-            session = engine.connect()  # held until the engine is disposed of
+            session = engine.connect()
             held = session.scalar(text("select pg_try_advisory_lock(:key)"), {"key": key})
             who = None if held else session.execute(text(_HOLDER), {"key": key}).first()
         if not held:
@@ -116,6 +127,9 @@ def sole_controller(place: Place) -> Iterator[None]:
             raise RunFolderError(f"run {place.run_id} in {place} is in use by {host}. Wait until it ends, or stop it.")
         yield
     finally:
+        if session is not None:
+            session.invalidate()  # ends it, and so the lock, also when the server is gone
+            session.close()
         engine.dispose()
 
 
@@ -127,13 +141,10 @@ where l.locktype = 'advisory' and l.granted and (l.classid::bigint << 32) + l.ob
 
 def copy_studies(source: Place, target: Place) -> list[str]:
     """Copy every study of a run to another place; returns their names. None of them may be there already."""
-    with storage_errors(source):
-        origin = open_storage(source)
+    with opened(source) as origin, opened(target) as into:
         names = [s.study_name for s in optuna.study.get_all_study_summaries(storage=origin)]
-    prefix = study_name(source, "")
-    plain = sorted(name.removeprefix(prefix) for name in names if name.startswith(prefix))
-    with storage_errors(target):
-        into = open_storage(target)
+        prefix = study_name(source, "")
+        plain = sorted(name.removeprefix(prefix) for name in names if name.startswith(prefix))
         for name in plain:
             optuna.copy_study(
                 from_study_name=prefix + name,
@@ -141,8 +152,6 @@ def copy_studies(source: Place, target: Place) -> list[str]:
                 to_storage=into,
                 to_study_name=study_name(target, name),
             )
-    close_storage(origin)
-    close_storage(into)
     return plain
 
 

@@ -139,7 +139,7 @@ def hanging(seconds: float) -> Evaluate:
 
 
 def faulty(folder: Path, *faults: str) -> Evaluate:
-    """The worker of trials 1, 4, 7, ... suffers each of these once: killed, memory, hang or nan."""
+    """The worker of trials 1, 4, 7, ... suffers one of these, at the first attempt: killed, memory, hang or nan."""
 
     def scored(spec: TrialSpec) -> TrialResult:
         mark = folder / f"{spec.fidelity.rung}-{spec.policy.digest()}"

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from autoprune.trials import Status, TrialResult, TrialSpec
 
@@ -85,3 +89,20 @@ def _without_measurement(spec: TrialSpec, status: Status, reason: str, seconds: 
 def describe(error: BaseException) -> str:
     """One line for an exception: its type and message."""
     return f"{type(error).__name__}: {error}"
+
+
+@contextmanager
+def worker_environment(threads: int) -> Iterator[None]:
+    """Set what a process that is started inherits: its thread count, and that Ctrl-C is not for it."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    in_main = threading.current_thread() is threading.main_thread()
+    handler: Any = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    try:
+        yield
+    finally:
+        os.environ.pop("OMP_NUM_THREADS")
+        if before is not None:
+            os.environ["OMP_NUM_THREADS"] = before
+        if in_main:
+            signal.signal(signal.SIGINT, handler)

@@ -14,17 +14,16 @@ import multiprocessing.connection
 import os
 import signal
 import sys
-import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
 from types import TracebackType
 from typing import Any, Self
 
 from autoprune.errors import AutopruneError, UsageError
-from autoprune.search.executors.base import Factory, describe, guarded, lost
+from autoprune.search.executors.base import Factory, describe, guarded, lost, worker_environment
 from autoprune.trials import TrialResult, TrialSpec
 
 _PR_SET_PDEATHSIG = 1
@@ -154,7 +153,7 @@ class ProcessExecutor:
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
         process = context.Process(target=_serve, args=(self._factory, there, os.getpid()), daemon=True)
-        with _environment(self._threads):
+        with worker_environment(self._threads):
             process.start()
         # Only the worker may hold its end: otherwise its death would not close the pipe.
         there.close()
@@ -184,23 +183,6 @@ def _die_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-
-
-@contextlib.contextmanager
-def _environment(threads: int) -> Iterator[None]:
-    """Set what a worker inherits: its thread count, and that Ctrl-C is not for it (even while it starts)."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    in_main = threading.current_thread() is threading.main_thread()
-    handler: Any = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    try:
-        yield
-    finally:
-        os.environ.pop("OMP_NUM_THREADS")
-        if before is not None:
-            os.environ["OMP_NUM_THREADS"] = before
-        if in_main:
-            signal.signal(signal.SIGINT, handler)
 
 
 def _reap(process: SpawnProcess) -> int | None:

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import math
 import os
-import queue
 import signal
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -24,7 +22,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from autoprune.errors import AutopruneError
-from autoprune.search.executors.base import Factory, describe, guarded, lost
+from autoprune.search.executors.base import Factory, describe, guarded, worker_environment
 from autoprune.search.executors.cluster import (
     SETTINGS,
     check_address,
@@ -32,6 +30,7 @@ from autoprune.search.executors.cluster import (
     room,
     unreachable,
 )
+from autoprune.search.executors.link import Link, Order
 from autoprune.trials import TrialResult, TrialSpec
 
 os.environ |= SETTINGS
@@ -43,7 +42,8 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 _CLOSE_SECONDS = 5.0
-_CREATION = "creation task"
+_STARTS = 3
+"""Ray gives its own processes 30 s to start, which a busy host may not be able to keep."""
 
 
 class RayExecutor:
@@ -71,8 +71,8 @@ class RayExecutor:
             join(address, wanted, workers, threads)
         fitting = room(ray.nodes(), wanted)
         self.slots = min(workers or fitting, fitting)
-        self._link = _Link(slots=self.slots, timeout_s=timeout_s)
-        self._tuner = _tuner(self._link, factory, wanted, self._folder.name)
+        self._link = Link(timeout_s)
+        self._tuner = _tuner(self._link, self.slots, factory, wanted, self._folder.name)
         self._thread = threading.Thread(target=self._fit, name="ray-tune", daemon=True)
         self._thread.start()
 
@@ -119,12 +119,19 @@ def join(address: str | None, wanted: Mapping[str, float], workers: int | None, 
     options: dict[str, Any] = {"address": address} if address else {"include_dashboard": False, "address": "local"}
     if not address and workers:
         options |= {"num_cpus": math.ceil(workers * wanted["cpu"])}
+    if address:  # its processes run already
+        options |= {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads)} | SETTINGS}}
     terminate = signal.getsignal(signal.SIGTERM)
-    environment = {"OMP_NUM_THREADS": str(threads)} | SETTINGS
     try:
-        ray.init(**options, log_to_driver=False, logging_level="CRITICAL", runtime_env={"env_vars": environment})
-    except Exception as error:  # of many types, also its own C++ ones
-        raise unreachable(address, error) from error
+        for attempt in range(1, _STARTS + 1):
+            try:
+                with worker_environment(threads):
+                    ray.init(**options, log_to_driver=False, logging_level="CRITICAL")
+                break
+            except Exception as error:  # of many types, also its own C++ ones
+                ray.shutdown()
+                if address or attempt == _STARTS:
+                    raise unreachable(address, error) from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, terminate)  # Ray takes it, and would end without any clean-up
@@ -132,15 +139,15 @@ def join(address: str | None, wanted: Mapping[str, float], workers: int | None, 
         end_with_us(Path(ray._private.worker.global_worker.node.get_session_dir_path()).name)
 
 
-def _tuner(link: _Link, factory: Factory, resources: Mapping[str, float], folder: str) -> tune.Tuner:
+def _tuner(link: Link, slots: int, factory: Factory, resources: Mapping[str, float], folder: str) -> tune.Tuner:
     trainable = tune.with_parameters(_Trainable, factory=factory, versions=_versions())
     return tune.Tuner(
         tune.with_resources(trainable, dict(resources)),
         tune_config=tune.TuneConfig(
             search_alg=_Queue(link),
-            scheduler=_KeepActors(link),
+            scheduler=_KeepActors(slots),
             num_samples=-1,
-            max_concurrent_trials=link.slots,
+            max_concurrent_trials=slots,
             reuse_actors=True,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
@@ -204,82 +211,8 @@ def _difference(theirs: Mapping[str, str]) -> str | None:
     return f"a node has {', '.join(found)}: install the same versions on every node" if found else None
 
 
-class _Link:
-    """What the controller's thread and Tune's thread share."""
-
-    def __init__(self, *, slots: int, timeout_s: float | None) -> None:
-        self.slots = slots
-        self.timeout_s = timeout_s
-        self.finished: queue.SimpleQueue[TrialResult | str] = queue.SimpleQueue()
-        self.closing = False
-        self.running: dict[str, tuple[Trial, float]] = {}
-        self.late: set[str] = set()
-        self._submitted: queue.SimpleQueue[TrialSpec | None] = queue.SimpleQueue()
-        self._specs: dict[str, TrialSpec] = {}
-
-    def submit(self, spec: TrialSpec) -> None:
-        self._submitted.put(spec)
-
-    def close(self) -> None:
-        self.closing = True
-        self._submitted.put(None)
-
-    def next(self, trial_id: str) -> TrialSpec | str | None:
-        """The next trial, `None` while there is none and others run, `FINISHED` at the end.
-
-        With no trial to watch it waits here: Tune would look again after a whole second only.
-        """
-        try:
-            spec = self._submitted.get(block=not self._specs)
-        except queue.Empty:
-            return None
-        if spec is None or self.closing:
-            return Searcher.FINISHED
-        self._specs[trial_id] = spec
-        return spec
-
-    def done(self, trial_id: str, found: TrialResult | str) -> None:
-        self.running.pop(trial_id, None)
-        if self._specs.pop(trial_id, None) is not None:
-            self.finished.put(found)
-
-    def lose(self, trial_id: str, error: str) -> None:
-        spec, started = self._specs.get(trial_id), self.running.get(trial_id)
-        if spec is None:
-            return
-        if self.closing:
-            return
-        if trial_id in self.late:
-            reason = f"it took longer than the limit of {self.timeout_s:g} s"
-        else:
-            reason = f"its worker died: {_detail(error)}"
-        if not started and _CREATION in error:
-            self.done(trial_id, f"a worker could not start: {error[-600:]}")
-        else:
-            self.done(trial_id, lost(spec, reason, time.monotonic() - started[1] if started else 0.0))
-
-    def end_overdue(self) -> None:
-        now = time.monotonic()
-        for trial_id, (trial, start) in self.running.items():
-            if self.closing or (self.timeout_s and now - start > self.timeout_s and trial_id not in self.late):
-                self.late.add(trial_id)
-                actor = trial.temporary_state.ray_actor
-                if actor is not None:
-                    ray.kill(actor)
-
-
-def _detail(error: str) -> str:
-    """What matters of the page that Ray writes about a dead actor."""
-    _, found, detail = " ".join(error.split()).partition("Worker exit detail: ")
-    return detail[:150] if found else " ".join(error.split())[-150:] or "no reason is known"
-
-
 class _Unsaved:
     """Tune pickles what it is given, to restore it one day; that day never comes, and threads cannot be pickled."""
-
-    def __init__(self, link: _Link) -> None:
-        self._link = link
-        super().__init__()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -288,10 +221,16 @@ class _Unsaved:
 class _Queue(_Unsaved, Searcher):
     """Suggests what was submitted."""
 
+    def __init__(self, link: Link) -> None:
+        super().__init__()
+        self._link = link
+
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial."""
         found = self._link.next(trial_id)
-        return {"job": _Job(found)} if isinstance(found, TrialSpec) else found
+        if isinstance(found, TrialSpec):
+            return {"job": _Job(found)}
+        return Searcher.FINISHED if found is Order.END else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Told by the callback already."""
@@ -305,6 +244,9 @@ class _Queue(_Unsaved, Searcher):
 
 class _Closing(_Unsaved, tune.Stopper):
     """Ends Tune when the executor is closed."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Trials end by themselves."""
@@ -321,7 +263,10 @@ class _KeepActors(_Unsaved, FIFOScheduler):
     By default all but one of them end with a batch, and the next batch pays for new processes and new evaluators.
     """
 
-    _kept = False
+    def __init__(self, slots: int) -> None:
+        super().__init__()
+        self._slots = slots
+        self._kept = False
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         """There is no metric."""
@@ -332,11 +277,14 @@ class _KeepActors(_Unsaved, FIFOScheduler):
         if not self._kept:
             self._kept = True
             cache = tune_controller._tune_controller._actor_cache
-            cache.increase_max(trial.placement_group_factory, self._link.slots)
+            cache.increase_max(trial.placement_group_factory, self._slots)
 
 
 class _Watch(_Unsaved, tune.Callback):
     """Takes results out of Tune before it stores them, and ends what takes too long."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """End trials that are overdue."""
@@ -344,7 +292,8 @@ class _Watch(_Unsaved, tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The time of a trial begins when its actor is ready."""
-        self._link.running[trial.trial_id] = (trial, time.monotonic())
+        actor = trial.temporary_state.ray_actor
+        self._link.started(trial.trial_id, lambda: ray.kill(actor))
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -355,4 +304,4 @@ class _Watch(_Unsaved, tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The actor is gone."""
         text = Path(trial.error_file).read_text() if trial.error_file else ""
-        self._link.lose(trial.trial_id, text)
+        self._link.worker_died(trial.trial_id, text)

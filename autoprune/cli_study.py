@@ -1,0 +1,104 @@
+"""`autoprune status`, `autoprune dashboard` and `autoprune study`: looking at the studies of a run, and moving them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+
+from autoprune.cli_options import RunDir, out
+from autoprune.errors import UsageError
+
+_WATCH_SECONDS = 5.0
+_FAILURES_SHOWN = 5
+
+study_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Move the studies of a run.")
+
+
+def status(
+    run_dir: RunDir,
+    watch: Annotated[bool, typer.Option("--watch", help="Every five seconds, until the run has a front.")] = False,
+) -> None:
+    """Show how far a run is: who works on it, its trials, the best of each budget, what failed."""
+    from autoprune.runfolder import RunFolder
+
+    folder = RunFolder(run_dir)
+    while True:
+        if watch:
+            out.clear()
+        for line in status_lines(run_dir):
+            out.print(line, highlight=False, soft_wrap=True, markup=False)
+        if not watch or folder.front.exists():
+            return
+        time.sleep(_WATCH_SECONDS)
+
+
+def status_lines(run_dir: Path) -> Iterator[str]:
+    """What `status` prints; `RunFolderError` when there is no run."""
+    from autoprune.lease import holder
+    from autoprune.pipeline.prepare import place_of
+    from autoprune.pipeline.run import Run
+    from autoprune.runfolder import RunFolder
+    from autoprune.search.status import study_states
+
+    folder = RunFolder(run_dir)
+    place = place_of(Run(folder).config, folder)
+    who = holder(folder.lease)
+    stage = "finished" if folder.front.exists() else "searching" if folder.has_study else "preparing"
+    yield f"{folder.path}: {stage}; " + (f"last worked on by {who}" if who else "nobody works on it")
+    states = study_states(place) if folder.has_study else []
+    for state in states:
+        counts = ", ".join(f"{count} {name}" for name, count in state.counts.items())
+        yield f"{state.name}: {counts or 'no trials'}" + (f", {state.lost} attempts lost" if state.lost else "")
+        for limit, score in state.best.items():
+            yield f"    best within {limit}: {score:.4f}"
+        if state.open and state.minutes is not None:
+            yield (
+                f"    at least {max(state.minutes, 0.1):.1f} min for the {state.open} trials that are known "
+                f"({state.per_minute:.1f} a minute over the last {state.recent}); later ones are not counted"
+            )
+    failures = [f"{state.name}, {text}" for state in states for text in state.failures]
+    for text in failures[-_FAILURES_SHOWN:]:
+        yield f"failed: {text}"
+
+
+def dashboard(
+    run_dir: RunDir, port: Annotated[int, typer.Option("--port", help="Port on the loopback address.")] = 8080
+) -> None:
+    """Open optuna-dashboard on a copy of the studies of a run."""
+    try:
+        from optuna_dashboard import run_server
+    except ImportError:
+        raise UsageError("the dashboard is an extra: pip install 'autoprune[dashboard]'") from None
+    from autoprune.pipeline.commands import studies_of
+    from autoprune.search.storage import copy_studies
+
+    with TemporaryDirectory(prefix="autoprune-dashboard-") as folder:
+        copy = Path(folder) / "study.db"
+        copy_studies(studies_of(run_dir), copy)
+        out.print(
+            "This is a copy as of now: changes are lost. The dashboard knows no constraints of this Optuna: policies "
+            "beyond the budget are drawn like any other; they are in the state PRUNED or have a constraint above 0."
+        )
+        run_server(f"sqlite:///{copy}", host="127.0.0.1", port=port)
+
+
+@study_app.callback()
+def study() -> None:
+    """Move the studies of a run."""
+
+
+@study_app.command()
+def copy(
+    run_dir: RunDir,
+    to: Annotated[str, typer.Option("--to", help="postgresql+psycopg://USER:$PASSWORD@HOST/DATABASE or journal:PATH.")],
+) -> None:
+    """Copy the studies of a run to another storage, which the run then goes on with."""
+    from autoprune.pipeline.commands import move_studies
+
+    names = move_studies(run_dir, to)
+    out.print(f"{run_dir} goes on with {to}, which has its {len(names)} studies: {', '.join(names)}", highlight=False)

@@ -1,0 +1,98 @@
+"""How far the studies of a run are, for whoever looks on from outside. Nothing is changed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from optuna.trial import FrozenTrial, TrialState
+
+from autoprune.budgets import Limit
+from autoprune.search.places import Place, study_name
+from autoprune.search.rungs import best_within
+from autoprune.search.storage import opened
+from autoprune.trials import TrialResult
+
+_ROUNDING = 1e-5
+_RECENT = 20
+"""Trials that the throughput is taken from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyStatus:
+    """One study: trials by what became of them, attempts that were lost, best score by limit, what failed of late.
+
+    `per_minute` is the throughput of the last `recent` trials (`None` before there are two).
+    """
+
+    name: str
+    counts: Mapping[str, int]
+    lost: int
+    best: Mapping[str, float]
+    failures: Sequence[str]
+    recent: int
+    per_minute: float | None
+
+    @property
+    def open(self) -> int:
+        """Trials that run or are queued."""
+        return self.counts.get("running", 0) + self.counts.get("queued", 0)
+
+    @property
+    def minutes(self) -> float | None:
+        """What is left of the trials that are known, at the recent throughput; `None` while that is unknown."""
+        return self.open / self.per_minute if self.per_minute else None
+
+
+def study_states(place: Place) -> list[StudyStatus]:
+    """The state of every study of a run, in the order in which they were begun."""
+    prefix = study_name(place, "")
+    with opened(place) as storage:
+        studies = [s for s in storage.get_all_studies() if s.study_name.startswith(prefix)]
+        found = []
+        for study in sorted(studies, key=lambda s: s._study_id):
+            trials = storage.get_all_trials(study._study_id, deepcopy=False)
+            question = study.user_attrs.get("question", {})
+            found.append(_status(study.study_name.removeprefix(prefix), trials, question.get("limits", ())))
+    return found
+
+
+def _status(name: str, trials: Sequence[FrozenTrial], limits: Sequence[Mapping[str, float]]) -> StudyStatus:
+    results = [TrialResult.from_json(t.user_attrs["result"]) for t in trials if "result" in t.user_attrs]
+    counts = Counter(result.status for result in results)
+    counts["running"] = sum(t.state == TrialState.RUNNING and "result" not in t.user_attrs for t in trials)
+    counts["queued"] = sum(t.state == TrialState.WAITING for t in trials)
+    ended = sorted(t.datetime_complete for t in trials if t.datetime_complete and "slot" in t.user_attrs)
+    best = {}
+    for most in limits:  # which were rounded when they were stored
+        roomy = Limit.of(**{cost: amount * (1 + _ROUNDING) for cost, amount in most.items()})
+        for result in best_within(results, roomy, 1):
+            if result.measurement is not None:
+                best[str(Limit.from_json(most))] = result.measurement.score
+    return StudyStatus(
+        name=name,
+        counts={status: count for status, count in counts.items() if count},
+        lost=sum(a["status"] == "lost" for t in trials for a in t.user_attrs.get("attempts", ())),
+        best=best,
+        failures=_failures(trials),
+        recent=len(ended[-_RECENT:]),
+        per_minute=_throughput(ended[-_RECENT:]),
+    )
+
+
+def _throughput(ended: Sequence[datetime]) -> float | None:
+    if len(ended) < 2:
+        return None
+    seconds = (ended[-1] - ended[0]).total_seconds()
+    return (len(ended) - 1) / seconds * 60 if seconds > 0 else None
+
+
+def _failures(trials: Sequence[FrozenTrial]) -> list[str]:
+    """Why attempts failed or were lost, the latest last."""
+    return [
+        f"trial {trial.number}, attempt {number} {attempt['status']}: {attempt['reason']}"
+        for trial in trials
+        for number, attempt in enumerate(trial.user_attrs.get("attempts", ()), start=1)
+    ]

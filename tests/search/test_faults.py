@@ -1,0 +1,145 @@
+"""Faults that really happen: after each, the same call finds what an undisturbed search finds."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from autoprune.errors import RunFolderError
+from autoprune.search.controller import run_search
+from autoprune.search.executors.inline import InlineExecutor
+from autoprune.search.executors.process import ProcessExecutor
+from autoprune.search.storage import close_storage, open_storage
+from tests.search import fakes
+from tests.search.test_controller import ROOT, assert_gone
+
+
+def scores(outcome):
+    return {rung: {r.policy: r.measurement for r in results} for rung, results in outcome.results.items()}
+
+
+def search(folder):
+    return fakes.search(folder, strategy="random")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return scores(run_search(search(tmp_path_factory.mktemp("undisturbed")), InlineExecutor(fakes.plain)))
+
+
+def states(folder):
+    storage = open_storage(folder / "study.db")
+    found = {t.state.name for s in storage.get_all_studies() for t in storage.get_all_trials(s._study_id)}
+    close_storage(storage)
+    return found
+
+
+def test_workers_that_are_killed_hang_or_run_out_of_memory_and_a_loss_that_is_nan(tmp_path, undisturbed):
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    factory = functools.partial(fakes.faulty, marks, "killed", "nan", "memory", "hang")
+    with ProcessExecutor(factory, workers=2, timeout_s=2) as executor:
+        outcome = run_search(search(tmp_path), executor)
+    assert len(list(marks.iterdir())) >= 6
+    assert scores(outcome) == undisturbed
+    assert {r.attempt for rs in outcome.results.values() for r in rs} == {1, 2}
+    assert states(tmp_path) == {"COMPLETE"}
+
+
+SCRIPT = """
+    import functools, sys
+    from pathlib import Path
+    from autoprune.cli_options import interruptible
+    from autoprune.search.controller import run_search
+    from autoprune.search.executors.process import ProcessExecutor
+    from tests.search import fakes
+
+    if __name__ == "__main__":
+        folder = Path(sys.argv[1])
+        factory = functools.partial(fakes.logging_to, folder / "log")
+        try:
+            with interruptible() as received, ProcessExecutor(factory) as executor:
+                search = fakes.search(folder, strategy="random")
+                run_search(search, executor, lambda e: print(e.rung, e.done, flush=True))
+        except KeyboardInterrupt:
+            sys.exit(128 + received[0])
+"""
+
+
+def started(folder, until):
+    """A search in a session of its own, once it has printed a line."""
+    script = folder / "run.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, script, folder],
+        stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout
+    assert until in (line.strip() for line in process.stdout)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_cleanly_and_nothing_is_lost(tmp_path, undisturbed, number):
+    with started(tmp_path, "proxy 9") as process:
+        begin = time.monotonic()
+        process.send_signal(number)
+        assert process.wait(timeout=30) == 128 + number
+        assert time.monotonic() - begin < 10
+    assert_gone({int(line.split()[0]) for line in (tmp_path / "log").read_text().splitlines()})
+    assert scores(run_search(search(tmp_path), InlineExecutor(fakes.plain))) == undisturbed
+    assert "RUNNING" not in states(tmp_path)
+
+
+def test_the_whole_process_group_is_killed(tmp_path, undisturbed):
+    with started(tmp_path, "proxy 9") as process:
+        os.killpg(process.pid, signal.SIGKILL)
+    assert_gone({int(line.split()[0]) for line in (tmp_path / "log").read_text().splitlines()})
+    assert scores(run_search(search(tmp_path), InlineExecutor(fakes.plain))) == undisturbed
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk(tmp_path, undisturbed):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", disk], check=True)
+    try:
+        filler = disk / "filler"
+
+        def filling():
+            left = iter(range(9))
+
+            def scored(spec):
+                if next(left, None) is None and not filler.exists():
+                    with filler.open("wb") as file, pytest.raises(OSError, match="No space left"):
+                        while True:
+                            file.write(b"0" * 4096)
+                            file.flush()
+                return fakes.evaluate(spec)
+
+            return scored
+
+        with pytest.raises(RunFolderError, match=r"disk.*What was finished is kept"):
+            run_search(search(disk), InlineExecutor(filling))
+        filler.unlink()
+        assert scores(run_search(search(disk), InlineExecutor(fakes.plain))) == undisturbed
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("jump_s", [-86400.0, 86400.0])
+def test_a_clock_that_jumps(tmp_path, undisturbed, monkeypatch, jump_s):
+    """Nothing but what is shown may come from the wall clock; so it is enough that this process sees it jump."""
+    real = time.time
+    calls = iter(range(10**9))
+    monkeypatch.setattr(time, "time", lambda: real() + jump_s * (next(calls) % 2))
+    with ProcessExecutor(fakes.shuffling, workers=2, timeout_s=30) as executor:
+        assert scores(run_search(search(tmp_path), executor)) == undisturbed

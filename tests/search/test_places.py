@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import pytest
+
+from autoprune.errors import UsageError
+from autoprune.search.places import SharedStorage, study_name
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("mysql://host/db", "a storage is postgresql.* got scheme 'mysql'"),
+        ("nonsense", "got scheme 'nonsense'"),
+        ("journal:", "got scheme 'journal'"),
+        ("postgresql+psycopg://me:secret@host/db", "holds no password: write"),
+    ],
+)
+def test_what_is_no_storage(url: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as raised:
+        SharedStorage(url, "run")
+    assert "secret" not in str(raised.value)
+
+
+def test_a_password_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = SharedStorage("postgresql+psycopg://me:$PRUNE_PASSWORD@host/db", "run")
+    with pytest.raises(UsageError, match=r"refers to \$PRUNE_PASSWORD, which is not set"):
+        place.expanded()
+    monkeypatch.setenv("PRUNE_PASSWORD", "s3cret")
+    assert place.expanded() == "postgresql+psycopg://me:s3cret@host/db"
+    assert "s3cret" not in f"{place} {place!r} {place.redacted('password s3cret is wrong')}"
+
+
+def test_studies_of_a_shared_storage_carry_the_run() -> None:
+    assert study_name(SharedStorage("journal:/j", "abc"), "rung-0") == "abc/rung-0"

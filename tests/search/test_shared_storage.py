@@ -1,0 +1,101 @@
+"""Studies in a journal and in a real PostgreSQL."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from autoprune.errors import RunFolderError
+from autoprune.search.controller import run_search
+from autoprune.search.executors.inline import InlineExecutor
+from autoprune.search.places import SharedStorage
+from autoprune.search.storage import check_storage, copy_studies, sole_controller
+from tests.search import fakes
+from tests.search.postgres import BIN, Server
+
+pytest.importorskip("psycopg")
+pytestmark = pytest.mark.skipif(BIN is None, reason="there is no PostgreSQL")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    folder = Path(tempfile.mkdtemp(prefix="prune-pg-"))  # a short path: it holds a socket
+    folder.chmod(0o755)
+    server = Server(folder / "pg")
+    yield server
+    server.stop("immediate")
+    shutil.rmtree(folder)
+
+
+def search(folder, place):
+    effort = fakes.Effort(**vars(fakes.EFFORT) | {"trials": 9})
+    return fakes.search(folder, strategy="random", effort=effort, place=place)
+
+
+def scores(outcome):
+    return {rung: {r.policy: r.measurement for r in results} for rung, results in outcome.results.items()}
+
+
+@pytest.mark.parametrize("kind", ["journal", "postgresql"])
+def test_the_same_is_found_as_in_a_file_and_it_can_be_resumed(request, tmp_path, kind):
+    url = f"journal:{tmp_path / 'journal'}" if kind == "journal" else request.getfixturevalue("server").url
+    place = SharedStorage(url, tmp_path.name)
+    found = run_search(search(tmp_path, place), InlineExecutor(fakes.plain))
+    assert found == run_search(search(tmp_path, tmp_path / "study.db"), InlineExecutor(fakes.plain))
+    log = tmp_path / "log"
+    assert run_search(search(tmp_path, place), InlineExecutor(lambda: fakes.logging_to(log))) == found
+    assert not log.exists()
+
+
+def test_a_copied_run_goes_on_elsewhere(server, tmp_path):
+    first = run_search(search(tmp_path, tmp_path / "study.db"), InlineExecutor(fakes.plain))
+    place = SharedStorage(server.url, tmp_path.name)
+    assert copy_studies(tmp_path / "study.db", place) == ["rung-0", "rung-1"]
+    log = tmp_path / "log"
+    assert run_search(search(tmp_path, place), InlineExecutor(lambda: fakes.logging_to(log))) == first
+    assert not log.exists()
+    with pytest.raises(RunFolderError, match="already exists"):
+        copy_studies(tmp_path / "study.db", place)
+
+
+def test_one_controller_for_a_run_whatever_its_host(server, tmp_path):
+    place = SharedStorage(server.url, tmp_path.name)
+    with sole_controller(place):
+        with pytest.raises(RunFolderError, match=r"is in use by autoprune \S+ \d+ since \d{4}"), sole_controller(place):
+            pass
+        with sole_controller(SharedStorage(server.url, "another")):
+            pass
+    with sole_controller(place):
+        pass
+
+
+def test_a_server_that_was_killed_and_started_again_costs_nothing(server, tmp_path):
+    place = SharedStorage(server.url, tmp_path.name)
+    undisturbed = run_search(search(tmp_path, tmp_path / "study.db"), InlineExecutor(fakes.plain))
+
+    def killing():
+        left = iter(range(5))
+
+        def scored(spec):
+            if next(left, None) is None and not (tmp_path / "killed").exists():
+                (tmp_path / "killed").touch()
+                server.kill()
+            return fakes.evaluate(spec)
+
+        return scored
+
+    with pytest.raises(RunFolderError, match="Check that it is running and reachable"):
+        run_search(search(tmp_path, place), InlineExecutor(killing))
+    server.start()
+    resumed = run_search(search(tmp_path, place), InlineExecutor(fakes.plain))
+    assert scores(resumed) == scores(undisturbed)
+
+
+def test_nobody_there_is_one_message():
+    place = SharedStorage("postgresql+psycopg://me@127.0.0.1:1/db", "run")
+    with pytest.raises(RunFolderError, match=r"127\.0\.0\.1:1/db cannot be used: .*refused"):
+        check_storage(place)
