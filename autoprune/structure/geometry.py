@@ -10,8 +10,8 @@ import torch
 from torch import fx
 
 from autoprune.structure.branches import Branches
-from autoprune.structure.capture import concrete, shape_of
 from autoprune.structure.gates import ALWAYS, Gate
+from autoprune.structure.nodes import concrete, shape_of
 from autoprune.structure.units import Channels, Site
 
 Array = np.ndarray

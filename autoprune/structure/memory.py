@@ -14,8 +14,8 @@ import torch
 from torch import fx
 
 from autoprune.structure.aliases import owners, tensors_of
-from autoprune.structure.capture import concrete
 from autoprune.structure.geometry import Dim
+from autoprune.structure.nodes import concrete
 from autoprune.structure.units import Channels, Site
 
 Array = np.ndarray

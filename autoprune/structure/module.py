@@ -27,35 +27,35 @@ class GraphModel(nn.Module):
         super().__init__()
         for name, tensor in tensors.items():
             _register(self, name, tensor, name in persistent)
-        self._captures = dict(captures)
+        self.captures = dict(captures)
         self._forwards = {mode: _compile(found.graph) for mode, found in captures.items()}
 
     @property
     def input_names(self) -> tuple[str, ...]:
         """Names of the inputs, as the captured model's `forward` calls them."""
-        return tuple(str(node.target) for node in self._captures[False].graph.nodes if node.op == "placeholder")
+        return tuple(str(node.target) for node in self.captures[False].graph.nodes if node.op == "placeholder")
 
     def forward(self, *inputs: torch.Tensor) -> Any:
         """Run the graph of the current mode; outputs nest as those of the captured model."""
         outputs = self._forwards[self.training](self, *inputs)
-        return pytree.tree_unflatten(outputs, self._captures[self.training].out_spec)
+        return pytree.tree_unflatten(outputs, self.captures[self.training].out_spec)
 
     def evaluation_graph(self) -> fx.GraphModule:
         """The evaluation graph over the same parameters, for an `fx.Interpreter`; nodes keep their captured names."""
-        return fx.GraphModule(self, self._captures[False].graph)
+        return fx.GraphModule(self, self.captures[False].graph)
 
     def evaluate_from(self, known: Mapping[str, Any], skipped: AbstractSet[str]) -> Any:
         """Outputs in evaluation mode from the values of some nodes on; what is `skipped` and not known is not run."""
         graph = self.evaluation_graph()
         env = {n: known.get(n.name) for n in graph.graph.nodes if n.name in known or n.name in skipped}
         outputs = fx.Interpreter(graph).run(initial_env=env)
-        return pytree.tree_unflatten(outputs, self._captures[False].out_spec)
+        return pytree.tree_unflatten(outputs, self.captures[False].out_spec)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphModel:
         new = GraphModel.__new__(GraphModel)
         nn.Module.__init__(new)
         memo[id(self)] = new
-        shared = {"_captures", "_forwards"}
+        shared = {"captures", "_forwards"}
         for key, value in self.__dict__.items():
             new.__dict__[key] = value if key in shared else copy.deepcopy(value, memo)
         return new
