@@ -13,12 +13,16 @@ Atom = frozenset[int]
 
 
 def minimal_closures(seeds: AbstractSet[int], equations: Sequence[Equation]) -> list[Atom]:
-    """Minimal removable sets that hold one of the labels `seeds`, in order of their smallest label."""
+    """Minimal removable sets that hold one of the labels `seeds`, in order of their smallest label.
+
+    What is only ever a whole goes with one of its causes, so that sets begin with causes.
+    """
     of_label: dict[int, list[Equation]] = defaultdict(list)
     for equation in equations:
         for label in (equation[0], *equation[1]):
             of_label[label].append(equation)
-    closures = {c for c in (_closure(seed, of_label) for seed in sorted(of_label)) if c and seeds & c}
+    causes = {cause for _, causes, _ in equations for cause in causes}
+    closures = {c for c in (_closure(seed, of_label) for seed in sorted(causes)) if c and not seeds.isdisjoint(c)}
     alone = {frozenset([seed]) for seed in seeds if seed not in of_label}
     return sorted(alone.union(_minimal(closures)), key=lambda atom: (min(atom), len(atom)))
 
@@ -37,19 +41,19 @@ def _minimal(closures: Iterable[Atom]) -> list[Atom]:
 def _closure(seed: int, equations: Mapping[int, Sequence[Equation]]) -> Atom | None:
     """All labels that go when `seed` goes; `None` when no consistent set exists or a fixed label is reached.
 
-    A removed cause removes the whole. A cause goes too once everything that it could be the cause of is gone.
+    A removed cause removes the whole. A cause goes too once everything that it is a cause of in one family is gone.
     """
     removed, queue = {seed}, [seed]
     while queue:
         label = queue.pop()
         forced = set()
-        for whole, causes in equations[label]:
+        for whole, causes, family in equations[label]:
             if label in causes:
                 forced.add(whole)
-            elif not removed.intersection(causes):
-                forced |= {c for c in causes if all(w in removed for w, cs in equations[c] if c in cs)}
+            elif removed.isdisjoint(causes):
+                forced |= {c for c in causes if all(w in removed for w, cs, f in equations[c] if f == family and c in cs)}
         forced -= removed
         removed |= forced
         queue += forced
-    consistent = all(removed.intersection(cs) for x in removed for whole, cs in equations[x] if whole == x)
+    consistent = all(not removed.isdisjoint(cs) for x in removed for whole, cs, _ in equations[x] if whole == x)
     return frozenset(removed) if consistent and 0 not in removed else None

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 Array = np.ndarray
-Equation = tuple[int, tuple[int, ...]]
-"""`(whole, causes)`: the whole is removed exactly when any of its causes is."""
+Equation = tuple[int, tuple[int, ...], int]
+"""`(whole, causes, family)`: the whole is removed exactly when any of its causes is; one tie makes one family."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class Labels:
     def simplified(self) -> list[Equation]:
         """Equations over representatives, with fixed causes dropped and single causes united, until nothing changes."""
         while True:
-            changed, kept = False, set[Equation]()
+            changed, kept = False, dict[bytes, Array]()
             for equations in self._equations:
                 roots = self.roots(equations)
                 whole, causes = roots[:, 0], np.sort(roots[:, 1:], axis=1)
@@ -188,9 +188,11 @@ class Labels:
                     self.union(whole[single], alone[single])
                 changed = changed or bool(dead.any() or bare.any() or single.any())
                 rest = np.concatenate([whole[:, None], causes], axis=1)[(whole > 0) & (living > 1)]
-                kept.update((row[0], tuple(x for x in row[1:] if x)) for row in np.unique(rest, axis=0).tolist())
+                rest = np.unique(rest, axis=0)
+                kept[rest.tobytes()] = rest
             if not changed:
-                return sorted(kept)
+                families = enumerate(kept.values())
+                return [(r[0], tuple(x for x in r[1:] if x), k) for k, rows in families for r in rows.tolist()]
 
 
 def _pattern(labels: Array) -> bytes:

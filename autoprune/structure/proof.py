@@ -18,7 +18,9 @@ from autoprune.structure.module import GraphModel
 from autoprune.structure.references import Reference
 from autoprune.structure.units import Site
 
-PROOF_BATCH = 5
+PROOF_BATCH, LARGE_BATCH = 5, 2
+_LARGE = 50_000
+"""Examples with more elements than this are proven with `LARGE_BATCH`: the proof would take longer than all the rest."""
 TOLERANCE = 1e-6
 """Largest difference relative to the largest output: far above float64 rounding, also through training batch norms."""
 
@@ -51,7 +53,8 @@ def _of_mode(
     absent: AbstractSet[str],
 ) -> float:
     generator = torch.Generator().manual_seed(0)
-    inputs = [_random_like(x, generator) for x in example_inputs]
+    large = any(x.dim() and x[0].numel() > _LARGE for x in example_inputs)
+    inputs = [_random_like(x, LARGE_BATCH if large else PROOF_BATCH, generator) for x in example_inputs]
     zeroed: dict[str, torch.Tensor] = {}
     sliced: dict[str, torch.Tensor] = {}
     cut = _tensors(shrunk)
@@ -73,10 +76,10 @@ def _tensors(model: GraphModel) -> dict[str, torch.Tensor]:
     return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
 
 
-def _random_like(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _random_like(x: torch.Tensor, batch: int, generator: torch.Generator) -> torch.Tensor:
     if not x.is_floating_point() or not x.dim():
-        return x[:1].expand(PROOF_BATCH, *x.shape[1:]).clone() if x.dim() else x
-    return torch.randn((PROOF_BATCH, *x.shape[1:]), generator=generator, dtype=torch.float64)
+        return x[:1].expand(batch, *x.shape[1:]).clone() if x.dim() else x
+    return torch.randn((batch, *x.shape[1:]), generator=generator, dtype=torch.float64)
 
 
 def _random_parameter(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

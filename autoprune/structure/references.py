@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import fx
 from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
 
 from autoprune.structure.branches import ADDITIONS
 from autoprune.structure.capture import Capture
@@ -41,6 +42,7 @@ _PRODUCTS = {
     aten.conv_transpose1d.default: 1, aten.conv_transpose2d.input: 1,
 }  # fmt: skip
 """The operand of which removed entries are zeroed."""
+_SHORTER = (torch.float32, torch.float16, torch.bfloat16)
 Masks = Mapping[Site, np.ndarray]
 
 
@@ -69,13 +71,25 @@ class Reference(fx.Interpreter):
 
     def run(self, *inputs: torch.Tensor) -> Any:
         """Outputs for copies of the inputs."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return super().run(*(x.clone() for x in inputs))
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                return super().run(*(x.clone() for x in inputs))
+        finally:
+            torch.set_default_dtype(before)
 
     def fetch_attr(self, target: str) -> torch.Tensor:
         """A parameter, buffer or constant by name."""
         return self._tensors[target]
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator; what it would cast to a shorter type stays in float64."""
+        if target is aten._assert_tensor_metadata.default:
+            return None
+        args, kwargs = pytree.tree_map(lambda x: torch.float64 if isinstance(x, torch.dtype) and x in _SHORTER else x, (args, kwargs))
+        return target(*args, **kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node, as its kind asks for."""
