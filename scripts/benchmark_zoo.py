@@ -1,7 +1,7 @@
 """Cut published architectures to half width, prove the result, export it, and put Torch-Pruning beside it.
 
-Every model runs in its own process with a time limit. Needs the extra `zoo`. Results go to a CSV file, one line for each
-model; a summary is printed at the end.
+Every model runs in its own process with a time limit. Needs the extra `zoo`. Results go to a CSV file, one line for
+each model; a summary is printed at the end.
 
     python scripts/benchmark_zoo.py --out zoo.csv [--only resnet,vit] [--onnx] [--torch-pruning] [--limit 120]
 """
@@ -168,7 +168,9 @@ def _summary(rows: list[dict[str, Any]]) -> str:
         f"params left at half width: median {np.median(ratios or [0]):.2f}, worst {max(ratios, default=0):.2f}",
         f"seconds (analyse, cut, prove): median {np.median(seconds or [0]):.1f}, worst {max(seconds, default=0):.1f}",
     ]
-    return "\n".join(lines + [f"not exact: {r['model']} {r.get('status')} {r.get('reason', '')}" for r in rows if r not in exact])
+    return "\n".join(
+        lines + [f"not exact: {r['model']} {r.get('status')} {r.get('reason', '')}" for r in rows if r not in exact]
+    )
 
 
 if __name__ == "__main__":

@@ -16,21 +16,26 @@ _TORCHVISION = (
     "efficientnet_b0", "efficientnet_v2_s", "regnet_y_400mf", "regnet_x_400mf", "convnext_tiny", "vit_b_16", "swin_t",
     "swin_v2_t", "maxvit_t",
 )  # fmt: skip
-_TIMM: dict[str, dict[str, Any]] = {
-    "vit_tiny_patch16_224": {}, "deit3_small_patch16_224": {}, "beit_base_patch16_224": {"depth": 4},
-    "eva02_tiny_patch14_224": {}, "swin_tiny_patch4_window7_224": {}, "pvt_v2_b0": {}, "twins_svt_small": {},
-    "cait_xxs24_224": {"depth": 6}, "xcit_nano_12_p16_224": {"depth": 4}, "coat_tiny": {}, "mixer_s32_224": {},
-    "gmlp_s16_224": {"num_blocks": 6}, "resmlp_12_224": {}, "poolformer_s12": {}, "poolformerv2_s12": {}, "convmixer_768_32": {"depth": 4},
-    "convnextv2_atto": {}, "ghostnet_100": {}, "ghostnetv2_100": {}, "res2net50_26w_4s": {}, "resnest14d": {}, "skresnet18": {},
-    "seresnet50": {}, "ecaresnet26t": {}, "dpn68": {}, "hrnet_w18_small": {}, "dla34": {}, "xception41": {}, "vovnet39a": {},
-    "dm_nfnet_f0": {}, "resnetv2_50": {}, "repvgg_a0": {}, "rexnet_100": {}, "tinynet_e": {}, "lcnet_050": {}, "fbnetc_100": {},
-    "edgenext_xx_small": {}, "mobilevit_xxs": {}, "mobilevitv2_050": {}, "efficientformer_l1": {},
-    "efficientvit_b0": {}, "levit_128s": {}, "crossvit_tiny_240": {}, "visformer_tiny": {}, "convit_tiny": {"depth": 4},
-    "tnt_s_patch16_224": {"depth": 4}, "gcresnext26ts": {}, "bat_resnext26ts": {}, "halonet26t": {}, "lambda_resnet26t": {},
-    "botnet26t_256": {}, "cspresnet50": {}, "cspdarknet53": {}, "selecsls42b": {}, "hardcorenas_a": {}, "inception_next_tiny": {},
-    "mobileone_s0": {}, "fastvit_t8": {}, "caformer_s18": {}, "focalnet_tiny_srf": {}, "davit_tiny": {}, "nest_tiny": {},
-    "volo_d1_224": {}, "pit_ti_224": {}, "sequencer2d_s": {}, "mobilenetv4_conv_small": {}, "repvit_m0_9": {}, "vgg11": {},
-}  # fmt: skip
+_SIZES = {"inception_v3": 299, "vit_b_16": 224, "swin_t": 224, "maxvit_t": 224, "alexnet": 96}
+_TIMM = """
+vit_tiny_patch16_224 deit3_small_patch16_224 beit_base_patch16_224 eva02_tiny_patch14_224 swin_tiny_patch4_window7_224
+pvt_v2_b0 twins_svt_small cait_xxs24_224 xcit_nano_12_p16_224 coat_tiny crossvit_tiny_240 visformer_tiny convit_tiny
+tnt_s_patch16_224 nest_tiny volo_d1_224 pit_ti_224 levit_128s davit_tiny focalnet_tiny_srf caformer_s18
+mixer_s32_224 gmlp_s16_224 resmlp_12_224 sequencer2d_s poolformer_s12 poolformerv2_s12 convmixer_768_32
+mobilevit_xxs mobilevitv2_050 edgenext_xx_small efficientformer_l1 efficientvit_b0 fastvit_t8 repvit_m0_9
+convnextv2_atto inception_next_tiny ghostnet_100 ghostnetv2_100 res2net50_26w_4s resnest14d skresnet18 seresnet50
+ecaresnet26t gcresnext26ts bat_resnext26ts halonet26t lambda_resnet26t botnet26t_256 cspresnet50 cspdarknet53
+dpn68 hrnet_w18_small dla34 xception41 vovnet39a selecsls42b dm_nfnet_f0 resnetv2_50 repvgg_a0 mobileone_s0
+rexnet_100 tinynet_e lcnet_050 fbnetc_100 hardcorenas_a mobilenetv4_conv_small
+""".split()
+_OPTIONS: dict[str, dict[str, Any]] = dict.fromkeys(
+    (
+        "beit_base_patch16_224", "cait_xxs24_224", "xcit_nano_12_p16_224", "convit_tiny", "tnt_s_patch16_224",
+        "convmixer_768_32",
+    ),
+    {"depth": 4},
+)  # fmt: skip
+"""Long stacks of equal blocks are shortened."""
 
 
 class Logits(nn.Module):
@@ -130,11 +135,13 @@ def build(name: str) -> Built:
 
         options = {"init_weights": True} if architecture in ("googlenet", "inception_v3") else {}
         model = torchvision.models.get_model(architecture, weights=None, num_classes=10, **options)
-        size = {"inception_v3": 299, "vit_b_16": 224, "swin_t": 224, "maxvit_t": 224, "alexnet": 96}.get(architecture, 64)
+        size = {"inception_v3": 299, "vit_b_16": 224, "swin_t": 224, "maxvit_t": 224, "alexnet": 96}.get(
+            architecture, 64
+        )
         return model, (torch.randn(2, 3, size, size),)
     import timm
 
-    model: Any = timm.create_model(architecture, pretrained=False, num_classes=10, **_TIMM[architecture])
+    model: Any = timm.create_model(architecture, pretrained=False, num_classes=10, **_OPTIONS.get(architecture, {}))
     channels, height, width = model.default_cfg["input_size"]
     fixed = model.default_cfg.get("fixed_input_size") or any(t in architecture for t in _FULL_SIZE)
     size = (height, width) if fixed else (min(height, 96), min(width, 96))

@@ -38,6 +38,10 @@ def _minimal(closures: Iterable[Atom]) -> list[Atom]:
     return kept
 
 
+def _wholes(cause: int, family: int, equations: Mapping[int, Sequence[Equation]]) -> list[int]:
+    return [whole for whole, causes, f in equations[cause] if f == family and cause in causes]
+
+
 def _closure(seed: int, equations: Mapping[int, Sequence[Equation]]) -> Atom | None:
     """All labels that go when `seed` goes; `None` when no consistent set exists or a fixed label is reached.
 
@@ -51,7 +55,7 @@ def _closure(seed: int, equations: Mapping[int, Sequence[Equation]]) -> Atom | N
             if label in causes:
                 forced.add(whole)
             elif removed.isdisjoint(causes):
-                forced |= {c for c in causes if all(w in removed for w, cs, f in equations[c] if f == family and c in cs)}
+                forced |= {c for c in causes if removed.issuperset(_wholes(c, family, equations))}
         forced -= removed
         removed |= forced
         queue += forced

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -29,16 +30,7 @@ def inline_blocks(graph: fx.Graph, root: torch.nn.Module) -> None:
             continue
         block = cast(fx.Node, node.args[_MODE_BLOCKS[name]])
         inner = cast(fx.GraphModule, root.get_submodule(str(block.target)))
-        inputs = iter(node.args[_MODE_BLOCKS[name] + 1 :])
-        new: dict[fx.Node, Any] = {}
-        with graph.inserting_before(node):
-            for part in inner.graph.nodes:
-                if part.op == "placeholder":
-                    new[part] = next(inputs)
-                elif part.op != "output":
-                    new[part] = graph.node_copy(part, lambda n: new[n])
-                    new[part].meta = dict(part.meta)
-        outputs = map_arg(next(n for n in inner.graph.nodes if n.op == "output").args[0], lambda n: new[n])
+        outputs = _copied(inner.graph, node, node.args[_MODE_BLOCKS[name] + 1 :])
         for user in list(node.users):
             user.replace_all_uses_with(cast(fx.Node, outputs[user.args[1]]))  # type: ignore[index]
             graph.erase_node(user)
@@ -47,6 +39,19 @@ def inline_blocks(graph: fx.Graph, root: torch.nn.Module) -> None:
             graph.erase_node(block)
     if any(getattr(n.target, "__name__", "") in _MODE_BLOCKS for n in graph.nodes):
         inline_blocks(graph, root)
+
+
+def _copied(block: fx.Graph, place: fx.Node, inputs: Sequence[Any]) -> Any:
+    """Copy the nodes of a block before `place`; returns its outputs."""
+    new: dict[fx.Node, Any] = dict(zip((n for n in block.nodes if n.op == "placeholder"), inputs, strict=True))
+    for node in block.nodes:
+        if node.op == "output":
+            return map_arg(node.args[0], lambda n: new[n])
+        if node.op != "placeholder":
+            with place.graph.inserting_before(place):
+                new[node] = place.graph.node_copy(node, lambda n: new[n])
+            new[node].meta = dict(node.meta)
+    raise AssertionError("a graph ends with its output")
 
 
 def fold_shuffles(graph: fx.Graph, mode: str) -> dict[str, tuple[torch.Tensor, str, int]]:

@@ -1,6 +1,6 @@
 """Operators that only move elements: labels go through the same ATen operator as the data.
 
-Label arrays are expanded without copying (their repeated dimensions have stride 0), so that most operators cost nothing.
+Label arrays are expanded without copying (repeated dimensions have stride 0), so that most operators cost nothing.
 """
 
 from __future__ import annotations

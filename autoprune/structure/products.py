@@ -98,7 +98,7 @@ def attention(state: Analysis, node: fx.Node) -> Value:
 
 
 def _repeated(value: Value, repeats: int, group: Array) -> Value:
-    """Keys or values whose heads serve `repeats` heads of queries each: head `h == K[h // repeats] or G[h % repeats]`."""
+    """Keys or values for the heads of queries: head `h == K[h // repeats] or G[h % repeats]`."""
     dim = len(value.shape) - 3
     shape = (*value.shape[:dim], repeats * value.shape[dim], *value.shape[dim + 1 :])
     others = Value(shape, tuple(c for c in value.components if c.shape[dim] == 1))

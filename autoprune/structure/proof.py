@@ -20,7 +20,7 @@ from autoprune.structure.units import Site
 
 PROOF_BATCH, LARGE_BATCH = 5, 2
 _LARGE = 50_000
-"""Examples with more elements than this are proven with `LARGE_BATCH`: the proof would take longer than all the rest."""
+"""Examples with more elements are proven with `LARGE_BATCH`: the proof would take longer than all the rest."""
 TOLERANCE = 1e-6
 """Largest difference relative to the largest output: far above float64 rounding, also through training batch norms."""
 

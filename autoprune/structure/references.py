@@ -32,8 +32,7 @@ _AVERAGES = {
     aten.mean.dim, aten.mean.default, aten.var.correction, aten.var.dim, aten.std.correction, aten.std.dim,
     aten.var_mean.correction, aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim, aten._weight_norm.default,
 }  # fmt: skip
-_NORMS = {aten.layer_norm.default: 2, aten.rms_norm.default: 2, aten.group_norm.default: 2}
-"""Where their weights begin among their arguments."""
+_NORMS = {aten.layer_norm.default, aten.rms_norm.default, aten.group_norm.default}
 _SUMS = {aten.sum.dim_IntList, aten.sum.default}
 _PRODUCTS = {
     aten.matmul.default: 1, aten.mm.default: 1, aten.bmm.default: 1, aten.addmm.default: 2, aten.baddbmm.default: 2,
@@ -44,6 +43,10 @@ _PRODUCTS = {
 """The operand of which removed entries are zeroed."""
 _SHORTER = (torch.float32, torch.float16, torch.bfloat16)
 Masks = Mapping[Site, np.ndarray]
+
+
+def _widened(value: Any) -> Any:
+    return torch.float64 if isinstance(value, torch.dtype) and value in _SHORTER else value
 
 
 class Reference(fx.Interpreter):
@@ -88,7 +91,7 @@ class Reference(fx.Interpreter):
         """Run an operator; what it would cast to a shorter type stays in float64."""
         if target is aten._assert_tensor_metadata.default:
             return None
-        args, kwargs = pytree.tree_map(lambda x: torch.float64 if isinstance(x, torch.dtype) and x in _SHORTER else x, (args, kwargs))
+        args, kwargs = pytree.tree_map(_widened, (args, kwargs))
         return target(*args, **kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
@@ -140,7 +143,8 @@ class Reference(fx.Interpreter):
         value = self.env.get(node)
         if not isinstance(value, torch.Tensor):
             return {}
-        where = ("parameter", self._canonical.get(str(node.target), "")) if node.op == "get_attr" else (self._mode, node.name)
+        own = ("parameter", self._canonical.get(str(node.target), ""))
+        where = own if node.op == "get_attr" else (self._mode, node.name)
         found = {d: self._masks.get((*where, d)) for d in range(value.dim()) if d not in symbolic_dims(node)}
         return {d: torch.from_numpy(np.flatnonzero(mask)) for d, mask in found.items() if mask is not None}
 
@@ -184,12 +188,11 @@ class Reference(fx.Interpreter):
     def _norm(self, node: fx.Node) -> torch.Tensor:
         """Statistics over what lives; the weight and the bias are those of the dense model."""
         small = self._small[node.name]
-        first = _NORMS[node.target]
         names = [parameter.name for parameter in node.target._schema.arguments]  # type: ignore[union-attr]
         given = dict(zip(names, small.args, strict=False)) | dict(small.kwargs)
         given |= {"weight": None, "bias": None} if "bias" in names else {"weight": None}
         source = node.args[0]
-        assert isinstance(source, fx.Node) and len(names) >= first
+        assert isinstance(source, fx.Node)
         given[names[0]] = self._taken(source)
         value = self._scattered(node.target(**given), node, self.env[source].dim())  # type: ignore[operator]
         weights = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)

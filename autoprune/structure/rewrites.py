@@ -17,7 +17,7 @@ Array = np.ndarray
 Living = Callable[[str, int], Array | None]
 """Mask of living indices of a dimension of a node (`-1`: its groups), or `None` when nothing there can be removed."""
 Rewrite = Callable[[fx.Node, fx.Node, Living], fx.Node | None]
-"""Changes the arguments of a new node, or returns another one that takes its place; the old one is the dense graph's."""
+"""Changes the arguments of a new node, or returns one that takes its place; the old one is the dense graph's."""
 
 
 def _set(new: fx.Node, name: str, value: Any) -> None:

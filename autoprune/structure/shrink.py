@@ -34,7 +34,8 @@ def slice_tensors(
 ) -> dict[str, torch.Tensor]:
     """Kept parts of all parameters and buffers but the `dead` ones (canonical names).
 
-    A tensor with several names is cut once and shared again. `lookups` are constants that hold positions in a dimension.
+    A tensor with several names is cut once and shared again. `lookups` are constants that hold positions in a
+    dimension.
     """
     cut: dict[str, torch.Tensor] = {}
     living = [name for name in tensors if canonical[name] not in dead]
