@@ -27,7 +27,7 @@ convnextv2_atto inception_next_tiny ghostnet_100 ghostnetv2_100 res2net50_26w_4s
 ecaresnet26t gcresnext26ts bat_resnext26ts halonet26t lambda_resnet26t botnet26t_256 cspresnet50 cspdarknet53
 dpn68 hrnet_w18_small dla34 xception41 vovnet39a selecsls42b dm_nfnet_f0 resnetv2_50 repvgg_a0 mobileone_s0
 rexnet_100 tinynet_e lcnet_050 fbnetc_100 hardcorenas_a mobilenetv4_conv_small
-""".split()
+""".split()  # noqa: SIM905
 _OPTIONS: dict[str, dict[str, Any]] = dict.fromkeys(
     (
         "beit_base_patch16_224", "cait_xxs24_224", "xcit_nano_12_p16_224", "convit_tiny", "tnt_s_patch16_224",

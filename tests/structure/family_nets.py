@@ -291,7 +291,7 @@ FAMILIES = {
     "vit": (Vit, [IMAGE], {"patch": ("channel", 12), "blocks.0.qkv": ("head", 3), "blocks.0.up": ("channel", 20)}),
     "vit, softmax": (lambda: Vit(fused=False), [IMAGE], {"patch": ("channel", 12), "blocks.1.qkv": ("head", 3)}),
     "encoder": (Encoder, [(5, 4)], {"layer.self_attn": ("head", 3), "embed": ("channel", 12)}),
-    "bert": (Bert, [TOKENS, (7,)], {"q#2": ("head", 3), "q": ("head_dim", 4), "v": ("head_dim", 4)}),
+    "bert": (Bert, [TOKENS, (7,)], {"q": ("head", 3), "q#2": ("head_dim", 4), "v": ("head_dim", 4)}),
     "gpt": (Gpt, [TOKENS], {"norm": ("channel", 12), "attend": ("head", 3)}),
     "llama": (Llama, [TOKENS], {"o": ("channel", 16), "q": ("head", 2), "q#2": ("head", 2), "gate": ("channel", 20)}),
     "swin": (Swin, [IMAGE], {"qkv": ("head", 3), "patch": ("channel", 12), "reduce": ("channel", 16)}),
