@@ -18,18 +18,20 @@ from torch import fx
 
 from autoprune.structure import rules
 from autoprune.structure.aliases import is_in_place, owners
-from autoprune.structure.capture import Capture, shape_of
+from autoprune.structure.capture import Capture
 from autoprune.structure.gates import ALWAYS, NEVER, Gate, all_of
+from autoprune.structure.nodes import shape_of
 from autoprune.structure.units import Channels, Site
 
 aten = torch.ops.aten
 ADDITIONS = {aten.add.Tensor, aten.add_.Tensor}
 _PRODUCTS = {aten.mul.Tensor, aten.mul_.Tensor}
 _IDEMPOTENT = {"aten::relu", "aten::relu6", "aten::hardtanh"}
-_NORMS = {aten.layer_norm.default, aten.group_norm.default}
 _PASSING = {
-    rules.convolution, rules.linear, rules.batch_norm, rules.pool, rules.reduction, rules.padding, rules.prelu,
-    rules.movement, rules.item, rules.ignored,
+    rules.convolution, rules.transposed_convolution, rules.linear, rules.batch_norm, rules.layer_norm,
+    rules.group_norm, rules.pool, rules.reduction, rules.selection, rules.padding, rules.prelu, rules.movement,
+    rules.reshaping, rules.expansion, rules.unchanged, rules.item, rules.ignored, rules.matrix_product,
+    rules.attention, rules.glu,
 }  # fmt: skip
 """Rules of operators whose output is absent when any input is."""
 
@@ -168,7 +170,7 @@ def _combined(node: fx.Node, gates: Mapping[fx.Node, Gate]) -> Gate | None:
     rule = rules.rule_for(node.target) if node.op == "call_function" else None
     if node.op == "output":
         return None
-    if not node.users or node.target in _NORMS | _PRODUCTS or rule in _PASSING:
+    if not node.users or node.target in _PRODUCTS or rule in _PASSING:
         return every  # without users: an assertion, or a write, which goes with what it is about
     if rule is not rules.pointwise:
         return None

@@ -37,9 +37,14 @@ def analyze(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> Structu
     labels = Labels()
     values = {n: _initial(labels, t) for n, t in tensors.items() if canonical[n] == n and t.is_floating_point()}
     shared = {name: values[canonical[name]] for name in tensors if canonical[name] in values}
-    states = {training: analyse(found.graph, labels, shared) for training, found in captures.items()}
+    whole_numbers = {name: t.detach() for name, t in tensors.items() if not t.is_floating_point()}
+    states = {training: analyse(found.graph, labels, shared, whole_numbers) for training, found in captures.items()}
     _fix_unused(labels, values, captures, canonical)
-    units, channels = find_units(labels, _sites(values, states))
+    roles = {
+        "head": [array for state in states.values() for array in state.heads],
+        "head_dim": [array for state in states.values() for array in state.head_dims],
+    }
+    units, channels = find_units(labels, _sites(values, states), roles)
     if not units:
         raise StructureError("nothing in this model can be pruned: " + _why(labels, values, states))
     full = np.array([unit.width for unit in units], dtype=np.int64)
@@ -93,9 +98,9 @@ def _sites(values: Mapping[str, Value], states: Mapping[bool, Analysis]) -> dict
         mode = "train" if training else "eval"
         for node, value in state.values.items():
             if isinstance(value, Value) and node.op == "call_function":
-                for dim in range(len(value.shape)):
-                    if value.along(dim):
-                        sites[mode, node.name, dim] = value.along(dim)
+                for component in value.components:
+                    dim = int(np.argmax(component.shape))
+                    sites.setdefault((mode, node.name, dim), []).append(component.reshape(-1))
         for node, group in state.groups.items():
             sites[mode, node.name, -1] = [group]
     return sites
@@ -107,8 +112,8 @@ def _fixed(labels: Labels, values: Mapping[str, Value], channels: Mapping[Site, 
     for name, value in values.items():
         for dim in (0, 1) if len(value.shape) > 1 else ():
             if value.shape[dim] > 1 and not channels["parameter", name, dim].of_unit:
-                reasons = [labels.reasons[int(x)] for x in value.along(dim)[0] if int(x) in labels.reasons]
-                reason = reasons[0] if reasons else "tied to a dimension that is fixed"
+                reasons = (labels.reason(int(x)) for x in value.along(dim)[0])
+                reason = next((r for r in reasons if r), "no consistent set of its indices can go")
                 found.append(Fixed(parameter=name, dim=dim, size=value.shape[dim], reason=reason))
     return tuple(found)
 

@@ -11,9 +11,9 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import StringIO
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import fx, nn
@@ -22,6 +22,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from autoprune.errors import StructureError
+from autoprune.structure.folding import fold_shuffles, inline_blocks
 from autoprune.task.accept import users_line
 
 _TENSOR_KINDS = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}
@@ -36,6 +37,8 @@ class Capture:
     training: bool
     constants: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """Tensors that `forward` makes or holds outside the state dict."""
+    lookups: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    """Constants that hold positions in a dimension: by name, the node and the dimension."""
 
     @property
     def mode(self) -> str:
@@ -65,7 +68,14 @@ def capture(model: nn.Module, example_inputs: Sequence[torch.Tensor], *, trainin
     out_spec = program.call_spec.out_spec
     assert out_spec is not None
     graph, constants = _unlift(program, "train" if training else "eval")
-    return Capture(graph=graph, out_spec=out_spec, training=training, constants=constants)
+    inline_blocks(graph, program.graph_module)
+    found = Capture(graph=graph, out_spec=out_spec, training=training, constants=constants)
+    shuffles = fold_shuffles(graph, found.mode)
+    return replace(
+        found,
+        constants=constants | {name: index for name, (index, _, _) in shuffles.items()},
+        lookups={name: (node, dim) for name, (_, node, dim) in shuffles.items()},
+    )
 
 
 def _with_batch(x: torch.Tensor, batch: int) -> torch.Tensor:
@@ -122,26 +132,6 @@ def _unlift(program: ExportedProgram, mode: str) -> tuple[fx.Graph, dict[str, to
             new[node] = graph.node_copy(node, lambda n: new[n])
         new[node].meta = dict(node.meta)
     return graph, constants
-
-
-def concrete(value: Any, batch: int = 3) -> Any:
-    """Turn symbolic sizes into the integers that they had during capture (the batch size)."""
-    if isinstance(value, torch.SymInt):
-        hint = value.node.hint
-        return int(hint) if hint is not None else batch
-    if isinstance(value, (list, tuple, torch.Size)):
-        return (
-            type(value)(concrete(v, batch) for v in value)
-            if not isinstance(value, torch.Size)
-            else tuple(concrete(v, batch) for v in value)
-        )
-    return value
-
-
-def shape_of(node: fx.Node) -> tuple[int, ...]:
-    """Shape of a node's tensor at capture time; `()` when the node is not one tensor."""
-    value = node.meta.get("val")
-    return concrete(value.shape) if isinstance(value, torch.Tensor) else ()
 
 
 def module_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

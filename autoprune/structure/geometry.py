@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import fx
 
 from autoprune.structure.branches import Branches
-from autoprune.structure.capture import concrete, shape_of
 from autoprune.structure.gates import ALWAYS, Gate
+from autoprune.structure.nodes import concrete, shape_of, symbolic_dims
 from autoprune.structure.units import Channels, Site
 
 Array = np.ndarray
+CAPTURE_BATCH = 3
+Along = Callable[[fx.Node, int], "Dim"]
+"""Size of a dimension of a node."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,17 @@ class Dim:
             total += coefficient * np.prod(widths[:, list(units)], axis=1, dtype=np.int64)
         return total
 
+    def __mul__(self, other: Dim) -> Dim:
+        """Size of two dimensions together."""
+        mine, others = ((self.constant, ()), *self.terms), ((other.constant, ()), *other.terms)
+        products = [(a * b, tuple(sorted((*u, *v)))) for a, u in mine for b, v in others if a * b]
+        constant = sum(c for c, units in products if not units)
+        return Dim(constant, tuple((c, units) for c, units in products if units))
+
+    def per_example(self) -> Dim:
+        """Size for one example, of a dimension that was captured with the batch in it."""
+        return Dim(self.constant // CAPTURE_BATCH, tuple((c // CAPTURE_BATCH, units) for c, units in self.terms))
+
     @classmethod
     def of(cls, channels: Channels, unit_widths: Array) -> Dim:
         """Polynomial of the living count of a dimension; `unit_widths` `[U]` are the full widths."""
@@ -55,19 +71,30 @@ class Dim:
         return cls(constant, tuple(terms))
 
 
+def size_along(node: fx.Node, axis: int, channels: Mapping[Site, Channels], unit_widths: Array) -> Dim:
+    """Size of one dimension of a node of the evaluation graph, for one example."""
+    found = channels.get(("eval", node.name, axis))
+    size = Dim.of(found, unit_widths) if found else Dim(_output_shape(node)[axis])
+    return size.per_example() if axis in symbolic_dims(node) else size
+
+
 _WEIGHTED = ("conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d", "linear")
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 _ATTENTION = "scaled_dot_product_attention"
-_CHANNELS_LAST = ("linear", "layer_norm", "rms_norm", "matmul", "bmm", _ATTENTION, *_RECURRENT)
+_PRODUCTS = {"matmul": 0, "bmm": 0, "mm": 0, "addmm": 1, "baddbmm": 1}
+"""Matrix products, and where their two factors begin among the arguments."""
+_CHANNELS_LAST = ("linear", "layer_norm", "rms_norm", _ATTENTION, *_PRODUCTS, *_RECURRENT)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Operator:
     """One node of the evaluation graph that costs time. Spatial sizes are those of the output, for one example.
 
-    Sequences have `height` 0 and their length as `width`. Recurrent layers have their number of layers as `kernel` and
-    of directions as `groups`; attention has its heads as `height` and `groups`, the length of queries as `width`, that
-    of keys as `kernel`, and the sizes of a head as channels. `gate` is when it runs at all.
+    Sequences have `height` 0 and their length as `width`; windows and other leading dimensions count as `height`.
+    Recurrent layers have their number of layers as `kernel` and of directions as `groups`. Attention has its heads as
+    `groups`, the length of queries as `width`, that of keys as `kernel`, and the sizes of a head as channels; a matrix
+    product has its matrices as `groups`, its rows as `width` and its inner size as `c_in`; a linear layer that mixes
+    tokens has its channels as `groups`. `gate` is when it runs.
     """
 
     node: str
@@ -89,9 +116,17 @@ class Operator:
         return tuple(sorted({*self.c_in.units, *self.c_out.units, *self.groups.units, *self.gate.units}))
 
     def macs(self, widths: Array) -> Array:
-        """Multiply-accumulates for one example, `[P]`, of convolutions and linear layers; 0 for all others."""
+        """Multiply-accumulates for one example, `[P]`: convolutions, linear layers, products, attention; else 0."""
+        if self.op in _PRODUCTS or self.op == _ATTENTION:
+            attends = self.op == _ATTENTION
+            wide = self.c_in(widths) + self.c_out(widths) if attends else self.c_in(widths) * self.c_out(widths)
+            places = max(self.width, 1) * int(np.prod(self.kernel or (1,)))
+            return places * self.groups(widths) * wide * self.gate(widths)
         if self.op not in _WEIGHTED:
             return np.zeros(len(widths), dtype=np.int64)
+        if self.op == "linear":
+            places = self.groups(widths) * max(self.height, 1) * max(self.width, 1)
+            return places * self.c_out(widths) * self.c_in(widths) * self.gate(widths)
         positions = max(self.height, 1) * max(self.width, 1) * int(np.prod(self.kernel or (1,)))
         if self.op.startswith("conv_transpose"):
             positions //= int(np.prod(self.stride))  # every position of the input is multiplied, not of the output
@@ -106,42 +141,88 @@ def find_operators(
 
     axes = _channel_axes(graph)
 
-    def dim_of(node: fx.Node) -> Dim:
-        shape, axis = _output_shape(node), axes.get(node, 1)
-        if len(shape) <= axis:
-            return Dim(1)
-        found = channels.get(("eval", node.name, axis))
-        return Dim.of(found, unit_widths) if found else Dim(shape[axis])
+    def along(node: fx.Node, axis: int) -> Dim:
+        return size_along(node, axis, channels, unit_widths)
 
     operators = []
     for node in graph.nodes:
         if node.op != "call_function" or not _output_shape(node):
             continue
-        sources = [
-            n for n in node.all_input_nodes if n.op != "get_attr" and isinstance(n.meta.get("val"), torch.Tensor)
-        ]
-        groups = channels.get(("eval", node.name, -1))
-        kernel, stride = _window(node)
-        shape, axis = _output_shape(node), axes[node]
-        extent = [size for d, size in enumerate(shape) if d not in _batch_dims(node) and d != axis][-2:]
-        height, width = [0, 0, *extent][-2:]
+        name = _op_name(node)
+        if name in _PRODUCTS or name == _ATTENTION:
+            sizes = _product_sizes(node, along)
+        else:
+            sizes = _layer_sizes(node, axes, along, channels.get(("eval", node.name, -1)), unit_widths)
         operators.append(
             Operator(
                 node=node.name,
-                op=_op_name(node),
-                inputs=tuple(n.name for n in sources),
-                c_in=dim_of(sources[0]) if sources else Dim(0),
-                c_out=dim_of(node),
-                groups=Dim.of(groups, unit_widths) if groups else Dim(_groups(node)),
-                height=height,
-                width=width,
-                kernel=kernel,
-                stride=stride,
+                op=name,
+                inputs=tuple(n.name for n in _activations(node)),
                 parameters=tuple(str(n.target) for n in node.all_input_nodes if n.op == "get_attr"),
                 gate=branches.runs.get(("eval", node.name), ALWAYS),
+                **sizes,
             )
         )
     return tuple(operators)
+
+
+def _activations(node: fx.Node) -> list[fx.Node]:
+    return [n for n in node.all_input_nodes if n.op != "get_attr" and isinstance(n.meta.get("val"), torch.Tensor)]
+
+
+def _layer_sizes(
+    node: fx.Node, axes: Mapping[fx.Node, int], along: Along, groups: Channels | None, unit_widths: Array
+) -> dict[str, Any]:
+    kernel, stride = _window(node)
+    sources = _activations(node)
+    shape, batch = _output_shape(node), _batch_dims(node)
+    others = [d for d in range(len(shape)) if d not in batch and d != axes[node]]
+    repeats = Dim(1)
+    for labelled in [d for d in others if _op_name(node) == "linear" and along(node, d).units]:
+        others.remove(labelled)
+        repeats *= along(node, labelled)
+    extent = [shape[d] for d in others]
+    repeated = math.prod(shape[d] // CAPTURE_BATCH for d in batch if shape[d] > CAPTURE_BATCH)
+    extent = [repeated, *extent] if repeated > 1 else extent
+    height, width = [0, 0, math.prod(extent[:-1]) if len(extent) > 1 else 0, *extent[-1:]][-2:]
+
+    def channels_of(of: fx.Node) -> Dim:
+        axis = axes.get(of, 1)
+        return along(of, axis) if len(_output_shape(of)) > axis else Dim(1)
+
+    return {
+        "c_in": channels_of(sources[0]) if sources else Dim(0),
+        "c_out": channels_of(node),
+        "groups": Dim.of(groups, unit_widths) if groups else repeats * Dim(_groups(node)),
+        "height": height if extent else 0,
+        "width": width if extent else 0,
+        "kernel": kernel,
+        "stride": stride,
+    }
+
+
+def _product_sizes(node: fx.Node, along: Along) -> dict[str, Any]:
+    """Sizes of a matrix product or of attention; labelled rows count as matrices, for their number follows widths."""
+    first = _PRODUCTS.get(_op_name(node), 0)
+    x, y, *values = (cast(fx.Node, n) for n in node.args[first : first + 3])
+    attends = _op_name(node) == _ATTENTION
+    rank_x, rank_y, rank = len(_output_shape(x)), len(_output_shape(y)), len(_output_shape(node))
+    matrices = Dim(1)
+    for axis in range(rank - 2):
+        matrices *= along(node, axis) if axis in symbolic_dims(node) or axis else Dim(1)
+    rows = along(x, rank_x - 2) if rank_x > 1 else Dim(1)
+    matrices = matrices * rows if rows.units else matrices
+    if attends:
+        columns = along(values[0], len(_output_shape(values[0])) - 1)
+    else:
+        columns = along(y, rank_y - 1) if rank_y > 1 else Dim(1)
+    return {
+        "c_in": along(x, rank_x - 1),
+        "c_out": columns,
+        "groups": matrices,
+        "width": 0 if rows.units else rows.constant,
+        "kernel": _output_shape(y)[-2:-1] if attends else (),
+    }
 
 
 def _channel_axes(graph: fx.Graph) -> dict[fx.Node, int]:
@@ -192,8 +273,6 @@ def _groups(node: fx.Node) -> int:
     name = _op_name(node)
     if name in _RECURRENT:
         return 2 if node.args[7] else 1  # bidirectional
-    if name == _ATTENTION:
-        return shape_of(node.args[0])[1]  # type: ignore[arg-type]
     return int(node.args[6]) if name.startswith("conv") and len(node.args) > 6 else 1  # type: ignore[arg-type]
 
 
@@ -202,8 +281,6 @@ def _window(node: fx.Node) -> tuple[tuple[int, ...], tuple[int, ...]]:
     name = _op_name(node)
     if name in _RECURRENT:
         return (int(node.args[4]),), ()  # type: ignore[arg-type]
-    if name == _ATTENTION:
-        return shape_of(node.args[1])[-2:-1], ()  # type: ignore[arg-type]
     if name.startswith("conv"):
         kernel = shape_of(node.args[1])[2:]  # type: ignore[arg-type]
         stride = node.args[3] if len(node.args) > 3 else 1

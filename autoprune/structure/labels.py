@@ -2,10 +2,11 @@
 
 Every index of every parameter dimension carries a *label*. Operators unite labels that must live or die together
 (union-find), and record OR-equations where an index dies with any of several causes (`removed(c) == removed(g) or
-removed(i)`, as in grouped convolutions). Label 0 is *fixed*: it is never removed.
+removed(i)`, as in grouped convolutions and attention heads). Label 0 is *fixed*: it is never removed.
 
-A `Value` describes a tensor by *components*: integer arrays of the tensor's rank whose dimensions are full or 1. An
-element is removed if and only if any of its labels is. A dimension of size above 1 without a component is fixed.
+A `Value` describes a tensor by *components*: integer arrays of the tensor's rank in which one dimension is full and the
+others are 1. An element is removed if and only if any of its labels is. A dimension of size above 1 without a component
+is fixed. Dimensions that a broadcast made have labels of their own, which belong to no parameter: they are free.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 Array = np.ndarray
+Equation = tuple[int, tuple[int, ...], int]
+"""`(whole, causes, family)`: the whole is removed exactly when any of its causes is; one tie makes one family."""
 
 
 @dataclass(frozen=True)
@@ -44,52 +47,70 @@ class Labels:
     """Union-find over labels, with the OR-equations and the reason why a label is fixed."""
 
     def __init__(self) -> None:
-        self._parent = [0]
-        self.reasons: dict[int, str] = {}
-        self.equations: list[tuple[int, tuple[int, ...]]] = []
+        self._parent = np.zeros(1, dtype=np.int64)
+        self._why = np.ones(1, dtype=np.int64)  # by representative; 0: free, else 1 + the number of the reason
+        self._count = 1
+        self._reasons = ["tied to a dimension that is fixed"]
+        self._equations: list[Array] = []  # each [n, 1 + causes]
+        self._factors: dict[tuple[object, ...], list[Array]] = {}
+        self._wholes: dict[tuple[bytes, ...], Array] = {}
 
     def fresh(self, count: int) -> Array:
         """New labels, shape `[count]`."""
-        start = len(self._parent)
-        self._parent.extend(range(start, start + count))
+        start, self._count = self._count, self._count + count
+        if self._count > len(self._parent):
+            room = max(self._count, 2 * len(self._parent))
+            self._parent = np.concatenate([self._parent, np.arange(len(self._parent), room)])
+            self._why = np.concatenate([self._why, np.zeros(room - len(self._why), dtype=np.int64)])
         return np.arange(start, start + count)
 
-    def find(self, label: int) -> int:
-        """Representative of a label; 0 when it is fixed."""
-        parent = self._parent
-        while parent[label] != label:
-            parent[label] = parent[parent[label]]
-            label = parent[label]
-        return label
-
     def roots(self, labels: Array) -> Array:
-        """Representatives of an array of labels, same shape."""
-        distinct, inverse = np.unique(labels, return_inverse=True)
-        return np.array([self.find(int(x)) for x in distinct], dtype=np.int64)[inverse].reshape(np.shape(labels))
+        """Representatives of an array of labels, same shape; 0 for those that are fixed."""
+        roots = self._representatives(np.asarray(labels))
+        return np.where(self._why[roots] > 0, 0, roots)
 
-    def _join(self, a: int, b: int) -> None:
-        a, b = self.find(a), self.find(b)
-        if a == b:
-            return
-        low, high = min(a, b), max(a, b)
-        self._parent[high] = low
-        if high in self.reasons:
-            self.reasons.setdefault(low, self.reasons[high])
+    def reason(self, label: int) -> str | None:
+        """Why a label is fixed, or `None` when it is free."""
+        why = int(self._why[self._representatives(np.array([label]))[0]])
+        return self._reasons[why - 1] if why else None
+
+    def _representatives(self, labels: Array) -> Array:
+        roots = self._parent[labels]
+        while True:
+            above = self._parent[roots]
+            if np.array_equal(above, roots):
+                break
+            roots = above
+        self._parent[labels] = roots
+        return roots
+
+    def _find(self, label: int) -> int:
+        while (parent := int(self._parent[label])) != label:
+            label = parent
+        return label
 
     def union(self, a: Array, b: Array) -> None:
         """Tie two label arrays of the same shape, index by index."""
-        pairs = np.unique(np.stack([np.ravel(a), np.ravel(b)], axis=1), axis=0)
-        for x, y in pairs:
-            self._join(int(x), int(y))
+        a, b = self._representatives(np.ravel(a)), self._representatives(np.ravel(b))
+        fixed_a, fixed_b = self._why[a], self._why[b]
+        one = (a != b) & ((fixed_a > 0) != (fixed_b > 0))
+        np.maximum.at(self._why, np.where(fixed_a > 0, b, a)[one], np.maximum(fixed_a, fixed_b)[one])
+        both_free = (a != b) & (fixed_a == 0) & (fixed_b == 0)
+        for x, y in np.unique(np.stack([a, b], axis=1)[both_free], axis=0).tolist():
+            x, y = self._find(x), self._find(y)
+            if x != y:
+                low, high = min(x, y), max(x, y)
+                self._parent[high] = low
+                self._why[low] = max(self._why[low], self._why[high])
 
     def fix(self, labels: Array, reason: str) -> None:
         """Never remove these labels; `reason` is kept for the user."""
-        for label in np.unique(labels):
-            root = self.find(int(label))
-            if root:
-                self.reasons.setdefault(int(label), reason)
-                self.reasons.setdefault(root, reason)
-                self._parent[root] = 0
+        roots = np.unique(self._representatives(np.ravel(labels)))
+        roots = roots[self._why[roots] == 0]
+        if len(roots):
+            if reason not in self._reasons:
+                self._reasons.append(reason)
+            self._why[roots] = 1 + self._reasons.index(reason)
 
     def fix_value(self, value: Value, reason: str, dims: Iterable[int] | None = None) -> None:
         """Fix every component of a value, or only those that vary along `dims`."""
@@ -102,43 +123,79 @@ class Labels:
         """`removed(whole[k]) == removed(causes[0][k]) or removed(causes[1][k]) or ...`, all arrays of one shape."""
         if len(causes) == 1:
             self.union(whole, causes[0])
-            return
-        for row in np.unique(np.stack([np.ravel(whole), *map(np.ravel, causes)], axis=1), axis=0):
-            self.equations.append((int(row[0]), tuple(int(x) for x in row[1:])))
+        else:
+            self._equations.append(np.unique(np.stack([np.ravel(whole), *map(np.ravel, causes)], axis=1), axis=0))
 
     def equate(self, a: Sequence[Array], b: Sequence[Array], reason: str) -> None:
         """Tie two lists of components of one dimension; an empty side is fixed and fixes the other."""
         if not a or not b:
             for labels in (*a, *b):
                 self.fix(labels, reason)
-        elif len(a) == len(b):
+        elif len(a) == 1 or len(b) == 1:
+            whole, causes = (a[0], b) if len(a) == 1 else (b[0], a)
+            self.either(whole, causes)
+        elif [_pattern(x) for x in a] == [_pattern(x) for x in b]:
             for x, y in zip(a, b, strict=True):
                 self.union(x, y)
-        elif len(a) == 1:
-            self.either(a[0], b)
-        elif len(b) == 1:
-            self.either(b[0], a)
         else:
-            for labels in (*a, *b):
-                self.fix(labels, reason)
+            self.either(self.whole(a), b)
 
-    def simplified(self) -> list[tuple[int, tuple[int, ...]]]:
+    def whole(self, components: Sequence[Array]) -> Array:
+        """One label for every index of a dimension with several components; the same ones for the same components."""
+        if len(components) == 1:
+            return components[0]
+        key = tuple(component.tobytes() for component in components)
+        if key not in self._wholes:
+            self._wholes[key] = self.fresh(len(components[0]))
+            self.either(self._wholes[key], components)
+        return self._wholes[key]
+
+    def factors(self, component: Array) -> list[Array]:
+        """Split a component that varies along several dimensions into one for each, tied to it by an equation.
+
+        Slices that are equal share a label: what repeats for every example of a batch stays that way.
+        """
+        key = (component.shape, component.tobytes())
+        if key not in self._factors:
+            parts = []
+            for dim in np.flatnonzero(np.array(component.shape) > 1).tolist():
+                slices = np.moveaxis(component, dim, 0).reshape(component.shape[dim], -1)
+                distinct, which = np.unique(slices, axis=0, return_inverse=True)
+                shape = [1] * component.ndim
+                shape[dim] = component.shape[dim]
+                parts.append(self.fresh(len(distinct))[which.ravel()].reshape(shape))
+            self.either(component, [np.broadcast_to(part, component.shape) for part in parts])
+            self._factors[key] = parts
+        return self._factors[key]
+
+    def simplified(self) -> list[Equation]:
         """Equations over representatives, with fixed causes dropped and single causes united, until nothing changes."""
         while True:
-            changed, kept = False, []
-            for whole, causes in self.equations:
-                root = self.find(whole)
-                living = tuple(sorted({self.find(c) for c in causes} - {0}))
-                if root == 0 and living:
-                    self.fix(np.array(living), self.reasons.get(whole, "tied to a dimension that is fixed"))
-                    changed = True
-                elif root and not living:
-                    self.fix(np.array([root]), "tied to dimensions that are fixed")
-                    changed = True
-                elif root and len(living) == 1:
-                    changed = changed or root != living[0]
-                    self._join(root, living[0])
-                elif root:
-                    kept.append((root, living))
+            changed, kept = False, dict[bytes, Array]()
+            for equations in self._equations:
+                roots = self.roots(equations)
+                whole, causes = roots[:, 0], np.sort(roots[:, 1:], axis=1)
+                causes[:, 1:][causes[:, 1:] == causes[:, :-1]] = 0
+                living = (causes > 0).sum(axis=1)
+                alone = causes.max(axis=1)
+                dead = (whole == 0) & (living > 0)
+                if dead.any():
+                    why = self._reasons[int(self._why[self._representatives(equations[dead, :1])].max()) - 1]
+                    self.fix(causes[dead], why)
+                if (bare := (whole > 0) & (living == 0)).any():
+                    self.fix(whole[bare], "tied to dimensions that are fixed")
+                if (single := (whole > 0) & (living == 1) & (whole != alone)).any():
+                    self.union(whole[single], alone[single])
+                changed = changed or bool(dead.any() or bare.any() or single.any())
+                rest = np.concatenate([whole[:, None], causes], axis=1)[(whole > 0) & (living > 1)]
+                rest = np.unique(rest, axis=0)
+                kept[rest.tobytes()] = rest
             if not changed:
-                return sorted(set(kept))
+                families = enumerate(kept.values())
+                return [(r[0], tuple(x for x in r[1:] if x), k) for k, rows in families for r in rows.tolist()]
+
+
+def _pattern(labels: Array) -> bytes:
+    """Which indices of a component share a label, whatever the labels are."""
+    _, first, which = np.unique(labels, return_index=True, return_inverse=True)
+    return first[which].tobytes()

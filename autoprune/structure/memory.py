@@ -14,13 +14,11 @@ import torch
 from torch import fx
 
 from autoprune.structure.aliases import owners, tensors_of
-from autoprune.structure.capture import concrete
 from autoprune.structure.geometry import Dim
+from autoprune.structure.nodes import concrete
 from autoprune.structure.units import Channels, Site
 
 Array = np.ndarray
-
-_CAPTURE_BATCH = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +80,6 @@ def _buffers(node: fx.Node, channels: Mapping[Site, Channels], unit_widths: Arra
         dims = []
         for axis, size in enumerate(tensor.shape):
             found = channels.get(("eval", node.name, axis))
-            if isinstance(size, torch.SymInt):
-                dims.append(Dim(concrete(size) // _CAPTURE_BATCH))
-            else:
-                dims.append(Dim.of(found, unit_widths) if found else Dim(size))
+            dim = Dim.of(found, unit_widths) if found else Dim(concrete(size))
+            dims.append(dim.per_example() if isinstance(size, torch.SymInt) else dim)
         yield Buffer(element_bytes=tensor.dtype.itemsize, dims=tuple(dims))

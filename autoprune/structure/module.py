@@ -35,21 +35,21 @@ class GraphModel(nn.Module):
         super().__init__()
         for name, tensor in tensors.items():
             _register(self, name, tensor, name in persistent)
-        self._captures = dict(captures)
+        self.captures = dict(captures)
         self.pruned_to: PrunedTo | None = None
         self._forwards = {mode: _compile(found.graph) for mode, found in captures.items()}
 
     @property
     def input_names(self) -> tuple[str, ...]:
         """Names of the inputs, as the captured model's `forward` calls them."""
-        return tuple(str(node.target) for node in self._captures[False].graph.nodes if node.op == "placeholder")
+        return tuple(str(node.target) for node in self.captures[False].graph.nodes if node.op == "placeholder")
 
     def forward(self, *inputs: torch.Tensor, **named: torch.Tensor) -> Any:
         """Run the graph of the current mode on inputs by position or by name; outputs nest as the captured model's."""
         if named:
             inputs = (*inputs, *self._in_order(named, self.input_names[len(inputs) :]))
         outputs = self._forwards[self.training](self, *inputs)
-        return pytree.tree_unflatten(outputs, self._captures[self.training].out_spec)
+        return pytree.tree_unflatten(outputs, self.captures[self.training].out_spec)
 
     def _in_order(self, named: Mapping[str, torch.Tensor], names: Sequence[str]) -> list[torch.Tensor]:
         if named.keys() != set(names):
@@ -58,18 +58,18 @@ class GraphModel(nn.Module):
 
     def evaluation_graph(self) -> fx.GraphModule:
         """The evaluation graph over the same parameters, for an `fx.Interpreter`; nodes keep their captured names."""
-        return fx.GraphModule(self, self._captures[False].graph)
+        return fx.GraphModule(self, self.captures[False].graph)
 
     def evaluate_from(self, known: dict[fx.Node, Any]) -> Any:
         """Outputs in evaluation mode from the values of some nodes on; these are not run."""
         outputs = fx.Interpreter(self.evaluation_graph()).run(initial_env=known)
-        return pytree.tree_unflatten(outputs, self._captures[False].out_spec)
+        return pytree.tree_unflatten(outputs, self.captures[False].out_spec)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphModel:
         new = GraphModel.__new__(GraphModel)
         nn.Module.__init__(new)
         memo[id(self)] = new
-        shared = {"_captures", "_forwards"}
+        shared = {"captures", "_forwards"}
         for key, value in self.__dict__.items():
             new.__dict__[key] = value if key in shared else copy.deepcopy(value, memo)
         return new

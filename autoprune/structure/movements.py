@@ -1,8 +1,12 @@
-"""Operators that only move elements: labels go through the same ATen operator as the data."""
+"""Operators that only move elements: labels go through the same ATen operator as the data.
+
+Label arrays are expanded without copying (repeated dimensions have stride 0), so that most operators cost nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -11,59 +15,121 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from autoprune.structure.analysis import Analysis
-from autoprune.structure.capture import concrete, shape_of
 from autoprune.structure.labels import Array, Value
+from autoprune.structure.nodes import argument, concrete, shape_of, symbolic_dims
 
 aten = torch.ops.aten
 
-MOVEMENTS = {
-    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints, aten.permute.default,
-    aten.transpose.int, aten.t.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
-    aten.unsqueeze.default, aten.slice.Tensor, aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default,
+RESHAPES = {
+    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints, aten.unflatten.int,
+    aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default, aten.view_as.default,
+    aten.reshape_as.default,
 }  # fmt: skip
+MOVEMENTS = {
+    aten.permute.default, aten.transpose.int, aten.t.default, aten.numpy_T.default, aten.slice.Tensor,
+    aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.select.int, aten.unbind.int,
+    aten.roll.default, aten.flip.default, aten.movedim.int, aten.swapaxes.default,
+    aten.pixel_shuffle.default, aten.pixel_unshuffle.default, aten.unfold.default,
+    aten.repeat_interleave.self_int, aten.movedim.intlist, aten.mT.default,
+}  # fmt: skip
+_UNEVEN = {aten.roll.default, aten.unfold.default}
+"""Along a labelled dimension these are not the same operator once some indices are gone."""
 
 
 def movement(state: Analysis, node: fx.Node) -> Any:
-    """View, permute, slice, split, ...: run the same operator on the label arrays."""
+    """Permute, slice, split, ...: run the same operator on the label arrays."""
     x = state.value(node.args[0])
-    if node.target is aten.slice.Tensor and len(node.args) > 4 and node.args[4] != 1:
-        state.labels.fix_value(x, "is sliced with a step")
+    _fix_uneven(state, node, x)
     args, kwargs = map_arg((node.args[1:], node.kwargs), lambda n: concrete(n.meta["val"]))
     target = cast(Callable[..., Any], node.target)
     outputs: list[list[Array]] = []
     for component in x.components:
-        moved = target(torch.from_numpy(np.broadcast_to(component, x.shape).copy()), *args, **kwargs)
+        moved = target(torch.from_numpy(component).expand(x.shape), *args, **kwargs)
         outputs.append([_collapsed(t) for t in (moved if isinstance(moved, (list, tuple)) else [moved])])
     value = node.meta["val"]
     if not isinstance(value, (list, tuple)):
-        return _separable(state, node, Value(shape_of(node), tuple(o[0] for o in outputs)))
+        return separable(state, node, shape_of(node), [o[0] for o in outputs])
     shapes = [concrete(v.shape) for v in value]
-    return [_separable(state, node, Value(s, tuple(o[k] for o in outputs))) for k, s in enumerate(shapes)]
+    return [separable(state, node, s, [o[k] for o in outputs]) for k, s in enumerate(shapes)]
+
+
+def reshaping(state: Analysis, node: fx.Node) -> Value:
+    """View, flatten, squeeze, ...: row-major order stays, so each run of dimensions is reshaped by itself."""
+    x, shape = state.value(node.args[0]), shape_of(node)
+    return separable(state, node, shape, [reshaped(c, x.shape, shape) for c in x.components])
+
+
+def reshaped(component: Array, before: tuple[int, ...], after: tuple[int, ...]) -> Array:
+    """A component of a tensor of shape `before` for the same elements in shape `after`."""
+    labels, shape = component, [1] * len(after)
+    for inside, outside in _runs(before, after):
+        if any(component.shape[d] > 1 for d in inside):
+            block = component.reshape([component.shape[d] for d in inside])
+            block = np.broadcast_to(block, [before[d] for d in inside]).reshape([after[d] for d in outside])
+            labels = _collapsed(torch.from_numpy(block.copy()))
+            for dim, size in zip(outside, labels.shape, strict=True):
+                shape[dim] = size
+    return labels.reshape(shape)
+
+
+def _runs(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Pair up the shortest runs of dimensions with equal products, in order; together they are all dimensions."""
+    runs: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(before) or j < len(after):
+        inside, outside = [], []
+        while True:
+            size_in, size_out = math.prod(before[d] for d in inside), math.prod(after[d] for d in outside)
+            if inside and outside and size_in == size_out:
+                break
+            if (size_in <= size_out or j == len(after)) and i < len(before):
+                inside.append(i)
+                i += 1
+            elif j < len(after):
+                outside.append(j)
+                j += 1
+            else:
+                break
+        runs.append((inside, outside))
+    return runs
 
 
 def _collapsed(labels: torch.Tensor) -> Array:
     """Give dimensions along which nothing changes the size 1."""
     for dim in range(labels.dim()):
-        if bool((labels == labels.narrow(dim, 0, 1)).all()):
-            labels = labels.narrow(dim, 0, 1)
+        first = labels.narrow(dim, 0, 1)
+        if labels.stride(dim) == 0 or labels.shape[dim] == 1 or bool((labels == first).all()):
+            labels = first
     return labels.contiguous().numpy()
 
 
-def _separable(state: Analysis, node: fx.Node, value: Value) -> Value:
-    """Fix what is no plain dimension of labels: one that was split, a single channel, a merge with the batch."""
-    symbolic = _symbolic_dims(node)
+def separable(state: Analysis, node: fx.Node, shape: tuple[int, ...], components: Sequence[Array]) -> Value:
+    """A value whose components vary along one dimension each: those of several are split, single channels fixed."""
+    symbolic = symbolic_dims(node)
     kept = []
-    for component in value.components:
-        varying = sum(size > 1 for size in component.shape)
-        if any(component.shape[d] > 1 for d in symbolic):
-            state.labels.fix(component, f"is merged with the batch by {node.target}")
-        elif varying == 1:
-            kept.append(component)
-        elif varying > 1:
-            state.labels.fix(component, f"is split over two dimensions by {node.target}")
-        else:
+    for component in components:
+        varying = [d for d, size in enumerate(component.shape) if size > 1]
+        if not varying:
             state.labels.fix(component, f"is a single channel taken by {node.target}")
-    return Value(value.shape, tuple(kept))
+        elif len(varying) == 1 and not component.any():
+            continue
+        elif len(varying) == 1:
+            kept.append(component)
+        elif set(varying) <= symbolic:
+            state.labels.fix(component, f"is merged with the batch by {node.target}")
+        else:
+            kept += state.labels.factors(component)
+    # A dimension whose slices are all equal carries nothing.
+    return Value(shape, tuple(c for c in kept if (c != c.flat[0]).any()))
+
+
+def _fix_uneven(state: Analysis, node: fx.Node, x: Value) -> None:
+    if node.target is aten.slice.Tensor and argument(node, "step") != 1:
+        state.labels.fix_value(x, "is sliced with a step", [argument(node, "dim") % len(x.shape)])
+    elif node.target in _UNEVEN:
+        listed = argument(node, "dims" if node.target is aten.roll.default else "dimension")
+        dims = [listed] if isinstance(listed, int) else listed or range(len(x.shape))
+        state.labels.fix_value(x, f"is moved by {node.target}", {d % len(x.shape) for d in dims})
 
 
 def item(state: Analysis, node: fx.Node) -> Any:
@@ -72,8 +138,33 @@ def item(state: Analysis, node: fx.Node) -> Any:
     return found[cast(int, node.args[1])] if isinstance(found, list) else Value(shape_of(node))
 
 
-def _symbolic_dims(node: fx.Node) -> list[int]:
-    """Dimensions of a view whose size depends on the batch: only there an explicit size cannot follow the channels."""
-    sizes = node.args[1] if len(node.args) > 1 and isinstance(node.args[1], (list, tuple)) else ()
-    is_view = node.target in (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
-    return [d for d, size in enumerate(sizes) if is_view and isinstance(size, fx.Node)]
+def repetition(state: Analysis, node: fx.Node) -> Value:
+    """`repeat`: labels repeat along a labelled dimension; one that grows out of size 1 is free, as in `expand`."""
+    x, shape = state.value(node.args[0]), shape_of(node)
+    lead = len(shape) - len(x.shape)
+    parts = []
+    for component in x.components:
+        component = component.reshape([1] * lead + list(component.shape))
+        parts.append(np.tile(component, [s // t if t > 1 else 1 for s, t in zip(shape, component.shape, strict=True)]))
+    return Value(shape, (*parts, *created(state, node, _grown(x.shape, shape)).components))
+
+
+def expansion(state: Analysis, node: fx.Node) -> Value:
+    """`expand`: a dimension that grows out of size 1 is free, it has new labels that belong to no parameter."""
+    x, shape = state.value(node.args[0]), shape_of(node)
+    lead = len(shape) - len(x.shape)
+    parts = [c.reshape([1] * lead + list(c.shape)) for c in x.components]
+    return Value(shape, (*parts, *created(state, node, _grown(x.shape, shape)).components))
+
+
+def _grown(before: tuple[int, ...], after: tuple[int, ...]) -> list[int]:
+    """Dimensions that a broadcast made."""
+    lead = len(after) - len(before)
+    return [d for d in range(len(after)) if d < lead or (before[d - lead] == 1 and after[d] > 1)]
+
+
+def created(state: Analysis, node: fx.Node, dims: Sequence[int] | None = None) -> Value:
+    """`zeros`, `full`, ...: every dimension (or those listed) is free; those of the batch carry no labels."""
+    shape, symbolic = shape_of(node), symbolic_dims(node)
+    dims = range(len(shape)) if dims is None else dims
+    return Value.of_dims(shape, {d: [state.labels.fresh(shape[d])] for d in dims if shape[d] > 1 and d not in symbolic})

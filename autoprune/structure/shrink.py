@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,13 +12,12 @@ from torch import fx, nn
 
 from autoprune.structure.aliases import is_in_place, owners
 from autoprune.structure.branches import may_be_bypassed
-from autoprune.structure.capture import Capture, shape_of
+from autoprune.structure.capture import Capture
+from autoprune.structure.rewrites import REWRITES
 from autoprune.structure.units import Channels, Site
 
 aten = torch.ops.aten
 Array = np.ndarray
-Living = Callable[[str, int], Array | None]
-"""Mask of living indices of a dimension of a node (`-1`: its groups), or `None` when nothing there can be removed."""
 
 
 def living_masks(channels: Mapping[Site, Channels], keep: Mapping[int, Array]) -> dict[Site, Array]:
@@ -31,10 +30,12 @@ def slice_tensors(
     masks: Mapping[Site, Array],
     canonical: Mapping[str, str],
     dead: AbstractSet[str] = frozenset(),
+    lookups: Mapping[str, Site] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Kept parts of all parameters and buffers but the `dead` ones (canonical names).
 
-    A tensor with several names is cut once and shared again.
+    A tensor with several names is cut once and shared again. `lookups` are constants that hold positions in a
+    dimension.
     """
     cut: dict[str, torch.Tensor] = {}
     living = [name for name in tensors if canonical[name] not in dead]
@@ -42,6 +43,8 @@ def slice_tensors(
         tensor, first = tensors[name], canonical[name]
         if first not in cut:
             new = tensor.detach().clone()
+            if lookups and (positions := masks.get(lookups.get(name, ("", "", 0)))) is not None:
+                new = _renumbered(new, positions)
             for dim in range(tensor.dim()):
                 mask = masks.get(("parameter", first, dim))
                 if mask is not None:
@@ -50,6 +53,12 @@ def slice_tensors(
             cut[first] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
         cut[name] = cut[first]
     return {name: cut[name] for name in living}
+
+
+def _renumbered(index: torch.Tensor, mask: Array) -> torch.Tensor:
+    """Positions in a dimension, of what lives there, after it was cut."""
+    living = torch.from_numpy(mask).to(index.device)
+    return (living.cumsum(0) - 1)[index[living[index]]]
 
 
 def rewrite(capture: Capture, masks: Mapping[Site, Array], idle: AbstractSet[str] = frozenset()) -> Capture:
@@ -71,13 +80,13 @@ def rewrite(capture: Capture, masks: Mapping[Site, Array], idle: AbstractSet[str
                     copies.append(new[node])
             continue
         new[node] = graph.node_copy(node, lambda n: new[n])
-        rule = _REWRITES.get(node.target) if node.op == "call_function" else None
+        rule = REWRITES.get(node.target) if node.op == "call_function" else None
         if rule is not None:
-            rule(node, new[node], lambda name, dim: masks.get((capture.mode, name, dim)))
+            new[node] = rule(node, new[node], lambda name, dim: masks.get((capture.mode, name, dim))) or new[node]
     for copy in reversed(copies):
         if not copy.users:
             graph.erase_node(copy)
-    return Capture(graph=graph, out_spec=capture.out_spec, training=capture.training)
+    return replace(capture, graph=graph, constants={})
 
 
 def _is_written_later(bypassed: fx.Node, operand: fx.Node, idle: AbstractSet[str]) -> bool:
@@ -87,61 +96,3 @@ def _is_written_later(bypassed: fx.Node, operand: fx.Node, idle: AbstractSet[str
     nodes = [node for node in bypassed.graph.nodes if node.name not in idle or node is bypassed]
     later = nodes[nodes.index(bypassed) + 1 :]
     return any(is_in_place(node) and memory.get(node, node) in shared for node in later)
-
-
-def _convolution(old: fx.Node, new: fx.Node, living: Living) -> None:
-    mask = living(old.name, -1)
-    if mask is not None:
-        new.update_arg(6, int(mask.sum()))
-
-
-def _sizes(old: fx.Node, new: fx.Node, living: Living) -> None:
-    """`view(x, sizes)`: explicit sizes of labelled dimensions follow their living counts; `-1` adjusts itself."""
-    sizes = list(new.args[1])  # type: ignore[arg-type]
-    for dim, size in enumerate(sizes):
-        mask = living(old.name, dim)
-        if mask is not None and isinstance(size, int) and size != -1:
-            sizes[dim] = int(mask.sum())
-    new.update_arg(1, sizes)
-
-
-def _slice(old: fx.Node, new: fx.Node, living: Living) -> None:
-    """`slice(x, dim, start, end, step)`: bounds move to the living counts before them."""
-    source = old.args[0]
-    dim = int(old.args[1]) if len(old.args) > 1 else 0  # type: ignore[arg-type]
-    size = shape_of(source)[dim]  # type: ignore[arg-type]
-    mask = living(source.name, dim % len(shape_of(source)))  # type: ignore[union-attr,arg-type]
-    if mask is None:
-        return
-    start, end, _ = slice(*[a if isinstance(a, int) else None for a in (*old.args[2:4], None, None)][:2]).indices(size)
-    new.args = (new.args[0], dim, int(mask[:start].sum()), int(mask[:end].sum()), *new.args[4:])
-
-
-def _split(old: fx.Node, new: fx.Node, living: Living) -> None:
-    """`split` and `chunk` with a labelled dimension become `split_with_sizes` of the living counts."""
-    source = old.args[0]
-    rank = len(shape_of(source))  # type: ignore[arg-type]
-    dim = int(old.args[2] if len(old.args) > 2 else old.kwargs.get("dim", 0)) % rank  # type: ignore[arg-type]
-    mask = living(source.name, dim)  # type: ignore[union-attr]
-    if mask is None:
-        return
-    sizes = [int(v.shape[dim]) for v in old.meta["val"]]
-    ends = np.cumsum(sizes)
-    counts = [int(mask[end - size : end].sum()) for size, end in zip(sizes, ends, strict=True)]
-    new.target = aten.split_with_sizes.default
-    new.args, new.kwargs = (new.args[0], counts, dim), {}
-
-
-_REWRITES: dict[Any, Callable[[fx.Node, fx.Node, Living], None]] = {
-    aten.conv1d.default: _convolution,
-    aten.conv2d.default: _convolution,
-    aten.conv1d.padding: _convolution,
-    aten.conv2d.padding: _convolution,
-    aten.view.default: _sizes,
-    aten.reshape.default: _sizes,
-    aten._unsafe_view.default: _sizes,
-    aten.slice.Tensor: _slice,
-    aten.split.Tensor: _split,
-    aten.split_with_sizes.default: _split,
-    aten.chunk.default: _split,
-}

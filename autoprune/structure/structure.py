@@ -210,7 +210,8 @@ class Structure:
     def _build(self, masks: Mapping[Site, Array], removed: AbstractSet[int] = frozenset()) -> GraphModel:
         found, dead = self.branches, self.branches.dead_tensors(removed)
         captures = {m: rewrite(c, masks, found.idle(c.mode, removed)) for m, c in self.captures.items()}
-        tensors = slice_tensors(self.tensors, masks, self.canonical, dead)
+        lookups = {name: (c.mode, *place) for c in self.captures.values() for name, place in c.lookups.items()}
+        tensors = slice_tensors(self.tensors, masks, self.canonical, dead, lookups)
         return GraphModel(captures, tensors, set(self.model.state_dict()))
 
     def _difference(self, masks: Mapping[Site, Array], removed: AbstractSet[int], shrunk: GraphModel) -> float:

@@ -1,19 +1,20 @@
 """From labels to units: which channels go together, and which of them may be chosen freely.
 
 An *atom* is a smallest set of labels that can be removed alone: the closure of one label under unions and
-OR-equations that never reaches label 0. Atoms that touch the same dimensions equally often are interchangeable: they
-are the channels of one unit.
+OR-equations that never reaches label 0 (`closures`). Atoms that touch the same dimensions equally often are
+interchangeable: they are the channels of one unit. Dimensions with the same labels are looked at once.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from autoprune.records import Member, Unit
+from autoprune.structure.closures import Atom, minimal_closures
 from autoprune.structure.labels import Array, Labels
 
 Site = tuple[str, str, int]
@@ -39,160 +40,188 @@ class Channels:
         return mask
 
 
-def find_units(labels: Labels, sites: Mapping[Site, list[Array]]) -> tuple[tuple[Unit, ...], dict[Site, Channels]]:
+def find_units(
+    labels: Labels, sites: Mapping[Site, list[Array]], roles: Mapping[str, Sequence[Array]] | None = None
+) -> tuple[tuple[Unit, ...], dict[Site, Channels]]:
     """Units and, for every site, the channels of its indices.
 
     `sites` maps each labelled dimension to its components (1-d label arrays). Atoms whose living counts would not be a
-    product of widths are fixed, and the search for units starts again.
+    product of widths are fixed, and the search for units starts again. `roles` are the labels that make a unit of
+    another kind than "channel".
     """
     while True:
-        rooted = _rooted(labels, sites)
-        atoms = _atoms(labels, rooted)
-        groups = _interchangeable(atoms, rooted)
-        lookups = _lookups(groups)
-        found = {site: _channels(arrays, lookups) for site, arrays in rooted.items()}
-        channels = {site: of_site for site, (of_site, _) in found.items()}
-        ragged = {unit for _, conflicts in found.values() for unit in conflicts} | _overlapping(groups)
-        ragged |= {unit for of_site in channels.values() for unit in _ragged(of_site, groups)}
+        equations = labels.simplified()
+        patterns, of_site = _patterns(labels, sites)
+        of_parameters = {of_site[site] for site in sites if site[0] == "parameter"}
+        seeds = {int(x) for p in of_parameters for array in patterns[p] for x in np.unique(array)} - {0}
+        homes = _Homes(minimal_closures(seeds, equations), patterns)
+        found = [homes.channels(pattern) for pattern in patterns]
+        ragged = homes.overlapping() | {unit for _, conflicts in found for unit in conflicts}
+        ragged |= {unit for channels, _ in found for unit in _ragged(channels, homes.widths)}
         if not ragged:
-            return _as_units(groups, channels), channels
+            channels = {site: found[of_site[site]][0] for site in sites}
+            return _as_units(homes, channels, labels, roles or {}), channels
         for unit in ragged:
-            for atom in groups[unit]:
-                labels.fix(np.array(sorted(atom)), "its living counts are not a product of widths")
+            members = np.array(sorted(x for atom in homes.atoms_of(unit) for x in atom))
+            labels.fix(members, "its living counts are not a product of widths")
 
 
-def _rooted(labels: Labels, sites: Mapping[Site, list[Array]]) -> dict[Site, list[Array]]:
-    labels.simplified()
-    return {site: [labels.roots(a) for a in arrays] for site, arrays in sites.items()}
+def _patterns(labels: Labels, sites: Mapping[Site, list[Array]]) -> tuple[list[list[Array]], dict[Site, int]]:
+    """The distinct lists of representatives, and which of them every site has."""
+    by_labels: dict[tuple[bytes, ...], int] = {}
+    by_roots: dict[tuple[bytes, ...], int] = {}
+    patterns: list[list[Array]] = []
+    of_site = {}
+    for site, arrays in sites.items():
+        key = tuple(a.tobytes() for a in arrays)
+        if key not in by_labels:
+            roots = [labels.roots(a) for a in arrays]
+            by_labels[key] = by_roots.setdefault(tuple(r.tobytes() for r in roots), len(patterns))
+            if by_labels[key] == len(patterns):
+                patterns.append(roots)
+        of_site[site] = by_labels[key]
+    return patterns, of_site
 
 
-def _atoms(labels: Labels, rooted: Mapping[Site, list[Array]]) -> list[frozenset[int]]:
-    """Minimal removable label sets, of those labels that occur in a parameter."""
-    equations = labels.simplified()
-    seeds = {int(x) for (kind, _, _), arrays in rooted.items() if kind == "parameter" for a in arrays for x in a} - {0}
-    involved = {x for whole, causes in equations for x in (whole, *causes)}
-    atoms = {frozenset([seed]) for seed in seeds - involved}
-    of_label = defaultdict(list)
-    for equation in equations:
-        for label in (equation[0], *equation[1]):
-            of_label[label].append(equation)
-    closures = {
-        c for c in (_closure(seed, of_label) for seed in sorted(seeds | involved - {0}) if seed in involved) if c
-    }
-    minimal = [c for c in closures if not any(other < c for other in closures)]
-    return sorted(atoms.union(minimal), key=lambda a: min(a))
+class _Homes:
+    """Atoms grouped into units, and in which atoms every label is."""
+
+    def __init__(self, atoms: list[Atom], patterns: Sequence[Sequence[Array]]) -> None:
+        self._atoms = atoms
+        self._layers = _layers(atoms)
+        groups = self._interchangeable(patterns)
+        self._groups = groups
+        self._unit = np.full(len(atoms) + 1, -1, dtype=np.int64)  # the last one stands for "no atom"
+        self._channel = np.full(len(atoms) + 1, -1, dtype=np.int64)
+        for unit, members in enumerate(groups):
+            self._unit[members] = unit
+            self._channel[members] = np.arange(len(members))
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of every unit."""
+        return [len(members) for members in self._groups]
+
+    def atoms_of(self, unit: int) -> list[Atom]:
+        """The label sets of the channels of a unit."""
+        return [self._atoms[n] for n in self._groups[unit]]
+
+    def overlapping(self) -> set[int]:
+        """Units whose channels share a label, so that their number removed would depend on which are chosen."""
+        found = set()
+        for unit in range(len(self._groups)):
+            atoms = self.atoms_of(unit)
+            if sum(map(len, atoms)) != len(frozenset().union(*atoms)):
+                found.add(unit)
+        return found
+
+    def channels(self, pattern: Sequence[Array]) -> tuple[Channels, set[int]]:
+        """Channels of one pattern, and the units of which an index would belong to two channels at once."""
+        of_unit: dict[int, Array] = {}
+        conflicts: set[int] = set()
+        for numbers in self._numbers(pattern):
+            units = self._unit[numbers]
+            for unit in np.unique(units[units >= 0]).tolist():
+                channel = np.where(units == unit, self._channel[numbers], -1)
+                before = of_unit.get(unit, channel)
+                if ((before >= 0) & (channel >= 0) & (before != channel)).any():
+                    conflicts.add(unit)
+                of_unit[unit] = np.where(channel >= 0, channel, before)
+        return Channels(len(pattern[0]), dict(sorted(of_unit.items()))), conflicts
+
+    def _numbers(self, pattern: Sequence[Array]) -> list[Array]:
+        """Numbers of the atoms of every index: one array for each component and each atom that a label may be in."""
+        found = []
+        for array in pattern:
+            for layer in self._layers:
+                numbers = layer[np.minimum(array, len(layer) - 1)]
+                if (numbers >= 0).any():
+                    found.append(numbers)
+        return found
+
+    def _interchangeable(self, patterns: Sequence[Sequence[Array]]) -> list[Array]:
+        """Group atoms by how often they occur in each pattern; numbers of a group in order of their first index."""
+        signature = np.zeros(len(self._atoms), dtype=np.uint64)
+        first = np.full((len(self._atoms), 2), -1, dtype=np.int64)
+        for place, pattern in enumerate(patterns):
+            numbers = np.concatenate([np.zeros(0, dtype=np.int64), *self._numbers(pattern)])
+            index = np.arange(len(numbers)) % len(pattern[0])
+            index, numbers = index[numbers >= 0], numbers[numbers >= 0]
+            order = np.argsort(index, kind="stable")
+            index, numbers = index[order], numbers[order]
+            atoms, at, counts = np.unique(numbers, return_index=True, return_counts=True)
+            signature[atoms] += _mixed(np.uint64(place), counts.astype(np.uint64))
+            new = atoms[first[atoms, 0] < 0]
+            first[new, 1] = index[at][first[atoms, 0] < 0]
+            first[new, 0] = place
+        groups = []
+        present = np.flatnonzero(first[:, 0] >= 0)
+        for kind in np.unique(signature[present]):
+            members = present[signature[present] == kind]
+            groups.append(members[np.argsort(first[members, 1], kind="stable")])
+        return sorted(groups, key=lambda members: tuple(first[members[0]].tolist()))
 
 
-def _closure(seed: int, equations: Mapping[int, list[tuple[int, tuple[int, ...]]]]) -> frozenset[int] | None:
-    """All labels that go when `seed` goes; `None` when no consistent set exists or a fixed label is reached.
-
-    A removed cause removes the whole. A cause goes too once everything that it could be the cause of is gone.
-    """
-    removed, queue = {seed}, [seed]
-    while queue:
-        label = queue.pop()
-        forced = {whole for whole, causes in equations[label] if label in causes}
-        for whole, causes in equations[label]:
-            if whole == label and not removed.intersection(causes):
-                forced |= {c for c in causes if all(w in removed for w, cs in equations[c] if c in cs)}
-        for new in forced - removed:
-            removed.add(new)
-            queue.append(new)
-    if 0 in removed:
-        return None
-    consistent = all(removed.intersection(cs) for x in removed for whole, cs in equations[x] if whole == x)
-    return frozenset(removed) if consistent else None
+def _layers(atoms: Sequence[Atom]) -> list[Array]:
+    """Layer `k` maps a label to the number of the `k`-th atom that it is in (`-1`: none)."""
+    labels = np.array([x for atom in atoms for x in atom], dtype=np.int64)
+    numbers = np.repeat(np.arange(len(atoms)), [len(atom) for atom in atoms])
+    order = np.argsort(labels, kind="stable")
+    labels, numbers = labels[order], numbers[order]
+    rank = np.arange(len(labels)) - np.searchsorted(labels, labels)
+    layers = []
+    for k in range(int(rank.max(initial=-1)) + 1):
+        layer = np.full(int(labels.max()) + 2, -1, dtype=np.int64)
+        layer[labels[rank == k]] = numbers[rank == k]
+        layers.append(layer)
+    return layers
 
 
-def _interchangeable(atoms: list[frozenset[int]], rooted: Mapping[Site, list[Array]]) -> list[list[frozenset[int]]]:
-    """Group atoms by how often they occur at each site; atoms of a group in order of their first index."""
-    home = defaultdict(list)
-    for number, atom in enumerate(atoms):
-        for label in atom:
-            home[label].append(number)
-    counts: list[Counter[Site]] = [Counter() for _ in atoms]
-    first: dict[int, tuple[Site, int]] = {}
-    for site, arrays in rooted.items():
-        for array in arrays:
-            for index, label in enumerate(array.tolist()):
-                for number in home.get(label, ()):
-                    counts[number][site] += 1
-                    first.setdefault(number, (site, index))
-    groups = defaultdict(list)
-    for number in range(len(atoms)):
-        groups[frozenset(counts[number].items())].append(number)
-    order = {site: k for k, site in enumerate(rooted)}
-    members = [sorted(group, key=lambda n: first[n][1]) for group in groups.values() if group[0] in first]
-    members.sort(key=lambda group: (order[first[group[0]][0]], first[group[0]][1]))
-    return [[atoms[n] for n in group] for group in members]
+def _mixed(place: np.uint64, counts: Array) -> Array:
+    """A number for every (pattern, count) whose sums do not meet by accident (splitmix64)."""
+    with np.errstate(over="ignore"):
+        z = (place << np.uint64(32)) + counts
+        z = (z + np.uint64(0x9E3779B97F4A7C15)) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
 
 
-def _overlapping(groups: list[list[frozenset[int]]]) -> set[int]:
-    """Units whose channels share a label, so that their number removed would depend on which are chosen."""
-    return {u for u, atoms in enumerate(groups) if sum(map(len, atoms)) != len(frozenset().union(*atoms))}
-
-
-def _lookups(groups: list[list[frozenset[int]]]) -> list[Array]:
-    """Per unit, the channel of every label (`-1`: none)."""
-    size = 1 + max((x for atoms in groups for atom in atoms for x in atom), default=0)
-    lookups = []
-    for atoms in groups:
-        lookup = np.full(size + 1, -1, dtype=np.int64)
-        for channel, atom in enumerate(atoms):
-            lookup[list(atom)] = channel
-        lookups.append(lookup)
-    return lookups
-
-
-def _channels(arrays: list[Array], lookups: list[Array]) -> tuple[Channels, set[int]]:
-    """Channels of one site, and the units of which an index would belong to two channels at once."""
-    of_unit: dict[int, Array] = {}
-    conflicts: set[int] = set()
-    for array in arrays:
-        for unit, lookup in enumerate(lookups):
-            channel = lookup[np.minimum(array, len(lookup) - 1)]
-            if (channel < 0).all():
-                continue
-            before = of_unit.get(unit, channel)
-            if ((before >= 0) & (channel >= 0) & (before != channel)).any():
-                conflicts.add(unit)
-            of_unit[unit] = np.where(channel >= 0, channel, before)
-    return Channels(len(arrays[0]), of_unit), conflicts
-
-
-def _ragged(channels: Channels, groups: list[list[frozenset[int]]]) -> set[int]:
+def _ragged(channels: Channels, widths: Sequence[int]) -> set[int]:
     """Units of this site whose channels do not each cover as many indices together with every partner channel."""
     if not channels.of_unit:
         return set()
     names = sorted(channels.of_unit)
-    belongs = np.stack([channels.of_unit[u] >= 0 for u in names])
+    numbers = np.stack([channels.of_unit[u] for u in names], axis=1)
+    patterns, which = np.unique(numbers >= 0, axis=0, return_inverse=True)
     bad: set[int] = set()
-    for pattern in {tuple(column) for column in belongs.T.tolist()}:
+    for number, pattern in enumerate(patterns):
         units = [u for u, inside in zip(names, pattern, strict=True) if inside]
-        where = (np.array(pattern) == belongs.T).all(axis=1)
-        combos = Counter(zip(*(channels.of_unit[u][where].tolist() for u in units), strict=True))
-        full = int(np.prod([len(groups[u]) for u in units])) if units else 1
-        if units and (len(combos) != full or len(set(combos.values())) != 1):
+        combos, counts = np.unique(numbers[which.ravel() == number][:, pattern], axis=0, return_counts=True)
+        if units and (len(combos) != int(np.prod([widths[u] for u in units])) or counts.min() != counts.max()):
             bad.update(units)
     return bad
 
 
-def _as_units(groups: list[list[frozenset[int]]], channels: Mapping[Site, Channels]) -> tuple[Unit, ...]:
-    units, taken = [], Counter()
-    for number, atoms in enumerate(groups):
-        members = tuple(
-            Member(parameter=name, dim=dim, per_channel=int((found.of_unit[number] >= 0).sum()) // len(atoms))
-            for (kind, name, dim), found in channels.items()
-            if kind == "parameter" and number in found.of_unit
-        )
-        name = _unit_name(members)
+def _as_units(
+    homes: _Homes, channels: Mapping[Site, Channels], labels: Labels, roles: Mapping[str, Sequence[Array]]
+) -> tuple[Unit, ...]:
+    marked = {role: {int(x) for a in arrays for x in labels.roots(a)} - {0} for role, arrays in roles.items()}
+    members: list[list[Member]] = [[] for _ in homes.widths]
+    for (kind, name, dim), found in channels.items():
+        for number, channel in found.of_unit.items() if kind == "parameter" else ():
+            per_channel = int((channel >= 0).sum()) // homes.widths[number]
+            members[number].append(Member(parameter=name, dim=dim, per_channel=per_channel))
+    units, taken = [], Counter[str]()
+    for number, width in enumerate(homes.widths):
+        kind = next((role for role, those in marked.items() if those & homes.atoms_of(number)[0]), "channel")
+        name = _unit_name(members[number])
         taken[name] += 1
         suffix = f"#{taken[name]}" if taken[name] > 1 else ""
-        units.append(Unit(name=name + suffix, kind="channel", width=len(atoms), members=members))
+        units.append(Unit(name=name + suffix, kind=kind, width=width, members=tuple(members[number])))
     return tuple(units)
 
 
-def _unit_name(members: tuple[Member, ...]) -> str:
+def _unit_name(members: Sequence[Member]) -> str:
     """Path of the module that produces the channels: the first weight that the unit cuts along dimension 0."""
     producers = [m for m in members if m.dim == 0 and m.parameter.endswith("weight")]
     first = (producers or list(members))[0].parameter

@@ -109,7 +109,7 @@ def test_charges_of_removed_branches_are_those_of_the_shrunk_model(name, structu
 
 FIXED = {
     "recurrent": {"lstm 8->12 5 k1 g2", "linear+relu 4->8 5"},
-    "attention": {"layer_norm 8->8 5", "scaled_dot_product_attention 4->4 2x5 k5 g2", "linear 8->24 5"},
+    "attention": {"layer_norm 8->8 5", "scaled_dot_product_attention 4->4 5 k5 g2", "linear 8->24 5"},
     "upsampling": {"conv_transpose2d+relu 8->4 16x16 k2x2 s2x2", "conv2d+relu 1->8 8x8 k3x3"},
 }
 PRUNED = {"recurrent": "hidden", "attention": "wide", "upsampling": "body"}

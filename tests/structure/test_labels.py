@@ -39,7 +39,7 @@ def test_reasons_are_kept_for_what_was_fixed() -> None:
     a, b = labels.fresh(2), labels.fresh(2)
     labels.union(a, b)
     labels.fix(b, "an output")
-    assert {labels.reasons[int(x)] for x in b} == {"an output"}
+    assert {labels.reason(int(x)) for x in b} == {"an output"}
 
 
 def test_an_equation_with_one_cause_is_a_union_and_fixed_causes_drop_out() -> None:

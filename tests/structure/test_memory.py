@@ -36,7 +36,7 @@ def _flat(value: Any) -> list[Tensor]:
 def counted(structure: Structure, policy: Policy) -> int:
     """Peak by running the shrunk model: what the arithmetic must give."""
     shrunk = structure.shrink(policy).eval()
-    graph = shrunk._captures[False].graph
+    graph = shrunk.captures[False].graph
     watched = Watched(fx.GraphModule(shrunk, graph))
     with torch.no_grad():
         watched.run(*(x[:1].clone() for x in structure.example_inputs))

@@ -1,0 +1,192 @@
+"""Rules of operators without weights: element-wise ones, joins, reductions, pooling, padding and indexing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from autoprune.structure.analysis import Analysis, align, passing
+from autoprune.structure.labels import Value
+from autoprune.structure.movements import separable
+from autoprune.structure.nodes import argument, concrete, shape_of
+
+
+def pointwise(state: Analysis, node: fx.Node) -> Value:
+    """Element-wise with broadcasting: operands are aligned at the right, and labels tied along every dimension."""
+    return align(state.labels, state.tensors(node), shape_of(node), str(node.target))
+
+
+def unchanged(state: Analysis, node: fx.Node) -> Value:
+    """What keeps the shape and the labels of its first operand: casts, copies, dropout, creation like another."""
+    return state.value(node.args[0])
+
+
+def ignored(state: Analysis, node: fx.Node) -> None:
+    """Sizes and assertions: no tensor comes out."""
+
+
+def glu(state: Analysis, node: fx.Node) -> Value:
+    """`glu`: the halves of a dimension are tied."""
+    x, shape = state.value(node.args[0]), shape_of(node)
+    dim = argument(node, "dim") % len(shape)
+    halves: list[list[np.ndarray]] = [[], []]
+    for component in x.components:
+        for half, part in zip(
+            halves, np.split(component, 2, dim) if component.shape[dim] > 1 else [component] * 2, strict=True
+        ):
+            half.append(part)
+    values = [separable(state, node, shape, half) for half in halves]
+    return align(state.labels, values, shape, str(node.target))
+
+
+def concatenation(state: Analysis, node: fx.Node) -> Value:
+    """Join the label arrays along one dimension; the other dimensions are aligned."""
+    labels, shape = state.labels, shape_of(node)
+    operands = [state.value(a) for a in node.args[0] if shape_of(a) != (0,)]  # type: ignore[union-attr]
+    dim = argument(node, "dim") % len(shape)
+    joined = []
+    for operand in operands:
+        parts = operand.along(dim)
+        joined.append(labels.whole(parts) if parts else np.zeros(operand.shape[dim], dtype=np.int64))
+    others = [Value(_hide(o.shape, dim), tuple(c for c in o.components if c.shape[dim] == 1)) for o in operands]
+    aligned = align(labels, others, _hide(shape, dim), "cat")
+    labels_along = np.concatenate(joined)
+    own = [labels_along] if labels_along.any() else []
+    return Value(shape, aligned.components + Value.of_dims(shape, {dim: own}).components)
+
+
+def _hide(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
+    return (*shape[:dim], 1, *shape[dim + 1 :])
+
+
+def stacking(state: Analysis, node: fx.Node) -> Value:
+    """`stack`: all operands have one shape, so they are aligned; the new dimension is fixed."""
+    shape = shape_of(node)
+    dim = argument(node, "dim") % len(shape)
+    operands = [state.value(a) for a in node.args[0]]  # type: ignore[union-attr]
+    aligned = align(state.labels, operands, operands[0].shape, "stack")
+    return Value(shape, tuple(np.expand_dims(c, dim) for c in aligned.components))
+
+
+def reduction(state: Analysis, node: fx.Node) -> Any:
+    """Mean, sum, variance or norm over dimensions: what is left of a labelled dimension is reduced."""
+    return _reduced(state, node, fixes=False)
+
+
+def selection(state: Analysis, node: fx.Node) -> Any:
+    """Softmax, maximum, sorting, running sums: the dimension that is compared along is fixed."""
+    return _reduced(state, node, fixes=True)
+
+
+def _reduced(state: Analysis, node: fx.Node, *, fixes: bool) -> Any:
+    x = state.value(node.args[0])
+    rank = len(x.shape)
+    names = {parameter.name for parameter in node.target._schema.arguments}  # type: ignore[union-attr]
+    listed = argument(node, "dim") if "dim" in names else None
+    dims = [listed] if isinstance(listed, int) else listed or range(rank)
+    reduced = {d % rank for d in dims} if rank else set()
+    if fixes:
+        state.labels.fix_value(x, f"is compared or accumulated by {node.target}", reduced)
+    parts = [c for c in x.components if all(c.shape[d] == 1 for d in reduced)]
+    value = node.meta["val"]
+    shapes = [concrete(v.shape) for v in value] if isinstance(value, (list, tuple)) else [shape_of(node)]
+    found = []
+    for shape in shapes:
+        kept = parts if len(shape) == rank else [c.squeeze(tuple(reduced)) for c in parts]
+        found.append(Value(shape, tuple(kept)))
+    return found if isinstance(value, (list, tuple)) else found[0]
+
+
+def pool(state: Analysis, node: fx.Node) -> Any:
+    """Pooling and resizing of the trailing dimensions; channels pass, labelled spatial dimensions are fixed."""
+    x = state.value(node.args[0])
+    name = str(node.target).split(".")[1]
+    spatial = next((int(digit) for digit in "123" if f"{digit}d" in name), len(x.shape) - 2)
+    state.labels.fix_value(x, f"a spatial dimension of {node.target}", range(len(x.shape) - spatial, len(x.shape)))
+    parts = passing(x, range(len(x.shape) - spatial))
+    value = node.meta["val"]
+    if isinstance(value, (list, tuple)):
+        return [Value(concrete(v.shape), parts) for v in value]
+    return Value(shape_of(node), parts)
+
+
+def patches(state: Analysis, node: fx.Node) -> Value:
+    """`im2col`: every channel becomes as many rows as the kernel has places."""
+    x, shape = state.value(node.args[0]), shape_of(node)
+    state.labels.fix_value(x, "a spatial dimension of im2col", range(2, len(x.shape)))
+    rows = [np.repeat(c, shape[1] // x.shape[1]) for c in x.along(1)]
+    batch = [c.reshape(-1, 1, 1) for c in passing(x, [0])]
+    return Value(shape, (*Value.of_dims(shape, {1: rows}).components, *batch))
+
+
+def merged_patches(state: Analysis, node: fx.Node) -> Value:
+    """`col2im`: the rows of one channel are tied."""
+    x, shape = state.value(node.args[0]), shape_of(node)
+    places = x.shape[1] // shape[1]
+    state.labels.fix_value(x, "places of patches", [2])
+    channels = []
+    for component in x.along(1):
+        whole = component.reshape(shape[1], places)
+        state.labels.union(whole, np.broadcast_to(whole[:, :1], whole.shape))
+        channels.append(whole[:, 0])
+    return Value.of_dims(shape, {1: channels})
+
+
+def padding(state: Analysis, node: fx.Node) -> Value:
+    """Padding: constants added to a labelled dimension are free; other kinds of padding fix it."""
+    x, shape = state.value(node.args[0]), shape_of(node)
+    amounts = list(concrete(argument(node, "pad")))
+    padded = {len(shape) - 1 - k // 2 for k in range(len(amounts)) if amounts[k]}
+    names = {parameter.name for parameter in node.target._schema.arguments}  # type: ignore[union-attr]
+    plain = min(amounts, default=0) >= 0 and ("mode" not in names or argument(node, "mode") == "constant")
+    parts = []
+    for component in x.components:
+        (dim,) = [d for d, size in enumerate(component.shape) if size > 1]
+        if dim not in padded:
+            parts.append(component)
+        elif not plain:
+            state.labels.fix(component, "is padded with its own values or cropped")
+        else:
+            before, after = amounts[2 * (len(shape) - 1 - dim) :][:2]
+            array = [state.labels.fresh(before), component.ravel(), state.labels.fresh(after)]
+            parts += Value.of_dims(shape, {dim: [np.concatenate(array)]}).components
+    return Value(shape, tuple(parts))
+
+
+def indexing(state: Analysis, node: fx.Node) -> Value:
+    """`x[indices]`: the dimensions that are looked up are fixed, the others pass."""
+    x = state.value(node.args[0])
+    indices: list[Any] = list(node.args[1])  # type: ignore[arg-type]
+    dims = [d for d, index in enumerate(indices) if index is not None]
+    if any(n.meta["val"].dtype == torch.bool for n in indices if n is not None):
+        state.labels.fix_value(x, "is looked up by a mask")
+        return Value(shape_of(node))
+    state.labels.fix_value(x, "is looked up by index", dims)
+    zeros = [None if n is None else torch.zeros(shape_of(n), dtype=torch.int64) for n in indices]
+    parts = []
+    for component in passing(x, [d for d in range(len(x.shape)) if d not in dims]):
+        found = torch.ops.aten.index.Tensor(torch.from_numpy(component).expand(x.shape), zeros)
+        parts.append(_distinct(found.numpy()))
+    return separable(state, node, shape_of(node), parts)
+
+
+def _distinct(labels: np.ndarray) -> np.ndarray:
+    for dim in range(labels.ndim):
+        first = np.take(labels, [0], dim)
+        labels = first if (labels == first).all() else labels
+    return labels
+
+
+def lookup(state: Analysis, node: fx.Node) -> Value:
+    """`index_select` and `gather`: labels follow an index that is known, else the dimension is fixed."""
+    x, shape = state.value(node.args[0]), shape_of(node)
+    dim = argument(node, "dim") % len(x.shape)
+    index = state.constants.get(str(getattr(node.args[2], "target", "")))
+    if index is None or index.dim() != 1:
+        state.labels.fix_value(x, "is looked up by index", [dim])
+        return Value(shape, tuple(c for c in x.components if c.shape[dim] == 1))
+    parts = [c.take(index.numpy(), axis=dim) if c.shape[dim] > 1 else c for c in x.components]
+    return separable(state, node, shape, parts)

@@ -1,0 +1,124 @@
+"""Captured graphs in a simpler form: blocks of other modes inlined, shuffles of one dimension as one lookup."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import fx
+from torch.fx.node import map_arg
+
+from autoprune.structure.nodes import concrete, shape_of
+
+aten = torch.ops.aten
+_MODE_BLOCKS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
+"""Higher-order operators that run a block in another mode, and how many arguments come before the block."""
+_VIEWS = {aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints}
+_CHAIN = _VIEWS | {
+    aten.permute.default, aten.transpose.int, aten.contiguous.default, aten.clone.default, aten.unflatten.int,
+}  # fmt: skip
+_SHUFFLES = {aten.channel_shuffle.default, aten.native_channel_shuffle.default}
+
+
+def inline_blocks(graph: fx.Graph, root: torch.nn.Module) -> None:
+    """Replace `with torch.no_grad()` and `autocast` blocks by what they compute."""
+    for node in list(graph.nodes):
+        name = getattr(node.target, "__name__", "")
+        if node.op != "call_function" or name not in _MODE_BLOCKS:
+            continue
+        block = cast(fx.Node, node.args[_MODE_BLOCKS[name]])
+        inner = cast(fx.GraphModule, root.get_submodule(str(block.target)))
+        outputs = _copied(inner.graph, node, node.args[_MODE_BLOCKS[name] + 1 :])
+        for user in list(node.users):
+            user.replace_all_uses_with(cast(fx.Node, outputs[user.args[1]]))  # type: ignore[index]
+            graph.erase_node(user)
+        graph.erase_node(node)
+        if not block.users:
+            graph.erase_node(block)
+    if any(getattr(n.target, "__name__", "") in _MODE_BLOCKS for n in graph.nodes):
+        inline_blocks(graph, root)
+
+
+def _copied(block: fx.Graph, place: fx.Node, inputs: Sequence[Any]) -> Any:
+    """Copy the nodes of a block before `place`; returns its outputs."""
+    new: dict[fx.Node, Any] = dict(zip((n for n in block.nodes if n.op == "placeholder"), inputs, strict=True))
+    for node in block.nodes:
+        if node.op == "output":
+            return map_arg(node.args[0], lambda n: new[n])
+        if node.op != "placeholder":
+            with place.graph.inserting_before(place):
+                new[node] = place.graph.node_copy(node, lambda n: new[n])
+            new[node].meta = dict(node.meta)
+    raise AssertionError("a graph ends with its output")
+
+
+def fold_shuffles(graph: fx.Graph, mode: str) -> dict[str, tuple[torch.Tensor, str, int]]:
+    """Replace view-transpose-view chains that only permute one dimension by `index_select` with a constant.
+
+    Such a chain splits its dimension into factors, which would tie all channels of a factor; a lookup ties nothing.
+    Returns the constants by name, each with the node and the dimension that it looks up.
+    """
+    found: dict[str, tuple[torch.Tensor, str, int]] = {}
+    for node in list(graph.nodes):
+        source = _source_of_chain(node)
+        moved = _moved(source, node) if source is not None else None
+        if source is None or moved is None:
+            continue
+        dim, index = moved
+        name = f"constant_{mode}_shuffle_{len(found)}"
+        found[name] = index, source.name, dim
+        with graph.inserting_before(node):
+            constant = graph.create_node("get_attr", name)
+            constant.meta["val"] = index
+            new = graph.call_function(aten.index_select.default, (source, dim, constant))
+            new.meta = dict(node.meta)
+        node.replace_all_uses_with(new)
+        while node is not source:
+            before = cast(fx.Node, node.args[0])
+            graph.erase_node(node)
+            node = before
+    return found
+
+
+def _source_of_chain(node: fx.Node) -> fx.Node | None:
+    """What a shuffle begins with: `node` ends a chain of moves whose shape is that of its start."""
+    if node.target in _SHUFFLES:
+        return cast(fx.Node, node.args[0])
+    if node.op != "call_function" or node.target not in _VIEWS:
+        return None
+    source = cast(fx.Node, node.args[0])
+    moves = set[Any]()
+    while source.target in _CHAIN and len(source.users) == 1:
+        moves.add(source.target)
+        source = cast(fx.Node, source.args[0])
+        if shape_of(source) == shape_of(node):
+            return source if moves & {aten.permute.default, aten.transpose.int} else None
+    return None
+
+
+def _moved(source: fx.Node, node: fx.Node) -> tuple[int, torch.Tensor] | None:
+    """The one dimension that a chain permutes, and where each index comes from."""
+    shape = shape_of(source)
+    before = torch.arange(math.prod(shape)).reshape(shape)
+    after = _run(source, node, before)
+    for dim in range(len(shape)):
+        first = after[tuple(slice(None) if d == dim else 0 for d in range(len(shape)))]
+        index = first // math.prod(shape[dim + 1 :])
+        if shape[dim] > 1 and int(index.max()) < shape[dim] and torch.equal(before.index_select(dim, index), after):
+            return None if torch.equal(index, torch.arange(shape[dim])) else (dim, index.contiguous())
+    return None
+
+
+def _run(source: fx.Node, node: fx.Node, x: torch.Tensor) -> torch.Tensor:
+    if node is not source:
+        x = _run(source, cast(fx.Node, node.args[0]), x)
+        args, kwargs = map_arg((node.args[1:], node.kwargs), lambda n: concrete(n.meta["val"]))
+        target = (
+            aten.reshape.default
+            if node.target in _VIEWS and node.target is not aten.flatten.using_ints
+            else node.target
+        )
+        x = cast(Any, target)(x, *args, **kwargs)
+    return x

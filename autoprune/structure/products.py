@@ -1,0 +1,107 @@
+"""Rules of products of tensors: matrix products, einsum and attention."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+from torch import fx
+
+from autoprune.structure.analysis import Analysis, align, tie
+from autoprune.structure.labels import Array, Value
+from autoprune.structure.nodes import argument, shape_of
+
+Names = Sequence[Hashable]
+"""One name for every dimension of a tensor; dimensions of one name are multiplied index by index."""
+
+
+def matrix_product(state: Analysis, node: fx.Node) -> Value:
+    """`matmul`, `mm`, `bmm`: the inner dimensions meet, leading ones are broadcast."""
+    return _matmul(state, node, node.args[0], node.args[1])
+
+
+def shifted_product(state: Analysis, node: fx.Node) -> Value:
+    """`addmm`, `baddbmm`: a matrix product that is added to the first operand."""
+    product = _matmul(state, node, node.args[1], node.args[2])
+    return align(state.labels, [product, state.value(node.args[0])], shape_of(node), str(node.target))
+
+
+def _matmul(state: Analysis, node: fx.Node, first: object, second: object) -> Value:
+    x, y = state.value(first), state.value(second)
+    names_x = [*_leading(len(x.shape) - 2), "row", "inner"][-len(x.shape) :]
+    names_y = ["inner"] if len(y.shape) == 1 else [*_leading(len(y.shape) - 2), "inner", "column"]
+    lead = max(len(x.shape), len(y.shape), 2) - 2
+    out = [*_leading(lead), *(["row"] if len(x.shape) > 1 else []), *(["column"] if len(y.shape) > 1 else [])]
+    return _contract(state, node, [(x, names_x), (y, names_y)], out)
+
+
+def _leading(count: int) -> list[int]:
+    """Names of leading dimensions, counted from the right."""
+    return list(range(-count, 0))
+
+
+def einsum(state: Analysis, node: fx.Node) -> Value:
+    """`einsum`: every letter is one name; those of an ellipsis are aligned at the right."""
+    inputs, _, output = str(node.args[0]).replace(" ", "").partition("->")
+    operands = [state.value(n) for n in node.args[1]]  # type: ignore[union-attr]
+    terms = inputs.split(",")
+    if not output:
+        letters = inputs.replace(",", "").replace(".", "")
+        output = "".join(sorted(x for x in set(letters) if letters.count(x) == 1))
+        output = f"...{output}" if "..." in inputs else output
+    named = [(v, _named(term, len(v.shape))) for term, v in zip(terms, operands, strict=True)]
+    return _contract(state, node, named, _named(output, len(shape_of(node))))
+
+
+def _named(term: str, rank: int) -> list[Hashable]:
+    before, dots, after = term.partition("...")
+    return [*before, *(_leading(rank - len(before) - len(after)) if dots else []), *after]
+
+
+def _contract(state: Analysis, node: fx.Node, operands: Sequence[tuple[Value, Names]], output: Names) -> Value:
+    """Tie equal names of all operands and pass those of the output on; an operand of size 1 is not involved."""
+    met: dict[Hashable, list[list[Array]]] = {}
+    for value, names in operands:
+        for dim, name in enumerate(names):
+            if value.shape[dim] > 1:
+                met.setdefault(name, []).append(value.along(dim))
+    tied = {name: tie(state.labels, sides, f"meets a fixed operand in {node.target}") for name, sides in met.items()}
+    heads = [name for name in output if len(met.get(name, ())) > 1 and tied[name]]
+    for name, components in tied.items():
+        if name in heads:
+            state.heads += components
+        elif heads:
+            state.head_dims += components
+    return Value.of_dims(shape_of(node), {dim: tied.get(name, []) for dim, name in enumerate(output)})
+
+
+def attention(state: Analysis, node: fx.Node) -> Value:
+    """`scaled_dot_product_attention(q [..., h, l, e], k [..., h, s, e], v [..., h, s, f], mask [..., h, l, s])`.
+
+    With grouped queries head `h` of `q` meets head `h // (heads of q / heads of k)` of `k` and `v`.
+    """
+    labels = state.labels
+    q, k, v = (state.value(n) for n in node.args[:3])
+    for value in (q, k, v):
+        labels.fix_value(value, "a sequence length of attention", [len(value.shape) - 2])
+    repeats = q.shape[-3] // k.shape[-3] if argument(node, "enable_gqa") and len(q.shape) > 2 else 1
+    if repeats > 1:
+        group = labels.fresh(repeats)
+        k, v = _repeated(k, repeats, group), _repeated(v, repeats, group)
+    lead = _leading(len(q.shape) - 2)
+    operands: list[tuple[Value, Names]] = [(q, [*lead, "l", "e"]), (k, [*lead, "s", "e"]), (v, [*lead, "s", "f"])]
+    mask = state.value(argument(node, "attn_mask"))
+    if mask.shape:
+        names = [*_leading(len(mask.shape) - 2), "l", "s"][-len(mask.shape) :]
+        operands.append((mask, names))
+    return _contract(state, node, operands, [*lead, "l", "f"])
+
+
+def _repeated(value: Value, repeats: int, group: Array) -> Value:
+    """Keys or values for the heads of queries: head `h == K[h // repeats] or G[h % repeats]`."""
+    dim = len(value.shape) - 3
+    shape = (*value.shape[:dim], repeats * value.shape[dim], *value.shape[dim + 1 :])
+    others = Value(shape, tuple(c for c in value.components if c.shape[dim] == 1))
+    own = [np.repeat(c, repeats) for c in value.along(dim)]
+    grouped = [*own, np.tile(group, value.shape[dim])] if own or value.shape[dim] == 1 else []
+    return Value(shape, others.components + Value.of_dims(shape, {dim: grouped}).components)

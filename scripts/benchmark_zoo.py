@@ -1,0 +1,177 @@
+"""Cut published architectures to half width, prove the result, export it, and put Torch-Pruning beside it.
+
+Every model runs in its own process with a time limit. Needs the extra `zoo`. Results go to a CSV file, one line for
+each model; a summary is printed at the end.
+
+    python scripts/benchmark_zoo.py --out zoo.csv [--only resnet,vit] [--onnx] [--torch-pruning] [--limit 120]
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils import _pytree as pytree
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import zoo_models
+
+FIELDS = (
+    "model", "status", "units", "heads", "params_ratio", "macs_ratio", "difference", "onnx_difference", "analyze_s",
+    "shrink_s", "onnx_s", "unsupported", "tp_status", "tp_params_ratio", "tp_s", "reason",
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("zoo.csv"))
+    parser.add_argument("--only", default="", help="parts of names, separated by commas")
+    parser.add_argument("--onnx", action="store_true", help="export the small model and compare with ONNX Runtime")
+    parser.add_argument("--torch-pruning", action="store_true", help="run Torch-Pruning on the same model")
+    parser.add_argument("--limit", type=float, default=120.0, help="seconds for one model")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        print(json.dumps(_run(options.worker, options.onnx) if not options.torch_pruning else _peer(options.worker)))
+        return
+    chosen = [n for n in zoo_models.names() if not options.only or any(p in n for p in options.only.split(","))]
+    rows = []
+    with options.out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        for name in chosen:
+            row = {"model": name, **_in_process(name, options.limit, ["--onnx"] if options.onnx else [])}
+            if options.torch_pruning:
+                row |= _in_process(name, options.limit, ["--torch-pruning"], "tp_status")
+            writer.writerow({key: row.get(key, "") for key in FIELDS})
+            file.flush()
+            print(name, {k: v for k, v in row.items() if k != "model"}, flush=True)
+            rows.append(row)
+    print(_summary(rows))
+
+
+def _in_process(name: str, limit: float, flags: list[str], status: str = "status") -> dict[str, Any]:
+    command = [sys.executable, __file__, "--worker", name, *flags]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return {status: "timeout"}
+    try:
+        return json.loads(done.stdout.strip().splitlines()[-1])
+    except (IndexError, json.JSONDecodeError):
+        return {status: "crash", "reason": (done.stderr.strip().splitlines() or ["?"])[-1][:300]}
+
+
+def _run(name: str, onnx: bool) -> dict[str, Any]:
+    """Analyse, cut every unit to half, measure the proof's difference; `exact` when it is below 1e-5."""
+    from autoprune.errors import AutopruneError
+    from autoprune.records import Policy
+    from autoprune.structure import analyze
+
+    model, inputs = zoo_models.build(name)
+    row: dict[str, Any] = {}
+    start = time.perf_counter()
+    try:
+        structure = analyze(model.eval(), inputs)
+    except AutopruneError as error:
+        return {"status": "refused", "reason": str(error)[:300]}
+    row["analyze_s"] = round(time.perf_counter() - start, 2)
+    row |= {"units": len(structure.units), "heads": sum(u.kind == "head" for u in structure.units)}
+    row["unsupported"] = ";".join(sorted(structure.unsupported))
+    half = Policy(space_id="", widths={u.name: max(1, u.width // 2) for u in structure.units})
+    rng = np.random.default_rng(0)
+    keep = {u.name: np.sort(rng.choice(u.width, half.widths[u.name], replace=False)) for u in structure.units}
+    widths = structure.widths([structure.dense_policy(), half])
+    for cost, values in (("params", structure.params(widths)), ("macs", structure.macs(widths))):
+        row[f"{cost}_ratio"] = round(float(values[1] / max(1, values[0])), 3)
+    start = time.perf_counter()
+    masks, removed = structure.masks(half, keep), structure.removed(half)
+    shrunk = structure._build(masks, removed)
+    row["difference"] = structure._difference(masks, removed, shrunk)
+    row["shrink_s"] = round(time.perf_counter() - start, 2)
+    row["status"] = "exact" if row["difference"] < 1e-5 else "wrong"
+    if row["status"] == "wrong":
+        row["reason"] = ", ".join(structure._culprits(half, keep)[:5])
+    elif onnx:
+        row |= _onnx_parity(shrunk.eval(), inputs)
+    return row
+
+
+def _onnx_parity(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> dict[str, Any]:
+    import onnxruntime
+
+    from autoprune.errors import AutopruneError
+    from autoprune.latency.onnx_model import export_onnx
+
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        try:
+            export_onnx(model, inputs, path)
+            session = onnxruntime.InferenceSession(path)
+        except (AutopruneError, RuntimeError) as error:
+            return {"onnx_difference": "failed", "reason": str(error)[:300]}
+        feeds = {i.name: x.numpy() for i, x in zip(session.get_inputs(), inputs, strict=True)}
+        found = session.run(None, feeds)
+    with torch.no_grad():
+        expected = [t for t in pytree.tree_leaves(model(*inputs)) if isinstance(t, torch.Tensor)]
+    worst = max(
+        float(np.abs(a.numpy() - b).max() / max(1e-12, float(a.abs().max())))
+        for a, b in zip(expected, found, strict=True)
+    )
+    return {"onnx_difference": worst, "onnx_s": round(time.perf_counter() - start, 2)}
+
+
+def _peer(name: str) -> dict[str, Any]:
+    """Torch-Pruning out of the box on the same model: half the channels everywhere but in the outputs."""
+    import torch_pruning as tp
+
+    model, inputs = zoo_models.build(name)
+    model.eval()
+    before = sum(p.numel() for p in model.parameters())
+    start = time.perf_counter()
+    last = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features in (2, 5, 10, 100)]
+    try:
+        pruner = tp.pruner.MagnitudePruner(
+            model, inputs, importance=tp.importance.MagnitudeImportance(), pruning_ratio=0.5, ignored_layers=last
+        )
+        pruner.step()
+        model(*inputs)
+    except Exception as error:
+        return {"tp_status": f"failed: {type(error).__name__}"}
+    after = sum(p.numel() for p in model.parameters())
+    return {
+        "tp_status": "completes",
+        "tp_params_ratio": round(after / before, 3),
+        "tp_s": round(time.perf_counter() - start, 2),
+    }
+
+
+def _summary(rows: list[dict[str, Any]]) -> str:
+    exact = [row for row in rows if row.get("status") == "exact"]
+    ratios = [row["params_ratio"] for row in exact]
+    onnx = [row for row in exact if isinstance(row.get("onnx_difference"), float) and row["onnx_difference"] < 1e-3]
+    peers = [row for row in rows if row.get("tp_status") == "completes"]
+    seconds = [row["analyze_s"] + row["shrink_s"] for row in exact]
+    lines = [
+        f"exact: {len(exact)} of {len(rows)}; in ONNX Runtime too: {len(onnx)}; Torch-Pruning completes: {len(peers)}",
+        f"params left at half width: median {np.median(ratios or [0]):.2f}, worst {max(ratios, default=0):.2f}",
+        f"seconds (analyse, cut, prove): median {np.median(seconds or [0]):.1f}, worst {max(seconds, default=0):.1f}",
+    ]
+    return "\n".join(
+        lines + [f"not exact: {r['model']} {r.get('status')} {r.get('reason', '')}" for r in rows if r not in exact]
+    )
+
+
+if __name__ == "__main__":
+    main()
