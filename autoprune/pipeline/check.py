@@ -176,7 +176,7 @@ def _estimates(config: RunConfig, task: Task, structure: Structure, seconds: flo
     """For one budget at half of the dense cost; the dense model's training is done by one process."""
     train, val = length(task.train_set), length(task.val_set)
     apart = len(single_unit_policies(space_of(config, structure)))
-    workers = config.workers if config.executor == "process" else 1
+    workers = config.slots
     training = task.recipe.epochs * train if task.recipe else 0.0
     found = []
     for name in EFFORTS:

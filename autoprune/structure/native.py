@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from autoprune.errors import StructureError
 from autoprune.structure.capture import module_tensors
 from autoprune.structure.module import GraphModel
-from autoprune.structure.proof import TOLERANCE, _random_like, _random_parameter
+from autoprune.structure.proof import PROOF_BATCH, TOLERANCE, random_like, random_parameter
 from autoprune.task.accept import ExampleInputs, accepted, as_inputs
 from autoprune.task.adapt import adapted, keywords_of, own_class
 
@@ -101,10 +101,10 @@ def _require_equal(found: nn.Module, pruned: GraphModel, example_inputs: Example
     # The user's model takes keywords where the examples are given by keyword; the graph module has their order.
     ours = adapted(copy.deepcopy(found), keywords_of(example_inputs)).double().eval()
     theirs = copy.deepcopy(pruned).double().eval()
-    random = {name: _random_parameter(t, generator) for name, t in ours.state_dict().items()}
+    random = {name: random_parameter(t, generator) for name, t in ours.state_dict().items()}
     ours.load_state_dict(random)
     theirs.load_state_dict(random)
-    inputs = [_random_like(x, generator) for x in as_inputs(example_inputs)]
+    inputs = [random_like(x, PROOF_BATCH, generator) for x in as_inputs(example_inputs)]
     try:
         with torch.no_grad():
             difference = _largest(theirs(*inputs), ours(*inputs))

@@ -54,7 +54,7 @@ def _of_mode(
 ) -> float:
     generator = torch.Generator().manual_seed(0)
     large = any(x.dim() and x[0].numel() > _LARGE for x in example_inputs)
-    inputs = [_random_like(x, LARGE_BATCH if large else PROOF_BATCH, generator) for x in example_inputs]
+    inputs = [random_like(x, LARGE_BATCH if large else PROOF_BATCH, generator) for x in example_inputs]
     zeroed: dict[str, torch.Tensor] = {}
     sliced: dict[str, torch.Tensor] = {}
     cut = _tensors(shrunk)
@@ -62,7 +62,7 @@ def _of_mode(
         first = canonical[name]
         if first not in zeroed:
             if tensor.is_floating_point():
-                zeroed[first], sliced[first] = _cut_both_ways(_random_parameter(tensor, generator), first, masks)
+                zeroed[first], sliced[first] = _cut_both_ways(random_parameter(tensor, generator), first, masks)
             else:
                 zeroed[first], sliced[first] = tensor.detach().clone(), cut.get(name, tensor).detach().clone()
         zeroed[name], sliced[name] = zeroed[first], sliced[first]
@@ -76,13 +76,13 @@ def _tensors(model: GraphModel) -> dict[str, torch.Tensor]:
     return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
 
 
-def _random_like(x: torch.Tensor, batch: int, generator: torch.Generator) -> torch.Tensor:
+def random_like(x: torch.Tensor, batch: int, generator: torch.Generator) -> torch.Tensor:
     if not x.is_floating_point() or not x.dim():
         return x[:1].expand(batch, *x.shape[1:]).clone() if x.dim() else x
     return torch.randn((batch, *x.shape[1:]), generator=generator, dtype=torch.float64)
 
 
-def _random_parameter(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def random_parameter(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Matrices and kernels: normal, scaled by fan-in. Vectors (biases, norms, variances): uniform in 0.5 to 1.5."""
     if tensor.dim() < 2:
         return 0.5 + torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
