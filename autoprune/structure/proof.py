@@ -77,6 +77,7 @@ def _tensors(model: GraphModel) -> dict[str, torch.Tensor]:
 
 
 def random_like(x: torch.Tensor, batch: int, generator: torch.Generator) -> torch.Tensor:
+    """A random input of `batch` items in float64; integers repeat the first item."""
     if not x.is_floating_point() or not x.dim():
         return x[:1].expand(batch, *x.shape[1:]).clone() if x.dim() else x
     return torch.randn((batch, *x.shape[1:]), generator=generator, dtype=torch.float64)

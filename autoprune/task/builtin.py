@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autoprune.errors import unknown_name
-from autoprune.task import augment, data, models
+from autoprune.task import augment, data, models, transformers
 from autoprune.task.base import Recipe, Task
 
 ModelFactory = Callable[[int, int, int], nn.Module]
@@ -26,6 +26,7 @@ MODELS: Mapping[str, ModelFactory] = MappingProxyType(
         "mobilenet-tiny": models.MobileNetTiny,
         "vgg-tiny": models.VGGTiny,
         "mlp": models.MLP,
+        "vit": transformers.ViT,
     }
 )
 
