@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -18,17 +18,18 @@ from autoprune.structure.labels import Labels, Value
 from autoprune.structure.rules import analyse
 from autoprune.structure.structure import Fixed, Structure
 from autoprune.structure.units import Channels, Site, find_units
-from autoprune.task.accept import accepted, as_inputs
+from autoprune.task.accept import ExampleInputs, accepted, as_inputs
+from autoprune.task.adapt import adapted, keywords_of
 
 Array = np.ndarray
 
 
-def analyze(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> Structure:
+def analyze(model: nn.Module, example_inputs: ExampleInputs) -> Structure:
     """Find the units of a model: capture both modes, pass labels through both graphs, close, and count.
 
     Raises `StructureError` when the model is not accepted, cannot be traced, or nothing in it can be pruned.
     """
-    model, example_inputs = accepted(model), as_inputs(example_inputs)
+    model, example_inputs = adapted(accepted(model), keywords_of(example_inputs)), as_inputs(example_inputs)
     captures = {training: capture(model, example_inputs, training=training) for training in (False, True)}
     tensors = module_tensors(model)
     for found in captures.values():
