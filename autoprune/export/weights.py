@@ -19,7 +19,6 @@ from autoprune.runfolder import write_atomic
 from autoprune.structure import PrunedTo, analyze
 from autoprune.structure import native as as_native
 from autoprune.task.accept import ExampleInputs
-from autoprune.task.adapt import adapted, keywords_of
 
 _KEY, _SCHEMA = "autoprune", 1
 
@@ -53,7 +52,7 @@ def load(
     what differs.
     """
     cut, weights = _read(Path(path))
-    structure = analyze(adapted(build_model(), keywords_of(example_inputs)), example_inputs)
+    structure = analyze(build_model(), example_inputs)
     try:
         policy = Policy(space_id=structure.digest(), widths=cut.widths)
         model = structure.shrink(policy, {name: np.asarray(kept) for name, kept in cut.kept.items()}, prove=False)

@@ -8,7 +8,6 @@ from torch import nn
 
 from autoprune.structure import Structure, analyze
 from autoprune.task.accept import ExampleInputs
-from autoprune.task.adapt import adapted, keywords_of
 
 COLUMNS = ("name", "kind", "width", "removable", "params_share", "macs_share", "members", "reason")
 
@@ -21,7 +20,7 @@ def units(model: nn.Module, example_inputs: ExampleInputs) -> pd.DataFrame:
     a unit cuts, `weight[dim]`, with ` xK` where each channel is K indices.
     Raises `StructureError` for a model that cannot be traced or has nothing to prune.
     """
-    structure = analyze(adapted(model, keywords_of(example_inputs)), example_inputs)
+    structure = analyze(model, example_inputs)
     rows = [*_unit_rows(structure), *_fixed_rows(structure)]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 

@@ -13,7 +13,6 @@ from autoprune.records import Policy
 from autoprune.structure import analyze
 from autoprune.structure import native as as_native
 from autoprune.task.accept import ExampleInputs
-from autoprune.task.adapt import adapted, keywords_of
 
 
 def prune(
@@ -50,7 +49,7 @@ def prune(
         raise UsageError(f"the share of kept channels is above 0 and at most 1; got {keep}")
     if ranking not in ("local", "global"):
         raise UsageError(f"the ranking is `local` or `global`; got {ranking!r}")
-    structure = analyze(adapted(model, keywords_of(example_inputs)), example_inputs)
+    structure = analyze(model, example_inputs)
     values = score_units(structure, scores, calibration)
     chosen = {name: found for name, found in values.items() if choose is None or choose(name)}
     if ranking == "global":

@@ -19,6 +19,7 @@ from autoprune.structure.rules import analyse
 from autoprune.structure.structure import Fixed, Structure
 from autoprune.structure.units import Channels, Site, find_units
 from autoprune.task.accept import ExampleInputs, accepted, as_inputs
+from autoprune.task.adapt import adapted, keywords_of
 
 Array = np.ndarray
 
@@ -28,7 +29,7 @@ def analyze(model: nn.Module, example_inputs: ExampleInputs) -> Structure:
 
     Raises `StructureError` when the model is not accepted, cannot be traced, or nothing in it can be pruned.
     """
-    model, inputs = accepted(model), as_inputs(example_inputs)
+    model, inputs = adapted(accepted(model), keywords_of(example_inputs)), as_inputs(example_inputs)
     captures = {training: capture(model, inputs, training=training) for training in (False, True)}
     tensors = module_tensors(model)
     for found in captures.values():

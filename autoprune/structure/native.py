@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,8 +50,7 @@ def _replace_tensors(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         )
     copies = {id(tensor): copy.deepcopy(tensor) for tensor in state.values()}  # tied ones stay tied
     for name, module in model.named_modules():
-        holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-        for own in holders:
+        for own in cast("list[dict[str, Any]]", [module._parameters, module._buffers]):
             for leaf, tensor in own.items():
                 if tensor is not None:
                     own[leaf] = copies[id(state[f"{name}.{leaf}" if name else leaf])]
