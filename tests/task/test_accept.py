@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from autoprune.errors import ProofError, StructureError
+from autoprune.errors import StructureError
 from autoprune.pruning import prune
+from autoprune.structure import analyze
 from autoprune.task.accept import accepted, as_inputs, unwrap
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -152,11 +153,14 @@ def test_spectral_norm_says_how_to_remove_it():
         prune(model, (X,))
 
 
-def test_a_parametrisation_that_a_cut_would_break_is_refused():
+def test_an_orthogonal_layer_is_listed_and_does_not_stop_the_others():
     model = net()
     parametrizations.orthogonal(model[5])
-    with pytest.raises(ProofError, match="broken by"):
-        prune(model, (X,), multiple_of=1)
+    structure = analyze(model, (X,))
+    reasons = {fixed.parameter: fixed.reason for fixed in structure.fixed}
+    assert "aten.tril" in reasons["5.parametrizations.weight.original"]
+    small = prune(model, (X,), multiple_of=1)
+    assert small.get_parameter("0.weight").shape[0] == 4
 
 
 class Tied(nn.Module):
