@@ -138,7 +138,9 @@ def _show(run_dir: Path) -> None:
     folder = RunFolder(run_dir)
     document = read_json(folder.front)
     out.print(front_table(document))
-    out.print(rung_table(document))
+    rungs = rung_table(document)
+    if rungs.row_count:  # no uniform policy meets the budgets, or the searched one is it
+        out.print(rungs)
     for line in (*trust_lines(document), prediction_line(document)):
         out.print(line, highlight=False, soft_wrap=True)
     for model in document["models"]:
