@@ -134,7 +134,7 @@ def _onnx_parity(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> di
 
 def _peer(name: str) -> dict[str, Any]:
     """Torch-Pruning out of the box on the same model: half the channels everywhere but in the outputs."""
-    import torch_pruning as tp
+    import torch_pruning as tp  # pyright: ignore[reportMissingImports]: in the extra `zoo`
 
     model, inputs = zoo_models.build(name)
     model.eval()

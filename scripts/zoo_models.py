@@ -28,14 +28,11 @@ ecaresnet26t gcresnext26ts bat_resnext26ts halonet26t lambda_resnet26t botnet26t
 dpn68 hrnet_w18_small dla34 xception41 vovnet39a selecsls42b dm_nfnet_f0 resnetv2_50 repvgg_a0 mobileone_s0
 rexnet_100 tinynet_e lcnet_050 fbnetc_100 hardcorenas_a mobilenetv4_conv_small
 """.split()  # noqa: SIM905
-_OPTIONS: dict[str, dict[str, Any]] = dict.fromkeys(
-    (
-        "beit_base_patch16_224", "cait_xxs24_224", "xcit_nano_12_p16_224", "convit_tiny", "tnt_s_patch16_224",
-        "convmixer_768_32",
-    ),
-    {"depth": 4},
+_SHORT = (
+    "beit_base_patch16_224", "cait_xxs24_224", "xcit_nano_12_p16_224", "convit_tiny", "tnt_s_patch16_224",
+    "convmixer_768_32",
 )  # fmt: skip
-"""Long stacks of equal blocks are shortened."""
+"""Long stacks of equal blocks that are shortened to 4."""
 
 
 class Logits(nn.Module):
@@ -70,7 +67,7 @@ def _tokens() -> Tensor:
 
 
 def _transformers() -> dict[str, Callable[[], Built]]:
-    import transformers as hf
+    import transformers as hf  # pyright: ignore[reportMissingImports]: in the extra `zoo`
 
     small: dict[str, Any] = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 100}
     wide = small | {"intermediate_size": 128}
@@ -131,7 +128,7 @@ def build(name: str) -> Built:
     if library == "transformers":
         return _transformers()[architecture]()
     if library == "torchvision":
-        import torchvision
+        import torchvision  # pyright: ignore[reportMissingImports]: in the extra `zoo`
 
         options = {"init_weights": True} if architecture in ("googlenet", "inception_v3") else {}
         model = torchvision.models.get_model(architecture, weights=None, num_classes=10, **options)
@@ -139,9 +136,10 @@ def build(name: str) -> Built:
             architecture, 64
         )
         return model, (torch.randn(2, 3, size, size),)
-    import timm
+    import timm  # pyright: ignore[reportMissingImports]: in the extra `zoo`
 
-    model: Any = timm.create_model(architecture, pretrained=False, num_classes=10, **_OPTIONS.get(architecture, {}))
+    options = {"depth": 4} if architecture in _SHORT else {}
+    model: Any = timm.create_model(architecture, pretrained=False, num_classes=10, **options)
     channels, height, width = model.default_cfg["input_size"]
     fixed = model.default_cfg.get("fixed_input_size") or any(t in architecture for t in _FULL_SIZE)
     size = (height, width) if fixed else (min(height, 96), min(width, 96))

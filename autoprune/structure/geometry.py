@@ -204,21 +204,18 @@ def _layer_sizes(
 def _product_sizes(node: fx.Node, along: Along) -> dict[str, Any]:
     """Sizes of a matrix product or of attention; labelled rows count as matrices, for their number follows widths."""
     first = _PRODUCTS.get(_op_name(node), 0)
-    x, y, *values = (cast(fx.Node, n) for n in node.args[first : first + 3])
+    x, y = (cast(fx.Node, n) for n in node.args[first : first + 2])
     attends = _op_name(node) == _ATTENTION
-    rank_x, rank_y, rank = len(_output_shape(x)), len(_output_shape(y)), len(_output_shape(node))
+    rank_x, rank = len(_output_shape(x)), len(_output_shape(node))
     matrices = Dim(1)
     for axis in range(rank - 2):
         matrices *= along(node, axis) if axis in symbolic_dims(node) or axis else Dim(1)
     rows = along(x, rank_x - 2) if rank_x > 1 else Dim(1)
     matrices = matrices * rows if rows.units else matrices
-    if attends:
-        columns = along(values[0], len(_output_shape(values[0])) - 1)
-    else:
-        columns = along(y, rank_y - 1) if rank_y > 1 else Dim(1)
+    has_columns = attends or len(_output_shape(y)) > 1
     return {
         "c_in": along(x, rank_x - 1),
-        "c_out": columns,
+        "c_out": along(node, rank - 1) if has_columns else Dim(1),
         "groups": matrices,
         "width": 0 if rows.units else rows.constant,
         "kernel": _output_shape(y)[-2:-1] if attends else (),

@@ -119,8 +119,7 @@ def separable(state: Analysis, node: fx.Node, shape: tuple[int, ...], components
             state.labels.fix(component, f"is merged with the batch by {node.target}")
         else:
             kept += state.labels.factors(component)
-    # A dimension whose slices are all equal carries nothing.
-    return Value(shape, tuple(c for c in kept if (c != c.flat[0]).any()))
+    return Value(shape, tuple(kept))
 
 
 def _fix_uneven(state: Analysis, node: fx.Node, x: Value) -> None:

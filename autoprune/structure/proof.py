@@ -69,7 +69,7 @@ def _of_mode(
     found, small = dense.captures[training], shrunk.captures[training]
     with torch.no_grad():
         reference = Reference(found, zeroed, small.graph, masks, canonical, absent)
-        return _difference(reference.run(*inputs), Reference(small, sliced).run(*inputs))
+        return _difference(reference.outputs(*inputs), Reference(small, sliced).outputs(*inputs))
 
 
 def _tensors(model: GraphModel) -> dict[str, torch.Tensor]:

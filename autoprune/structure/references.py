@@ -34,7 +34,7 @@ _AVERAGES = {
 }  # fmt: skip
 _NORMS = {aten.layer_norm.default, aten.rms_norm.default, aten.group_norm.default}
 _SUMS = {aten.sum.dim_IntList, aten.sum.default}
-_PRODUCTS = {
+_PRODUCTS: dict[Any, int] = {
     aten.matmul.default: 1, aten.mm.default: 1, aten.bmm.default: 1, aten.addmm.default: 2, aten.baddbmm.default: 2,
     aten.scaled_dot_product_attention.default: 1, aten.linear.default: 1, aten.conv1d.default: 1,
     aten.conv2d.default: 1, aten.conv3d.default: 1, aten.conv2d.padding: 1, aten.conv1d.padding: 1,
@@ -72,14 +72,14 @@ class Reference(fx.Interpreter):
         self._canonical = canonical or {}
         self._absent = absent
 
-    def run(self, *inputs: torch.Tensor) -> Any:
+    def outputs(self, *inputs: torch.Tensor) -> Any:
         """Outputs for copies of the inputs."""
         before = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                return super().run(*(x.clone() for x in inputs))
+                return self.run(*(x.clone() for x in inputs))
         finally:
             torch.set_default_dtype(before)
 
@@ -143,9 +143,10 @@ class Reference(fx.Interpreter):
         value = self.env.get(node)
         if not isinstance(value, torch.Tensor):
             return {}
-        own = ("parameter", self._canonical.get(str(node.target), ""))
-        where = own if node.op == "get_attr" else (self._mode, node.name)
-        found = {d: self._masks.get((*where, d)) for d in range(value.dim()) if d not in symbolic_dims(node)}
+        kind, name = self._mode, node.name
+        if node.op == "get_attr":
+            kind, name = "parameter", self._canonical.get(str(node.target), "")
+        found = {d: self._masks.get((kind, name, d)) for d in range(value.dim()) if d not in symbolic_dims(node)}
         return {d: torch.from_numpy(np.flatnonzero(mask)) for d, mask in found.items() if mask is not None}
 
     def _zeroed(self, node: fx.Node) -> torch.Tensor:
@@ -177,7 +178,9 @@ class Reference(fx.Interpreter):
 
     def _scattered(self, value: torch.Tensor, node: fx.Node | None, rank: int) -> torch.Tensor:
         """Put living indices back to where they are in the dense model, zeros elsewhere."""
-        for dim in range(rank) if node is not None else ():
+        if node is None:
+            return value
+        for dim in range(rank):
             mask = self._masks.get((self._mode, node.name, dim)) if dim not in symbolic_dims(node) else None
             if mask is not None:
                 shape = [*value.shape[:dim], len(mask), *value.shape[dim + 1 :]]

@@ -159,7 +159,8 @@ class _Homes:
         for kind in np.unique(signature[present]):
             members = present[signature[present] == kind]
             groups.append(members[np.argsort(first[members, 1], kind="stable")])
-        return sorted(groups, key=lambda members: tuple(first[members[0]].tolist()))
+        # Factors of one dimension begin at the same index: the outer one (heads) comes before the inner one.
+        return sorted(groups, key=lambda m: (*first[m[0]].tolist(), -first[m[min(1, len(m) - 1)], 1]))
 
 
 def _layers(atoms: Sequence[Atom]) -> list[Array]:

@@ -300,7 +300,7 @@ FAMILIES = {
     "shuffle": (Shuffle, [IMAGE], {"c": ("channel", 4)}),
     "densenet": (DenseNet, [IMAGE], {"a": ("channel", 6), "b": ("channel", 4), "c": ("channel", 4)}),
     "inception": (Inception, [IMAGE], {"a": ("channel", 4), "b2": ("channel", 6), "p": ("channel", 2)}),
-    "groupnorm": (GroupNormGlu, [IMAGE], {"a": ("channel", 4), "a#2": ("channel", 3), "b": ("channel", 8)}),
+    "groupnorm": (GroupNormGlu, [IMAGE], {"a": ("channel", 3), "a#2": ("channel", 4), "b": ("channel", 8)}),
     "convnext": (ConvNext, [IMAGE], {"stem": ("channel", 8), "up": ("channel", 14)}),
     "standardised": (Standardised, [IMAGE], {"a": ("channel", 8), "b": ("channel", 6), "c": ("channel", 6)}),
 }
