@@ -105,7 +105,7 @@ class Reference(fx.Interpreter):
             return self._call(n, {m: torch.zeros_like(self.env[m]) for m in gone})
         if n.target is aten.scaled_dot_product_attention.default and len(n.args) > 4:
             return self._attention(n)
-        if not self._is_cut(n):
+        if not self._is_cut(n) or n.name not in self._small:  # nothing counts that a removed branch computes
             return super().run_node(n)
         if n.target is aten.batch_norm.default and n.args[5] and set(self._living(n.args[0])) - {1}:  # type: ignore[arg-type]
             return self._gathered(n)
@@ -163,10 +163,10 @@ class Reference(fx.Interpreter):
         return value
 
     def _gathered(self, node: fx.Node) -> Any:
-        """Run the operator of the shrunk graph on what lives."""
+        """Run the operator of the shrunk graph on what lives; behind a removed branch it reads another node there."""
         small = self._small[node.name]
-        taken = {m.name: self._taken(m) for m in node.all_input_nodes}
-        args, kwargs = map_arg((small.args, small.kwargs), lambda m: taken[m.name])
+        taken = {s: self._taken(m) for s, m in zip(small.all_input_nodes, node.all_input_nodes, strict=True)}
+        args, kwargs = map_arg((small.args, small.kwargs), lambda m: taken[m])
         found = self.call_function(small.target, args, kwargs)  # type: ignore[arg-type]
         if isinstance(found, torch.Tensor):
             return self._scattered(found, node, node.meta["val"].dim())
