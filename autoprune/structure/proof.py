@@ -39,7 +39,7 @@ def largest_difference(
     """
     try:
         return max(_of_mode(dense, shrunk, masks, canonical, example_inputs, mode, absent[mode]) for mode in absent)
-    except (RuntimeError, AttributeError):  # sizes that do not fit each other, or a parameter that is needed but gone
+    except (RuntimeError, LookupError, TypeError, ValueError):  # sizes that do not fit, or a parameter that is gone
         return float("inf")
 
 

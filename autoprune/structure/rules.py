@@ -67,12 +67,15 @@ def analyse(
 def _apply(state: Analysis, node: fx.Node) -> None:
     rule = rule_for(node.target)
     if rule is not None:
-        state.values[node] = rule(state, node)
-        return
+        try:
+            state.values[node] = rule(state, node)
+            return
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):
+            state.values.pop(node, None)  # a case that the rule does not know; what it has tied only constrains more
     read = [value for source in node.all_input_nodes for value in state.every_value(source)]
     touched = any(state.of_parameters(value) for value in read)
     for value in read:
-        state.labels.fix_value(value, f"read by {node.target}, which has no rule")
+        state.labels.fix_value(value, f"read by {node.target}, which has no rule{' for this case' if rule else ''}")
     if touched:
         state.unsupported.setdefault(str(node.target), []).append(node.name)
 

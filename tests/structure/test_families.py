@@ -73,18 +73,3 @@ def test_attention_has_a_geometry_that_follows_heads_and_their_size() -> None:
     sizes = [int(dim(widths)[0]) for dim in (attention.groups, attention.c_in, attention.c_out)]
     assert (sizes, attention.width, attention.kernel) == ([2, 4, 4], 17, (17,))
     assert attention.macs(widths)[0] == 2 * 17 * 17 * (4 + 4)
-
-
-def test_an_operator_without_a_rule_fixes_what_it_reads_and_is_listed() -> None:
-    class Odd(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.z = torch.nn.Linear(4, 8), torch.nn.Linear(8, 6), torch.nn.Linear(6, 2)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.z(self.b(torch.cumprod(self.a(x), 1)).relu())
-
-    structure = analyze(Odd().eval(), (torch.randn(2, 4),))
-    assert [u.name for u in structure.units] == ["b"]
-    assert list(structure.unsupported) == ["aten.cumprod.default"]
-    assert any("aten.cumprod.default, which has no rule" in fixed.reason for fixed in structure.fixed)

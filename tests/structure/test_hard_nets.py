@@ -105,7 +105,7 @@ class ComputedWeight(nn.Module):
         self.a, self.z, self.raw = nn.Conv2d(2, 8, 1), nn.Conv2d(8, 3, 1), nn.Parameter(torch.randn(8, 2, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = torch.softmax(self.raw, 0)
+        weight = torch.cumprod(self.raw, 0)
         return self.z(F.relu(F.conv2d(F.relu(self.z.weight.sum() * 0 + self.a(x)), weight, groups=4))).mean((2, 3))
 
 
@@ -171,13 +171,13 @@ def test_what_is_free_is_proven_and_the_rest_is_fixed(kind: type[nn.Module], sha
         shrink_randomly(structure, seed)
 
 
-def test_channels_that_become_examples_are_fixed() -> None:
+def test_channels_that_become_examples_may_go() -> None:
     structure = analyze(MergedWithBatch().eval(), (torch.randn(2, 2, 8, 8),))
-    assert [u.name for u in structure.units] == ["b"]
-    assert any("merged with the batch" in f.reason for f in structure.fixed)
-    shrink_randomly(structure)
+    assert {u.name: u.width for u in structure.units} == {"a": 6, "b": 4}
+    for seed in range(3):
+        shrink_randomly(structure, seed)
 
 
 def test_a_grouped_convolution_with_a_computed_weight_is_left_alone() -> None:
-    with pytest.raises(StructureError, match=r"nothing .* can be pruned: these operators have no rule .* aten.softmax"):
+    with pytest.raises(StructureError, match=r"nothing .* can be pruned: these operators have no rule .* aten.cumprod"):
         analyze(ComputedWeight().eval(), (torch.randn(2, 2, 8, 8),))

@@ -168,18 +168,18 @@ def test_training_and_evaluation_graphs_differ_where_dropout_does() -> None:
 
 
 def test_an_operator_without_a_rule_fixes_what_it_touches_and_is_listed() -> None:
-    class Sorted(nn.Module):
+    class Accumulated(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.c(torch.cumsum(self.b(torch.relu(self.a(x))), 1))
+            return self.c(torch.cumprod(self.b(torch.relu(self.a(x))), 1))
 
-    structure = analyze(Sorted(), (torch.randn(2, 4),))
+    structure = analyze(Accumulated(), (torch.randn(2, 4),))
     assert [u.name for u in structure.units] == ["a"]
-    assert list(structure.unsupported) == ["aten.cumsum.default"]
-    assert any(f.parameter == "b.weight" and "cumsum" in f.reason for f in structure.fixed)
+    assert list(structure.unsupported) == ["aten.cumprod.default"]
+    assert any(f.parameter == "b.weight" and "cumprod" in f.reason for f in structure.fixed)
 
 
 def test_branching_on_values_is_refused() -> None:
@@ -210,8 +210,8 @@ def test_the_proof_refuses_a_wrong_model_and_names_the_unit(monkeypatch: pytest.
     structure = analysed("residual")
     honest = structure_module.slice_tensors
 
-    def crooked(tensors: dict, masks: dict, canonical: dict, dead: set) -> dict:
-        cut = honest(tensors, masks, canonical, dead)
+    def crooked(tensors: dict, masks: dict, canonical: dict, dead: set, lookups: dict) -> dict:
+        cut = honest(tensors, masks, canonical, dead, lookups)
         if cut["c2.weight"].shape[0] < 6:
             cut["c3.weight"] = nn.Parameter(cut["c3.weight"].flip(1))
         return cut
