@@ -21,6 +21,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from autoprune.errors import StructureError
+from autoprune.structure.recurrent_layers import unstack
 
 _TENSOR_KINDS = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}
 
@@ -111,6 +112,7 @@ def _unlift(program: ExportedProgram, mode: str) -> tuple[fx.Graph, dict[str, to
         else:
             new[node] = graph.node_copy(node, lambda n: new[n])
         new[node].meta = dict(node.meta)
+    unstack(graph)
     return graph, constants
 
 

@@ -56,7 +56,9 @@ class Dim:
 
 
 _WEIGHTED = ("conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d", "linear")
-_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+_RECURRENT = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+"""Gates of recurrent layers."""
+
 _ATTENTION = "scaled_dot_product_attention"
 _CHANNELS_LAST = ("linear", "layer_norm", "rms_norm", "matmul", "bmm", _ATTENTION, *_RECURRENT)
 
@@ -65,9 +67,9 @@ _CHANNELS_LAST = ("linear", "layer_norm", "rms_norm", "matmul", "bmm", _ATTENTIO
 class Operator:
     """One node of the evaluation graph that costs time. Spatial sizes are those of the output, for one example.
 
-    Sequences have `height` 0 and their length as `width`. Recurrent layers have their number of layers as `kernel` and
-    of directions as `groups`; attention has its heads as `height` and `groups`, the length of queries as `width`, that
-    of keys as `kernel`, and the sizes of a head as channels. `gate` is when it runs at all.
+    Sequences have `height` 0 and their length as `width`. Recurrent layers have their number of directions as `groups`
+    and the hidden sizes of all of them as `c_out`; attention has its heads as `height` and `groups`, the length of
+    queries as `width`, that of keys as `kernel`, and the sizes of a head as channels. `gate` is when it runs at all.
     """
 
     node: str
@@ -89,7 +91,10 @@ class Operator:
         return tuple(sorted({*self.c_in.units, *self.c_out.units, *self.groups.units, *self.gate.units}))
 
     def macs(self, widths: Array) -> Array:
-        """Multiply-accumulates for one example, `[P]`, of convolutions and linear layers; 0 for all others."""
+        """Multiply-accumulates for one example, `[P]`, of operators with weights; 0 for all others."""
+        if self.op in _RECURRENT:
+            reads = self.c_in(widths) + self.c_out(widths) // self.groups(widths)
+            return _RECURRENT[self.op] * self.width * self.c_out(widths) * reads * self.gate(widths)
         if self.op not in _WEIGHTED:
             return np.zeros(len(widths), dtype=np.int64)
         positions = max(self.height, 1) * max(self.width, 1) * int(np.prod(self.kernel or (1,)))
@@ -200,8 +205,6 @@ def _groups(node: fx.Node) -> int:
 def _window(node: fx.Node) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Kernel and stride of a convolution or pooling."""
     name = _op_name(node)
-    if name in _RECURRENT:
-        return (int(node.args[4]),), ()  # type: ignore[arg-type]
     if name == _ATTENTION:
         return shape_of(node.args[1])[-2:-1], ()  # type: ignore[arg-type]
     if name.startswith("conv"):

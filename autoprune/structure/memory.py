@@ -85,5 +85,6 @@ def _buffers(node: fx.Node, channels: Mapping[Site, Channels], unit_widths: Arra
             if isinstance(size, torch.SymInt):
                 dims.append(Dim(concrete(size) // _CAPTURE_BATCH))
             else:
-                dims.append(Dim.of(found, unit_widths) if found else Dim(size))
+                # Of several outputs, one may be narrower than the first: the hidden state of a single direction.
+                dims.append(Dim.of(found.first(int(size)), unit_widths) if found else Dim(size))
         yield Buffer(element_bytes=tensor.dtype.itemsize, dims=tuple(dims))

@@ -13,11 +13,13 @@ from collections.abc import Set as AbstractSet
 import numpy as np
 import torch
 from torch import fx
+from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
 from autoprune.structure.branches import ADDITIONS
 from autoprune.structure.capture import Capture
 from autoprune.structure.module import GraphModel
+from autoprune.structure.recurrent_layers import CREATORS
 from autoprune.structure.units import Site
 
 aten = torch.ops.aten
@@ -90,12 +92,20 @@ def _run(
         new[node] = graph.node_copy(node, lambda n: new[n])
         if node.target in _DROPOUTS:
             new[node].args = (*new[node].args[:2], False)
+        _in_double(node, new[node])
         if node.target in ADDITIONS:
             _add_zeros(node, new[node], absent)
     capture = Capture(graph=graph, out_spec=found.out_spec, training=training)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return GraphModel({training: capture}, state, set()).train(training)(*(x.clone() for x in inputs))
+
+
+def _in_double(old: fx.Node, new: fx.Node) -> None:
+    """Let what asks for float32, or creates it by default, take float64 like everything else."""
+    new.args, new.kwargs = map_aggregate((new.args, new.kwargs), lambda a: torch.float64 if a is torch.float32 else a)  # type: ignore[assignment]
+    if old.target in CREATORS and old.meta["val"].dtype is torch.float32:
+        new.kwargs = {**new.kwargs, "dtype": torch.float64}
 
 
 def _add_zeros(old: fx.Node, new: fx.Node, absent: AbstractSet[str]) -> None:

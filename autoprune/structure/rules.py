@@ -18,6 +18,8 @@ from autoprune.structure.analysis import Analysis, Rule
 from autoprune.structure.capture import concrete, shape_of
 from autoprune.structure.labels import Array, Labels, Value
 from autoprune.structure.movements import MOVEMENTS, item, movement
+from autoprune.structure.recurrent import created, recurrent
+from autoprune.structure.recurrent_layers import CREATORS, GATES
 
 aten = torch.ops.aten
 
@@ -241,15 +243,16 @@ RULES: dict[Any, Rule] = {
     aten.pad.default: padding,
     aten.constant_pad_nd.default: padding,
     aten.sym_size.int: ignored,
+    aten._assert_tensor_metadata.default: ignored,
     operator.getitem: item,
-} | dict.fromkeys(MOVEMENTS, movement)  # fmt: skip
+} | dict.fromkeys(MOVEMENTS, movement) | dict.fromkeys(GATES, recurrent) | dict.fromkeys(CREATORS, created)  # fmt: skip
 
 # Element-wise in effect, though they do not carry the tag.
 ELEMENTWISE = {
     aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default, aten.to.dtype, aten.to.dtype_layout,
     aten.contiguous.default, aten.alias.default, aten.relu6_.default, aten.alpha_dropout.default,
     aten.log_sigmoid.default, aten.type_as.default, aten.detach.default, aten.hardswish.default,
-    aten.hardswish_.default,
+    aten.hardswish_.default, aten.to.device, aten.zeros_like.default, aten.ones_like.default,
 }  # fmt: skip
 
 

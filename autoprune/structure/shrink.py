@@ -13,6 +13,7 @@ from torch import fx, nn
 from autoprune.structure.aliases import is_in_place, owners
 from autoprune.structure.branches import may_be_bypassed
 from autoprune.structure.capture import Capture, shape_of
+from autoprune.structure.recurrent_layers import CREATORS
 from autoprune.structure.units import Channels, Site
 
 aten = torch.ops.aten
@@ -105,6 +106,14 @@ def _sizes(old: fx.Node, new: fx.Node, living: Living) -> None:
     new.update_arg(1, sizes)
 
 
+def _created(old: fx.Node, new: fx.Node, living: Living) -> None:
+    """`zeros(sizes)` and its kin: sizes of labelled dimensions are their living counts."""
+    position = CREATORS[old.target]
+    masks = [living(old.name, dim) for dim in range(len(shape_of(old)))]
+    sizes: Any = new.args[position]
+    new.update_arg(position, [n if m is None else int(m.sum()) for m, n in zip(masks, sizes, strict=True)])
+
+
 def _slice(old: fx.Node, new: fx.Node, living: Living) -> None:
     """`slice(x, dim, start, end, step)`: bounds move to the living counts before them."""
     source = old.args[0]
@@ -137,6 +146,7 @@ _REWRITES: dict[Any, Callable[[fx.Node, fx.Node, Living], None]] = {
     aten.conv2d.default: _convolution,
     aten.conv1d.padding: _convolution,
     aten.conv2d.padding: _convolution,
+    aten.expand.default: _sizes,
     aten.view.default: _sizes,
     aten.reshape.default: _sizes,
     aten._unsafe_view.default: _sizes,
@@ -144,4 +154,4 @@ _REWRITES: dict[Any, Callable[[fx.Node, fx.Node, Living], None]] = {
     aten.split.Tensor: _split,
     aten.split_with_sizes.default: _split,
     aten.chunk.default: _split,
-}
+} | dict.fromkeys(CREATORS, _created)
