@@ -42,7 +42,9 @@ ISOLATED = Protocol(repeats=8, warmup_runs=3)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/latency"))
-    parser.add_argument("--models", nargs="+", default=["resnet20", "resnet8-wide", "mobilenet-tiny", "vgg-tiny"])
+    parser.add_argument(
+        "--models", nargs="+", default=["resnet20", "resnet8-wide", "mobilenet-tiny", "vgg-tiny", "lstm"]
+    )
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--space", default="default")

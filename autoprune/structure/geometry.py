@@ -56,11 +56,11 @@ class Dim:
 
 
 _WEIGHTED = ("conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d", "linear")
-_RECURRENT = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+RECURRENT = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 """Gates of recurrent layers."""
 
 _ATTENTION = "scaled_dot_product_attention"
-_CHANNELS_LAST = ("linear", "layer_norm", "rms_norm", "matmul", "bmm", _ATTENTION, *_RECURRENT)
+_CHANNELS_LAST = ("linear", "layer_norm", "rms_norm", "matmul", "bmm", _ATTENTION, *RECURRENT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +92,9 @@ class Operator:
 
     def macs(self, widths: Array) -> Array:
         """Multiply-accumulates for one example, `[P]`, of operators with weights; 0 for all others."""
-        if self.op in _RECURRENT:
+        if self.op in RECURRENT:
             reads = self.c_in(widths) + self.c_out(widths) // self.groups(widths)
-            return _RECURRENT[self.op] * self.width * self.c_out(widths) * reads * self.gate(widths)
+            return RECURRENT[self.op] * self.width * self.c_out(widths) * reads * self.gate(widths)
         if self.op not in _WEIGHTED:
             return np.zeros(len(widths), dtype=np.int64)
         positions = max(self.height, 1) * max(self.width, 1) * int(np.prod(self.kernel or (1,)))
@@ -195,7 +195,7 @@ def _op_name(node: fx.Node) -> str:
 
 def _groups(node: fx.Node) -> int:
     name = _op_name(node)
-    if name in _RECURRENT:
+    if name in RECURRENT:
         return 2 if node.args[7] else 1  # bidirectional
     if name == _ATTENTION:
         return shape_of(node.args[0])[1]  # type: ignore[arg-type]

@@ -26,6 +26,7 @@ MODELS: Mapping[str, ModelFactory] = MappingProxyType(
         "mobilenet-tiny": models.MobileNetTiny,
         "vgg-tiny": models.VGGTiny,
         "mlp": models.MLP,
+        "lstm": models.RowLSTM,
     }
 )
 
