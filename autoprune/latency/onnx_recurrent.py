@@ -82,7 +82,8 @@ def _stacked(kind: str, weights: Any, directions: int, biased: bool) -> list[Any
     groups += [[op.Concat(p[2], p[3], axis=0) for p in parts]] if biased else []
     found = []
     for group, first in zip(groups, (0, 1, 2), strict=False):
-        stacked = op.Concat(*[op.Unsqueeze(part, op.Constant(value_ints=[0])) for part in group], axis=0)
+        raised = [op.Unsqueeze(part, op.Constant(value_ints=[0])) for part in group]
+        stacked = op.Concat(*raised, axis=0) if directions > 1 else raised[0]
         stacked.name = weights[first].name + GATES
         found.append(stacked)
     return found if biased else [*found, None]
