@@ -30,7 +30,11 @@ def duplicated(kind: str, **features: object) -> nn.Module:
 
 @pytest.mark.parametrize(
     ("kind", "features"),
-    [("LSTM", {}), ("GRU", {"bidirectional": True, "batch_first": False}), ("RNN", {"state": "learned", "bias": False})],
+    [
+        ("LSTM", {}),
+        ("GRU", {"bidirectional": True, "batch_first": False}),
+        ("RNN", {"state": "learned", "bias": False}),
+    ],
 )
 def test_units_that_repeat_others_are_made_up_for(kind: str, features: dict) -> None:
     net = duplicated(kind, **features)
