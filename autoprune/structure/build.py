@@ -16,6 +16,7 @@ from autoprune.structure.capture import Capture, capture, module_tensors
 from autoprune.structure.geometry import Dim, find_operators
 from autoprune.structure.labels import Labels, Value
 from autoprune.structure.recurrent import name_hidden
+from autoprune.structure.recurrent_layers import GATES
 from autoprune.structure.rules import analyse
 from autoprune.structure.structure import Fixed, Structure
 from autoprune.structure.units import Channels, Site, find_units
@@ -85,7 +86,7 @@ def _fix_unused(
 def _sites(values: Mapping[str, Value], states: Mapping[bool, Analysis]) -> dict[Site, list[Array]]:
     """Every labelled dimension of parameters and of node outputs in both graphs, and the groups of convolutions.
 
-    A node with several outputs has those of the first.
+    A recurrent layer has those of its first output, the sequence.
     """
     sites: dict[Site, list[Array]] = {}
     for name, value in values.items():
@@ -95,7 +96,7 @@ def _sites(values: Mapping[str, Value], states: Mapping[bool, Analysis]) -> dict
     for training, state in states.items():
         mode = "train" if training else "eval"
         for node, found in state.values.items():
-            value = found[0] if isinstance(found, list) else found
+            value = found[0] if isinstance(found, list) and node.target in GATES else found
             if isinstance(value, Value) and node.op == "call_function":
                 for dim in range(len(value.shape)):
                     if value.along(dim):

@@ -71,6 +71,24 @@ def test_wide_layers_are_stacked_in_the_file() -> None:
         np.testing.assert_allclose(run(model.SerializeToString(), x), Last()(x).numpy(), rtol=1e-4, atol=1e-5)
 
 
+def test_a_layer_that_is_used_twice_is_exported() -> None:
+    class Twice(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.head = torch.nn.GRU(FEATURES, 6, batch_first=True), torch.nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.net(x)[0][:, -1] + self.net(-x)[0][:, -1])
+
+    x = torch.randn(2, STEPS, FEATURES)
+    net = Twice().eval()
+    structure = analyze(net, (x,))
+    policy = Policy(space_id="", widths={"net.l0": 3})
+    resized = Resizer(export_onnx(net, (x,)), structure).resize(policy)
+    with torch.no_grad():
+        np.testing.assert_allclose(run(resized, x), structure.shrink(policy)(x).numpy(), rtol=1e-4, atol=1e-5)
+
+
 def test_projections_are_refused() -> None:
     class Projected(torch.nn.Module):
         def __init__(self) -> None:
