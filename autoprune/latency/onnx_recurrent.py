@@ -84,7 +84,8 @@ def _stacked(kind: str, weights: Any, directions: int, biased: bool) -> list[Any
     for group, first in zip(groups, (0, 1, 2), strict=False):
         raised = [op.Unsqueeze(part, op.Constant(value_ints=[0])) for part in group]
         stacked = op.Concat(*raised, axis=0) if directions > 1 else raised[0]
-        stacked.name = weights[first].name + GATES
+        # A layer that is used twice is stacked twice, and names are unique in a graph.
+        stacked.name = f"{weights[first].name}{GATES}{id(stacked)}"
         found.append(stacked)
     return found if biased else [*found, None]
 
@@ -135,7 +136,7 @@ def name_stacked(graph: onnx.GraphProto, model: nn.Module) -> None:
     for node in nodes:
         for place, name in enumerate(node.input[1:4], start=1):
             if name:
-                exported = name.removesuffix(GATES)
+                exported = name.rpartition(GATES)[0]
                 node.input[place] = names.get(exported, exported) + GATES
                 if node.input[place] not in kept:
                     graph.initializer.append(numpy_helper.from_array(value(name), node.input[place]))
