@@ -42,7 +42,9 @@ ISOLATED = Protocol(repeats=8, warmup_runs=3)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/latency"))
-    parser.add_argument("--models", nargs="+", default=["resnet20", "resnet8-wide", "mobilenet-tiny", "vgg-tiny"])
+    parser.add_argument(
+        "--models", nargs="+", default=["resnet20", "resnet8-wide", "mobilenet-tiny", "vgg-tiny", "lstm"]
+    )
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--space", default="default")
@@ -157,6 +159,12 @@ def single_operator(geometry: Geometry, batch: int) -> tuple[bytes, np.ndarray]:
         image = [batch, g.c_in]
         weights["w"] = rng.standard_normal((g.c_out, g.c_in)).astype(np.float32)
         nodes.append(helper.make_node("Gemm", ["x", "w"], ["y"], transB=1))
+    elif g.op == "lstm":
+        image, hidden = [g.width, batch, g.c_in], g.c_out // g.groups
+        for name, size in (("w", g.c_in), ("r", hidden)):
+            weights[name] = rng.standard_normal((g.groups, 4 * hidden, size)).astype(np.float32)
+        direction = "forward" if g.groups == 1 else "bidirectional"
+        nodes.append(helper.make_node("LSTM", ["x", "w", "r"], ["y"], hidden_size=hidden, direction=direction))
     elif g.op in ("max_pool2d", "avg_pool2d"):
         kind = "MaxPool" if g.op == "max_pool2d" else "AveragePool"
         nodes.append(helper.make_node(kind, ["x"], ["y"], kernel_shape=g.kernel, strides=stride))

@@ -128,7 +128,7 @@ def test_an_empty_file_means_everything(tmp_path: Path) -> None:
 
 
 def test_builtin_spaces_load() -> None:
-    assert {"default", "mobilenet"} <= set(builtin_spaces())
+    assert {"default", "mobilenet", "recurrent"} <= set(builtin_spaces())
     assert all(load_spec(path).description for path in builtin_spaces().values())
 
 

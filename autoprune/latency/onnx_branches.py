@@ -37,7 +37,7 @@ def remove_branches(graph: onnx.GraphProto, absent: AbstractSet[str]) -> None:
     outputs = {passed.get(entry.name, entry.name) for entry in graph.output}
     if outputs != {entry.name for entry in graph.output} or outputs & gone:
         raise LatencyError(f"removing a branch would take the outputs {', '.join(sorted(outputs))} with it")
-    kept = _serving([node for node in graph.node if node.output[0] in running], outputs)
+    kept = serving([node for node in graph.node if node.output[0] in running], outputs)
     read = {name for node in kept for name in node.input}
     weights = [initializer for initializer in graph.initializer if initializer.name in read]
     del graph.node[:], graph.initializer[:]
@@ -45,7 +45,7 @@ def remove_branches(graph: onnx.GraphProto, absent: AbstractSet[str]) -> None:
     graph.initializer.extend(weights)
 
 
-def _serving(nodes: list[onnx.NodeProto], outputs: AbstractSet[str]) -> list[onnx.NodeProto]:
+def serving(nodes: list[onnx.NodeProto], outputs: AbstractSet[str]) -> list[onnx.NodeProto]:
     """The nodes that some output depends on, in their order."""
     wanted, kept = set(outputs), []
     for node in reversed(nodes):

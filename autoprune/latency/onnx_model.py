@@ -20,6 +20,7 @@ from torch import nn
 
 from autoprune.errors import LatencyError, StructureError
 from autoprune.latency.onnx_branches import remove_branches
+from autoprune.latency.onnx_recurrent import GATES, TRANSLATIONS, name_stacked, set_hidden_sizes
 from autoprune.records import Policy
 from autoprune.runfolder import write_atomic
 from autoprune.structure import GraphModel, Structure
@@ -49,8 +50,9 @@ def export_onnx(
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
-                model.eval(), inputs, dynamo=True, verbose=False, dynamic_shapes=shapes, input_names=names
-            )
+                model.eval(), inputs, dynamo=True, verbose=False, dynamic_shapes=shapes, input_names=names,
+                custom_translation_table=TRANSLATIONS,
+            )  # fmt: skip
     except Exception as error:
         raise StructureError(
             f"the model cannot be exported to ONNX: {_reason(error)}. Replace that operator, or deploy "
@@ -62,6 +64,7 @@ def export_onnx(
     assert program is not None
     proto = program.model_proto
     _strip_metadata(proto)
+    name_stacked(proto.graph, model)
     _name_transposed(proto.graph, model)
     if path is not None:
         write_atomic(Path(path), proto.SerializeToString())
@@ -113,9 +116,9 @@ class Resizer:
             if groups is not None:
                 _set_groups(node, int(groups(widths)[0]))
         dead = {name for name in self._weights if self._is_dead(name, kept)}
-        for name, weight in self._weights.items():
-            if name not in dead:
-                proto.graph.initializer.append(numpy_helper.from_array(self._sliced(name, weight, kept), name))
+        sliced = {name: self._sliced(name, w, kept) for name, w in self._weights.items() if name not in dead}
+        proto.graph.initializer.extend(numpy_helper.from_array(weight, name) for name, weight in sliced.items())
+        set_hidden_sizes(proto.graph, sliced)
         if dead:
             remove_branches(proto.graph, dead)
         return proto.SerializeToString()
@@ -131,6 +134,7 @@ class Resizer:
         else:
             indices = kept.get(plain_name(name), ())
             indices = indices[::-1] if is_transposed(name) else indices
+            indices = _stacked(indices, weight) if name.endswith(GATES) else indices
         if len(indices) not in (0, weight.ndim):
             raise LatencyError(
                 f"the weight {name!r} has {weight.ndim} dimensions in ONNX but {len(indices)} in the model"
@@ -139,6 +143,16 @@ class Resizer:
             if index is not None:
                 weight = weight.take(index, axis=dim)
         return np.ascontiguousarray(weight) if weight.ndim else weight
+
+
+def _stacked(indices: tuple[np.ndarray | None, ...], weight: np.ndarray) -> tuple[np.ndarray | None, ...]:
+    """Indices of a recurrent weight with a dimension of directions before its own; biases are two in one dimension.
+
+    Every gate keeps the same hidden units, so that the order of the gates does not matter.
+    """
+    if weight.ndim == 3 or not indices or indices[0] is None:
+        return (None, *indices) if indices else ()
+    return None, np.concatenate([indices[0], indices[0] + weight.shape[1] // 2])
 
 
 def _batch_of_two(x: torch.Tensor) -> torch.Tensor:
@@ -219,8 +233,8 @@ def _free_reshapes(graph: onnx.GraphProto, weights: dict[str, np.ndarray]) -> No
 
 
 def plain_name(name: str) -> str:
-    """State-dict name of a value, whether stored as it is, transposed, quantized, or out of a dequantization."""
-    return _stored_name(name).removesuffix(_TRANSPOSED)
+    """State-dict name of a value, whether as it is, transposed, stacked, quantized, or out of a dequantization."""
+    return _stored_name(name).removesuffix(_TRANSPOSED).removesuffix(GATES)
 
 
 def is_transposed(name: str) -> bool:

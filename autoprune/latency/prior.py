@@ -12,6 +12,7 @@ from autoprune.latency.geometries import PricedOperator
 from autoprune.latency.node_times import NodeOwners, node_times_ms
 from autoprune.latency.timing import Kernels
 from autoprune.records import Geometry
+from autoprune.structure.geometry import RECURRENT
 
 _LEAST_MS = 1e-4
 _OVERHEAD_MS = 1e-3
@@ -84,4 +85,7 @@ def _kind(geometry: Geometry) -> tuple[object, ...]:
 
 
 def _work(geometry: Geometry) -> float:
+    if geometry.op in RECURRENT:
+        hidden = geometry.c_out / geometry.groups
+        return RECURRENT[geometry.op] * geometry.c_out * (geometry.c_in + hidden)
     return max(1, geometry.c_in) * max(1, geometry.c_out) / max(1, geometry.groups)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from autoprune.recovery.recurrent import Direction
 from autoprune.structure import Structure
 
 aten = torch.ops.aten
@@ -118,9 +119,11 @@ def adapted_norms(structure: Structure) -> set[str]:
     }
 
 
-def covered_units(structure: Structure, consumers: Iterable[Consumer]) -> frozenset[int]:
-    """Units of which every reader is among the consumers or needs no repair (depthwise layers)."""
-    known = {c.weight for c in consumers}
+def covered_units(
+    structure: Structure, consumers: Iterable[Consumer], recurrent: Iterable[Direction] = ()
+) -> frozenset[int]:
+    """Units of which every reader is among the consumers and recurrent layers or needs no repair (depthwise layers)."""
+    known = {c.weight for c in consumers} | {name for direction in recurrent for name in direction.weights}
     readers = [{m.parameter for m in unit.members if m.dim == 1} for unit in structure.units]
     return frozenset(number for number, names in enumerate(readers) if names and names <= known)
 

@@ -10,6 +10,7 @@ The regression onto dense outputs is that of channel pruning (He et al. 2017) an
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,6 +34,7 @@ from autoprune.recovery.consumers import (
 )
 from autoprune.recovery.moments import collect_moments
 from autoprune.recovery.prefix import PrefixCache
+from autoprune.recovery.recurrent import Direction, find_directions, hidden_state, weights_of
 from autoprune.recovery.ridge import ridged
 from autoprune.recovery.surgeon import surgeon_order
 from autoprune.structure import GraphModel, Structure, analyze
@@ -63,10 +65,15 @@ class Reconstruction:
         """What is fitted, by its node in the evaluation graph."""
         return {consumer.node: consumer for consumer in find_consumers(self.structure)}
 
+    @cached_property
+    def recurrent(self) -> Mapping[str, tuple[Direction, ...]]:
+        """Recurrent layers that are fitted, by their node."""
+        return find_directions(self.structure)
+
     @property
     def covered(self) -> frozenset[int]:
         """Units of which every reader is reconstructed or needs it not (depthwise layers)."""
-        return covered_units(self.structure, self.consumers.values())
+        return covered_units(self.structure, self.consumers.values(), itertools.chain(*self.recurrent.values()))
 
     @property
     def examples(self) -> int:
@@ -117,17 +124,34 @@ class Reconstruction:
         wanted = 4 * outputs * self.examples * _POSITIONS
         return max(4, min(_POSITIONS, _POSITIONS * _MOST_TARGET_BYTES // max(wanted, 1)))
 
-    @cached_property
+    @property
+    def _steps(self) -> Mapping[str, tuple[Tensor, ...]]:
+        """What recurrent layers of the dense model read, `[rows, C + H]` for each direction."""
+        return self._recorded.steps
+
+    @property
     def _targets(self) -> Mapping[str, Tensor]:
         """Outputs of the dense model `[rows, O]` at the places that each consumer is fitted at."""
+        return self._recorded.found
+
+    @cached_property
+    def _recorded(self) -> _Recorder:
         recorder = _Recorder(self.structure.evaluation_graph(), self)
         with torch.no_grad():
             recorder.run(*self.inputs)
-        return recorder.found
+        return recorder
+
+    def weights(self, direction: Direction) -> list[Tensor]:
+        """Dense weights of one direction of a recurrent layer."""
+        return [self.structure.tensors[name].detach() for name in direction.weights]
+
+    def _steps_of(self, node: fx.Node, args: tuple[Any, ...], outputs: Tensor) -> tuple[Tensor, ...]:
+        state = hidden_state(args)
+        return tuple(self._some(d.columns(args[0], state, outputs), node.name) for d in self.recurrent[node.name])
 
     def _some(self, windows: Tensor, node: str) -> Tensor:
         """Always the same places for the same node, in the dense and in every pruned model."""
-        place = list(self.consumers).index(node)
+        place = [*self.consumers, *self.recurrent].index(node)
         return some_places(windows, self._positions, torch.Generator().manual_seed(place))
 
 
@@ -136,11 +160,15 @@ class _Recorder(fx.Interpreter):
         super().__init__(module)
         self._reconstruction = reconstruction
         self.found: dict[str, Tensor] = {}
+        self.steps: dict[str, tuple[Tensor, ...]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         output = super().run_node(n)
         if n.name in self._reconstruction.consumers:
             self.found[n.name] = self._reconstruction._some(output_places(n, output), n.name)
+        if n.name in self._reconstruction.recurrent:
+            args, _ = self.fetch_args_kwargs_from_env(n)
+            self.steps[n.name] = self._reconstruction._steps_of(n, args, output[0])
         return output
 
 
@@ -159,6 +187,8 @@ class _Fitter(fx.Interpreter):
             if n.name in self._reconstruction.consumers:
                 if n.all_input_nodes[0].name in self._touched:
                     self._fit(n, args)
+            elif n.name in self._reconstruction.recurrent:
+                self._fit_recurrent(n, args)
             elif n.name in self._reconstruction._norms:
                 x, dims = args[0], [0, *range(2, args[0].dim())]
                 variance, mean = torch.var_mean(x, dims)
@@ -179,6 +209,30 @@ class _Fitter(fx.Interpreter):
         args[1].copy_(weight.reshape(args[1].shape))
         if consumer.bias is not None:
             args[2].copy_(intercept)
+
+    def _fit_recurrent(self, node: fx.Node, args: tuple[Any, ...]) -> None:
+        """Onto the dense model's pre-activations, as if the hidden states that are kept were the dense model's."""
+        reconstruction = self._reconstruction
+        for direction, dense in zip(reconstruction.recurrent[node.name], reconstruction._steps[node.name], strict=True):
+            mine, full = weights_of(direction, args), reconstruction.weights(direction)
+            rows, hidden = (self._alive(direction.weights[1], dim) for dim in (0, 1))
+            states = dense[:, full[0].shape[1] :]
+            states = states if hidden is None else states[:, hidden]
+            inputs = reconstruction._some(direction.inputs(args[0])[:, :, None], node.name)
+            columns = torch.cat([inputs, states], dim=1)
+            for part in direction.parts:
+                target = direction.sums(part, dense, full)
+                if rows is not None:
+                    first, last = part.first * full[1].shape[1], part.last * full[1].shape[1]
+                    target = target[:, rows[(rows >= first) & (rows < last)] - first]
+                weight, intercept = _regression(direction.read(part, columns, mine), target, centred=direction.centred)
+                if not bool(torch.isfinite(weight).all()):
+                    raise TrialError(f"what {direction.weights[0]!r} reads in the pruned model is not finite")
+                direction.assign(part, weight, intercept, mine)
+
+    def _alive(self, weight: str, dim: int) -> Tensor | None:
+        mask = self._masks.get(("parameter", weight, dim))
+        return None if mask is None else torch.from_numpy(np.flatnonzero(mask))
 
 
 def _regression(rows: Tensor, target: Tensor, *, centred: bool) -> tuple[Tensor, Tensor]:

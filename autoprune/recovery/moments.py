@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from autoprune.errors import TaskError
 from autoprune.recovery.consumers import Consumer, find_consumers, input_windows, some_places
+from autoprune.recovery.recurrent import Direction, find_directions, hidden_state
 from autoprune.structure import Structure
 
 _POSITIONS = (64, 256)
@@ -34,12 +35,12 @@ class Moments:
 
 
 def collect_moments(structure: Structure, batches: Iterable[tuple[Tensor, ...]]) -> dict[str, Moments]:
-    """Moments of every consumer over batches of inputs, by the name of its weight.
+    """Moments of every consumer over batches of inputs, by the name of its (first) weight.
 
     Raises `TaskError` when activations are not finite.
     """
     consumers = find_consumers(structure)
-    reader = _MomentReader(structure.evaluation_graph(), {c.node: c for c in consumers})
+    reader = _MomentReader(structure.evaluation_graph(), {c.node: c for c in consumers}, find_directions(structure))
     with torch.no_grad():
         for inputs in batches:
             reader.run(*inputs)
@@ -53,22 +54,33 @@ def collect_moments(structure: Structure, batches: Iterable[tuple[Tensor, ...]])
 
 
 class _MomentReader(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule, consumers: Mapping[str, Consumer]) -> None:
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        consumers: Mapping[str, Consumer],
+        recurrent: Mapping[str, Sequence[Direction]],
+    ) -> None:
         super().__init__(module)
         self._consumers = consumers
+        self._recurrent = recurrent
         self._generator = torch.Generator().manual_seed(0)
         self.sums: dict[str, tuple[Tensor, Tensor, int]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         if n.name in self._consumers:
             args, _ = self.fetch_args_kwargs_from_env(n)
-            windows = input_windows(n, args)
-            count = int(np.clip(_ENTRIES // windows[0, 0, 0].numel(), *_POSITIONS))
-            columns = some_places(windows, count, self._generator).double()
-            total, raw, rows = columns.sum(0), columns.T @ columns, len(columns)
-            name = self._consumers[n.name].weight
-            if name in self.sums:
-                before = self.sums[name]
-                total, raw, rows = total + before[0], raw + before[1], rows + before[2]
-            self.sums[name] = (total, raw, rows)
-        return super().run_node(n)
+            self._add(self._consumers[n.name].weight, input_windows(n, args))
+        output = super().run_node(n)
+        for direction in self._recurrent.get(n.name, ()):
+            args, _ = self.fetch_args_kwargs_from_env(n)
+            self._add(direction.weights[0], direction.columns(args[0], hidden_state(args), output[0]))
+        return output
+
+    def _add(self, name: str, windows: Tensor) -> None:
+        count = int(np.clip(_ENTRIES // windows[0, 0, 0].numel(), *_POSITIONS))
+        columns = some_places(windows, count, self._generator).double()
+        total, raw, rows = columns.sum(0), columns.T @ columns, len(columns)
+        if name in self.sums:
+            before = self.sums[name]
+            total, raw, rows = total + before[0], raw + before[1], rows + before[2]
+        self.sums[name] = (total, raw, rows)

@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from autoprune.recovery.consumers import Consumer, covered_units, find_consumers
+from autoprune.recovery.consumers import covered_units, find_consumers
 from autoprune.recovery.moments import Moments
+from autoprune.recovery.recurrent import find_directions
 from autoprune.recovery.ridge import ridged
 from autoprune.structure import Structure
 
@@ -31,10 +33,28 @@ def surgeon_order(
 ) -> dict[str, list[int]]:
     """Channels of every unit, most important first; `fallback` ranks the units with a reader that has no moments."""
     consumers = tuple(c for c in find_consumers(structure) if c.weight in moments)
-    covered = covered_units(structure, consumers)
+    recurrent = [d for ds in find_directions(structure).values() for d in ds if d.weights[0] in moments]
+    covered = covered_units(structure, consumers, recurrent)
     found = {}
     for number, unit in enumerate(structure.units):
-        readers = [_Reader(structure, c, moments[c.weight], number) for c in consumers if number in c.units]
+        readers = [
+            _Reader(
+                structure.tensors[c.weight].detach().flatten(1),
+                moments[c.weight].second(centred=c.centred),
+                c.blocks(number),
+            )
+            for c in consumers
+            if number in c.units
+        ]
+        readers += [
+            _Reader(
+                d.matrix([structure.tensors[w] for w in d.weights]),
+                moments[d.weights[0]].second(centred=d.centred),
+                d.blocks(number),
+            )
+            for d in recurrent
+            if number in d.units
+        ]
         found[unit.name] = _ranked(unit.width, readers) if number in covered else list(fallback[unit.name])
     return found
 
@@ -54,14 +74,13 @@ def _ranked(width: int, readers: Sequence[_Reader]) -> list[int]:
 
 
 class _Reader:
-    """One consumer while the channels of one unit are taken away: its weights and inverse second moment."""
+    """A layer while the channels of one unit, `blocks` of its columns, are taken away: weights, inverse moment."""
 
-    def __init__(self, structure: Structure, consumer: Consumer, moments: Moments, unit: int) -> None:
-        second = moments.second(centred=consumer.centred)
-        self._weight = structure.tensors[consumer.weight].detach().double().flatten(1)
+    def __init__(self, weight: Tensor, second: Tensor, blocks: Tensor) -> None:
+        self._weight = weight.double()
         self._energy = float((self._weight @ second * self._weight).sum()) or 1.0
         self._inverse = torch.linalg.inv(ridged(second, _DAMPING))
-        self._blocks = consumer.blocks(unit)
+        self._blocks = blocks
 
     def scores(self, channels: Array) -> Array:
         """Relative loss of removing each of the channels: `[channels]`."""

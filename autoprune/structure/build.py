@@ -15,6 +15,8 @@ from autoprune.structure.branches import find_branches
 from autoprune.structure.capture import Capture, capture, module_tensors
 from autoprune.structure.geometry import Dim, find_operators
 from autoprune.structure.labels import Labels, Value
+from autoprune.structure.recurrent import name_hidden
+from autoprune.structure.recurrent_layers import GATES
 from autoprune.structure.rules import analyse
 from autoprune.structure.structure import Fixed, Structure
 from autoprune.structure.units import Channels, Site, find_units
@@ -48,6 +50,7 @@ def analyze(model: nn.Module, example_inputs: ExampleInputs) -> Structure:
     units, channels = find_units(labels, _sites(values, states), roles)
     if not units:
         raise StructureError("nothing in this model can be pruned: " + _why(labels, values, states))
+    units = name_hidden(units, captures, canonical)
     full = np.array([unit.width for unit in units], dtype=np.int64)
     branches = find_branches(captures, channels, canonical, len(units))
     units = tuple(replace(unit, removable=number in branches.units) for number, unit in enumerate(units))
@@ -89,7 +92,10 @@ def _fix_unused(
 
 
 def _sites(values: Mapping[str, Value], states: Mapping[bool, Analysis]) -> dict[Site, list[Array]]:
-    """Every labelled dimension of parameters and of node outputs in both graphs, and the groups of convolutions."""
+    """Every labelled dimension of parameters and of node outputs in both graphs, and the groups of convolutions.
+
+    A recurrent layer has those of its first output, the sequence.
+    """
     sites: dict[Site, list[Array]] = {}
     for name, value in values.items():
         for dim in range(len(value.shape)):
@@ -97,7 +103,8 @@ def _sites(values: Mapping[str, Value], states: Mapping[bool, Analysis]) -> dict
                 sites["parameter", name, dim] = value.along(dim)
     for training, state in states.items():
         mode = "train" if training else "eval"
-        for node, value in state.values.items():
+        for node, found in state.values.items():
+            value = found[0] if isinstance(found, list) and node.target in GATES else found
             if isinstance(value, Value) and node.op == "call_function":
                 for component in value.components:
                     dim = int(np.argmax(component.shape))

@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 
 from autoprune.errors import StructureError
 from autoprune.structure.folding import fold_shuffles, inline_blocks
+from autoprune.structure.recurrent_layers import unstack
 from autoprune.task.accept import users_line
 
 _TENSOR_KINDS = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}
@@ -131,6 +132,7 @@ def _unlift(program: ExportedProgram, mode: str) -> tuple[fx.Graph, dict[str, to
         else:
             new[node] = graph.node_copy(node, lambda n: new[n])
         new[node].meta = dict(node.meta)
+    unstack(graph)
     return graph, constants
 
 

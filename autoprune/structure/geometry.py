@@ -79,11 +79,13 @@ def size_along(node: fx.Node, axis: int, channels: Mapping[Site, Channels], unit
 
 
 _WEIGHTED = ("conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d", "linear")
-_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+RECURRENT = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+"""Gates of recurrent layers."""
+
 _ATTENTION = "scaled_dot_product_attention"
 _PRODUCTS = {"matmul": 0, "bmm": 0, "mm": 0, "addmm": 1, "baddbmm": 1}
 """Matrix products, and where their two factors begin among the arguments."""
-_CHANNELS_LAST = ("linear", "layer_norm", "rms_norm", _ATTENTION, *_PRODUCTS, *_RECURRENT)
+_CHANNELS_LAST = ("linear", "layer_norm", "rms_norm", _ATTENTION, *_PRODUCTS, *RECURRENT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +93,10 @@ class Operator:
     """One node of the evaluation graph that costs time. Spatial sizes are those of the output, for one example.
 
     Sequences have `height` 0 and their length as `width`; windows and other leading dimensions count as `height`.
-    Recurrent layers have their number of layers as `kernel` and of directions as `groups`. Attention has its heads as
-    `groups`, the length of queries as `width`, that of keys as `kernel`, and the sizes of a head as channels; a matrix
-    product has its matrices as `groups`, its rows as `width` and its inner size as `c_in`; a linear layer that mixes
-    tokens has its channels as `groups`. `gate` is when it runs.
+    Recurrent layers have their number of directions as `groups` and the hidden sizes of all of them as `c_out`.
+    Attention has its heads as `groups`, the length of queries as `width`, that of keys as `kernel`, and the sizes of a
+    head as channels; a matrix product has its matrices as `groups`, its rows as `width` and its inner size as `c_in`; a
+    linear layer that mixes tokens has its channels as `groups`. `gate` is when it runs.
     """
 
     node: str
@@ -122,6 +124,9 @@ class Operator:
             wide = self.c_in(widths) + self.c_out(widths) if attends else self.c_in(widths) * self.c_out(widths)
             places = max(self.width, 1) * int(np.prod(self.kernel or (1,)))
             return places * self.groups(widths) * wide * self.gate(widths)
+        if self.op in RECURRENT:
+            reads = self.c_in(widths) + self.c_out(widths) // self.groups(widths)
+            return RECURRENT[self.op] * self.width * self.c_out(widths) * reads * self.gate(widths)
         if self.op not in _WEIGHTED:
             return np.zeros(len(widths), dtype=np.int64)
         if self.op == "linear":
@@ -268,7 +273,7 @@ def _op_name(node: fx.Node) -> str:
 
 def _groups(node: fx.Node) -> int:
     name = _op_name(node)
-    if name in _RECURRENT:
+    if name in RECURRENT:
         return 2 if node.args[7] else 1  # bidirectional
     return int(node.args[6]) if name.startswith("conv") and len(node.args) > 6 else 1  # type: ignore[arg-type]
 
@@ -276,8 +281,6 @@ def _groups(node: fx.Node) -> int:
 def _window(node: fx.Node) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Kernel and stride of a convolution or pooling."""
     name = _op_name(node)
-    if name in _RECURRENT:
-        return (int(node.args[4]),), ()  # type: ignore[arg-type]
     if name.startswith("conv"):
         kernel = shape_of(node.args[1])[2:]  # type: ignore[arg-type]
         stride = node.args[3] if len(node.args) > 3 else 1

@@ -80,6 +80,7 @@ def _buffers(node: fx.Node, channels: Mapping[Site, Channels], unit_widths: Arra
         dims = []
         for axis, size in enumerate(tensor.shape):
             found = channels.get(("eval", node.name, axis))
-            dim = Dim.of(found, unit_widths) if found else Dim(concrete(size))
+            # Of several outputs, one may be narrower than the first: the hidden state of a single direction.
+            dim = Dim.of(found.first(concrete(size)), unit_widths) if found else Dim(concrete(size))
             dims.append(dim.per_example() if isinstance(size, torch.SymInt) else dim)
         yield Buffer(element_bytes=tensor.dtype.itemsize, dims=tuple(dims))

@@ -124,7 +124,7 @@ class Structure:
                 yield "bytes", units, partial(_numel, dims, gate, tensor.element_size())
 
     def macs(self, widths: Array) -> Array:
-        """Multiply-accumulates of convolutions and linear layers for one example, `[P]`."""
+        """Multiply-accumulates of convolutions, linear and recurrent layers for one example, `[P]`."""
         return sum((op.macs(widths) for op in self.operators), np.zeros(len(widths), dtype=np.int64))
 
     def peak_activation_bytes(self, widths: Array) -> Array:

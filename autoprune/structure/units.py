@@ -32,6 +32,10 @@ class Channels:
     size: int
     of_unit: Mapping[int, Array]
 
+    def first(self, size: int) -> Channels:
+        """The first `size` indices alone."""
+        return Channels(size, {unit: channel[:size] for unit, channel in self.of_unit.items()})
+
     def living(self, keep: Mapping[int, Array]) -> Array:
         """Boolean mask `[size]`; `keep[u]` is the boolean mask over the channels of unit `u`."""
         mask = np.ones(self.size, dtype=bool)

@@ -27,6 +27,7 @@ MODELS: Mapping[str, ModelFactory] = MappingProxyType(
         "vgg-tiny": models.VGGTiny,
         "mlp": models.MLP,
         "vit": transformers.ViT,
+        "lstm": models.RowLSTM,
     }
 )
 

@@ -126,6 +126,22 @@ class MLP(nn.Module):
         return self.fc3(self.relu(self.fc2(self.relu(self.fc1(x.flatten(1))))))
 
 
+class RowLSTM(nn.Module):
+    """Reads an image row by row with a stack of LSTM layers; a linear layer classifies the last output."""
+
+    def __init__(
+        self, in_channels: int, image_size: int, num_classes: int, *, hidden: int = 96, layers: int = 2
+    ) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(in_channels * image_size, hidden, layers, batch_first=True)
+        self.fc = nn.Linear(hidden, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class logits."""
+        outputs, _ = self.lstm(x.transpose(1, 2).flatten(2))
+        return self.fc(outputs[:, -1])
+
+
 def resnet8(in_channels: int, image_size: int, num_classes: int) -> nn.Module:
     """Three residual blocks, widths 16 / 32 / 64."""
     return ResNet(in_channels, image_size, num_classes, widths=(16, 32, 64), blocks_per_stage=1)

@@ -13,7 +13,6 @@ from autoprune.structure import analyze
 from autoprune.structure.gates import ALWAYS
 from autoprune.task.models import MobileNetTiny, resnet20
 from tests.latency.machines import QUICK
-from tests.latency.nets import MIXED
 
 
 def _dense_keys(structure):
@@ -108,14 +107,13 @@ def test_charges_of_removed_branches_are_those_of_the_shrunk_model(name, structu
 # --- operators whose widths cannot change
 
 FIXED = {
-    "recurrent": {"lstm 8->12 5 k1 g2", "linear+relu 4->8 5"},
     "attention": {"layer_norm 8->8 5", "scaled_dot_product_attention 4->4 5 k5 g2", "linear 8->24 5"},
     "upsampling": {"conv_transpose2d+relu 8->4 16x16 k2x2 s2x2", "conv2d+relu 1->8 8x8 k3x3"},
 }
-PRUNED = {"recurrent": "hidden", "attention": "wide", "upsampling": "body"}
+PRUNED = {"attention": "wide", "upsampling": "body"}
 
 
-@pytest.mark.parametrize("name", MIXED)
+@pytest.mark.parametrize("name", FIXED)
 def test_a_net_with_operators_that_keep_their_widths_is_profiled(name, structure_of, space_of, target, tmp_path):
     structure, space = structure_of(name), space_of(name)
     assert set(space.levels) == {PRUNED[name]}

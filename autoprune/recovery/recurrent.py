@@ -1,0 +1,162 @@
+"""Recurrent layers as readers of prunable channels: what their gates add up is linear in input and last hidden state.
+
+The weights of a layer can therefore be fitted to the dense model's pre-activations like those of a linear layer, with
+`[x_t, h_(t-1)]` as the input. In a GRU the new gate multiplies the part of the hidden state by the reset gate, so that
+both of its parts are fitted on their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from autoprune.structure import Structure
+from autoprune.structure.recurrent_layers import GATES, is_projected
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Gates `first` to `last` (not included) as far as they read the input, the hidden state, or the sum of both."""
+
+    first: int
+    last: int
+    reads_input: bool = True
+    reads_hidden: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Direction:
+    """One direction of a recurrent layer: `weights` are names of those for input and hidden state, then biases if any.
+
+    `units` maps each unit that it reads to the channel of every column of `[input, hidden]` (-1: none).
+    """
+
+    node: str
+    weights: tuple[str, ...]
+    reverse: bool
+    batch_first: bool
+    parts: tuple[Part, ...]
+    units: Mapping[int, np.ndarray]
+
+    @property
+    def centred(self) -> bool:
+        """Whether it has an intercept."""
+        return len(self.weights) > 2
+
+    def blocks(self, unit: int) -> Tensor:
+        """Columns of every channel of a unit: int64 `[width, columns per channel]`."""
+        channel = self.units[unit]
+        order = np.argsort(channel, kind="stable")
+        inside = order[channel[order] >= 0]
+        return torch.from_numpy(inside.reshape(int(channel.max()) + 1, -1))
+
+    def matrix(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Weights for input and hidden state side by side `[gates * H, C + H]`."""
+        return torch.cat([tensors[0].detach(), tensors[1].detach()], dim=1)
+
+    def columns(self, x: Tensor, state: Tensor, outputs: Tensor) -> Tensor:
+        """What the gates read at every step `[N, T, 1, C + H]`, from inputs, initial state and outputs."""
+        x, outputs = self.inputs(x), self.inputs(outputs)
+        hidden = state.shape[-1]
+        start = state[int(self.reverse)][:, None]
+        own = outputs[..., hidden:] if self.reverse else outputs[..., :hidden]
+        before = torch.cat([own[:, 1:], start] if self.reverse else [start, own[:, :-1]], dim=1)
+        return torch.cat([x, before], dim=2)[:, :, None]
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """A sequence with the batch first: `[N, T, C]`."""
+        return x if self.batch_first else x.transpose(0, 1)
+
+    def sums(self, part: Part, columns: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+        """What the gates of a part add up `[R, rows]` for `columns` `[R, C + H]`."""
+        rows = self._rows(part, tensors)
+        inputs = tensors[0].shape[1]
+        total = torch.zeros(1)
+        if part.reads_input:
+            total = total + columns[:, :inputs] @ tensors[0][rows].T + (tensors[2][rows] if self.centred else 0)
+        if part.reads_hidden:
+            total = total + columns[:, inputs:] @ tensors[1][rows].T + (tensors[3][rows] if self.centred else 0)
+        return total
+
+    def read(self, part: Part, columns: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+        """The columns that a part reads."""
+        inputs = tensors[0].shape[1]
+        return columns[:, 0 if part.reads_input else inputs : None if part.reads_hidden else inputs]
+
+    def assign(self, part: Part, weight: Tensor, intercept: Tensor, tensors: Sequence[Tensor]) -> None:
+        """Write fitted weights of a part into the layer's own."""
+        rows, inputs = self._rows(part, tensors), tensors[0].shape[1] if part.reads_input else 0
+        if part.reads_input:
+            tensors[0][rows] = weight[:, :inputs]
+        if part.reads_hidden:
+            tensors[1][rows] = weight[:, inputs:]
+        if self.centred:
+            biases = [tensors[i] for i, reads in ((2, part.reads_input), (3, part.reads_hidden)) if reads]
+            biases[0][rows] = intercept
+            for other in biases[1:]:
+                other[rows] = 0
+
+    def _rows(self, part: Part, tensors: Sequence[Tensor]) -> slice:
+        hidden = tensors[1].shape[1]
+        return slice(part.first * hidden, part.last * hidden)
+
+
+def find_directions(structure: Structure) -> dict[str, tuple[Direction, ...]]:
+    """Directions of all recurrent layers that read prunable channels with weights of their own, by node."""
+    graph = structure.captures[False].graph
+    readers: dict[str, set[fx.Node]] = {}
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            readers.setdefault(structure.canonical.get(str(node.target), ""), set()).update(node.users)
+    found = {}
+    for node in graph.nodes:
+        if node.target not in GATES or is_projected(node):
+            continue
+        names = [structure.canonical.get(str(w.target), "") if w.op == "get_attr" else "" for w in node.args[2]]
+        own = all(readers.get(n) == {node} and isinstance(structure.tensors[n], nn.Parameter) for n in names if n)
+        each = len(names) // (2 if node.args[7] else 1)
+        directions = [_direction(structure, node, names[k : k + each], k > 0) for k in range(0, len(names), each)]
+        if all(names) and len(set(names)) == len(names) and own and any(d.units for d in directions):
+            found[node.name] = tuple(directions)
+    return found
+
+
+def _direction(structure: Structure, node: fx.Node, names: Sequence[str], reverse: bool) -> Direction:
+    sizes = [structure.tensors[name].shape[1] if name else 0 for name in names[:2]]
+    units: dict[int, np.ndarray] = {}
+    for name, start in zip(names[:2], (0, sizes[0]), strict=True):
+        sites = structure.channels.get(("parameter", name, 1))
+        for unit, channel in (sites.of_unit if sites else {}).items():
+            columns = units.setdefault(unit, np.full(sum(sizes), -1, dtype=np.int64))
+            columns[start : start + len(channel)] = channel
+    gates = GATES[node.target]
+    parts = (Part(first=0, last=gates),)
+    if node.target is aten.gru.input:
+        new = {"first": 2, "last": 3}
+        parts = (Part(first=0, last=2), Part(**new, reads_hidden=False), Part(**new, reads_input=False))
+    return Direction(
+        node=node.name,
+        weights=tuple(names),
+        reverse=reverse,
+        batch_first=bool(node.args[8]),
+        parts=parts,
+        units=units,
+    )
+
+
+def hidden_state(args: Sequence[Any]) -> Tensor:
+    """Initial hidden state `[directions, N, H]` among the arguments of a recurrent operator."""
+    return args[1][0] if isinstance(args[1], (list, tuple)) else args[1]
+
+
+def weights_of(direction: Direction, args: Sequence[Any]) -> list[Tensor]:
+    """The weights of one direction among the arguments of a recurrent operator."""
+    each = len(direction.weights)
+    return list(args[2][each:] if direction.reverse else args[2][:each])
