@@ -104,23 +104,21 @@ def test_charges_of_removed_branches_are_those_of_the_shrunk_model(name, structu
         assert Counter(key for p in priced for key in p.geometries(widths)) == Counter(wanted)
 
 
-# --- operators whose widths cannot change
+# --- other operators
 
-FIXED = {
-    "attention": {"layer_norm 8->8 5", "scaled_dot_product_attention 4->4 5 k5 g2", "linear 8->24 5"},
-    "upsampling": {"conv_transpose2d+relu 8->4 16x16 k2x2 s2x2", "conv2d+relu 1->8 8x8 k3x3"},
+OTHERS = {
+    "attention": {"scaled_dot_product_attention", "layer_norm", "linear"},
+    "upsampling": {"conv_transpose2d+relu", "conv2d+relu"},
 }
-PRUNED = {"attention": "wide", "upsampling": "body"}
 
 
-@pytest.mark.parametrize("name", FIXED)
-def test_a_net_with_operators_that_keep_their_widths_is_profiled(name, structure_of, space_of, target, tmp_path):
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_net_of_other_operators_is_profiled(name, structure_of, space_of, target, tmp_path):
     structure, space = structure_of(name), space_of(name)
-    assert set(space.levels) == {PRUNED[name]}
+    assert len(space.searched) > 1
     table = profile(structure, space, target, max_seconds=0.0, protocol=QUICK)
     assert not any("exported anew" in note for note in table.notes)
-    assert set(table.fixed) >= FIXED[name]
-    assert not FIXED[name] & set(map(str, table.entries))
+    assert {str(entry).split()[0] for entry in table.entries} >= OTHERS[name]
     assert table.remainder_ms >= 0
     table.save(tmp_path / "table.json")
     assert LatencyTable.load(tmp_path / "table.json") == table
