@@ -136,7 +136,12 @@ def join(address: str | None, wanted: Mapping[str, float], workers: int | None, 
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, terminate)  # Ray takes it, and would end without any clean-up
     if not address:
-        end_with_us(Path(ray._private.worker.global_worker.node.get_session_dir_path()).name)
+        end_with_us(session_name())
+
+
+def session_name() -> str:
+    """The name of the session that this process is part of: it is in the command line of all its processes."""
+    return Path(ray._private.worker.global_worker.node.get_session_dir_path()).name
 
 
 def _tuner(link: Link, slots: int, factory: Factory, resources: Mapping[str, float], folder: str) -> tune.Tuner:
