@@ -313,3 +313,14 @@ def test_a_table_of_another_device_decides_by_prediction_alone(copied: autoprune
         assert model.latency_ratio == pytest.approx(model.latency_ms_predicted / table.dense_ms)
     assert run.pick(max_latency_ms=table.dense_ms).record.digest
     assert any("cpu" in difference for difference in run.document["latency_table"]["foreign"])
+
+
+def test_weights_that_are_torn_are_made_anew(copied: autoprune.Run) -> None:
+    digest = copied.models[0].digest
+    weights = copied.folder.model(digest).weights
+    before = weights.read_bytes()
+    weights.write_bytes(before[: len(before) // 2])
+    rows = study_rows(copied.folder)
+    autoprune.search(run_dir=copied.folder.path)
+    assert weights.read_bytes() == before
+    assert study_rows(copied.folder) == rows

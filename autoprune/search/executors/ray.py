@@ -69,7 +69,11 @@ class RayExecutor:
         self._ours = not ray.is_initialized()
         if self._ours:
             join(address, wanted, workers, threads)
-        fitting = room(ray.nodes(), wanted)
+        try:
+            fitting = room(ray.nodes(), wanted)
+        except AutopruneError:
+            self._leave()
+            raise
         self.slots = min(workers or fitting, fitting)
         self._link = Link(timeout_s)
         self._tuner = _tuner(self._link, self.slots, factory, wanted, self._folder.name)
@@ -91,10 +95,13 @@ class RayExecutor:
     def close(self) -> None:
         """End running trials, Tune, and the Ray instance if it is ours."""
         self._link.close()
-        if self._ours:
-            ray.shutdown()  # ends every actor of ours, and what Tune waits for
+        self._leave()
         self._thread.join(_CLOSE_SECONDS)
         self._folder.cleanup()
+
+    def _leave(self) -> None:
+        if self._ours:
+            ray.shutdown()  # ends every actor of ours, and what Tune waits for
 
     def __enter__(self) -> Self:
         return self
