@@ -23,6 +23,7 @@ from autoprune.pipeline.events import Silent
 from autoprune.pipeline.prepare import Setup
 from autoprune.records import Policy
 from autoprune.runfolder import RunFolder
+from autoprune.search.executors.inline import InlineExecutor
 from autoprune.trials import TrialResult, TrialSpec
 from tests.conftest import OPTIONS, SPEC
 from tests.pipeline import tiny
@@ -324,3 +325,33 @@ def test_weights_that_are_torn_are_made_anew(copied: autoprune.Run) -> None:
     autoprune.search(run_dir=copied.folder.path)
     assert weights.read_bytes() == before
     assert study_rows(copied.folder) == rows
+
+
+def test_nothing_runs_while_latency_is_measured(copied: autoprune.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(copied.folder.path / "models")
+    optuna.delete_study(study_name="rung-3", storage=f"sqlite:///{copied.folder.study}")
+    running, seen = 0, []
+    submit, wait = InlineExecutor.submit, InlineExecutor.wait
+
+    def submitting(self: InlineExecutor, spec: TrialSpec) -> None:
+        nonlocal running
+        running += 1
+        submit(self, spec)
+
+    def waiting(self: InlineExecutor) -> TrialResult:
+        nonlocal running
+        result = wait(self)
+        running -= 1
+        return result
+
+    def measured(setup: Setup, policies: Sequence[Policy]) -> np.ndarray:
+        seen.append(running)
+        return np.array([setup.predict_ms(policy) for policy in policies]) / setup.table.dense_ms
+
+    monkeypatch.setattr(InlineExecutor, "submit", submitting)
+    monkeypatch.setattr(InlineExecutor, "wait", waiting)
+    monkeypatch.setattr(settle, "measured_ratios", measured)
+    monkeypatch.setattr(finalists, "measured_ratios", measured)
+    autoprune.search(run_dir=copied.folder.path)
+    assert len(seen) >= 2
+    assert set(seen) == {0}
