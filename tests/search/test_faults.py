@@ -117,7 +117,7 @@ def fill(path):
 def test_a_full_disk(tmp_path, undisturbed):
     disk = tmp_path / "disk"
     disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", disk], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", disk], check=True)
     try:
         filler = disk / "filler"
 
