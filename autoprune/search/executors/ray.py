@@ -9,6 +9,7 @@ Call `cluster.authenticate` before this module is imported: Ray reads how to aut
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
@@ -133,7 +134,7 @@ def join(address: str | None, wanted: Mapping[str, float], workers: int | None, 
         for attempt in range(1, _STARTS + 1):
             try:
                 with worker_environment(threads):
-                    ray.init(**options, log_to_driver=False, logging_level="CRITICAL")
+                    ray.init(**options, log_to_driver=False, logging_level=logging.CRITICAL)
                 break
             except Exception as error:  # of many types, also its own C++ ones
                 ray.shutdown()
@@ -148,7 +149,8 @@ def join(address: str | None, wanted: Mapping[str, float], workers: int | None, 
 
 def session_name() -> str:
     """The name of the session that this process is part of: it is in the command line of all its processes."""
-    return Path(ray._private.worker.global_worker.node.get_session_dir_path()).name
+    worker: Any = ray._private.worker  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
+    return Path(worker.global_worker.node.get_session_dir_path()).name
 
 
 def _tuner(link: Link, slots: int, factory: Factory, resources: Mapping[str, float], folder: str) -> tune.Tuner:
@@ -237,7 +239,7 @@ class _Queue(_Unsaved, Searcher):
         super().__init__()
         self._link = link
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:  # a config, `FINISHED`, or `None`
         """The next trial."""
         found = self._link.next(trial_id)
         if isinstance(found, TrialSpec):
@@ -304,7 +306,7 @@ class _Watch(_Unsaved, tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The time of a trial begins when its actor is ready."""
-        actor = trial.temporary_state.ray_actor
+        actor: Any = trial.temporary_state.ray_actor
         self._link.started(trial.trial_id, lambda: ray.kill(actor))
 
     def on_trial_result(
