@@ -35,6 +35,9 @@ def test_help_names_every_command_and_needs_no_torch() -> None:
         "export",
         "verify",
         "report",
+        "status",
+        "dashboard",
+        "study",
         "tasks",
         "spaces",
         "targets",
@@ -57,6 +60,11 @@ def test_help_names_every_command_and_needs_no_torch() -> None:
         (["search", "--space", "absent.yaml"], "no search-space file"),
         (["search", "--strategy", "best"], "Known: "),
         (["search", "--target", "toaster"], "Known: ort-cpu"),
+        (["search", "--storage", "mysql://db"], "or journal:PATH; got scheme 'mysql'"),
+        (["search", "--storage", "postgresql+psycopg://a:b@db/x"], "holds no password: write $NAME"),
+        (["search", "--storage", "postgresql+psycopg://a@127.0.0.1:1/x"], "cannot be used: "),
+        (["search", "--resources", "cpu=-1"], "0 or more, as in cpu=1,gpu=0.25"),
+        (["status", "nothing"], "no run folder"),
         (["search", "--dense", "absent.safetensors", "--task", "digits"], "absent.safetensors"),
         (["front", "nothing"], "does not exist"),
         (["init", "task.txt"], "a task is a Python file; got task.txt"),
@@ -241,3 +249,28 @@ class TestFinished:
         again = autoprune.Run.open(copied.folder.path).candidate(model.digest).record
         assert again.score == metrics["score"]
         assert run(monkeypatch, "finetune", path, "--policy", model.digest, "--epochs", "0") == 2
+
+    def test_status_and_a_run_that_goes_on_with_another_storage(
+        self,
+        copied: autoprune.Run,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        tmp_path: Path,
+    ) -> None:
+        path, front = str(copied.folder.path), copied.folder.front.read_text()
+        assert run(monkeypatch, "status", path) == 0
+        shown = capsys.readouterr().out
+        assert "finished; nobody works on it" in shown
+        assert "rung-0: 10 done" in shown
+        assert "best within" in shown
+        journal = f"journal:{tmp_path / 'journal'}"
+        assert run(monkeypatch, "search", "--run-dir", path, "--storage", journal) == 2
+        assert "move them with `autoprune study copy" in capsys.readouterr().err
+        assert run(monkeypatch, "study", "copy", path, "--to", journal) == 0
+        copied.folder.study.unlink()
+        capsys.readouterr()
+        assert run(monkeypatch, "status", path) == 0
+        assert capsys.readouterr().out == shown
+        autoprune.search(run_dir=path)
+        assert copied.folder.front.read_text() == front
+        assert not copied.folder.study.exists()

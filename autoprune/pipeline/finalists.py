@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from autoprune.errors import StructureError, VerificationError
 from autoprune.pipeline.events import Events
 from autoprune.pipeline.prepare import Setup
 from autoprune.pipeline.settle import measured_ratios, uniform_baselines
-from autoprune.pipeline.verification import meets, verify_model
+from autoprune.pipeline.verification import meets, verify_model, whole
 from autoprune.records import Policy
 from autoprune.runfolder import write_atomic
 from autoprune.search.broker import Broker
@@ -18,7 +18,7 @@ from autoprune.search.explore import run_rung
 from autoprune.search.question import Question
 from autoprune.search.rungs import best_within
 from autoprune.search.storage import storage_errors
-from autoprune.trials import FrontModel, TrialResult
+from autoprune.trials import FrontModel, TrialResult, TrialSpec
 
 _CANDIDATES = 4
 _ROUNDS = 3
@@ -132,7 +132,21 @@ def _fine_tune(
     with storage_errors(setup.place), Broker(setup.place, question, setup.costs, keep=keep) as broker:
         broker.enqueue(policies)
         results = run_rung(broker, executor, question.limits, "full", lambda p: events.advance(p.done, p.total))
+    _restore(setup, [r for r in results if r.policy in policies and r.status == "done"], executor, keep)
     return {r.policy: None if r.status == "done" else r.error or r.status for r in results}
+
+
+def _restore(
+    setup: Setup, results: Sequence[TrialResult], executor: Executor, keep: Callable[[TrialResult], None]
+) -> None:
+    """Fine-tune again what is known, but whose weights are gone or torn: the same seed gives the same weights."""
+    torn = [r for r in results if not whole(setup.folder.model(r.policy.digest()).weights)]
+    for result in torn:
+        executor.submit(
+            TrialSpec(number=result.number, policy=result.policy, fidelity=result.fidelity, seed=result.seed)
+        )
+    for _ in torn:
+        keep(executor.wait())
 
 
 def _line(model: FrontModel) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,14 +50,20 @@ def load_model(bench: Bench, folder: RunFolder, policy: Policy) -> GraphModel:
     try:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise RunFolderError(
-            f"{path} is damaged: {error}. Delete it and `study.db`, and run the search again"
-        ) from error
+        raise RunFolderError(f"{path} is damaged: {error}. Run the search again: it makes it anew") from error
     own = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if own != {name: tensor.shape for name, tensor in weights.items()}:
         raise RunFolderError(f"{path} does not fit policy {policy.digest()}: names or shapes differ")
     model.load_state_dict(weights)
     return model.eval()
+
+
+def whole(path: Path) -> bool:
+    """Whether a weight file is there and not torn."""
+    try:
+        return bool(load_file(path))
+    except (SafetensorError, OSError):
+        return False
 
 
 def _export(setup: Setup, policy: Policy, model: GraphModel) -> tuple[ModelFolder, Model]:

@@ -125,6 +125,11 @@ class Broker:
         return sorted(self._results.values(), key=lambda result: result.number)
 
     @property
+    def running(self) -> int:
+        """How many trials were handed out and are not finished."""
+        return len(self._running)
+
+    @property
     def finished(self) -> int:
         """How many trials were run to an end, also before this broker was opened."""
         return self._finished

@@ -144,14 +144,11 @@ def run_rung(
     while specs := broker.ask_batch():
         for spec in specs:
             executor.submit(spec)
-        running = len(specs)
-        while running:
+        while broker.running:
             again = broker.finish(executor.wait())
             if again is not None:
                 executor.submit(again)
-                continue
-            running -= 1
-            if on_event:
+            elif on_event:
                 on_event(_progress(broker, limits, name, time.monotonic() - start))
     results = broker.results()
     _require_one(results, name)

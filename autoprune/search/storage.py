@@ -40,9 +40,13 @@ def storage_errors(place: Place) -> Iterator[None]:
     """Turn what the database raises (full disk, no permission, nobody there) into one `RunFolderError`."""
     try:
         yield
-    except (OptunaError, SQLAlchemyError, sqlite3.Error, OSError) as error:
+    except (OptunaError, SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
         cause = _root_cause(error)
-        if isinstance(place, Path):
+        if isinstance(error, OSError) and (isinstance(place, Path) or place.scheme != "journal"):
+            raise  # it comes from something else: databases have errors of their own
+        if isinstance(error, ImportError):
+            advice = "Install the database's client: pip install 'autoprune[cluster]'."
+        elif isinstance(place, Path):
             advice = "Check that its folder can be written, has space left, and that it is a study of this program."
         else:
             cause = place.redacted(cause)

@@ -23,6 +23,7 @@ from autoprune.pipeline.events import Silent
 from autoprune.pipeline.prepare import Setup
 from autoprune.records import Policy
 from autoprune.runfolder import RunFolder
+from autoprune.search.executors.inline import InlineExecutor
 from autoprune.trials import TrialResult, TrialSpec
 from tests.conftest import OPTIONS, SPEC
 from tests.pipeline import tiny
@@ -313,3 +314,44 @@ def test_a_table_of_another_device_decides_by_prediction_alone(copied: autoprune
         assert model.latency_ratio == pytest.approx(model.latency_ms_predicted / table.dense_ms)
     assert run.pick(max_latency_ms=table.dense_ms).record.digest
     assert any("cpu" in difference for difference in run.document["latency_table"]["foreign"])
+
+
+def test_weights_that_are_torn_are_made_anew(copied: autoprune.Run) -> None:
+    digest = copied.models[0].digest
+    weights = copied.folder.model(digest).weights
+    before = weights.read_bytes()
+    weights.write_bytes(before[: len(before) // 2])
+    rows = study_rows(copied.folder)
+    autoprune.search(run_dir=copied.folder.path)
+    assert weights.read_bytes() == before
+    assert study_rows(copied.folder) == rows
+
+
+def test_nothing_runs_while_latency_is_measured(copied: autoprune.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(copied.folder.path / "models")
+    optuna.delete_study(study_name="rung-3", storage=f"sqlite:///{copied.folder.study}")
+    running, seen = 0, []
+    submit, wait = InlineExecutor.submit, InlineExecutor.wait
+
+    def submitting(self: InlineExecutor, spec: TrialSpec) -> None:
+        nonlocal running
+        running += 1
+        submit(self, spec)
+
+    def waiting(self: InlineExecutor) -> TrialResult:
+        nonlocal running
+        result = wait(self)
+        running -= 1
+        return result
+
+    def measured(setup: Setup, policies: Sequence[Policy]) -> np.ndarray:
+        seen.append(running)
+        return np.array([setup.predict_ms(policy) for policy in policies]) / setup.table.dense_ms
+
+    monkeypatch.setattr(InlineExecutor, "submit", submitting)
+    monkeypatch.setattr(InlineExecutor, "wait", waiting)
+    monkeypatch.setattr(settle, "measured_ratios", measured)
+    monkeypatch.setattr(finalists, "measured_ratios", measured)
+    autoprune.search(run_dir=copied.folder.path)
+    assert len(seen) >= 2
+    assert set(seen) == {0}

@@ -9,6 +9,7 @@ Call `cluster.authenticate` before this module is imported: Ray reads how to aut
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
@@ -69,7 +70,11 @@ class RayExecutor:
         self._ours = not ray.is_initialized()
         if self._ours:
             join(address, wanted, workers, threads)
-        fitting = room(ray.nodes(), wanted)
+        try:
+            fitting = room(ray.nodes(), wanted)
+        except AutopruneError:
+            self._leave()
+            raise
         self.slots = min(workers or fitting, fitting)
         self._link = Link(timeout_s)
         self._tuner = _tuner(self._link, self.slots, factory, wanted, self._folder.name)
@@ -91,10 +96,13 @@ class RayExecutor:
     def close(self) -> None:
         """End running trials, Tune, and the Ray instance if it is ours."""
         self._link.close()
-        if self._ours:
-            ray.shutdown()  # ends every actor of ours, and what Tune waits for
+        self._leave()
         self._thread.join(_CLOSE_SECONDS)
         self._folder.cleanup()
+
+    def _leave(self) -> None:
+        if self._ours:
+            ray.shutdown()  # ends every actor of ours, and what Tune waits for
 
     def __enter__(self) -> Self:
         return self
@@ -126,7 +134,7 @@ def join(address: str | None, wanted: Mapping[str, float], workers: int | None, 
         for attempt in range(1, _STARTS + 1):
             try:
                 with worker_environment(threads):
-                    ray.init(**options, log_to_driver=False, logging_level="CRITICAL")
+                    ray.init(**options, log_to_driver=False, logging_level=logging.CRITICAL)
                 break
             except Exception as error:  # of many types, also its own C++ ones
                 ray.shutdown()
@@ -136,7 +144,13 @@ def join(address: str | None, wanted: Mapping[str, float], workers: int | None, 
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, terminate)  # Ray takes it, and would end without any clean-up
     if not address:
-        end_with_us(Path(ray._private.worker.global_worker.node.get_session_dir_path()).name)
+        end_with_us(session_name())
+
+
+def session_name() -> str:
+    """The name of the session that this process is part of: it is in the command line of all its processes."""
+    worker: Any = ray._private.worker  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
+    return Path(worker.global_worker.node.get_session_dir_path()).name
 
 
 def _tuner(link: Link, slots: int, factory: Factory, resources: Mapping[str, float], folder: str) -> tune.Tuner:
@@ -225,7 +239,7 @@ class _Queue(_Unsaved, Searcher):
         super().__init__()
         self._link = link
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:  # a config, `FINISHED`, or `None`
         """The next trial."""
         found = self._link.next(trial_id)
         if isinstance(found, TrialSpec):
@@ -292,7 +306,7 @@ class _Watch(_Unsaved, tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The time of a trial begins when its actor is ready."""
-        actor = trial.temporary_state.ray_actor
+        actor: Any = trial.temporary_state.ray_actor
         self._link.started(trial.trial_id, lambda: ray.kill(actor))
 
     def on_trial_result(

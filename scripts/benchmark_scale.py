@@ -1,0 +1,234 @@
+"""What distribution costs: overhead of a trial by executor, of a proposal by history, and how busy a cluster is kept.
+
+    python scripts/benchmark_scale.py overhead --executors inline process ray --trials 200
+    python scripts/benchmark_scale.py proposals --finished 100 1000 5000
+    python scripts/benchmark_scale.py speedup --run-dir runs/mine --trials 16
+    python scripts/benchmark_scale.py simulate --workers 16 64 256 1024 [--run-dir runs/mine]
+
+`simulate` replays durations on a simulated clock: those that the trials of a run took, else 60 s with a spread of 10 %.
+A controller that proposes and records one trial at a time takes `--overhead-ms` for each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import optuna
+
+from autoprune.budgets import Limit
+from autoprune.evaluation import EvaluatorFactory
+from autoprune.pipeline.commands import studies_of
+from autoprune.pipeline.run import Run
+from autoprune.records import COSTS, Policy, SearchSpace
+from autoprune.runfolder import RunFolder
+from autoprune.search.broker import BATCH_SIZE, Broker
+from autoprune.search.executors.base import Evaluate, Executor
+from autoprune.search.executors.cluster import authenticate
+from autoprune.search.executors.inline import InlineExecutor
+from autoprune.search.executors.process import ProcessExecutor
+from autoprune.search.question import Question, objectives
+from autoprune.search.samplers import distributions, encode
+from autoprune.search.storage import opened
+from autoprune.trials import Fidelity, Measurement, TrialResult, TrialSpec
+
+UNITS, LEVELS = 30, 19
+SPACE = SearchSpace(id="scale", levels={f"unit{i}": tuple(range(1, LEVELS + 1)) for i in range(UNITS)})
+PROXY = Fidelity(name="proxy", rung=0)
+
+
+def main() -> None:
+    """Run the part that was asked for."""
+    given = parse()
+    {"overhead": overhead, "proposals": proposals, "speedup": speedup, "simulate": simulate}[given.part](given)
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("overhead", "proposals", "speedup", "simulate"))
+    parser.add_argument("--executors", nargs="+", default=["inline", "process"])
+    parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--finished", type=int, nargs="+", default=[100, 1000])
+    parser.add_argument("--workers", type=int, nargs="+", default=[16, 64, 256, 1024])
+    parser.add_argument("--overhead-ms", type=float, default=50.0)
+    parser.add_argument("--run-dir", type=Path)
+    return parser.parse_args()
+
+
+def loss_of(policy: Policy) -> float:
+    return 1e-3 + sum((LEVELS - width) ** 2 for width in policy.widths.values()) / 1e4
+
+
+def scored(spec: TrialSpec) -> TrialResult:
+    loss, latency = loss_of(spec.policy), float(predict([spec.policy])[0, 0])
+    measurement = Measurement(
+        score=1 / (1 + loss), loss=loss, latency_ms=latency, latency_source="predicted",
+        params=1, macs=1, bytes=1, activation_bytes=1,
+    )  # fmt: skip
+    return TrialResult(
+        number=spec.number, policy=spec.policy, fidelity=spec.fidelity, status="done", seed=spec.seed,
+        measurement=measurement, attempt=spec.attempt,
+    )  # fmt: skip
+
+
+def trivial() -> Evaluate:
+    return scored
+
+
+def predict(policies: Sequence[Policy]) -> np.ndarray:
+    costs = np.ones((len(policies), len(COSTS)))
+    costs[:, 0] = [sum(policy.widths.values()) for policy in policies]
+    return costs
+
+
+def specs(count: int) -> list[TrialSpec]:
+    rng = np.random.default_rng(0)
+    policies = [
+        SPACE.policy({name: int(rng.choice(levels)) for name, levels in SPACE.levels.items()}) for _ in range(count)
+    ]
+    return [TrialSpec(number=n, policy=p, fidelity=PROXY, seed=n) for n, p in enumerate(policies)]
+
+
+@contextmanager
+def opened_executor(name: str, factory: Callable[[], Evaluate], workers: int) -> Iterator[Executor]:
+    if name == "inline":
+        executor: Executor = InlineExecutor(factory)
+    elif name == "process":
+        executor = ProcessExecutor(factory, workers=workers)
+    else:
+        authenticate(None)
+        from autoprune.search.executors.ray import RayExecutor
+
+        executor = RayExecutor(factory, workers=workers)
+    with executor:
+        yield executor
+
+
+def seconds_for(executor: Executor, trials: Sequence[TrialSpec]) -> float:
+    start = time.perf_counter()
+    for spec in trials:
+        executor.submit(spec)
+    for _ in trials:
+        result = executor.wait()
+        assert result.status == "done", result.error
+    return time.perf_counter() - start
+
+
+def overhead(given: argparse.Namespace) -> None:
+    """Milliseconds of a trial that does nothing, after each worker has served one."""
+    for name in given.executors:
+        start = time.perf_counter()
+        with opened_executor(name, trivial, 2) as executor:
+            seconds_for(executor, specs(8))
+            ready = time.perf_counter() - start
+            each = 1e3 * seconds_for(executor, specs(given.trials)) / given.trials
+        print(f"{name}: {each:.1f} ms for each of {given.trials} trials, 2 slots; {ready:.1f} s until the first eight")
+
+
+def proposals(given: argparse.Namespace) -> None:
+    """Milliseconds to propose and to record a trial, TPE over 30 units, on the default storage."""
+    question = Question(space=SPACE, fidelity=PROXY, limits=(Limit.of(latency_ms=400.0),), run_seed=0)
+    for finished in given.finished:
+        with TemporaryDirectory() as folder:
+            place = Path(folder) / "study.db"
+            Broker(place, question, predict).close()
+            with opened(place) as storage:
+                study = optuna.load_study(study_name=question.study_name, storage=storage)
+                study.add_trials([recorded(spec) for spec in specs(finished)])
+            with Broker(place, question, predict, sampler="tpe", trials=2 * BATCH_SIZE + finished) as broker:
+                start = time.perf_counter()
+                batch = broker.ask_batch()
+                asked = time.perf_counter()
+                for spec in batch:
+                    broker.finish(scored(spec))
+                told = time.perf_counter()
+            count = len(batch)
+            print(
+                f"{finished} finished, up to {count} running: ask {1e3 * (asked - start) / count:.0f} ms, "
+                f"tell {1e3 * (told - asked) / count:.0f} ms"
+            )
+
+
+def recorded(spec: TrialSpec) -> optuna.trial.FrozenTrial:
+    """A finished trial as the broker leaves it."""
+    result = scored(spec)
+    assert result.measurement is not None
+    return optuna.trial.create_trial(
+        params=encode(spec.policy, SPACE),
+        distributions=distributions(SPACE),
+        values=list(objectives(result.measurement)),
+        user_attrs={"result": result.to_json(), "origin": "sampler", "slot": spec.number},
+        system_attrs={"constraints:budget": 0.0},
+    )
+
+
+def speedup(given: argparse.Namespace) -> None:
+    """Wall time of trials of a run's own task, on one worker process and on two."""
+    run = Run.open(given.run_dir)
+    config = run.config
+    factory = EvaluatorFactory(
+        task=config.task, model=config.model, data_dir=config.data_dir, run_dir=str(run.folder.path.resolve())
+    )
+    policies = [model.policy for model in [*run.models, *run.others, *run.baselines]]
+    seconds = {}
+    for workers in (1, 2):
+        with opened_executor("process", factory, workers) as executor:
+            trials = [
+                TrialSpec(number=n, policy=policies[n % len(policies)], fidelity=PROXY, seed=n)
+                for n in range(max(given.trials, workers))
+            ]
+            seconds_for(executor, trials[: 2 * workers])  # every worker fills its caches
+            seconds[workers] = seconds_for(executor, trials)
+    gain = seconds[1] / seconds[2]
+    print(f"{given.trials} trials: {seconds[1]:.1f} s on 1 worker, {seconds[2]:.1f} s on 2, {gain:.2f}x")
+
+
+def simulate(given: argparse.Namespace) -> None:
+    """Share of the time that workers are busy, by how many trials are proposed at once."""
+    durations = recorded_seconds(given.run_dir) if given.run_dir else None
+    rng = np.random.default_rng(0)
+    for workers in given.workers:
+        count = 16 * workers
+        seconds = rng.choice(durations, count) if durations is not None else 60 * rng.lognormal(0, 0.1, count)
+        shares = {
+            f"{batch} at once": busy(seconds, workers, batch, given.overhead_ms / 1e3)
+            for batch in (BATCH_SIZE, workers, 4 * workers, count)
+        }
+        print(f"{workers} workers: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
+
+
+def recorded_seconds(run_dir: Path) -> np.ndarray:
+    """Seconds that the trials of a run took, at the fidelity that took most of the time."""
+    place = studies_of(RunFolder(run_dir).path)
+    found: dict[str, list[float]] = {}
+    with opened(place) as storage:
+        for study in storage.get_all_studies():
+            results: list[dict[str, Any]] = [
+                t.user_attrs["result"] for t in storage.get_all_trials(study._study_id) if "result" in t.user_attrs
+            ]
+            found[study.study_name] = [r["seconds"] for r in results if r["status"] == "done"]
+    return np.array(max(found.values(), key=sum))
+
+
+def busy(seconds: np.ndarray, workers: int, batch: int, overhead_s: float) -> float:
+    """Busy share of `workers` for trials that take `seconds` `[N]`, proposed `batch` at once, all before the next."""
+    now, free = 0.0, [0.0] * workers
+    for start in range(0, len(seconds), batch):
+        for duration in seconds[start : start + batch]:
+            now += overhead_s  # the controller hands out one after the other
+            begin = max(now, heapq.heappop(free))
+            heapq.heappush(free, begin + duration)
+        now = max(now, max(free))
+    return float(seconds.sum() / (workers * now))
+
+
+if __name__ == "__main__":
+    main()
