@@ -8,10 +8,12 @@ neighbours of its best, uniform and random policies at the budgets and between t
 and after a brief fine-tune, and those that matter most after one epoch, best first, as many as `--epochs` says. It
 appends line by line; run it again to go on.
 
-`run` searches the table with the package's own code (see `replay.py`), every budget alone, and prints for each strategy
-(`direct:gp` names a sampler) after how many evaluations and sample passes a policy was known whose proxy loss is the
-best one's to 95 % and to 99 %: the median over the seeds, and the quartiles. Sensitivities count. `regret` is how many
-points of validation score the policy that came out is behind the best of the budget, both after one epoch.
+`run` searches the table for all budgets at once with the package's own code (see `replay.py`). For each strategy
+(`direct:gp` names a sampler) and budget it prints after how many evaluations and sample passes a policy was known whose
+proxy loss is the best one's to 95 % and to 99 %: the median over the seeds, and the quartiles. Everything that was
+evaluated by then counts, for other budgets and sensitivities, too. `regret` is how many points of validation score the
+policy that came out is behind the best of the budget, both after one epoch. A sampler's proposal moves onto a row, of
+which few stand near a budget, and a guided search found some of them: compare versions of a strategy, not strategies.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from pathlib import Path
 import numpy as np
 from replay import Course, replay
 from replay_table import RUNGS, ReplayTable
+
+from autoprune.budgets import Limit
 
 TABLE = Path(__file__).parent.parent / "tests" / "replay" / "resnet8.csv"
 SHARES = (0.95, 0.99)
@@ -48,25 +52,21 @@ def run(given: argparse.Namespace) -> None:
     table = ReplayTable.load(given.table)
     counts = ", ".join(f"{len(found)} {name}" for name, found in table.results.items())
     print(f"{given.table.name}: {len(table.policies)} policies ({counts}); {given.seeds} seeds")
-    for budget in given.budget:
-        limit = table.limit(budget)
-        scored = {rung.name: table.within(limit, rung.name) for rung in RUNGS}
-        print(f"\n{budget:.0%} of the latency: {', '.join(f'{len(s)} {name}' for name, s in scored.items())}")
-        for strategy in given.strategies:
-            start = time.monotonic()
-            once = partial(replayed, given.table, strategy, budget)
-            with ProcessPoolExecutor(given.workers) as pool:
-                courses = list(pool.map(once, range(given.seeds)))
-            print(
-                f"  {strategy:12} {Summary.of(table, budget, courses)}  ({time.monotonic() - start:.0f} s)", flush=True
-            )
+    for strategy in given.strategies:
+        start = time.monotonic()
+        once = partial(replayed, given.table, strategy, given.budget)
+        with ProcessPoolExecutor(given.workers) as pool:
+            found = list(pool.map(once, range(given.seeds)))
+        print(f"\n{strategy} ({time.monotonic() - start:.0f} s)")
+        for budget, courses in zip(given.budget, zip(*found, strict=True), strict=True):
+            print(f"  {budget:4.0%} {Summary.of(table, table.limit(budget), courses)}", flush=True)
 
 
-def replayed(path: Path, strategy: str, budget: float, seed: int) -> Course:
-    """One search for a share of the dense latency."""
+def replayed(path: Path, strategy: str, budgets: Sequence[float], seed: int) -> list[Course]:
+    """One search for some shares of the dense latency."""
     table = ReplayTable.load(path)
     name, _, sampler = strategy.partition(":")
-    return replay(table, name, table.limit(budget), seed, sampler=sampler or "tpe")
+    return replay(table, name, [table.limit(share) for share in budgets], seed, sampler=sampler or "tpe")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +82,8 @@ class Summary:
     regrets: np.ndarray
 
     @classmethod
-    def of(cls, table: ReplayTable, budget: float, courses: Sequence[Course]) -> Summary:
+    def of(cls, table: ReplayTable, limit: Limit, courses: Sequence[Course]) -> Summary:
         """Compare searches with the best of the table."""
-        limit = table.limit(budget)
         best = min(one.loss for one in table.within(limit, RUNGS[0].name).values())
         reached = [[course.reached(best / share) for course in courses] for share in SHARES]
         evaluations = np.array([[np.inf if n is None else n for n in row] for row in reached], dtype=float)

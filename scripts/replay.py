@@ -30,7 +30,6 @@ from autoprune.errors import TrialError
 from autoprune.records import Policy
 from autoprune.search import broker, guided
 from autoprune.search.controller import run_search
-from autoprune.search.correlation import RankCorrelation
 from autoprune.search.effort import Effort
 from autoprune.search.executors.base import failed
 from autoprune.search.explore import Search
@@ -40,8 +39,8 @@ from autoprune.search.rungs import best_within
 from autoprune.search.sensitivity import by_unit
 from autoprune.trials import TrialResult, TrialSpec
 
-EFFORT = Effort(name="replay", trials=64, rungs=RUNGS, promoted=(12, 3), full=RUNGS[-1], finalists=1)
-"""What a replayed search may spend."""
+_TRIALS, _PROMOTED = 64, (12, 3)
+"""Proposals for each limit of a replayed search, and how many of them go on to each rung at most."""
 
 
 class RowSolver:
@@ -100,17 +99,16 @@ class TableExecutor:
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
-    """How one replayed search went.
+    """How one limit of a replayed search went.
 
-    `best` is the lowest proxy loss within the limit after every proxy evaluation, sensitivities included, and `passes`
-    what all of them had cost by then: `[evaluations]` each. `picked` is the policy that the last rung put first, `None`
-    when the table knows none of those that got there.
+    `best` is the lowest proxy loss within the limit after every proxy evaluation of the search, sensitivities and other
+    limits included, and `passes` what all of them had cost by then: `[evaluations]` each. `picked` is the policy that
+    the last rung put first, `None` when the table has no score of those that got there.
     """
 
     best: Array
     passes: Array
     picked: Policy | None
-    correlations: Sequence[RankCorrelation] = ()
 
     def reached(self, loss: float) -> int | None:
         """After how many evaluations a policy of at most this loss was known."""
@@ -118,39 +116,47 @@ class Course:
         return int(found[0]) + 1 if found.size else None
 
 
-def replay(table: ReplayTable, strategy: str, limit: Limit, seed: int, *, sampler: str = "tpe") -> Course:
-    """Search a table for one limit with a strategy of the package: `guided`, `direct`, `random` or `uniform`."""
+def replay(
+    table: ReplayTable, strategy: str, limits: Sequence[Limit], seed: int, *, sampler: str = "tpe"
+) -> list[Course]:
+    """Search a table with a strategy of the package: `guided`, `direct`, `random` or `uniform`. One course a limit."""
     executor = TableExecutor(table)
     search = Search(
         path=Path("in-memory"),
         space=table.space,
         dense_widths=table.space.largest().widths,
         predict=table.predict,
-        limits=(limit,),
-        effort=EFFORT,
+        limits=tuple(limits),
+        effort=Effort(
+            name="replay",
+            trials=_TRIALS * len(limits),
+            rungs=RUNGS,
+            promoted=_PROMOTED,
+            full=RUNGS[-1],
+            finalists=1,
+        ),
         run_seed=seed,
         additive={},
         strategy=strategy,
         sampler=sampler,
     )
-    picked, correlations = None, ()
     with replaying(table):
         try:
-            outcome = run_search(search, executor)
+            last = run_search(search, executor).results[RUNGS[-1].name]
         except TrialError:
-            pass  # none of the policies that reached a rung has its score
-        else:
-            correlations = outcome.correlations
-            picked = next((r.policy for r in best_within(outcome.results[RUNGS[-1].name], limit, 1)), None)
+            last = []  # the table has no score of any policy that reached a rung
     proxies = [result for result in executor.asked if result.fidelity.name == RUNGS[0].name]
-    inside = fits([measured(result).costs() for result in proxies], limit)
-    losses = np.where(inside, [measured(result).loss for result in proxies], np.inf)
-    return Course(
-        best=np.minimum.accumulate(losses),
-        passes=np.cumsum([result.sample_passes for result in proxies]),
-        picked=picked,
-        correlations=correlations,
-    )
+    losses = np.array([measured(result).loss for result in proxies])
+    costs = np.array([measured(result).costs() for result in proxies])
+    passes = np.cumsum([result.sample_passes for result in proxies])
+    return [
+        Course(
+            best=np.minimum.accumulate(np.where(fits(costs, limit), losses, np.inf)),
+            passes=passes,
+            picked=next((result.policy for result in best_within(last, limit, 1)), None),
+        )
+        for limit in limits
+    ]
 
 
 @contextmanager
