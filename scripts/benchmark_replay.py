@@ -12,7 +12,7 @@ appends line by line; run it again to go on.
 (`direct:gp` names a sampler) and budget it prints after how many evaluations and sample passes a policy was known whose
 proxy loss is the best one's to 95 % and to 99 %: the median over the seeds, and the quartiles. Everything that was
 evaluated by then counts, for other budgets and sensitivities, too. `regret` is how many points of validation score the
-policy that came out is behind the best of the budget, both after one epoch. A sampler's proposal moves onto a row, of
+policy that came out is behind the best of the budget, both at the last rung. A sampler's proposal moves onto a row, of
 which few stand near a budget, and a guided search found some of them: compare versions of a strategy, not strategies.
 """
 
@@ -54,19 +54,23 @@ def run(given: argparse.Namespace) -> None:
     print(f"{given.table.name}: {len(table.policies)} policies ({counts}); {given.seeds} seeds")
     for strategy in given.strategies:
         start = time.monotonic()
-        once = partial(replayed, given.table, strategy, given.budget)
+        once = partial(replayed, given.table, strategy, given.budget, given.rungs)
         with ProcessPoolExecutor(given.workers) as pool:
             found = list(pool.map(once, range(given.seeds)))
         print(f"\n{strategy} ({time.monotonic() - start:.0f} s)")
         for budget, courses in zip(given.budget, zip(*found, strict=True), strict=True):
-            print(f"  {budget:4.0%} {Summary.of(table, table.limit(budget), courses)}", flush=True)
+            print(
+                f"  {budget:4.0%} {Summary.of(table, table.limit(budget), courses, RUNGS[given.rungs - 1].name)}",
+                flush=True,
+            )
 
 
-def replayed(path: Path, strategy: str, budgets: Sequence[float], seed: int) -> list[Course]:
+def replayed(path: Path, strategy: str, budgets: Sequence[float], rungs: int, seed: int) -> list[Course]:
     """One search for some shares of the dense latency."""
     table = ReplayTable.load(path)
     name, _, sampler = strategy.partition(":")
-    return replay(table, name, [table.limit(share) for share in budgets], seed, sampler=sampler or "tpe")
+    limits = [table.limit(share) for share in budgets]
+    return replay(table, name, limits, seed, sampler=sampler or "tpe", rungs=RUNGS[:rungs])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +86,8 @@ class Summary:
     regrets: np.ndarray
 
     @classmethod
-    def of(cls, table: ReplayTable, limit: Limit, courses: Sequence[Course]) -> Summary:
-        """Compare searches with the best of the table."""
+    def of(cls, table: ReplayTable, limit: Limit, courses: Sequence[Course], last: str) -> Summary:
+        """Compare searches with the best of the table; `last` names the fidelity that they chose by."""
         best = min(one.loss for one in table.within(limit, RUNGS[0].name).values())
         reached = [[course.reached(best / share) for course in courses] for share in SHARES]
         evaluations = np.array([[np.inf if n is None else n for n in row] for row in reached], dtype=float)
@@ -93,7 +97,7 @@ class Summary:
                 for row in reached
             ]
         )
-        scores = {policy: one.score for policy, one in table.within(limit, RUNGS[-1].name).items()}
+        scores = {policy: one.score for policy, one in table.within(limit, last).items()}
         highest = max(scores.values(), default=np.nan)
         regrets = [100 * (highest - scores[c.picked]) if c.picked is not None else np.nan for c in courses]
         return cls(evaluations=evaluations, passes=passes, regrets=np.array(regrets))
@@ -128,6 +132,9 @@ def parse() -> argparse.Namespace:
     runner = commands.add_parser("run", help="replay searches")
     runner.add_argument("--strategies", nargs="+", default=["guided", "direct", "random"])
     runner.add_argument("--seeds", type=int, default=100)
+    runner.add_argument(
+        "--rungs", type=int, default=len(RUNGS), choices=range(2, len(RUNGS) + 1), help="that are climbed"
+    )
     for each, out in ((maker, "written"), (runner, "read")):
         each.add_argument("--budget", type=float, nargs="+", default=[0.5, 0.33, 0.25], help="shares of the latency")
         each.add_argument("--workers", type=int, default=1)

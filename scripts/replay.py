@@ -36,8 +36,7 @@ from autoprune.search.explore import Search
 from autoprune.search.limits import fits
 from autoprune.search.question import Question
 from autoprune.search.rungs import best_within
-from autoprune.search.sensitivity import by_unit
-from autoprune.trials import TrialResult, TrialSpec
+from autoprune.trials import Fidelity, TrialResult, TrialSpec
 
 _TRIALS, _PROMOTED = 64, (12, 3)
 """Proposals for each limit of a replayed search, and how many of them go on to each rung at most."""
@@ -54,10 +53,11 @@ class RowSolver:
     ) -> Policy | None:
         """As `Solver.solve`: the policy of least summed sensitivity within the limit; `None` when there is none."""
         table = self._table
-        losses = by_unit(table.space, sensitivities, table.policies).sum(axis=1)
+        names = table.space.searched
+        losses = np.sum([sensitivities[n][column] for n, column in zip(names, table.levels.T, strict=True)], axis=0)
         usable = fits(table.costs, limit) & np.isfinite(losses)
         for other in differ_from:
-            usable &= (table.places != table.place(other)).sum(axis=1) >= by
+            usable &= (table.levels != table.level(other)).sum(axis=1) >= by
         return table.policies[int(np.where(usable, losses, np.inf).argmin())] if usable.any() else None
 
 
@@ -117,9 +117,18 @@ class Course:
 
 
 def replay(
-    table: ReplayTable, strategy: str, limits: Sequence[Limit], seed: int, *, sampler: str = "tpe"
+    table: ReplayTable,
+    strategy: str,
+    limits: Sequence[Limit],
+    seed: int,
+    *,
+    sampler: str = "tpe",
+    rungs: Sequence[Fidelity] = RUNGS,
 ) -> list[Course]:
-    """Search a table with a strategy of the package: `guided`, `direct`, `random` or `uniform`. One course a limit."""
+    """Search a table with a strategy of the package: `guided`, `direct`, `random` or `uniform`. One course a limit.
+
+    `rungs` are those that the search climbs, the first ones of the table.
+    """
     executor = TableExecutor(table)
     search = Search(
         path=Path("in-memory"),
@@ -130,8 +139,8 @@ def replay(
         effort=Effort(
             name="replay",
             trials=_TRIALS * len(limits),
-            rungs=RUNGS,
-            promoted=_PROMOTED,
+            rungs=tuple(rungs),
+            promoted=_PROMOTED[: len(rungs) - 1],
             full=RUNGS[-1],
             finalists=1,
         ),
@@ -142,7 +151,7 @@ def replay(
     )
     with replaying(table):
         try:
-            last = run_search(search, executor).results[RUNGS[-1].name]
+            last = run_search(search, executor).results[rungs[-1].name]
         except TrialError:
             last = []  # the table has no score of any policy that reached a rung
     proxies = [result for result in executor.asked if result.fidelity.name == RUNGS[0].name]

@@ -38,7 +38,7 @@ _GUIDED_TRIALS = 32
 _CENTRES = 2
 """Best policies of each budget whose neighbours are scored, too."""
 
-_BRIEFS, _EPOCHS = 24, 4
+_BRIEFS, _EPOCHS = 96, 12
 """So many brief fine-tunes take turns with so many epochs."""
 
 _BANDS = (0.8, 0.65, 0.55, 0.42, 0.37, 0.29, 0.2)

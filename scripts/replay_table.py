@@ -93,14 +93,13 @@ class ReplayTable:
         return np.array([measured(result).costs() for result in self.results[RUNGS[0].name].values()])
 
     @cached_property
-    def places(self) -> Array:
-        """Place of every policy among the levels of every searched unit, `[P, units]`, from 0 to 1."""
-        return np.array([self.place(policy) for policy in self.policies])
+    def levels(self) -> npt.NDArray[np.int64]:
+        """Which of its levels every searched unit has in every policy, `[P, units]`."""
+        return np.array([self.level(policy) for policy in self.policies])
 
-    def place(self, policy: Policy) -> Array:
-        """As `places`, of one policy of the space."""
-        levels = self.space.levels
-        return np.array([levels[n].index(policy.widths[n]) / (len(levels[n]) - 1) for n in self.space.searched])
+    def level(self, policy: Policy) -> npt.NDArray[np.int64]:
+        """As `levels`, of one policy of the space."""
+        return np.array([self.space.levels[n].index(policy.widths[n]) for n in self.space.searched])
 
     def predict(self, policies: Sequence[Policy]) -> Array:
         """Costs `[P, K]`, those of policies outside the table beyond any limit."""
@@ -122,13 +121,14 @@ class ReplayTable:
     ) -> Policy | None:
         """What `repair.fit_to_limit` is outside: the nearest policy that no other of the table within the limit widens.
 
-        By the summed distance in levels; of several that are as near, any. `None` when nothing fits.
+        Distances are summed shares of each unit's levels; of several that are as near, any. `None` when nothing fits.
         """
         del space, predict
         candidates = self._maximal(limit)
         if not candidates.size:
             return None
-        distance = np.abs(self.places[candidates] - self.place(policy)).sum(axis=1)
+        most = np.array([len(self.space.levels[name]) - 1 for name in self.space.searched])
+        distance = (np.abs(self.levels[candidates] - self.level(policy)) / most).sum(axis=1)
         return self.policies[int(rng.choice(candidates[distance <= distance.min() + 1e-9]))]
 
     @cached_property
@@ -140,8 +140,8 @@ class ReplayTable:
         @cache
         def maximal(limit: Limit) -> npt.NDArray[np.int64]:
             rows = np.flatnonzero(fits(self.costs, limit))
-            places = self.places[rows]
-            wider = (places[None] >= places[:, None]).all(axis=2) & (places[None] > places[:, None]).any(axis=2)
+            levels = self.levels[rows]
+            wider = (levels[None] >= levels[:, None]).all(axis=2) & (levels[None] > levels[:, None]).any(axis=2)
             return rows[~np.any(wider, axis=1)]
 
         return maximal
