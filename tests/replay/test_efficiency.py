@@ -1,7 +1,7 @@
 """The guided search must stay as quick as it is: replayed on the table, it may not need more evaluations.
 
-Of the evaluations 38 are sensitivities and the uniform policy. Bounds leave a fifth for another Optuna. At 50 % a random
-policy of the table is a tenth better than what the search finds: the bound holds what it does find.
+Of the evaluations 38 are sensitivities and the uniform policy. Bounds leave a fifth for another Optuna. At 50 % some
+random policy of the table is a tenth better than what the search finds: the bound holds what it does find.
 """
 
 from __future__ import annotations
