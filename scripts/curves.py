@@ -98,7 +98,7 @@ def missing_points(
 
 def append_row(path: Path, row: Row) -> None:
     """Add a line to the CSV file, which is made with its header if absent; the file is closed when this returns."""
-    _drop_torn_line(path)
+    drop_torn_line(path)
     with path.open("a", encoding="utf-8", newline="") as out:
         writer = csv.DictWriter(out, [field.name for field in fields(Row)], lineterminator="\n")
         if out.tell() == 0:
@@ -136,7 +136,7 @@ def _text(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _drop_torn_line(path: Path) -> None:
+def drop_torn_line(path: Path) -> None:
     """Cut off a last line without an end, which an interruption left."""
     content = path.read_bytes() if path.exists() else b""
     if not content.endswith(b"\n"):

@@ -1,0 +1,270 @@
+"""Variants of the guided search with one thing changed each, out of the package's own parts.
+
+A variant changes the configuration, the space, the search's parts while it runs, or the bench that the chosen policy is
+fine-tuned on. What it does not name is that of the guided search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import numpy.typing as npt
+
+from autoprune.additive import Additive, AdditiveCost, CostTable
+from autoprune.budgets import Limit
+from autoprune.evaluation import Bench
+from autoprune.pipeline.channels import calibration
+from autoprune.pipeline.prepare import Setup
+from autoprune.pruning import channel_order, score_units
+from autoprune.records import COSTS, Policy, SearchSpace, digest_of
+from autoprune.search import allocation, guided
+from autoprune.search.allocation import BOUND
+from autoprune.search.baselines.halp import lost_importance
+from autoprune.search.explore import Explorer
+from autoprune.search.limits import fits
+from autoprune.search.refine import Losses, Refinement
+from autoprune.search.sensitivity import by_unit
+from autoprune.search.solver import Solver
+
+Array = npt.NDArray[np.float64]
+Table = dict[str, Array]
+
+_GRID = 4
+"""Widths of a space without efficient levels are multiples of this, as someone chooses who has no table."""
+
+
+def _same_space(setup: Setup) -> SearchSpace:
+    return setup.space
+
+
+def _same_bench(setup: Setup) -> Bench:
+    return setup.bench
+
+
+def _nothing(setup: Setup) -> AbstractContextManager[object]:
+    return nullcontext()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One row of the ablation.
+
+    `options` are those of the run. `space` is what is searched and `swapped` a context in which the search runs.
+    `rungs` says how many of the rungs choose the policy, and `bench` what it is repaired and fine-tuned on.
+    """
+
+    what: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    space: Callable[[Setup], SearchSpace] = _same_space
+    swapped: Callable[[Setup], AbstractContextManager[object]] = _nothing
+    rungs: int = 3
+    bench: Callable[[Setup], Bench] = _same_bench
+
+    @property
+    def searches(self) -> bool:
+        """Whether it needs a search of its own; otherwise the full algorithm's search has all that it needs."""
+        return bool(self.options) or self.space is not _same_space or self.swapped is not _nothing
+
+
+class OtherCost(Solver):
+    """The solver under another additive cost, its answers scaled until their latency by the table fits.
+
+    Of the front of summed sensitivity over the other cost, it takes the answer of least sensitivity that fits.
+    """
+
+    def __init__(self, space: SearchSpace, costs: Additive, other: AdditiveCost) -> None:
+        super().__init__(space, {"macs": other})
+        self._levels = space
+        self._latency = costs["latency_ms"]
+
+    def solve(
+        self, sensitivities: Mapping[str, Array], limit: Limit, *, differ_from: Sequence[Policy] = (), by: int = 2
+    ) -> Policy | None:
+        """As `Solver.solve`, among the answers to the other cost."""
+        space, front = self._levels, self.front(sensitivities, "macs")
+        names = list(space.searched)
+        usable = self._latency_of(front.choices, names) <= limit.most[COSTS.index("latency_ms")]
+        for policy in differ_from:
+            place = np.array([space.levels[name].index(policy.widths[name]) for name in names])
+            usable &= (front.choices != place).sum(axis=1) >= by
+        if not usable.any():
+            return None
+        choice = front.choices[np.flatnonzero(usable)[-1]]
+        return space.policy({name: space.levels[name][int(c)] for name, c in zip(names, choice, strict=True)})
+
+    def _latency_of(self, choices: npt.NDArray[np.int16], names: Sequence[str]) -> Array:
+        total = np.full(len(choices), self._latency.constant)
+        for table in self._latency.tables:
+            columns = [choices[:, names.index(unit)] if unit in names else 0 for unit in table.units]
+            total += table.values[tuple(columns)]
+        return total
+
+
+def by_macs(space: SearchSpace, costs: Additive) -> Solver:
+    """A1: multiplications instead of the latency table."""
+    return OtherCost(space, costs, costs["macs"])
+
+
+def by_linear_latency(space: SearchSpace, costs: Additive) -> Solver:
+    """A2: every unit saves what it saves alone, all others full: no table over two units."""
+    latency = costs["latency_ms"]
+    dense = float(latency.of(space, [space.largest()])[0])
+    tables = [
+        CostTable(units=(n,), values=latency.of(space, [space.policy({n: w}) for w in space.levels[n]]) - dense)
+        for n in space.searched
+    ]
+    return OtherCost(space, costs, AdditiveCost(constant=dense, tables=tuple(tables), exact=False))
+
+
+class SolverAlone(Refinement):
+    """A8: the answer to the plain sensitivities, and nothing else."""
+
+    def propose(self, losses: Losses) -> dict[Policy, str]:
+        """The solver's answer, once."""
+        return dict(list(super().propose(losses).items())[:1]) if self.solution is None else {}
+
+    def surroundings(self, losses: Losses) -> list[Policy]:
+        """None."""
+        return []
+
+    def refit(self, losses: Losses) -> list[Policy]:
+        """None."""
+        return []
+
+
+class WithoutSurroundings(Refinement):
+    """A8b: sensitivities are not measured again around the best policy."""
+
+    def surroundings(self, losses: Losses) -> list[Policy]:
+        """None."""
+        return []
+
+
+class RandomMultipliers(Refinement):
+    """A8c: proposals from random multipliers, neither from a regression nor from a sampler."""
+
+    def _fitted(self, losses: Losses, attempt: int) -> Array:
+        return self._drawn("fit", attempt)
+
+    def _sampled(self, losses: Losses, attempt: int) -> Array:
+        return self._drawn("sampler", attempt)
+
+    def _drawn(self, *parts: object) -> Array:
+        return self._rng(*parts).uniform(-BOUND, BOUND, size=len(self._allocator.names))
+
+
+def _swapped(owner: object, name: str, value: object) -> Callable[[Setup], AbstractContextManager[object]]:
+    return lambda setup: patch.object(owner, name, value)
+
+
+def _taylor(explorer: Explorer, setup: Setup) -> Table:
+    """Summed Taylor importance of the channels that a level removes."""
+    importance = score_units(setup.bench.structure, "taylor", calibration(setup.bench.task, setup.config.seed))
+    return lost_importance(replace(explorer.search, importance=importance))
+
+
+def _quadratic(explorer: Explorer, setup: Setup) -> Table:
+    """The square of how many levels are gone, as a share: nothing is measured."""
+    found = {}
+    for name in explorer.search.space.searched:
+        last = len(explorer.search.space.levels[name]) - 1
+        found[name] = (np.arange(last, -1, -1) / last) ** 2
+    return found
+
+
+def _prior(table_of: Callable[[Explorer, Setup], Table]) -> Callable[[Setup], AbstractContextManager[object]]:
+    """Sensitivities that are not measured, scaled so that they sum to the uniform policies' measured losses."""
+
+    @contextmanager
+    def swapped(setup: Setup) -> Iterator[None]:
+        def sensitivities(explorer: Explorer) -> Table:
+            table, losses = table_of(explorer, setup), explorer.losses
+            summed = by_unit(explorer.search.space, table, list(losses)).sum(axis=1)
+            scale = float(np.median(np.array(list(losses.values())) / summed)) if losses else 1.0
+            explorer.table = {name: scale * values for name, values in table.items()}
+            return explorer.table
+
+        with patch.object(Explorer, "sensitivities", sensitivities):
+            yield
+
+    return swapped
+
+
+def _space(setup: Setup, levels: Mapping[str, tuple[int, ...]]) -> SearchSpace:
+    return SearchSpace(id=digest_of({name: list(found) for name, found in levels.items()}), levels=levels)
+
+
+def every_level(setup: Setup) -> SearchSpace:
+    """A3: all multiples of four that the table knows, instead of the widths that pay."""
+    removable = {unit.name for unit in setup.bench.structure.units if unit.removable}
+    full = setup.bench.structure.full_widths
+    levels = {}
+    for name, scanned in setup.table.space.levels.items():
+        found = {width for width in scanned if width % _GRID == 0 and width} | {full[name]}
+        levels[name] = tuple(sorted(found | ({0} if name in removable else set())))
+    return _space(setup, levels)
+
+
+def inner_widths(setup: Setup) -> SearchSpace:
+    """A4: units inside a residual branch alone; the streams stay whole."""
+    inner = {unit.name for unit in setup.bench.structure.units if unit.removable}
+    levels = {name: found if name in inner else found[-1:] for name, found in setup.space.levels.items()}
+    return _space(setup, levels)
+
+
+def all_blocks(setup: Setup) -> SearchSpace:
+    """A4b: no branch is removed."""
+    return _space(setup, {name: tuple(w for w in found if w) for name, found in setup.space.levels.items()})
+
+
+@contextmanager
+def _unpolished(setup: Setup) -> Iterator[None]:
+    with patch.object(allocation, "polished", lambda policy, space, predict, limit: policy):
+        yield
+
+
+def _ranked(score: str) -> Callable[[Setup], Bench]:
+    def bench(setup: Setup) -> Bench:
+        data = calibration(setup.bench.task, setup.config.seed)
+        return replace(setup.bench, order=channel_order(score_units(setup.bench.structure, score, data)))
+
+    return bench
+
+
+def _undistilled(setup: Setup) -> Bench:
+    task = setup.bench.task
+    return replace(setup.bench, task=replace(task, finetune_recipe=replace(task.finetune_recipe, distill_weight=0.0)))
+
+
+VARIANTS: Mapping[str, Variant] = {
+    "A0": Variant(what="the full algorithm"),
+    "A1": Variant(what="MACs instead of the latency table", swapped=_swapped(guided, "Solver", by_macs)),
+    "A2": Variant(what="linear latency", swapped=_swapped(guided, "Solver", by_linear_latency)),
+    "A3": Variant(what="every fourth width, no free widening", space=every_level, swapped=_unpolished),
+    "A4": Variant(what="inner widths alone", space=inner_widths),
+    "A4b": Variant(what="no block removed", space=all_blocks),
+    "A5": Variant(what="Taylor sums as sensitivities", swapped=_prior(_taylor)),
+    "A5b": Variant(what="a quadratic prior as sensitivities", swapped=_prior(_quadratic)),
+    "A6": Variant(what="no least squares", options={"reconstruct": False}),
+    "A7-l2": Variant(what="channels by l2 inside the found widths", bench=_ranked("l2")),
+    "A7-taylor": Variant(what="channels by Taylor inside the found widths", bench=_ranked("taylor")),
+    "A7-random": Variant(what="random channels inside the found widths", bench=_ranked("random")),
+    "A8": Variant(what="the solver's answer alone", swapped=_swapped(guided, "Refinement", SolverAlone)),
+    "A8b": Variant(what="no measuring again", swapped=_swapped(guided, "Refinement", WithoutSurroundings)),
+    "A8c": Variant(what="random multipliers", swapped=_swapped(guided, "Refinement", RandomMultipliers)),
+    "A9-proxy": Variant(what="chosen by the proxy", rungs=1),
+    "A9-brief": Variant(what="chosen by the brief rung", rungs=2),
+    "A10": Variant(what="no distillation in the fine-tune", bench=_undistilled),
+}
+"""By row: ALGORITHM rows A1 to A10, the full algorithm first."""
+
+
+def reachable(setup: Setup) -> dict[str, Limit]:
+    """The budgets that the smallest policy of the space fits."""
+    (floor,) = setup.costs([setup.space.smallest()])
+    return {budget: limit for budget, limit in setup.limits.items() if fits(floor, limit)}

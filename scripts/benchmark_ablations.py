@@ -1,0 +1,154 @@
+"""The guided search with one thing changed at a time: test score after fine-tuning, beside that of the full algorithm.
+
+    python scripts/benchmark_ablations.py --dense dense.safetensors --rows A0 A1 A6 --seeds 0 1 2 --out ablations.csv
+
+Rows (`ablations.py` has them) share the dense weights and the latency table, which the first row profiles beside the
+CSV file. Rows that change nothing about the search take the policies of A0's. The policy of a budget is the best one of
+the last rung that meets it when measured; it is fine-tuned for every number of passes anew, from its repaired start. Of
+A10 it is the number of examples that is the same, so a third of a pass for each of them is left over. Results are
+appended (`curves.Row`; `method` is the row); run it again to go on. `summarize_curves.py --against A0` compares them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from ablations import VARIANTS, Variant, reachable
+from benchmark_search import chosen, rows
+from curves import Row, append_row, missing_points, read_rows
+
+from autoprune.config import RunConfig
+from autoprune.pipeline.events import Silent
+from autoprune.pipeline.main import executor_of, search_passes, searched
+from autoprune.pipeline.prepare import Setup, open_task, prepare
+from autoprune.runfolder import RunFolder
+from autoprune.search.controller import Outcome
+
+
+def main() -> None:
+    """Run every row with every seed that has points missing."""
+    given = parse()
+    torch.set_num_threads(1)
+    for seed in given.seeds:
+        for name in given.rows:
+            missing = {
+                budget: missing_points(
+                    read_rows(given.out), given.points, method=name, model=given.model, budget=budget, seed=seed
+                )
+                for budget in given.budget
+            }
+            if any(missing.values()):
+                ablate(given, name, seed, missing)
+
+
+def ablate(given: argparse.Namespace, name: str, seed: int, missing: Mapping[str, Sequence[int]]) -> None:
+    """Search as a row says, and append the curves of its budgets."""
+    start, variant = time.monotonic(), VARIANTS[name]
+    print(f"{name}, seed {seed}: {variant.what}", flush=True)
+    setup = opened(given, name if variant.searches else "A0", variant, seed)
+    limits = reachable(setup)
+    for budget in [budget for budget, points in missing.items() if points and budget not in limits]:
+        append_row(given.out, unmet(given, setup, name, budget, seed))
+        print(f"    {budget}: not reached by the smallest policy of its space", flush=True)
+    if not limits:
+        return
+    setup = replace(setup, limits=limits)
+    with executor_of(setup) as executor, variant.swapped(setup):
+        setup, outcome = searched(setup, executor, Silent())
+    used = [rung.name for rung in setup.effort.rungs[: variant.rungs]]
+    passes = sum(
+        spent
+        for part, spent in search_passes(setup, outcome).items()
+        if part in used or part not in {rung.name for rung in setup.effort.rungs}
+    )
+    tuned = replace(setup, bench=variant.bench(setup))
+    for budget in [budget for budget in missing if budget in limits and missing[budget]]:
+        policy, ratio, meets = chosen(setup, budget, outcome.results[used[-1]], "guided")
+        for row in rows(given, tuned, policy, missing[budget] if meets else [0], seed):
+            found = replace(
+                row,
+                method=name,
+                budget=budget,
+                test_score=row.test_score if meets else None,
+                search_passes=round(passes / len(limits)),
+                latency_ratio=ratio,
+                seconds=row.seconds + time.monotonic() - start,
+            )
+            append_row(given.out, found)
+            score = f"{row.test_score:.4f}" if meets else "budget not met"
+            print(f"    {budget} {ratio:.3f} after {row.passes:6d} passes: {score}", flush=True)
+    note(outcome)
+
+
+def opened(given: argparse.Namespace, search: str, variant: Variant, seed: int) -> Setup:
+    """The stages before the search; the first call profiles the table that all others take."""
+    folder = given.out.with_suffix("")
+    table = folder / "latency_table.json"
+    config = RunConfig(
+        task=given.task,
+        model=given.model,
+        dense=str(given.dense.resolve()),
+        budgets=tuple(given.budget),
+        seed=seed,
+        trials=given.trials,
+        table=str(table.resolve()) if table.exists() else None,
+        executor="inline" if given.workers == 1 else "process",
+        workers=given.workers,
+        **variant.options,
+    )
+    run = RunFolder(folder / f"{given.model}-{search}-{seed}")
+    run.create()
+    setup = prepare(config, run, Silent(), open_task(config))
+    if not table.exists():
+        setup.table.save(table)
+    return replace(setup, space=variant.space(setup))
+
+
+def unmet(given: argparse.Namespace, setup: Setup, name: str, budget: str, seed: int) -> Row:
+    """The row of a budget that the space of a variant does not reach: its smallest policy, as predicted."""
+    smallest = setup.space.smallest()
+    sizes = setup.bench.sizes(smallest)
+    return Row(
+        method=name,
+        model=given.model,
+        budget=budget,
+        seed=seed,
+        search_passes=0,
+        passes=0,
+        test_score=None,
+        latency_ratio=setup.predict_ms(smallest) / setup.table.dense_ms,
+        params=sizes["params"],
+        macs=sizes["macs"],
+        seconds=0.0,
+    )
+
+
+def note(outcome: Outcome) -> None:
+    """Print what the search says about itself."""
+    for line in (*outcome.notes, *map(str, outcome.correlations)):
+        print(f"    {line}", flush=True)
+
+
+def parse() -> argparse.Namespace:
+    """Command-line arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", default="fashion-mnist")
+    parser.add_argument("--model", default="resnet8-wide")
+    parser.add_argument("--dense", type=Path, required=True, help="trained weights (safetensors)")
+    parser.add_argument("--budget", nargs="+", default=["50%", "33%"])
+    parser.add_argument("--rows", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--points", type=int, nargs="+", default=[0, 2_000, 10_000])
+    parser.add_argument("--trials", type=int, help="proxies of all budgets together (default: effort small)")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--out", type=Path, required=True, help="CSV file; its folder of runs has the same name")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

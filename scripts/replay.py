@@ -1,0 +1,199 @@
+"""Searches answered from a table of scored policies: minutes of scoring become milliseconds. No torch.
+
+A replayed search is the package's own from end to end: controller, broker, samplers, refinement, promotion. Three
+things stand in for what would leave the table, because no policy outside it has a score:
+
+- the executor looks trials up; a policy without that score is a failed trial that costs nothing;
+- the exact solver takes the row of least summed sensitivity within the limit, found by going through all of them;
+- a sampler's proposal moves onto the nearest of the rows that fit the limit and cannot be widened inside the table.
+
+Costs of policies outside the table are beyond any limit, so that nothing is widened out of it. Studies are in memory.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from unittest.mock import patch
+
+import numpy as np
+import optuna
+from replay_table import RUNGS, Array, ReplayTable, measured
+
+from autoprune.budgets import Limit
+from autoprune.errors import TrialError
+from autoprune.records import Policy
+from autoprune.search import broker, guided
+from autoprune.search.controller import run_search
+from autoprune.search.effort import Effort
+from autoprune.search.executors.base import failed
+from autoprune.search.explore import Search
+from autoprune.search.limits import fits
+from autoprune.search.question import Question
+from autoprune.search.rungs import best_within
+from autoprune.trials import Fidelity, TrialResult, TrialSpec
+
+_TRIALS, _PROMOTED = 64, (12, 3)
+"""Proposals for each limit of a replayed search, and how many of them go on to each rung at most."""
+
+
+class RowSolver:
+    """What `solver.Solver` is outside: exact, by going through all policies of the table."""
+
+    def __init__(self, table: ReplayTable) -> None:
+        self._table = table
+
+    def solve(
+        self, sensitivities: Mapping[str, Array], limit: Limit, *, differ_from: Sequence[Policy] = (), by: int = 2
+    ) -> Policy | None:
+        """As `Solver.solve`: the policy of least summed sensitivity within the limit; `None` when there is none."""
+        table = self._table
+        names = table.space.searched
+        losses = np.sum([sensitivities[n][column] for n, column in zip(names, table.levels.T, strict=True)], axis=0)
+        usable = fits(table.costs, limit) & np.isfinite(losses)
+        for other in differ_from:
+            usable &= (table.levels != table.level(other)).sum(axis=1) >= by
+        return table.policies[int(np.where(usable, losses, np.inf).argmin())] if usable.any() else None
+
+
+class TableExecutor:
+    """Looks trials up. `asked` are those that were found, in that order."""
+
+    slots = 1
+
+    def __init__(self, table: ReplayTable) -> None:
+        self._table = table
+        self._queue: deque[TrialSpec] = deque()
+        self.asked: list[TrialResult] = []
+
+    def submit(self, spec: TrialSpec) -> None:
+        """Queue a trial."""
+        self._queue.append(spec)
+
+    def wait(self) -> TrialResult:
+        """Answer the oldest queued trial."""
+        spec = self._queue.popleft()
+        known = self._table.results[spec.fidelity.name].get(spec.policy)
+        if known is None:
+            return failed(spec, "the table has no such score")
+        self.asked.append(replace(known, number=spec.number, seed=spec.seed))
+        return self.asked[-1]
+
+    def close(self) -> None:
+        """Forget what is queued."""
+        self._queue.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """How one limit of a replayed search went.
+
+    `best` is the lowest proxy loss within the limit after every proxy evaluation of the search, sensitivities and other
+    limits included, and `passes` what all of them had cost by then: `[evaluations]` each. `picked` is the policy that
+    the last rung put first, `None` when the table has no score of those that got there.
+    """
+
+    best: Array
+    passes: Array
+    picked: Policy | None
+
+    def reached(self, loss: float) -> int | None:
+        """After how many evaluations a policy of at most this loss was known."""
+        found = np.flatnonzero(self.best <= loss)
+        return int(found[0]) + 1 if found.size else None
+
+
+def replay(
+    table: ReplayTable,
+    strategy: str,
+    limits: Sequence[Limit],
+    seed: int,
+    *,
+    sampler: str = "tpe",
+    rungs: Sequence[Fidelity] = RUNGS,
+) -> list[Course]:
+    """Search a table with a strategy of the package: `guided`, `direct`, `random` or `uniform`. One course a limit.
+
+    `rungs` are those that the search climbs, the first ones of the table.
+    """
+    executor = TableExecutor(table)
+    search = Search(
+        path=Path("in-memory"),
+        space=table.space,
+        dense_widths=table.space.largest().widths,
+        predict=table.predict,
+        limits=tuple(limits),
+        effort=Effort(
+            name="replay",
+            trials=_TRIALS * len(limits),
+            rungs=tuple(rungs),
+            promoted=_PROMOTED[: len(rungs) - 1],
+            full=RUNGS[-1],
+            finalists=1,
+        ),
+        run_seed=seed,
+        additive={},
+        strategy=strategy,
+        sampler=sampler,
+    )
+    with replaying(table):
+        try:
+            last = run_search(search, executor).results[rungs[-1].name]
+        except TrialError:
+            last = []  # the table has no score of any policy that reached a rung
+    proxies = [result for result in executor.asked if result.fidelity.name == RUNGS[0].name]
+    losses = np.array([measured(result).loss for result in proxies])
+    costs = np.array([measured(result).costs() for result in proxies])
+    passes = np.cumsum([result.sample_passes for result in proxies])
+    return [
+        Course(
+            best=np.minimum.accumulate(np.where(fits(costs, limit), losses, np.inf)),
+            passes=passes,
+            picked=next((result.policy for result in best_within(last, limit, 1)), None),
+        )
+        for limit in limits
+    ]
+
+
+@contextmanager
+def replaying(table: ReplayTable) -> Iterator[None]:
+    """Inside, the search stays in the table, and its studies are in memory."""
+    storage, studies = _Memory(), {}
+
+    def open_study(path: Path, question: Question) -> tuple[_Memory, optuna.Study]:
+        del path
+        if question.study_name not in studies:
+            studies[question.study_name] = optuna.create_study(storage=storage, directions=["minimize", "minimize"])
+        return storage, studies[question.study_name]
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with (
+        patch.object(broker, "open_study", open_study),
+        patch.object(broker, "fit_to_limit", table.nearest),
+        patch.object(guided, "Solver", lambda space, costs: RowSolver(table)),
+    ):
+        yield
+
+
+class _Memory(optuna.storages.InMemoryStorage):
+    """A storage in memory with what the broker closes."""
+
+    class engine:
+        """Nothing to give back."""
+
+        @staticmethod
+        def dispose() -> None:
+            """Do nothing."""

@@ -1,0 +1,58 @@
+"""Variants of the guided search change what they say, and put it back."""
+
+from __future__ import annotations
+
+from ablations import OtherCost, RandomMultipliers, SolverAlone, WithoutSurroundings, by_linear_latency, by_macs
+
+from autoprune.search.limits import fits
+from autoprune.search.refine import Refinement
+from autoprune.search.solver import Solver
+from tests.search.fakes import ADDITIVE, LIMITS, SPACE, loss_of, predict
+from tests.search.test_allocation import PLAIN, TABLE, allocator
+from tests.search.test_refine import joint_loss
+
+LIMIT = LIMITS[1]
+
+
+def test_with_the_same_cost_the_answer_is_the_solvers():
+    other = OtherCost(SPACE, ADDITIVE, ADDITIVE["latency_ms"]).solve(TABLE, LIMIT)
+    assert other is not None
+    assert loss_of(other) == loss_of(Solver(SPACE, ADDITIVE).solve(TABLE, LIMIT))
+
+
+def test_with_another_cost_it_fits_and_is_worse():
+    costs = {"latency_ms": ADDITIVE["latency_ms"], "macs": ADDITIVE["params"]}
+    solver = by_macs(SPACE, costs)
+    found = solver.solve(TABLE, LIMIT)
+    assert fits(predict([found])[0], LIMIT)
+    assert loss_of(found) > loss_of(Solver(SPACE, ADDITIVE).solve(TABLE, LIMIT))
+    apart = solver.solve(TABLE, LIMIT, differ_from=[found])
+    assert apart is not None
+    assert sum(found.widths[name] != apart.widths[name] for name in SPACE.searched) >= 2
+
+
+def test_where_units_share_no_operator_linear_latency_is_exact():
+    found = by_linear_latency(SPACE, ADDITIVE).solve(TABLE, LIMIT)
+    assert loss_of(found) == loss_of(Solver(SPACE, ADDITIVE).solve(TABLE, LIMIT))
+
+
+def course(kind):
+    refinement = kind(allocator(), LIMIT, seed=0, sampler="tpe", evaluations=40)
+    losses, rounds = {}, []
+    while True:
+        around = refinement.surroundings(losses)
+        losses |= {policy: joint_loss(policy) for policy in around}
+        found = refinement.propose(losses)
+        losses |= {policy: joint_loss(policy) for policy in found}
+        rounds.append((around, found))
+        if not found or refinement.finished(losses):
+            return rounds, losses
+
+
+def test_refinements_leave_out_what_they_say():
+    rounds, losses = course(SolverAlone)
+    assert [len(found) for _, found in rounds] == [1, 0]
+    assert set(losses) == {allocator().allocate(PLAIN, LIMIT)}
+    assert any(around for around, _ in course(Refinement)[0])
+    assert not any(around for around, _ in course(WithoutSurroundings)[0])
+    assert set(course(RandomMultipliers)[1]) != set(course(Refinement)[1])

@@ -1,0 +1,63 @@
+"""Every row of the ablation runs from end to end."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+
+import benchmark_ablations
+import pytest
+from ablations import VARIANTS
+from curves import read_rows
+
+from autoprune.pipeline import prepare
+from autoprune.pipeline.prepare import Setup
+from autoprune.recovery.dense import build_dense, weights_to_bytes
+from autoprune.search.effort import Effort
+from autoprune.task.builtin import make_task
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Namespace:
+    folder = tmp_path_factory.mktemp("ablations")
+    dense = folder / "dense.safetensors"
+    dense.write_bytes(weights_to_bytes(build_dense(make_task("digits", "resnet8"), seed=0)))
+    return Namespace(
+        task="digits",
+        model="resnet8",
+        dense=dense,
+        budget=["60%"],
+        trials=6,
+        workers=1,
+        points=[0],
+        out=folder / "a.csv",
+    )
+
+
+@pytest.fixture(autouse=True)
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rungs of one batch, and no latency that is measured."""
+
+    def derived(*args: object, **kwargs: object) -> Effort:
+        effort = derive(*args, **kwargs)
+        rungs = tuple(replace(r, finetune_samples=min(r.finetune_samples, 32), val_samples=50) for r in effort.rungs)
+        return replace(effort, rungs=rungs, promoted=(2, 1))
+
+    derive = Effort.derive
+    monkeypatch.setattr(prepare.Effort, "derive", derived)
+    monkeypatch.setattr("benchmark_search.measured_ratios", _predicted)
+
+
+def _predicted(setup: Setup, policies: list) -> object:
+    return setup.costs(policies)[:, 0] / setup.table.dense_ms
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(VARIANTS))
+def test_a_row_is_written(given: Namespace, name: str):
+    benchmark_ablations.ablate(given, name, 0, {"60%": [0]})
+    (row,) = [row for row in read_rows(Path(given.out)) if row.method == name]
+    assert (row.budget, row.passes) == ("60%", 0)
+    assert row.latency_ratio <= 0.6 or row.test_score is None
+    assert row.search_passes > 0 or row.test_score is None
