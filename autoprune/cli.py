@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -122,12 +123,13 @@ def search(
         executor=executor, workers=workers, worker_threads=worker_threads, seed=seed, ray_address=ray_address,
         resources=resources, trial_timeout=trial_timeout, storage=storage,
     )  # fmt: skip
-    try:
-        with interruptible() as received, ConsoleEvents(out) as events:
-            run_search(run_dir=run_dir, config_file=config, fresh=fresh, events=events, **given)
-    except KeyboardInterrupt:
-        out.print(f"Stopped. Finished trials are kept; continue with: autoprune search --run-dir {run_dir}")
-        raise typer.Exit(128 + received[0]) from None
+    with interruptible() as received:
+        try:
+            with ConsoleEvents(out) as events:
+                run_search(run_dir=run_dir, config_file=config, fresh=fresh, events=events, **given)
+        except KeyboardInterrupt:
+            out.print(f"Stopped. Finished trials are kept; continue with: autoprune search --run-dir {run_dir}")
+            raise typer.Exit(128 + (received or [signal.SIGINT])[0]) from None
     _show(run_dir)
 
 

@@ -118,7 +118,7 @@ def by_linear_latency(space: SearchSpace, costs: Additive) -> Solver:
         CostTable(units=(n,), values=latency.of(space, [space.policy({n: w}) for w in space.levels[n]]) - dense)
         for n in space.searched
     ]
-    return OtherCost(space, costs, AdditiveCost(constant=dense, tables=tuple(tables), exact=False))
+    return OtherCost(space, costs, AdditiveCost(constant=dense, tables=tuple(tables)))
 
 
 class SolverAlone(Refinement):

@@ -60,10 +60,11 @@ def ablate(given: argparse.Namespace, name: str, seed: int, missing: Mapping[str
     setup = replace(setup, limits=limits)
     with executor_of(setup) as executor, variant.swapped(setup):
         setup, outcome = searched(setup, executor, Silent())
+        slots = executor.slots
     used = [rung.name for rung in setup.effort.rungs[: variant.rungs]]
     passes = sum(
         spent
-        for part, spent in search_passes(setup, outcome).items()
+        for part, spent in search_passes(setup, outcome, slots).items()
         if part in used or part not in {rung.name for rung in setup.effort.rungs}
     )
     tuned = replace(setup, bench=variant.bench(setup))

@@ -131,7 +131,7 @@ def replay(
     """
     executor = TableExecutor(table)
     search = Search(
-        path=Path("in-memory"),
+        place=Path("in-memory"),
         space=table.space,
         dense_widths=table.space.largest().widths,
         predict=table.predict,

@@ -124,7 +124,7 @@ def _opened(given: argparse.Namespace) -> Setup:
 def _guided(setup: Setup, limits: Sequence[Limit], executor: Executor) -> list[TrialResult]:
     """What a guided search scores, its sensitivities included."""
     search = Search(
-        path=setup.folder.study,
+        place=setup.place,
         space=setup.space,
         dense_widths=setup.bench.structure.full_widths,
         predict=setup.costs,
@@ -180,7 +180,7 @@ class _Table:
         start = time.monotonic()
         missing = [policy for policy in policies if policy not in self._results[fidelity.name]]
         specs = iter(
-            TrialSpec(number=n, policy=policy, fidelity=fidelity, seed=trial_seed(run_seed, policy, fidelity))
+            TrialSpec(number=n, policy=policy, fidelity=fidelity, seed=trial_seed(run_seed, fidelity))
             for n, policy in enumerate(missing)
         )
         for spec in itertools.islice(specs, executor.slots):

@@ -15,13 +15,14 @@ import onnx
 import torch
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
-from onnxscript import opset18 as op
+from onnxscript import opset18
 from torch import nn
 
 from autoprune.errors import StructureError
 from autoprune.latency.onnx_branches import serving
 
 aten = torch.ops.aten
+op: Any = opset18  # values of a graph in the making have no types of their own
 
 GATES = "_gates"
 """How the names of stacked weights end."""
@@ -108,12 +109,14 @@ def _joined(outputs: Any, directions: int) -> Any:
 
 def _is_zero(state: Any) -> bool:
     """Whether a value of the graph in the making is certainly zero."""
-    maker = state.producer()
+    maker: Any = state.producer()
     while maker is not None and maker.op_type in _PASSING:
         state = maker.inputs[0]
         maker = state.producer()
-    is_constant = maker is not None and maker.op_type == "Constant" and "value" in maker.attributes
-    value = maker.attributes["value"].value if is_constant else state.const_value
+    if maker is not None and maker.op_type == "Constant" and "value" in maker.attributes:
+        value = maker.attributes["value"].value
+    else:
+        value = state.const_value
     return value is not None and not np.any(value.numpy())
 
 
@@ -128,7 +131,8 @@ def name_stacked(graph: onnx.GraphProto, model: nn.Module) -> None:
     def value(name: str) -> np.ndarray:
         if name not in weights:
             maker = producers[name]
-            weights[name] = ReferenceEvaluator(maker).run(None, {n: value(n) for n in maker.input})[0]
+            outputs: Any = ReferenceEvaluator(maker).run(None, {n: value(n) for n in maker.input})
+            weights[name] = outputs[0]
         return weights[name]
 
     names = {f"p_{n.replace('.', '_')}": n for n, _ in model.named_parameters(remove_duplicate=False)}

@@ -8,7 +8,7 @@ both of its parts are fitted on their own.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -139,8 +139,8 @@ def _direction(structure: Structure, node: fx.Node, names: Sequence[str], revers
     gates = GATES[node.target]
     parts = (Part(first=0, last=gates),)
     if node.target is aten.gru.input:
-        new = {"first": 2, "last": 3}
-        parts = (Part(first=0, last=2), Part(**new, reads_hidden=False), Part(**new, reads_input=False))
+        new = Part(first=2, last=3)  # the reset gate stands between what it reads of the state and of the input
+        parts = (Part(first=0, last=2), replace(new, reads_hidden=False), replace(new, reads_input=False))
     return Direction(
         node=node.name,
         weights=tuple(names),
