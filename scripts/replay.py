@@ -28,7 +28,7 @@ from replay_table import RUNGS, Array, ReplayTable, measured
 from autoprune.budgets import Limit
 from autoprune.errors import TrialError
 from autoprune.records import Policy
-from autoprune.search import broker, guided
+from autoprune.search import broker, guided, refine
 from autoprune.search.controller import run_search
 from autoprune.search.effort import Effort
 from autoprune.search.executors.base import failed
@@ -183,6 +183,7 @@ def replaying(table: ReplayTable) -> Iterator[None]:
     with (
         patch.object(broker, "open_study", open_study),
         patch.object(broker, "fit_to_limit", table.nearest),
+        patch.object(refine, "fit_to_limit", table.nearest),
         patch.object(guided, "Solver", lambda space, costs: RowSolver(table)),
     ):
         yield

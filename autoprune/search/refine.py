@@ -1,9 +1,11 @@
 """Refinement of one limit: proposals around the solver's answer, all of which meet the limit.
 
 The summed sensitivities leave out how units act together: at tight limits the solver's answer alone was once worse than
-the best of 40 random policies. So its multipliers are searched: half of the proposals come from a regression of the
-measured losses on the table, half from an Optuna sampler, both through the solver. Where measured and summed losses are
-far apart, the sensitivities are also measured again around the best policy, one level up and down.
+the best of 40 random policies. So its multipliers are searched: a third of the proposals comes from a regression of the
+measured losses on the table and a third from an Optuna sampler, both through the solver. The last third are steps from
+the best policy that no multipliers lead to (a few units a level up or down, moved onto the limit again), as in EvoPress
+(Sieberling et al. 2024). Where measured and summed losses are far apart, the sensitivities are also measured again
+around the best policy, one level up and down.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from autoprune.budgets import Limit
 from autoprune.records import Policy, digest_of
 from autoprune.search.allocation import BOUND, REMOVAL, Allocator
 from autoprune.search.limits import excess
+from autoprune.search.repair import fit_to_limit
 from autoprune.search.samplers import propose_multipliers
 
 Array = npt.NDArray[np.float64]
@@ -45,6 +48,8 @@ _FEWEST_TO_REFIT, _REFITTED = 4, 2
 """Fine-tuned policies near a limit that a regression needs, and new ones that it proposes at once."""
 
 _LOCAL_ROUND = 3
+_SWITCHED = 3
+"""Units that a step from the best policy moves by a level."""
 
 
 class Refinement:
@@ -128,6 +133,7 @@ class Refinement:
         for attempt in range(_ATTEMPTS):
             yield from self._through(self._fitted(losses, attempt), "fit")
             yield from self._through(self._sampled(losses, attempt), "sampler")
+            yield from self._switched(losses, attempt)
 
     def _solutions(self) -> Iterator[tuple[Policy, str, Array | None]]:
         """The solver's answer, those that remove fewer branches, and the next best, in two units at least apart.
@@ -181,6 +187,21 @@ class Refinement:
         history = [(vector.tolist(), losses[p]) for p, vector in self._vectors.items() if p in losses]
         seed = int(self._rng("sampler", attempt).integers(2**31))
         return np.array(propose_multipliers(self._sampler, seed, self._allocator.names, history, BOUND))
+
+    def _switched(self, losses: Losses, attempt: int) -> Iterator[tuple[Policy, str, Array | None]]:
+        """The best policy with some units a level up or down, on the limit again."""
+        centre = self.best(losses)
+        if centre is None:
+            return
+        space, rng = self._allocator.space, self._rng("switch", attempt)
+        widths = dict(centre.widths)
+        for name in rng.choice(space.searched, size=min(_SWITCHED, len(space.searched)), replace=False):
+            levels = space.levels[name]
+            place = levels.index(widths[name]) + rng.choice((-1, 1))
+            widths[name] = levels[int(np.clip(place, 0, len(levels) - 1))]
+        policy = fit_to_limit(space.policy(widths), space, self._allocator.predict, self.limit, rng)
+        if policy is not None:
+            yield policy, "switch", None
 
     def _near(self, losses: Losses) -> dict[Policy, float]:
         """Losses of the policies that cost about as much as the limit allows."""
