@@ -100,12 +100,13 @@ class Reconstruction:
 
     def touched(self, graph: fx.Graph, masks: Masks) -> set[str]:
         """Nodes of a shrunk graph whose value some removed channel or branch changes."""
-        cut = {name for (kind, name, _), mask in masks.items() if kind == "parameter" and not mask.all()}
+        narrower = {(kind, name) for (kind, name, _), mask in masks.items() if not mask.all()}
         sources = {n.name: n.all_input_nodes for n in self.structure.captures[False].graph.nodes}
         touched: set[str] = set()
         for node in graph.nodes:
             bypassing = [n.name for n in node.all_input_nodes] != [n.name for n in sources.get(node.name, [])]
-            sliced = node.op == "get_attr" and str(node.target) in cut
+            own = ("parameter", str(node.target)) if node.op == "get_attr" else ("eval", node.name)
+            sliced = own in narrower
             if bypassing or sliced or any(n.name in touched for n in node.all_input_nodes):
                 touched.add(node.name)
         return touched

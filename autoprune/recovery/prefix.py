@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from autoprune.structure import GraphModel, Structure
 from autoprune.structure.aliases import is_in_place, owners
@@ -27,7 +28,7 @@ class PrefixCache:
     structure: Structure
     batches: tuple[tuple[Tensor, ...], ...]
     _boundary: frozenset[str] = frozenset()
-    _values: list[Mapping[str, Tensor]] = field(default_factory=list)
+    _values: list[Mapping[str, Any]] = field(default_factory=list)
 
     def outputs(self, model: GraphModel, changed: AbstractSet[str]) -> Tensor | None:
         """Outputs `[N, ...]` of a model whose `changed` nodes are not the dense one's; `None` without a prefix."""
@@ -67,7 +68,7 @@ class PrefixCache:
             reader = _Reader(graph, boundary)
             with torch.no_grad():
                 reader.run(*batch)
-            held += sum(value.nbytes for value in reader.found.values())
+            held += sum(x.nbytes for x in pytree.tree_leaves(reader.found) if isinstance(x, Tensor))
             if held > _MOST_BYTES:
                 self._values = []
                 return
@@ -78,18 +79,18 @@ class _Reader(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, boundary: frozenset[str]) -> None:
         super().__init__(module)
         self._boundary = boundary
-        self.found: dict[str, Tensor] = {}
+        self.found: dict[str, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if n.name in self._boundary:
-            self.found[n.name] = value.clone()  # a later node may write into it
+            self.found[n.name] = _cloned(value)  # a later node may write into it
         return value
 
 
-def _cloned(value: Tensor | None) -> Tensor | None:
-    """A copy, so that a model that works in place leaves the value to the next one."""
-    return None if value is None else value.clone()
+def _cloned(value: Any) -> Any:
+    """A copy of a value of one or several tensors, so that a model that works in place leaves it to the next one."""
+    return pytree.tree_map_only(Tensor, Tensor.clone, value)
 
 
 def _is_written(graph: fx.Graph, boundary: AbstractSet[fx.Node], prefix: AbstractSet[str]) -> bool:
