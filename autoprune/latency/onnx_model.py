@@ -125,12 +125,13 @@ class Resizer:
 
     def _is_dead(self, name: str, kept: Mapping[str, tuple[np.ndarray | None, ...]]) -> bool:
         """Whether a weight is of a removed branch."""
-        owner = self._owners.get(name, plain_name(name))
+        owner, _ = self._owners.get(name, (plain_name(name), 0))
         return owner in self._parameters and owner not in kept
 
     def _sliced(self, name: str, weight: np.ndarray, kept: Mapping[str, tuple[np.ndarray | None, ...]]) -> np.ndarray:
         if name in self._owners:
-            indices: tuple[np.ndarray | None, ...] = kept.get(self._owners[name], (None,))[:1]
+            owner, dim = self._owners[name]
+            indices: tuple[np.ndarray | None, ...] = kept.get(owner, (None,) * (dim + 1))[dim : dim + 1]
         else:
             indices = kept.get(plain_name(name), ())
             indices = indices[::-1] if is_transposed(name) else indices
@@ -264,12 +265,17 @@ def _name_transposed(graph: onnx.GraphProto, model: nn.Module) -> None:
             node.input[position] = renamed.get(name, name)
 
 
-def _bias_owners(graph: onnx.GraphProto, weights: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Biases that batch-norm folding created, with the weight whose rows they belong to."""
+def _bias_owners(graph: onnx.GraphProto, weights: Mapping[str, np.ndarray]) -> dict[str, tuple[str, int]]:
+    """Biases that batch-norm folding created, with the weight and the dimension whose indices they belong to."""
     stored = {plain_name(name): name for name in weights}
     nodes = [n for n in graph.node if n.op_type in {"Conv", "Gemm", "ConvTranspose"} and len(n.input) > 2]
-    found = [(stored.get(plain_name(n.input[2])), plain_name(n.input[1])) for n in nodes]
-    return {bias: weight for bias, weight in found if bias is not None}
+    found = {stored.get(plain_name(n.input[2])): (plain_name(n.input[1]), _rows(n)) for n in nodes}
+    return {bias: owner for bias, owner in found.items() if bias is not None}
+
+
+def _rows(node: onnx.NodeProto) -> int:
+    """Which dimension of a weight has an index for each output (none has in grouped transposed convolutions)."""
+    return 1 if node.op_type == "ConvTranspose" else 0
 
 
 def _set_groups(node: onnx.NodeProto, groups: int) -> None:
