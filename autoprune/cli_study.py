@@ -71,7 +71,7 @@ def dashboard(
 ) -> None:
     """Open optuna-dashboard on a copy of the studies of a run."""
     try:
-        from optuna_dashboard import run_server
+        from optuna_dashboard import run_server  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UsageError("the dashboard is an extra: pip install 'autoprune[dashboard]'") from None
     from autoprune.pipeline.commands import studies_of
