@@ -146,9 +146,9 @@ where l.locktype = 'advisory' and l.granted and (l.classid::bigint << 32) + l.ob
 def copy_studies(source: Place, target: Place) -> list[str]:
     """Copy every study of a run to another place; returns their names. None of them may be there already."""
     with opened(source) as origin, opened(target) as into:
-        names = [s.study_name for s in optuna.study.get_all_study_summaries(storage=origin)]
+        studies = sorted(origin.get_all_studies(), key=lambda study: study._study_id)  # as they were begun
         prefix = study_name(source, "")
-        plain = sorted(name.removeprefix(prefix) for name in names if name.startswith(prefix))
+        plain = [s.study_name.removeprefix(prefix) for s in studies if s.study_name.startswith(prefix)]
         for name in plain:
             optuna.copy_study(
                 from_study_name=prefix + name,
