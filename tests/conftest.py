@@ -52,7 +52,7 @@ def steady_clock() -> Iterator[None]:
 
 
 SPEC = f"{Path(tiny.__file__)}:make_task"
-OPTIONS = {"budgets": ["80%", "65%"], "trials": 10, "executor": "inline"}
+OPTIONS = {"budgets": ["90%", "75%"], "trials": 10, "executor": "inline"}
 
 
 @pytest.fixture(scope="session")
