@@ -57,11 +57,10 @@ def test_the_front_file_is_what_others_rely_on(finished: autoprune.Run) -> None:
 
 
 def test_every_front_has_its_uniform_baselines(finished: autoprune.Run) -> None:
-    assert {m.budget for m in finished.baselines} == {"90%", "75%"}
+    assert {m.budget for m in finished.baselines} == {"80%", "65%"}
     assert all(m.strategy == "uniform" and m.fidelity == "full" for m in finished.baselines)
     rungs = {(r["rung"], r["budget"], r["strategy"]) for r in finished.document["rungs"]}
-    assert {("longer", "75%", "uniform"), ("proxy", "90%", "uniform")} <= rungs
-    assert any(strategy == "searched" for _, _, strategy in rungs)
+    assert {("longer", "65%", "uniform"), ("longer", "65%", "searched"), ("proxy", "80%", "uniform")} <= rungs
 
 
 def test_the_run_folder_holds_what_it_says(finished: autoprune.Run) -> None:
@@ -294,8 +293,7 @@ def test_predictions_that_are_wrong_make_the_table_be_fitted_anew_and_the_search
     structure = again.bench.structure
     was, now = (t.predictor(structure).predict(asked[0]) for t in (before, table))
     assert now.mean() > was.mean() * 1.01
-    # Where few widths of this small net are faster than others, all its policies were scored before.
-    assert len([row for row in study_rows(folder) if row[0] == "rung-0"]) >= trials_before
+    assert len([row for row in study_rows(folder) if row[0] == "rung-0"]) > trials_before
     assert all(m.meets_budget for m in again.models)
     for model in again.models:
         assert model.latency_ms_predicted == pytest.approx(table.predictor(structure).predict([model.policy])[0])
