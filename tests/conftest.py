@@ -27,7 +27,8 @@ def _simulated_profile(structure: Structure, space: SearchSpace, target: Target,
     """A real profile of a simulated device: which widths are useful must not depend on the machine that runs tests."""
 
     def bench(structure: Structure, target: Target, *, seed: int, on_progress: Any, **_: Any) -> SimulatedBench:
-        machine = AdditiveMachine(structure, stairs(4), noise=0.004, seed=seed)
+        cost = stairs(4)
+        machine = AdditiveMachine(structure, lambda g: cost(g) / 500, remainder_ms=0.001, noise=0.004, seed=seed)
         return simulated_bench(machine, target, on_progress=on_progress, seed=seed)
 
     with pytest.MonkeyPatch.context() as patch:
