@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,6 +18,7 @@ from torch import nn
 from autoprune.errors import AutopruneError, LatencyError
 from autoprune.latency.device import kernel_times, time_models
 from autoprune.latency.onnx_model import Resizer, export_onnx, with_constant_weights
+from autoprune.latency.onnx_sizes import LearnedSizes, learn_sizes
 from autoprune.latency.quantize import quantized
 from autoprune.latency.target import Target
 from autoprune.latency.timing import Feeds, Kernels, Model, Protocol, Timings, named_feeds, open_session
@@ -99,6 +102,7 @@ def make_bench(
         shrink = partial(_shrunk, structure)
         dense = structure.model
         return Bench(**common, onnx=None, dense=dense, build=shrink, notes=())
+    structure = _with_distinct_weights(structure)
     # The captured model, not the user's: there every layer of a recurrent stack has states of its own.
     exported = export_onnx(_shrunk(structure, structure.dense_policy()), structure.example_inputs)
     if target.precision == "int8":
@@ -110,19 +114,45 @@ def make_bench(
     return Bench(**common, onnx=exported, dense=exported.SerializeToString(), build=build, notes=notes)
 
 
+def _with_distinct_weights(structure: Structure) -> Structure:
+    """The same structure with weights none of which equals another, as those of untrained norms do.
+
+    The exporter stores equal weights once, and then they cannot be cut apart. What they are makes no difference here.
+    """
+    model, seen = copy.deepcopy(structure.model), set()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in (p for p in model.parameters() if p.is_floating_point()):
+            key = (tuple(weight.shape), hash(weight.detach().float().numpy().tobytes()))
+            if key in seen:
+                weight.add_(1e-3 * torch.rand(weight.shape, generator=generator).to(weight))
+            seen.add(key)
+    return replace(structure, model=model)
+
+
 def _builder(
     structure: Structure, dense: onnx.ModelProto, target: Target, feeds: Feeds, constant_weights: bool, seed: int
 ) -> tuple[Callable[[Policy], bytes], str | None]:
-    """How a policy becomes an ONNX model, and why not by resizing if so."""
-    try:
-        resizer = Resizer(dense, structure)
+    """How a policy becomes an ONNX model, and why not by resizing if so.
+
+    Sizes inside the graph are learned only where the model does not run without: that takes an export for each unit.
+    """
+    export = partial(_exported, structure, target, feeds, constant_weights)
+
+    def proven(sizes: LearnedSizes | None) -> Callable[[Policy], bytes]:
+        resizer = Resizer(dense, structure, sizes)
         for policy in _trials(structure, seed):
             difference = _difference(structure, policy, resizer.resize(policy), target, feeds, constant_weights)
             if difference > (_TOLERANCE if target.precision == "fp32" else math.inf):
                 raise LatencyError(f"a resized model differs by {difference:.2g}")
-        return resizer.resize, None
+        return resizer.resize
+
+    with suppress(AutopruneError, ValueError, IndexError):
+        return proven(None), None
+    try:
+        return proven(learn_sizes(dense, structure, export)), None
     except (AutopruneError, ValueError, IndexError) as error:
-        return partial(_exported, structure, target, feeds, constant_weights), str(error)
+        return lambda policy: export(policy).SerializeToString(), str(error)
 
 
 def _trials(structure: Structure, seed: int) -> list[Policy]:
@@ -134,11 +164,13 @@ def _trials(structure: Structure, seed: int) -> list[Policy]:
     return [as_policy(names, row), *([as_policy(names, removed)] if (removed == 0).any() else [])]
 
 
-def _exported(structure: Structure, target: Target, feeds: Feeds, constant_weights: bool, policy: Policy) -> bytes:
+def _exported(
+    structure: Structure, target: Target, feeds: Feeds, constant_weights: bool, policy: Policy
+) -> onnx.ModelProto:
     model = export_onnx(_shrunk(structure, policy), structure.example_inputs)
     if target.precision == "int8":
         model = quantized(model, feeds)
-    return (with_constant_weights(model) if constant_weights else model).SerializeToString()
+    return with_constant_weights(model) if constant_weights else model
 
 
 def _shrunk(structure: Structure, policy: Policy) -> nn.Module:

@@ -21,6 +21,7 @@ from torch import nn
 from autoprune.errors import LatencyError, StructureError
 from autoprune.latency.onnx_branches import remove_branches
 from autoprune.latency.onnx_recurrent import GATES, TRANSLATIONS, name_stacked, set_hidden_sizes
+from autoprune.latency.onnx_sizes import LearnedSizes
 from autoprune.records import Policy
 from autoprune.runfolder import write_atomic
 from autoprune.structure import GraphModel, Structure
@@ -90,14 +91,19 @@ class Resizer:
     """Builds the ONNX file of any policy by slicing the weights of the dense export; milliseconds per policy.
 
     The kept channels are the first of every unit, so that `structure.shrink(policy)` is the same function.
-    Raises `LatencyError` when the dense export holds a weight that cannot be traced back to the state dict.
+    `sizes` are numbers in the graph that follow widths. Raises `LatencyError` when the dense export holds a weight that
+    cannot be traced back to the state dict.
     """
 
-    def __init__(self, dense: onnx.ModelProto, structure: Structure) -> None:
+    def __init__(self, dense: onnx.ModelProto, structure: Structure, sizes: LearnedSizes | None = None) -> None:
         self._structure = structure
         self._weights = {i.name: _without_denormals(numpy_helper.to_array(i)) for i in dense.graph.initializer}
         self._graph = onnx.ModelProto()
         self._graph.CopyFrom(dense)
+        self._sizes = sizes
+        self._places = {place: f"size_{place[0]}_{place[1]}" for place in (sizes.alone if sizes else ())}
+        for (number, place), name in self._places.items():
+            self._graph.graph.node[number].input[place] = name  # a constant may serve several nodes
         _free_reshapes(self._graph.graph, self._weights)
         del self._graph.graph.initializer[:]
         del self._graph.graph.value_info[:]  # shapes of the dense model
@@ -118,6 +124,9 @@ class Resizer:
         dead = {name for name in self._weights if self._is_dead(name, kept)}
         sliced = {name: self._sliced(name, w, kept) for name, w in self._weights.items() if name not in dead}
         proto.graph.initializer.extend(numpy_helper.from_array(weight, name) for name, weight in sliced.items())
+        for place, name in self._places.items():
+            assert self._sizes is not None
+            proto.graph.initializer.append(numpy_helper.from_array(self._sizes.at(place, widths[0]), name))
         set_hidden_sizes(proto.graph, sliced)
         if dead:
             remove_branches(proto.graph, dead)

@@ -1,0 +1,55 @@
+"""Sizes inside an ONNX graph follow the widths of every policy."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from autoprune.errors import LatencyError
+from autoprune.latency import bench as bench_module
+from autoprune.latency.bench import make_bench
+from autoprune.latency.onnx_sizes import LearnedSizes, learn_sizes
+from autoprune.latency.target import make_target
+from autoprune.structure import analyze
+from autoprune.task.transformers import ViT
+
+
+def test_products_and_sums_of_widths_are_told_apart():
+    sizes = LearnedSizes(
+        full=np.array([8, 6]),
+        narrow=np.array([4, 3]),
+        dense={(0, 1): np.array([-1, 48, 14, 5])},
+        alone={(0, 1): {0: np.array([-1, 24, 10, 5]), 1: np.array([-1, 24, 11, 5])}},
+    )
+    for widths in ([8, 6], [4, 3], [2, 5], [7, 1]):
+        a, b = widths
+        assert sizes.at((0, 1), np.array(widths)).tolist() == [-1, a * b, a + b, 5]
+
+
+def test_a_transformer_is_resized_with_equal_norms_and_without_branches(monkeypatch: pytest.MonkeyPatch):
+    """Its proof, on random widths and without any branch, is part of making the bench."""
+    torch.manual_seed(0)
+    net = ViT(1, 8, 3, dim=8, depth=2, heads=2, hidden=6).eval()
+    structure = analyze(net, (torch.zeros(1, 1, 8, 8),))
+    assert {unit.kind for unit in structure.units} == {"channel", "head", "head_dim"}
+    assert any(unit.removable for unit in structure.units)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    assert make_bench(structure, make_target("ort-cpu")).notes == ()
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    monkeypatch.setattr(bench_module, "learn_sizes", lambda *_: None)
+    (note,) = make_bench(structure, make_target("ort-cpu")).notes
+    assert "every policy was exported anew" in note
+
+
+def test_another_graph_is_refused():
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    structure = analyze(net, (torch.zeros(1, 4),))
+    made = [
+        onnx.helper.make_model(onnx.helper.make_graph([onnx.helper.make_node(kind, ["x"], ["y"])], "g", [], []))
+        for kind in ("Relu", "Sigmoid")
+    ]
+    with pytest.raises(LatencyError, match="another graph where '0' is narrower"):
+        learn_sizes(made[0], structure, lambda policy: made[1])
