@@ -28,7 +28,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
@@ -117,6 +117,15 @@ class SearchSpace:
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_space_from, (self.id, dict(self.levels)))
+
+    def neighbours(self, policy: Policy) -> Iterator[Policy]:
+        """The policies with one unit a level down or up."""
+        for name in self.searched:
+            levels = self.levels[name]
+            place = levels.index(policy.widths[name])
+            for near in (place - 1, place + 1):
+                if 0 <= near < len(levels):
+                    yield self.policy({**policy.widths, name: levels[near]})
 
     def largest(self) -> Policy:
         """The policy with every unit at its largest level."""

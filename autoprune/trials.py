@@ -118,6 +118,20 @@ class TrialResult:
         if self.status in ("failed", "lost") and not self.error:
             raise UsageError("a trial that failed or was lost says why")
 
+    @classmethod
+    def without_measurement(cls, spec: TrialSpec, status: Status, reason: str, seconds: float = 0.0) -> TrialResult:
+        """The result of a trial that measured nothing, and why."""
+        return cls(
+            number=spec.number,
+            policy=spec.policy,
+            fidelity=spec.fidelity,
+            status=status,
+            seed=spec.seed,
+            error=reason,
+            seconds=seconds,
+            attempt=spec.attempt,
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON value."""
         return {name: value for name, value in vars(self).items() if name != "weights"} | {

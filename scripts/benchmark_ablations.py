@@ -17,33 +17,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from ablations import VARIANTS, Variant, reachable
-from benchmark_search import chosen, rows
-from curves import Row, append_row, missing_points, read_rows
+from benchmark_search import Found, append_curve, chosen, complete, note
 
 from autoprune.config import RunConfig
 from autoprune.pipeline.events import Silent
 from autoprune.pipeline.main import executor_of, search_passes, searched
 from autoprune.pipeline.prepare import Setup, open_task, prepare
 from autoprune.runfolder import RunFolder
-from autoprune.search.controller import Outcome
 
 
 def main() -> None:
     """Run every row with every seed that has points missing."""
     given = parse()
-    torch.set_num_threads(1)
-    for seed in given.seeds:
-        for name in given.rows:
-            missing = {
-                budget: missing_points(
-                    read_rows(given.out), given.points, method=name, model=given.model, budget=budget, seed=seed
-                )
-                for budget in given.budget
-            }
-            if any(missing.values()):
-                ablate(given, name, seed, missing)
+    complete(given, given.rows, ablate)
 
 
 def ablate(given: argparse.Namespace, name: str, seed: int, missing: Mapping[str, Sequence[int]]) -> None:
@@ -53,8 +40,9 @@ def ablate(given: argparse.Namespace, name: str, seed: int, missing: Mapping[str
     setup = opened(given, name if variant.searches else "A0", variant, seed)
     limits = reachable(setup)
     for budget in [budget for budget, points in missing.items() if points and budget not in limits]:
-        append_row(given.out, unmet(given, setup, name, budget, seed))
-        print(f"    {budget}: not reached by the smallest policy of its space", flush=True)
+        smallest = setup.space.smallest()  # which misses the budget, too
+        ratio = setup.predict_ms(smallest) / setup.table.dense_ms
+        append_curve(given, setup, smallest, [0], Found(name, budget, seed, 0, ratio, False, 0.0))
     if not limits:
         return
     setup = replace(setup, limits=limits)
@@ -68,21 +56,11 @@ def ablate(given: argparse.Namespace, name: str, seed: int, missing: Mapping[str
         if part in used or part not in {rung.name for rung in setup.effort.rungs}
     )
     tuned = replace(setup, bench=variant.bench(setup))
+    seconds = time.monotonic() - start
     for budget in [budget for budget in missing if budget in limits and missing[budget]]:
         policy, ratio, meets = chosen(setup, budget, outcome.results[used[-1]], "guided")
-        for row in rows(given, tuned, policy, missing[budget] if meets else [0], seed):
-            found = replace(
-                row,
-                method=name,
-                budget=budget,
-                test_score=row.test_score if meets else None,
-                search_passes=round(passes / len(limits)),
-                latency_ratio=ratio,
-                seconds=row.seconds + time.monotonic() - start,
-            )
-            append_row(given.out, found)
-            score = f"{row.test_score:.4f}" if meets else "budget not met"
-            print(f"    {budget} {ratio:.3f} after {row.passes:6d} passes: {score}", flush=True)
+        found = Found(name, budget, seed, round(passes / len(limits)), ratio, meets, seconds)
+        append_curve(given, tuned, policy, missing[budget], found)
     note(outcome)
 
 
@@ -108,31 +86,6 @@ def opened(given: argparse.Namespace, search: str, variant: Variant, seed: int) 
     if not table.exists():
         setup.table.save(table)
     return replace(setup, space=variant.space(setup))
-
-
-def unmet(given: argparse.Namespace, setup: Setup, name: str, budget: str, seed: int) -> Row:
-    """The row of a budget that the space of a variant does not reach: its smallest policy, as predicted."""
-    smallest = setup.space.smallest()
-    sizes = setup.bench.sizes(smallest)
-    return Row(
-        method=name,
-        model=given.model,
-        budget=budget,
-        seed=seed,
-        search_passes=0,
-        passes=0,
-        test_score=None,
-        latency_ratio=setup.predict_ms(smallest) / setup.table.dense_ms,
-        params=sizes["params"],
-        macs=sizes["macs"],
-        seconds=0.0,
-    )
-
-
-def note(outcome: Outcome) -> None:
-    """Print what the search says about itself."""
-    for line in (*outcome.notes, *map(str, outcome.correlations)):
-        print(f"    {line}", flush=True)
 
 
 def parse() -> argparse.Namespace:

@@ -15,7 +15,7 @@ import argparse
 import heapq
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,7 +29,7 @@ from autoprune.pipeline.commands import studies_of
 from autoprune.pipeline.run import Run
 from autoprune.records import COSTS, Policy, SearchSpace
 from autoprune.runfolder import RunFolder
-from autoprune.search.broker import BATCH_SIZE, Broker
+from autoprune.search.broker import WINDOW, Broker
 from autoprune.search.executors.base import Evaluate, Executor
 from autoprune.search.executors.cluster import authenticate
 from autoprune.search.executors.inline import InlineExecutor
@@ -143,9 +143,9 @@ def proposals(given: argparse.Namespace) -> None:
             with opened(place) as storage:
                 study = optuna.load_study(study_name=question.study_name, storage=storage)
                 study.add_trials([recorded(spec) for spec in specs(finished)])
-            with Broker(place, question, predict, sampler="tpe", trials=2 * BATCH_SIZE + finished) as broker:
+            with closing(Broker(place, question, predict, sampler="tpe", trials=WINDOW + finished)) as broker:
                 start = time.perf_counter()
-                batch = broker.ask_batch()
+                batch = broker.ask()
                 asked = time.perf_counter()
                 for spec in batch:
                     broker.finish(scored(spec))
@@ -192,15 +192,14 @@ def speedup(given: argparse.Namespace) -> None:
 
 
 def simulate(given: argparse.Namespace) -> None:
-    """Share of the time that workers are busy, by how many trials are proposed at once."""
+    """Share of the time that workers are busy, by how many trials are under way for each of them."""
     durations = recorded_seconds(given.run_dir) if given.run_dir else None
     rng = np.random.default_rng(0)
     for workers in given.workers:
         count = 16 * workers
         seconds = rng.choice(durations, count) if durations is not None else 60 * rng.lognormal(0, 0.1, count)
         shares = {
-            f"{batch} at once": busy(seconds, workers, batch, given.overhead_ms / 1e3)
-            for batch in (BATCH_SIZE, workers, 4 * workers, count)
+            f"{each} each": busy(seconds, workers, each * workers, given.overhead_ms / 1e3) for each in (1, 2, 3, 4)
         }
         print(f"{workers} workers: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
 
@@ -218,16 +217,20 @@ def recorded_seconds(run_dir: Path) -> np.ndarray:
     return np.array(max(found.values(), key=sum))
 
 
-def busy(seconds: np.ndarray, workers: int, batch: int, overhead_s: float) -> float:
-    """Busy share of `workers` for trials that take `seconds` `[N]`, proposed `batch` at once, all before the next."""
+def busy(seconds: np.ndarray, workers: int, window: int, overhead_s: float) -> float:
+    """Busy share of `workers` for trials that take `seconds` `[N]`, each proposed `window` trials after what it knows.
+
+    From the first trial to the last: the time in which workers run dry at the end counts.
+    """
     now, free = 0.0, [0.0] * workers
-    for start in range(0, len(seconds), batch):
-        for duration in seconds[start : start + batch]:
-            now += overhead_s  # the controller hands out one after the other
-            begin = max(now, heapq.heappop(free))
-            heapq.heappush(free, begin + duration)
-        now = max(now, max(free))
-    return float(seconds.sum() / (workers * now))
+    ends = np.zeros(len(seconds))
+    for slot, duration in enumerate(seconds):
+        if slot >= window:  # the controller waits for what the proposal must know
+            now = max(now, ends[slot - window])
+        now += overhead_s  # and hands out one after the other
+        ends[slot] = max(now, heapq.heappop(free)) + duration
+        heapq.heappush(free, ends[slot])
+    return float(seconds.sum() / (workers * max(free)))
 
 
 if __name__ == "__main__":

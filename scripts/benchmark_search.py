@@ -7,10 +7,9 @@
 All strategies share the dense weights, the latency table (profiled once, beside the CSV file), the evaluator, the
 repair, the number of proxies, the rungs and the fine-tuning recipe. The policy of a budget is the best one of the last
 rung that meets it when measured, within 1 % as everywhere (`--by-prediction`: by the table alone, on a machine that is
-too busy to measure); it is then fine-tuned from its repaired start, for every
-number of passes anew, with seeds that all strategies share. `search_passes` are those of the whole search divided by
-its budgets: everything that looked at data counts. Results are appended to a CSV file (`curves.Row` explains the
-columns); run it again to go on.
+too busy to measure); it is then fine-tuned from its repaired start, for every number of passes anew, with seeds that
+all strategies share. `search_passes` are those of the whole search divided by its budgets: everything that looked at
+data counts. Results are appended to a CSV file (`curves.Row` explains the columns); run it again to go on.
 `scripts/summarize_curves.py` compares them.
 """
 
@@ -18,8 +17,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -35,6 +34,7 @@ from autoprune.pipeline.verification import meets
 from autoprune.records import Policy
 from autoprune.recovery.passes import SamplePasses
 from autoprune.runfolder import RunFolder
+from autoprune.search.controller import Outcome
 from autoprune.search.effort import Effort
 from autoprune.search.rungs import best_within
 from autoprune.search.strategies import STRATEGIES
@@ -46,20 +46,29 @@ _CANDIDATES = 6
 def main() -> None:
     """Run every strategy with every seed that has rows missing."""
     given = parse()
+    complete(given, given.strategies, compare)
+
+
+def complete(
+    given: argparse.Namespace,
+    methods: Sequence[str],
+    run: Callable[[argparse.Namespace, str, int, Mapping[str, Sequence[int]]], None],
+) -> None:
+    """Call `run(given, method, seed, missing points of each budget)` wherever the CSV file has rows missing."""
     torch.set_num_threads(1)
     for seed in given.seeds:
-        for strategy in given.strategies:
+        for method in methods:
             missing = {
                 budget: missing_points(
-                    read_rows(given.out), given.points, method=strategy, model=given.model, budget=budget, seed=seed
+                    read_rows(given.out), given.points, method=method, model=given.model, budget=budget, seed=seed
                 )
                 for budget in given.budget
             }
             if any(missing.values()):
-                compare(given, strategy, seed, missing)
+                run(given, method, seed, missing)
 
 
-def compare(given: argparse.Namespace, strategy: str, seed: int, missing: dict[str, list[int]]) -> None:
+def compare(given: argparse.Namespace, strategy: str, seed: int, missing: Mapping[str, Sequence[int]]) -> None:
     """Search with one strategy and seed, and append the curves of all its budgets."""
     start = time.monotonic()
     setup = opened(given, strategy, seed)
@@ -71,25 +80,19 @@ def compare(given: argparse.Namespace, strategy: str, seed: int, missing: dict[s
     if strategy == "uniform":
         passes = 0.0  # one policy for each budget: nothing is chosen by a score
     print(f"{strategy}, seed {seed}: {passes:,.0f} sample passes for each budget, {seconds:.0f} s", flush=True)
-    for line in (*outcome.notes, *map(str, outcome.correlations)):
-        print(f"    {line}", flush=True)
+    note(outcome)
     last = outcome.results[setup.effort.rungs[-1].name]
     for budget, points in missing.items():
         if points:
             policy, ratio, fits = chosen(setup, budget, last, strategy)
-            for row in rows(given, setup, policy, points if fits else [0], seed):
-                found = replace(
-                    row,
-                    test_score=row.test_score if fits else None,
-                    method=strategy,
-                    budget=budget,
-                    search_passes=round(passes),
-                    latency_ratio=ratio,
-                    seconds=row.seconds + seconds,
-                )
-                append_row(given.out, found)
-                score = f"{row.test_score:.4f}" if fits else "budget not met"
-                print(f"    {budget} {ratio:.3f} after {row.passes:6d} passes: {score}", flush=True)
+            found = Found(strategy, budget, seed, round(passes), ratio, fits, seconds)
+            append_curve(given, setup, policy, points, found)
+
+
+def note(outcome: Outcome) -> None:
+    """Print what a search says about itself."""
+    for line in (*outcome.notes, *map(str, outcome.correlations)):
+        print(f"    {line}", flush=True)
 
 
 def opened(given: argparse.Namespace, strategy: str, seed: int) -> Setup:
@@ -142,32 +145,45 @@ def chosen(setup: Setup, budget: str, last: Sequence[TrialResult], strategy: str
     return (*fitting[0], True) if fitting else (*min(found, key=lambda pair: pair[1]), False)
 
 
-def rows(given: argparse.Namespace, setup: Setup, policy: Policy, points: Sequence[int], seed: int) -> list[Row]:
-    """The curve of one policy; the fields of the search are filled in by the caller."""
-    bench, found = setup.bench, []
+@dataclass(frozen=True)
+class Found:
+    """How a policy was found: what `curves.Row` says of it besides its curve; `fits` its budget or not."""
+
+    method: str
+    budget: str
+    seed: int
+    search_passes: int
+    latency_ratio: float
+    fits: bool
+    seconds: float
+
+
+def append_curve(given: argparse.Namespace, setup: Setup, policy: Policy, points: Sequence[int], found: Found) -> None:
+    """Append a policy's points to the CSV file, and print them; one without a score when it misses its budget."""
+    bench = setup.bench
     model = bench.shrink(policy)
     bench.repair(model, policy, SamplePasses())
-    sizes = bench.sizes(policy)
-    for point in points:
-        start = time.monotonic()
-        cost = bench.relative_cost(policy)
-        ((_, score),) = curve(model, bench.task, bench.dense, relative_cost=cost, points=[point], seed=seed)
-        found.append(
-            Row(
-                method="",
-                model=given.model,
-                budget="",
-                seed=seed,
-                search_passes=0,
-                passes=point,
-                test_score=score,
-                latency_ratio=0.0,
-                params=sizes["params"],
-                macs=sizes["macs"],
-                seconds=time.monotonic() - start,
-            )
+    sizes, cost = bench.sizes(policy), bench.relative_cost(policy)
+    for point in points if found.fits else [0]:
+        start, score = time.monotonic(), None
+        if found.fits:
+            ((_, score),) = curve(model, bench.task, bench.dense, relative_cost=cost, points=[point], seed=found.seed)
+        row = Row(
+            method=found.method,
+            model=given.model,
+            budget=found.budget,
+            seed=found.seed,
+            search_passes=found.search_passes,
+            passes=point,
+            test_score=score,
+            latency_ratio=found.latency_ratio,
+            params=sizes["params"],
+            macs=sizes["macs"],
+            seconds=found.seconds + time.monotonic() - start,
         )
-    return found
+        append_row(given.out, row)
+        text = "budget not met" if score is None else f"{score:.4f}"
+        print(f"    {found.budget} {found.latency_ratio:.3f} after {point:6d} passes: {text}", flush=True)
 
 
 def parse() -> argparse.Namespace:

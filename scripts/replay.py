@@ -12,13 +12,10 @@ Costs of policies outside the table are beyond any limit, so that nothing is wid
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 from unittest.mock import patch
 
 import numpy as np
@@ -28,10 +25,10 @@ from replay_table import RUNGS, Array, ReplayTable, measured
 from autoprune.budgets import Limit
 from autoprune.errors import TrialError
 from autoprune.records import Policy
-from autoprune.search import broker, guided, refine
+from autoprune.search import broker, guided, proposals, refine
 from autoprune.search.controller import run_search
 from autoprune.search.effort import Effort
-from autoprune.search.executors.base import failed
+from autoprune.search.executors.inline import InlineExecutor
 from autoprune.search.explore import Search
 from autoprune.search.limits import fits
 from autoprune.search.question import Question
@@ -61,40 +58,20 @@ class RowSolver:
         return table.policies[int(np.where(usable, losses, np.inf).argmin())] if usable.any() else None
 
 
-class TableExecutor:
+class TableExecutor(InlineExecutor):
     """Looks trials up. `asked` are those that were found, in that order."""
 
-    slots = 1
-
     def __init__(self, table: ReplayTable) -> None:
+        super().__init__(lambda: self._look_up)
         self._table = table
-        self._queue: deque[TrialSpec] = deque()
         self.asked: list[TrialResult] = []
 
-    def submit(self, spec: TrialSpec) -> None:
-        """Queue a trial."""
-        self._queue.append(spec)
-
-    def wait(self) -> TrialResult:
-        """Answer the oldest queued trial."""
-        spec = self._queue.popleft()
+    def _look_up(self, spec: TrialSpec) -> TrialResult:
         known = self._table.results[spec.fidelity.name].get(spec.policy)
         if known is None:
-            return failed(spec, "the table has no such score")
+            raise TrialError("the table has no such score")
         self.asked.append(replace(known, number=spec.number, seed=spec.seed))
         return self.asked[-1]
-
-    def close(self) -> None:
-        """Forget what is queued."""
-        self._queue.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +159,7 @@ def replaying(table: ReplayTable) -> Iterator[None]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with (
         patch.object(broker, "open_study", open_study),
-        patch.object(broker, "fit_to_limit", table.nearest),
+        patch.object(proposals, "fit_to_limit", table.nearest),
         patch.object(refine, "fit_to_limit", table.nearest),
         patch.object(guided, "Solver", lambda space, costs: RowSolver(table)),
     ):

@@ -83,7 +83,7 @@ def planned(setup: Setup, limits: Sequence[Limit], guided: Sequence[TrialResult]
     found = dict.fromkeys((result.policy for result in guided), "guided") | found
     for limit in limits:
         for centre in best_within(guided, limit, _CENTRES):
-            found = dict.fromkeys(neighbours(space, centre.policy), "neighbour") | found
+            found = dict.fromkeys(space.neighbours(centre.policy), "neighbour") | found
     drawn = 0
     while len(found) < count:
         # Two in three at the budgets, where a search needs others to choose from.
@@ -94,16 +94,6 @@ def planned(setup: Setup, limits: Sequence[Limit], guided: Sequence[TrialResult]
         if policy is not None and policy not in found:
             found[policy] = "random"
     return found
-
-
-def neighbours(space: SearchSpace, centre: Policy) -> Iterator[Policy]:
-    """Policies with one unit a level up or down."""
-    for name in space.searched:
-        levels = space.levels[name]
-        place = levels.index(centre.widths[name])
-        for near in (place - 1, place + 1):
-            if 0 <= near < len(levels):
-                yield space.policy({**centre.widths, name: levels[near]})
 
 
 def _opened(given: argparse.Namespace) -> Setup:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -126,3 +129,13 @@ def make_net(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
                 nn.init.uniform_(module.bias, -1, 1)
                 nn.init.uniform_(module.weight, 0.5, 1.5)
         return net.eval(), tuple(torch.randn(2, 2, 8, 8) for _ in range(inputs))
+
+
+def zero_removed(net: nn.Module, kept: Mapping[str, Sequence[np.ndarray | None]]) -> None:
+    """Set every index of every parameter to zero that is not `kept`; `None` stands for all of a dimension."""
+    state = net.state_dict()
+    for name, dims in kept.items():
+        for dim, indices in enumerate(dims):
+            if indices is not None:
+                gone = np.setdiff1d(np.arange(state[name].shape[dim]), indices)
+                state[name].index_fill_(dim, torch.from_numpy(gone), 0)

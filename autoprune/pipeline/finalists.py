@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from autoprune.errors import StructureError, VerificationError
@@ -129,7 +130,7 @@ def _fine_tune(
         if result.weights is not None:
             write_atomic(setup.folder.model(result.policy.digest()).weights, result.weights)
 
-    with storage_errors(setup.place), Broker(setup.place, question, setup.costs, keep=keep) as broker:
+    with storage_errors(setup.place), closing(Broker(setup.place, question, setup.costs, keep=keep)) as broker:
         broker.enqueue(policies)
         results = run_rung(broker, executor, question.limits, "full", lambda p: events.advance(p.done, p.total))
     _restore(setup, [r for r in results if r.policy in policies and r.status == "done"], executor, keep)

@@ -20,6 +20,8 @@ class Running:
     """A trial that was handed out, in its present attempt, and how the former ones ended."""
 
     spec: TrialSpec
+    slot: int
+    trial_id: int
     attempts: list[dict[str, Any]] = field(default_factory=list)
 
     def count(self, result: TrialResult) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,7 +88,7 @@ class _Rung:
         """
         search, fidelity, limits = self.search, self.fidelity, self.search.limits
         question = Question(space=search.space, fidelity=fidelity, limits=limits, run_seed=search.run_seed)
-        with storage_errors(search.place), Broker(search.place, question, search.predict) as broker:
+        with storage_errors(search.place), closing(Broker(search.place, question, search.predict)) as broker:
             pilot = max(2, most // _PILOT)
             wanted = promote(cheap, self.uniform, limits, pilot)
             found = self._scored(broker, wanted)

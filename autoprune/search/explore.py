@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from autoprune.additive import Additive
 from autoprune.budgets import Limit
 from autoprune.errors import TrialError
 from autoprune.records import Policy, SearchSpace
-from autoprune.search.broker import Broker
+from autoprune.search.broker import WINDOW, Broker
 from autoprune.search.effort import Effort
 from autoprune.search.executors.base import Executor
 from autoprune.search.limits import Predict
@@ -26,6 +27,8 @@ from autoprune.search.storage import storage_errors
 from autoprune.trials import TrialResult
 
 SENSITIVITY = "sensitivity"
+_RESERVE = 2
+"""Trials under way for each slot of an executor: one runs, one waits for its turn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +124,11 @@ class Explorer:
         search = self.search
         fidelity = search.effort.rungs[0]
         question = Question(space=search.space, fidelity=fidelity, limits=limits, run_seed=search.run_seed, stage=stage)
-        broker = Broker(search.place, question, search.predict, sampler=sampler, trials=search.effort.trials)
-        with storage_errors(search.place), broker:
+        window = max(WINDOW, _RESERVE * self._executor.slots)
+        broker = Broker(
+            search.place, question, search.predict, sampler=sampler, trials=search.effort.trials, window=window
+        )
+        with storage_errors(search.place), closing(broker):
             broker.enqueue(policies)
             return run_rung(broker, self._executor, limits, stage or fidelity.name, self._on_event)
 
@@ -139,17 +145,18 @@ def run_rung(
     name: str,
     on_event: OnProgress | None = None,
 ) -> list[TrialResult]:
-    """Run all trials of a rung, batch by batch; returns its results. `TrialError` when none of them worked."""
+    """Run all trials of a rung; returns its results. `TrialError` when none of them worked."""
     start = time.monotonic()
-    while specs := broker.ask_batch():
-        for spec in specs:
+    while True:
+        for spec in broker.ask():
             executor.submit(spec)
-        while broker.running:
-            again = broker.finish(executor.wait())
-            if again is not None:
-                executor.submit(again)
-            elif on_event:
-                on_event(_progress(broker, limits, name, time.monotonic() - start))
+        if not broker.running:
+            break
+        again = broker.finish(executor.wait())
+        if again is not None:
+            executor.submit(again)
+        elif on_event:
+            on_event(_progress(broker, limits, name, time.monotonic() - start))
     results = broker.results()
     _require_one(results, name)
     return results

@@ -104,7 +104,7 @@ class Refinement:
         if self._round != _LOCAL_ROUND or self.ratio(losses) <= ALARM:
             return []
         self._centre = self.best(losses)
-        return list(self._steps(self._centre)) if self._centre is not None else []
+        return list(self._allocator.space.neighbours(self._centre)) if self._centre is not None else []
 
     def propose(self, losses: Losses) -> dict[Policy, str]:
         """The next policies with their origin, none of them in `losses`; empty when nothing new is found."""
@@ -211,22 +211,13 @@ class Refinement:
         beyond = excess(self._allocator.predict(policies), self.limit)
         return {p: losses[p] for p, x in zip(policies, beyond, strict=True) if -_BAND <= x <= _BAND / 2}
 
-    def _steps(self, centre: Policy) -> Iterator[Policy]:
-        space = self._allocator.space
-        for name in space.searched:
-            levels = space.levels[name]
-            place = levels.index(centre.widths[name])
-            for near in (place - 1, place + 1):
-                if 0 <= near < len(levels):
-                    yield space.policy({**centre.widths, name: levels[near]})
-
     def _local(self, centre: Policy, losses: Losses) -> Iterator[Policy]:
         """Best answers one level around a centre, by what was measured there."""
         space = self._allocator.space
         table = {name: np.full(len(space.levels[name]), np.inf) for name in space.searched}
         for name in space.searched:
             table[name][space.levels[name].index(centre.widths[name])] = 0.0
-        for policy in self._steps(centre):
+        for policy in self._allocator.space.neighbours(centre):
             if policy in losses:
                 (name,) = [n for n in space.searched if policy.widths[n] != centre.widths[n]]
                 table[name][space.levels[name].index(policy.widths[name])] = losses[policy] - losses[centre]

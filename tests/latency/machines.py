@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from autoprune.latency.bench import Bench
-from autoprune.latency.evidence import Conditions, Evidence, build_table
+from autoprune.latency.evidence import Conditions, Evidence, build_table, fit_evidence
 from autoprune.latency.geometries import possible_geometries, priced_operators
 from autoprune.latency.predictor import GeometryIndex
 from autoprune.latency.prior import work_ms
@@ -153,3 +153,26 @@ def doubled(table):
     """A table whose entries cost twice what was measured."""
     entries = {g: replace(entry, latency_ms=2 * entry.latency_ms) for g, entry in table.entries.items()}
     return replace(table, entries=entries)
+
+
+def rows_of(space, count, seed):
+    return random_widths(space, space.unit_names, count, np.random.default_rng(seed))
+
+
+def prior_of(structure, space):
+    varying, _ = varying_operators(structure)
+    return {g: work_ms(g) for g in possible_geometries(varying, space, space.unit_names)}
+
+
+ORT = {"runtime": "onnxruntime"}
+
+
+def fitted_to(structure, prior, evidence, dense_ms, runtime="onnxruntime"):
+    index, geometries, prior_ms = index_of(structure, prior), tuple(prior), np.array([*prior.values()])
+    return fit_evidence(
+        structure, index, geometries, evidence, prior_ms, dense_ms=dense_ms, noise=0.001, runtime=runtime
+    )
+
+
+def timed_once(machine, noise=0.001):
+    return Conditions(dense_ms=machine.dense_ms, noise=noise, seed=0, again=np.array([]))

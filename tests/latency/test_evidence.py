@@ -1,41 +1,24 @@
 """From timed policies to a table, on a machine whose costs are known."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 from autoprune.errors import LatencyError
-from autoprune.latency.evidence import Conditions, Evidence, build_table, fit_evidence, occurrences, predictor_of, refit
+from autoprune.latency.evidence import Conditions, Evidence, build_table, occurrences, predictor_of, refit
 from autoprune.latency.geometries import possible_geometries
 from autoprune.latency.predictor import ABSENT, MISSING
-from autoprune.latency.prior import work_ms
-from autoprune.latency.sampling import random_widths
 from autoprune.latency.table import CANDIDATE, FIT, HELD_OUT, SCAN, LatencyTable, varying_operators
-from tests.latency.machines import AdditiveMachine, index_of, simulated_table, stairs
-
-
-def rows_of(space, count, seed):
-    return random_widths(space, space.unit_names, count, np.random.default_rng(seed))
-
-
-def prior_of(structure, space):
-    varying, _ = varying_operators(structure)
-    return {g: work_ms(g) for g in possible_geometries(varying, space, space.unit_names)}
-
-
-ORT = {"runtime": "onnxruntime"}
-
-
-def fitted_to(structure, prior, evidence, dense_ms, runtime="onnxruntime"):
-    index, geometries, prior_ms = index_of(structure, prior), tuple(prior), np.array([*prior.values()])
-    return fit_evidence(
-        structure, index, geometries, evidence, prior_ms, dense_ms=dense_ms, noise=0.001, runtime=runtime
-    )
-
-
-def timed_once(machine, noise=0.001):
-    return Conditions(dense_ms=machine.dense_ms, noise=noise, seed=0, again=np.array([]))
+from tests.latency.machines import (
+    ORT,
+    AdditiveMachine,
+    fitted_to,
+    index_of,
+    prior_of,
+    rows_of,
+    simulated_table,
+    stairs,
+    timed_once,
+)
 
 
 def test_evidence_grows_by_roles():
@@ -232,76 +215,6 @@ def test_a_predictor_of_a_fit_predicts_as_the_fit_does(structure_of, space_of):
 # --- refit
 
 
-def test_candidates_move_the_predictions_towards_them(table, structure_of, space_of):
-    structure, space = structure_of("residual"), space_of("residual")
-    candidates = rows_of(space, 4, seed=20)
-    before = table.predictor(structure).predict(candidates)
-    measured = before * 1.05
-    refitted = refit(table, structure, candidates, measured / table.dense_ms)
-    after = refitted.predictor(structure).predict(candidates)
-    assert (after > before).all()
-    assert np.abs(after / measured - 1).mean() < 0.6 * 0.05
-    assert refitted.counts == table.counts | {CANDIDATE: 4}
-    assert (table.refits, refitted.refits) == (0, 1)
-    assert [sample.widths for sample in refitted.samples[-4:]] == [
-        dict(zip(space.unit_names, row, strict=True)) for row in candidates.tolist()
-    ]
-    np.testing.assert_allclose([sample.measured_ms for sample in refitted.samples[-4:]], measured)
-    assert table.counts.get(CANDIDATE) is None
-
-
-def test_a_candidate_weighs_more_than_a_sample(structure_of, space_of):
-    structure, space = structure_of("residual"), space_of("residual")
-    machine, prior = AdditiveMachine(structure), prior_of(structure, space)
-    fitted, held, candidates = rows_of(space, 60, 0), rows_of(space, 20, 1), rows_of(space, 4, 20)
-    before = Evidence.none(3).plus(fitted, machine.ratios(fitted), FIT).plus(held, machine.ratios(held), HELD_OUT)
-    measured = machine.ratios(candidates) * 1.05
-    errors = []
-    for role in (CANDIDATE, FIT):
-        evidence = before.plus(candidates, measured, role)
-        table = build_table(structure, space, ORT, evidence, prior, timed_once(machine, noise=0.004))
-        predicted = table.predictor(structure).predict(candidates) / machine.dense_ms
-        errors.append(np.abs(predicted / measured - 1).mean())
-    assert errors[0] < 0.8 * errors[1]
-
-
-def test_a_refit_with_what_was_predicted_changes_little(table, structure_of, space_of):
-    structure, space = structure_of("residual"), space_of("residual")
-    candidates, new = rows_of(space, 4, seed=20), rows_of(space, 100, seed=21)
-    before = table.predictor(structure)
-    refitted = refit(table, structure, candidates, before.predict(candidates) / table.dense_ms)
-    np.testing.assert_allclose(refitted.predictor(structure).predict(new), before.predict(new), rtol=0.005)
-
-
-def test_a_refit_keeps_what_was_measured(table, structure_of, space_of):
-    structure = structure_of("residual")
-    rows = rows_of(space_of("residual"), 2, seed=20)
-    refitted = refit(table, structure, rows, np.array([0.5, 0.6]))
-    kept = ("target", "space", "structure", "seed", "dense_ms", "fixed", "known", "noise", "drift_percent", "notes")
-    for field in kept:
-        assert getattr(refitted, field) == getattr(table, field), field
-    assert refitted.seconds == table.seconds
-    assert refitted.repeated_blocks == table.repeated_blocks
-    np.testing.assert_allclose(refitted.again_ms, table.again_ms)
-    assert {g: e.prior_ms for g, e in refitted.entries.items()} == {g: e.prior_ms for g, e in table.entries.items()}
-    assert [s.measured_ms for s in refitted.samples[:160]] == pytest.approx([s.measured_ms for s in table.samples])
-    assert refitted.held_out.policies == table.held_out.policies
-
-
-def test_a_refit_may_be_refitted(table, structure_of, space_of):
-    structure = structure_of("residual")
-    rows = rows_of(space_of("residual"), 2, seed=20)
-    once = refit(table, structure, rows, np.array([0.5, 0.6]))
-    twice = refit(once, structure, rows, np.array([0.5, 0.6]))
-    assert twice.counts[CANDIDATE] == 4
-    assert twice.refits == 2
-    at_once = refit(table, structure, np.concatenate([rows, rows]), np.array([0.5, 0.6, 0.5, 0.6]))
-    assert {g: e.latency_ms for g, e in twice.entries.items()} == pytest.approx(
-        {g: e.latency_ms for g, e in at_once.entries.items()}
-    )
-    assert twice.noise == at_once.noise
-
-
 def test_a_table_knows_what_removed_branches_save(structure_of, removing_space_of, target, tmp_path):
     """Its prior is the one that scales: half the cost of everything."""
     structure, space = structure_of("blocks"), removing_space_of("blocks")
@@ -332,11 +245,3 @@ def test_a_table_without_width_0_says_so(table, removing_space_of):
 
 def test_absent_operators_have_no_column():
     assert occurrences(np.array([[0, ABSENT, 1], [ABSENT, ABSENT, MISSING]]), 2).tolist() == [[1, 1], [0, 0]]
-
-
-def test_useful_widths_stay_when_a_table_is_fitted_anew(table, structure_of, space_of):
-    narrow = {name: widths[-1:] for name, widths in table.useful.items()}
-    candidates = rows_of(space_of("residual"), 4, seed=20)
-    before = replace(table, useful=narrow)
-    ratios = before.predictor(structure_of("residual")).predict(candidates) / before.dense_ms
-    assert refit(before, structure_of("residual"), candidates, ratios).useful == narrow

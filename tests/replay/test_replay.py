@@ -9,7 +9,7 @@ import pytest
 from replay import RowSolver, TableExecutor, replay, replaying
 from replay_table import RUNGS, ReplayTable
 
-from autoprune.search import broker, guided
+from autoprune.search import guided, proposals
 from autoprune.search.limits import fits
 from autoprune.search.repair import fit_to_limit
 from autoprune.search.sensitivity import by_unit, sensitivities, single_unit_policies
@@ -92,4 +92,4 @@ def test_the_package_is_as_before():
     with replaying(TABLE):
         assert guided.Solver is not Solver
     assert guided.Solver is Solver
-    assert broker.fit_to_limit is fit_to_limit
+    assert proposals.fit_to_limit is fit_to_limit

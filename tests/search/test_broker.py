@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from contextlib import closing
 
+import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
@@ -11,7 +13,7 @@ from autoprune.budgets import Limit
 from autoprune.errors import RunFolderError
 from autoprune.records import SearchSpace
 from autoprune.search.attempts import MAX_LOSSES
-from autoprune.search.broker import BATCH_SIZE, Broker
+from autoprune.search.broker import WINDOW, Broker
 from autoprune.search.executors.base import failed, lost
 from autoprune.search.limits import fits
 from autoprune.search.question import Question, objectives
@@ -26,9 +28,9 @@ OTHER = SPACE.policy(dict.fromkeys(SPACE.searched, 4))
 def opened(tmp_path):
     brokers = []
 
-    def open_broker(space=SPACE, limits=LIMITS, run_seed=1, **options):
+    def open_broker(space=SPACE, limits=LIMITS, run_seed=1, name="study.db", **options):
         question = Question(space=space, fidelity=PROXY, limits=limits, run_seed=run_seed)
-        brokers.append(Broker(tmp_path / "study.db", question, predict, **options))
+        brokers.append(Broker(tmp_path / name, question, predict, **options))
         return brokers[-1]
 
     yield open_broker
@@ -41,7 +43,7 @@ def trials(broker):
 
 
 def run(broker, evaluate=evaluate):
-    while specs := broker.ask_batch():
+    while specs := broker.ask():
         for spec in specs:
             broker.finish(evaluate(spec))
     return broker.results()
@@ -65,14 +67,44 @@ def test_a_finished_rung(opened):
 def test_seeds_come_from_policy_and_fidelity(opened):
     broker = opened(run_seed=9)
     broker.enqueue({SMALL: "uniform"})
-    (spec,) = broker.ask_batch()
+    (spec,) = broker.ask()
     assert spec.seed == trial_seed(9, PROXY)
 
 
-def test_batches_wait_for_each_other(opened):
-    broker = opened(sampler="random", trials=BATCH_SIZE + 3)
+def test_a_proposal_waits_for_the_results_a_window_before_it(opened):
+    broker = opened(sampler="random", trials=WINDOW + 3)
     broker.enqueue({SMALL: "uniform"})
-    assert [len(broker.ask_batch()) for _ in range(3)] == [BATCH_SIZE, 3, 0]
+    first = broker.ask()
+    assert (len(first), broker.ask()) == (WINDOW, [])
+    for spec in first[1:]:
+        broker.finish(evaluate(spec))
+    assert broker.ask() == [], "the oldest one still runs"
+    assert {t.state for t in trials(broker)} == {TrialState.RUNNING}
+    broker.finish(evaluate(first[0]))
+    assert len(broker.ask()) == 3
+    told = [t.number for t in trials(broker) if t.state == TrialState.COMPLETE]
+    assert told == [0, 1, 2, 3], "one more for each proposal, and for the next"
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_neither_the_order_of_results_nor_deaths_change_the_proposals(opened, sampler):
+    expected = {r.policy for r in run(opened(sampler=sampler, trials=30))}
+    rng = np.random.default_rng(0)
+    waiting, broker = {}, opened(sampler=sampler, trials=30, name="again.db")
+    while True:
+        waiting |= {spec.number: spec for spec in broker.ask()}
+        if not waiting:
+            break
+        number = int(rng.choice(list(waiting)))
+        broker.finish(evaluate(waiting.pop(number)))
+        if rng.random() < 0.2:
+            broker, waiting = opened(sampler=sampler, trials=30, name="again.db"), {}
+    assert {r.policy for r in broker.results()} == expected
+    assert {t.state for t in trials(broker)} <= {TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED}
+
+
+def test_many_workers_have_a_wider_window(opened):
+    assert len(opened(sampler="random", trials=100, window=40).ask()) == 40
 
 
 def test_a_policy_over_budget_never_runs_and_does_not_count(opened):
@@ -97,13 +129,13 @@ def test_enqueueing_twice_is_once(opened):
     broker = opened()
     broker.enqueue({SMALL: "uniform", OTHER: "promoted"})
     broker.enqueue({SMALL: "promoted"})
-    specs = broker.ask_batch()
+    specs = broker.ask()
     broker.enqueue({SMALL: "promoted"})
     for spec in specs:
         broker.finish(evaluate(spec))
     broker.enqueue({SMALL: "promoted"})
     assert [s.policy for s in specs] == [SMALL, OTHER]
-    assert broker.ask_batch() == []
+    assert broker.ask() == []
 
 
 def test_duplicates_are_answered_from_the_cache_and_a_space_that_is_used_up_ends_the_rung(opened):
@@ -129,21 +161,21 @@ def tried(broker, spec, *statuses):
 def test_a_policy_that_fails_twice_has_failed_and_is_not_proposed_again(opened):
     tiny = SearchSpace(id="tiny", levels={n: w[-1:] for n, w in SPACE.levels.items()})
     broker = opened(space=tiny, limits=(Limit.of(latency_ms=100),), sampler="random", trials=9)
-    (spec,) = broker.ask_batch()
+    (spec,) = broker.ask()
     again, nothing = tried(broker, spec, "failed", "failed")
     assert (again.number, again.seed, again.attempt) == (spec.number, spec.seed, 2)
     assert nothing is None
     assert [(r.status, r.error) for r in broker.results()] == [("failed", "because (2 times)")]
-    assert broker.ask_batch() == []
+    assert broker.ask() == []
     assert {t.state for t in trials(broker)} == {TrialState.FAIL}
     assert trials(broker)[-1].user_attrs["reason"] == "failed before: because (2 times)"
-    assert opened(space=tiny, limits=(Limit.of(latency_ms=100),), sampler="random", trials=9).ask_batch() == []
+    assert opened(space=tiny, limits=(Limit.of(latency_ms=100),), sampler="random", trials=9).ask() == []
 
 
 def test_a_policy_that_failed_once_may_still_work(opened):
     broker = opened()
     broker.enqueue({SMALL: "uniform"})
-    (spec,) = broker.ask_batch()
+    (spec,) = broker.ask()
     (again,) = tried(broker, spec, "failed")
     assert broker.finish(evaluate(again)) is None
     assert [(r.status, r.attempt) for r in broker.results()] == [("done", 2)]
@@ -153,7 +185,7 @@ def test_a_policy_that_failed_once_may_still_work(opened):
 def test_losses_are_counted_apart_from_failures_and_have_an_end(opened):
     broker = opened()
     broker.enqueue({SMALL: "uniform", OTHER: "uniform"})
-    small, other = broker.ask_batch()
+    small, other = broker.ask()
     *_, again = tried(broker, small, "failed", *["lost"] * (MAX_LOSSES - 1))
     assert broker.finish(evaluate(again)) is None
     assert tried(broker, other, *["lost"] * MAX_LOSSES)[-1] is None
@@ -167,7 +199,7 @@ def test_the_result_of_an_attempt_that_was_given_up_is_ignored(opened):
     kept = []
     broker = opened(keep=kept.append)
     broker.enqueue({SMALL: "uniform"})
-    (spec,) = broker.ask_batch()
+    (spec,) = broker.ask()
     (again,) = tried(broker, spec, "lost")
     assert broker.finish(evaluate(spec)) is None
     assert broker.results() == kept == []
@@ -179,9 +211,9 @@ def test_the_result_of_an_attempt_that_was_given_up_is_ignored(opened):
 def test_attempts_are_remembered_by_the_next_controller(opened):
     first = opened()
     first.enqueue({SMALL: "uniform"})
-    tried(first, first.ask_batch()[0], "failed")
+    tried(first, first.ask()[0], "failed")
     second = opened()
-    (spec,) = second.ask_batch()
+    (spec,) = second.ask()
     assert spec.attempt == 2
     assert tried(second, spec, "failed") == [None]
     assert [r.status for r in second.results()] == ["failed"]
@@ -190,36 +222,35 @@ def test_attempts_are_remembered_by_the_next_controller(opened):
 def test_a_late_result_is_ignored(opened):
     broker = opened()
     broker.enqueue({SMALL: "uniform"})
-    (spec,) = broker.ask_batch()
+    (spec,) = broker.ask()
     broker.finish(evaluate(spec))
     broker.finish(failed(spec, "late"))
     assert [r.status for r in broker.results()] == ["done"]
     assert broker.finished == 1
 
 
-def test_running_trials_of_a_dead_controller_are_queued_again(opened):
+def test_running_trials_of_a_dead_controller_are_handed_out_again(opened):
     first = opened(sampler="random", trials=10)
     first.enqueue({SMALL: "uniform"})
-    specs = first.ask_batch()
+    specs = first.ask()
     first.finish(evaluate(specs[2]))
     second = opened(sampler="random", trials=10)
     second.enqueue({SMALL: "uniform"})
     assert (second.finished, second.total) == (1, 10)
-    again = second.ask_batch()
+    again = second.ask()
     assert {s.policy for s in again} == {s.policy for s in specs} - {specs[2].policy}
     assert {s.seed for s in again} <= {s.seed for s in specs}
-    lost = [t for t in trials(second) if t.user_attrs.get("reason") == "controller lost"]
-    assert [t.state for t in lost] == [TrialState.FAIL] * 7
+    assert {s.number for s in again} == {s.number for s in specs} - {specs[2].number}
     for spec in again:
         second.finish(evaluate(spec))
-    assert len(second.ask_batch()) == 2
+    assert len(second.ask()) == 2
     assert not any("attempts" in t.user_attrs for t in trials(second)), "a lost controller is not the policy's fault"
 
 
 def test_a_queue_survives_several_deaths_in_a_row(opened):
     opened().enqueue({SMALL: "uniform", OTHER: "promoted"})
     for _ in range(3):
-        specs = opened().ask_batch()
+        specs = opened().ask()
         assert {s.policy for s in specs} == {SMALL, OTHER}
     broker = opened()
     assert len(run(broker)) == 2
@@ -229,10 +260,10 @@ def test_a_queue_survives_several_deaths_in_a_row(opened):
 def test_a_result_that_was_written_but_not_told_is_told(opened):
     first = opened()
     first.enqueue({SMALL: "uniform"})
-    (spec,) = first.ask_batch()
-    first._running[spec.number][0].set_user_attr("result", evaluate(spec).to_json())
+    (spec,) = first.ask()
+    first._write(first._running[spec.number].trial_id, evaluate(spec))
     second = opened()
-    assert second.ask_batch() == []
+    assert second.ask() == []
     assert second.results() == [evaluate(spec)]
     assert trials(second)[0].state == TrialState.COMPLETE
 
@@ -240,12 +271,12 @@ def test_a_result_that_was_written_but_not_told_is_told(opened):
 def test_death_between_queueing_again_and_giving_up_queues_once(opened):
     first = opened()
     first.enqueue({SMALL: "uniform"})
-    (spec,) = first.ask_batch()
+    (spec,) = first.ask()
     first._study.enqueue_trial(
         trials(first)[0].params, user_attrs={"origin": "uniform", "slot": 0, "retry_of": spec.number}
     )
     second = opened()
-    assert [s.policy for s in second.ask_batch()] == [SMALL]
+    assert [s.policy for s in second.ask()] == [SMALL]
 
 
 def test_death_in_the_middle_of_asking(tmp_path, opened):
@@ -292,7 +323,7 @@ def test_optuna_can_read_the_study(tmp_path, opened):
 
 def test_no_connection_is_left_open(tmp_path):
     question = Question(space=SPACE, fidelity=PROXY, limits=LIMITS, run_seed=1)
-    with Broker(tmp_path / "study.db", question, predict) as broker:
+    with closing(Broker(tmp_path / "study.db", question, predict)) as broker:
         broker.enqueue({SMALL: "uniform"})
     connection = sqlite3.connect(tmp_path / "study.db")
     connection.execute("PRAGMA locking_mode=EXCLUSIVE")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 
 from autoprune.errors import PolicyError, UsageError
@@ -13,8 +15,8 @@ from tests.search.fakes import LIMITS, PROXY, SPACE, evaluate, predict
 
 def proposals(path, name, trials):
     question = Question(space=SPACE, fidelity=PROXY, limits=LIMITS, run_seed=0)
-    with Broker(path / "study.db", question, predict, sampler=name, trials=trials) as broker:
-        while specs := broker.ask_batch():
+    with closing(Broker(path / "study.db", question, predict, sampler=name, trials=trials)) as broker:
+        while specs := broker.ask():
             for spec in specs:
                 broker.finish(evaluate(spec))
         return [result.policy for result in broker.results()]

@@ -9,6 +9,7 @@ from autoprune.errors import StructureError
 from autoprune.records import Policy
 from autoprune.structure import Structure, analyze
 from autoprune.structure.proof import TOLERANCE, largest_difference
+from tests.nets import zero_removed
 from tests.structure.recurrent_nets import FEATURES, HIDDEN, STEPS, make_recurrent
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -45,14 +46,8 @@ def test_a_shrunk_net_computes_what_the_net_without_these_hidden_units_computes(
     shrunk = structure.shrink(policy, keep)  # proven, in training mode too
 
     zeroed, _ = make_recurrent(kind, **features)
-    state = zeroed.state_dict()
-    for name, kept in structure.kept(policy, keep).items():
-        for dim, indices in enumerate(kept):
-            if indices is not None:
-                gone = np.setdiff1d(np.arange(state[name].shape[dim]), indices)
-                state[name].index_fill_(dim, torch.from_numpy(gone), 0)
-        assert state[name].abs().sum() > 0
-    zeroed.load_state_dict(state)
+    zero_removed(zeroed, structure.kept(policy, keep))
+    assert all(weight.any() for weight in zeroed.state_dict().values())
     with torch.no_grad():
         torch.testing.assert_close(shrunk(*inputs), zeroed(*inputs), rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(structure.shrink(structure.dense_policy())(*inputs), net(*inputs))

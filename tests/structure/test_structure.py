@@ -15,7 +15,7 @@ from autoprune.records import Policy
 from autoprune.structure import Structure, analyze
 from autoprune.structure import structure as structure_module
 from autoprune.structure.rules import RULES
-from tests.nets import NETS, make_net
+from tests.nets import NETS, make_net, zero_removed
 
 
 @functools.cache
@@ -41,13 +41,7 @@ def outputs(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[torch.Te
 def zeroed(name: str, structure: Structure, policy: Policy, keep: dict[str, np.ndarray]) -> nn.Module:
     """The user's own module with every removed index of every parameter set to zero."""
     net, _ = make_net(name)
-    state = net.state_dict()
-    for parameter, dims in structure.kept(policy, keep).items():
-        for dim, kept in enumerate(dims):
-            if kept is not None:
-                gone = np.setdiff1d(np.arange(state[parameter].shape[dim]), kept)
-                state[parameter].index_fill_(dim, torch.from_numpy(gone), 0)
-    net.load_state_dict(state)
+    zero_removed(net, structure.kept(policy, keep))
     return net
 
 

@@ -7,13 +7,14 @@ import os
 import signal
 import threading
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any
 
-from autoprune.trials import Status, TrialResult, TrialSpec
+from autoprune.trials import TrialResult, TrialSpec
 
 Evaluate = Callable[[TrialSpec], TrialResult]
 Factory = Callable[[], Evaluate]
@@ -21,7 +22,7 @@ Factory = Callable[[], Evaluate]
 _log = logging.getLogger(__name__)
 
 
-class Executor(Protocol):
+class Executor(AbstractContextManager["Executor"]):
     """Runs trials in some number of `slots`; results come back in any order.
 
     `submit` never blocks. `wait` returns one finished trial of those submitted and not yet returned; there must be one.
@@ -29,28 +30,24 @@ class Executor(Protocol):
     decides whether it runs again. `close` ends running trials at once.
     """
 
-    @property
-    def slots(self) -> int:
-        """How many trials run at the same time."""
-        ...
+    slots: int
 
+    @abstractmethod
     def submit(self, spec: TrialSpec) -> None:
         """Queue a trial."""
-        ...
 
+    @abstractmethod
     def wait(self) -> TrialResult:
         """Block until a trial has finished."""
-        ...
 
+    @abstractmethod
     def close(self) -> None:
         """Give back all workers."""
-        ...
-
-    def __enter__(self) -> Self: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        self.close()
 
 
 def guarded(evaluate: Evaluate, spec: TrialSpec) -> TrialResult:
@@ -65,25 +62,12 @@ def guarded(evaluate: Evaluate, spec: TrialSpec) -> TrialResult:
 
 def failed(spec: TrialSpec, reason: str, seconds: float = 0.0) -> TrialResult:
     """The result of a trial that failed by itself."""
-    return _without_measurement(spec, "failed", reason, seconds)
+    return TrialResult.without_measurement(spec, "failed", reason, seconds)
 
 
 def lost(spec: TrialSpec, reason: str, seconds: float = 0.0) -> TrialResult:
     """The result of a trial that was cut off through no fault of its own, as far as is known."""
-    return _without_measurement(spec, "lost", reason, seconds)
-
-
-def _without_measurement(spec: TrialSpec, status: Status, reason: str, seconds: float) -> TrialResult:
-    return TrialResult(
-        number=spec.number,
-        policy=spec.policy,
-        fidelity=spec.fidelity,
-        status=status,
-        seed=spec.seed,
-        error=reason,
-        seconds=seconds,
-        attempt=spec.attempt,
-    )
+    return TrialResult.without_measurement(spec, "lost", reason, seconds)
 
 
 def describe(error: BaseException) -> str:

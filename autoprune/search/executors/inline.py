@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from types import TracebackType
-from typing import Self
 
-from autoprune.search.executors.base import Factory, guarded
+from autoprune.search.executors.base import Executor, Factory, guarded
 from autoprune.trials import TrialResult, TrialSpec
 
 
-class InlineExecutor:
+class InlineExecutor(Executor):
     """Evaluates inside `wait`, in the order of submission."""
 
     slots = 1
@@ -31,11 +29,3 @@ class InlineExecutor:
     def close(self) -> None:
         """Forget what is queued."""
         self._queue.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

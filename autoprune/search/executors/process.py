@@ -19,11 +19,10 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from autoprune.errors import AutopruneError, UsageError
-from autoprune.search.executors.base import Factory, describe, guarded, lost, worker_environment
+from autoprune.search.executors.base import Executor, Factory, describe, guarded, lost, worker_environment
 from autoprune.trials import TrialResult, TrialSpec
 
 _PR_SET_PDEATHSIG = 1
@@ -41,7 +40,7 @@ class _Worker:
     since: float = 0.0
 
 
-class ProcessExecutor:
+class ProcessExecutor(Executor):
     """`workers` processes of `threads` numeric threads each.
 
     `factory` must be picklable; every worker calls it once. When that fails, `wait` raises instead of trying again. A
@@ -58,13 +57,9 @@ class ProcessExecutor:
         self._queue: deque[TrialSpec] = deque()
         self._finished: deque[TrialResult] = deque()
         self._workers: list[_Worker] = []
+        self.slots = workers
         for _ in range(workers):
             self._workers.append(self._spawn())
-
-    @property
-    def slots(self) -> int:
-        """How many trials run at the same time."""
-        return len(self._workers)
 
     def submit(self, spec: TrialSpec) -> None:
         """Queue a trial; an idle worker takes it at once."""
@@ -95,14 +90,6 @@ class ProcessExecutor:
             _reap(worker.process)
         self._workers.clear()
         self._queue.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _patience(self, busy: Sequence[_Worker]) -> float | None:
         """Seconds until the first of these workers is overdue; `None` for ever."""

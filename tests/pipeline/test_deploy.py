@@ -1,0 +1,130 @@
+"""From the best candidates to models that meet their budget: measured, fitted anew, dropped."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+
+import numpy as np
+import optuna
+import pytest
+
+import autoprune
+from autoprune.errors import TrialError
+from autoprune.evaluation import Evaluator
+from autoprune.latency.table import LatencyTable
+from autoprune.pipeline import finalists, settle
+from autoprune.pipeline.events import Silent
+from autoprune.pipeline.prepare import Setup
+from autoprune.records import Policy
+from autoprune.search.executors.inline import InlineExecutor
+from autoprune.trials import TrialResult, TrialSpec
+from tests.pipeline.test_search import study_rows
+
+
+def test_a_fine_tune_that_fails_is_dropped_with_its_reason(
+    copied: autoprune.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = next(m.digest for m in [*copied.models, *copied.others] if m.strategy != "uniform")
+    shutil.rmtree(copied.folder.path / "models")
+    optuna.delete_study(study_name="rung-3", storage=f"sqlite:///{copied.folder.study}")
+    honest = Evaluator.__call__
+
+    def sometimes(self: Evaluator, spec: TrialSpec) -> TrialResult:
+        if spec.policy.digest() == digest:
+            raise TrialError("the loss is nan")
+        return honest(self, spec)
+
+    monkeypatch.setattr(Evaluator, "__call__", sometimes)
+    notes: list[str] = []
+    events = Silent()
+    monkeypatch.setattr(events, "note", notes.append)
+    again = autoprune.search(run_dir=copied.folder.path, events=events)
+    assert any(digest in note and "dropped" in note and "the loss is nan" in note for note in notes)
+    assert digest not in {m.digest for m in [*again.models, *again.others]}
+
+
+def test_a_candidate_that_misses_when_measured_is_reported_and_the_next_is_taken(
+    copied: autoprune.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched = [m for m in [*copied.models, *copied.others] if m.strategy != "uniform"]
+    slow = searched[0]
+    shutil.rmtree(copied.folder.path / "models")
+    optuna.delete_study(study_name="rung-3", storage=f"sqlite:///{copied.folder.study}")
+
+    def measured(setup: Setup, policies: Sequence[Policy]) -> np.ndarray:
+        ratios = np.array([setup.predict_ms(policy) for policy in policies]) / setup.table.dense_ms
+        return np.where([policy == slow.policy for policy in policies], 0.99, ratios)
+
+    monkeypatch.setattr(finalists, "measured_ratios", measured)
+    notes: list[str] = []
+    events = Silent()
+    monkeypatch.setattr(events, "note", notes.append)
+    again = autoprune.search(run_dir=copied.folder.path, events=events)
+    assert any(f"{slow.digest} misses {slow.budget} when measured (99.0% of dense" in note for note in notes)
+    assert slow.digest not in {m.digest for m in [*again.models, *again.others]}
+
+
+def test_predictions_that_are_wrong_make_the_table_be_fitted_anew_and_the_search_go_on(
+    copied: autoprune.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied.folder
+    before = LatencyTable.load(folder.table)
+    trials_before = len([row for row in study_rows(folder) if row[0] == "rung-0"])
+    shutil.rmtree(folder.path / "models")
+    optuna.delete_study(study_name="rung-3", storage=f"sqlite:///{folder.study}")
+    asked: list[list[Policy]] = []
+
+    def measured(setup: Setup, policies: Sequence[Policy]) -> np.ndarray:
+        """Candidates are 8 % slower than the first table says; the next one is right."""
+        asked.append(list(policies))
+        factor = 1.08 if len(asked) == 1 else 1.0
+        return factor * np.array([setup.predict_ms(policy) for policy in policies]) / setup.table.dense_ms
+
+    monkeypatch.setattr(settle, "measured_ratios", measured)
+    notes: list[str] = []
+    events = Silent()
+    monkeypatch.setattr(events, "note", notes.append)
+    again = autoprune.search(run_dir=folder.path, events=events)
+    table = LatencyTable.load(folder.table)
+    assert any("the latency table is fitted anew" in note for note in notes)
+    assert table.refits == 1
+    assert table.counts["candidate"] == len(asked[0])
+    structure = again.bench.structure
+    was, now = (t.predictor(structure).predict(asked[0]) for t in (before, table))
+    assert now.mean() > was.mean() * 1.01
+    assert len([row for row in study_rows(folder) if row[0] == "rung-0"]) > trials_before
+    assert all(m.meets_budget for m in again.models)
+    for model in again.models:
+        assert model.latency_ms_predicted == pytest.approx(table.predictor(structure).predict([model.policy])[0])
+    assert again.document["latency_table"]["refits"] == 1
+
+
+def test_nothing_runs_while_latency_is_measured(copied: autoprune.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(copied.folder.path / "models")
+    optuna.delete_study(study_name="rung-3", storage=f"sqlite:///{copied.folder.study}")
+    running, seen = 0, []
+    submit, wait = InlineExecutor.submit, InlineExecutor.wait
+
+    def submitting(self: InlineExecutor, spec: TrialSpec) -> None:
+        nonlocal running
+        running += 1
+        submit(self, spec)
+
+    def waiting(self: InlineExecutor) -> TrialResult:
+        nonlocal running
+        result = wait(self)
+        running -= 1
+        return result
+
+    def measured(setup: Setup, policies: Sequence[Policy]) -> np.ndarray:
+        seen.append(running)
+        return np.array([setup.predict_ms(policy) for policy in policies]) / setup.table.dense_ms
+
+    monkeypatch.setattr(InlineExecutor, "submit", submitting)
+    monkeypatch.setattr(InlineExecutor, "wait", waiting)
+    monkeypatch.setattr(settle, "measured_ratios", measured)
+    monkeypatch.setattr(finalists, "measured_ratios", measured)
+    autoprune.search(run_dir=copied.folder.path)
+    assert len(seen) >= 2
+    assert set(seen) == {0}
