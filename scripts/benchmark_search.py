@@ -133,12 +133,12 @@ def chosen(setup: Setup, budget: str, last: Sequence[TrialResult], strategy: str
     """The best policy that meets the budget when measured, with its share of the dense latency, and whether it does.
 
     Other strategies than `uniform` do not take the uniform policy: it is scored for comparison. The fastest candidate
-    when none meets the budget.
+    when none meets the budget, the smallest policy when there are no candidates.
     """
     uniform = uniform_baselines(setup).get(budget)
     others = [r for r in last if (r.policy == uniform) == (strategy == "uniform")]
     limit = setup.limits[budget]
-    policies = [r.policy for r in best_within(others, limit, _CANDIDATES)]
+    policies = [r.policy for r in best_within(others, limit, _CANDIDATES)] or [setup.space.smallest()]
     ratios = measured_ratios(setup, policies).tolist()
     found = list(zip(policies, ratios, strict=True))
     fitting = [pair for pair in found if meets(setup, budget, pair[0], pair[1])]

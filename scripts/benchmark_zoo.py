@@ -1,7 +1,7 @@
 """Cut published architectures to half width, prove the result, export it, and put Torch-Pruning beside it.
 
 Every model runs in its own process with a time limit. Needs the extra `zoo`. Results go to a CSV file, one line for
-each model; a summary is printed at the end.
+each model; run it again to go on with those that are missing. A summary is printed at the end.
 
     python scripts/benchmark_zoo.py --out zoo.csv [--only resnet,vit] [--onnx] [--torch-pruning] [--limit 120]
 """
@@ -45,11 +45,12 @@ def main() -> None:
         print(json.dumps(_run(options.worker, options.onnx) if not options.torch_pruning else _peer(options.worker)))
         return
     chosen = [n for n in zoo_models.names() if not options.only or any(p in n for p in options.only.split(","))]
-    rows = []
-    with options.out.open("w", newline="") as file:
+    rows = _read(options.out)
+    with options.out.open("a", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        for name in chosen:
+        if not rows:
+            writer.writeheader()
+        for name in [name for name in chosen if name not in {row["model"] for row in rows}]:
             row = {"model": name, **_in_process(name, options.limit, ["--onnx"] if options.onnx else [])}
             if options.torch_pruning:
                 row |= _in_process(name, options.limit, ["--torch-pruning"], "tp_status")
@@ -58,6 +59,21 @@ def main() -> None:
             print(name, {k: v for k, v in row.items() if k != "model"}, flush=True)
             rows.append(row)
     print(_summary(rows))
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """Rows of an earlier run, numbers as numbers."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [{key: _number(value) for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _in_process(name: str, limit: float, flags: list[str], status: str = "status") -> dict[str, Any]:

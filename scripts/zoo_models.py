@@ -132,9 +132,7 @@ def build(name: str) -> Built:
 
         options = {"init_weights": True} if architecture in ("googlenet", "inception_v3") else {}
         model = torchvision.models.get_model(architecture, weights=None, num_classes=10, **options)
-        size = {"inception_v3": 299, "vit_b_16": 224, "swin_t": 224, "maxvit_t": 224, "alexnet": 96}.get(
-            architecture, 64
-        )
+        size = _SIZES.get(architecture, 64)
         return model, (torch.randn(2, 3, size, size),)
     import timm  # pyright: ignore[reportMissingImports]: in the extra `zoo`
 

@@ -95,7 +95,14 @@ class Reference(fx.Interpreter):
         return target(*args, **kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run one node, as its kind asks for."""
+        """Run one node, as its kind asks for; where a removed entry is not a number (0 / 0), it is 0."""
+        value = self._answer(n)
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and not value.isfinite().all():
+            self.env[n] = value
+            return self._zeroed(n)
+        return value
+
+    def _answer(self, n: fx.Node) -> Any:
         if torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ()):
             torch.manual_seed(zlib.crc32(n.name.encode()))
         if n.target in _DROPOUTS:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 class VitBlock(nn.Module):
-    """Pre-norm attention with one fused `qkv`, and an MLP; softmax written out unless `fused`."""
+    """Pre-norm attention with one fused `qkv`, and an MLP; softmax written out and normed again unless `fused`."""
 
     def __init__(self, width: int = 12, heads: int = 3, *, fused: bool = True) -> None:
         super().__init__()
@@ -23,7 +23,8 @@ class VitBlock(nn.Module):
         if self.fused:
             y = F.scaled_dot_product_attention(q, k, v)
         else:
-            y = ((q * (c // self.heads) ** -0.5) @ k.transpose(-2, -1)).softmax(-1) @ v
+            a = ((q * (c // self.heads) ** -0.5) @ k.transpose(-2, -1)).softmax(-1)
+            y = (a / a.sum(-1, keepdim=True)) @ v
         x = x + self.proj(y.transpose(1, 2).reshape(b, n, c))
         return x + self.down(F.gelu(self.up(self.n2(x))))
 
