@@ -138,7 +138,10 @@ def chosen(setup: Setup, budget: str, last: Sequence[TrialResult], strategy: str
     uniform = uniform_baselines(setup).get(budget)
     others = [r for r in last if (r.policy == uniform) == (strategy == "uniform")]
     limit = setup.limits[budget]
-    policies = [r.policy for r in best_within(others, limit, _CANDIDATES)] or [setup.space.smallest()]
+    policies = [r.policy for r in best_within(others, limit, _CANDIDATES)]
+    if not policies:
+        smallest = setup.space.smallest()
+        return smallest, setup.predict_ms(smallest) / setup.table.dense_ms, False
     ratios = measured_ratios(setup, policies).tolist()
     found = list(zip(policies, ratios, strict=True))
     fitting = [pair for pair in found if meets(setup, budget, pair[0], pair[1])]
