@@ -30,8 +30,8 @@ FOUNDATION = (
 )
 """What a run folder is about: a run that differs in one of these needs a folder of its own."""
 
-QUESTION = ("space", "budgets", "strategy", "sampler", "effort", "trials")
-"""What its search answers: may change until the first trial."""
+QUESTION = ("space", "strategy", "sampler", "effort", "trials")
+"""What its search answers besides the budgets: may change until the first trial. Other budgets make new studies."""
 
 
 class RunConfig(BaseModel):

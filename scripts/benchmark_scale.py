@@ -34,8 +34,8 @@ from autoprune.search.executors.base import Evaluate, Executor
 from autoprune.search.executors.cluster import authenticate
 from autoprune.search.executors.inline import InlineExecutor
 from autoprune.search.executors.process import ProcessExecutor
-from autoprune.search.question import Question, objectives
-from autoprune.search.samplers import distributions, encode
+from autoprune.search.question import Question
+from autoprune.search.samplers import finished_trial
 from autoprune.search.storage import opened
 from autoprune.trials import Fidelity, Measurement, TrialResult, TrialSpec
 
@@ -142,8 +142,8 @@ def proposals(given: argparse.Namespace) -> None:
             Broker(place, question, predict).close()
             with opened(place) as storage:
                 study = optuna.load_study(study_name=question.study_name, storage=storage)
-                study.add_trials([recorded(spec) for spec in specs(finished)])
-            with closing(Broker(place, question, predict, sampler="tpe", trials=WINDOW + finished)) as broker:
+                study.add_trials([finished_trial(scored(spec), SPACE, 0.0) for spec in specs(finished)])
+            with closing(Broker(place, question, predict, sampler="tpe", trials=WINDOW)) as broker:
                 start = time.perf_counter()
                 batch = broker.ask()
                 asked = time.perf_counter()
@@ -155,19 +155,6 @@ def proposals(given: argparse.Namespace) -> None:
                 f"{finished} finished, up to {count} running: ask {1e3 * (asked - start) / count:.0f} ms, "
                 f"tell {1e3 * (told - asked) / count:.0f} ms"
             )
-
-
-def recorded(spec: TrialSpec) -> optuna.trial.FrozenTrial:
-    """A finished trial as the broker leaves it."""
-    result = scored(spec)
-    assert result.measurement is not None
-    return optuna.trial.create_trial(
-        params=encode(spec.policy, SPACE),
-        distributions=distributions(SPACE),
-        values=list(objectives(result.measurement)),
-        user_attrs={"result": result.to_json(), "origin": "sampler", "slot": spec.number},
-        system_attrs={"constraints:budget": 0.0},
-    )
 
 
 def speedup(given: argparse.Namespace) -> None:

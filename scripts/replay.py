@@ -150,8 +150,8 @@ def replaying(table: ReplayTable) -> Iterator[None]:
     """Inside, the search stays in the table, and its studies are in memory."""
     storage, studies = _Memory(), {}
 
-    def open_study(path: Path, question: Question) -> tuple[_Memory, optuna.Study]:
-        del path
+    def open_study(path: Path, question: Question, finished: object) -> tuple[_Memory, optuna.Study]:
+        del path, finished
         if question.study_name not in studies:
             studies[question.study_name] = optuna.create_study(storage=storage, directions=["minimize", "minimize"])
         return storage, studies[question.study_name]

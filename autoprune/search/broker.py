@@ -26,11 +26,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autoprune.records import Policy
 from autoprune.search.attempts import Running
-from autoprune.search.limits import Predict, excess
+from autoprune.search.limits import Predict, excess, violation
 from autoprune.search.places import Place
 from autoprune.search.proposals import PROPOSALS_PER_LIMIT, Proposals
 from autoprune.search.question import Question, objectives
-from autoprune.search.samplers import decode, encode
+from autoprune.search.samplers import decode, encode, finished_trial
 from autoprune.search.storage import close_storage, open_study
 from autoprune.trials import TrialResult, TrialSpec, trial_seed
 
@@ -76,7 +76,7 @@ class Broker:
         self._dry = False
         self._slots = 0
         self._finished = 0
-        self._storage, self._study = open_study(place, question)
+        self._storage, self._study = open_study(place, question, self._finished_trial)
         self._proposals = Proposals(self._study, question, predict, sampler or "random")
         # Of as many trials as now: a search that goes on with more, or with another table, asks the sampler again.
         exhausted = self._study.user_attrs.get("exhausted", {})
@@ -194,18 +194,15 @@ class Broker:
     def _settled(self, trial: optuna.Trial, policy: Policy) -> bool:
         """Tell a trial that need not run: known already, failed, too dear, or running elsewhere."""
         (costs,) = self._predict([policy])
-        beyond, loosest = min(
-            ((float(excess(costs, limit)), limit) for limit in self._question.limits),
-            key=lambda found: found[0],
-            default=(0.0, None),
-        )
+        beyond = violation(costs, self._question.limits)
         trial.set_constraint("budget", beyond)
         busy = policy in self._busy()
         known = None if busy else self._results.get(policy)
         if known is not None and known.measurement is not None:
             trial.set_user_attr("cached_from", known.number)
             self._study.tell(trial, objectives(known.measurement))
-        elif loosest is not None and beyond > 0:
+        elif beyond > 0:
+            loosest = min(self._question.limits, key=lambda limit: excess(costs, limit))
             reason = f"predicted {loosest.shown(costs)}: {beyond:.1%} beyond the loosest limit, {loosest}"
             spec = self._spec(trial.number, policy)
             result = TrialResult.without_measurement(spec, "infeasible", reason)
@@ -223,16 +220,15 @@ class Broker:
         """Policies of trials that run, or whose results the sampler must not know yet."""
         return {trial.spec.policy for trial in self._running.values()} | {r.policy for r in self._held.values()}
 
-    def _infeasible(self, policy: Policy) -> bool:
-        (costs,) = self._predict([policy])
-        return all(excess(costs, limit) > 0 for limit in self._question.limits)
-
     def _start(
         self, number: int, trial_id: int, policy: Policy, slot: int, attempts: list[dict[str, Any]]
     ) -> TrialSpec:
         spec = self._spec(number, policy, attempt=len(attempts) + 1)
         self._running[number] = Running(spec, slot, trial_id, attempts)
         return spec
+
+    def _beyond(self, policy: Policy) -> float:
+        return violation(self._predict([policy])[0], self._question.limits)
 
     def _spec(self, number: int, policy: Policy, attempt: int = 1) -> TrialSpec:
         fidelity = self._question.fidelity
@@ -252,6 +248,9 @@ class Broker:
     def _fail(self, trial: optuna.Trial, reason: str) -> None:
         trial.set_user_attr("reason", reason)
         self._study.tell(trial, state=TrialState.FAIL)
+
+    def _finished_trial(self, result: TrialResult) -> FrozenTrial:
+        return finished_trial(self._priced(result), self._space, self._beyond(result.policy))
 
     def _reconcile(self) -> None:
         """Rebuild what is known from the study, and settle what a dead controller left running."""
@@ -290,7 +289,7 @@ class Broker:
                 self._held[trial.user_attrs["slot"]] = result
             elif trial.state == TrialState.RUNNING:
                 self._tell(result)
-            if result.status != "infeasible" or self._infeasible(result.policy):
+            if result.status != "infeasible" or self._beyond(result.policy) > 0:
                 self._results[result.policy] = result
             self._finished += "slot" in trial.user_attrs
         elif trial.state == TrialState.RUNNING:

@@ -29,6 +29,11 @@ def excess(costs: npt.ArrayLike, limit: Limit) -> npt.NDArray[np.float64]:
     return (np.asarray(costs, dtype=float) / np.array(limit.most) - 1 - _TOLERANCE).max(axis=-1)
 
 
+def violation(costs: npt.ArrayLike, limits: Sequence[Limit]) -> float:
+    """How far one policy's costs are beyond the loosest limit; 0 or less when they fit one, and without limits."""
+    return min((float(excess(costs, limit)) for limit in limits), default=0.0)
+
+
 def fits(costs: npt.ArrayLike, limit: Limit) -> npt.NDArray[np.bool_]:
     """Mask `[...]` of the costs that fit the limit in every respect."""
     return excess(costs, limit) <= 0

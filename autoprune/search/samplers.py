@@ -16,7 +16,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autoprune.errors import unknown_name
 from autoprune.records import Policy, SearchSpace
-from autoprune.search.question import SMALLEST_LOSS
+from autoprune.search.question import SMALLEST_LOSS, objectives
+from autoprune.trials import TrialResult
 
 # A search has a few hundred trials: with the default of 50 a genetic algorithm would see two generations of them.
 _POPULATION = 16
@@ -66,6 +67,18 @@ def encode(policy: Policy, space: SearchSpace) -> Parameters:
 def decode(parameters: Mapping[str, Any], space: SearchSpace) -> Policy:
     """Inverse of `encode`."""
     return space.policy({name: space.levels[name][int(index)] for name, index in parameters.items()})
+
+
+def finished_trial(result: TrialResult, space: SearchSpace, beyond: float) -> FrozenTrial:
+    """A result that was found elsewhere, as a trial of a study whose loosest limit it is so far `beyond`."""
+    assert result.measurement is not None
+    return optuna.trial.create_trial(
+        params=encode(result.policy, space),
+        distributions=distributions(space),
+        values=list(objectives(result.measurement)),
+        user_attrs={"result": result.to_json(), "origin": "other limits", "digest": result.policy.digest()},
+        system_attrs={"constraints:budget": beyond},
+    )
 
 
 class Projected(BaseSampler):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import optuna
 from optuna.exceptions import OptunaError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -21,6 +22,7 @@ from autoprune.errors import RunFolderError
 from autoprune.records import digest_of
 from autoprune.search.places import Place, study_name
 from autoprune.search.question import Question
+from autoprune.trials import TrialResult
 
 _BUSY_SECONDS = 30.0
 _CONNECT_SECONDS = 10
@@ -87,18 +89,37 @@ def opened(place: Place) -> Iterator[BaseStorage]:
             close_storage(storage)
 
 
-def open_study(place: Place, question: Question) -> tuple[BaseStorage, optuna.Study]:
-    """Open or create the study of a question; `RunFolderError` when the place cannot be used or it answers another."""
+def open_study(
+    place: Place, question: Question, finished: Callable[[TrialResult], FrozenTrial]
+) -> tuple[BaseStorage, optuna.Study]:
+    """Open or create the study of a question; `RunFolderError` when the place cannot be used or it answers another.
+
+    Other limits are another study, called `rung-0.2` and so on. It begins with what those before it measured, as
+    `finished` trials that take no slot: nothing is scored twice.
+    """
     with storage_errors(place):
-        storage = open_storage(place)
-        study = optuna.create_study(
-            study_name=study_name(place, question.study_name),
-            storage=storage,
-            directions=["minimize", "minimize"],
-            load_if_exists=True,
-        )
-        _claim(study, question, place)
-    return storage, study
+        storage, earlier, number = open_storage(place), list[FrozenTrial](), 1
+        while True:
+            name = study_name(place, question.study_name) + (f".{number}" if number > 1 else "")
+            study = optuna.create_study(
+                study_name=name, storage=storage, directions=["minimize", "minimize"], load_if_exists=True
+            )
+            theirs = study.user_attrs.get("question")
+            if theirs is None:
+                _begin(study, earlier, finished)
+                study.set_user_attr("question", question.to_json())
+            if theirs is None or not _changed_limits(theirs, question, place):
+                return storage, study
+            earlier += study.get_trials(deepcopy=False)
+            number += 1
+
+
+def _begin(study: optuna.Study, earlier: Sequence[FrozenTrial], finished: Callable[[TrialResult], FrozenTrial]) -> None:
+    known = {trial.user_attrs.get("digest") for trial in study.get_trials(deepcopy=False)}
+    results = [TrialResult.from_json(trial.user_attrs["result"]) for trial in earlier if "result" in trial.user_attrs]
+    for result in {result.policy: result for result in results if result.measurement is not None}.values():
+        if result.policy.digest() not in known:  # of an attempt that was cut off
+            study.add_trial(finished(result))
 
 
 def check_storage(place: Place) -> None:
@@ -159,17 +180,14 @@ def copy_studies(source: Place, target: Place) -> list[str]:
     return plain
 
 
-def _claim(study: optuna.Study, question: Question, place: Place) -> None:
-    ours, theirs = question.to_json(), study.user_attrs.get("question")
-    if theirs is None:
-        study.set_user_attr("question", ours)
-    elif theirs != ours:
-        changed = ", ".join(_differences(theirs, ours))
-        raise RunFolderError(f"{question.study_name} in {place} answers another question: {changed}. Use a new folder.")
-
-
-def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterable[str]:
-    return (f"{key} was {theirs.get(key)} and is {ours[key]}" for key in ours if theirs.get(key) != ours[key])
+def _changed_limits(theirs: Mapping[str, Any], question: Question, place: Place) -> bool:
+    """Whether a study answers the same question within other limits; `RunFolderError` when it is another one."""
+    ours = question.to_json()
+    changed = {key: f"{key} was {theirs.get(key)} and is {ours[key]}" for key in ours if theirs.get(key) != ours[key]}
+    if changed.keys() - {"limits"}:
+        reasons = ", ".join(changed.values())
+        raise RunFolderError(f"{question.study_name} in {place} answers another question: {reasons}. Use a new folder.")
+    return bool(changed)
 
 
 def _root_cause(error: BaseException) -> str:

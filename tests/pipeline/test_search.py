@@ -116,7 +116,7 @@ def test_a_run_interrupted_after_the_search_goes_on(copied: autoprune.Run) -> No
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"budgets": ["55%"]}, "budgets was"), ({"task": "digits"}, "task was"), ({"seed": 3}, "seed was 0 and is 3")],
+    [({"task": "digits"}, "task was"), ({"seed": 3}, "seed was 0 and is 3")],
 )
 def test_another_run_needs_another_folder(finished: autoprune.Run, options: dict, message: str) -> None:
     with pytest.raises(RunFolderError, match=message):
@@ -136,6 +136,26 @@ def test_a_budget_below_the_floor_states_it_and_may_be_changed(copied: autoprune
     with pytest.raises(BudgetError, match=r"the budget 1% .* cannot be reached: the smallest policy .* % of dense|%"):
         autoprune.search(run_dir=folder.path, budgets=["1%"])
     assert autoprune.search(run_dir=folder.path, **OPTIONS).models
+
+
+def test_other_budgets_are_another_study_that_begins_with_what_is_known(copied: autoprune.Run) -> None:
+    before = study_rows(copied.folder)
+    again = autoprune.search(run_dir=copied.folder.path, budgets=["75%"])
+    assert {model.budget for model in again.models} == {"75%"}
+    assert all(model.meets_budget for model in again.models)
+    after = study_rows(copied.folder)
+    assert {row for row in after if row[0] in {name for name, *_ in before}} == set(before), "nothing was changed"
+    with sqlite3.connect(copied.folder.study) as database:
+        query = """select s.study_name, count(*) from trial_user_attributes a join trials t using (trial_id)
+            join studies s using (study_id) where a.key = 'result' and a.value_json like '%"done"%' group by 1"""
+        found = dict(database.execute(query).fetchall())
+        policies = """select count(distinct a.value_json) from trial_user_attributes a join trials t using (trial_id)
+            join studies s using (study_id) where s.study_name = 'rung-0.2' and a.key = 'digest'"""
+        (distinct,) = database.execute(policies).fetchone()
+    assert found["rung-0.2"] >= found["rung-0"]
+    assert distinct == found["rung-0.2"], "no policy was scored twice"
+    back = autoprune.search(run_dir=copied.folder.path, budgets=OPTIONS["budgets"])
+    assert {m.digest for m in back.models} == {m.digest for m in copied.models}
 
 
 def test_a_task_object_runs_in_this_process(copied: autoprune.Run, tmp_path: Path) -> None:

@@ -298,6 +298,21 @@ def test_a_study_of_another_question_is_refused(opened, changes):
         opened(**changes)
 
 
+def test_other_limits_begin_with_what_was_scored_and_the_former_come_back(opened):
+    first = opened(sampler="random", trials=12)
+    expected = run(first)
+    tighter = (Limit.of(latency_ms=LIMITS[0].most[0] * 0.9),)
+    other = opened(limits=tighter, sampler="random", trials=6)
+    assert [r.policy for r in other.results()] == [r.policy for r in expected]
+    assert (other.finished, other.total) == (0, 6)
+    found = [r for r in run(other) if r.policy not in {e.policy for e in expected}]
+    assert len(found) == 6
+    assert all(fits(predict([r.policy]), tighter[0]).all() for r in found)
+    assert {t.system_attrs["constraints:budget"] > 0 for t in trials(other)[:12]} == {True, False}
+    again = opened(sampler="random", trials=12)
+    assert (again.finished, again.ask(), again.results()) == (12, [], expected)
+
+
 def test_a_file_that_is_no_study_is_refused(tmp_path, opened):
     (tmp_path / "study.db").write_text("no database" * 100)
     with pytest.raises(RunFolderError, match="cannot be used"):
@@ -341,9 +356,3 @@ def test_a_limit_on_another_cost_holds_for_every_trial(opened):
     assert len(done) == 10
     assert all(any(fits(r.measurement.costs(), limit) for limit in limits) for r in done)
     assert all(len(t.values) == 2 for t in trials(broker) if t.state == TrialState.COMPLETE)
-
-
-def test_a_study_of_other_limits_is_refused(opened):
-    opened(limits=(Limit.of(latency_ms=1, bytes=100),))
-    with pytest.raises(RunFolderError, match=r"limits was \[\{'latency_ms': 1.0, 'bytes': 100.0\}\] and is"):
-        opened(limits=(Limit.of(latency_ms=1, bytes=200),))
