@@ -19,6 +19,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from autoprune.errors import LatencyError, StructureError
+from autoprune.latency import onnx_attention
 from autoprune.latency.onnx_branches import remove_branches
 from autoprune.latency.onnx_recurrent import GATES, TRANSLATIONS, name_stacked, set_hidden_sizes
 from autoprune.latency.onnx_sizes import LearnedSizes
@@ -52,7 +53,7 @@ def export_onnx(
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 model.eval(), inputs, dynamo=True, verbose=False, dynamic_shapes=shapes, input_names=names,
-                custom_translation_table=TRANSLATIONS,
+                custom_translation_table=TRANSLATIONS | onnx_attention.TRANSLATIONS,
             )  # fmt: skip
     except Exception as error:
         raise StructureError(
