@@ -2,9 +2,9 @@
 
     python scripts/benchmark_uniform.py RUN_DIR [--samples 0 2000 10000] [--seeds 3]
 
-For every budget of a finished run: the picked policy and the uniform policy that fits the same budget, both recovered
-from the dense weights and fine-tuned with the same recipe and paired seeds. Prints the mean test score of both, the
-paired difference with its standard error, and the measured latencies.
+For every budget of a finished run: the best searched policy and the uniform policy that fits the same budget, both
+recovered from the dense weights and fine-tuned with the same recipe and paired seeds. Prints the mean test score of
+both, the paired difference with its standard error, and the measured latencies.
 """
 
 from __future__ import annotations
@@ -59,9 +59,11 @@ def main() -> None:
     torch.set_num_threads(1)
     run = Run.open(options.run_dir)
     baselines = {model.budget: model for model in run.baselines}
-    for model in sorted(run.models, key=lambda m: -m.latency_ratio):
-        if model.budget in baselines:
-            compare(run, model, baselines[model.budget], options.samples, options.seeds)
+    for budget, baseline in sorted(baselines.items(), key=lambda pair: -pair[1].latency_ratio):
+        searched = [m for m in [*run.models, *run.others] if m.budget == budget and m.strategy != "uniform"]
+        meeting = [m for m in searched if m.meets_budget]
+        if meeting:
+            compare(run, max(meeting, key=lambda m: m.score), baseline, options.samples, options.seeds)
 
 
 if __name__ == "__main__":
