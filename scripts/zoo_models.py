@@ -30,7 +30,6 @@ rexnet_100 tinynet_e lcnet_050 fbnetc_100 hardcorenas_a mobilenetv4_conv_small
 """.split()  # noqa: SIM905
 _SHORT = (
     "beit_base_patch16_224", "cait_xxs24_224", "xcit_nano_12_p16_224", "convit_tiny", "tnt_s_patch16_224",
-    "convmixer_768_32",
 )  # fmt: skip
 """Long stacks of equal blocks that are shortened to 4."""
 

@@ -22,7 +22,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from autoprune.errors import StructureError
-from autoprune.structure.folding import fold_shuffles, inline_blocks
+from autoprune.structure.folding import fold_shuffles, inline_blocks, is_mode_block
 from autoprune.structure.recurrent_layers import unstack
 from autoprune.task.accept import users_line
 
@@ -114,11 +114,10 @@ def _unlift(program: ExportedProgram, mode: str) -> tuple[fx.Graph, dict[str, to
     new: dict[fx.Node, fx.Node] = {}
     constants: dict[str, torch.Tensor] = {}
     for node in program.graph.nodes:
-        if node.op == "get_attr":  # of a subgraph: tensors are placeholders here
+        if node.op == "get_attr" and not all(is_mode_block(user) for user in node.users):  # tensors are placeholders
             raise StructureError(
                 f"a part of forward in {mode} mode is a graph of its own ({', '.join(map(str, node.users))}): take "
-                "torch.no_grad(), torch.cond and the like out of it (spectral_norm has one: remove it with "
-                "torch.nn.utils.parametrize.remove_parametrizations)"
+                "torch.cond and the like out of it"
             )
         if node.op == "placeholder" and specs[node.name].kind in _TENSOR_KINDS:
             target = str(specs[node.name].target)

@@ -22,23 +22,38 @@ _CHAIN = _VIEWS | {
 _SHUFFLES = {aten.channel_shuffle.default, aten.native_channel_shuffle.default}
 
 
+def is_mode_block(node: fx.Node) -> bool:
+    """Whether a node runs a part of the graph with gradients off, or with another setting of autocast."""
+    return node.op == "call_function" and getattr(node.target, "__name__", "") in _MODE_BLOCKS
+
+
 def inline_blocks(graph: fx.Graph, root: torch.nn.Module) -> None:
     """Replace `with torch.no_grad()` and `autocast` blocks by what they compute."""
     for node in list(graph.nodes):
-        name = getattr(node.target, "__name__", "")
-        if node.op != "call_function" or name not in _MODE_BLOCKS:
+        if not is_mode_block(node):
             continue
-        block = cast(fx.Node, node.args[_MODE_BLOCKS[name]])
+        place = _MODE_BLOCKS[node.target.__name__]  # type: ignore[union-attr]
+        block = cast(fx.Node, node.args[place])
         inner = cast(fx.GraphModule, root.get_submodule(str(block.target)))
-        outputs = _copied(inner.graph, node, node.args[_MODE_BLOCKS[name] + 1 :])
+        inputs = node.args[place + 1 :]
+        if node.args[0] is False:  # gradients are off inside
+            with graph.inserting_before(node):
+                inputs = tuple(_detached(graph, x) if isinstance(x, fx.Node) else x for x in inputs)
+        outputs = _copied(inner.graph, node, inputs)
         for user in list(node.users):
             user.replace_all_uses_with(cast(fx.Node, outputs[user.args[1]]))  # type: ignore[index]
             graph.erase_node(user)
         graph.erase_node(node)
         if not block.users:
             graph.erase_node(block)
-    if any(getattr(n.target, "__name__", "") in _MODE_BLOCKS for n in graph.nodes):
+    if any(is_mode_block(node) for node in graph.nodes):
         inline_blocks(graph, root)
+
+
+def _detached(graph: fx.Graph, value: fx.Node) -> fx.Node:
+    node = graph.call_function(aten.detach.default, (value,))
+    node.meta = dict(value.meta)
+    return node
 
 
 def _copied(block: fx.Graph, place: fx.Node, inputs: Sequence[Any]) -> Any:

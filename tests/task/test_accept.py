@@ -146,11 +146,41 @@ def test_a_layer_with_weight_norm_does_not_stop_the_others():
     assert small.get_parameter("0.weight").shape[0] == 4
 
 
-def test_spectral_norm_says_how_to_remove_it():
+def test_a_layer_with_spectral_norm_goes_on_being_normed():
     model = net()
     parametrizations.spectral_norm(model[5])
-    with pytest.raises(StructureError, match=r"in train mode is a graph of its own.*remove_parametrizations"):
-        prune(model, (X,))
+    small = prune(model, (X,), multiple_of=1).train()
+    assert small.get_parameter("0.weight").shape[0] == 4
+    u = small.get_buffer("5.parametrizations.weight.0._u")
+    before = u.clone()
+    for _ in range(2):  # the power iteration is no part of the graph of gradients
+        small(X).sum().backward()
+    assert not torch.equal(u, before)
+    assert not u.requires_grad
+    assert small.get_parameter("5.parametrizations.weight.original").grad is not None
+
+
+class Blocks(nn.Module):
+    """Parts in single precision whatever is around them, and without gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.a(x).relu()
+        with torch.autocast("cpu", enabled=False):
+            x = self.b(x).relu()
+        with torch.no_grad():
+            scale = x.mean(1, keepdim=True)
+        return self.c(x / (1 + scale))
+
+
+def test_blocks_of_other_modes_are_part_of_the_model():
+    torch.manual_seed(0)
+    small = prune(Blocks(), (torch.randn(2, 6),), multiple_of=1)
+    assert small.get_parameter("b.weight").shape == (4, 4)
+    assert small(torch.randn(5, 6)).shape == (5, 3)
 
 
 def test_an_orthogonal_layer_is_listed_and_does_not_stop_the_others():
