@@ -58,6 +58,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--finished", type=int, nargs="+", default=[100, 1000])
     parser.add_argument("--workers", type=int, nargs="+", default=[16, 64, 256, 1024])
+    parser.add_argument("--sampler", default="tpe")
     parser.add_argument("--overhead-ms", type=float, default=50.0)
     parser.add_argument("--run-dir", type=Path)
     return parser.parse_args()
@@ -134,7 +135,7 @@ def overhead(given: argparse.Namespace) -> None:
 
 
 def proposals(given: argparse.Namespace) -> None:
-    """Milliseconds to propose and to record a trial, TPE over 30 units, on the default storage."""
+    """Milliseconds to propose and to record a trial, over 30 units, on the default storage."""
     question = Question(space=SPACE, fidelity=PROXY, limits=(Limit.of(latency_ms=400.0),), run_seed=0)
     for finished in given.finished:
         with TemporaryDirectory() as folder:
@@ -143,7 +144,7 @@ def proposals(given: argparse.Namespace) -> None:
             with opened(place) as storage:
                 study = optuna.load_study(study_name=question.study_name, storage=storage)
                 study.add_trials([finished_trial(scored(spec), SPACE, 0.0) for spec in specs(finished)])
-            with closing(Broker(place, question, predict, sampler="tpe", trials=WINDOW)) as broker:
+            with closing(Broker(place, question, predict, sampler=given.sampler, trials=WINDOW)) as broker:
                 start = time.perf_counter()
                 batch = broker.ask()
                 asked = time.perf_counter()
@@ -152,7 +153,7 @@ def proposals(given: argparse.Namespace) -> None:
                 told = time.perf_counter()
             count = len(batch)
             print(
-                f"{finished} finished, up to {count} running: ask {1e3 * (asked - start) / count:.0f} ms, "
+                f"{given.sampler}, {finished} finished, {count} running: ask {1e3 * (asked - start) / count:.0f} ms, "
                 f"tell {1e3 * (told - asked) / count:.0f} ms"
             )
 

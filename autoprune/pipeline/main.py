@@ -24,10 +24,12 @@ from autoprune.pipeline.settle import refitted, uniform_baselines, widened
 from autoprune.pipeline.verification import front_document
 from autoprune.runfolder import RunFolder, read_json, write_json
 from autoprune.search.controller import Outcome, run_search
+from autoprune.search.effort import proxy_passes
 from autoprune.search.executors.base import Executor
 from autoprune.search.explore import SENSITIVITY, Progress, Search
 from autoprune.search.places import SharedStorage, absolute
 from autoprune.search.rungs import best_within
+from autoprune.search.samplers import GP_SECONDS
 from autoprune.search.sensitivity import single_unit_policies
 from autoprune.search.storage import check_storage, sole_controller
 from autoprune.task.base import Task
@@ -243,8 +245,15 @@ def _announce(setup: Setup, slots: int, events: Events) -> None:
     if apart:
         events.note(f"{SENSITIVITY}: {apart} policies, in each of which one unit is narrower")
     passes = effort.expected_passes(budgets=budgets, val_examples=examples, share=share, apart=apart)
-    seconds = passes * seconds_per_pass(setup.bench.task, setup.bench.dense) / slots
-    events.note(f"at most {passes:,.0f} sample passes, about {max(seconds / 60, 0.1):.1f} min on {slots} worker(s)")
+    each = seconds_per_pass(setup.bench.task, setup.bench.dense)
+    minutes = max(passes * each / slots / 60, 0.1)
+    events.note(f"at most {passes:,.0f} sample passes, about {minutes:.1f} min on {slots} worker(s)")
+    proxy_seconds = share * proxy_passes(effort, examples) * each / slots
+    if setup.config.sampler == "gp" and proxy_seconds < GP_SECONDS:
+        events.note(
+            f"the gp sampler takes about {GP_SECONDS:g} s for a proposal, and workers finish one every "
+            f"{proxy_seconds:.1g} s: they will wait for it. --sampler tpe keeps up."
+        )
 
 
 def _share(setup: Setup, limit: Limit) -> float:

@@ -19,6 +19,9 @@ from autoprune.records import Policy, SearchSpace
 from autoprune.search.question import SMALLEST_LOSS, objectives
 from autoprune.trials import TrialResult
 
+GP_SECONDS = 2.0
+"""What a proposal of the Gaussian process takes about, among a hundred finished trials of thirty units."""
+
 # A search has a few hundred trials: with the default of 50 a genetic algorithm would see two generations of them.
 _POPULATION = 16
 

@@ -128,3 +128,18 @@ def test_nothing_runs_while_latency_is_measured(copied: autoprune.Run, monkeypat
     autoprune.search(run_dir=copied.folder.path)
     assert len(seen) >= 2
     assert set(seen) == {0}
+
+
+@pytest.mark.parametrize("sampler", ["gp", "tpe"])
+def test_a_sampler_that_cannot_keep_up_is_pointed_out(
+    copied: autoprune.Run, monkeypatch: pytest.MonkeyPatch, sampler: str
+) -> None:
+    shutil.rmtree(copied.folder.path / "models")
+    (copied.folder.path / "study.db").unlink()
+    notes: list[str] = []
+    events = Silent()
+    monkeypatch.setattr(events, "note", notes.append)
+    monkeypatch.setattr("autoprune.pipeline.main.run_search", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        autoprune.search(run_dir=copied.folder.path, sampler=sampler, events=events)
+    assert any("the gp sampler" in note and "--sampler tpe" in note for note in notes) == (sampler == "gp")
