@@ -24,6 +24,7 @@ from autoprune.cli_options import (
     RunDir,
     SeedOption,
     SpaceOption,
+    TableOption,
     TargetOption,
     TaskOption,
     ThreadsOption,
@@ -89,7 +90,7 @@ def search(
     effort: Annotated[str | None, typer.Option("--effort", help="small, medium or large.")] = None,
     trials: Annotated[int | None, typer.Option("--trials", help="Policies at the cheapest fidelity.")] = None,
     scores: Annotated[str | None, typer.Option("--scores", help="How the channels of a unit are ranked.")] = None,
-    table: Annotated[str | None, typer.Option("--table", help="Latency table made by `autoprune profile`.")] = None,
+    table: TableOption = None,
     allow_foreign_table: ForeignOption = False,
     worker_threads: Annotated[
         int | None, typer.Option("--worker-threads", help="Torch threads of each worker.")
@@ -196,15 +197,20 @@ app.command()(dashboard)
 
 @app.command()
 def units(
-    task: TaskOption = None, model: ModelOption = None, data_dir: DataOption = None, space: SpaceOption = None
+    task: TaskOption = None,
+    model: ModelOption = None,
+    data_dir: DataOption = None,
+    space: SpaceOption = None,
+    table: TableOption = None,
 ) -> None:
-    """List what can be pruned in a model, what keeps its width, and why."""
+    """List what can be pruned in a model, what each unit is worth, what keeps its width, and why."""
     from autoprune.pipeline.commands import described_units
     from autoprune.pruning import shares
     from autoprune.report import fixed_table, unit_table
 
-    structure, levels = described_units(**given_options(task=task, model=model, data_dir=data_dir, space=space))
-    out.print(unit_table(structure.units, levels, shares(structure)))
+    given = given_options(task=task, model=model, data_dir=data_dir, space=space, table=table)
+    structure, levels, latency = described_units(**given)
+    out.print(unit_table(structure.units, levels, shares(structure), latency))
     out.print(fixed_table(structure.fixed, structure.unsupported))
 
 

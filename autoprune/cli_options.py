@@ -22,6 +22,7 @@ TaskOption = Annotated[
 ModelOption = Annotated[str | None, typer.Option("--model", help="Built-in model.")]
 DataOption = Annotated[str | None, typer.Option("--data-dir", help="Folder of the data.")]
 SpaceOption = Annotated[str | None, typer.Option("--space", help="Built-in search space or a YAML file.")]
+TableOption = Annotated[str | None, typer.Option("--table", help="Latency table made by `autoprune profile`.")]
 TargetOption = Annotated[
     str | None,
     typer.Option("--target", help="What latency is measured on (`autoprune targets`), or ssh://user@host."),

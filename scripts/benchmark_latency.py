@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/latency"))
     parser.add_argument(
-        "--models", nargs="+", default=["resnet20", "resnet8-wide", "mobilenet-tiny", "vgg-tiny", "lstm"]
+        "--models", nargs="+", default=["resnet20", "resnet8-wide", "mobilenet-tiny", "vgg-tiny", "lstm", "vit"]
     )
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
@@ -155,10 +155,29 @@ def single_operator(geometry: Geometry, batch: int) -> tuple[bytes, np.ndarray]:
                 "Conv", ["x", "w"], ["y"], kernel_shape=g.kernel, strides=stride, pads=pads, group=g.groups
             )
         )
+    elif g.op == "linear" and g.width > 1:  # of every token
+        image = [batch, g.width, g.c_in]
+        weights["w"] = rng.standard_normal((g.c_in, g.c_out)).astype(np.float32)
+        nodes.append(helper.make_node("MatMul", ["x", "w"], ["y"]))
     elif g.op == "linear":
         image = [batch, g.c_in]
         weights["w"] = rng.standard_normal((g.c_out, g.c_in)).astype(np.float32)
         nodes.append(helper.make_node("Gemm", ["x", "w"], ["y"], transB=1))
+    elif g.op == "scaled_dot_product_attention":
+        image = [batch, g.groups, g.width, g.c_in]
+        nodes += [
+            helper.make_node("Transpose", ["x"], ["t"], perm=[0, 1, 3, 2]),
+            helper.make_node("MatMul", ["x", "t"], ["products"]),
+            helper.make_node("Softmax", ["products"], ["weights"], axis=-1),
+            helper.make_node("MatMul", ["weights", "x"], ["y"]),
+        ]
+    elif g.op == "layer_norm":
+        image = [batch, max(g.width, 1), g.c_in]
+        weights["w"] = np.ones(g.c_in, dtype=np.float32)
+        nodes.append(helper.make_node("LayerNormalization", ["x", "w"], ["y"]))
+    elif g.op in ("transpose", "permute", "unbind"):
+        image = [batch, max(g.c_in, 1), max(g.height, 1), max(g.width, 1)]
+        nodes.append(helper.make_node("Transpose", ["x"], ["y"], perm=[0, 2, 1, 3]))
     elif g.op == "lstm":
         image, hidden = [g.width, batch, g.c_in], g.c_out // g.groups
         for name, size in (("w", g.c_in), ("r", hidden)):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from autoprune.latency.check import TableCheck
 from autoprune.latency.fitting import HeldOut
 from autoprune.latency.table import FIT, SCAN, LatencyTable
+from autoprune.structure import Structure
 
 
 def accuracy_lines(table: LatencyTable) -> list[str]:
@@ -42,3 +45,16 @@ def check_lines(found: TableCheck) -> list[str]:
         f"now:  {errors_line(found.now)}",
         "the table still holds" if found.holds else "the table no longer holds: run `autoprune profile` again",
     ]
+
+
+def latency_shares(table: LatencyTable, structure: Structure) -> dict[str, float]:
+    """Share of the predicted latency that goes when each unit alone has the smallest width that the table knows.
+
+    Width 0 is not one of those. `LatencyError` when the table was made for another structure.
+    """
+    full = np.array([unit.width for unit in structure.units])
+    widths = np.repeat(full[None], 1 + len(full), axis=0)
+    for place, unit in enumerate(structure.units):
+        widths[1 + place, place] = min(width for width in table.known[unit.name] if width > 0)
+    dense_ms, *cut_ms = table.predictor(structure).predict(widths)
+    return {unit.name: float(1 - ms / dense_ms) for unit, ms in zip(structure.units, cut_ms, strict=True)}

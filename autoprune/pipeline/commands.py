@@ -8,6 +8,8 @@ from typing import Any
 
 from autoprune.config import load_config
 from autoprune.errors import RunFolderError, UsageError
+from autoprune.latency.report import latency_shares
+from autoprune.latency.table import LatencyTable
 from autoprune.pipeline.events import Events, Silent
 from autoprune.pipeline.prepare import Setup, place_of, prepare, space_of
 from autoprune.pipeline.profiles import structure_of
@@ -22,11 +24,13 @@ from autoprune.structure import Structure
 from autoprune.task.batches import length
 
 
-def described_units(**options: Any) -> tuple[Structure, dict[str, tuple[int, ...]]]:
-    """Structure of a model and the levels of its units in a search space."""
+def described_units(**options: Any) -> tuple[Structure, dict[str, tuple[int, ...]], dict[str, float]]:
+    """Structure of a model, the levels of its units in a search space, and with a table their shares of the latency."""
     config = load_config(None, options)
     structure = structure_of(config)
-    return structure, dict(space_of(config, structure).levels)
+    table = LatencyTable.load(Path(config.table)) if config.table else None
+    latency = latency_shares(table, structure) if table else {}
+    return structure, dict(space_of(config, structure, table).levels), latency
 
 
 def studies_of(run_dir: Path) -> Place:

@@ -68,11 +68,15 @@ def rung_table(document: Document) -> Table:
 
 
 def unit_table(
-    units: Sequence[Unit], levels: Mapping[str, Sequence[int]], shares: Mapping[str, tuple[float, float]]
+    units: Sequence[Unit],
+    levels: Mapping[str, Sequence[int]],
+    shares: Mapping[str, tuple[float, float]],
+    latency: Mapping[str, float] | None = None,
 ) -> Table:
     """Units with their width, whether width 0 removes a residual branch, their levels and the parameters they cut.
 
-    `shares` are those of the model's parameters and multiply-accumulates that go when one channel is left.
+    `shares` are those of the model's parameters and multiply-accumulates that go when one channel is left, `latency`
+    those of the latency at the smallest width that a table knows.
     """
     table = Table(title="Units", title_justify="left", title_style="bold")
     table.add_column("unit")
@@ -80,14 +84,16 @@ def unit_table(
     table.add_column("removable")
     table.add_column("params", justify="right")
     table.add_column("MACs", justify="right")
+    if latency:
+        table.add_column("latency", justify="right")
     table.add_column("levels")
     table.add_column("cuts")
     for unit in units:
         cut = [f"{m.parameter}[{m.dim}]" + (f" x{m.per_channel}" if m.per_channel > 1 else "") for m in unit.members]
         shown = ", ".join(cut[:4]) + (f" and {len(cut) - 4} more" if len(cut) > 4 else "")
         removable = "yes" if unit.removable else ""
-        params, macs = (f"{share:.1%}" for share in shares[unit.name])
-        table.add_row(unit.name, str(unit.width), removable, params, macs, " ".join(map(str, levels[unit.name])), shown)
+        worth = [f"{share:.1%}" for share in (*shares[unit.name], *([latency[unit.name]] if latency else []))]
+        table.add_row(unit.name, str(unit.width), removable, *worth, " ".join(map(str, levels[unit.name])), shown)
     return table
 
 

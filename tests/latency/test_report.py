@@ -1,9 +1,13 @@
 from dataclasses import replace
 
+import numpy as np
+import pytest
+
 from autoprune.latency.check import TableCheck
 from autoprune.latency.fitting import HeldOut
-from autoprune.latency.report import accuracy_lines, check_lines, errors_line
+from autoprune.latency.report import accuracy_lines, check_lines, errors_line, latency_shares
 from autoprune.latency.table import HELD_OUT, SCAN
+from tests.latency.machines import AdditiveMachine, simulated_table
 
 ERRORS = HeldOut(
     policies=40,
@@ -53,3 +57,15 @@ def test_a_check_says_whether_the_table_holds():
     bad = replace(good, now=replace(ERRORS, mape_percent=9.0))
     assert "no longer holds" in check_lines(bad)[-1]
     assert "autoprune profile" in check_lines(bad)[-1]
+
+
+def test_the_latency_that_a_unit_is_worth(structure_of, space_of, target):
+    structure = structure_of("residual")
+    machine = AdditiveMachine(structure)
+    table = simulated_table(machine, space_of("residual"), target)
+    found = latency_shares(table, structure)
+    assert list(found) == [unit.name for unit in structure.units]
+    for place, unit in enumerate(structure.units):
+        widths = np.array([[other.width for other in structure.units]])
+        widths[0, place] = min(table.known[unit.name])
+        assert found[unit.name] == pytest.approx(1 - machine.ms(widths)[0] / machine.dense_ms, abs=0.02)

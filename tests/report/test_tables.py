@@ -17,3 +17,12 @@ def test_units_show_what_may_be_removed() -> None:
     rows = {line.split()[1]: line.split() for line in stream.getvalue().splitlines() if "a.weight" in line}
     assert rows["inner"][5:14] == ["yes", "│", "12.5%", "│", "75.0%", "│", "0", "4", "8"]
     assert "yes" not in rows["stem"]
+
+
+def test_latency_is_shown_when_it_is_known() -> None:
+    unit = Unit(name="stem", kind="channel", width=8, members=(Member(parameter="a.weight", dim=0, per_channel=1),))
+    stream = io.StringIO()
+    table = unit_table([unit], {"stem": (4, 8)}, {"stem": (0.5, 0.25)}, {"stem": 0.3})
+    Console(file=stream, width=100).print(table)
+    assert "latency" in stream.getvalue()
+    assert "30.0%" in stream.getvalue()

@@ -20,10 +20,7 @@ from tests.search import fakes
 from tests.search.test_controller import ROOT
 from tests.search.test_faults import scores, search, states
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +107,7 @@ def alive(session):
     return found
 
 
+@pytest.mark.slow
 def test_the_controller_is_killed_and_leaves_no_process(tmp_path, undisturbed):
     process, session = started(tmp_path, "", "proxy 6")
     with process:
@@ -123,6 +121,7 @@ def test_the_controller_is_killed_and_leaves_no_process(tmp_path, undisturbed):
     assert "RUNNING" not in states(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_head_is_killed(tmp_path, undisturbed, cluster):
     process, _ = started(tmp_path, cluster.address, "proxy 6")
     with process:
