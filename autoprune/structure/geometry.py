@@ -181,23 +181,28 @@ def _layer_sizes(
     kernel, stride = _window(node)
     sources = _activations(node)
     shape, batch = _output_shape(node), _batch_dims(node)
-    others = [d for d in range(len(shape)) if d not in batch and d != axes[node]]
-    repeats = Dim(1)
-    for labelled in [d for d in others if _op_name(node) == "linear" and along(node, d).units]:
-        others.remove(labelled)
-        repeats *= along(node, labelled)
-    extent = [shape[d] for d in others]
+    linear = _op_name(node) == "linear"
+
+    def labelled(of: fx.Node, axis: int) -> list[int]:
+        """Other dimensions that follow widths, such as heads."""
+        dims = set(range(len(_output_shape(of)))) - _batch_dims(of) - {axis}
+        return [d for d in sorted(dims) if along(of, d).units]
+
+    def channels_of(of: fx.Node, axis: int) -> Dim:
+        if len(_output_shape(of)) <= axis:
+            return Dim(1)
+        apart = [] if linear else labelled(of, axis)  # of a linear layer they are repetitions
+        return math.prod((along(of, d) for d in apart), start=along(of, axis))
+
+    own = labelled(node, axes[node])
+    repeats = math.prod((along(node, d) for d in own), start=Dim(1)) if linear else Dim(1)
+    extent = [shape[d] for d in range(len(shape)) if d not in {*batch, axes[node], *own}]
     repeated = math.prod(shape[d] // CAPTURE_BATCH for d in batch if shape[d] > CAPTURE_BATCH)
     extent = [repeated, *extent] if repeated > 1 else extent
     height, width = [0, 0, math.prod(extent[:-1]) if len(extent) > 1 else 0, *extent[-1:]][-2:]
-
-    def channels_of(of: fx.Node) -> Dim:
-        axis = axes.get(of, 1)
-        return along(of, axis) if len(_output_shape(of)) > axis else Dim(1)
-
     return {
-        "c_in": channels_of(sources[0]) if sources else Dim(0),
-        "c_out": channels_of(node),
+        "c_in": channels_of(sources[0], axes.get(sources[0], 1)) if sources else Dim(0),
+        "c_out": channels_of(node, axes[node]),
         "groups": Dim.of(groups, unit_widths) if groups else repeats * Dim(_groups(node)),
         "height": height if extent else 0,
         "width": width if extent else 0,
