@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from autoprune.structure import Dim, analyze
+from autoprune.structure.geometry import Operator
 from autoprune.structure.units import Channels
 from tests.nets import make_net
+from tests.structure.family_nets import FAMILIES
 
 
 def test_a_dimension_is_a_polynomial_of_widths() -> None:
@@ -39,3 +42,20 @@ def test_a_flattened_dimension_counts_every_position() -> None:
     widths = structure.widths([structure.dense_policy()])
     widths[0, [u.name for u in structure.units].index("c")] = 2
     assert linear.c_in(widths).tolist() == [2 * 4 * 4]
+
+
+def test_what_moves_heads_is_as_large_as_the_heads_are_many_and_wide() -> None:
+    build, shapes, _ = FAMILIES["vit, softmax"]
+    structure = analyze(build().eval(), [torch.rand(2, *shape) for shape in shapes])
+    names = [unit.name for unit in structure.units]
+    widths = structure.widths([structure.dense_policy()] * 3)
+    widths[1, names.index("blocks.0.qkv")] = 1
+    widths[2, names.index("blocks.0.qkv#2")] = 2
+    moves = next(op for op in structure.operators if op.op == "permute")
+    weights = next(op for op in structure.operators if op.op == "softmax")
+
+    def elements(op: Operator) -> list[int]:
+        return (op.c_out(widths) * op.groups(widths) * max(op.height, 1) * max(op.width, 1)).tolist()
+
+    assert elements(moves) == [17 * 3 * 3 * 4, 17 * 3 * 1 * 4, 17 * 3 * 3 * 2]
+    assert elements(weights) == [3 * 17 * 17, 17 * 17, 3 * 17 * 17]
