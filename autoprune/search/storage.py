@@ -7,6 +7,7 @@ import socket
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +116,12 @@ def open_study(
 
 
 def _begin(study: optuna.Study, earlier: Sequence[FrozenTrial], finished: Callable[[TrialResult], FrozenTrial]) -> None:
-    known = {trial.user_attrs.get("digest") for trial in study.get_trials(deepcopy=False)}
+    begun = study.get_trials(deepcopy=False)  # by an attempt that was cut off
     results = [TrialResult.from_json(trial.user_attrs["result"]) for trial in earlier if "result" in trial.user_attrs]
-    for result in {result.policy: result for result in results if result.measurement is not None}.values():
-        if result.policy.digest() not in known:  # of an attempt that was cut off
-            study.add_trial(finished(result))
+    by_digest = {result.policy.digest(): result for result in results if result.measurement is not None}
+    new = [by_digest[digest] for digest in by_digest if digest not in {t.user_attrs.get("digest") for t in begun}]
+    for number, result in enumerate(new, start=len(begun)):
+        study.add_trial(finished(replace(result, number=number)))
 
 
 def check_storage(place: Place) -> None:

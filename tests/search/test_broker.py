@@ -305,6 +305,7 @@ def test_other_limits_begin_with_what_was_scored_and_the_former_come_back(opened
     other = opened(limits=tighter, sampler="random", trials=6)
     assert [r.policy for r in other.results()] == [r.policy for r in expected]
     assert (other.finished, other.total) == (0, 6)
+    assert all(trials(other)[r.number].user_attrs["digest"] == r.policy.digest() for r in other.results())
     found = [r for r in run(other) if r.policy not in {e.policy for e in expected}]
     assert len(found) == 6
     assert all(fits(predict([r.policy]), tighter[0]).all() for r in found)
