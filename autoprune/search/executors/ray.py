@@ -103,7 +103,7 @@ class RayExecutor(Executor):
         try:
             self._tuner.fit()
             reason = "it was closed"
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # Ray ends threads that wait for it when it is shut down
             reason = describe(error)
         self._link.finished.put(f"Ray Tune has ended: {reason}. Run the same command again to go on.")
 
