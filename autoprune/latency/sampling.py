@@ -52,15 +52,17 @@ def covering_widths(
 ) -> np.ndarray:
     """`count` policies, int64 `[count, U]`, chosen greedily so that every entry occurs, and all about equally often.
 
-    `seen` `[entries]` says how often each occurred so far; it is left alone.
+    `seen` `[entries]` says how often each occurred so far; it is left alone. Where branches may be removed, every
+    second policy is a random one: few entries occur in what lacks branches, but what these save has to be learned.
     """
     pool = random_widths(space, unit_names, _POOL_PER_POLICY * count, rng)
     numbers = index.numbers(pool)
     seen = np.append(seen, [np.inf, np.inf])  # operators that are absent, and entries that the table will not have
+    removable = any(space.levels[name][0] == 0 for name in unit_names)
     chosen = []
-    for _ in range(count):
+    for turn in range(count):
         gain = (1 / (1 + seen[numbers]) ** 2).sum(axis=1)
-        best = int(gain.argmax())
+        best = turn if removable and turn % 2 else int(gain.argmax())
         chosen.append(best)
         np.add.at(seen, numbers[best], 1)
     return pool[chosen]
