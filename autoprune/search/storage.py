@@ -116,10 +116,10 @@ def open_study(
 
 
 def _begin(study: optuna.Study, earlier: Sequence[FrozenTrial], finished: Callable[[TrialResult], FrozenTrial]) -> None:
-    begun = study.get_trials(deepcopy=False)  # by an attempt that was cut off
+    begun = [trial.user_attrs.get("digest") for trial in study.get_trials(deepcopy=False)]  # and then cut off
     results = [TrialResult.from_json(trial.user_attrs["result"]) for trial in earlier if "result" in trial.user_attrs]
     by_digest = {result.policy.digest(): result for result in results if result.measurement is not None}
-    new = [by_digest[digest] for digest in by_digest if digest not in {t.user_attrs.get("digest") for t in begun}]
+    new = [result for digest, result in by_digest.items() if digest not in begun]
     for number, result in enumerate(new, start=len(begun)):
         study.add_trial(finished(replace(result, number=number)))
 

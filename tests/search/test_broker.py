@@ -12,9 +12,7 @@ from optuna.trial import TrialState
 from autoprune.budgets import Limit
 from autoprune.errors import RunFolderError
 from autoprune.records import SearchSpace
-from autoprune.search.attempts import MAX_LOSSES
 from autoprune.search.broker import WINDOW, Broker
-from autoprune.search.executors.base import failed, lost
 from autoprune.search.limits import fits
 from autoprune.search.question import Question, objectives
 from autoprune.trials import trial_seed
@@ -22,20 +20,6 @@ from tests.search.fakes import LIMITS, PROXY, SPACE, evaluate, latency_ms, predi
 
 SMALL = SPACE.policy(dict.fromkeys(SPACE.searched, 3))
 OTHER = SPACE.policy(dict.fromkeys(SPACE.searched, 4))
-
-
-@pytest.fixture
-def opened(tmp_path):
-    brokers = []
-
-    def open_broker(space=SPACE, limits=LIMITS, run_seed=1, name="study.db", **options):
-        question = Question(space=space, fidelity=PROXY, limits=limits, run_seed=run_seed)
-        brokers.append(Broker(tmp_path / name, question, predict, **options))
-        return brokers[-1]
-
-    yield open_broker
-    for broker in brokers:
-        broker.close()
 
 
 def trials(broker):
@@ -146,149 +130,6 @@ def test_duplicates_are_answered_from_the_cache_and_a_space_that_is_used_up_ends
     cached = [t for t in trials(broker) if "cached_from" in t.user_attrs]
     assert cached
     assert all(t.values == trials(broker)[t.user_attrs["cached_from"]].values for t in cached)
-
-
-def tried(broker, spec, *statuses):
-    """Finish attempts of a trial with these statuses; returns what each `finish` gave."""
-    given = []
-    for status in statuses:
-        result = failed(spec, "because") if status == "failed" else lost(spec, "killed")
-        given.append(broker.finish(result))
-        spec = given[-1] or spec
-    return given
-
-
-def test_a_policy_that_fails_twice_has_failed_and_is_not_proposed_again(opened):
-    tiny = SearchSpace(id="tiny", levels={n: w[-1:] for n, w in SPACE.levels.items()})
-    broker = opened(space=tiny, limits=(Limit.of(latency_ms=100),), sampler="random", trials=9)
-    (spec,) = broker.ask()
-    again, nothing = tried(broker, spec, "failed", "failed")
-    assert (again.number, again.seed, again.attempt) == (spec.number, spec.seed, 2)
-    assert nothing is None
-    assert [(r.status, r.error) for r in broker.results()] == [("failed", "because (2 times)")]
-    assert broker.ask() == []
-    assert {t.state for t in trials(broker)} == {TrialState.FAIL}
-    assert trials(broker)[-1].user_attrs["reason"] == "failed before: because (2 times)"
-    assert opened(space=tiny, limits=(Limit.of(latency_ms=100),), sampler="random", trials=9).ask() == []
-
-
-def test_a_policy_that_failed_once_may_still_work(opened):
-    broker = opened()
-    broker.enqueue({SMALL: "uniform"})
-    (spec,) = broker.ask()
-    (again,) = tried(broker, spec, "failed")
-    assert broker.finish(evaluate(again)) is None
-    assert [(r.status, r.attempt) for r in broker.results()] == [("done", 2)]
-    assert [a["reason"] for a in trials(broker)[0].user_attrs["attempts"]] == ["because"]
-
-
-def test_losses_are_counted_apart_from_failures_and_have_an_end(opened):
-    broker = opened()
-    broker.enqueue({SMALL: "uniform", OTHER: "uniform"})
-    small, other = broker.ask()
-    *_, again = tried(broker, small, "failed", *["lost"] * (MAX_LOSSES - 1))
-    assert broker.finish(evaluate(again)) is None
-    assert tried(broker, other, *["lost"] * MAX_LOSSES)[-1] is None
-    assert [(r.status, r.error) for r in broker.results()] == [
-        ("done", None),
-        ("failed", f"lost {MAX_LOSSES} times, last: killed"),
-    ]
-
-
-def test_the_result_of_an_attempt_that_was_given_up_is_ignored(opened):
-    kept = []
-    broker = opened(keep=kept.append)
-    broker.enqueue({SMALL: "uniform"})
-    (spec,) = broker.ask()
-    (again,) = tried(broker, spec, "lost")
-    assert broker.finish(evaluate(spec)) is None
-    assert broker.results() == kept == []
-    broker.finish(evaluate(again))
-    assert broker.results() == kept
-    assert [r.attempt for r in kept] == [2]
-
-
-def test_attempts_are_remembered_by_the_next_controller(opened):
-    first = opened()
-    first.enqueue({SMALL: "uniform"})
-    tried(first, first.ask()[0], "failed")
-    second = opened()
-    (spec,) = second.ask()
-    assert spec.attempt == 2
-    assert tried(second, spec, "failed") == [None]
-    assert [r.status for r in second.results()] == ["failed"]
-
-
-def test_a_late_result_is_ignored(opened):
-    broker = opened()
-    broker.enqueue({SMALL: "uniform"})
-    (spec,) = broker.ask()
-    broker.finish(evaluate(spec))
-    broker.finish(failed(spec, "late"))
-    assert [r.status for r in broker.results()] == ["done"]
-    assert broker.finished == 1
-
-
-def test_running_trials_of_a_dead_controller_are_handed_out_again(opened):
-    first = opened(sampler="random", trials=10)
-    first.enqueue({SMALL: "uniform"})
-    specs = first.ask()
-    first.finish(evaluate(specs[2]))
-    second = opened(sampler="random", trials=10)
-    second.enqueue({SMALL: "uniform"})
-    assert (second.finished, second.total) == (1, 10)
-    again = second.ask()
-    assert {s.policy for s in again} == {s.policy for s in specs} - {specs[2].policy}
-    assert {s.seed for s in again} <= {s.seed for s in specs}
-    assert {s.number for s in again} == {s.number for s in specs} - {specs[2].number}
-    for spec in again:
-        second.finish(evaluate(spec))
-    assert len(second.ask()) == 2
-    assert not any("attempts" in t.user_attrs for t in trials(second)), "a lost controller is not the policy's fault"
-
-
-def test_a_queue_survives_several_deaths_in_a_row(opened):
-    opened().enqueue({SMALL: "uniform", OTHER: "promoted"})
-    for _ in range(3):
-        specs = opened().ask()
-        assert {s.policy for s in specs} == {SMALL, OTHER}
-    broker = opened()
-    assert len(run(broker)) == 2
-    assert TrialState.RUNNING not in {t.state for t in trials(broker)}
-
-
-def test_a_result_that_was_written_but_not_told_is_told(opened):
-    first = opened()
-    first.enqueue({SMALL: "uniform"})
-    (spec,) = first.ask()
-    first._write(first._running[spec.number].trial_id, evaluate(spec))
-    second = opened()
-    assert second.ask() == []
-    assert second.results() == [evaluate(spec)]
-    assert trials(second)[0].state == TrialState.COMPLETE
-
-
-def test_death_between_queueing_again_and_giving_up_queues_once(opened):
-    first = opened()
-    first.enqueue({SMALL: "uniform"})
-    (spec,) = first.ask()
-    first._study.enqueue_trial(
-        trials(first)[0].params, user_attrs={"origin": "uniform", "slot": 0, "retry_of": spec.number}
-    )
-    second = opened()
-    assert [s.policy for s in second.ask()] == [SMALL]
-
-
-def test_death_in_the_middle_of_asking(tmp_path, opened):
-    """A proposal that was not handed out is drawn again, an enqueued policy is not lost."""
-    broker = opened(sampler="random", trials=5)
-    broker.enqueue({SMALL: "uniform"})
-    broker._study.ask()
-    broker._study.ask()
-    resumed = opened(sampler="random", trials=5)
-    assert SMALL in {r.policy for r in run(resumed)}
-    assert resumed.finished == 5
-    assert TrialState.RUNNING not in {t.state for t in trials(resumed)}
 
 
 @pytest.mark.parametrize("changes", [{"space": SearchSpace(id="b", levels=SPACE.levels)}, {"run_seed": 2}])
