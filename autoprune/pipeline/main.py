@@ -251,7 +251,7 @@ def _announce(setup: Setup, slots: int, events: Events) -> None:
     proxy_seconds = share * proxy_passes(effort, examples) * each / slots
     if setup.config.sampler == "gp" and proxy_seconds < GP_SECONDS:
         events.note(
-            f"the gp sampler takes about {GP_SECONDS:g} s for a proposal, and workers finish one every "
+            f"the gp sampler takes a minute or more for a proposal in a large space, and workers finish one every "
             f"{proxy_seconds:.1g} s: they will wait for it. --sampler tpe keeps up."
         )
 

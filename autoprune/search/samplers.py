@@ -19,8 +19,8 @@ from autoprune.records import Policy, SearchSpace
 from autoprune.search.question import SMALLEST_LOSS, objectives
 from autoprune.trials import TrialResult
 
-GP_SECONDS = 2.0
-"""What a proposal of the Gaussian process takes about, among a hundred finished trials of thirty units."""
+GP_SECONDS = 60.0
+"""One proposal of the Gaussian process took longer, among a hundred finished trials of thirty units."""
 
 # A search has a few hundred trials: with the default of 50 a genetic algorithm would see two generations of them.
 _POPULATION = 16
@@ -50,7 +50,7 @@ SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = {"tpe": _tpe, "nsga2": _n
 
 
 def make_sampler(name: str, seed: int) -> BaseSampler:
-    """Build a sampler by name; `UsageError` for an unknown one. `gp` takes seconds per proposal."""
+    """Build a sampler by name; `UsageError` for an unknown one. `gp` takes seconds to minutes per proposal."""
     if name not in SAMPLERS:
         raise unknown_name("sampler", name, SAMPLERS)
     return SAMPLERS[name](seed)
