@@ -72,6 +72,10 @@ def compare(given: argparse.Namespace, strategy: str, seed: int, missing: Mappin
     """Search with one strategy and seed, and append the curves of all its budgets."""
     start = time.monotonic()
     setup = opened(given, strategy, seed)
+    if strategy == "uniform" and not uniform_baselines(setup):
+        print(f"{strategy}: no uniform policy of the space meets any budget", flush=True)
+        append_all(given, setup, strategy, seed, missing, (), search_passes=0, seconds=0.0)
+        return
     with executor_of(setup) as executor:
         setup, outcome = searched(setup, executor, Silent())
         slots = executor.slots
@@ -82,11 +86,20 @@ def compare(given: argparse.Namespace, strategy: str, seed: int, missing: Mappin
     print(f"{strategy}, seed {seed}: {passes:,.0f} sample passes for each budget, {seconds:.0f} s", flush=True)
     note(outcome)
     last = outcome.results[setup.effort.rungs[-1].name]
+    append_all(given, setup, strategy, seed, missing, last, search_passes=round(passes), seconds=seconds)
+
+
+def append_all(
+    given: argparse.Namespace, setup: Setup, strategy: str, seed: int, missing: Mapping[str, Sequence[int]],
+    last: Sequence[TrialResult], *, search_passes: int, seconds: float,
+) -> None:  # fmt: skip
+    """Append the missing points of every budget, for the best policies of the last rung."""
     for budget, points in missing.items():
         if points:
             policy, ratio, fits = chosen(setup, budget, last, strategy)
-            found = Found(strategy, budget, seed, round(passes), ratio, fits, seconds)
-            append_curve(given, setup, policy, points, found)
+            append_curve(
+                given, setup, policy, points, Found(strategy, budget, seed, search_passes, ratio, fits, seconds)
+            )
 
 
 def note(outcome: Outcome) -> None:

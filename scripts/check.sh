@@ -4,8 +4,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 [ -d .venv ] && PATH="$PWD/.venv/bin:$PATH"
 export OMP_NUM_THREADS=1
+unset PYTHONDONTWRITEBYTECODE  # the processes that tests start need not compile everything again
 ruff format --check .
 ruff check .
 basedpyright --level error
 lint-imports --no-cache
-pytest -n 2 --durations=10
+pytest -n 2 --dist loadgroup --durations=10

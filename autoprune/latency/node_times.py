@@ -28,7 +28,7 @@ _UNWEIGHTED: Mapping[str, frozenset[str]] = {
     "Pad": frozenset({"pad", "constant_pad_nd"}),
     "BatchNormalization": frozenset({"batch_norm"}),
     "LayerNormalization": frozenset({"layer_norm"}),
-    "Softmax": frozenset({"softmax"}),
+    "Softmax": frozenset({"softmax", "scaled_dot_product_attention"}),
     "MatMul": frozenset({"matmul", "bmm"}),
     "Mul": frozenset({"mul"}),
 }
@@ -45,7 +45,7 @@ class NodeOwners:
 
     def of_kernel(self, name: str) -> int | None:
         """Position of the priced operator that a kernel belongs to; `None` when nothing in the graph tells."""
-        name = _TOKEN.sub("", name.removeprefix("fused "))
+        name = _TOKEN.sub("", name.removeprefix("fused ")).partition("/")[0]  # NODE/NameOfTheFusion
         node = self._nodes.get(name) or self._producers.get(name.removesuffix(_LAYOUT))
         while node is not None and node.name not in self._owners:
             node = self._producers.get(node.input[0]) if node.input else None

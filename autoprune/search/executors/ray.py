@@ -37,7 +37,8 @@ import ray
 
 from autoprune.search.executors.tune import tuner
 
-_CLOSE_SECONDS = 5.0
+_CLOSE_SECONDS = 20.0
+"""Tune ends within 3 s, but waits up to 15 s for actors that do not, such as those of a node that is gone."""
 _STARTS = 3
 """Ray gives its own processes 30 s to start, which a busy host may not be able to keep."""
 
@@ -89,10 +90,15 @@ class RayExecutor(Executor):
         raise AutopruneError(found)
 
     def close(self) -> None:
-        """End running trials, Tune, and the Ray instance if it is ours."""
+        """End running trials, Tune, and then the Ray instance if it is ours.
+
+        Ray ends the whole process when a thread calls it after the instance was left. A thread that does not end keeps
+        the instance until the process ends.
+        """
         self._link.close()
-        self._leave()
         self._thread.join(_CLOSE_SECONDS)
+        if not self._thread.is_alive():
+            self._leave()
         self._folder.cleanup()
 
     def _leave(self) -> None:
@@ -103,7 +109,7 @@ class RayExecutor(Executor):
         try:
             self._tuner.fit()
             reason = "it was closed"
-        except (Exception, SystemExit) as error:  # Ray ends threads that wait for it when it is shut down
+        except (Exception, SystemExit) as error:  # Ray ends threads that wait for a cluster that is gone
             reason = describe(error)
         self._link.finished.put(f"Ray Tune has ended: {reason}. Run the same command again to go on.")
 
