@@ -29,7 +29,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -210,6 +210,11 @@ class Geometry:
     stride: tuple[int, ...] = ()
     groups: int = 1
     fused: str = ""
+
+    @property
+    def kind(self) -> Geometry:
+        """The part that no width changes: channels and groups are 0."""
+        return replace(self, c_in=0, c_out=0, groups=0)
 
     def __str__(self) -> str:
         size = f" {self.height}x{self.width}" if self.height else f" {self.width}" if self.width else ""

@@ -116,7 +116,11 @@ def fit_evidence(
         raise LatencyError(f"a latency table needs at least two timed policies; got {int(known.sum())}")
     counts = occurrences(numbers[known], len(geometries))
     chains = ordered_chains(geometries)
-    return fit(counts, ratios[known] * dense_ms, prior_ms, weights[known], chains, max(noise, _LEAST_NOISE), seed)
+    numbers_of = {kind: number for number, kind in enumerate(dict.fromkeys(g.kind for g in geometries))}
+    kinds = np.array([numbers_of[geometry.kind] for geometry in geometries])
+    return fit(
+        counts, ratios[known] * dense_ms, prior_ms, weights[known], chains, kinds, max(noise, _LEAST_NOISE), seed
+    )
 
 
 def predictor_of(

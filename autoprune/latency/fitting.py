@@ -3,15 +3,16 @@
     time(policy) = remainder + sum over its operators of entry(geometry)
 
 A few hundred times cannot determine a thousand entries alone. Node times from the runtime's profiler know the shape
-but carry its overhead; they are scaled to the evidence first, then every entry may deviate from its scaled prior: a
-Gaussian prior on relative deviations and Gaussian noise, both as wide as makes the evidence likeliest (ridge regression
-by another name). Draws from the posterior (perturb and solve) say how sure the sum of any entries is.
+but carry its overhead; they are scaled to the evidence first, then all entries of a kind together, and each by itself,
+may deviate from the scaled prior: Gaussian priors on relative deviations and Gaussian noise, all as wide as makes the
+evidence likeliest (ridge regression by another name). Draws from the posterior (perturb and solve) say how sure the sum
+of any entries is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import rankdata
@@ -20,6 +21,9 @@ from autoprune.latency.order import monotone
 
 _PRIOR_SDS = np.geomspace(0.01, 1.0, 13)
 _NOISE_FACTORS = np.geomspace(1, 16, 9)
+_SHARED_FACTORS = (0.0, 0.5, 1.0, 2.0, 4.0)
+"""Standard deviations of what a kind has in common, over those of its entries."""
+
 _ITERATIONS = 12
 _LEAST_SHARE = 0.05
 """No entry falls below this share of its prior: work is never free."""
@@ -72,37 +76,53 @@ def fit(
     prior_ms: np.ndarray,
     weights: np.ndarray | None = None,
     chains: Sequence[np.ndarray] = (),
+    kinds: np.ndarray | None = None,
     noise: float = 0.004,
     seed: int = 0,
 ) -> Fit:
     """Fit entries to `times_ms` `[M]` of policies with occurrence `counts` `[M, E]`, from `prior_ms` `[E]` (above 0).
 
     Errors are relative; `weights` `[M]` multiply them (default 1). Entries and remainder are not negative. `chains` are
-    positions of entries that may not fall from one to the next (see `order`). `noise` is the relative standard
-    deviation of one time, as far as it is known.
+    positions of entries that may not fall from one to the next (see `order`). `kinds` `[E]` are numbers from 0 of what
+    entries have a deviation in common (default: nothing). `noise` is the relative standard deviation of one time, as
+    far as it is known.
     """
     scale = (np.ones_like(times_ms) if weights is None else weights) / times_ms
     start_ms, remainder = _calibrated(counts, times_ms, prior_ms, scale)
+    rng = np.random.default_rng(seed)
+    found = _fitted(counts, times_ms, scale, (start_ms, remainder), chains, kinds, noise, rng)
+    if found.remainder_ms < 0:
+        found = _fitted(counts, times_ms, scale, (start_ms, None), chains, kinds, noise, rng)
+    return found
+
+
+def _fitted(
+    counts: np.ndarray, times_ms: np.ndarray, scale: np.ndarray, start: tuple[np.ndarray, float | None],
+    chains: Sequence[np.ndarray], kinds: np.ndarray | None, noise: float, rng: np.random.Generator,
+) -> Fit:  # fmt: skip
+    """The fit around calibrated entries `[E]` and a remainder, which may become negative; `None`: it is 0."""
+    start_ms, before = start
+    ones = None if before is None else scale
+    target = (times_ms - (before or 0.0) - counts @ start_ms) * scale
+    shared = _by_kind(_Problem(design=counts * start_ms * scale[:, None], target=target, ones=ones), kinds, noise, rng)
+    moved_ms = start_ms * np.maximum(1 + shared.common, _LEAST_SHARE)
     problem = _Problem(
-        design=counts * start_ms * scale[:, None],
-        target=(times_ms - remainder - counts @ start_ms) * scale,
-        ones=scale,
+        design=counts * moved_ms * scale[:, None],
+        target=(times_ms - (before or 0.0) - counts @ moved_ms) * scale,
+        ones=ones,
     )
-    prior_sd, noise_sd = _likeliest(problem, noise)
 
     def allowed(deviation: np.ndarray) -> np.ndarray:
-        entries = np.maximum(start_ms * (1 + deviation), _LEAST_SHARE * start_ms)
-        return monotone(entries, start_ms**-2.0, chains) / start_ms - 1
+        entries = np.maximum(moved_ms * (1 + deviation), _LEAST_SHARE * moved_ms)
+        return monotone(entries, moved_ms**-2.0, chains) / moved_ms - 1
 
-    entries = start_ms * (1 + _constrained(problem, prior_sd, noise_sd, allowed))
-    remainder = float(np.average(times_ms - counts @ entries, weights=scale**2))
-    entries, remainder = _without_negative_remainder(counts, entries, remainder)
-    draws, remainder_draws = _draws(problem, prior_sd, noise_sd, np.random.default_rng(seed))
+    entries = moved_ms * (1 + _constrained(problem, shared.prior_sd, shared.noise_sd, allowed))
+    left = 0.0 if before is None else float(np.average(times_ms - counts @ entries, weights=scale**2))
     return Fit(
         entries_ms=entries,
-        remainder_ms=remainder,
-        spread_ms=draws * start_ms,
-        remainder_spread_ms=remainder_draws,
+        remainder_ms=left,
+        spread_ms=shared.draws * start_ms,
+        remainder_spread_ms=shared.remainder_draws,
     )
 
 
@@ -152,19 +172,61 @@ def _without_negative_remainder(
 class _Problem:
     """`target` `[M]` = `design` `[M, E]` @ deviations + `ones` `[M]` * remainder + noise; all in units of the noise.
 
-    Solved on the `[M, M]` Gram matrix, since there are fewer policies than entries.
+    Without `ones` there is no remainder. Solved on the `[M, M]` Gram matrix: there are fewer policies than entries.
     """
 
     design: np.ndarray
     target: np.ndarray
-    ones: np.ndarray
+    ones: np.ndarray | None
 
     def projector(self, prior_sd: float, noise_sd: float) -> tuple[np.ndarray, np.ndarray]:
         """Inverse covariance of the target with the remainder (which has no prior) projected out, and its estimator."""
         gram = self.design @ self.design.T
         inverse = np.linalg.inv(prior_sd**2 * gram + noise_sd**2 * np.eye(len(gram)))
+        if self.ones is None:
+            return inverse, np.zeros(len(inverse))
         u = inverse @ self.ones
         return inverse - np.outer(u, u) / (self.ones @ u), u / (self.ones @ u)
+
+    def mean(self, prior_sd: float, noise_sd: float) -> np.ndarray:
+        """The likeliest deviations `[E]`."""
+        return prior_sd**2 * (self.design.T @ (self.projector(prior_sd, noise_sd)[0] @ self.target))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Deviations:
+    """Relative deviations of entries: what kinds have in common `[E]`, and by how much posterior draws of all differ.
+
+    `draws` are `[DRAWS, E]`, those of the remainder `[DRAWS]` in milliseconds. `prior_sd` and `noise_sd` are the
+    likeliest standard deviations of an entry's own deviation and of the noise.
+    """
+
+    common: np.ndarray
+    prior_sd: float
+    noise_sd: float
+    draws: np.ndarray
+    remainder_draws: np.ndarray
+
+
+def _by_kind(problem: _Problem, kinds: np.ndarray | None, noise: float, rng: np.random.Generator) -> _Deviations:
+    """What entries of a kind have in common; deviations of kinds are further columns of the problem."""
+    entries = problem.design.shape[1]
+    members = np.zeros((entries, 0)) if kinds is None else np.eye(kinds.max() + 1)[kinds]
+    shares = _SHARED_FACTORS if members.size else (0.0,)
+    problems = {
+        share: replace(problem, design=np.hstack([problem.design, share * (problem.design @ members)]))
+        for share in shares
+    }
+    share, prior_sd, noise_sd = _likeliest(problems, noise)
+    draws, remainder_draws = _draws(problems[share], prior_sd, noise_sd, rng)
+    mean = problems[share].mean(prior_sd, noise_sd)
+    return _Deviations(
+        common=share * (members @ mean[entries:]),
+        prior_sd=prior_sd,
+        noise_sd=noise_sd,
+        draws=draws[:, :entries] + share * (draws[:, entries:] @ members.T),
+        remainder_draws=remainder_draws,
+    )
 
 
 def _constrained(
@@ -195,19 +257,27 @@ def _draws(
     return entries - prior_sd**2 * (seen @ projector @ problem.design), -seen @ to_remainder
 
 
-def _likeliest(problem: _Problem, noise: float) -> tuple[float, float]:
-    """Standard deviations of the prior and of the noise (at least `noise`) that make the evidence likeliest (REML).
+def _likeliest(problems: Mapping[float, _Problem], noise: float) -> tuple[float, float, float]:
+    """Which problem, and standard deviations of its prior and of the noise (at least `noise`), make the evidence
+    likeliest (REML).
 
     Leave-one-out error cannot tell them apart: a policy with an entry of its own is predicted by the prior alone.
     """
-    basis = np.linalg.qr(np.column_stack([problem.ones, np.eye(len(problem.ones))[:, 1:]]))[0][:, 1:]
-    design = basis.T @ problem.design
+    found = {key: _badness(problem, noise) for key, problem in problems.items()}
+    return min(((key, *pair) for key, grid in found.items() for pair in grid), key=lambda k: found[k[0]][k[1:]])
+
+
+def _badness(problem: _Problem, noise: float) -> dict[tuple[float, float], float]:
+    """Twice the negative logarithm of the likelihood by standard deviations of prior and noise."""
+    design, target = problem.design, problem.target
+    if problem.ones is not None:
+        basis = np.linalg.qr(np.column_stack([problem.ones, np.eye(len(target))[:, 1:]]))[0][:, 1:]
+        design, target = basis.T @ design, basis.T @ target
     values, vectors = np.linalg.eigh(design @ design.T)
-    rotated = (vectors.T @ (basis.T @ problem.target)) ** 2
-    grid = [(float(tau), float(sigma)) for tau in _PRIOR_SDS for sigma in noise * _NOISE_FACTORS]
-
-    def badness(pair: tuple[float, float]) -> float:
-        variance = pair[0] ** 2 * np.maximum(values, 0) + pair[1] ** 2
-        return float(np.sum(np.log(variance) + rotated / variance))
-
-    return min(grid, key=badness)
+    rotated = (vectors.T @ target) ** 2
+    found = {}
+    for prior_sd in map(float, _PRIOR_SDS):
+        for noise_sd in map(float, noise * _NOISE_FACTORS):
+            variance = prior_sd**2 * np.maximum(values, 0) + noise_sd**2
+            found[prior_sd, noise_sd] = float(np.sum(np.log(variance) + rotated / variance))
+    return found

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -62,10 +62,9 @@ class GeometryIndex:
         self._priced = tuple(priced)
         by_signature: dict[Geometry, list[tuple[int, int]]] = {operator.signature: [] for operator in priced}
         for number, geometry in enumerate(geometries):
-            signature = replace(geometry, c_in=0, c_out=0, groups=0)
-            if signature in by_signature:
+            if geometry.kind in by_signature:
                 sizes = np.array([[geometry.c_in, geometry.c_out, geometry.groups]], dtype=np.int64)
-                by_signature[signature].append((int(_packed(sizes)[0]), number))
+                by_signature[geometry.kind].append((int(_packed(sizes)[0]), number))
         self._keys: list[np.ndarray] = []
         self._numbers: list[np.ndarray] = []
         for operator in priced:

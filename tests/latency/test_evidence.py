@@ -83,7 +83,7 @@ def test_luck_on_held_out_policies_does_not_make_sure(structure_of, space_of):
     lucky = evidence.plus(held, posterior.predict(counts) / machine.dense_ms, HELD_OUT)
     table = build_table(structure, space, ORT, lucky, prior, timed_once(machine))
     sds = [sample.sd_ms for sample in table.samples if sample.role == HELD_OUT]
-    np.testing.assert_allclose(sds, posterior.sd_ms(counts) / 4, rtol=0.02)
+    np.testing.assert_allclose(sds, posterior.sd_ms(counts) / 4, rtol=0.02, atol=1e-5)  # spreads have three digits
     assert table.held_out.within_2sd == 1
 
 
