@@ -135,7 +135,8 @@ def _builder(
 ) -> tuple[Callable[[Policy], bytes], str | None]:
     """How a policy becomes an ONNX model, and why not by resizing if so.
 
-    Sizes inside the graph are learned only where the model does not run without: that takes an export for each unit.
+    Sizes inside the graph are learned only where the model does not run without: that takes an export for each group of
+    units, or for each unit.
     """
     export = partial(_exported, structure, target, feeds, constant_weights)
 
@@ -149,6 +150,8 @@ def _builder(
 
     with suppress(AutopruneError, ValueError, IndexError):
         return proven(None), None
+    with suppress(AutopruneError, ValueError, IndexError):
+        return proven(learn_sizes(dense, structure, export, together=True)), None
     try:
         return proven(learn_sizes(dense, structure, export)), None
     except (AutopruneError, ValueError, IndexError) as error:

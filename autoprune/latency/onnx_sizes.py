@@ -1,13 +1,15 @@
 """Sizes that an exporter wrote into a graph as numbers, and how they follow the widths of units.
 
 Reshapes, expansions and splits hold sizes as integer inputs; their names and places are the exporter's business. So
-they are learned from it: one more export for each unit, in which it alone is narrower, shows which numbers change.
+they are learned from it: further exports, in which units are narrower, show which numbers change. Units that no size
+has in common are narrower in one export, each by a ratio of its own that tells it; else each takes an export alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import onnx
@@ -46,26 +48,67 @@ class LearnedSizes:
 
 
 def learn_sizes(
-    dense: onnx.ModelProto, structure: Structure, export: Callable[[Policy], onnx.ModelProto]
+    dense: onnx.ModelProto,
+    structure: Structure,
+    export: Callable[[Policy], onnx.ModelProto],
+    *,
+    together: bool = False,
 ) -> LearnedSizes:
     """Find the sizes of a dense export that follow widths; `export` makes the graph of a policy.
 
-    Raises `LatencyError` when a narrower model is exported as another graph.
+    `together` takes an export for each group of units that no operator joins, not for each unit; it is only right where
+    every size is a product of widths. Raises `LatencyError` when a narrower model is exported as another graph, or when
+    a size that changed is no product.
     """
-    full = np.array([unit.width for unit in structure.units])
-    narrow, names = np.maximum(full // 2, 1), [unit.name for unit in structure.units]
-    before, alone = _integers(dense), {}
-    for unit in np.flatnonzero(narrow < full):
-        widths = np.where(np.arange(len(full)) == unit, narrow, full).tolist()
+    names, full = [unit.name for unit in structure.units], np.array([unit.width for unit in structure.units])
+    narrow, before = full.copy(), _integers(dense)
+    alone: dict[Place, dict[int, Array]] = {}
+    for group in _groups(structure) if together else _each(structure):
+        narrow[[*group]] = [*group.values()]
+        widths = [group.get(unit, int(width)) for unit, width in enumerate(full)]
         exported = export(Policy(space_id="", widths=dict(zip(names, widths, strict=True))))
+        told = ", ".join(names[unit] for unit in group)
         if [node.op_type for node in exported.graph.node] != [node.op_type for node in dense.graph.node]:
-            raise LatencyError(f"the exporter makes another graph where {names[unit]!r} is narrower")
+            raise LatencyError(f"the exporter makes another graph where {told!r} is narrower")
         for place, value in _integers(exported).items():
             if place not in before or value.shape != before[place].shape:
-                raise LatencyError(f"the exporter writes other sizes where {names[unit]!r} is narrower")
+                raise LatencyError(f"the exporter writes other sizes where {told!r} is narrower")
             if (value != before[place]).any():
-                alone.setdefault(place, {})[int(unit)] = value
+                unit = next(iter(group)) if len(group) == 1 else _told_by_ratio(before[place], value, full, group)
+                alone.setdefault(place, {})[unit] = value
     return LearnedSizes(full=full, narrow=narrow, dense={place: before[place] for place in alone}, alone=alone)
+
+
+def _each(structure: Structure) -> list[dict[int, int]]:
+    """Every unit alone, with half of its width."""
+    return [{number: unit.width // 2} for number, unit in enumerate(structure.units) if unit.width > 1]
+
+
+def _groups(structure: Structure) -> list[dict[int, int]]:
+    """Units (indices) that no operator joins, with narrow widths whose ratios to the full ones are all different."""
+    joined = [set(operator.units) for operator in structure.operators]
+    groups: list[dict[int, int]] = []
+    for unit, width in enumerate(u.width for u in structure.units):
+        conflicts = set().union(*(units for units in joined if unit in units)) - {unit}
+        for group in groups:
+            taken = {Fraction(narrow, structure.units[other].width) for other, narrow in group.items()}
+            free = [narrow for narrow in range(1, width) if Fraction(narrow, width) not in taken]
+            if free and not conflicts & set(group):
+                group[unit] = min(free, key=lambda narrow: abs(2 * narrow - width))
+                break
+        else:
+            if width > 1:
+                groups.append({unit: width // 2})
+    return groups
+
+
+def _told_by_ratio(dense: Array, value: Array, full: Array, group: Mapping[int, int]) -> int:
+    """The unit of a group that sizes follow: all that changed did by its ratio."""
+    changed = value != dense
+    for unit, narrow in group.items():
+        if (value * full[unit] == dense * narrow)[changed].all():
+            return unit
+    raise LatencyError(f"sizes {dense.tolist()} that became {value.tolist()} follow no width of their own")
 
 
 def _integers(model: onnx.ModelProto) -> dict[Place, Array]:

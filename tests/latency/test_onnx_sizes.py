@@ -11,6 +11,7 @@ from torch import nn
 from autoprune.errors import LatencyError
 from autoprune.latency import bench as bench_module
 from autoprune.latency.bench import make_bench
+from autoprune.latency.onnx_model import export_onnx
 from autoprune.latency.onnx_sizes import LearnedSizes, learn_sizes
 from autoprune.latency.target import make_target
 from autoprune.structure import analyze
@@ -39,9 +40,43 @@ def test_a_transformer_is_resized_with_equal_norms_and_without_branches(monkeypa
     before = {name: value.clone() for name, value in net.state_dict().items()}
     assert make_bench(structure, make_target("ort-cpu")).notes == ()
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    monkeypatch.setattr(bench_module, "learn_sizes", lambda *_: None)
+    monkeypatch.setattr(bench_module, "learn_sizes", lambda *_, **__: None)
     (note,) = make_bench(structure, make_target("ort-cpu")).notes
     assert "every policy was exported anew" in note
+
+
+def test_units_that_share_no_size_are_learned_together():
+    torch.manual_seed(0)
+    structure = analyze(ViT(1, 8, 3, dim=8, depth=2, heads=2, hidden=6).eval(), (torch.zeros(1, 1, 8, 8),))
+    exports = []
+
+    def export(policy):
+        exports.append(policy)
+        return export_onnx(structure.shrink(policy, prove=False).eval(), structure.example_inputs)
+
+    dense = export(structure.dense_policy())
+    each = learn_sizes(dense, structure, export)
+    assert len(exports) == 1 + len(structure.units)
+    exports.clear()
+    together = learn_sizes(dense, structure, export, together=True)
+    assert len(exports) < len(structure.units) / 2 + 1
+    assert together.alone.keys() == each.alone.keys()
+    rng = np.random.default_rng(0)
+    for widths in rng.integers(1, each.full + 1, size=(20, len(each.full))):
+        for place in each.alone:
+            np.testing.assert_array_equal(together.at(place, widths), each.at(place, widths))
+
+
+def test_sizes_that_follow_no_width_by_its_ratio_are_not_learned_together():
+    structure = analyze(ViT(1, 8, 3, dim=8, depth=2, heads=2, hidden=6).eval(), (torch.zeros(1, 1, 8, 8),))
+
+    def made(*sizes):
+        node = onnx.helper.make_node("Reshape", ["x", "s"], ["y"])
+        initializer = onnx.numpy_helper.from_array(np.array(sizes, dtype=np.int64), "s")
+        return onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [], [initializer]))
+
+    with pytest.raises(LatencyError, match=r"sizes \[-1, 12\] that became \[-1, 11\] follow no width"):
+        learn_sizes(made(-1, 12), structure, lambda policy: made(-1, 11), together=True)
 
 
 def test_another_graph_is_refused():
