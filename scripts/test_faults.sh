@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# The fault tests that take minutes: Ray nodes, head and driver are killed for real. Usage: test_faults.sh [PYTEST ARGUMENTS]
+# The fault tests that take minutes: Ray nodes, head and driver are killed for real, and a host is cut off (as root).
+# Usage: test_faults.sh [PYTEST ARGUMENTS]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ -d .venv ] && PATH="$PWD/.venv/bin:$PATH"
 export OMP_NUM_THREADS=1
 exec pytest -m "slow or not slow" --durations=10 tests/search/test_faults.py tests/search/test_ray_faults.py \
-  tests/search/test_shared_storage.py "$@"
+  tests/search/test_ray_hosts.py tests/search/test_shared_storage.py "$@"
