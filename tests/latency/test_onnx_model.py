@@ -193,17 +193,23 @@ def test_quantized_values_have_the_name_of_their_weight(name, plain):
 
 @pytest.mark.parametrize("name", MIXED)
 @pytest.mark.parametrize("share", [1, 3, None])
-def test_nets_of_other_operators_are_resized(name, share, structure_of, dense_of, target):
+def test_nets_of_other_operators_are_resized(name, share, structure_of, dense_of, attention_sizes, target):
     """Layers over sequences are exported as products with transposed weights, which must be cut on the other side."""
     structure = structure_of(name)
     policy = Policy(space_id="", widths={u.name: min(share or u.width, u.width) for u in structure.units})
     shape = (2, *structure.example_inputs[0].shape[1:])
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     wanted = structure.shrink(policy, prove=False).eval()(x).detach().numpy()
-    # Attention has sizes in its reshapes.
-    sizes = learn_sizes(dense_of(name), structure, partial(_narrow_export, structure)) if name == "attention" else None
+    sizes = attention_sizes if name == "attention" else None
     found = _outputs(Resizer(dense_of(name), structure, sizes).resize(policy), target, x)
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def attention_sizes(structure_of, dense_of):
+    """Attention has sizes in its reshapes."""
+    structure = structure_of("attention")
+    return learn_sizes(dense_of("attention"), structure, partial(_narrow_export, structure))
 
 
 def _narrow_export(structure: Structure, policy: Policy) -> onnx.ModelProto:
