@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -261,7 +262,7 @@ class TestFinished:
         assert run(monkeypatch, "status", path) == 0
         shown = capsys.readouterr().out
         assert "finished; nobody works on it" in shown
-        assert "rung-0: 9 done" in shown
+        assert re.search(r"rung-0: \d+ done", shown)
         assert "best within" in shown
         journal = f"journal:{tmp_path / 'journal'}"
         assert run(monkeypatch, "search", "--run-dir", path, "--storage", journal) == 2

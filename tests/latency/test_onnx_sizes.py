@@ -11,7 +11,6 @@ from torch import nn
 from autoprune.errors import LatencyError
 from autoprune.latency import bench as bench_module
 from autoprune.latency.bench import make_bench
-from autoprune.latency.onnx_model import export_onnx
 from autoprune.latency.onnx_sizes import LearnedSizes, learn_sizes
 from autoprune.latency.target import make_target
 from autoprune.structure import analyze
@@ -45,38 +44,43 @@ def test_a_transformer_is_resized_with_equal_norms_and_without_branches(monkeypa
     assert "every policy was exported anew" in note
 
 
-def test_units_that_share_no_size_are_learned_together():
+def reshapes(*sizes):
+    """A model with one reshape to each of some sizes."""
+    nodes = [onnx.helper.make_node("Reshape", ["x", f"s{i}"], [f"y{i}"]) for i in range(len(sizes))]
+    shapes = [onnx.numpy_helper.from_array(np.array(size, dtype=np.int64), f"s{i}") for i, size in enumerate(sizes)]
+    return onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], [], shapes))
+
+
+@pytest.fixture(scope="module")
+def transformer():
     torch.manual_seed(0)
-    structure = analyze(ViT(1, 8, 3, dim=8, depth=2, heads=2, hidden=6).eval(), (torch.zeros(1, 1, 8, 8),))
+    return analyze(ViT(1, 8, 3, dim=16, depth=2, heads=4, hidden=6).eval(), (torch.zeros(1, 1, 8, 8),))
+
+
+def test_units_that_share_no_size_are_learned_together(transformer):
     exports = []
 
     def export(policy):
         exports.append(policy)
-        return export_onnx(structure.shrink(policy, prove=False).eval(), structure.example_inputs)
+        dim, *_ = w = list(policy.widths.values())
+        return reshapes([-1, dim], [-1, 3, w[1], w[2]], [-1, w[1] * w[2]], [-1, 3, w[4], w[5]], [-1, w[4] * w[5]])
 
-    dense = export(structure.dense_policy())
-    each = learn_sizes(dense, structure, export)
-    assert len(exports) == 1 + len(structure.units)
+    assert [unit.kind for unit in transformer.units] == ["channel", *["head", "head_dim", "channel"] * 2]
+    dense = export(transformer.dense_policy())
+    each = learn_sizes(dense, transformer, export)
+    assert len(exports) == 1 + len(transformer.units)
     exports.clear()
-    together = learn_sizes(dense, structure, export, together=True)
-    assert len(exports) < len(structure.units) / 2 + 1
+    together = learn_sizes(dense, transformer, export, together=True)
+    assert len(exports) == 3
     assert together.alone.keys() == each.alone.keys()
-    rng = np.random.default_rng(0)
-    for widths in rng.integers(1, each.full + 1, size=(20, len(each.full))):
+    for widths in np.random.default_rng(0).integers(1, each.full + 1, size=(20, len(each.full))):
         for place in each.alone:
             np.testing.assert_array_equal(together.at(place, widths), each.at(place, widths))
 
 
-def test_sizes_that_follow_no_width_by_its_ratio_are_not_learned_together():
-    structure = analyze(ViT(1, 8, 3, dim=8, depth=2, heads=2, hidden=6).eval(), (torch.zeros(1, 1, 8, 8),))
-
-    def made(*sizes):
-        node = onnx.helper.make_node("Reshape", ["x", "s"], ["y"])
-        initializer = onnx.numpy_helper.from_array(np.array(sizes, dtype=np.int64), "s")
-        return onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [], [initializer]))
-
-    with pytest.raises(LatencyError, match=r"sizes \[-1, 12\] that became \[-1, 11\] follow no width"):
-        learn_sizes(made(-1, 12), structure, lambda policy: made(-1, 11), together=True)
+def test_sizes_that_follow_no_width_by_its_ratio_are_not_learned_together(transformer):
+    with pytest.raises(LatencyError, match=r"sizes \[-1, 90\] that became \[-1, 89\] follow no width"):
+        learn_sizes(reshapes([-1, 90]), transformer, lambda policy: reshapes([-1, 89]), together=True)
 
 
 def test_another_graph_is_refused():
