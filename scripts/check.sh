@@ -9,4 +9,4 @@ ruff format --check .
 ruff check .
 basedpyright --level error
 lint-imports --no-cache
-pytest -n 2 --dist loadgroup --durations=10
+pytest -n 2 --durations=10

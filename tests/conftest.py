@@ -58,19 +58,6 @@ def _steady(setup: Setup, policy: Policy, target_model: Any) -> dict[str, Any]:
 _measured = verification._latencies
 
 
-_GROUPS = {"finished": {"finished"}, "ray": {"ray", "ray_executor", "cluster"}, "ssh": {"server"}}
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """One process for all tests of what takes long to make, such as the finished run, or is there once on a host."""
-    if isinstance(item, pytest.Function):
-        parameters = item.callspec.params.values() if "callspec" in vars(item) else ()
-        needed = {*item.fixturenames, *map(str, parameters)}
-        for group, names in _GROUPS.items():
-            if needed & names:
-                item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def parsed_once() -> Iterator[None]:
     """The exporter parses its 500 translations for each model, which takes half a second."""

@@ -2,13 +2,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from autoprune.latency.bench import make_bench
 from autoprune.latency.device import kernel_times
 from autoprune.latency.geometries import priced_operators
 from autoprune.latency.node_times import NodeOwners, node_times_ms
-from autoprune.latency.onnx_model import Resizer
+from autoprune.latency.onnx_model import Resizer, export_onnx
 from autoprune.latency.timing import Kernels
+from autoprune.structure import analyze
+from autoprune.task.transformers import ViT
 
 
 def kernels(*pairs):
@@ -50,7 +53,9 @@ def test_all_time_of_the_profiler_is_attributed(structure_of, dense_of, space_of
     assert sum(times.values()) == pytest.approx(one_run.ms.sum())
 
 
-@pytest.mark.parametrize("form", ["{node}", "fused {node}", "{output}_nchwc", "{node}_token_12"])
+@pytest.mark.parametrize(
+    "form", ["{node}", "fused {node}", "{output}_nchwc", "{node}_token_12", "{node}/MatMulScaleFusion/"]
+)
 def test_kernels_are_attributed_whatever_the_runtime_calls_them(form, residual, dense_of):
     owners, priced, _ = residual
     count = 0
@@ -111,3 +116,16 @@ def test_no_runs_give_no_times(residual):
     owners, _, nodes = residual
     empty = Kernels(names=(nodes["head"].name,), ms=np.empty((0, 1)))
     assert node_times_ms(empty, owners) == {}
+
+
+def test_what_follows_a_softmax_belongs_to_attention():
+    structure = analyze(ViT(1, 8, 3, dim=8, depth=2, heads=2, hidden=6).eval(), (torch.zeros(1, 1, 8, 8),))
+    dense = export_onnx(structure.model, structure.example_inputs)
+    priced = priced_operators(structure.operators)
+    owners = NodeOwners(dense, priced)
+    softmaxes = [node for node in dense.graph.node if node.op_type == "Softmax"]
+    products = [next(n for n in dense.graph.node if softmax.output[0] in n.input) for softmax in softmaxes]
+    found = [owners.of_kernel(node.name) for node in (*softmaxes, *products)]
+    attention = [i for i, operator in enumerate(priced) if operator.op == "scaled_dot_product_attention"]
+    assert len(attention) == 2
+    assert found == attention * 2

@@ -1,5 +1,6 @@
 """Measuring on another host: with an `ssh` that runs everything here in a home of its own, and with a real server."""
 
+import fcntl
 import os
 import pwd
 import shutil
@@ -230,7 +231,7 @@ def _answers(port):
 
 
 @pytest.fixture
-def server(tmp_path, monkeypatch):
+def server(tmp_path, tmp_path_factory, monkeypatch):
     """Port of an OpenSSH server on this host, with keys of its own that the client is pointed to."""
     client = shutil.which("ssh")
     if SSHD is None or client is None or shutil.which("ssh-keygen") is None or os.geteuid() != 0:
@@ -254,23 +255,26 @@ def server(tmp_path, monkeypatch):
     wrapper.write_text(f'#!/bin/sh\nexec {client} -F {tmp_path}/ssh_config "$@"\n')
     wrapper.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
-    separation = Path("/run/sshd")  # the server demands it
-    created = not separation.exists()
-    separation.mkdir(parents=True, exist_ok=True)
     command = [SSHD, "-D", "-f", str(tmp_path / "sshd_config"), "-E", str(tmp_path / "log")]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 20
-        while not _answers(port):
-            if process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"the server did not start: {(tmp_path / 'log').read_text()}")
-            time.sleep(0.05)
-        yield port
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
-        if created:
-            separation.rmdir()
+    shared = tmp_path_factory.getbasetemp().parent  # by all processes that run tests
+    with (shared / "sshd.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        separation = Path("/run/sshd")  # the server demands it
+        created = not separation.exists()
+        separation.mkdir(parents=True, exist_ok=True)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + 20
+            while not _answers(port):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    pytest.fail(f"the server did not start: {(tmp_path / 'log').read_text()}")
+                time.sleep(0.05)
+            yield port
+        finally:
+            process.terminate()
+            process.wait(timeout=20)
+            if created:
+                separation.rmdir()
 
 
 def test_a_real_server_measures(server, target, models, feeds):

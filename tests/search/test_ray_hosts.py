@@ -119,11 +119,14 @@ def test_a_host_is_cut_off(tmp_path: Path, cluster: str, environment: dict[str, 
     lines: list[str] = []
     with inside(HEAD, sys.executable, script, folder, cluster, env=environment, stdout=subprocess.PIPE) as process:
         assert process.stdout
-        threading.Timer(300, process.kill).start()
+        limit = threading.Timer(300, process.kill)
+        limit.daemon = True
+        limit.start()
         for line in process.stdout:
             lines.append(line.strip())
             if line.strip() == "proxy 6":
                 ip("link", "set", name_of(WORKERS[0]), "down")
         assert process.wait(timeout=60) == 0, lines
+        limit.cancel()
     assert scores(run_search(search(folder), InlineExecutor(fakes.plain))) == undisturbed
     assert states(folder) == {"COMPLETE"}
