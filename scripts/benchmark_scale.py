@@ -1,7 +1,7 @@
 """What distribution costs: overhead of a trial by executor, of a proposal by history, and how busy a cluster is kept.
 
     python scripts/benchmark_scale.py overhead --executors inline process ray --trials 200
-    python scripts/benchmark_scale.py proposals --finished 100 1000 5000
+    python scripts/benchmark_scale.py proposals --finished 100 1000 5000 --trials 20
     python scripts/benchmark_scale.py speedup --run-dir runs/mine --trials 16
     python scripts/benchmark_scale.py simulate --workers 16 64 256 1024 [--run-dir runs/mine]
 
@@ -135,7 +135,7 @@ def overhead(given: argparse.Namespace) -> None:
 
 
 def proposals(given: argparse.Namespace) -> None:
-    """Milliseconds to propose and to record a trial, over 30 units, on the default storage."""
+    """Milliseconds to take a result and to propose the next trial, over 30 units, on the default storage."""
     question = Question(space=SPACE, fidelity=PROXY, limits=(Limit.of(latency_ms=400.0),), run_seed=0)
     for finished in given.finished:
         with TemporaryDirectory() as folder:
@@ -144,17 +144,21 @@ def proposals(given: argparse.Namespace) -> None:
             with opened(place) as storage:
                 study = optuna.load_study(study_name=question.study_name, storage=storage)
                 study.add_trials([finished_trial(scored(spec), SPACE, 0.0) for spec in specs(finished)])
-            with closing(Broker(place, question, predict, sampler=given.sampler, trials=WINDOW)) as broker:
-                start = time.perf_counter()
-                batch = broker.ask()
-                asked = time.perf_counter()
-                for spec in batch:
-                    broker.finish(scored(spec))
-                told = time.perf_counter()
-            count = len(batch)
+            with closing(
+                Broker(place, question, predict, sampler=given.sampler, trials=WINDOW + given.trials)
+            ) as broker:
+                waiting, asks, tells = broker.ask(), [], []
+                for _ in range(given.trials):
+                    start = time.perf_counter()
+                    broker.finish(scored(waiting.pop(0)))
+                    told = time.perf_counter()
+                    waiting += broker.ask()
+                    asks.append(time.perf_counter() - told)
+                    tells.append(told - start)
+            ask, tell = (1e3 * float(np.median(seconds)) for seconds in (asks, tells))
             print(
-                f"{given.sampler}, {finished} finished, {count} running: ask {1e3 * (asked - start) / count:.0f} ms, "
-                f"tell {1e3 * (told - asked) / count:.0f} ms"
+                f"{given.sampler}, {finished} finished, {WINDOW} running: {ask + tell:.0f} ms a trial, "
+                f"{tell:.0f} of it to write the result down"
             )
 
 

@@ -21,7 +21,6 @@ class Running:
 
     spec: TrialSpec
     slot: int
-    trial_id: int
     attempts: list[dict[str, Any]] = field(default_factory=list)
 
     def count(self, result: TrialResult) -> str | None:

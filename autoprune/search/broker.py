@@ -2,17 +2,18 @@
 
 The study in SQLite is the only record. What a trial goes through, and what is on disk after each step:
 
-    asked       parameters, constraint, `origin`, `digest`, and last of all `slot`: RUNNING
+    asked       parameters, constraint, `origin`, `digest` and `slot`, in one transaction: RUNNING
     attempted   one more entry in `attempts`: why it failed or was lost; it stays RUNNING and is tried again
     finished    `result` (the whole TrialResult); it stays RUNNING while proposals must not know it yet
     told        its state: COMPLETE, PRUNED (infeasible, stopped) or FAIL
 
-so that at every moment a dead controller's RUNNING trial can be told its result, or handed out again, or dropped
-because the same proposal will be drawn again. A proposal depends only on the run seed, its slot (how many trials were
-handed out before) and the results of the slots that are at least `window` before it: it waits for those, and the study
-is told others only afterwards. So the order in which workers finish changes nothing, and none of them waits for the
-slowest of a batch. A trial that is tried again keeps its number, its slot and its seed, so that a fault changes nothing
-but time.
+so that at every moment a dead controller's RUNNING trial can be told its result or handed out again; a proposal that
+was not recorded is drawn again, and what was enqueued and not handed out is enqueued again by who goes on.
+
+A proposal depends only on the run seed, its slot (how many trials were handed out before) and the results of the slots
+that are at least `window` before it: it waits for those, and the study is told others only afterwards. So the order in
+which workers finish changes nothing, and none of them waits for the slowest of a batch. A trial that is tried again
+keeps its number, its slot and its seed, so that a fault changes nothing but time.
 """
 
 from __future__ import annotations
@@ -21,24 +22,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from autoprune.records import Policy
 from autoprune.search.attempts import Running
+from autoprune.search.ledger import Ledger
 from autoprune.search.limits import Predict, excess, violation
 from autoprune.search.places import Place
-from autoprune.search.proposals import PROPOSALS_PER_LIMIT, Proposals
+from autoprune.search.proposals import PROPOSALS_PER_LIMIT, Proposal
 from autoprune.search.question import Question, objectives
-from autoprune.search.samplers import decode, encode, finished_trial
-from autoprune.search.storage import close_storage, open_study
+from autoprune.search.samplers import decode, finished_trial
+from autoprune.search.storage import open_study
 from autoprune.trials import TrialResult, TrialSpec, trial_seed
 
 WINDOW = 8
 """So many proposals do not know of each other's results; enough for four workers, each with a trial in reserve."""
-
-_LOST = "controller lost"
-_STATES = {"infeasible": TrialState.PRUNED, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
 class Broker:
@@ -69,27 +67,33 @@ class Broker:
         self._window = window
         self._keep = keep
         self._results: dict[Policy, TrialResult] = {}
-        self._waiting: set[Policy] = set()
+        self._waiting: dict[Policy, str] = {}
         self._running: dict[int, Running] = {}
         self._orphans: list[TrialSpec] = []
         self._held: dict[int, TrialResult] = {}
         self._dry = False
         self._slots = 0
         self._finished = 0
-        self._storage, self._study = open_study(place, question, self._finished_trial)
-        self._proposals = Proposals(self._study, question, predict, sampler or "random")
+        storage, self._study = open_study(place, question, self._finished_trial)
+        self._ledger = Ledger(storage, self._study, question)
         # Of as many trials as now: a search that goes on with more, or with another table, asks the sampler again.
-        exhausted = self._study.user_attrs.get("exhausted", {})
-        self._trials = exhausted.get(str(self._trials), self._trials)
-        self._reconcile()
+        self._trials = self._ledger.exhausted().get(str(self._trials), self._trials)
+        for trial in self._ledger.trials():
+            self._restore(trial)
+        if sampler:
+            self._ledger.open_sampler(sampler, predict)
+        else:
+            self._release()
 
     def enqueue(self, policies: Mapping[Policy, str]) -> None:
-        """Queue policies with their origin, ahead of the sampler's; those that the study knows already are skipped."""
-        known = {*self._results, *self._waiting, *self._busy()}
+        """Queue policies with their origin, ahead of the sampler's; those that the study knows already are skipped.
+
+        The queue is not on disk: a caller that goes on with a search enqueues the same again.
+        """
+        known = {*self._results, *self._busy()}
         for policy, origin in policies.items():
             if policy not in known:
-                self._study.enqueue_trial(encode(policy, self._space), user_attrs={"origin": origin})
-                self._waiting.add(policy)
+                self._waiting.setdefault(policy, origin)
 
     def ask(self) -> list[TrialSpec]:
         """The trials that can start now; when there are none and none is running, the rung is finished."""
@@ -111,7 +115,7 @@ class Broker:
             return None
         if result.status in ("failed", "lost"):
             reason = running.count(result)
-            self._storage.set_trial_user_attr(running.trial_id, "attempts", running.attempts)
+            self._ledger.write_attempts(result.number, running.attempts)
             if reason is None:
                 return running.spec
             result = replace(result, status="failed", error=reason)
@@ -119,7 +123,7 @@ class Broker:
             self._keep(result)
         del self._running[result.number]
         result = self._priced(result)
-        self._write(running.trial_id, result)
+        self._write(result)
         self._held[running.slot] = result
         if self._sampler is None:
             self._release()
@@ -147,7 +151,7 @@ class Broker:
 
     def close(self) -> None:
         """Release the storage."""
-        close_storage(self._storage)
+        self._ledger.close()
 
     def _ask(self) -> TrialSpec | None:
         proposals, most = 0, PROPOSALS_PER_LIMIT * len(self._question.limits)
@@ -155,14 +159,21 @@ class Broker:
             if proposals == most and not self._waiting:
                 return self._exhausted()
             proposals += not self._waiting
-            trial, policy = self._proposals.draw(self._slots, proposals, {*self._results, *self._busy()})
-            self._waiting.discard(policy)
-            if self._settled(trial, policy):
-                continue
-            trial.set_user_attr("slot", self._slots)
-            self._slots += 1
-            return self._start(trial.number, trial._trial_id, policy, self._slots - 1, [])
+            proposal = self._next(proposals)
+            if not self._settled(proposal):
+                self._slots += 1
+                number = self._ledger.add(proposal, slot=self._slots - 1)
+                return self._start(number, proposal.policy, self._slots - 1, [])
         return None
+
+    def _next(self, attempt: int) -> Proposal:
+        queued = next(iter(self._waiting.items()), None)
+        if queued:
+            del self._waiting[queued[0]]
+        if self._sampler:
+            return self._ledger.draw(self._slots, attempt, {*self._results, *self._busy()}, queued)
+        assert queued is not None
+        return Proposal(policy=queued[0], origin=queued[1], beyond=self._beyond(queued[0]))
 
     def _exhausted(self) -> TrialSpec | None:
         """All that the sampler proposes is known: the space holds no more, or none that it finds from what it knows."""
@@ -171,7 +182,7 @@ class Broker:
             return None
         if self._held:
             return self._ask()
-        self._study.set_user_attr("exhausted", {str(self._trials): self._slots})
+        self._ledger.write_exhausted(self._trials, self._slots)
         self._trials = self._slots
         return None
 
@@ -189,42 +200,39 @@ class Broker:
         """Tell the study the results up to a slot, in the order of slots."""
         for slot in sorted(self._held):
             if last is None or slot <= last:
-                self._tell(self._held.pop(slot))
+                self._ledger.tell(self._held.pop(slot))
 
-    def _settled(self, trial: optuna.Trial, policy: Policy) -> bool:
-        """Tell a trial that need not run: known already, failed, too dear, or running elsewhere."""
-        (costs,) = self._predict([policy])
-        beyond = violation(costs, self._question.limits)
-        trial.set_constraint("budget", beyond)
+    def _settled(self, proposal: Proposal) -> bool:
+        """Record a proposal that need not run: known already, failed, too dear, or running elsewhere."""
+        policy = proposal.policy
         busy = policy in self._busy()
         known = None if busy else self._results.get(policy)
         if known is not None and known.measurement is not None:
-            trial.set_user_attr("cached_from", known.number)
-            self._study.tell(trial, objectives(known.measurement))
-        elif beyond > 0:
-            loosest = min(self._question.limits, key=lambda limit: excess(costs, limit))
-            reason = f"predicted {loosest.shown(costs)}: {beyond:.1%} beyond the loosest limit, {loosest}"
-            spec = self._spec(trial.number, policy)
-            result = TrialResult.without_measurement(spec, "infeasible", reason)
-            self._write(trial._trial_id, result)
-            self._tell(result)
+            self._ledger.add(proposal, TrialState.COMPLETE, objectives(known.measurement), cached_from=known.number)
+        elif proposal.beyond > 0:
+            spec = self._spec(self._ledger.add(proposal), policy)
+            self._write(TrialResult.without_measurement(spec, "infeasible", self._excess(policy)))
+            self._ledger.tell(self._results[policy])
         elif busy:
-            self._fail(trial, "duplicate of a running trial")
+            self._ledger.add(proposal, TrialState.FAIL, reason="duplicate of a running trial")
         elif known is not None and known.status == "failed":
-            self._fail(trial, f"failed before: {known.error}")
+            self._ledger.add(proposal, TrialState.FAIL, reason=f"failed before: {known.error}")
         else:
             return False
         return True
+
+    def _excess(self, policy: Policy) -> str:
+        (costs,) = self._predict([policy])
+        loosest = min(self._question.limits, key=lambda limit: excess(costs, limit))
+        return f"predicted {loosest.shown(costs)}: {excess(costs, loosest):.1%} beyond the loosest limit, {loosest}"
 
     def _busy(self) -> set[Policy]:
         """Policies of trials that run, or whose results the sampler must not know yet."""
         return {trial.spec.policy for trial in self._running.values()} | {r.policy for r in self._held.values()}
 
-    def _start(
-        self, number: int, trial_id: int, policy: Policy, slot: int, attempts: list[dict[str, Any]]
-    ) -> TrialSpec:
+    def _start(self, number: int, policy: Policy, slot: int, attempts: list[dict[str, Any]]) -> TrialSpec:
         spec = self._spec(number, policy, attempt=len(attempts) + 1)
-        self._running[number] = Running(spec, slot, trial_id, attempts)
+        self._running[number] = Running(spec, slot, attempts)
         return spec
 
     def _beyond(self, policy: Policy) -> float:
@@ -235,43 +243,12 @@ class Broker:
         seed = trial_seed(self._question.run_seed, fidelity)
         return TrialSpec(number=number, policy=policy, fidelity=fidelity, seed=seed, attempt=attempt)
 
-    def _write(self, trial_id: int, result: TrialResult) -> None:
-        self._storage.set_trial_user_attr(trial_id, "result", result.to_json())
+    def _write(self, result: TrialResult) -> None:
+        self._ledger.write(result)
         self._results[result.policy] = result
-
-    def _tell(self, result: TrialResult) -> None:
-        if result.measurement is not None:
-            self._study.tell(result.number, objectives(result.measurement))
-        else:
-            self._study.tell(result.number, state=_STATES[result.status])
-
-    def _fail(self, trial: optuna.Trial, reason: str) -> None:
-        trial.set_user_attr("reason", reason)
-        self._study.tell(trial, state=TrialState.FAIL)
 
     def _finished_trial(self, result: TrialResult) -> FrozenTrial:
         return finished_trial(self._priced(result), self._space, self._beyond(result.policy))
-
-    def _reconcile(self) -> None:
-        """Rebuild what is known from the study, and settle what a dead controller left running."""
-        trials = self._study.get_trials(deepcopy=False)
-        retried = {trial.user_attrs.get("retry_of") for trial in trials}
-        for trial in trials:
-            if trial.state == TrialState.RUNNING and not {"result", "slot"} & trial.user_attrs.keys():
-                self._drop(trial, queue_again=trial.number not in retried)
-            self._slots = max(self._slots, trial.user_attrs.get("slot", -1) + 1)
-        for trial in self._study.get_trials(deepcopy=False):
-            self._restore(trial)
-        if self._sampler is None:
-            self._release()
-
-    def _drop(self, trial: FrozenTrial, *, queue_again: bool) -> None:
-        """Give up a trial that was not handed out; an enqueued policy stays in the queue."""
-        if queue_again and "fixed_params" in trial.system_attrs:
-            attributes = {"origin": trial.user_attrs["origin"], "retry_of": trial.number}
-            self._study.enqueue_trial(trial.system_attrs["fixed_params"], user_attrs=attributes)
-        self._storage.set_trial_user_attr(trial._trial_id, "reason", _LOST)
-        self._study.tell(trial.number, state=TrialState.FAIL)
 
     def _priced(self, result: TrialResult) -> TrialResult:
         """The result with what the predictor says now: a latency table that was fitted anew moves old trials too."""
@@ -281,18 +258,18 @@ class Broker:
         return replace(result, measurement=replace(result.measurement, latency_ms=latency_ms))
 
     def _restore(self, trial: FrozenTrial) -> None:
-        if trial.state == TrialState.WAITING:
-            self._waiting.add(decode(trial.system_attrs["fixed_params"], self._space))
+        """Take over what is known of a trial, and what a dead controller left running."""
+        slot = trial.user_attrs.get("slot")
+        self._slots = max(self._slots, -1 if slot is None else slot + 1)
         if "result" in trial.user_attrs:
             result = self._priced(TrialResult.from_json(trial.user_attrs["result"]))
-            if trial.state == TrialState.RUNNING and "slot" in trial.user_attrs:
-                self._held[trial.user_attrs["slot"]] = result
+            if trial.state == TrialState.RUNNING and slot is not None:
+                self._held[slot] = result
             elif trial.state == TrialState.RUNNING:
-                self._tell(result)
+                self._ledger.tell(result)
             if result.status != "infeasible" or self._beyond(result.policy) > 0:
                 self._results[result.policy] = result
-            self._finished += "slot" in trial.user_attrs
+            self._finished += slot is not None
         elif trial.state == TrialState.RUNNING:
             policy, attempts = decode(trial.params, self._space), list(trial.user_attrs.get("attempts", ()))
-            slot = trial.user_attrs["slot"]
-            self._orphans.append(self._start(trial.number, trial._trial_id, policy, slot, attempts))
+            self._orphans.append(self._start(trial.number, policy, trial.user_attrs["slot"], attempts))

@@ -2,38 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import optuna
+from optuna.trial import FrozenTrial, TrialState
 
 from autoprune.budgets import Limit
 from autoprune.records import Policy, digest_of
-from autoprune.search.limits import Predict
+from autoprune.search.limits import Predict, violation
 from autoprune.search.question import Question
 from autoprune.search.repair import fit_to_limit
-from autoprune.search.samplers import Parameters, Projected, decode, distributions, encode, make_sampler
+from autoprune.search.samplers import CONSTRAINT, Parameters, Projected, decode, distributions, encode, make_sampler
 
 PROPOSALS_PER_LIMIT = 8
 
 _PROJECTIONS = 8
 
+_KEPT = ":generation"
+"""End of the attributes that a genetic sampler finds its populations by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """A policy, how it was found, and how far it is `beyond` the loosest limit.
+
+    `attributes` are the sampler's own, which the study has to keep for it.
+    """
+
+    policy: Policy
+    origin: str
+    beyond: float
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
 
 class Proposals:
-    """Draws the trials of one study, those that wait in its queue first."""
+    """Draws policies from a sampler that knows a copy of the study, in memory.
 
-    def __init__(self, study: optuna.Study, question: Question, predict: Predict, sampler: str) -> None:
-        self._study = study
+    A sampler reads all that is finished for every proposal, and Optuna writes every parameter in a transaction of its
+    own: on a database that took longer than the sampling. The copy has the trials of the study with their numbers:
+    what is drawn must be recorded there as the next one, and what is told there be told here. `notes` are what the
+    sampler noted about the study itself before, as `notes` of a former object.
+    """
+
+    def __init__(
+        self,
+        trials: Sequence[FrozenTrial],
+        notes: Mapping[str, Any],
+        question: Question,
+        predict: Predict,
+        sampler: str,
+    ) -> None:
+        self._copy = optuna.create_study(directions=["minimize", "minimize"])
+        self._copy.add_trials([_bare(trial) for trial in trials])
+        for name, value in notes.items():
+            self._copy._storage.set_study_system_attr(self._copy._study_id, name, value)
         self._question = question
         self._space = question.space
         self._predict = predict
         self._sampler = sampler
         self._parameters = distributions(self._space)
 
-    def draw(self, slot: int, attempt: int, known: Collection[Policy]) -> tuple[optuna.Trial, Policy]:
-        """The `attempt`-th proposal for a slot, not one of the `known` policies if others are found; a new trial.
+    def draw(self, slot: int, attempt: int, known: Collection[Policy], queued: tuple[Policy, str] | None) -> Proposal:
+        """The `attempt`-th proposal for a slot, not one of the `known` policies if others are found.
 
-        It depends on the study, the run's seed, the slot and the attempt alone.
+        It depends on what was told, the run's seed, the slot and the attempt alone. A `queued` policy with its origin
+        is proposed as it is: a genetic sampler counts it to its generation.
         """
         seed = int(digest_of([self._question.run_seed, "proposal", slot, attempt], length=8), 16)
         limits = self._question.limits
@@ -44,13 +80,26 @@ class Proposals:
             return self._unseen(parameters, limits[turn % len(limits)], known, np.random.default_rng(seed))
 
         sampler = Projected(make_sampler(self._sampler, seed), self._parameters, project)
-        self._study.sampler = sampler
-        trial = self._study.ask(self._parameters)
+        self._copy.sampler = sampler
+        if queued:
+            self._copy.enqueue_trial(encode(queued[0], self._space))
+        trial = self._copy.ask(self._parameters)
         policy = decode(trial.params, self._space)
-        if "origin" not in trial.user_attrs:
-            trial.set_user_attr("origin", "repair" if sampler.moved else "sampler")
-        trial.set_user_attr("digest", policy.digest())
-        return trial, policy
+        beyond = violation(self._predict([policy])[0], limits)
+        trial.set_constraint(CONSTRAINT, beyond)
+        origin = queued[1] if queued else "repair" if sampler.moved else "sampler"
+        attributes = self._copy._storage.get_trial_system_attrs(trial._trial_id)
+        kept = {key: value for key, value in attributes.items() if key.endswith(_KEPT)}
+        return Proposal(policy=policy, origin=origin, beyond=beyond, attributes=kept)
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What the sampler noted about the study: the parents of each generation (ids, which are numbers in memory)."""
+        return dict(self._copy._storage.get_study_system_attrs(self._copy._study_id))
+
+    def tell(self, number: int, state: TrialState, values: Sequence[float] | None) -> None:
+        """What became of a trial: the sampler knows it from now on."""
+        self._copy.tell(number, values, state=state)
 
     def _unseen(
         self, parameters: Parameters, limit: Limit, known: Collection[Policy], rng: np.random.Generator
@@ -68,3 +117,11 @@ class Proposals:
             if fitted is None or fitted not in known:
                 break
         return parameters if fitted is None else encode(fitted, self._space)
+
+
+def _bare(trial: FrozenTrial) -> FrozenTrial:
+    """A trial without what no sampler reads: its result would be copied with it."""
+    return optuna.trial.create_trial(
+        state=trial.state, values=trial.values, params=trial.params, distributions=trial.distributions,
+        system_attrs=trial.system_attrs,
+    )  # fmt: skip

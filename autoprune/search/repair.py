@@ -11,6 +11,9 @@ from autoprune.budgets import Limit
 from autoprune.records import Policy, SearchSpace
 from autoprune.search.limits import Predict, fits
 
+_CHUNK = 32
+"""Points of a walk that are predicted at once."""
+
 Indices = npt.NDArray[np.int64]
 
 
@@ -24,17 +27,17 @@ def fit_to_limit(
     """
     start = _indices(policy, space)
     down = _walk(start, np.zeros_like(start), rng)
-    fitting = np.flatnonzero(_fitting(down, space, predict, limit))
-    if not fitting.size:
+    first = _first(down, True, space, predict, limit)
+    if first is None:
         return None
-    return _policy(_widen(down[fitting[0]], space, predict, limit, rng), space)
+    return _policy(_widen(down[first], space, predict, limit, rng), space)
 
 
 def _widen(current: Indices, space: SearchSpace, predict: Predict, limit: Limit, rng: np.random.Generator) -> Indices:
     top = np.array([len(space.levels[name]) - 1 for name in space.searched], dtype=np.int64)
     up = _walk(current, top, rng)
-    fitting = _fitting(up, space, predict, limit)
-    current = up[int(np.argmin(np.append(fitting, False))) - 1]
+    beyond = _first(up, False, space, predict, limit)
+    current = up[-1 if beyond is None else max(beyond - 1, 0)]
     while (wider := current + np.eye(len(top), dtype=np.int64)[current < top]).size:
         fitting = _fitting(wider, space, predict, limit)
         if not fitting.any():
@@ -48,6 +51,15 @@ def _walk(start: Indices, end: Indices, rng: np.random.Generator) -> Indices:
     steps = rng.permutation(np.repeat(np.arange(len(start)), np.abs(end - start)))
     moves = np.eye(len(start), dtype=np.int64)[steps] * np.sign(end - start)
     return np.concatenate([start[None], start + np.cumsum(moves, axis=0)])
+
+
+def _first(points: Indices, wanted: bool, space: SearchSpace, predict: Predict, limit: Limit) -> int | None:
+    """The first of the points that fits, or that does not; most walks need not be looked at to their ends."""
+    for start in range(0, len(points), _CHUNK):
+        found = np.flatnonzero(_fitting(points[start : start + _CHUNK], space, predict, limit) == wanted)
+        if found.size:
+            return start + int(found[0])
+    return None
 
 
 def _fitting(points: Indices, space: SearchSpace, predict: Predict, limit: Limit) -> npt.NDArray[np.bool_]:

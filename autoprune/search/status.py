@@ -37,8 +37,8 @@ class StudyStatus:
 
     @property
     def open(self) -> int:
-        """Trials that run or are queued."""
-        return self.counts.get("running", 0) + self.counts.get("queued", 0)
+        """Trials that were handed out and have no result."""
+        return self.counts.get("running", 0)
 
     @property
     def minutes(self) -> float | None:
@@ -63,7 +63,6 @@ def _status(name: str, trials: Sequence[FrozenTrial], limits: Sequence[Mapping[s
     results = [TrialResult.from_json(t.user_attrs["result"]) for t in trials if "result" in t.user_attrs]
     counts = Counter(result.status for result in results)
     counts["running"] = sum(t.state == TrialState.RUNNING and "result" not in t.user_attrs for t in trials)
-    counts["queued"] = sum(t.state == TrialState.WAITING for t in trials)
     ended = sorted(t.datetime_complete for t in trials if t.datetime_complete and "slot" in t.user_attrs)
     best = {}
     for most in limits:  # which were rounded when they were stored

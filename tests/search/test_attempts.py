@@ -8,6 +8,7 @@ from autoprune.budgets import Limit
 from autoprune.records import SearchSpace
 from autoprune.search.attempts import MAX_LOSSES
 from autoprune.search.executors.base import failed, lost
+from autoprune.search.samplers import encode
 from tests.search.fakes import SPACE, evaluate
 from tests.search.test_broker import OTHER, SMALL, run, trials
 
@@ -114,8 +115,9 @@ def test_running_trials_of_a_dead_controller_are_handed_out_again(opened):
 def test_a_queue_survives_several_deaths_in_a_row(opened):
     opened().enqueue({SMALL: "uniform", OTHER: "promoted"})
     for _ in range(3):
-        specs = opened().ask()
-        assert {s.policy for s in specs} == {SMALL, OTHER}
+        broker = opened()
+        broker.enqueue({SMALL: "uniform", OTHER: "promoted"})
+        assert {s.policy for s in broker.ask()} == {SMALL, OTHER}
     broker = opened()
     assert len(run(broker)) == 2
     assert TrialState.RUNNING not in {t.state for t in trials(broker)}
@@ -125,31 +127,20 @@ def test_a_result_that_was_written_but_not_told_is_told(opened):
     first = opened()
     first.enqueue({SMALL: "uniform"})
     (spec,) = first.ask()
-    first._write(first._running[spec.number].trial_id, evaluate(spec))
+    first._write(evaluate(spec))
     second = opened()
     assert second.ask() == []
     assert second.results() == [evaluate(spec)]
     assert trials(second)[0].state == TrialState.COMPLETE
 
 
-def test_death_between_queueing_again_and_giving_up_queues_once(opened):
-    first = opened()
-    first.enqueue({SMALL: "uniform"})
-    (spec,) = first.ask()
-    first._study.enqueue_trial(
-        trials(first)[0].params, user_attrs={"origin": "uniform", "slot": 0, "retry_of": spec.number}
-    )
-    second = opened()
-    assert [s.policy for s in second.ask()] == [SMALL]
-
-
-def test_death_in_the_middle_of_asking(tmp_path, opened):
-    """A proposal that was not handed out is drawn again, an enqueued policy is not lost."""
-    broker = opened(sampler="random", trials=5)
-    broker.enqueue({SMALL: "uniform"})
-    broker._study.ask()
-    broker._study.ask()
+def test_what_waits_in_a_study_or_was_not_handed_out_is_given_up_and_proposed_again(opened):
+    first = opened(sampler="random", trials=5)
+    first._study.enqueue_trial(encode(SMALL, SPACE), user_attrs={"origin": "uniform"})
+    first._study.enqueue_trial(encode(OTHER, SPACE), user_attrs={"origin": "uniform"})
+    first._study.ask()
     resumed = opened(sampler="random", trials=5)
-    assert SMALL in {r.policy for r in run(resumed)}
+    resumed.enqueue({SMALL: "uniform", OTHER: "uniform"})
+    assert {SMALL, OTHER} < {r.policy for r in run(resumed)}
     assert resumed.finished == 5
-    assert TrialState.RUNNING not in {t.state for t in trials(resumed)}
+    assert [t.state for t in trials(resumed)] == [TrialState.FAIL] * 2 + [TrialState.COMPLETE] * 5

@@ -70,7 +70,7 @@ def test_a_proposal_waits_for_the_results_a_window_before_it(opened):
     assert told == [0, 1, 2, 3], "one more for each proposal, and for the next"
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
 def test_neither_the_order_of_results_nor_deaths_change_the_proposals(opened, sampler):
     expected = {r.policy for r in run(opened(sampler=sampler, trials=30))}
     rng = np.random.default_rng(0)
@@ -163,7 +163,7 @@ def test_a_file_that_is_no_study_is_refused(tmp_path, opened):
 
 def test_the_file_is_in_write_ahead_mode(tmp_path, opened):
     broker = opened()
-    with broker._storage.engine.connect() as connection:
+    with broker._study._storage._backend.engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 1
 
