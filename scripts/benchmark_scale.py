@@ -1,34 +1,26 @@
-"""What distribution costs: overhead of a trial by executor, of a proposal by history, and how busy a cluster is kept.
+"""What distribution costs: overhead of a trial by executor, of a proposal by history, and what a second worker gains.
 
-    python scripts/benchmark_scale.py overhead --executors inline process ray --trials 200
-    python scripts/benchmark_scale.py proposals --finished 100 1000 5000 --trials 20
-    python scripts/benchmark_scale.py speedup --run-dir runs/mine --trials 16
-    python scripts/benchmark_scale.py simulate --workers 16 64 256 1024 [--run-dir runs/mine]
-
-`simulate` replays durations on a simulated clock: those that the trials of a run took, else 60 s with a spread of 10 %.
-A controller that proposes and records one trial at a time takes `--overhead-ms` for each.
+python scripts/benchmark_scale.py overhead --executors inline process ray --trials 200
+python scripts/benchmark_scale.py proposals --finished 100 1000 5000 --trials 20
+python scripts/benchmark_scale.py speedup --run-dir runs/mine --trials 16
 """
 
 from __future__ import annotations
 
 import argparse
-import heapq
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import optuna
 
 from autoprune.budgets import Limit
 from autoprune.evaluation import EvaluatorFactory
-from autoprune.pipeline.commands import studies_of
 from autoprune.pipeline.run import Run
 from autoprune.records import COSTS, Policy, SearchSpace
-from autoprune.runfolder import RunFolder
 from autoprune.search.broker import WINDOW, Broker
 from autoprune.search.executors.base import Evaluate, Executor
 from autoprune.search.executors.cluster import authenticate
@@ -47,19 +39,17 @@ PROXY = Fidelity(name="proxy", rung=0)
 def main() -> None:
     """Run the part that was asked for."""
     given = parse()
-    {"overhead": overhead, "proposals": proposals, "speedup": speedup, "simulate": simulate}[given.part](given)
+    {"overhead": overhead, "proposals": proposals, "speedup": speedup}[given.part](given)
 
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("overhead", "proposals", "speedup", "simulate"))
+    parser.add_argument("part", choices=("overhead", "proposals", "speedup"))
     parser.add_argument("--executors", nargs="+", default=["inline", "process"])
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--finished", type=int, nargs="+", default=[100, 1000])
-    parser.add_argument("--workers", type=int, nargs="+", default=[16, 64, 256, 1024])
     parser.add_argument("--sampler", default="tpe")
-    parser.add_argument("--overhead-ms", type=float, default=50.0)
     parser.add_argument("--run-dir", type=Path)
     return parser.parse_args()
 
@@ -181,48 +171,6 @@ def speedup(given: argparse.Namespace) -> None:
             seconds[workers] = seconds_for(executor, trials)
     gain = seconds[1] / seconds[2]
     print(f"{given.trials} trials: {seconds[1]:.1f} s on 1 worker, {seconds[2]:.1f} s on 2, {gain:.2f}x")
-
-
-def simulate(given: argparse.Namespace) -> None:
-    """Share of the time that workers are busy, by how many trials are under way for each of them."""
-    durations = recorded_seconds(given.run_dir) if given.run_dir else None
-    rng = np.random.default_rng(0)
-    for workers in given.workers:
-        count = 16 * workers
-        seconds = rng.choice(durations, count) if durations is not None else 60 * rng.lognormal(0, 0.1, count)
-        shares = {
-            f"{each} each": busy(seconds, workers, each * workers, given.overhead_ms / 1e3) for each in (1, 2, 3, 4)
-        }
-        print(f"{workers} workers: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
-
-
-def recorded_seconds(run_dir: Path) -> np.ndarray:
-    """Seconds that the trials of a run took, at the fidelity that took most of the time."""
-    place = studies_of(RunFolder(run_dir).path)
-    found: dict[str, list[float]] = {}
-    with opened(place) as storage:
-        for study in storage.get_all_studies():
-            results: list[dict[str, Any]] = [
-                t.user_attrs["result"] for t in storage.get_all_trials(study._study_id) if "result" in t.user_attrs
-            ]
-            found[study.study_name] = [r["seconds"] for r in results if r["status"] == "done"]
-    return np.array(max(found.values(), key=sum))
-
-
-def busy(seconds: np.ndarray, workers: int, window: int, overhead_s: float) -> float:
-    """Busy share of `workers` for trials that take `seconds` `[N]`, each proposed `window` trials after what it knows.
-
-    From the first trial to the last: the time in which workers run dry at the end counts.
-    """
-    now, free = 0.0, [0.0] * workers
-    ends = np.zeros(len(seconds))
-    for slot, duration in enumerate(seconds):
-        if slot >= window:  # the controller waits for what the proposal must know
-            now = max(now, ends[slot - window])
-        now += overhead_s  # and hands out one after the other
-        ends[slot] = max(now, heapq.heappop(free)) + duration
-        heapq.heappush(free, ends[slot])
-    return float(seconds.sum() / (workers * max(free)))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ keeps its number, its slot and its seed, so that a fault changes nothing but tim
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -97,10 +97,14 @@ class Broker:
 
     def ask(self) -> list[TrialSpec]:
         """The trials that can start now; when there are none and none is running, the rung is finished."""
-        specs, self._orphans = self._orphans, []
+        return list(self.asked())
+
+    def asked(self) -> Iterator[TrialSpec]:
+        """The same one by one: the first can start while the others are recorded."""
+        while self._orphans:
+            yield self._orphans.pop(0)
         while (spec := self._ask()) is not None:
-            specs.append(spec)
-        return specs
+            yield spec
 
     def finish(self, result: TrialResult) -> TrialSpec | None:
         """Record a result, raw values first; returns the next attempt when the trial is to be tried again.
@@ -133,6 +137,10 @@ class Broker:
     def results(self) -> list[TrialResult]:
         """Every policy that was finished, failed or infeasible, exactly once, by trial number."""
         return sorted(self._results.values(), key=lambda result: result.number)
+
+    def knows(self, policy: Policy) -> bool:
+        """Whether a policy has a result."""
+        return policy in self._results
 
     @property
     def running(self) -> int:

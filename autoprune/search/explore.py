@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -44,6 +45,9 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+Refill = Callable[[Broker], bool]
+"""Enqueues what there is more to score; whether it did."""
+
 Refit = Callable[[Mapping[Policy, float]], dict[Policy, str]]
 """Proposes policies, with their origin, from the losses of fine-tuned ones."""
 
@@ -89,6 +93,11 @@ class Explorer:
         self._on_event = on_event
 
     @property
+    def slots(self) -> int:
+        """How many trials run at the same time."""
+        return self._executor.slots
+
+    @property
     def losses(self) -> dict[Policy, float]:
         """Loss of everything that was asked for and worked."""
         found = [*self.apart.values(), *self.results.values()]
@@ -97,6 +106,31 @@ class Explorer:
     def score(self, policies: Mapping[Policy, str]) -> None:
         """Score policies, given with their origin, that fit one of the limits."""
         self._collect(self.results, policies, self._run(policies, self.search.limits, ""))
+
+    def score_rounds(self, propose: Callable[[], Mapping[Policy, str]], ahead: int) -> None:
+        """Score rounds of policies that fit one of the limits, until `propose` gives none.
+
+        It is asked for a round as soon as all but the `ahead` rounds before it are finished, and `losses` knows those.
+        """
+        rounds: list[Mapping[Policy, str]] = []
+        known, over = 0, False
+
+        def refill(broker: Broker) -> bool:
+            nonlocal known, over
+            before = len(rounds)
+            while not over and all(broker.knows(p) for p in itertools.chain(*rounds[known : len(rounds) - ahead])):
+                for policies in rounds[known : len(rounds) - ahead]:
+                    self._collect(self.results, policies, broker.results())
+                    known += 1
+                policies = propose()
+                over = not policies
+                rounds.append(policies)
+                broker.enqueue(policies)
+            return len(rounds) > before
+
+        found = self._run({}, self.search.limits, "", refill=refill)
+        for policies in rounds[known:]:
+            self._collect(self.results, policies, found)
 
     def score_apart(self, policies: Sequence[Policy]) -> None:
         """Score policies that need not fit any limit."""
@@ -117,9 +151,14 @@ class Explorer:
         return self.table
 
     def _run(
-        self, policies: Mapping[Policy, str], limits: tuple[Limit, ...], stage: str, sampler: str | None = None
+        self,
+        policies: Mapping[Policy, str],
+        limits: tuple[Limit, ...],
+        stage: str,
+        sampler: str | None = None,
+        refill: Refill | None = None,
     ) -> list[TrialResult]:
-        if not policies and sampler is None:
+        if not policies and sampler is None and refill is None:
             return []
         search = self.search
         fidelity = search.effort.rungs[0]
@@ -130,7 +169,7 @@ class Explorer:
         )
         with storage_errors(search.place), closing(broker):
             broker.enqueue(policies)
-            return run_rung(broker, self._executor, limits, stage or fidelity.name, self._on_event)
+            return run_rung(broker, self._executor, limits, stage or fidelity.name, self._on_event, refill)
 
     @staticmethod
     def _collect(into: dict[Policy, TrialResult], policies: Mapping[Policy, str], found: Sequence[TrialResult]) -> None:
@@ -144,13 +183,20 @@ def run_rung(
     limits: Sequence[Limit],
     name: str,
     on_event: OnProgress | None = None,
+    refill: Refill | None = None,
 ) -> list[TrialResult]:
-    """Run all trials of a rung; returns its results. `TrialError` when none of them worked."""
+    """Run all trials of a rung; returns its results. `TrialError` when none of them worked.
+
+    `refill` is asked after every trial whether there is more to enqueue.
+    """
     start = time.monotonic()
     while True:
-        for spec in broker.ask():
+        more = refill(broker) if refill else False
+        for spec in broker.asked():
             executor.submit(spec)
         if not broker.running:
+            if more:
+                continue  # all of it was settled at once
             break
         again = broker.finish(executor.wait())
         if again is not None:

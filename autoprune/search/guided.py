@@ -8,10 +8,14 @@ from collections.abc import Mapping
 from autoprune.records import Policy
 from autoprune.search.allocation import Allocator
 from autoprune.search.explore import Explorer, Refit
-from autoprune.search.refine import ALARM, Refinement
+from autoprune.search.refine import ALARM, PER_ROUND, Refinement
 from autoprune.search.solver import Solver
 
 _MOST_EVALUATIONS = 60
+_FEWEST_ROUNDS = 5
+
+_FEW_SLOTS = 4
+"""With more of them a round is proposed while the one before it runs, and they do not wait for the slowest trial."""
 
 
 def guided(explorer: Explorer) -> Refit:
@@ -24,26 +28,55 @@ def guided(explorer: Explorer) -> Refit:
     table = explorer.sensitivities()
     solver = Solver(search.space, search.additive)
     allocator = Allocator(space=search.space, solver=solver, table=table, predict=search.predict)
-    evaluations = min(_MOST_EVALUATIONS, math.ceil(search.effort.trials / len(search.limits)))
+    evaluations, per_round = _rounds(search.effort.trials, len(search.limits), explorer.slots)
     refinements = [
-        Refinement(allocator, limit, seed=search.run_seed, sampler=search.sampler, evaluations=evaluations)
+        Refinement(
+            allocator,
+            limit,
+            seed=search.run_seed,
+            sampler=search.sampler,
+            evaluations=evaluations,
+            per_round=per_round,
+        )
         for limit in search.limits
     ]
-    active = refinements
-    while active:
-        explorer.score_apart([p for r in active for p in r.surroundings(explorer.losses)])
-        losses = explorer.losses
-        proposed = [(r, r.propose(losses)) for r in active]
-        explorer.score({p: origin for _, found in proposed for p, origin in found.items()})
-        losses = explorer.losses
-        active = [r for r, found in proposed if found and not r.finished(losses)]
-        _share(refinements, explorer)
+    _refine(explorer, refinements, ahead=int(explorer.slots > _FEW_SLOTS))
     explorer.notes += [_alarm(r, explorer) for r in refinements if r.ratio(explorer.losses) > ALARM]
 
     def refit(losses: Mapping[Policy, float]) -> dict[Policy, str]:
         return {policy: "refit" for refinement in refinements for policy in refinement.refit(losses)}
 
     return refit
+
+
+def _refine(explorer: Explorer, refinements: list[Refinement], ahead: int) -> None:
+    """Round after round, in which every limit that gains something proposes policies and hears of the others'."""
+    active = refinements
+
+    def propose() -> dict[Policy, str]:
+        nonlocal active
+        losses = explorer.losses
+        active = [r for r in active if not r.finished(losses)]
+        _share(refinements, losses)
+        if any(r.due(losses) for r in active):
+            return {}
+        proposed = [(r, r.propose(losses)) for r in active]
+        active = [r for r, found in proposed if found]
+        return {policy: origin for _, found in proposed for policy, origin in found.items()}
+
+    while active:
+        explorer.score_apart([p for r in active for p in r.surroundings(explorer.losses)])
+        explorer.score_rounds(propose, ahead)
+
+
+def _rounds(trials: int, limits: int, slots: int) -> tuple[int, int]:
+    """Evaluations of a limit, and how many of them are scored together: one for every slot, but in rounds.
+
+    A limit needs no more than 60; where there are workers for more of the trials that may be spent, they are.
+    """
+    wanted = math.ceil(slots / limits)
+    evaluations = min(max(_MOST_EVALUATIONS, _FEWEST_ROUNDS * wanted), math.ceil(trials / limits))
+    return evaluations, max(PER_ROUND, min(wanted, evaluations // _FEWEST_ROUNDS))
 
 
 def _alarm(refinement: Refinement, explorer: Explorer) -> str:
@@ -53,9 +86,8 @@ def _alarm(refinement: Refinement, explorer: Explorer) -> str:
     )
 
 
-def _share(refinements: list[Refinement], explorer: Explorer) -> None:
+def _share(refinements: list[Refinement], losses: Mapping[Policy, float]) -> None:
     """Every limit hears the best multipliers of the others."""
-    losses = explorer.losses
     vectors = [refinement.best_vector(losses) for refinement in refinements]
     for refinement in refinements:
         for other, vector in zip(refinements, vectors, strict=True):

@@ -26,7 +26,7 @@ Array = npt.NDArray[np.float64]
 Losses = Mapping[Policy, float]
 
 PER_ROUND = 4
-"""Proposals of one limit that are scored together."""
+"""Proposals of one limit that are scored together, when there are few workers."""
 
 ALARM = 1.3
 """Measured over summed loss of the solver's answer above which sensitivities are measured around the best policy."""
@@ -55,8 +55,18 @@ _SWITCHED = 3
 class Refinement:
     """Proposals for one limit. Deterministic: the same losses in the same order give the same proposals."""
 
-    def __init__(self, allocator: Allocator, limit: Limit, *, seed: int, sampler: str, evaluations: int) -> None:
+    def __init__(
+        self,
+        allocator: Allocator,
+        limit: Limit,
+        *,
+        seed: int,
+        sampler: str,
+        evaluations: int,
+        per_round: int = PER_ROUND,
+    ) -> None:
         self.limit = limit
+        self._per_round = per_round
         self._allocator = allocator
         self._seed = int(digest_of([seed, limit.to_json()], length=8), 16)
         self._sampler = sampler
@@ -74,8 +84,9 @@ class Refinement:
         if len(self._asked) >= self._evaluations:
             return True
         found = np.array([losses.get(policy, np.inf) for policy in self._asked])
-        before = found[:-_DRY].min(initial=np.inf)
-        return len(found) > _DRY and bool(found[-_DRY:].min() > (1 - _LEAST_GAIN) * before)
+        dry = max(_DRY, self._per_round)
+        before = found[:-dry].min(initial=np.inf)
+        return len(found) > dry and bool(found[-dry:].min() > (1 - _LEAST_GAIN) * before)
 
     def best(self, losses: Losses) -> Policy | None:
         """The policy of least loss among those proposed for this limit."""
@@ -99,9 +110,14 @@ class Refinement:
         if not any(np.allclose(vector, known, atol=0.05) for known in [*self._neighbours, *self._vectors.values()]):
             self._neighbours.append(vector)
 
+    def due(self, losses: Losses) -> bool:
+        """Whether the sensitivities are to be measured around the best policy before more is proposed."""
+        unknown = self._round == _LOCAL_ROUND and self._centre is None
+        return unknown and self.ratio(losses) > ALARM and self.best(losses) is not None
+
     def surroundings(self, losses: Losses) -> list[Policy]:
         """Policies to measure, whatever they cost, before the next proposals: the best one a level up and down."""
-        if self._round != _LOCAL_ROUND or self.ratio(losses) <= ALARM:
+        if not self.due(losses):
             return []
         self._centre = self.best(losses)
         return list(self._allocator.space.neighbours(self._centre)) if self._centre is not None else []
@@ -110,7 +126,7 @@ class Refinement:
         """The next policies with their origin, none of them in `losses`; empty when nothing new is found."""
         found: dict[Policy, str] = {}
         for policy, origin, vector in self._proposals(losses):
-            if len(found) == PER_ROUND or len(self._asked) >= self._evaluations:
+            if len(found) == self._per_round or len(self._asked) >= self._evaluations:
                 break
             if vector is not None:
                 self._vectors.setdefault(policy, vector)
@@ -124,13 +140,14 @@ class Refinement:
     def _proposals(self, losses: Losses) -> Iterator[tuple[Policy, str, Array | None]]:
         if self._round == 0:
             yield from self._solutions()
-            return
+            if self._per_round == PER_ROUND:
+                return
         while self._neighbours:
             vector = self._neighbours.pop(0)
             yield from self._through(vector, "neighbour")
         if self._round == _LOCAL_ROUND and self._centre is not None:
             yield from ((policy, "local", None) for policy in self._local(self._centre, losses))
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(max(_ATTEMPTS, self._per_round)):
             yield from self._through(self._fitted(losses, attempt), "fit")
             yield from self._through(self._sampled(losses, attempt), "sampler")
             yield from self._switched(losses, attempt)
@@ -222,7 +239,7 @@ class Refinement:
                 (name,) = [n for n in space.searched if policy.widths[n] != centre.widths[n]]
                 table[name][space.levels[name].index(policy.widths[name])] = losses[policy] - losses[centre]
         apart = [centre]
-        for _ in range(PER_ROUND // 2):
+        for _ in range(self._per_round // 2):
             policy = self._allocator.solved(table, self.limit, apart)
             if policy is None:
                 return

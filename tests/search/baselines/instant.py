@@ -14,6 +14,24 @@ from autoprune.trials import Fidelity, Measurement, TrialResult
 from tests.search import fakes
 
 
+class InstantBroker:
+    """Has the result of a policy as soon as it is enqueued."""
+
+    def __init__(self, score):
+        self._score = score
+        self.found: list[TrialResult] = []
+
+    def enqueue(self, policies):
+        if policies:
+            self.found += self._score(list(policies))
+
+    def knows(self, policy):
+        return policy in {result.policy for result in self.found}
+
+    def results(self):
+        return self.found
+
+
 class InstantExplorer(Explorer):
     """Scores by `loss`; a policy whose loss is `None` fails. `asked` are the policies of every call."""
 
@@ -23,7 +41,16 @@ class InstantExplorer(Explorer):
         self._loss = loss
         self.asked: list[list[Policy]] = []
 
-    def _run(self, policies, limits, stage, sampler=None):
+    slots = 1  # pyright: ignore[reportAssignmentType]
+
+    def _run(self, policies, limits, stage, sampler=None, refill=None):
+        broker = InstantBroker(lambda policies: self._scored(policies, limits))
+        broker.enqueue(policies)
+        while refill and refill(broker):
+            pass
+        return broker.found
+
+    def _scored(self, policies, limits):
         self.asked.append(list(policies))
         costs = self.search.predict(list(policies))
         assert not limits or all(any(fits(row, limit) for limit in limits) for row in costs), "beyond every limit"
