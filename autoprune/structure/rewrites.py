@@ -44,8 +44,15 @@ def _sizes(name: str) -> Rewrite:
         sizes = list(argument(new, name))
         for dim, size in enumerate(sizes):
             mask = living(old.name, dim)
-            if mask is not None and not mask.all() and size != -1:
-                sizes[dim] = -1 if isinstance(size, fx.Node) else int(mask.sum())
+            if mask is None or mask.all() or size == -1:
+                continue
+            if not isinstance(size, fx.Node):
+                sizes[dim] = int(mask.sum())
+            elif -1 not in sizes:
+                sizes[dim] = -1
+            else:
+                with new.graph.inserting_before(new):
+                    sizes[dim] = _scaled(new.graph, size, int(mask.sum()), len(mask))
         _set(new, name, sizes)
 
     return rewrite
@@ -142,8 +149,12 @@ def _symbolic_size(old: fx.Node, new: fx.Node, living: Living) -> fx.Node | None
     mask = living(source.name, dim)
     if mask is None or mask.all():
         return None
-    scaled = new.graph.call_function(operator.mul, (new, len(mask)))
-    return new.graph.call_function(operator.floordiv, (scaled, int(mask.sum())))
+    return _scaled(new.graph, new, len(mask), int(mask.sum()))
+
+
+def _scaled(graph: fx.Graph, size: fx.Node, factor: int, divisor: int) -> fx.Node:
+    """A size that is known at run time, times a ratio."""
+    return graph.call_function(operator.floordiv, (graph.call_function(operator.mul, (size, factor)), divisor))
 
 
 REWRITES: dict[Any, Rewrite] = {

@@ -82,6 +82,25 @@ class Bert(nn.Module):
         return self.head(self.last(x + self.down(F.gelu(self.up(x))))[:, 0])
 
 
+class Botnet(nn.Module):
+    """Attention over a map: heads merged with the batch while the number of positions is left to be inferred."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.qkv = nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 3 * 12, 1, bias=False)
+        self.places = nn.Parameter(torch.randn(7, 4))
+        self.norm, self.head = nn.BatchNorm2d(12), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        b, _, h, w = x.shape
+        q, k, v = (part.reshape(b * 3, 4, -1) for part in self.qkv(x).split(12, 1))
+        q = q.transpose(1, 2)
+        places = (q.reshape(b * 3, h, w, -1) @ self.places.T).amax(-1).reshape(b * 3, h * w, 1)
+        y = (q @ k + places * q.sum(-1, keepdim=True)).softmax(-1) @ v.transpose(1, 2)
+        return self.head(self.norm(y.transpose(1, 2).reshape(b, 12, h, w)).mean((2, 3)))
+
+
 class Gpt(nn.Module):
     """Matrices stored as `[in, out]`, a causal mask in a buffer, and a projection that is split in three."""
 
@@ -293,6 +312,7 @@ FAMILIES = {
     "vit, softmax": (lambda: Vit(fused=False), [IMAGE], {"patch": ("channel", 12), "blocks.1.qkv": ("head", 3)}),
     "encoder": (Encoder, [(5, 4)], {"layer.self_attn": ("head", 3), "embed": ("channel", 12)}),
     "bert": (Bert, [TOKENS, (7,)], {"q": ("head", 3), "q#2": ("head_dim", 4), "v": ("head_dim", 4)}),
+    "botnet": (Botnet, [IMAGE], {"stem": ("channel", 8), "qkv": ("head_dim", 4), "qkv#2": ("head", 3)}),
     "gpt": (Gpt, [TOKENS], {"norm": ("channel", 12), "attend": ("head", 3)}),
     "llama": (Llama, [TOKENS], {"o": ("channel", 16), "q": ("head", 2), "q#2": ("head", 2), "gate": ("channel", 20)}),
     "swin": (Swin, [IMAGE], {"qkv": ("head", 3), "patch": ("channel", 12), "reduce": ("channel", 16)}),
