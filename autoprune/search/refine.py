@@ -84,6 +84,7 @@ class Refinement:
         if len(self._asked) >= self._evaluations:
             return True
         found = np.array([losses.get(policy, np.inf) for policy in self._asked])
+        found = found[: 1 + np.flatnonzero(np.isfinite(found)).max(initial=-1)]  # those after it may still run
         dry = max(_DRY, self._per_round)
         before = found[:-dry].min(initial=np.inf)
         return len(found) > dry and bool(found[-dry:].min() > (1 - _LEAST_GAIN) * before)
@@ -140,8 +141,6 @@ class Refinement:
     def _proposals(self, losses: Losses) -> Iterator[tuple[Policy, str, Array | None]]:
         if self._round == 0:
             yield from self._solutions()
-            if self._per_round == PER_ROUND:
-                return
         while self._neighbours:
             vector = self._neighbours.pop(0)
             yield from self._through(vector, "neighbour")
@@ -239,7 +238,7 @@ class Refinement:
                 (name,) = [n for n in space.searched if policy.widths[n] != centre.widths[n]]
                 table[name][space.levels[name].index(policy.widths[name])] = losses[policy] - losses[centre]
         apart = [centre]
-        for _ in range(self._per_round // 2):
+        for _ in range(PER_ROUND // 2):
             policy = self._allocator.solved(table, self.limit, apart)
             if policy is None:
                 return

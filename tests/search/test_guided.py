@@ -1,5 +1,9 @@
 """The guided strategy from end to end in the small world."""
 
+from dataclasses import replace
+
+import numpy as np
+
 from autoprune.search.controller import run_search
 from autoprune.search.executors.inline import InlineExecutor
 from autoprune.search.explore import SENSITIVITY
@@ -20,6 +24,34 @@ def test_it_finds_what_direct_search_does_not(tmp_path):
         ours, theirs = (best_within(o.results["proxy"], limit, 1)[0].measurement.loss for o in (guided, direct))
         assert ours <= theirs
     assert all(any(fits(fakes.predict([r.policy])[0], x) for x in fakes.LIMITS) for r in guided.results["proxy"])
+
+
+class ManyWorkers(InlineExecutor):
+    """Trials finish in any order; `most` of them were under way after the sensitivities."""
+
+    slots = 24
+
+    def __init__(self, seed):
+        super().__init__(fakes.plain)
+        self._rng = np.random.default_rng(seed)
+        self.most = 0
+
+    def wait(self):
+        self.most = max(self.most, len([s for s in self._queue if s.policy.widths["unit0"] < 8 and s.number > 4]))
+        self._queue.rotate(int(self._rng.integers(len(self._queue))))
+        return super().wait()
+
+
+def test_many_workers_are_kept_busy_and_their_order_changes_nothing(tmp_path):
+    effort = replace(fakes.EFFORT, trials=200)
+    found = []
+    for seed in range(2):
+        (tmp_path / str(seed)).mkdir()
+        executor = ManyWorkers(seed)
+        found.append(run_search(fakes.search(tmp_path / str(seed), strategy="guided", effort=effort), executor))
+        assert executor.most >= executor.slots
+    ours, theirs = ([(r.policy, r.measurement) for r in outcome.results["proxy"]] for outcome in found)
+    assert ours == theirs
 
 
 def test_sensitivities_are_measured_once_and_kept(tmp_path):

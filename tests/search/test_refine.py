@@ -90,6 +90,16 @@ def test_a_failed_trial_does_not_stop_the_rest():
     assert np.isfinite(losses[refinement.best(losses)])
 
 
+def test_a_round_can_be_wide_and_one_that_still_runs_does_not_end_the_search():
+    refinement = Refinement(allocator(), LIMIT, seed=0, sampler="random", evaluations=60, per_round=20)
+    first = refinement.propose({})
+    losses = {policy: joint_loss(policy) for policy in first}
+    second = refinement.propose(losses)
+    assert 2 * PER_ROUND < len(first) <= len(second) == 20
+    assert not refinement.finished(losses), "nothing is known of the second round"
+    assert refinement.finished(losses | dict.fromkeys(second, max(losses.values())))
+
+
 def test_fine_tuned_losses_propose_new_policies():
     """Fine-tuning that heals all but unit 2: it gets wider than in the solver's answer."""
     refinement, origins, _ = refined(loss=loss_of)
