@@ -4,9 +4,10 @@
 
 Rows (`ablations.py` has them) share the dense weights and the latency table, which the first row profiles beside the
 CSV file. Rows that change nothing about the search take the policies of A0's. The policy of a budget is the best one of
-the last rung that meets it when measured; it is fine-tuned for every number of passes anew, from its repaired start. Of
-A10 it is the number of examples that is the same, so a third of a pass for each of them is left over. Results are
-appended (`curves.Row`; `method` is the row); run it again to go on. `summarize_curves.py --against A0` compares them.
+the last rung that meets it when measured (`--by-prediction`: by the table alone); it is fine-tuned for every number of
+passes anew, from its repaired start. Of A10 it is the number of examples that is the same, so a third of a pass for
+each is left over. Results are appended (`curves.Row`; `method` is the row); run it again to go on.
+`summarize_curves.py --against A0` compares them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ablations import VARIANTS, Variant, reachable
-from benchmark_search import Found, append_curve, chosen, complete, note
+from benchmark_search import Found, append_curve, chosen, complete, judged, note
 
 from autoprune.config import RunConfig
 from autoprune.pipeline.events import Silent
@@ -85,7 +86,7 @@ def opened(given: argparse.Namespace, search: str, variant: Variant, seed: int) 
     setup = prepare(config, run, Silent(), open_task(config))
     if not table.exists():
         setup.table.save(table)
-    return replace(setup, space=variant.space(setup))
+    return replace(judged(setup, given), space=variant.space(setup))
 
 
 def parse() -> argparse.Namespace:
@@ -99,6 +100,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--points", type=int, nargs="+", default=[0, 2_000, 10_000])
     parser.add_argument("--trials", type=int, help="proxies of all budgets together (default: effort small)")
+    parser.add_argument("--by-prediction", action="store_true", help="do not measure: latencies are the table's")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True, help="CSV file; its folder of runs has the same name")
     return parser.parse_args()

@@ -133,8 +133,12 @@ def opened(given: argparse.Namespace, strategy: str, seed: int) -> Setup:
     setup = prepare(config, run, Silent(), open_task(config))
     if not table.exists():
         setup.table.save(table)
-    foreign = ("judged by prediction",) if given.by_prediction else setup.foreign
-    return replace(setup, effort=shortened(setup.effort, given.rungs), foreign=foreign)
+    return replace(judged(setup, given), effort=shortened(setup.effort, given.rungs))
+
+
+def judged(setup: Setup, given: argparse.Namespace) -> Setup:
+    """The same setup or, with `--by-prediction`, one whose policies are not measured here."""
+    return replace(setup, foreign=("judged by prediction",)) if given.by_prediction else setup
 
 
 def shortened(effort: Effort, rungs: int) -> Effort:
