@@ -66,9 +66,9 @@ class Variant:
     bench: Callable[[Setup], Bench] = _same_bench
 
     @property
-    def searches(self) -> bool:
-        """Whether it needs a search of its own; otherwise the full algorithm's search has all that it needs."""
-        return bool(self.options) or self.space is not _same_space or self.swapped is not _nothing
+    def scores_alike(self) -> bool:
+        """Whether a policy has the same score as in the full algorithm, whose study then knows many of them."""
+        return not self.options and self.space is _same_space
 
 
 class OtherCost(Solver):

@@ -3,11 +3,11 @@
     python scripts/benchmark_ablations.py --dense dense.safetensors --rows A0 A1 A6 --seeds 0 1 2 --out ablations.csv
 
 Rows (`ablations.py` has them) share the dense weights and the latency table, which the first row profiles beside the
-CSV file. Rows that change nothing about the search take the policies of A0's. The policy of a budget is the best one of
-the last rung that meets it when measured (`--by-prediction`: by the table alone); it is fine-tuned for every number of
-passes anew, from its repaired start. Of A10 it is the number of examples that is the same, so a third of a pass for
-each is left over. Results are appended (`curves.Row`; `method` is the row); run it again to go on.
-`summarize_curves.py --against A0` compares them.
+CSV file. Rows in which a policy scores the same share one study, and each counts the passes of all that it asks for. The
+policy of a budget is the best one of the last rung that meets it when measured (`--by-prediction`: by the table alone);
+it is fine-tuned for every number of passes anew, from its repaired start. Of A10 it is the number of examples that is
+the same, so a third of a pass for each is left over. Results are appended (`curves.Row`; `method` is the row); run it
+again to go on. `summarize_curves.py --against A0` compares them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def ablate(given: argparse.Namespace, name: str, seed: int, missing: Mapping[str
     """Search as a row says, and append the curves of its budgets."""
     start, variant = time.monotonic(), VARIANTS[name]
     print(f"{name}, seed {seed}: {variant.what}", flush=True)
-    setup = opened(given, name if variant.searches else "A0", variant, seed)
+    setup = opened(given, "A0" if variant.scores_alike else name, variant, seed)
     limits = reachable(setup)
     for budget in [budget for budget, points in missing.items() if points and budget not in limits]:
         smallest = setup.space.smallest()  # which misses the budget, too

@@ -181,6 +181,19 @@ def environment() -> Evaluate:
     return scored
 
 
+def interpreting() -> Evaluate:
+    """Runs a traced module node by node, as repairs do."""
+    import torch  # which the workers of other tests start faster without
+
+    reader = torch.fx.Interpreter(torch.fx.symbolic_trace(torch.nn.Linear(1, 1)))
+
+    def scored(spec: TrialSpec) -> TrialResult:
+        reader.run(torch.zeros(1, 1))
+        return evaluate(spec)
+
+    return scored
+
+
 def logging_to(path: Path) -> Evaluate:
     """Slow enough to be killed on the way; appends its process and `rung policy` for every evaluation."""
 

@@ -14,12 +14,15 @@ import multiprocessing.connection
 import os
 import signal
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
 from typing import Any
+
+from tqdm import tqdm
 
 from autoprune.errors import AutopruneError, UsageError
 from autoprune.search.executors.base import Executor, Factory, describe, guarded, lost, worker_environment
@@ -150,6 +153,7 @@ def _serve(factory: Factory, pipe: Any, parent: int) -> None:
     """Body of a worker: prepare once, then answer trials until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with(parent)
+    tqdm.set_lock(threading.RLock())  # torch.fx makes progress bars, whose semaphores a killed process would leak
     with contextlib.suppress(EOFError, OSError):
         try:
             evaluate = factory()

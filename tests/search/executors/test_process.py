@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import functools
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,3 +43,24 @@ def test_close_leaves_no_process(tmp_path):
 def test_impossible_sizes_are_refused():
     with pytest.raises(UsageError, match="got 0 and 1"):
         ProcessExecutor(fakes.plain, workers=0)
+
+
+_SEARCH = """
+from autoprune.search.executors.process import ProcessExecutor
+from tests.search import fakes
+
+if __name__ == "__main__":
+    with ProcessExecutor(fakes.interpreting, workers=1) as executor:
+        executor.submit(fakes.spec())
+        assert executor.wait().status == "done"
+"""
+
+
+def test_killed_workers_leak_no_semaphores(tmp_path):
+    script = tmp_path / "search.py"
+    script.write_text(_SEARCH)
+    root = str(Path(__file__).parents[3])
+    ran = subprocess.run(
+        [sys.executable, str(script)], env=os.environ | {"PYTHONPATH": root}, capture_output=True, text=True, check=True
+    )
+    assert ran.stderr == ""
