@@ -183,6 +183,7 @@ def _prior(table_of: Callable[[Explorer, Setup], Table]) -> Callable[[Setup], Ab
     @contextmanager
     def swapped(setup: Setup) -> Iterator[None]:
         def sensitivities(explorer: Explorer) -> Table:
+            explorer.score(dict.fromkeys(explorer.uniform.values(), "uniform"))
             table, losses = table_of(explorer, setup), explorer.losses
             summed = by_unit(explorer.search.space, table, list(losses)).sum(axis=1)
             scale = float(np.median(np.array(list(losses.values())) / summed)) if losses else 1.0

@@ -3,7 +3,7 @@
     python scripts/benchmark_ablations.py --dense dense.safetensors --rows A0 A1 A6 --seeds 0 1 2 --out ablations.csv
 
 Rows (`ablations.py` has them) share the dense weights and the latency table, which the first row profiles beside the
-CSV file. Rows in which a policy scores the same share one study, and each counts the passes of all that it asks for. The
+CSV file. Rows in which a policy scores the same share one study, and each counts the passes of all it asks for. The
 policy of a budget is the best one of the last rung that meets it when measured (`--by-prediction`: by the table alone);
 it is fine-tuned for every number of passes anew, from its repaired start. Of A10 it is the number of examples that is
 the same, so a third of a pass for each is left over. Results are appended (`curves.Row`; `method` is the row); run it

@@ -19,12 +19,11 @@ _FEW_SLOTS = 4
 
 
 def guided(explorer: Explorer) -> Refit:
-    """Score the uniform policies, measure the sensitivities, then refine all limits round by round.
+    """Measure the sensitivities, then refine all limits round by round, the uniform policies in the first of them.
 
     Returns what proposes further policies from the losses of fine-tuned ones.
     """
     search = explorer.search
-    explorer.score(dict.fromkeys(explorer.uniform.values(), "uniform"))
     table = explorer.sensitivities()
     solver = Solver(search.space, search.additive)
     allocator = Allocator(space=search.space, solver=solver, table=table, predict=search.predict)
@@ -52,9 +51,10 @@ def guided(explorer: Explorer) -> Refit:
 def _refine(explorer: Explorer, refinements: list[Refinement], ahead: int) -> None:
     """Round after round, in which every limit that gains something proposes policies and hears of the others'."""
     active = refinements
+    first = dict.fromkeys(explorer.uniform.values(), "uniform")
 
     def propose() -> dict[Policy, str]:
-        nonlocal active
+        nonlocal active, first
         losses = explorer.losses
         active = [r for r in active if not r.finished(losses)]
         _share(refinements, losses)
@@ -62,7 +62,9 @@ def _refine(explorer: Explorer, refinements: list[Refinement], ahead: int) -> No
             return {}
         proposed = [(r, r.propose(losses)) for r in active]
         active = [r for r, found in proposed if found]
-        return {policy: origin for _, found in proposed for policy, origin in found.items()}
+        wanted = {policy: origin for _, found in proposed for policy, origin in found.items()} | first
+        first = {}
+        return wanted
 
     while active:
         explorer.score_apart([p for r in active for p in r.surroundings(explorer.losses)])

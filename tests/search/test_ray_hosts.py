@@ -110,7 +110,11 @@ def cluster(hosts: tuple[str, ...], environment: dict[str, str]) -> Iterator[str
             node.wait(timeout=30)
 
 
-def test_a_host_is_cut_off(tmp_path: Path, cluster: str, environment: dict[str, str]) -> None:
+@pytest.mark.parametrize("heals_after_s", [None, 8.0])
+def test_a_host_is_cut_off(
+    tmp_path: Path, cluster: str, environment: dict[str, str], heals_after_s: float | None
+) -> None:
+    """For good, or for a time in which it runs on, unheard."""
     before, folder, script = tmp_path / "undisturbed", tmp_path / "disturbed", tmp_path / "run.py"
     before.mkdir()
     folder.mkdir()
@@ -126,6 +130,10 @@ def test_a_host_is_cut_off(tmp_path: Path, cluster: str, environment: dict[str, 
             lines.append(line.strip())
             if line.strip() == "proxy 6":
                 ip("link", "set", name_of(WORKERS[0]), "down")
+                if heals_after_s:
+                    healing = threading.Timer(heals_after_s, ip, ("link", "set", name_of(WORKERS[0]), "up"))
+                    healing.daemon = True
+                    healing.start()
         assert process.wait(timeout=60) == 0, lines
         limit.cancel()
     assert scores(run_search(search(folder), InlineExecutor(fakes.plain))) == undisturbed
