@@ -58,21 +58,22 @@ def staircases(
 
 
 def useful_among(widths: np.ndarray, costs: np.ndarray, spreads: np.ndarray) -> tuple[int, ...]:
-    """The widths `[W]`, ascending, that no larger one beats.
+    """The widths `[W]`, ascending, that no larger useful one beats.
 
     `costs` `[contexts, W]` are milliseconds (NaN: unknown), `spreads` `[contexts, W, draws]` what posterior draws
-    differ by. A width is dropped if some larger one costs at most 0.5 % more in every context, or a difference that is
-    smaller than its own standard deviation. Width 0, a smaller model whatever it saves, is kept.
+    differ by. A width is dropped if some larger useful one costs at most 0.5 % more in every context, or a difference
+    that is smaller than its own standard deviation. Not any larger one: of many widths, each a little slower than the
+    one before it, all but the last would go. Width 0, a smaller model whatever it saves, is kept.
     """
-    kept = []
-    for i, width in enumerate(widths):
-        more = costs[:, i + 1 :] - (1 + TOLERANCE) * costs[:, i : i + 1]
-        sd = np.sqrt(np.mean((spreads[:, i + 1 :] - spreads[:, i : i + 1]) ** 2, axis=2))
+    kept: list[int] = []
+    for i in reversed(range(len(widths))):
+        more = costs[:, kept] - (1 + TOLERANCE) * costs[:, i : i + 1]
+        sd = np.sqrt(np.mean((spreads[:, kept] - spreads[:, i : i + 1]) ** 2, axis=2))
         known = ~np.isnan(more)
         beaten = known.any(axis=0) & (~known | (more <= _SDS * sd)).all(axis=0)
-        if width == 0 or (not beaten.any() and not np.isnan(costs[:, i]).all()):
-            kept.append(int(width))
-    return tuple(kept)
+        if widths[i] == 0 or (not beaten.any() and not np.isnan(costs[:, i]).all()):
+            kept.append(i)
+    return tuple(int(widths[i]) for i in reversed(kept))
 
 
 def _costs(
