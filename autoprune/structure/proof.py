@@ -38,9 +38,33 @@ def largest_difference(
     `absent` names, for each mode, the nodes whose values the dense model must not add to anything.
     """
     try:
-        return max(_of_mode(dense, shrunk, masks, canonical, example_inputs, mode, absent[mode]) for mode in absent)
+        generator = torch.Generator().manual_seed(0)
+        large = any(x.dim() and x[0].numel() > _LARGE for x in example_inputs)
+        inputs = [random_like(x, LARGE_BATCH if large else PROOF_BATCH, generator) for x in example_inputs]
+        tensors = _randomised(dense, shrunk, masks, canonical, generator)
+        return max(_of_mode(dense, shrunk, masks, canonical, inputs, tensors, mode, absent[mode]) for mode in absent)
     except (RuntimeError, LookupError, TypeError, ValueError):  # sizes that do not fit, or a parameter that is gone
         return float("inf")
+
+
+def _randomised(
+    dense: GraphModel,
+    shrunk: GraphModel,
+    masks: Mapping[Site, np.ndarray],
+    canonical: Mapping[str, str],
+    generator: torch.Generator,
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Random parameters and buffers by canonical name, with removed entries zeroed and without them."""
+    found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    cut = _tensors(shrunk)
+    for name, tensor in _tensors(dense).items():
+        first = canonical[name]
+        if first not in found:
+            if tensor.is_floating_point():
+                found[first] = _cut_both_ways(random_parameter(tensor, generator), first, masks)
+            else:
+                found[first] = tensor.detach(), cut.get(name, tensor).detach()
+    return found
 
 
 def _of_mode(
@@ -48,24 +72,18 @@ def _of_mode(
     shrunk: GraphModel,
     masks: Mapping[Site, np.ndarray],
     canonical: Mapping[str, str],
-    example_inputs: Sequence[torch.Tensor],
+    inputs: Sequence[torch.Tensor],
+    tensors: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
     training: bool,
     absent: AbstractSet[str],
 ) -> float:
-    generator = torch.Generator().manual_seed(0)
-    large = any(x.dim() and x[0].numel() > _LARGE for x in example_inputs)
-    inputs = [random_like(x, LARGE_BATCH if large else PROOF_BATCH, generator) for x in example_inputs]
-    zeroed: dict[str, torch.Tensor] = {}
-    sliced: dict[str, torch.Tensor] = {}
-    cut = _tensors(shrunk)
-    for name, tensor in _tensors(dense).items():
-        first = canonical[name]
-        if first not in zeroed:
-            if tensor.is_floating_point():
-                zeroed[first], sliced[first] = _cut_both_ways(random_parameter(tensor, generator), first, masks)
-            else:
-                zeroed[first], sliced[first] = tensor.detach().clone(), cut.get(name, tensor).detach().clone()
-        zeroed[name], sliced[name] = zeroed[first], sliced[first]
+    buffers = {canonical[name] for name, _ in dense.named_buffers(remove_duplicate=False)}
+    own = {  # training changes buffers
+        name: (zeroed.clone(), sliced.clone()) if name in buffers else (zeroed, sliced)
+        for name, (zeroed, sliced) in tensors.items()
+    }
+    zeroed = {name: own[canonical[name]][0] for name in _tensors(dense)}
+    sliced = {name: own[canonical[name]][1] for name in _tensors(dense)}
     found, small = dense.captures[training], shrunk.captures[training]
     with torch.no_grad():
         reference = Reference(found, zeroed, small.graph, masks, canonical, absent)
