@@ -52,7 +52,7 @@ def compared(rows: Sequence[Row], against: str) -> list[str]:
         mine = [row for row in rows if row.method == method]
         total = np.mean([row.search_passes for row in mine]) + mine[0].passes
         ratio = np.mean([row.latency_ratio for row in mine])
-        text = f"{method:17} {np.mean(list(found.values())):7.2%} ({len(found)} seeds, measured {ratio:.1%}, "
+        text = f"{method:17} {np.mean(list(found.values())):7.2%} ({len(found)} seeds, {ratio:.1%} of the latency, "
         text += f"{total:9,.0f} passes in all)"
         lines.append(text + ("" if method == against else "  " + verdict(found, base)))
     return lines
