@@ -18,14 +18,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ablations import VARIANTS, Variant, reachable
-from benchmark_search import Found, append_curve, chosen, complete, judged, note
+from ablations import VARIANTS, reachable
+from benchmark_search import Found, append_curve, chosen, complete, note, profiled
 
-from autoprune.config import RunConfig
 from autoprune.pipeline.events import Silent
 from autoprune.pipeline.main import executor_of, search_passes, searched
-from autoprune.pipeline.prepare import Setup, open_task, prepare
-from autoprune.runfolder import RunFolder
 
 
 def main() -> None:
@@ -38,7 +35,8 @@ def ablate(given: argparse.Namespace, name: str, seed: int, missing: Mapping[str
     """Search as a row says, and append the curves of its budgets."""
     start, variant = time.monotonic(), VARIANTS[name]
     print(f"{name}, seed {seed}: {variant.what}", flush=True)
-    setup = opened(given, "A0" if variant.scores_alike else name, variant, seed)
+    setup = profiled(given, "A0" if variant.scores_alike else name, seed, **variant.options)
+    setup = replace(setup, space=variant.space(setup))
     limits = reachable(setup)
     for budget in [budget for budget, points in missing.items() if points and budget not in limits]:
         smallest = setup.space.smallest()  # which misses the budget, too
@@ -63,30 +61,6 @@ def ablate(given: argparse.Namespace, name: str, seed: int, missing: Mapping[str
         found = Found(name, budget, seed, round(passes / len(limits)), ratio, meets, seconds)
         append_curve(given, tuned, policy, missing[budget], found)
     note(outcome)
-
-
-def opened(given: argparse.Namespace, search: str, variant: Variant, seed: int) -> Setup:
-    """The stages before the search; the first call profiles the table that all others take."""
-    folder = given.out.with_suffix("")
-    table = folder / "latency_table.json"
-    config = RunConfig(
-        task=given.task,
-        model=given.model,
-        dense=str(given.dense.resolve()),
-        budgets=tuple(given.budget),
-        seed=seed,
-        trials=given.trials,
-        table=str(table.resolve()) if table.exists() else None,
-        executor="inline" if given.workers == 1 else "process",
-        workers=given.workers,
-        **variant.options,
-    )
-    run = RunFolder(folder / f"{given.model}-{search}-{seed}")
-    run.create()
-    setup = prepare(config, run, Silent(), open_task(config))
-    if not table.exists():
-        setup.table.save(table)
-    return replace(judged(setup, given), space=variant.space(setup))
 
 
 def parse() -> argparse.Namespace:

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from curves import Row, append_row, curve, missing_points, read_rows
@@ -109,7 +110,22 @@ def note(outcome: Outcome) -> None:
 
 
 def opened(given: argparse.Namespace, strategy: str, seed: int) -> Setup:
-    """The stages before the search; the first call profiles the table that all others take."""
+    """The stages before the search with one strategy."""
+    setup = profiled(
+        given,
+        strategy,
+        seed,
+        space=given.space,
+        strategy=strategy,
+        sampler=given.sampler,
+        reconstruct=not given.no_least_squares,
+        scores="obs" if not given.no_least_squares else "l2",
+    )
+    return replace(setup, effort=shortened(setup.effort, given.rungs))
+
+
+def profiled(given: argparse.Namespace, name: str, seed: int, **options: Any) -> Setup:
+    """A run `name` up to its search, with these options; the first one profiles the table that all others take."""
     folder = given.out.with_suffix("")
     table = folder / "latency_table.json"
     config = RunConfig(
@@ -117,27 +133,18 @@ def opened(given: argparse.Namespace, strategy: str, seed: int) -> Setup:
         model=given.model,
         dense=str(given.dense.resolve()),
         budgets=tuple(given.budget),
-        space=given.space,
-        strategy=strategy,
-        sampler=given.sampler,
-        reconstruct=not given.no_least_squares,
-        scores="obs" if not given.no_least_squares else "l2",
         seed=seed,
         trials=given.trials,
         table=str(table.resolve()) if table.exists() else None,
         executor="inline" if given.workers == 1 else "process",
         workers=given.workers,
+        **options,
     )
-    run = RunFolder(folder / f"{given.model}-{strategy}-{seed}")
+    run = RunFolder(folder / f"{given.model}-{name}-{seed}")
     run.create()
     setup = prepare(config, run, Silent(), open_task(config))
     if not table.exists():
         setup.table.save(table)
-    return replace(judged(setup, given), effort=shortened(setup.effort, given.rungs))
-
-
-def judged(setup: Setup, given: argparse.Namespace) -> Setup:
-    """The same setup or, with `--by-prediction`, one whose policies are not measured here."""
     return replace(setup, foreign=("judged by prediction",)) if given.by_prediction else setup
 
 
