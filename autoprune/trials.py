@@ -97,7 +97,8 @@ class TrialSpec:
 class TrialResult:
     """What became of a trial: a measurement when it is `done`, a reason when it `failed` or was `lost`.
 
-    `weights` is the safetensors file of a model that is to be kept. It is no part of the JSON value.
+    `weights` is the safetensors file of a model that is to be kept. It is no part of the JSON value. `undone` says that
+    its fine-tuning ended with a lower score than it had begun with, so that the repaired model is what was kept.
     """
 
     number: int
@@ -110,6 +111,7 @@ class TrialResult:
     seconds: float = 0.0
     sample_passes: float = 0.0
     attempt: int = 1
+    undone: bool = False
     weights: bytes | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:

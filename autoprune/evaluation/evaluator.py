@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -38,8 +39,12 @@ class Evaluator:
     def __call__(self, spec: TrialSpec) -> TrialResult:
         """Run a trial; raises `TrialError` when its loss or outputs are not finite."""
         start, passes = time.monotonic(), SamplePasses()
-        model = self.recovered(spec, passes)
-        measurement = self._measure(model, spec, passes)
+        model, kept, undone = self._repaired(spec, passes), spec.fidelity.name == FULL, False
+        if kept:
+            measurement, undone = self._improved(model, spec, passes)
+        else:
+            self._finetune(model, spec, passes)
+            measurement = self._measure(model, spec, passes)
         return TrialResult(
             number=spec.number,
             policy=spec.policy,
@@ -49,17 +54,34 @@ class Evaluator:
             measurement=measurement,
             seconds=time.monotonic() - start,
             sample_passes=passes.total,
-            weights=weights_to_bytes(model) if spec.fidelity.name == FULL else None,
+            undone=undone,
+            weights=weights_to_bytes(model) if kept else None,
         )
 
     def recovered(self, spec: TrialSpec, passes: SamplePasses) -> GraphModel:
-        """The pruned model after its repair and the fine-tuning of the trial's fidelity.
+        """The pruned model after its repair and the fine-tuning of the trial's fidelity."""
+        model = self._repaired(spec, passes)
+        self._finetune(model, spec, passes)
+        return model
 
-        Shrinking is proven for policies that are fine-tuned; the proxy alone would spend a fifth of its time on it.
-        """
-        bench, cost = self.bench, self.bench.relative_cost(spec.policy)
-        model = bench.shrink(spec.policy, prove=spec.fidelity.finetune_samples > 0)
-        bench.repair(model, spec.policy, passes)
+    def _improved(self, model: GraphModel, spec: TrialSpec, passes: SamplePasses) -> tuple[Measurement, bool]:
+        """Fine-tune a repaired model, or leave it as it is when that lowers its score; whether it was left."""
+        before, repaired = copy.deepcopy(model.state_dict()), self._measure(model, spec, passes)
+        self._finetune(model, spec, passes)
+        tuned = self._measure(model, spec, passes)
+        if tuned.score >= repaired.score:
+            return tuned, False
+        model.load_state_dict(before)
+        return repaired, True
+
+    def _repaired(self, spec: TrialSpec, passes: SamplePasses) -> GraphModel:
+        # Shrinking is proven for policies that are fine-tuned; the proxy would spend a fifth of its time on it.
+        model = self.bench.shrink(spec.policy, prove=spec.fidelity.finetune_samples > 0)
+        self.bench.repair(model, spec.policy, passes)
+        return model
+
+    def _finetune(self, model: GraphModel, spec: TrialSpec, passes: SamplePasses) -> None:
+        bench = self.bench
         if spec.fidelity.finetune_samples:
             finetune(
                 model,
@@ -68,10 +90,9 @@ class Evaluator:
                 seed=spec.seed,
                 teacher=bench.dense,
                 passes=passes,
-                relative_cost=cost,
+                relative_cost=bench.relative_cost(spec.policy),
                 memory=bench.teacher,
             )
-        return model
 
     def _measure(self, model: GraphModel, spec: TrialSpec, passes: SamplePasses) -> Measurement:
         bench, limit, prefixed = self.bench, spec.fidelity.val_samples, None

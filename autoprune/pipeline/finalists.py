@@ -59,11 +59,11 @@ def finish(setup: Setup, rung: Sequence[TrialResult], executor: Executor, events
         if not batch:
             break
         events.stage("Full fine-tune")
-        reasons = _fine_tune(setup, {f.policy: f.strategy for f in batch}, executor, events)
+        results = _fine_tune(setup, {f.policy: f.strategy for f in batch}, executor, events)
         events.stage("Export and verification")
         for number, finalist in enumerate(batch):
             events.advance(number, len(batch), finalist.policy.digest())
-            model = _verified(setup, finalist, reasons.get(finalist.policy), events)
+            model = _verified(setup, finalist, results.get(finalist.policy), events)
             if model is not None:
                 models.append(model)
             if finalist.strategy != UNIFORM and (model is None or not model.meets_budget):
@@ -72,8 +72,14 @@ def finish(setup: Setup, rung: Sequence[TrialResult], executor: Executor, events
     return models
 
 
-def _verified(setup: Setup, finalist: Finalist, reason: str | None, events: Events) -> FrontModel | None:
+def _verified(setup: Setup, finalist: Finalist, result: TrialResult | None, events: Events) -> FrontModel | None:
     """Verify one fine-tuned policy; `None`, with a note, when there is nothing to keep."""
+    reason = None if result is None or result.status == "done" else result.error or result.status
+    if result is not None and result.undone:
+        events.note(
+            f"{finalist.policy.digest()}: fine-tuning lowered its validation score, so the repaired model is kept. "
+            "Try a smaller rate in the task's finetune_recipe, or more passes"
+        )
     if reason is None:
         try:
             model = verify_model(setup, finalist.policy, finalist.budget, finalist.strategy)
@@ -117,8 +123,8 @@ def _next(setup: Setup, queues: Mapping[str, _Candidates], events: Events) -> li
 
 def _fine_tune(
     setup: Setup, policies: Mapping[Policy, str], executor: Executor, events: Events
-) -> dict[Policy, str | None]:
-    """Run the full fine-tunes; returns why a policy failed, or `None`, for every one."""
+) -> dict[Policy, TrialResult]:
+    """Run the full fine-tunes; returns what became of every one."""
     question = Question(
         space=setup.space,
         fidelity=setup.effort.full,
@@ -134,7 +140,7 @@ def _fine_tune(
         broker.enqueue(policies)
         results = run_rung(broker, executor, question.limits, "full", lambda p: events.advance(p.done, p.total))
     _restore(setup, [r for r in results if r.policy in policies and r.status == "done"], executor, keep)
-    return {r.policy: None if r.status == "done" else r.error or r.status for r in results}
+    return {result.policy: result for result in results}
 
 
 def _restore(

@@ -12,8 +12,9 @@ from autoprune.evaluation import Bench, Evaluator
 from autoprune.pruning import channel_order, score_units
 from autoprune.records import Policy
 from autoprune.recovery.dense import train_dense
+from autoprune.recovery.passes import SamplePasses
 from autoprune.structure import analyze
-from autoprune.trials import Fidelity, TrialSpec
+from autoprune.trials import Fidelity, TrialResult, TrialSpec
 from tests.pipeline import tiny
 
 PROXY = Fidelity(name="proxy", rung=0, val_samples=100)
@@ -81,6 +82,25 @@ def test_full_fine_tunes_give_their_weights_back(bench: Bench) -> None:
     assert safetensors.torch.load(result.weights).keys() == bench.dense.state_dict().keys()
     assert "weights" not in result.to_json()
     assert evaluator(bench)(spec(bench, BRIEF, width=24)).weights is None
+
+
+def test_a_full_fine_tune_that_lowers_the_score_is_undone(bench: Bench) -> None:
+    full = spec(bench, dataclasses.replace(BRIEF, name="full"), width=40)
+    recipe = dataclasses.replace(bench.task.finetune_recipe, lr=2.0)
+    ruined = dataclasses.replace(bench, task=dataclasses.replace(bench.task, finetune_recipe=recipe))
+    result, repaired = (
+        evaluator(ruined)(full),
+        evaluator(bench)(spec(bench, dataclasses.replace(PROXY, val_samples=0), 40)),
+    )
+    assert result.undone
+    assert result.measurement == repaired.measurement
+    assert result.weights is not None
+    kept = bench.shrink(full.policy)
+    bench.repair(kept, full.policy, SamplePasses())
+    for name, value in safetensors.torch.load(result.weights).items():
+        assert torch.equal(value, kept.state_dict()[name]), name
+    assert TrialResult.from_json(result.to_json()).undone
+    assert evaluator(ruined)(spec(bench, BRIEF, width=40)).measurement != repaired.measurement
 
 
 def test_a_loss_that_is_not_finite_ends_the_trial(bench: Bench) -> None:
