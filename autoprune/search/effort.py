@@ -106,7 +106,8 @@ class Effort:
         """Upper estimate of the passes of the whole search and its full fine-tunes (pruned models cost less)."""
         trials = self.trials_at(budgets)
         teacher = FORWARD_SHARE * sum(fidelity.finetune_samples for fidelity in trials)
-        return teacher + sum(count * _passes(fidelity, val_examples) for fidelity, count in trials.items())
+        repaired = FORWARD_SHARE * trials[self.full] * val_examples  # scored before their fine-tunes, too
+        return teacher + repaired + sum(count * _passes(fidelity, val_examples) for fidelity, count in trials.items())
 
     def expected_passes(self, *, budgets: int, val_examples: int, share: float, apart: int) -> float:
         """Upper estimate for policies of a `share` of the dense cost, and `apart` single-unit policies."""

@@ -47,7 +47,7 @@ def test_the_estimate_adds_up():
     assert counts == {"proxy": 10, "brief": 14, "longer": 6, "full": 4}
     finetuning = 14 * 2_000 + 6 * 10_000 + 4 * 110_000
     teacher = FORWARD_SHARE * (2_000 + 10_000 + 110_000)
-    scoring = FORWARD_SHARE * (24 * 756 + 10 * 5_256)
+    scoring = FORWARD_SHARE * (24 * 756 + 10 * 5_256 + 4 * 5_000)  # full fine-tunes before and after
     assert effort.sample_passes(2, 5_000) == pytest.approx(finetuning + teacher + scoring)
 
 
