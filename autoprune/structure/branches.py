@@ -91,8 +91,12 @@ class _Finder:
 
     def __init__(self, graphs: Mapping[str, fx.Graph], covers: Covers, canonical: Mapping[str, str]) -> None:
         self._graphs = graphs
-        self._covers = covers
         self._canonical = canonical
+        self._steps = {
+            mode: [(node, node.all_input_nodes, covers.get(self._key(mode, node), frozenset())) for node in graph.nodes]
+            for mode, graph in graphs.items()
+        }
+        """Nodes with their inputs and the units that alone hold a dimension of them."""
 
     def try_without(self, candidates: frozenset[int]) -> tuple[set[int], bool]:
         """Units of `candidates` whose absence reaches what cannot do without; and whether it ends at an addition."""
@@ -100,6 +104,8 @@ class _Finder:
         for mode in self._graphs:
             present, guilty = self._presence(mode, candidates)
             blamed |= guilty
+            if blamed == candidates:
+                break
             ends = ends or any(n.target in ADDITIONS and g != _all_present(n, present) for n, g in present.items())
         return blamed, ends
 
@@ -146,19 +152,26 @@ class _Finder:
     def _name(self, node: fx.Node) -> str:
         return self._canonical[str(node.target)]
 
+    def _key(self, mode: str, node: fx.Node) -> tuple[str, str]:
+        return ("parameter", self._name(node)) if node.op == "get_attr" else (mode, node.name)
+
     def _presence(self, mode: str, candidates: frozenset[int]) -> tuple[dict[fx.Node, Gate], set[int]]:
         """When every value is present, and the units whose absence reaches what cannot do without."""
         present: dict[fx.Node, Gate] = {}
         blamed: set[int] = set()
-        for node in self._graphs[mode].nodes:
-            key = ("parameter", self._name(node)) if node.op == "get_attr" else (mode, node.name)
-            own = self._covers.get(key, frozenset()) & candidates
-            gates = {n: present[n] for n in node.all_input_nodes}
+        for node, inputs, covered in self._steps[mode]:
+            own = covered & candidates
+            if not own and all(present[n] is ALWAYS for n in inputs):
+                present[node] = ALWAYS
+                continue
+            gates = {n: present[n] for n in inputs}
             of_inputs = ALWAYS
             if any(gate != ALWAYS for gate in gates.values()):
                 combined = _combined(node, gates)
                 if combined is None:
                     blamed.update(*(gate.units for gate in gates.values()))
+                    if blamed == candidates:
+                        break  # nothing is left to be found out
                 of_inputs = all_of(gates.values()) if combined is None else combined
             present[node] = of_inputs & Gate(frozenset([own]))
         return present, blamed
