@@ -19,11 +19,15 @@ _FEW_SLOTS = 4
 
 
 def guided(explorer: Explorer) -> Refit:
-    """Measure the sensitivities, then refine all limits round by round, the uniform policies in the first of them.
+    """Score the uniform policies, measure the sensitivities, then refine all limits round by round.
 
     Returns what proposes further policies from the losses of fine-tuned ones.
     """
     search = explorer.search
+    uniform = dict.fromkeys(explorer.uniform.values(), "uniform")
+    many = explorer.slots > _FEW_SLOTS
+    if not many:
+        explorer.score(uniform)  # otherwise in the first round: by themselves they would leave a cluster idle
     table = explorer.sensitivities()
     solver = Solver(search.space, search.additive)
     allocator = Allocator(space=search.space, solver=solver, table=table, predict=search.predict)
@@ -39,7 +43,7 @@ def guided(explorer: Explorer) -> Refit:
         )
         for limit in search.limits
     ]
-    _refine(explorer, refinements, ahead=int(explorer.slots > _FEW_SLOTS))
+    _refine(explorer, refinements, uniform, ahead=int(many))
     explorer.notes += [_alarm(r, explorer) for r in refinements if r.ratio(explorer.losses) > ALARM]
 
     def refit(losses: Mapping[Policy, float]) -> dict[Policy, str]:
@@ -48,10 +52,12 @@ def guided(explorer: Explorer) -> Refit:
     return refit
 
 
-def _refine(explorer: Explorer, refinements: list[Refinement], ahead: int) -> None:
-    """Round after round, in which every limit that gains something proposes policies and hears of the others'."""
+def _refine(explorer: Explorer, refinements: list[Refinement], first: Mapping[Policy, str], ahead: int) -> None:
+    """Round after round, in which every limit that gains something proposes policies and hears of the others'.
+
+    The first round scores the policies `first` as well.
+    """
     active = refinements
-    first = dict.fromkeys(explorer.uniform.values(), "uniform")
 
     def propose() -> dict[Policy, str]:
         nonlocal active, first
@@ -62,8 +68,8 @@ def _refine(explorer: Explorer, refinements: list[Refinement], ahead: int) -> No
             return {}
         proposed = [(r, r.propose(losses)) for r in active]
         active = [r for r, found in proposed if found]
-        wanted = {policy: origin for _, found in proposed for policy, origin in found.items()} | first
-        first = {}
+        found = {policy: origin for _, policies in proposed for policy, origin in policies.items()}
+        wanted, first = {**first, **found}, {}
         return wanted
 
     while active:
