@@ -265,8 +265,7 @@ class TestFinished:
         with sqlite3.connect(copied.folder.study) as database:
             query = "select count(*) from trials join studies using (study_id) where study_name = 'rung-0'"
             (proxies,) = database.execute(query).fetchone()
-        # How many there are beside the baselines depends on the widths that are useful on this machine.
-        assert proxies >= len({model.digest for model in copied.baselines}) > 0
+        assert proxies >= 9
         assert f"rung-0: {proxies} done" in shown
         assert "best within" in shown
         journal = f"journal:{tmp_path / 'journal'}"

@@ -18,6 +18,9 @@ TOLERANCE = 0.005
 _SDS = 1.0
 """A difference below so many standard deviations is none: nobody could measure it."""
 
+_SURE_SDS = 2.0
+"""A width that costs less than all useful ones by more than this is useful, whatever lies between them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Staircase:
@@ -58,22 +61,31 @@ def staircases(
 
 
 def useful_among(widths: np.ndarray, costs: np.ndarray, spreads: np.ndarray) -> tuple[int, ...]:
-    """The widths `[W]`, ascending, that no larger useful one beats.
+    """The widths `[W]`, ascending, that no larger one beats.
 
     `costs` `[contexts, W]` are milliseconds (NaN: unknown), `spreads` `[contexts, W, draws]` what posterior draws
-    differ by. A width is dropped if some larger useful one costs at most 0.5 % more in every context, or a difference
-    that is smaller than its own standard deviation. Not any larger one: of many widths, each a little slower than the
-    one before it, all but the last would go. Width 0, a smaller model whatever it saves, is kept.
+    differ by. A width is dropped if some larger one costs at most 0.5 % more in every context, or more by less than the
+    standard deviation of that difference. The latter does not count where all larger useful widths cost more by two
+    standard deviations: of many widths that each cost a little less than the next, all but the largest would go. Width
+    0, a smaller model whatever it saves, is kept.
     """
     kept: list[int] = []
     for i in reversed(range(len(widths))):
-        more = costs[:, kept] - (1 + TOLERANCE) * costs[:, i : i + 1]
-        sd = np.sqrt(np.mean((spreads[:, kept] - spreads[:, i : i + 1]) ** 2, axis=2))
-        known = ~np.isnan(more)
-        beaten = known.any(axis=0) & (~known | (more <= _SDS * sd)).all(axis=0)
-        if widths[i] == 0 or (not beaten.any() and not np.isnan(costs[:, i]).all()):
+        more = costs[:, i + 1 :] - (1 + TOLERANCE) * costs[:, i : i + 1]
+        sd = np.sqrt(np.mean((spreads[:, i + 1 :] - spreads[:, i : i + 1]) ** 2, axis=2))
+        useful = np.array(kept, dtype=int) - i - 1
+        beaten = _beaten(more, 0.0 * sd) or (
+            _beaten(more, _SDS * sd) and _beaten(more[:, useful], _SURE_SDS * sd[:, useful])
+        )
+        if widths[i] == 0 or not (beaten or np.isnan(costs[:, i]).all()):
             kept.append(i)
     return tuple(int(widths[i]) for i in reversed(kept))
+
+
+def _beaten(more: np.ndarray, within: np.ndarray) -> bool:
+    """Whether some larger width costs no more than that in every context where both are known, `[contexts, larger]`."""
+    known = ~np.isnan(more)
+    return bool((known.any(axis=0) & (~known | (more <= within)).all(axis=0)).any())
 
 
 def _costs(
