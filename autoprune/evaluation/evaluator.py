@@ -39,11 +39,11 @@ class Evaluator:
     def __call__(self, spec: TrialSpec) -> TrialResult:
         """Run a trial; raises `TrialError` when its loss or outputs are not finite."""
         start, passes = time.monotonic(), SamplePasses()
-        model, kept, undone = self._repaired(spec, passes), spec.fidelity.name == FULL, False
-        if kept:
-            measurement, undone = self._improved(model, spec, passes)
+        full, undone = spec.fidelity.name == FULL, False
+        if full:
+            model, measurement, undone = self._improved(spec, passes)
         else:
-            self._finetune(model, spec, passes)
+            model = self.recovered(spec, passes)
             measurement = self._measure(model, spec, passes)
         return TrialResult(
             number=spec.number,
@@ -55,7 +55,7 @@ class Evaluator:
             seconds=time.monotonic() - start,
             sample_passes=passes.total,
             undone=undone,
-            weights=weights_to_bytes(model) if kept else None,
+            weights=weights_to_bytes(model) if full else None,
         )
 
     def recovered(self, spec: TrialSpec, passes: SamplePasses) -> GraphModel:
@@ -64,15 +64,16 @@ class Evaluator:
         self._finetune(model, spec, passes)
         return model
 
-    def _improved(self, model: GraphModel, spec: TrialSpec, passes: SamplePasses) -> tuple[Measurement, bool]:
-        """Fine-tune a repaired model, or leave it as it is when that lowers its score; whether it was left."""
+    def _improved(self, spec: TrialSpec, passes: SamplePasses) -> tuple[GraphModel, Measurement, bool]:
+        """The model after its repair, fine-tuned unless that lowers its score; its score, and whether it was undone."""
+        model = self._repaired(spec, passes)
         before, repaired = copy.deepcopy(model.state_dict()), self._measure(model, spec, passes)
         self._finetune(model, spec, passes)
         tuned = self._measure(model, spec, passes)
         if tuned.score >= repaired.score:
-            return tuned, False
+            return model, tuned, False
         model.load_state_dict(before)
-        return repaired, True
+        return model, repaired, True
 
     def _repaired(self, spec: TrialSpec, passes: SamplePasses) -> GraphModel:
         # Shrinking is proven for policies that are fine-tuned; the proxy would spend a fifth of its time on it.

@@ -38,56 +38,54 @@ def largest_difference(
     `absent` names, for each mode, the nodes whose values the dense model must not add to anything.
     """
     try:
-        generator = torch.Generator().manual_seed(0)
-        large = any(x.dim() and x[0].numel() > _LARGE for x in example_inputs)
-        inputs = [random_like(x, LARGE_BATCH if large else PROOF_BATCH, generator) for x in example_inputs]
-        tensors = _randomised(dense, shrunk, masks, canonical, generator)
-        return max(_of_mode(dense, shrunk, masks, canonical, inputs, tensors, mode, absent[mode]) for mode in absent)
+        compared = _Comparison(dense, shrunk, masks, canonical, example_inputs)
+        return max(compared.difference(training, nodes) for training, nodes in absent.items())
     except (RuntimeError, LookupError, TypeError, ValueError):  # sizes that do not fit, or a parameter that is gone
         return float("inf")
 
 
-def _randomised(
-    dense: GraphModel,
-    shrunk: GraphModel,
-    masks: Mapping[Site, np.ndarray],
-    canonical: Mapping[str, str],
-    generator: torch.Generator,
-) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Random parameters and buffers by canonical name, with removed entries zeroed and without them."""
-    found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    cut = _tensors(shrunk)
-    for name, tensor in _tensors(dense).items():
-        first = canonical[name]
-        if first not in found:
-            if tensor.is_floating_point():
-                found[first] = _cut_both_ways(random_parameter(tensor, generator), first, masks)
-            else:
-                found[first] = tensor.detach(), cut.get(name, tensor).detach()
-    return found
+class _Comparison:
+    """Both models on the same random inputs and parameters, with removed entries zeroed and without them."""
 
+    def __init__(
+        self,
+        dense: GraphModel,
+        shrunk: GraphModel,
+        masks: Mapping[Site, np.ndarray],
+        canonical: Mapping[str, str],
+        example_inputs: Sequence[torch.Tensor],
+    ) -> None:
+        self._dense, self._shrunk = dense, shrunk
+        self._masks, self._canonical = masks, canonical
+        generator = torch.Generator().manual_seed(0)
+        large = any(x.dim() and x[0].numel() > _LARGE for x in example_inputs)
+        self._inputs = [random_like(x, LARGE_BATCH if large else PROOF_BATCH, generator) for x in example_inputs]
+        self._zeroed: dict[str, torch.Tensor] = {}
+        self._sliced: dict[str, torch.Tensor] = {}
+        cut = _tensors(shrunk)
+        for name, tensor in _tensors(dense).items():
+            first = canonical[name]
+            if first not in self._zeroed:
+                if tensor.is_floating_point():
+                    both = _cut_both_ways(random_parameter(tensor, generator), first, masks)
+                else:
+                    both = tensor.detach(), cut.get(name, tensor).detach()
+                self._zeroed[first], self._sliced[first] = both
 
-def _of_mode(
-    dense: GraphModel,
-    shrunk: GraphModel,
-    masks: Mapping[Site, np.ndarray],
-    canonical: Mapping[str, str],
-    inputs: Sequence[torch.Tensor],
-    tensors: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
-    training: bool,
-    absent: AbstractSet[str],
-) -> float:
-    buffers = {canonical[name] for name, _ in dense.named_buffers(remove_duplicate=False)}
-    own = {  # training changes buffers
-        name: (zeroed.clone(), sliced.clone()) if name in buffers else (zeroed, sliced)
-        for name, (zeroed, sliced) in tensors.items()
-    }
-    zeroed = {name: own[canonical[name]][0] for name in _tensors(dense)}
-    sliced = {name: own[canonical[name]][1] for name in _tensors(dense)}
-    found, small = dense.captures[training], shrunk.captures[training]
-    with torch.no_grad():
-        reference = Reference(found, zeroed, small.graph, masks, canonical, absent)
-        return _difference(reference.outputs(*inputs), Reference(small, sliced).outputs(*inputs))
+    def difference(self, training: bool, absent: AbstractSet[str]) -> float:
+        """The largest one of a mode."""
+        zeroed, sliced = self._fresh(self._zeroed), self._fresh(self._sliced)
+        found, small = self._dense.captures[training], self._shrunk.captures[training]
+        with torch.no_grad():
+            reference = Reference(found, zeroed, small.graph, self._masks, self._canonical, absent)
+            expected = reference.outputs(*self._inputs)
+            return _difference(expected, Reference(small, sliced).outputs(*self._inputs))
+
+    def _fresh(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """By every name of theirs; buffers are copies, because training changes them."""
+        buffers = {self._canonical[name] for name, _ in self._dense.named_buffers(remove_duplicate=False)}
+        own = {name: tensor.clone() if name in buffers else tensor for name, tensor in tensors.items()}
+        return {name: own[self._canonical[name]] for name in _tensors(self._dense)}
 
 
 def _tensors(model: GraphModel) -> dict[str, torch.Tensor]:
@@ -104,7 +102,7 @@ def random_like(x: torch.Tensor, batch: int, generator: torch.Generator) -> torc
 def random_parameter(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Matrices and kernels: normal, scaled by fan-in. Vectors (biases, norms, variances): uniform in 0.5 to 1.5.
 
-    Drawn in float32, which is three times as fast, and kept in float64.
+    Drawn in float32, which is faster, and kept in float64.
     """
     if tensor.dim() < 2:
         return 0.5 + torch.rand(tensor.shape, generator=generator, dtype=torch.float64)

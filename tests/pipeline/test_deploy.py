@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Sequence
 
@@ -42,6 +43,19 @@ def test_a_fine_tune_that_fails_is_dropped_with_its_reason(
     again = autoprune.search(run_dir=copied.folder.path, events=events)
     assert any(digest in note and "dropped" in note and "the loss is nan" in note for note in notes)
     assert digest not in {m.digest for m in [*again.models, *again.others]}
+
+
+def test_a_fine_tune_that_is_undone_is_said(copied: autoprune.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(copied.folder.path / "models")
+    optuna.delete_study(study_name="rung-3", storage=f"sqlite:///{copied.folder.study}")
+    honest = Evaluator.__call__
+    monkeypatch.setattr(Evaluator, "__call__", lambda self, spec: dataclasses.replace(honest(self, spec), undone=True))
+    notes: list[str] = []
+    events = Silent()
+    monkeypatch.setattr(events, "note", notes.append)
+    again = autoprune.search(run_dir=copied.folder.path, events=events)
+    undone = {note.partition(":")[0] for note in notes if "the repaired model is kept" in note}
+    assert undone == {m.digest for m in [*again.models, *again.others, *again.baselines]} > set()
 
 
 def test_a_candidate_that_misses_when_measured_is_reported_and_the_next_is_taken(

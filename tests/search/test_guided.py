@@ -9,6 +9,7 @@ from autoprune.search.executors.inline import InlineExecutor
 from autoprune.search.explore import SENSITIVITY
 from autoprune.search.limits import fits
 from autoprune.search.rungs import best_within
+from autoprune.search.uniform import baselines
 from tests.search import fakes
 
 
@@ -50,6 +51,8 @@ def test_many_workers_are_kept_busy_and_their_order_changes_nothing(tmp_path):
         executor = ManyWorkers(seed)
         found.append(run_search(fakes.search(tmp_path / str(seed), strategy="guided", effort=effort), executor))
         assert executor.most >= executor.slots
+        uniform = baselines(fakes.SPACE, fakes.DENSE, fakes.predict, fakes.LIMITS).values()
+        assert [r.policy for r in found[-1].results["proxy"]][:2] == list(uniform)
     ours, theirs = ([(r.policy, r.measurement) for r in outcome.results["proxy"]] for outcome in found)
     assert ours == theirs
 
