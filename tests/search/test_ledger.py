@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import optuna
 from sqlalchemy import event
 
+from autoprune.search.samplers import encode
 from tests.search.fakes import SPACE, evaluate
 from tests.search.test_broker import SMALL, run, trials
 
@@ -36,3 +38,15 @@ def test_a_trial_is_recorded_in_one_transaction_and_its_result_in_another(opened
     assert written(steps) == 1
     broker.finish(evaluate(spec))
     assert written(steps) == 3, "the result, and then the state"
+
+
+def test_all_parameters_are_written_by_one_statement_and_read_by_optuna_as_its_own(opened, tmp_path):
+    broker, steps = opened(), []
+    engine = broker._study._storage._backend.engine
+    event.listen(engine, "before_cursor_execute", lambda _, __, statement, *rest: steps.append(statement))
+    broker.enqueue({SMALL: "uniform", SPACE.policy({}): "dense"})
+    broker.ask()
+    assert sum("INTO trial_params" in statement for statement in steps) == 2, "one for each trial"
+    plain = optuna.load_study(study_name=broker._study.study_name, storage=f"sqlite:///{tmp_path / 'study.db'}")
+    assert [(t.params, t.distributions) for t in plain.trials] == [(t.params, t.distributions) for t in trials(broker)]
+    assert plain.trials[0].params == encode(SMALL, SPACE)

@@ -2,14 +2,17 @@ from __future__ import annotations
 
 from contextlib import closing
 
+import numpy as np
+import optuna
 import pytest
 
 from autoprune.errors import PolicyError, UsageError
 from autoprune.records import Policy
+from autoprune.search import samplers
 from autoprune.search.broker import Broker
 from autoprune.search.limits import excess, fits
 from autoprune.search.question import Question
-from autoprune.search.samplers import SAMPLERS, decode, encode, make_sampler
+from autoprune.search.samplers import SAMPLERS, decode, distributions, encode, make_sampler
 from tests.search.fakes import LIMITS, PROXY, SPACE, evaluate, predict
 
 
@@ -44,3 +47,22 @@ def test_policies_survive_encoding():
     assert decode(encode(policy, SPACE), SPACE) == policy
     with pytest.raises(PolicyError):
         encode(Policy(space_id="fake", widths={"unit0": 99}), SPACE)
+
+
+def test_tpe_reads_the_newest_trials_and_the_front_of_the_older_ones(monkeypatch):
+    monkeypatch.setattr(samplers, "_REMEMBERED", 12)
+    rng, parameters = np.random.default_rng(0), distributions(SPACE)
+    study = optuna.create_study(directions=["minimize", "minimize"], sampler=make_sampler("tpe", 3))
+    drawn = [{name: int(rng.integers(d.high + 1)) for name, d in parameters.items()} for _ in range(30)]
+    # The older half: a front of three, and twelve that the second of them beats; one of those failed.
+    values = [[1.0, 4.0], [2.0, 2.0], [4.0, 1.0], *rng.uniform(2.1, 3.9, (27, 2)).tolist()]
+    for params, value in zip(drawn, values, strict=True):
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=parameters, values=value))
+
+    def proposed(known):
+        other = optuna.create_study(directions=["minimize", "minimize"], sampler=make_sampler("tpe", 3))
+        other.add_trials([study.trials[number] for number in known])
+        return other.ask(parameters).params
+
+    full = study.ask(parameters).params
+    assert full == proposed([0, 1, 2, *range(18, 30)]) != proposed(range(18, 30))
