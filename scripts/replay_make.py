@@ -6,7 +6,7 @@ import argparse
 import csv
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,10 +52,13 @@ def make(given: argparse.Namespace) -> None:
     limits = [Limit.of(latency_ms=share * setup.predict_ms(setup.space.largest())) for share in given.budget]
     given.table.parent.mkdir(parents=True, exist_ok=True)
     with executor_of(setup) as executor:
-        guided = _guided(setup, limits, executor)
-        plan = planned(setup, limits, guided, given.policies)
-        table = _Table(given.table, setup.space, plan)
-        table.add(guided)
+        table = _Table(given.table, setup.space)
+        if len(table.plan) < given.policies:
+            guided = _guided(setup, limits, executor)
+            table.plan |= {
+                p: o for p, o in planned(setup, limits, guided, given.policies).items() if p not in table.plan
+            }
+            table.add(guided)
         _climb(table, executor, limits, setup.config.seed, given.epochs)
 
 
@@ -143,17 +146,17 @@ def _extremes(space: SearchSpace) -> Iterator[Policy]:
 
 
 class _Table:
-    """The file while it grows."""
+    """The file while it grows. `plan` has the origin of every policy that is in it or will be."""
 
-    def __init__(self, path: Path, space: SearchSpace, plan: Mapping[Policy, str]) -> None:
+    def __init__(self, path: Path, space: SearchSpace) -> None:
         self._path = path
         self._space = space
-        self.plan = plan
         drop_torn_line(path)
         if not path.stat().st_size:
             path.write_text(",".join(header(space.unit_names)) + "\n")
-        loaded = ReplayTable.load(path, space.id).results
-        self._results = {name: dict(found) for name, found in loaded.items()}
+        loaded = ReplayTable.load(path, space.id)
+        self._results = {name: dict(found) for name, found in loaded.results.items()}
+        self.plan = dict(loaded.origins)
 
     def add(self, results: Iterable[TrialResult]) -> None:
         """Append what is done and not there yet."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -61,10 +61,11 @@ def measured(result: TrialResult) -> Measurement:
 
 @dataclass(frozen=True)
 class ReplayTable:
-    """Results by fidelity and policy. The space has every width that some policy of the table has."""
+    """Results by fidelity and policy, and how each policy was found. The space has every width that some of them has."""
 
     space: SearchSpace
     results: Mapping[str, Mapping[Policy, TrialResult]]
+    origins: Mapping[Policy, str] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path, space_id: str = "replay") -> ReplayTable:
@@ -77,10 +78,12 @@ class ReplayTable:
         space = SearchSpace(id=space_id, levels=levels)
         rungs = {rung.name: rung for rung in RUNGS}
         results: dict[str, dict[Policy, TrialResult]] = {name: {} for name in rungs}
+        origins: dict[Policy, str] = {}
         for row in found:
             policy = space.policy({name: int(row[name]) for name in units})
             results[row["fidelity"]][policy] = _result(policy, rungs[row["fidelity"]], row)
-        return cls(space=space, results=results)
+            origins.setdefault(policy, row["origin"])
+        return cls(space=space, results=results, origins=origins)
 
     @cached_property
     def policies(self) -> tuple[Policy, ...]:
