@@ -61,7 +61,7 @@ def measured(result: TrialResult) -> Measurement:
 
 @dataclass(frozen=True)
 class ReplayTable:
-    """Results by fidelity and policy, and how each policy was found. The space has every width that some of them has."""
+    """Results by fidelity and policy, and how each was found. The space has every width that some of them has."""
 
     space: SearchSpace
     results: Mapping[str, Mapping[Policy, TrialResult]]
