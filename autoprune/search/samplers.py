@@ -70,12 +70,14 @@ def _front(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 
 class _Tpe(TPESampler):
-    """TPE whose proposals take as long after thousands of trials as after the first hundreds."""
+    """TPE whose proposals for two objectives take as long after thousands of trials as after the first hundreds."""
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> Parameters:
-        return super().sample_relative(cast(optuna.Study, _Recent(study)), trial, search_space)
+        # One objective (the refinement of a limit) has no front: its best trials are not all among the newest.
+        seen = cast(optuna.Study, _Recent(study)) if len(study.directions) > 1 else study
+        return super().sample_relative(seen, trial, search_space)
 
 
 def _tpe(seed: int) -> BaseSampler:
