@@ -37,8 +37,8 @@ Parameters = dict[str, Any]
 class _Recent:
     """A study as TPE sees it: the newest finished trials and the front of all others, and those that run.
 
-    TPE places a kernel at every trial that it reads, so a proposal among a thousand trials took four times as long.
-    What is left out are old trials that others beat: of the many that say where not to look.
+    TPE places a kernel at every trial that it reads, so its proposals took longer with every trial. What is left out
+    are old trials that others beat: of the many that say where not to look.
     """
 
     def __init__(self, study: optuna.Study) -> None:
@@ -70,7 +70,7 @@ def _front(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 
 class _Tpe(TPESampler):
-    """TPE whose proposals for two objectives take as long after thousands of trials as after the first hundreds."""
+    """TPE whose proposals for two objectives take little longer after thousands of trials than after hundreds."""
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]

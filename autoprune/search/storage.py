@@ -43,7 +43,7 @@ class _Connection(sqlite3.Connection):
 
 
 class _Database(RDBStorage):
-    """Writes all parameters of a new trial at once: a trial of thirty units is recorded in a fifth of the time.
+    """Writes all parameters of a new trial at once: a trial of thirty units is recorded in a third of the time.
 
     Optuna looks every parameter up among all trials first, to see that its distribution did not change. Here all
     trials of a study have the distributions of its question, which is compared when the study is opened. Should Optuna
