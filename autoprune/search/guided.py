@@ -69,7 +69,7 @@ def _refine(explorer: Explorer, refinements: list[Refinement], first: Mapping[Po
         proposed = [(r, r.propose(losses)) for r in active]
         active = [r for r, found in proposed if found]
         found = {policy: origin for _, policies in proposed for policy, origin in policies.items()}
-        wanted, first = {**first, **found, **first}, {}
+        wanted, first = {**first, **found, **first}, {}  # `first` comes first, and keeps its origins
         return wanted
 
     while active:

@@ -35,9 +35,7 @@ class Ledger:
         self._parameters = distributions(question.space)
         self._proposals: Proposals | None = None
         self._ids: dict[int, int] = {}
-        trials = study.get_trials(deepcopy=False)
-        self._next = len(trials)
-        for trial in trials:
+        for trial in study.get_trials(deepcopy=False):
             if not trial.state.is_finished():
                 self._ids[trial.number] = trial._trial_id
                 if not {"result", "slot"} & trial.user_attrs.keys():
@@ -80,8 +78,7 @@ class Ledger:
             system_attrs={**proposal.attributes, **constraint(proposal.beyond)},
         )
         trial_id = self._storage.create_new_trial(self._study._study_id, trial)
-        number = self._next  # as Optuna counts: nobody else writes
-        self._next += 1
+        number = self._storage.get_trial_number_from_id(trial_id)
         if not state.is_finished():
             self._ids[number] = trial_id
         elif self._proposals is not None:

@@ -19,7 +19,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages._rdb import models
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
-from sqlalchemy import create_engine, insert, text
+from sqlalchemy import create_engine, insert, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -69,6 +69,12 @@ class _Database(RDBStorage):
             ]
             session.execute(insert(models.TrialParamModel), parameters)
         return trial
+
+    def get_trial_number_from_id(self, trial_id: int) -> int:
+        """Read the number alone: Optuna reads the whole trial for it, a quarter of the time of recording one."""
+        number = select(models.TrialModel.number).where(models.TrialModel.trial_id == trial_id)
+        with self.engine.connect() as connection:
+            return connection.execute(number).scalar_one()
 
 
 @contextmanager
