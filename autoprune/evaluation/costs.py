@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,27 +26,33 @@ _MOST_ENTRIES = 20_000
 _NEVER = 1e6
 """Cost of a combination that has none: the latency table has no entry for it."""
 
+_SIZES: Mapping[str, Callable[[Structure, Array], Array]] = {
+    "params": Structure.params,
+    "macs": Structure.macs,
+    "bytes": Structure.bytes,
+    "activation_bytes": Structure.peak_activation_bytes,
+}
+
 
 def sizes(structure: Structure, widths: Array) -> dict[str, Array]:
     """All costs but latency, by name; each `[P]` for widths `[P, U]`."""
-    return {
-        "params": structure.params(widths),
-        "macs": structure.macs(widths),
-        "bytes": structure.bytes(widths),
-        "activation_bytes": structure.peak_activation_bytes(widths),
-    }
+    return {name: size(structure, widths) for name, size in _SIZES.items()}
 
 
 def cost_matrix(
-    structure: Structure, predictor: LatencyPredictor, policies: Sequence[Policy]
+    structure: Structure, predictor: LatencyPredictor, policies: Sequence[Policy], wanted: Collection[str] = COSTS
 ) -> npt.NDArray[np.float64]:
-    """Costs of policies, float64 `[P, K]`.
+    """Costs of policies, float64 `[P, K]`; those that are not `wanted` are 0.
 
-    Raises `MissingEntryError` for a width that the latency table lacks, `PolicyError` for a policy of another model.
+    A search asks thousands of times, and the peak of activations alone takes longer than the latency. Raises
+    `MissingEntryError` for a width that the latency table lacks, `PolicyError` for a policy of another model.
     """
     widths = structure.widths(policies)
-    found = sizes(structure, widths) | {"latency_ms": predictor.predict(widths)}
-    return np.stack([found[name].astype(float) for name in COSTS], axis=1)
+    found = np.zeros((len(widths), len(COSTS)))
+    for column, name in enumerate(COSTS):
+        if name in wanted:
+            found[:, column] = predictor.predict(widths) if name == "latency_ms" else _SIZES[name](structure, widths)
+    return found
 
 
 def additive_costs(structure: Structure, predictor: LatencyPredictor, space: SearchSpace) -> Additive:

@@ -69,8 +69,9 @@ class Setup:
     effort: Effort
 
     def costs(self, policies: Sequence[Policy]) -> npt.NDArray[np.float64]:
-        """Costs of policies `[P, K]`, latency as predicted."""
-        return cost_matrix(self.bench.structure, self.predictor, policies)
+        """Costs of policies `[P, K]` that the limits are about, latency as predicted; the others are 0."""
+        limited = {name for limit in self.limits.values() for name in limit.limited}
+        return cost_matrix(self.bench.structure, self.predictor, policies, {"latency_ms", *limited})
 
     def predict_ms(self, policy: Policy) -> float:
         """Predicted latency of one policy."""

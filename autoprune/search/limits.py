@@ -54,14 +54,14 @@ def require_reachable(
         if not fits(floor, limit):
             raise BudgetError(
                 f"the budget {name} (at most {limit}) cannot be reached: the smallest policy of the space takes "
-                f"{limit.shown(floor)}, {_shares(floor / ceiling, limit)} of the largest"
+                f"{limit.shown(floor)}, {_shares(floor, ceiling, limit)} of the largest"
                 f"{_setters(space, limit, floor, additive or {})}. "
                 "Raise the budget, or allow smaller widths in the search space."
             )
 
 
-def _shares(ratios: npt.NDArray[np.float64], limit: Limit) -> str:
-    return ", ".join(f"{ratio:.1%}" for name, ratio in zip(COSTS, ratios, strict=True) if name in limit.limited)
+def _shares(floor: npt.NDArray[np.float64], ceiling: npt.NDArray[np.float64], limit: Limit) -> str:
+    return ", ".join(f"{a / b:.1%}" for name, a, b in zip(COSTS, floor, ceiling, strict=True) if name in limit.limited)
 
 
 def _setters(space: SearchSpace, limit: Limit, floor: npt.NDArray[np.float64], additive: Additive) -> str:

@@ -20,6 +20,9 @@ def test_rows_are_policies_and_columns_are_costs(finished: autoprune.Run) -> Non
     np.testing.assert_array_equal(costs[:, 0], predictor.predict(policies))
     for row, policy in zip(costs, policies, strict=True):
         assert dict(zip(COSTS[1:], row[1:].tolist(), strict=True)) == finished.bench.sizes(policy)
+    some = cost_matrix(structure, predictor, policies, {"latency_ms", "bytes"})
+    kept = [name in ("latency_ms", "bytes") for name in COSTS]
+    np.testing.assert_array_equal(some, np.where(kept, costs, 0.0))
     weights = finished.bench.dense.state_dict().values()
     assert costs[0, COSTS.index("bytes")] == sum(t.nbytes for t in weights if t.is_floating_point())
 

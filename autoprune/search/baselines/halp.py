@@ -57,8 +57,11 @@ def halp_policy(search: Search, lost: Mapping[str, Array], limit: Limit, steps: 
 
 def _budget(dense: Array, limit: Limit, share: float) -> Limit:
     """A limit on the exponential way from the dense costs `[K]` to `limit`, at a share above 0 of it."""
-    target = np.array(limit.most)
-    return Limit(most=tuple(np.maximum(dense ** (1 - share) * target**share, target).tolist()))
+    most = np.array(limit.most)
+    limited = np.isfinite(most)
+    start, target = dense[limited], most[limited]
+    most[limited] = np.maximum(start ** (1 - share) * target**share, target)
+    return Limit(most=tuple(most.tolist()))
 
 
 def _knapsack(search: Search, lost: Mapping[str, Array], current: Policy, limit: Limit) -> Policy | None:
