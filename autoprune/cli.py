@@ -86,7 +86,9 @@ def search(
             "netadapt, amc.",
         ),
     ] = None,
-    sampler: Annotated[str | None, typer.Option("--sampler", help="tpe, nsga2, gp or random.")] = None,
+    sampler: Annotated[
+        str | None, typer.Option("--sampler", help="Of --strategy direct: tpe, nsga2, gp or random.")
+    ] = None,
     effort: Annotated[str | None, typer.Option("--effort", help="small, medium or large.")] = None,
     trials: Annotated[int | None, typer.Option("--trials", help="Policies at the cheapest fidelity.")] = None,
     scores: Annotated[str | None, typer.Option("--scores", help="How the channels of a unit are ranked.")] = None,

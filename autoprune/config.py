@@ -66,7 +66,7 @@ class RunConfig(BaseModel):
     """How policies are proposed: `guided` by sensitivities, an exact solver and a refinement; the others are yardsticks
     (see `autoprune.search.strategies`)."""
     sampler: str = "tpe"
-    """Optuna sampler: of widths in the direct strategy, of the solver's multipliers in the guided one."""
+    """Optuna sampler of widths, in the direct strategy."""
     effort: Literal["small", "medium", "large"] = "small"
     """How much the search may spend; everything else is derived from it."""
     trials: int | None = Field(default=None, ge=1)

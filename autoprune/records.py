@@ -28,7 +28,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -114,6 +114,15 @@ class SearchSpace:
             if width not in self.levels[name]:
                 raise PolicyError(f"{width} is no level of {name!r}; its levels are {self.levels[name]}")
         return Policy(space_id=self.id, widths={n: widths.get(n, levels[-1]) for n, levels in self.levels.items()})
+
+    def places(self, policy: Policy) -> list[int]:
+        """Which of its levels every searched unit has in a policy of this space."""
+        return [self.levels[name].index(policy.widths[name]) for name in self.searched]
+
+    def at(self, places: Sequence[int]) -> Policy:
+        """Inverse of `places`."""
+        widths = zip(self.searched, places, strict=True)
+        return self.policy({name: self.levels[name][place] for name, place in widths})
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_space_from, (self.id, dict(self.levels)))

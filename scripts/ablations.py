@@ -22,14 +22,14 @@ from autoprune.pipeline.channels import calibration
 from autoprune.pipeline.prepare import Setup
 from autoprune.pruning import channel_order, score_units
 from autoprune.records import COSTS, Policy, SearchSpace, digest_of
-from autoprune.search import allocation, guided
-from autoprune.search.allocation import BOUND
+from autoprune.search import allocation, guided, refine
 from autoprune.search.baselines.halp import lost_importance
 from autoprune.search.explore import Explorer
 from autoprune.search.limits import fits
 from autoprune.search.refine import Losses, Refinement
 from autoprune.search.sensitivity import by_unit
 from autoprune.search.solver import Solver
+from autoprune.search.surrogate import Surrogate, Trend
 
 Array = npt.NDArray[np.float64]
 Table = dict[str, Array]
@@ -128,34 +128,18 @@ class SolverAlone(Refinement):
         """The solver's answer, once."""
         return dict(list(super().propose(losses).items())[:1]) if self.solution is None else {}
 
-    def surroundings(self, losses: Losses) -> list[Policy]:
-        """None."""
-        return []
-
-    def refit(self, losses: Losses) -> list[Policy]:
+    def refit(self, tuned: Losses, losses: Losses) -> list[Policy]:
         """None."""
         return []
 
 
-class WithoutSurroundings(Refinement):
-    """A8b: sensitivities are not measured again around the best policy."""
+class Unlearned(Surrogate):
+    """A8b: a surrogate that learns nothing: it expects what the summed sensitivities say."""
 
-    def surroundings(self, losses: Losses) -> list[Policy]:
-        """None."""
-        return []
-
-
-class RandomMultipliers(Refinement):
-    """A8c: proposals from random multipliers, neither from a regression nor from a sampler."""
-
-    def _fitted(self, losses: Losses, attempt: int) -> Array:
-        return self._drawn("fit", attempt)
-
-    def _sampled(self, losses: Losses, attempt: int) -> Array:
-        return self._drawn("sampler", attempt)
-
-    def _drawn(self, *parts: object) -> Array:
-        return self._rng(*parts).uniform(-BOUND, BOUND, size=len(self._allocator.names))
+    def __init__(
+        self, space: SearchSpace, table: Mapping[str, Array], losses: Mapping[Policy, float], trend: Trend | None = None
+    ) -> None:
+        super().__init__(space, table, {}, trend)
 
 
 def _swapped(owner: object, name: str, value: object) -> Callable[[Setup], AbstractContextManager[object]]:
@@ -256,8 +240,7 @@ VARIANTS: Mapping[str, Variant] = {
     "A7-taylor": Variant(what="channels by Taylor inside the found widths", bench=_ranked("taylor")),
     "A7-random": Variant(what="random channels inside the found widths", bench=_ranked("random")),
     "A8": Variant(what="the solver's answer alone", swapped=_swapped(guided, "Refinement", SolverAlone)),
-    "A8b": Variant(what="no measuring again", swapped=_swapped(guided, "Refinement", WithoutSurroundings)),
-    "A8c": Variant(what="random multipliers", swapped=_swapped(guided, "Refinement", RandomMultipliers)),
+    "A8b": Variant(what="a surrogate that learns nothing", swapped=_swapped(refine, "Surrogate", Unlearned)),
     "A9-proxy": Variant(what="chosen by the proxy", rungs=1),
     "A9-brief": Variant(what="chosen by the brief rung", rungs=2),
     "A10": Variant(what="no distillation in the fine-tune", bench=_undistilled),

@@ -5,6 +5,7 @@ things stand in for what would leave the table, because no policy outside it has
 
 - the executor looks trials up; a policy without that score is a failed trial that costs nothing;
 - the exact solver takes the row of least summed sensitivity within the limit, found by going through all of them;
+- a refinement breeds all rows at once;
 - a sampler's proposal moves onto the nearest of the rows that fit the limit and cannot be widened inside the table.
 
 Costs of policies outside the table are beyond any limit, so that nothing is widened out of it. Studies are in memory.
@@ -160,7 +161,7 @@ def replaying(table: ReplayTable) -> Iterator[None]:
     with (
         patch.object(broker, "open_study", open_study),
         patch.object(proposals, "fit_to_limit", table.nearest),
-        patch.object(refine, "fit_to_limit", table.nearest),
+        patch.object(refine, "steps", lambda policies, space, rng: table.policies),
         patch.object(guided, "Solver", lambda space, costs: RowSolver(table)),
     ):
         yield

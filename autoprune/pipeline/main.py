@@ -249,7 +249,8 @@ def _announce(setup: Setup, slots: int, events: Events) -> None:
     minutes = max(passes * each / slots / 60, 0.1)
     events.note(f"at most {passes:,.0f} sample passes, about {minutes:.1f} min on {slots} worker(s)")
     proxy_seconds = share * proxy_passes(effort, examples) * each / slots
-    if setup.config.sampler == "gp" and proxy_seconds < GP_SECONDS:
+    sampled = setup.config.strategy == "direct" and setup.config.sampler == "gp"
+    if sampled and proxy_seconds < GP_SECONDS:
         events.note(
             f"the gp sampler takes a minute or more for a proposal in a large space, and workers finish one every "
             f"{proxy_seconds:.1g} s: they will wait for it. --sampler tpe keeps up."

@@ -8,11 +8,14 @@ from collections.abc import Mapping
 from autoprune.records import Policy
 from autoprune.search.allocation import Allocator
 from autoprune.search.explore import Explorer, Refit
-from autoprune.search.refine import ALARM, PER_ROUND, Refinement
+from autoprune.search.refine import PER_ROUND, Refinement
 from autoprune.search.solver import Solver
 
 _MOST_EVALUATIONS = 60
 _FEWEST_ROUNDS = 5
+
+_ALARM = 1.3
+"""Measured over summed loss of the solver's answer above which the report says so."""
 
 _FEW_SLOTS = 4
 """With more of them a round is proposed while the one before it runs, and they do not wait for the slowest trial."""
@@ -33,27 +36,20 @@ def guided(explorer: Explorer) -> Refit:
     allocator = Allocator(space=search.space, solver=solver, table=table, predict=search.predict)
     evaluations, per_round = _rounds(search.effort.trials, len(search.limits), explorer.slots)
     refinements = [
-        Refinement(
-            allocator,
-            limit,
-            seed=search.run_seed,
-            sampler=search.sampler,
-            evaluations=evaluations,
-            per_round=per_round,
-        )
+        Refinement(allocator, limit, seed=search.run_seed, evaluations=evaluations, per_round=per_round)
         for limit in search.limits
     ]
     _refine(explorer, refinements, uniform, ahead=int(many))
-    explorer.notes += [_alarm(r, explorer) for r in refinements if r.ratio(explorer.losses) > ALARM]
+    explorer.notes += [_alarm(r, explorer) for r in refinements if r.ratio(explorer.losses) > _ALARM]
 
-    def refit(losses: Mapping[Policy, float]) -> dict[Policy, str]:
-        return {policy: "refit" for refinement in refinements for policy in refinement.refit(losses)}
+    def refit(tuned: Mapping[Policy, float]) -> dict[Policy, str]:
+        return {policy: "refit" for refinement in refinements for policy in refinement.refit(tuned, explorer.losses)}
 
     return refit
 
 
 def _refine(explorer: Explorer, refinements: list[Refinement], first: Mapping[Policy, str], ahead: int) -> None:
-    """Round after round, in which every limit that gains something proposes policies and hears of the others'.
+    """Round after round, in which every limit that gains something proposes policies by all losses so far.
 
     The first round scores the policies `first` as well.
     """
@@ -62,19 +58,13 @@ def _refine(explorer: Explorer, refinements: list[Refinement], first: Mapping[Po
     def propose() -> dict[Policy, str]:
         nonlocal active, first
         losses = explorer.losses
-        active = [r for r in active if not r.finished(losses)]
-        _share(refinements, losses)
-        if any(r.due(losses) for r in active):
-            return {}
         proposed = [(r, r.propose(losses)) for r in active]
         active = [r for r, found in proposed if found]
         found = {policy: origin for _, policies in proposed for policy, origin in policies.items()}
         wanted, first = {**first, **found, **first}, {}  # `first` comes first, and keeps its origins
         return wanted
 
-    while active:
-        explorer.score_apart([p for r in active for p in r.surroundings(explorer.losses)])
-        explorer.score_rounds(propose, ahead)
+    explorer.score_rounds(propose, ahead)
 
 
 def _rounds(trials: int, limits: int, slots: int) -> tuple[int, int]:
@@ -90,14 +80,5 @@ def _rounds(trials: int, limits: int, slots: int) -> tuple[int, int]:
 def _alarm(refinement: Refinement, explorer: Explorer) -> str:
     return (
         f"{refinement.limit}: the solver's first answer loses {refinement.ratio(explorer.losses):.1f} times the sum of "
-        "its sensitivities, so they were measured again around the best policy"
+        "its sensitivities: units act together, and the refinement matters"
     )
-
-
-def _share(refinements: list[Refinement], losses: Mapping[Policy, float]) -> None:
-    """Every limit hears the best multipliers of the others."""
-    vectors = [refinement.best_vector(losses) for refinement in refinements]
-    for refinement in refinements:
-        for other, vector in zip(refinements, vectors, strict=True):
-            if vector is not None and other is not refinement:
-                refinement.hear(vector)

@@ -1,103 +1,67 @@
-"""Refinement of one limit: proposals around the solver's answer, all of which meet the limit.
+"""Refinement of one limit: proposals beyond the solver's answer, all of which meet the limit.
 
 The summed sensitivities leave out how units act together: at tight limits the solver's answer alone was once worse than
-the best of 40 random policies. So its multipliers are searched: a third of the proposals comes from a regression of the
-measured losses on the table and a third from an Optuna sampler, both through the solver. The last third are steps from
-the best policy that no multipliers lead to (a few units a level up or down, moved onto the limit again), as in EvoPress
-(Sieberling et al. 2024). Where measured and summed losses are far apart, the sensitivities are also measured again
-around the best policy, one level up and down.
+the best of 40 random policies. So a surrogate learns from all that was scored, whatever its limit, and the policies
+that it expects most of are scored next. These are found by steps from the best ones known, a few units a level up or
+down, over some generations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from autoprune.budgets import Limit
-from autoprune.records import Policy, digest_of
-from autoprune.search.allocation import BOUND, REMOVAL, Allocator
-from autoprune.search.limits import excess
-from autoprune.search.repair import fit_to_limit
-from autoprune.search.samplers import propose_multipliers
+from autoprune.records import Policy, SearchSpace, digest_of
+from autoprune.search.allocation import Allocator
+from autoprune.search.limits import excess, fits
+from autoprune.search.question import SMALLEST_LOSS
+from autoprune.search.solver import polished
+from autoprune.search.surrogate import Surrogate, conditioned, expected_gain
 
-Array = npt.NDArray[np.float64]
 Losses = Mapping[Policy, float]
 
 PER_ROUND = 4
 """Proposals of one limit that are scored together, when there are few workers."""
 
-ALARM = 1.3
-"""Measured over summed loss of the solver's answer above which sensitivities are measured around the best policy."""
+_FEWEST, _LEAST_GAIN = 12, 0.005
+"""A limit is finished when, after so many evaluations, no policy is expected to save this share of the loss."""
 
-_DRY = 15
-_LEAST_GAIN = 0.02
-"""A limit is finished when so many evaluations have lowered its loss by less than this share."""
+_REMOVALS = (1.0, 2.0, 4.5, np.inf)
+"""Factors on what removals lose that the first answers are solved with; the last one keeps all branches."""
 
-_BAND = 0.35
-"""Policies that cost up to this share less than the limit tell the regression about it."""
+_MOST_LEARNED = 300
+"""The surrogate learns from so many policies, those that cost closest to the limit."""
 
-_REMOVAL_PENALTIES = (0.0, 0.75, BOUND, np.inf)
-"""Log-multipliers of all removals together that the first answers are solved with; the last one keeps all branches."""
-
-_NOISE = (0.0, 0.2, 0.35)
-_ATTEMPTS = 6
+_GENERATIONS, _PARENTS, _CHILDREN = 8, 24, 6
+_MOST_STEPS = 4
+"""Units that a child differs in from its parent, by a level each."""
 
 _FEWEST_TO_REFIT, _REFITTED = 4, 2
-"""Fine-tuned policies near a limit that a regression needs, and new ones that it proposes at once."""
-
-_LOCAL_ROUND = 3
-_SWITCHED = 3
-"""Units that a step from the best policy moves by a level."""
+"""Fine-tuned policies that a refit needs, and new ones that it proposes for a limit."""
 
 
 class Refinement:
     """Proposals for one limit. Deterministic: the same losses in the same order give the same proposals."""
 
     def __init__(
-        self,
-        allocator: Allocator,
-        limit: Limit,
-        *,
-        seed: int,
-        sampler: str,
-        evaluations: int,
-        per_round: int = PER_ROUND,
+        self, allocator: Allocator, limit: Limit, *, seed: int, evaluations: int, per_round: int = PER_ROUND
     ) -> None:
         self.limit = limit
-        self._per_round = per_round
         self._allocator = allocator
         self._seed = int(digest_of([seed, limit.to_json()], length=8), 16)
-        self._sampler = sampler
         self._evaluations = evaluations
+        self._per_round = per_round
         self._round = 0
         self._asked: list[Policy] = []
-        self._vectors: dict[Policy, Array] = {}
-        self._centre: Policy | None = None
-        self._neighbours: list[Array] = []
         self.solution: Policy | None = None
         """The solver's answer to the plain sensitivities."""
-
-    def finished(self, losses: Losses) -> bool:
-        """Whether nothing more is proposed: all evaluations are used, or the last ones gained nothing."""
-        if len(self._asked) >= self._evaluations:
-            return True
-        found = np.array([losses.get(policy, np.inf) for policy in self._asked])
-        found = found[: 1 + np.flatnonzero(np.isfinite(found)).max(initial=-1)]  # those after it may still run
-        dry = max(_DRY, self._per_round)
-        before = found[:-dry].min(initial=np.inf)
-        return len(found) > dry and bool(found[-dry:].min() > (1 - _LEAST_GAIN) * before)
 
     def best(self, losses: Losses) -> Policy | None:
         """The policy of least loss among those proposed for this limit."""
         scored = [policy for policy in self._asked if policy in losses]
         return min(scored, key=lambda policy: losses[policy], default=None)
-
-    def best_vector(self, losses: Losses) -> Array | None:
-        """Log-multipliers of the best policy, for the neighbours; `None` when it was not found by any."""
-        best = self.best(losses)
-        return self._vectors.get(best) if best is not None else None
 
     def ratio(self, losses: Losses) -> float:
         """Measured over summed loss at the solver's answer: how far units act together there; 1 while unknown."""
@@ -106,31 +70,12 @@ class Refinement:
         summed = float(self._allocator.additive([self.solution])[0])
         return losses[self.solution] / summed if summed > 0 else 1.0
 
-    def hear(self, vector: Array) -> None:
-        """Multipliers that were best for a neighbouring limit: they are tried next."""
-        if not any(np.allclose(vector, known, atol=0.05) for known in [*self._neighbours, *self._vectors.values()]):
-            self._neighbours.append(vector)
-
-    def due(self, losses: Losses) -> bool:
-        """Whether the sensitivities are to be measured around the best policy before more is proposed."""
-        unknown = self._round == _LOCAL_ROUND and self._centre is None
-        return unknown and self.ratio(losses) > ALARM and self.best(losses) is not None
-
-    def surroundings(self, losses: Losses) -> list[Policy]:
-        """Policies to measure, whatever they cost, before the next proposals: the best one a level up and down."""
-        if not self.due(losses):
-            return []
-        self._centre = self.best(losses)
-        return list(self._allocator.space.neighbours(self._centre)) if self._centre is not None else []
-
     def propose(self, losses: Losses) -> dict[Policy, str]:
-        """The next policies with their origin, none of them in `losses`; empty when nothing new is found."""
+        """The next policies with their origin, none of them in `losses`; empty when nothing more is worth it."""
         found: dict[Policy, str] = {}
-        for policy, origin, vector in self._proposals(losses):
+        for policy, origin in self._proposals(losses):
             if len(found) == self._per_round or len(self._asked) >= self._evaluations:
                 break
-            if vector is not None:
-                self._vectors.setdefault(policy, vector)
             if policy not in self._asked:
                 self._asked.append(policy)
                 if policy not in losses:
@@ -138,112 +83,112 @@ class Refinement:
         self._round += 1
         return found
 
-    def _proposals(self, losses: Losses) -> Iterator[tuple[Policy, str, Array | None]]:
+    def refit(self, tuned: Losses, losses: Losses) -> list[Policy]:
+        """New policies by the losses of fine-tuned ones; their trend is what was expected before fine-tuning."""
+        if len(tuned) < _FEWEST_TO_REFIT:
+            return []
+        space, table = self._allocator.space, self._allocator.table
+        before = self._learned(losses)
+        surrogate = Surrogate(space, table, tuned, before.mean)
+        found = self._most_promising(surrogate, tuned, [], _REFITTED)
+        self._round += 1
+        return [policy for policy, _ in found]
+
+    def _proposals(self, losses: Losses) -> Iterator[tuple[Policy, str]]:
         if self._round == 0:
             yield from self._solutions()
-        while self._neighbours:
-            vector = self._neighbours.pop(0)
-            yield from self._through(vector, "neighbour")
-        if self._round == _LOCAL_ROUND and self._centre is not None:
-            yield from ((policy, "local", None) for policy in self._local(self._centre, losses))
-        for attempt in range(max(_ATTEMPTS, self._per_round)):
-            yield from self._through(self._fitted(losses, attempt), "fit")
-            yield from self._through(self._sampled(losses, attempt), "sampler")
-            yield from self._switched(losses, attempt)
+        yield from self._expected(losses)
 
-    def _solutions(self) -> Iterator[tuple[Policy, str, Array | None]]:
+    def _solutions(self) -> Iterator[tuple[Policy, str]]:
         """The solver's answer, those that remove fewer branches, and the next best, in two units at least apart.
 
         How many branches to remove is where a proxy and a fine-tuned model disagree most: some of each go on.
         """
-        names = self._allocator.names
-        plain = np.zeros(len(names))
         apart: list[Policy] = []
-        for penalty in _REMOVAL_PENALTIES if REMOVAL in names else (0.0,):
-            vector = np.append(plain[:-1], penalty) if REMOVAL in names else plain
-            policy = self._allocator.allocate(vector, self.limit)
+        for factor in _REMOVALS if self._allocator.removable else _REMOVALS[:1]:
+            policy = self._allocator.allocate(self.limit, removals=factor)
             if policy is not None and policy not in apart:
                 self.solution = self.solution or policy
-                yield policy, "solver", vector if np.isfinite(penalty) else None
                 apart.append(policy)
+                yield policy, "solver"
         while apart and len(apart) < PER_ROUND:
-            policy = self._allocator.allocate(plain, self.limit, apart)
+            policy = self._allocator.allocate(self.limit, differ_from=apart)
             if policy is None or policy in apart:
                 return
-            yield policy, "solver", None
             apart.append(policy)
+            yield policy, "solver"
 
-    def _through(self, vector: Array, origin: str) -> Iterator[tuple[Policy, str, Array | None]]:
-        policy = self._allocator.allocate(vector, self.limit)
-        if policy is not None:
-            yield policy, origin, vector
+    def _expected(self, losses: Losses) -> Iterator[tuple[Policy, str]]:
+        """What the surrogate expects most of, until that is too little."""
+        waiting = [policy for policy in self._asked if policy not in losses]
+        count = min(self._per_round, self._evaluations - len(self._asked))
+        found = self._most_promising(self._learned(losses), losses, waiting, count)
+        if len(self._asked) < max(_FEWEST, 2 * self._per_round) or (found and found[0][1] >= _LEAST_GAIN):
+            yield from ((policy, "surrogate") for policy, _ in found)
 
-    def refit(self, losses: Losses) -> list[Policy]:
-        """New policies by a regression of the losses of fine-tuned ones: it knows what fine-tuning heals."""
-        near = self._near(losses)
-        if len(near) < _FEWEST_TO_REFIT:
+    def _learned(self, losses: Losses) -> Surrogate:
+        """From the policies that cost closest to the limit, on either side."""
+        policies = list(losses)
+        if len(policies) > _MOST_LEARNED:
+            near = np.argsort(np.abs(excess(self._allocator.predict(policies), self.limit)), kind="stable")
+            policies = [policies[place] for place in sorted(near[:_MOST_LEARNED])]
+        return Surrogate(self._allocator.space, self._allocator.table, {policy: losses[policy] for policy in policies})
+
+    def _most_promising(
+        self, surrogate: Surrogate, losses: Losses, waiting: Sequence[Policy], count: int
+    ) -> list[tuple[Policy, float]]:
+        """New policies within the limit with their expected gains, each as if the ones before it were measured.
+
+        Neither in `losses` nor among the `waiting` ones, which are as good as measured, too.
+        """
+        predict, space = self._allocator.predict, self._allocator.space
+        scored = self._fitting(list(losses))
+        parents = sorted(scored, key=lambda policy: losses[policy])[:_PARENTS] or self._asked
+        if not parents or count < 1:
             return []
-        found: list[Policy] = []
-        for attempt in range(_ATTEMPTS):
-            policy = self._allocator.allocate(self._fitted(losses, attempt), self.limit)
-            if policy is not None and policy not in losses and policy not in found:
-                found.append(policy)
-            if len(found) == _REFITTED:
-                break
-        self._round += 1
+        least = losses[parents[0]] if scored else np.exp(surrogate.mean(parents).min())
+        best = float(np.log(max(least, SMALLEST_LOSS)))
+        bred = self._bred(surrogate, best, parents)
+        wide = [polished(policy, space, predict, self.limit) for policy in bred[: 3 * count + 2 * len(waiting)]]
+        new = [policy for policy in dict.fromkeys(wide) if policy not in losses and policy not in waiting]
+        if not new:
+            return []
+        mean, covariance = surrogate.posterior([*waiting, *new])
+        for place in range(len(waiting)):
+            covariance = conditioned(covariance, place)
+        found: list[tuple[Policy, float]] = []
+        for _ in range(min(count, len(new))):
+            gains = expected_gain(best - mean, np.diag(covariance))[len(waiting) :]
+            gains[[new.index(policy) for policy, _ in found]] = -np.inf
+            place = int(gains.argmax())
+            found.append((new[place], float(gains[place])))
+            covariance = conditioned(covariance, len(waiting) + place)
         return found
 
-    def _fitted(self, losses: Losses, attempt: int) -> Array:
-        near = self._near(losses)
-        noise = _NOISE[min(attempt, len(_NOISE) - 1)]
-        vector = self._allocator.fitted_multipliers(near)
-        return np.clip(vector + noise * self._rng("fit", attempt).normal(size=len(vector)), -BOUND, BOUND)
+    def _bred(self, surrogate: Surrogate, best: float, parents: Sequence[Policy]) -> list[Policy]:
+        """Policies within the limit that are not proposed yet, those of most expected gain first."""
+        rng = np.random.default_rng(int(digest_of([self._seed, self._round], length=12), 16))
+        gains = dict(zip(parents, surrogate.gain(parents, best), strict=True))
+        for _ in range(_GENERATIONS):
+            fittest = sorted(gains, key=lambda policy: -gains[policy])[:_PARENTS]
+            born = dict.fromkeys(steps(fittest, self._allocator.space, rng))
+            children = self._fitting([policy for policy in born if policy not in gains])
+            gains |= dict(zip(children, surrogate.gain(children, best), strict=True)) if children else {}
+        return [p for p in sorted(gains, key=lambda policy: -gains[policy]) if p not in parents]
 
-    def _sampled(self, losses: Losses, attempt: int) -> Array:
-        history = [(vector.tolist(), losses[p]) for p, vector in self._vectors.items() if p in losses]
-        seed = int(self._rng("sampler", attempt).integers(2**31))
-        return np.array(propose_multipliers(self._sampler, seed, self._allocator.names, history, BOUND))
-
-    def _switched(self, losses: Losses, attempt: int) -> Iterator[tuple[Policy, str, Array | None]]:
-        """The best policy with some units a level up or down, on the limit again."""
-        centre = self.best(losses)
-        if centre is None:
-            return
-        space, rng = self._allocator.space, self._rng("switch", attempt)
-        widths = dict(centre.widths)
-        for name in rng.choice(space.searched, size=min(_SWITCHED, len(space.searched)), replace=False):
-            levels = space.levels[name]
-            place = levels.index(widths[name]) + rng.choice((-1, 1))
-            widths[name] = levels[int(np.clip(place, 0, len(levels) - 1))]
-        policy = fit_to_limit(space.policy(widths), space, self._allocator.predict, self.limit, rng)
-        if policy is not None:
-            yield policy, "switch", None
-
-    def _near(self, losses: Losses) -> dict[Policy, float]:
-        """Losses of the policies that cost about as much as the limit allows."""
-        policies = list(losses)
+    def _fitting(self, policies: Sequence[Policy]) -> list[Policy]:
         if not policies:
-            return {}
-        beyond = excess(self._allocator.predict(policies), self.limit)
-        return {p: losses[p] for p, x in zip(policies, beyond, strict=True) if -_BAND <= x <= _BAND / 2}
+            return []
+        inside = fits(self._allocator.predict(policies), self.limit)
+        return [policy for policy, fitting in zip(policies, inside, strict=True) if fitting]
 
-    def _local(self, centre: Policy, losses: Losses) -> Iterator[Policy]:
-        """Best answers one level around a centre, by what was measured there."""
-        space = self._allocator.space
-        table = {name: np.full(len(space.levels[name]), np.inf) for name in space.searched}
-        for name in space.searched:
-            table[name][space.levels[name].index(centre.widths[name])] = 0.0
-        for policy in self._allocator.space.neighbours(centre):
-            if policy in losses:
-                (name,) = [n for n in space.searched if policy.widths[n] != centre.widths[n]]
-                table[name][space.levels[name].index(policy.widths[name])] = losses[policy] - losses[centre]
-        apart = [centre]
-        for _ in range(PER_ROUND // 2):
-            policy = self._allocator.solved(table, self.limit, apart)
-            if policy is None:
-                return
-            yield policy
-            apart.append(policy)
 
-    def _rng(self, *parts: object) -> np.random.Generator:
-        return np.random.default_rng(int(digest_of([self._seed, self._round, *parts], length=12), 16))
+def steps(policies: Sequence[Policy], space: SearchSpace, rng: np.random.Generator) -> list[Policy]:
+    """Some policies near each of these, with a few units a level up or down."""
+    names = space.searched
+    top = np.array([len(space.levels[name]) - 1 for name in names])
+    starts = np.repeat([space.places(policy) for policy in policies], _CHILDREN, axis=0)
+    order = rng.random(starts.shape).argsort(axis=1)
+    moved = order < rng.integers(1, _MOST_STEPS + 1, size=(len(starts), 1))
+    places = np.clip(starts + moved * rng.choice((-1, 1), size=starts.shape), 0, top)
+    return [space.at(place) for place in places.tolist()]

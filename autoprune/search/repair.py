@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
@@ -25,12 +23,12 @@ def fit_to_limit(
     The result is maximal: no single unit can go up one level within the limit. Deterministic in `rng`, and it leaves a
     maximal policy alone. None when the walk down to the smallest policy meets nothing that fits.
     """
-    start = _indices(policy, space)
+    start = np.array(space.places(policy), dtype=np.int64)
     down = _walk(start, np.zeros_like(start), rng)
     first = _first(down, True, space, predict, limit)
     if first is None:
         return None
-    return _policy(_widen(down[first], space, predict, limit, rng), space)
+    return space.at(_widen(down[first], space, predict, limit, rng).tolist())
 
 
 def _widen(current: Indices, space: SearchSpace, predict: Predict, limit: Limit, rng: np.random.Generator) -> Indices:
@@ -63,12 +61,4 @@ def _first(points: Indices, wanted: bool, space: SearchSpace, predict: Predict, 
 
 
 def _fitting(points: Indices, space: SearchSpace, predict: Predict, limit: Limit) -> npt.NDArray[np.bool_]:
-    return fits(predict([_policy(point, space) for point in points]), limit)
-
-
-def _indices(policy: Policy, space: SearchSpace) -> Indices:
-    return np.array([space.levels[name].index(policy.widths[name]) for name in space.searched], dtype=np.int64)
-
-
-def _policy(point: Sequence[int] | Indices, space: SearchSpace) -> Policy:
-    return space.policy({name: space.levels[name][int(i)] for name, i in zip(space.searched, point, strict=True)})
+    return fits(predict([space.at(point) for point in points.tolist()]), limit)

@@ -7,16 +7,15 @@ import warnings
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, cast
 
-import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from autoprune.errors import unknown_name
 from autoprune.records import Policy, SearchSpace
-from autoprune.search.question import SMALLEST_LOSS, objectives
+from autoprune.search.question import objectives
 from autoprune.trials import TrialResult
 
 CONSTRAINT = "budget"
@@ -70,14 +69,12 @@ def _front(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 
 class _Tpe(TPESampler):
-    """TPE whose proposals for two objectives take little longer after thousands of trials than after hundreds."""
+    """TPE whose proposals take little longer after thousands of trials than after hundreds."""
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> Parameters:
-        # One objective (the refinement of a limit) has no front: its best trials are not all among the newest.
-        seen = cast(optuna.Study, _Recent(study)) if len(study.directions) > 1 else study
-        return super().sample_relative(seen, trial, search_space)
+        return super().sample_relative(cast(optuna.Study, _Recent(study)), trial, search_space)
 
 
 def _tpe(seed: int) -> BaseSampler:
@@ -192,22 +189,3 @@ class Projected(BaseSampler):
     def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:
         """Forward to the inner sampler."""
         self._inner.after_trial(study, trial, state, values)
-
-
-def propose_multipliers(
-    sampler: str, seed: int, names: Sequence[str], history: Sequence[tuple[Sequence[float], float]], bound: float
-) -> list[float]:
-    """The sampler's next log-multiplier for every name, within `bound` of 0.
-
-    `history` holds vectors that were tried, however they were found, with the loss (above 0) that each led to. The same
-    arguments give the same proposal.
-    """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it says of every study that it was made
-    study = optuna.create_study(sampler=make_sampler(sampler, seed))
-    space: dict[str, BaseDistribution] = {name: FloatDistribution(-bound, bound) for name in names}
-    for vector, loss in history:
-        params = {name: float(np.clip(x, -bound, bound)) for name, x in zip(names, vector, strict=True)}
-        value = math.log(max(loss, SMALLEST_LOSS))
-        study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=value))
-    trial = study.ask(space)
-    return [float(trial.params[name]) for name in names]

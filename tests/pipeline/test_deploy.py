@@ -144,9 +144,9 @@ def test_nothing_runs_while_latency_is_measured(copied: autoprune.Run, monkeypat
     assert set(seen) == {0}
 
 
-@pytest.mark.parametrize("sampler", ["gp", "tpe"])
+@pytest.mark.parametrize(("strategy", "sampler"), [("direct", "gp"), ("direct", "tpe"), ("guided", "gp")])
 def test_a_sampler_that_cannot_keep_up_is_pointed_out(
-    copied: autoprune.Run, monkeypatch: pytest.MonkeyPatch, sampler: str
+    copied: autoprune.Run, monkeypatch: pytest.MonkeyPatch, strategy: str, sampler: str
 ) -> None:
     shutil.rmtree(copied.folder.path / "models")
     (copied.folder.path / "study.db").unlink()
@@ -155,5 +155,6 @@ def test_a_sampler_that_cannot_keep_up_is_pointed_out(
     monkeypatch.setattr(events, "note", notes.append)
     monkeypatch.setattr("autoprune.pipeline.main.run_search", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        autoprune.search(run_dir=copied.folder.path, sampler=sampler, events=events)
-    assert any("the gp sampler" in note and "--sampler tpe" in note for note in notes) == (sampler == "gp")
+        autoprune.search(run_dir=copied.folder.path, strategy=strategy, sampler=sampler, events=events)
+    pointed_out = any("the gp sampler" in note and "--sampler tpe" in note for note in notes)
+    assert pointed_out == ((strategy, sampler) == ("direct", "gp"))

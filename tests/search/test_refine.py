@@ -4,45 +4,51 @@ import numpy as np
 import pytest
 
 from autoprune.search.limits import fits
-from autoprune.search.refine import ALARM, PER_ROUND, Refinement
-from tests.search.fakes import LIMITS, loss_of, predict
-from tests.search.test_allocation import PLAIN, allocator
+from autoprune.search.refine import PER_ROUND, Refinement, steps
+from autoprune.search.sensitivity import single_unit_policies
+from tests.search.fakes import LIMITS, SPACE, loss_of, predict
+from tests.search.test_allocation import allocator
+from tests.search.test_surrogate import drawn, joint_loss
 
 LIMIT = LIMITS[1]
 
 
-def joint_loss(policy):
-    """Units 0 and 4 hurt each other: the sum of single losses is far too low where both are narrow."""
-    together = (8 - policy.widths["unit0"]) * (8 - policy.widths["unit4"])
-    return loss_of(policy) + 0.05 * together
+def alone(loss=joint_loss):
+    """What the guided strategy knows before: every level of every unit, all others full."""
+    return {policy: loss(policy) for policy in single_unit_policies(SPACE)}
 
 
-def refined(loss=joint_loss, evaluations=40, sampler="tpe", seed=0):
+def refined(loss=joint_loss, evaluations=40, seed=0, per_round=PER_ROUND):
     """All proposals with their origins and losses, as the guided strategy asks for them."""
-    refinement = Refinement(allocator(), LIMIT, seed=seed, sampler=sampler, evaluations=evaluations)
-    losses, origins = {}, {}
-    while True:
-        for policy in refinement.surroundings(losses):
-            losses[policy] = loss(policy)
-        found = refinement.propose(losses)
+    refinement = Refinement(allocator(), LIMIT, seed=seed, evaluations=evaluations, per_round=per_round)
+    losses, origins = alone(loss), {}
+    while found := refinement.propose(losses):
         origins |= found
         losses |= {policy: loss(policy) for policy in found}
-        if not found or refinement.finished(losses):
-            return refinement, origins, losses
+    return refinement, origins, losses
 
 
 def test_every_proposal_fits_and_is_new():
     refinement, origins, _ = refined()
     assert all(fits(predict([policy])[0], LIMIT) for policy in origins)
     assert PER_ROUND < len(origins) <= 40
-    assert {"solver", "fit", "sampler", "local"} <= set(origins.values())
+    assert set(origins.values()) == {"solver", "surrogate"}
     assert refinement.best({}) is None
+
+
+def test_no_proposal_can_be_widened_for_free():
+    for policy in refined()[1]:
+        wider = [p for p in SPACE.neighbours(policy) if sum(p.widths.values()) > sum(policy.widths.values())]
+        assert not fits(predict(wider), LIMIT).any()
 
 
 def test_the_solvers_answer_is_improved_where_units_act_together():
     refinement, _, losses = refined()
-    assert refinement.ratio(losses) > ALARM
+    assert refinement.ratio(losses) > 1.3
     assert joint_loss(refinement.best(losses)) < 0.9 * joint_loss(refinement.solution)
+    # Better than all but a few in a thousand of the policies on the limit.
+    random = [policy for policy in drawn(40_000) if fits(predict([policy])[0], LIMIT)]
+    assert np.mean([joint_loss(policy) < losses[refinement.best(losses)] for policy in random]) < 1e-3
 
 
 def test_where_losses_add_up_the_solvers_answer_stays_and_the_search_ends_early():
@@ -50,7 +56,6 @@ def test_where_losses_add_up_the_solvers_answer_stays_and_the_search_ends_early(
     assert losses[refinement.best(losses)] == pytest.approx(losses[refinement.solution])
     assert refinement.ratio(losses) == pytest.approx(1, rel=0.2)
     assert len(origins) < 30
-    assert "local" not in origins.values()
 
 
 def test_the_same_losses_give_the_same_proposals():
@@ -63,50 +68,70 @@ def test_no_more_than_the_evaluations_are_used(evaluations):
     assert len(refined(evaluations=evaluations)[1]) == evaluations
 
 
-def test_a_neighbour_is_tried_next_and_once():
-    refinement = Refinement(allocator(), LIMIT, seed=0, sampler="tpe", evaluations=40)
-    losses = {policy: joint_loss(policy) for policy in refinement.propose({})}
-    vector = PLAIN.copy()
-    vector[[0, 4]] = 1.2
-    refinement.hear(vector)
-    refinement.hear(vector + 0.01)
-    refinement.hear(PLAIN)
-    found = refinement.propose(losses)
-    assert list(found.values()).count("neighbour") == 1
-    assert next(iter(found)) == allocator().allocate(vector, LIMIT)
+def test_losses_of_other_limits_are_learned_from():
+    """What is known of the looser limit makes the first proposals after the solver's answers better."""
+    known = {policy: joint_loss(policy) for policy in drawn(60)}
+    found = []
+    for losses in (alone(), alone() | known):
+        refinement = Refinement(allocator(), LIMIT, seed=0, evaluations=40)
+        first = {policy: joint_loss(policy) for policy in refinement.propose(losses)}
+        second = refinement.propose(losses | first)
+        found.append(min(joint_loss(policy) for policy in second))
+    assert found[1] < found[0]
+
+
+def test_another_limits_answers_are_not_proposed_again():
+    refinement = Refinement(allocator(), LIMIT, seed=0, evaluations=40)
+    twin = Refinement(allocator(), LIMIT, seed=1, evaluations=40)
+    losses = alone() | {policy: joint_loss(policy) for policy in refinement.propose({})}
+    found = twin.propose(losses)
+    assert found
+    assert not set(found) & set(losses)
+    assert set(found.values()) == {"surrogate"}
 
 
 def test_a_failed_trial_does_not_stop_the_rest():
-    refinement = Refinement(allocator(), LIMIT, seed=0, sampler="random", evaluations=12)
-    losses = {}
-    asked = []
-    for _ in range(20):
-        found = refinement.propose(losses)
+    refinement = Refinement(allocator(), LIMIT, seed=0, evaluations=12)
+    losses, asked = alone(), []
+    while found := refinement.propose(losses):
         asked += found
         losses |= {policy: joint_loss(policy) for number, policy in enumerate(found) if number % 2}
-        if not found or refinement.finished(losses):
-            break
-    assert len(asked) == len(set(asked)) <= 12
+    assert PER_ROUND < len(asked) == len(set(asked)) <= 12
     assert np.isfinite(losses[refinement.best(losses)])
 
 
-def test_a_round_can_be_wide_and_one_that_still_runs_does_not_end_the_search():
-    refinement = Refinement(allocator(), LIMIT, seed=0, sampler="random", evaluations=60, per_round=20)
+def test_where_all_the_first_ones_failed_others_are_tried():
+    refinement = Refinement(allocator(), LIMIT, seed=0, evaluations=12)
     first = refinement.propose({})
-    losses = {policy: joint_loss(policy) for policy in first}
-    second = refinement.propose(losses)
-    assert 2 * PER_ROUND < len(first) <= len(second) == 20
-    assert not refinement.finished(losses), "nothing is known of the second round"
-    assert refinement.finished(losses | dict.fromkeys(second, max(losses.values())))
+    second = refinement.propose(alone())
+    assert second
+    assert not set(first) & set(second)
+
+
+def test_rounds_can_be_wide_and_what_still_runs_is_not_proposed_again():
+    refinement = Refinement(allocator(), LIMIT, seed=0, evaluations=60, per_round=20)
+    first = refinement.propose({})
+    losses = alone() | {policy: joint_loss(policy) for policy in first}
+    second, third = refinement.propose(losses), refinement.propose(losses)
+    assert len(second) == len(third) == 20
+    assert not set(second) & set(third)
+
+
+def test_steps_stay_in_the_space_and_near():
+    start = SPACE.policy(dict.fromkeys(SPACE.searched, 3))
+    found = steps([start, SPACE.smallest()], SPACE, np.random.default_rng(0))
+    moves = [np.abs(np.subtract(SPACE.places(p), SPACE.places(start))) for p in found[: len(found) // 2]]
+    assert max(move.max() for move in moves) == 1
+    assert {int(move.sum()) for move in moves} <= {1, 2, 3, 4}
 
 
 def test_fine_tuned_losses_propose_new_policies():
     """Fine-tuning that heals all but unit 2: it gets wider than in the solver's answer."""
-    refinement, origins, _ = refined(loss=loss_of)
+    refinement, origins, losses = refined(loss=loss_of)
     tuned = {p: loss_of(p) + 0.2 * (8 - p.widths["unit2"]) for p in list(origins)[:8]}
-    found = refinement.refit(tuned)
+    found = refinement.refit(tuned, losses)
     assert 0 < len(found) <= 2
     assert all(fits(predict([policy])[0], LIMIT) for policy in found)
     assert not set(found) & set(tuned)
     assert max(p.widths["unit2"] for p in found) > refinement.solution.widths["unit2"]
-    assert refinement.refit({}) == []
+    assert refinement.refit({}, losses) == []

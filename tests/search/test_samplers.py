@@ -12,7 +12,7 @@ from autoprune.search import samplers
 from autoprune.search.broker import Broker
 from autoprune.search.limits import excess, fits
 from autoprune.search.question import Question
-from autoprune.search.samplers import SAMPLERS, decode, distributions, encode, make_sampler, propose_multipliers
+from autoprune.search.samplers import SAMPLERS, decode, distributions, encode, make_sampler
 from tests.search.fakes import LIMITS, PROXY, SPACE, evaluate, predict
 
 
@@ -66,15 +66,3 @@ def test_tpe_reads_the_newest_trials_and_the_front_of_the_older_ones(monkeypatch
 
     full = study.ask(parameters).params
     assert full == proposed([0, 1, 2, *range(18, 30)]) != proposed(range(18, 30))
-
-
-def test_multipliers_are_proposed_from_all_of_a_long_history(monkeypatch):
-    rng = np.random.default_rng(0)
-    history = [([float(x)], 1.0 + abs(x - 0.5)) for x in rng.uniform(-1, 1, 300)]
-
-    def proposed():
-        return propose_multipliers("tpe", 0, ["unit"], history, 1.0)
-
-    everything = proposed()
-    monkeypatch.setattr(samplers, "_REMEMBERED", 20)
-    assert proposed() == everything
