@@ -30,6 +30,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -93,7 +94,7 @@ class SearchSpace:
         """All units, in the order of the structure."""
         return tuple(self.levels)
 
-    @property
+    @cached_property
     def searched(self) -> tuple[str, ...]:
         """Units with more than one level."""
         return tuple(name for name, levels in self.levels.items() if len(levels) > 1)
@@ -121,8 +122,10 @@ class SearchSpace:
 
     def at(self, places: Sequence[int]) -> Policy:
         """Inverse of `places`."""
-        widths = zip(self.searched, places, strict=True)
-        return self.policy({name: self.levels[name][place] for name, place in widths})
+        widths = {name: levels[-1] for name, levels in self.levels.items()}
+        for name, place in zip(self.searched, places, strict=True):
+            widths[name] = self.levels[name][place]
+        return Policy(space_id=self.id, widths=widths)
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_space_from, (self.id, dict(self.levels)))
