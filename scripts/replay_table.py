@@ -102,7 +102,7 @@ class ReplayTable:
 
     def level(self, policy: Policy) -> npt.NDArray[np.int64]:
         """As `levels`, of one policy of the space."""
-        return np.array([self.space.levels[n].index(policy.widths[n]) for n in self.space.searched])
+        return np.array(self.space.places(policy))
 
     def predict(self, policies: Sequence[Policy]) -> Array:
         """Costs `[P, K]`, those of policies outside the table beyond any limit."""

@@ -18,7 +18,7 @@ from autoprune.records import COSTS, Policy, SearchSpace
 _SETTERS = 3
 
 Predict = Callable[[Sequence[Policy]], npt.NDArray[np.float64]]
-"""Predicted costs of policies, `[P, K]`."""
+"""Predicted costs of policies, `[P, K]`; a cost that no limit of the search is about may be 0, latency never."""
 
 # A predictor may round latency differently for one policy than for a hundred at once; all other costs are exact.
 _TOLERANCE = np.array([1e-6 if name == "latency_ms" else 0.0 for name in COSTS])

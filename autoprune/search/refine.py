@@ -58,11 +58,6 @@ class Refinement:
         self.solution: Policy | None = None
         """The solver's answer to the plain sensitivities."""
 
-    def best(self, losses: Losses) -> Policy | None:
-        """The policy of least loss among those proposed for this limit."""
-        scored = [policy for policy in self._asked if policy in losses]
-        return min(scored, key=lambda policy: losses[policy], default=None)
-
     def ratio(self, losses: Losses) -> float:
         """Measured over summed loss at the solver's answer: how far units act together there; 1 while unknown."""
         if self.solution is None or self.solution not in losses:

@@ -113,12 +113,12 @@ def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
 def encode(policy: Policy, space: SearchSpace) -> Parameters:
     """The level indices of a policy; `PolicyError` when it is not of this space."""
     known = space.policy(policy.widths)
-    return {name: space.levels[name].index(known.widths[name]) for name in space.searched}
+    return dict(zip(space.searched, space.places(known), strict=True))
 
 
 def decode(parameters: Mapping[str, Any], space: SearchSpace) -> Policy:
     """Inverse of `encode`."""
-    return space.policy({name: space.levels[name][int(index)] for name, index in parameters.items()})
+    return space.at([int(parameters[name]) for name in space.searched])
 
 
 def finished_trial(result: TrialResult, space: SearchSpace, beyond: float) -> FrozenTrial:

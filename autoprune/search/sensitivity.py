@@ -37,5 +37,6 @@ def sensitivities(space: SearchSpace, losses: Mapping[Policy, float]) -> dict[st
 
 def by_unit(space: SearchSpace, table: Mapping[str, np.ndarray], policies: Sequence[Policy]) -> np.ndarray:
     """Sensitivities of policies by unit, `[P, searched units]`."""
-    rows = [[table[n][space.levels[n].index(policy.widths[n])] for n in space.searched] for policy in policies]
+    columns = [table[name] for name in space.searched]
+    rows = [[c[place] for c, place in zip(columns, space.places(policy), strict=True)] for policy in policies]
     return np.array(rows, dtype=float).reshape(len(policies), len(space.searched))

@@ -25,7 +25,7 @@ Trend = Callable[[Sequence[Policy]], Array]
 """What the logarithm of a loss is a line in, `[P]`."""
 
 _LENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Distances over which the covariance falls to 1/e; 1 is a unit of the mean largest sensitivity, removed."""
+"""Distances over which the covariance falls to 1/e; 1 is a unit of average sensitivity at its smallest level."""
 
 _NOISE = (0.01, 0.05, 0.2)
 """Variance of one measurement, as a share of the process's."""
