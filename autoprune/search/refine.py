@@ -145,7 +145,8 @@ class Refinement:
         best = float(np.log(max(least, SMALLEST_LOSS)))
         bred = self._bred(surrogate, best, parents)
         wide = [polished(policy, space, predict, self.limit) for policy in bred[: 3 * count + 2 * len(waiting)]]
-        new = [policy for policy in dict.fromkeys(wide) if policy not in losses and policy not in waiting]
+        old = {*losses, *waiting}
+        new = [policy for policy in dict.fromkeys(wide) if policy not in old]
         if not new:
             return []
         mean, covariance = surrogate.posterior([*waiting, *new])
@@ -163,13 +164,13 @@ class Refinement:
     def _bred(self, surrogate: Surrogate, best: float, parents: Sequence[Policy]) -> list[Policy]:
         """Policies within the limit that are not proposed yet, those of most expected gain first."""
         rng = np.random.default_rng(int(digest_of([self._seed, self._round], length=12), 16))
-        gains = dict(zip(parents, surrogate.gain(parents, best), strict=True))
+        gains, old = dict(zip(parents, surrogate.gain(parents, best), strict=True)), set(parents)
         for _ in range(_GENERATIONS):
             fittest = sorted(gains, key=lambda policy: -gains[policy])[:_PARENTS]
             born = dict.fromkeys(steps(fittest, self._allocator.space, rng))
             children = self._fitting([policy for policy in born if policy not in gains])
             gains |= dict(zip(children, surrogate.gain(children, best), strict=True)) if children else {}
-        return [p for p in sorted(gains, key=lambda policy: -gains[policy]) if p not in parents]
+        return [p for p in sorted(gains, key=lambda policy: -gains[policy]) if p not in old]
 
     def _fitting(self, policies: Sequence[Policy]) -> list[Policy]:
         if not policies:
