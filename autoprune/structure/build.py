@@ -12,9 +12,10 @@ from torch import nn
 from autoprune.errors import StructureError
 from autoprune.structure.analysis import Analysis
 from autoprune.structure.branches import find_branches
-from autoprune.structure.capture import Capture, capture, module_tensors
+from autoprune.structure.capture import Capture, module_tensors
 from autoprune.structure.geometry import Dim, find_operators
 from autoprune.structure.labels import Labels, Value
+from autoprune.structure.modes import capture_both
 from autoprune.structure.recurrent import name_hidden
 from autoprune.structure.recurrent_layers import GATES
 from autoprune.structure.rules import analyse
@@ -32,7 +33,7 @@ def analyze(model: nn.Module, example_inputs: ExampleInputs) -> Structure:
     Raises `StructureError` when the model is not accepted, cannot be traced, or nothing in it can be pruned.
     """
     model, inputs = adapted(accepted(model), keywords_of(example_inputs)), as_inputs(example_inputs)
-    captures = {training: capture(model, inputs, training=training) for training in (False, True)}
+    captures = capture_both(model, inputs)
     tensors = module_tensors(model)
     for found in captures.values():
         tensors |= found.constants

@@ -1,4 +1,4 @@
-"""Capture a model as plain ATen graphs, one for evaluation and one for training.
+"""Capture one mode of a model as a plain ATen graph.
 
 `torch.export` (non-strict, dynamic batch) lifts parameters to graph inputs; here they become attributes again, under
 their state-dict names, so that a graph can be rewritten and run on parameters of any size.
@@ -47,13 +47,14 @@ class Capture:
         return "train" if self.training else "eval"
 
 
-def capture(model: nn.Module, example_inputs: Sequence[torch.Tensor], *, training: bool) -> Capture:
+def export(model: nn.Module, example_inputs: Sequence[torch.Tensor], *, training: bool) -> Capture:
     """Export `model` in one mode with a dynamic batch dimension; the model is left as it was.
 
-    Raises `StructureError` with the exporter's reason when the model cannot be traced.
+    The graph is the one that `finished` takes. Raises `StructureError` with the exporter's reason when the model cannot
+    be traced.
     """
     model = copy.deepcopy(model).train(training)
-    inputs = tuple(_with_batch(x, 3) for x in example_inputs)
+    inputs = tuple(with_batch(x, 3) for x in example_inputs)
     shapes = tuple({0: Dim.AUTO} if x.dim() else {} for x in inputs)
     try:
         with _quiet():
@@ -70,17 +71,22 @@ def capture(model: nn.Module, example_inputs: Sequence[torch.Tensor], *, trainin
     assert out_spec is not None
     graph, constants = _unlift(program, "train" if training else "eval")
     inline_blocks(graph, program.graph_module)
-    found = Capture(graph=graph, out_spec=out_spec, training=training, constants=constants)
-    shuffles = fold_shuffles(graph, found.mode)
+    return Capture(graph=graph, out_spec=out_spec, training=training, constants=constants)
+
+
+def finished(found: Capture) -> Capture:
+    """An exported graph in the form that everything else reads: recurrent layers apart, shuffles folded, in place."""
+    unstack(found.graph)
+    shuffles = fold_shuffles(found.graph, found.mode)
     return replace(
         found,
-        constants=constants | {name: index for name, (index, _, _) in shuffles.items()},
+        constants={**found.constants} | {name: index for name, (index, _, _) in shuffles.items()},
         lookups={name: (node, dim) for name, (_, node, dim) in shuffles.items()},
     )
 
 
-def _with_batch(x: torch.Tensor, batch: int) -> torch.Tensor:
-    """Repeat the first example, because a batch of one would be captured as a constant."""
+def with_batch(x: torch.Tensor, batch: int) -> torch.Tensor:
+    """The first example repeated; a batch of one would be captured as a constant."""
     return x[:1].expand(batch, *x.shape[1:]).clone() if x.dim() else x
 
 
@@ -131,7 +137,6 @@ def _unlift(program: ExportedProgram, mode: str) -> tuple[fx.Graph, dict[str, to
         else:
             new[node] = graph.node_copy(node, lambda n: new[n])
         new[node].meta = dict(node.meta)
-    unstack(graph)
     return graph, constants
 
 

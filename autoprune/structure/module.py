@@ -37,7 +37,7 @@ class GraphModel(nn.Module):
             _register(self, name, tensor, name in persistent)
         self.captures = dict(captures)
         self.pruned_to: PrunedTo | None = None
-        self._forwards = {mode: _compile(found.graph) for mode, found in captures.items()}
+        self._forwards = {mode: compiled(found.graph) for mode, found in captures.items()}
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -88,7 +88,7 @@ def _register(root: nn.Module, name: str, tensor: torch.Tensor, persistent: bool
         owner.register_buffer(leaf, tensor, persistent=persistent)
 
 
-def _compile(graph: fx.Graph) -> Any:
+def compiled(graph: fx.Graph) -> Any:
     """Python function `forward(self, *inputs)` of a graph; it reads parameters as attributes of `self`."""
     code = graph.python_code("self")
     scope = dict(code.globals)

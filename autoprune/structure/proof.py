@@ -100,14 +100,19 @@ def random_like(x: torch.Tensor, batch: int, generator: torch.Generator) -> torc
 
 
 def random_parameter(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Matrices and kernels: normal, scaled by fan-in. Vectors (biases, norms, variances): uniform in 0.5 to 1.5.
+    """A random tensor of the same shape in float64, drawn in float32, which is faster."""
+    return randomize(torch.empty(tensor.shape), generator).double()
 
-    Drawn in float32, which is faster, and kept in float64.
+
+def randomize(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Overwrite a parameter or buffer and return it.
+
+    Matrices and kernels: normal, scaled by fan-in. Vectors (biases, norms, variances): uniform in 0.5 to 1.5.
     """
     if tensor.dim() < 2:
-        return 0.5 + torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+        return tensor.uniform_(0.5, 1.5, generator=generator)
     fan_in = max(tensor[0].numel(), 1)
-    return torch.randn(tensor.shape, generator=generator).div_(fan_in**0.5).double()
+    return tensor.normal_(generator=generator).div_(fan_in**0.5)
 
 
 def _cut_both_ways(

@@ -1,0 +1,157 @@
+"""Both modes of a model: the training graph exported, the evaluation graph switched from it and checked.
+
+Exporting is most of the time of an analysis, and the two modes of most models differ in flags alone. A switched graph
+is taken only if it runs the same operators with the same sizes and numbers as the model in evaluation mode, on random
+parameters, and its outputs are the same bit for bit; a model that does something else in evaluation mode (it drops
+auxiliary outputs, say) is exported twice.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import fx, nn
+from torch._ops import OpOverload
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from autoprune.structure.capture import Capture, export, finished, with_batch
+from autoprune.structure.module import compiled
+from autoprune.structure.proof import randomize
+
+aten = torch.ops.aten
+
+_CHECK_BATCH = 2
+_FLAGS = ("train", "training", "use_input_stats")
+"""What ATen calls the argument that lets an operator drop values, or take statistics of the batch."""
+
+
+_DRAWS = {aten.bernoulli_.float, aten.bernoulli.p}
+_SCALES = {aten.div_.Tensor, aten.div.Tensor}
+_EMPTY = {aten.empty.memory_format, aten.new_empty.default, aten.sym_size.int}
+_BOOKKEEPING = {aten.lift_fresh.default, aten.lift_fresh_copy.default, aten._assert_tensor_metadata.default}
+"""What the exporter writes around tensors made of Python numbers, and beside conversions."""
+
+
+def capture_both(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> dict[bool, Capture]:
+    """Capture the evaluation graph (False) and the training graph (True) of a model, which is left as it was.
+
+    Raises `StructureError` with the exporter's reason when the model cannot be traced.
+    """
+    training = export(model, example_inputs, training=True)
+    evaluation = switched(training)
+    if not does_the_same(evaluation, copy.deepcopy(model).eval(), example_inputs):
+        evaluation = export(model, example_inputs, training=False)
+    return {found.training: finished(found) for found in (evaluation, training)}
+
+
+def switched(training: Capture) -> Capture:
+    """A copy of an exported training graph that drops nothing, uses running statistics and no longer counts batches."""
+    graph, new = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in training.graph.nodes:
+        if not _counts_batches(node):
+            new[node] = graph.node_copy(node, lambda n: new[n])
+            new[node].meta = dict(node.meta)
+            _switch(new[node])
+    for node in list(graph.nodes):
+        if node.target in _DRAWS:
+            _drop_noise(node)
+    return Capture(graph=graph, out_spec=training.out_spec, training=False, constants=training.constants)
+
+
+def _counts_batches(node: fx.Node) -> bool:
+    if node.target is not aten.add_.Tensor or node.users:
+        return False
+    return str(node.all_input_nodes[0].target).endswith("num_batches_tracked")
+
+
+def _drop_noise(node: fx.Node) -> None:
+    """Take out a random factor of a residual branch (stochastic depth), drawn and divided by the share that stays."""
+    for user in list(node.users):
+        if user.target in _SCALES and user.args[0] is node:
+            _drop_noise(user)
+        elif user.target is aten.mul.Tensor and user.args[1] is node:
+            user.replace_all_uses_with(cast(fx.Node, user.args[0]))
+            node.graph.erase_node(user)
+    if not node.users:
+        _erase_with_sources(node)
+
+
+def _erase_with_sources(node: fx.Node) -> None:
+    """Erase a node that nothing reads, with the empty tensor and the sizes that only it was made of."""
+    sources = node.all_input_nodes
+    node.graph.erase_node(node)
+    for source in sources:
+        if not source.users and source.target in _EMPTY:
+            _erase_with_sources(source)
+
+
+def _switch(node: fx.Node) -> None:
+    """Let an operator do what it does in evaluation mode."""
+    if not isinstance(node.target, OpOverload):
+        return
+    names = [argument.name for argument in node.target._schema.arguments]
+    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    if "running_mean" in names and given["running_mean"] is None:
+        return  # without running statistics those of the batch are used in both modes
+    off: dict[str, Any] = {name: False for name in _FLAGS if name in given}
+    if node.target is aten.scaled_dot_product_attention.default and "dropout_p" in given:
+        off["dropout_p"] = 0.0
+    node.args = tuple(off.get(name, value) for name, value in zip(names, node.args, strict=False))
+    node.kwargs = {name: off.get(name, value) for name, value in node.kwargs.items()}
+
+
+def does_the_same(found: Capture, model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> bool:
+    """Whether an exported graph does what `model` does in the mode that it is in; its parameters become random ones."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = [with_batch(x, _CHECK_BATCH) for x in example_inputs]
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # nor does the exporter fuse attention
+    try:
+        with torch.no_grad():
+            for tensor in (*model.parameters(), *model.buffers()):
+                if tensor.is_floating_point():
+                    randomize(tensor, generator)
+            expected, calls = _recorded(model, inputs)
+            for name, tensor in found.constants.items():
+                model.register_buffer(name, tensor)
+            own, own_calls = _recorded(lambda *x: compiled(found.graph)(model, *x), inputs)
+    except Exception:  # whatever a user's forward raises on random parameters
+        return False
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    leaves, spec = pytree.tree_flatten(expected)
+    return spec == found.out_spec and calls == own_calls and _equal(leaves, pytree.tree_leaves(own))
+
+
+def _recorded(call: Callable[..., Any], inputs: Sequence[torch.Tensor]) -> tuple[Any, list[Any]]:
+    """The outputs of a call, and what it ran."""
+    with _Recorder() as recorder:
+        return call(*inputs), recorder.calls
+
+
+class _Recorder(TorchDispatchMode):
+    """Notes every operator that computes something, with the sizes of its tensors and its other arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Any] = []
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not func.is_view and func not in _BOOKKEEPING:
+            arguments = pytree.tree_leaves((args, kwargs))
+            self.calls.append((func, [x.shape if isinstance(x, torch.Tensor) else x for x in arguments]))
+        return func(*args, **kwargs)
+
+
+def _equal(expected: Sequence[Any], found: Sequence[Any]) -> bool:
+    return len(expected) == len(found) and all(
+        torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b
+        for a, b in zip(expected, found, strict=True)
+    )
