@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import socket
 import sqlite3
@@ -43,11 +44,11 @@ class _Connection(sqlite3.Connection):
 
 
 class _Database(RDBStorage):
-    """Writes all parameters of a new trial at once: a trial of thirty units is recorded in a third of the time.
+    """Writes all parameters and attributes of a new trial at once, in a third of the time for thirty units.
 
-    Optuna looks every parameter up among all trials first, to see that its distribution did not change. Here all
-    trials of a study have the distributions of its question, which is compared when the study is opened. Should Optuna
-    no longer call this method, it writes them its own way.
+    Optuna looks every parameter up among all trials first, to see that its distribution did not change, and the trial
+    before every attribute. Here all trials of a study have the distributions of its question, which is compared when
+    the study is opened. Should Optuna no longer call this method, it writes them its own way.
     """
 
     def _get_prepared_new_trial(
@@ -55,19 +56,12 @@ class _Database(RDBStorage):
     ) -> models.TrialModel:
         bare = copy.copy(template_trial)
         if bare is not None:
-            bare.params, bare.distributions = {}, {}
+            bare.params, bare.distributions, bare.user_attrs, bare.system_attrs = {}, {}, {}, {}
         trial = super()._get_prepared_new_trial(study_id, bare, session)
-        if template_trial is not None and template_trial.params:
-            parameters = [
-                {
-                    "trial_id": trial.trial_id,
-                    "param_name": name,
-                    "param_value": distribution.to_internal_repr(template_trial.params[name]),
-                    "distribution_json": distribution_to_json(distribution),
-                }
-                for name, distribution in template_trial.distributions.items()
-            ]
-            session.execute(insert(models.TrialParamModel), parameters)
+        if template_trial is not None:
+            for model, rows in _rows(template_trial).items():
+                if rows:
+                    session.execute(insert(model), [{"trial_id": trial.trial_id, **row} for row in rows])
         return trial
 
     def get_trial_number_from_id(self, trial_id: int) -> int:
@@ -75,6 +69,26 @@ class _Database(RDBStorage):
         number = select(models.TrialModel.number).where(models.TrialModel.trial_id == trial_id)
         with self.engine.connect() as connection:
             return connection.execute(number).scalar_one()
+
+
+def _rows(trial: FrozenTrial) -> dict[type[Any], list[dict[str, Any]]]:
+    """What Optuna's tables hold of the parameters and attributes of a trial."""
+    parameters = [
+        {
+            "param_name": name,
+            "param_value": distribution.to_internal_repr(trial.params[name]),
+            "distribution_json": distribution_to_json(distribution),
+        }
+        for name, distribution in trial.distributions.items()
+    ]
+    attributes = {
+        models.TrialUserAttributeModel: trial.user_attrs,
+        models.TrialSystemAttributeModel: trial.system_attrs,
+    }
+    return {models.TrialParamModel: parameters} | {
+        model: [{"key": key, "value_json": json.dumps(value)} for key, value in given.items()]
+        for model, given in attributes.items()
+    }
 
 
 @contextmanager
