@@ -45,6 +45,20 @@ _SHORTER = (torch.float32, torch.float16, torch.bfloat16)
 Masks = Mapping[Site, np.ndarray]
 
 
+def steps(graph: fx.Graph) -> list[Any]:
+    """What a `Reference` computes, step by step: graphs with equal steps compute the same on the same tensors."""
+    places = {node: place for place, node in enumerate(graph.nodes)}
+    found = []
+    for node in graph.nodes:
+        args = node.args
+        if node.target in _DROPOUTS:
+            args = args[:1]
+        elif node.target is aten.scaled_dot_product_attention.default:
+            args = (*args[:4], 0.0, *args[5:])
+        found.append((node.op, node.target, map_arg((args, node.kwargs), lambda n: f"%{places[n]}")))
+    return found
+
+
 def _widened(value: Any) -> Any:
     return torch.float64 if isinstance(value, torch.dtype) and value in _SHORTER else value
 
