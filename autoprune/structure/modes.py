@@ -9,7 +9,8 @@ auxiliary outputs, say) is exported twice.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -108,10 +109,8 @@ def does_the_same(found: Capture, model: nn.Module, example_inputs: Sequence[tor
     """Whether an exported graph does what `model` does in the mode that it is in; its parameters become random ones."""
     generator = torch.Generator().manual_seed(0)
     inputs = [with_batch(x, _CHECK_BATCH) for x in example_inputs]
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # nor does the exporter fuse attention
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _as_exported():
             for tensor in (*model.parameters(), *model.buffers()):
                 if tensor.is_floating_point():
                     randomize(tensor, generator)
@@ -121,10 +120,24 @@ def does_the_same(found: Capture, model: nn.Module, example_inputs: Sequence[tor
             own, own_calls = _recorded(lambda *x: compiled(found.graph)(model, *x), inputs)
     except Exception:  # whatever a user's forward raises on random parameters
         return False
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
     leaves, spec = pytree.tree_flatten(expected)
     return spec == found.out_spec and calls == own_calls and _equal(leaves, pytree.tree_leaves(own))
+
+
+@contextmanager
+def _as_exported() -> Iterator[None]:
+    """Let a model do what it does while it is exported: no fused attention, and `torch.compiler.is_exporting()`."""
+    flags = {name: getattr(torch.compiler, name) for name in ("_is_exporting_flag", "_is_compiling_flag")}
+    fused = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        for name in flags:
+            setattr(torch.compiler, name, True)
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for name, value in flags.items():
+            setattr(torch.compiler, name, value)
 
 
 def _recorded(call: Callable[..., Any], inputs: Sequence[torch.Tensor]) -> tuple[Any, list[Any]]:
