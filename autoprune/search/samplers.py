@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Container, Mapping, Sequence
+from functools import cached_property
 from typing import Any, cast
 
 import optuna
@@ -27,8 +28,11 @@ GP_SECONDS = 60.0
 # A search has a few hundred trials: with the default of 50 a genetic algorithm would see two generations of them.
 _POPULATION = 16
 
-_REMEMBERED = 256
+_REMEMBERED = 128
 """So many of the newest finished trials does TPE read, beside the front of the older ones."""
+
+_READ = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+"""The states of trials that TPE asks for."""
 
 Parameters = dict[str, Any]
 
@@ -46,16 +50,18 @@ class _Recent:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._study, name)
 
+    @cached_property
+    def _read(self) -> list[FrozenTrial]:
+        trials = self._study._get_trials(deepcopy=False, states=_READ)
+        finished = [trial for trial in trials if trial.state != TrialState.RUNNING]
+        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+        old, new = finished[:-_REMEMBERED], finished[-_REMEMBERED:]
+        return sorted((*_front(old), *new, *running), key=lambda trial: trial.number)
+
     def _get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
     ) -> list[FrozenTrial]:
-        trials = self._study._get_trials(deepcopy, states, use_cache)
-        finished = [trial for trial in trials if trial.state.is_finished()]
-        running = [trial for trial in trials if not trial.state.is_finished()]
-        old, new = finished[:-_REMEMBERED], finished[-_REMEMBERED:]
-        if not old:
-            return trials
-        return sorted((*_front(old), *new, *running), key=lambda trial: trial.number)
+        return [trial for trial in self._read if states is None or trial.state in states]
 
 
 def _front(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
