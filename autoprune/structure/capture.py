@@ -57,7 +57,7 @@ def export(model: nn.Module, example_inputs: Sequence[torch.Tensor], *, training
     inputs = tuple(with_batch(x, 3) for x in example_inputs)
     shapes = tuple({0: Dim.AUTO} if x.dim() else {} for x in inputs)
     try:
-        with _quiet():
+        with quiet():
             program = torch.export.export(
                 model, inputs, dynamic_shapes=(shapes,) if _takes_varargs(model) else shapes, strict=False
             )
@@ -96,8 +96,8 @@ def _takes_varargs(model: nn.Module) -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporter's warnings and logs; its errors are raised as exceptions anyway."""
+def quiet() -> Iterator[None]:
+    """Silence warnings and logs of the exporter and of what it runs; errors are raised as exceptions anyway."""
     loggers = [logging.getLogger(name) for name in ("torch.export", "torch.fx")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -19,7 +19,7 @@ from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from autoprune.structure.capture import Capture, export, finished, with_batch
+from autoprune.structure.capture import Capture, export, finished, quiet, with_batch
 from autoprune.structure.module import compiled
 from autoprune.structure.proof import randomize
 
@@ -29,10 +29,11 @@ _CHECK_BATCH = 2
 _FLAGS = ("train", "training", "use_input_stats")
 """What ATen calls the argument that lets an operator drop values, or take statistics of the batch."""
 
-
 _DRAWS = {aten.bernoulli_.float, aten.bernoulli.p}
 _SCALES = {aten.div_.Tensor, aten.div.Tensor}
 _EMPTY = {aten.empty.memory_format, aten.new_empty.default, aten.sym_size.int}
+"""What the noise of stochastic depth is made of, besides."""
+
 _BOOKKEEPING = {aten.lift_fresh.default, aten.lift_fresh_copy.default, aten._assert_tensor_metadata.default}
 """What the exporter writes around tensors made of Python numbers, and beside conversions."""
 
@@ -110,7 +111,7 @@ def does_the_same(found: Capture, model: nn.Module, example_inputs: Sequence[tor
     generator = torch.Generator().manual_seed(0)
     inputs = [with_batch(x, _CHECK_BATCH) for x in example_inputs]
     try:
-        with torch.no_grad(), _as_exported():
+        with quiet(), torch.no_grad(), torch.random.fork_rng(devices=[]), _as_exported():
             for tensor in (*model.parameters(), *model.buffers()):
                 if tensor.is_floating_point():
                     randomize(tensor, generator)
