@@ -26,6 +26,7 @@ from autoprune.latency.onnx_sizes import LearnedSizes
 from autoprune.records import Policy
 from autoprune.runfolder import write_atomic
 from autoprune.structure import GraphModel, Structure
+from autoprune.structure.whole_layers import whole_layers
 
 _TRANSPOSED = "_transposed"
 _SMALLEST = 1e-30
@@ -50,9 +51,10 @@ def export_onnx(
     shapes = _dynamic_shapes(inputs, varargs) if dynamic_batch else None
     names = list(model.input_names) if isinstance(model, GraphModel) else None
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), torch.no_grad(), whole_layers():
+            traced = model.with_stand_ins() if isinstance(model, GraphModel) else model.eval()
             program = torch.onnx.export(
-                model.eval(), inputs, dynamo=True, verbose=False, dynamic_shapes=shapes, input_names=names,
+                traced, inputs, dynamo=True, verbose=False, dynamic_shapes=shapes, input_names=names,
                 custom_translation_table=TRANSLATIONS | onnx_attention.TRANSLATIONS,
             )  # fmt: skip
     except Exception as error:

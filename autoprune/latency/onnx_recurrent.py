@@ -20,6 +20,7 @@ from torch import nn
 
 from autoprune.errors import StructureError
 from autoprune.latency.onnx_branches import serving
+from autoprune.structure.whole_layers import STAND_INS
 
 aten = torch.ops.aten
 op: Any = opset18  # values of a graph in the making have no types of their own
@@ -69,6 +70,7 @@ TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     aten.rnn_tanh.input: _translation("RNN", {"activations": "Tanh"}),
     aten.rnn_relu.input: _translation("RNN", {"activations": "Relu"}),
 }
+TRANSLATIONS |= {stand_in: TRANSLATIONS[layer] for stand_in, layer in STAND_INS.items()}
 """What the exporter makes of recurrent operators."""
 
 

@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 from autoprune.errors import StructureError
 from autoprune.structure.folding import fold_shuffles, inline_blocks, is_mode_block
 from autoprune.structure.recurrent_layers import unstack
+from autoprune.structure.whole_layers import STAND_INS, whole_layers
 from autoprune.task.accept import users_line
 
 _TENSOR_KINDS = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}
@@ -57,7 +58,7 @@ def export(model: nn.Module, example_inputs: Sequence[torch.Tensor], *, training
     inputs = tuple(with_batch(x, 3) for x in example_inputs)
     shapes = tuple({0: Dim.AUTO} if x.dim() else {} for x in inputs)
     try:
-        with quiet():
+        with quiet(), whole_layers():
             program = torch.export.export(
                 model, inputs, dynamic_shapes=(shapes,) if _takes_varargs(model) else shapes, strict=False
             )
@@ -137,6 +138,7 @@ def _unlift(program: ExportedProgram, mode: str) -> tuple[fx.Graph, dict[str, to
         else:
             new[node] = graph.node_copy(node, lambda n: new[n])
         new[node].meta = dict(node.meta)
+        new[node].target = STAND_INS.get(new[node].target, new[node].target)
     return graph, constants
 
 

@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from autoprune.structure.capture import Capture
+from autoprune.structure.whole_layers import with_stand_ins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,13 @@ class GraphModel(nn.Module):
         """Outputs in evaluation mode from the values of some nodes on; these are not run."""
         outputs = fx.Interpreter(self.evaluation_graph()).run(initial_env=known)
         return pytree.tree_unflatten(outputs, self.captures[False].out_spec)
+
+    def with_stand_ins(self) -> GraphModel:
+        """The same model on the same tensors, in evaluation mode, as an exporter traces it fastest (`whole_layers`)."""
+        new = copy.copy(self)
+        new.training = False
+        new._forwards = {False: compiled(with_stand_ins(self.captures[False].graph))}
+        return new
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphModel:
         new = GraphModel.__new__(GraphModel)
