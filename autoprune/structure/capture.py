@@ -72,6 +72,8 @@ def export(model: nn.Module, example_inputs: Sequence[torch.Tensor], *, training
     assert out_spec is not None
     graph, constants = _unlift(program, "train" if training else "eval")
     inline_blocks(graph, program.graph_module)
+    for node in graph.nodes:
+        node.target = STAND_INS.get(node.target, node.target)
     return Capture(graph=graph, out_spec=out_spec, training=training, constants=constants)
 
 
@@ -138,7 +140,6 @@ def _unlift(program: ExportedProgram, mode: str) -> tuple[fx.Graph, dict[str, to
         else:
             new[node] = graph.node_copy(node, lambda n: new[n])
         new[node].meta = dict(node.meta)
-        new[node].target = STAND_INS.get(new[node].target, new[node].target)
     return graph, constants
 
 

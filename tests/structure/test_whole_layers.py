@@ -48,6 +48,24 @@ def test_the_graph_has_the_operator_with_its_shapes(kind: str, batch_first: bool
     assert [shape_of(node) for node in outputs] == [tuple(y.shape) for y in model(x[:1].repeat(3, 1, 1))]
 
 
+def test_layers_in_blocks_without_gradients_are_operators_too() -> None:
+    """The exporter puts such blocks into graphs of their own."""
+
+    class Frozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = nn.GRU(4, 5, batch_first=True), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                sequence, _ = self.layer(x)
+            return self.head(sequence)
+
+    targets = [node.target for node in export(Frozen(), (torch.randn(1, _STEPS, 4),), training=True).graph.nodes]
+    assert torch.ops.aten.gru.input in targets
+    assert not STAND_INS.keys() & set(targets)
+
+
 def test_packed_sequences_are_left_as_they_are() -> None:
     """Their second argument is the sizes of the steps."""
     torch.manual_seed(0)
