@@ -65,5 +65,5 @@ def whole_layers() -> Iterator[None]:
 
 
 def _call(stand_in: Callable[..., Any], layer: Callable[..., Any], *args: Any) -> Any:
-    packed = isinstance(args[2], Tensor)  # the second argument is the sizes of the steps, the third the states
+    packed = not isinstance(args[3], bool)  # sizes of the steps come before the states, and weights are fourth
     return layer(*args) if packed else stand_in(*args)

@@ -66,10 +66,11 @@ def test_layers_in_blocks_without_gradients_are_operators_too() -> None:
     assert not STAND_INS.keys() & set(targets)
 
 
-def test_packed_sequences_are_left_as_they_are() -> None:
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn", "relu rnn"])
+def test_packed_sequences_are_left_as_they_are(kind: str) -> None:
     """Their second argument is the sizes of the steps."""
     torch.manual_seed(0)
-    layer, x = nn.GRU(4, 5, batch_first=True), torch.randn(2, _STEPS, 4)
+    layer, x = _LAYERS[kind](4, 5, batch_first=True), torch.randn(2, _STEPS, 4)
     packed = pack_padded_sequence(x, torch.tensor([_STEPS, 3]), batch_first=True)
     expected, _ = pad_packed_sequence(layer(packed)[0], batch_first=True)
     with whole_layers():
