@@ -19,16 +19,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import zoo_models
 
+from autoprune.structure import Structure, analyze
+
 FIELDS = (
-    "model", "status", "units", "heads", "params_ratio", "macs_ratio", "difference", "onnx_difference", "analyze_s",
-    "shrink_s", "onnx_s", "unsupported", "tp_status", "tp_params_ratio", "tp_s", "reason",
+    "model", "status", "units", "heads", "params_ratio", "macs_ratio", "latency_ratio", "difference",
+    "onnx_difference", "analyze_s", "shrink_s", "onnx_s", "unsupported", "tp_status", "tp_params_ratio", "tp_s",
+    "reason",
 )  # fmt: skip
 
 
@@ -36,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("zoo.csv"))
     parser.add_argument("--only", default="", help="parts of names, separated by commas")
-    parser.add_argument("--onnx", action="store_true", help="export the small model and compare with ONNX Runtime")
+    parser.add_argument("--onnx", action="store_true", help="export, compare with ONNX Runtime, time beside dense")
     parser.add_argument("--torch-pruning", action="store_true", help="run Torch-Pruning on the same model")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds for one model")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -92,7 +97,6 @@ def _run(name: str, onnx: bool) -> dict[str, Any]:
     """Analyse, cut every unit to half, measure the proof's difference; `exact` when it is below 1e-5."""
     from autoprune.errors import AutopruneError
     from autoprune.records import Policy
-    from autoprune.structure import analyze
 
     model, inputs = zoo_models.build(name)
     row: dict[str, Any] = {}
@@ -119,33 +123,44 @@ def _run(name: str, onnx: bool) -> dict[str, Any]:
     if row["status"] == "wrong":
         row["reason"] = ", ".join(structure._culprits(half, keep)[:5])
     elif onnx:
-        row |= _onnx_parity(shrunk.eval(), inputs)
+        row |= _in_onnx(structure, shrunk.eval(), inputs)
     return row
 
 
-def _onnx_parity(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> dict[str, Any]:
-    import onnxruntime
-
+def _in_onnx(structure: Structure, small: nn.Module, inputs: tuple[torch.Tensor, ...]) -> dict[str, Any]:
+    """Outputs of the small model's ONNX file beside PyTorch's, and its latency (1 thread, batch 1) beside dense."""
     from autoprune.errors import AutopruneError
+    from autoprune.export.verify import measure
+    from autoprune.latency.bench import random_feeds
     from autoprune.latency.onnx_model import export_onnx
+    from autoprune.latency.target import make_target
 
     start = time.perf_counter()
+    row: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "model.onnx")
+        dense_path, path = Path(folder, "dense.onnx"), Path(folder, "small.onnx")
         try:
-            export_onnx(model, inputs, path)
-            session = onnxruntime.InferenceSession(path)
+            export_onnx(small, inputs, path)
+            row["onnx_difference"] = _onnx_difference(small, path, inputs)
+            row["onnx_s"] = round(time.perf_counter() - start, 2)
+            export_onnx(structure.model, inputs, dense_path)
+            timings = measure([path], dense_path, make_target("ort-cpu"), random_feeds(structure, batch=1))
+            row["latency_ratio"] = round(timings.ratios[0], 3)
         except (AutopruneError, RuntimeError) as error:
-            return {"onnx_difference": "failed", "reason": str(error)[:300]}
-        feeds = {i.name: x.numpy() for i, x in zip(session.get_inputs(), inputs, strict=True)}
-        found = session.run(None, feeds)
+            row |= {"onnx_difference": row.get("onnx_difference", "failed"), "reason": str(error)[:300]}
+    return row
+
+
+def _onnx_difference(model: nn.Module, path: Path, inputs: tuple[torch.Tensor, ...]) -> float:
+    """Largest relative difference of any output."""
+    session = onnxruntime.InferenceSession(path)
+    found = session.run(None, {i.name: x.numpy() for i, x in zip(session.get_inputs(), inputs, strict=True)})
     with torch.no_grad():
         expected = [t for t in pytree.tree_leaves(model(*inputs)) if isinstance(t, torch.Tensor)]
-    worst = max(
+    return max(
         float(np.abs(a.numpy() - b).max() / max(1e-12, float(a.abs().max())))
         for a, b in zip(expected, found, strict=True)
     )
-    return {"onnx_difference": worst, "onnx_s": round(time.perf_counter() - start, 2)}
 
 
 def _peer(name: str) -> dict[str, Any]:
@@ -178,10 +193,12 @@ def _summary(rows: list[dict[str, Any]]) -> str:
     ratios = [row["params_ratio"] for row in exact]
     onnx = [row for row in exact if isinstance(row.get("onnx_difference"), float) and row["onnx_difference"] < 1e-3]
     peers = [row for row in rows if row.get("tp_status") == "completes"]
+    latencies = [row["latency_ratio"] for row in exact if "latency_ratio" in row]
     seconds = [row["analyze_s"] + row["shrink_s"] for row in exact]
     lines = [
         f"exact: {len(exact)} of {len(rows)}; in ONNX Runtime too: {len(onnx)}; Torch-Pruning completes: {len(peers)}",
         f"params left at half width: median {np.median(ratios or [0]):.2f}, worst {max(ratios, default=0):.2f}",
+        f"latency left: median {np.median(latencies or [0]):.2f}, worst {max(latencies, default=0):.2f}",
         f"seconds (analyse, cut, prove): median {np.median(seconds or [0]):.1f}, worst {max(seconds, default=0):.1f}",
     ]
     return "\n".join(
