@@ -17,6 +17,7 @@ from torch import nn
 from autoprune.recovery.batchnorm import recalibrate
 from autoprune.recovery.evaluate import evaluate, predict_outputs
 from autoprune.recovery.finetune import finetune
+from autoprune.recovery.lessons import times_shown
 from autoprune.task.base import Task
 from autoprune.trials import FORWARD_SHARE
 
@@ -65,17 +66,19 @@ def curve(
         tuned = copy.deepcopy(start)
         if point > 0:
             samples = samples_for(point, relative_cost, task.finetune_recipe.batch_size)
-            finetune(tuned, task, samples=samples, seed=seed, teacher=dense)
+            finetune(tuned, task, samples=samples, seed=seed, teacher=dense, relative_cost=relative_cost)
         found.append((point, score_on_test(tuned, task, dense)))
     return found
 
 
 def samples_for(passes: int, relative_cost: float, batch_size: int) -> int:
-    """How many examples `passes` sample passes pay for, at least one batch of them.
+    """How many examples `passes` sample passes pay for, at least one batch of them, repeated ones included.
 
-    Each costs a forward and a backward pass of a model of `relative_cost`, and a forward pass of the dense teacher.
+    Each costs a forward and a backward pass of a model of `relative_cost`, and a forward pass of the dense teacher when
+    it is shown for the first time.
     """
-    return max(batch_size, math.floor(passes / (relative_cost + FORWARD_SHARE)))
+    times = times_shown(relative_cost)
+    return times * max(batch_size, math.floor(passes / (times * relative_cost + FORWARD_SHARE)))
 
 
 def score_on_test(model: nn.Module, task: Task, dense: nn.Module) -> float:

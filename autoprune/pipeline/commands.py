@@ -87,6 +87,7 @@ def _finetune(run: Run, candidate: Candidate, epochs: float, events: Events) -> 
         samples=max(1, round(epochs * length(task.train_set))),
         seed=setup.config.seed,
         teacher=setup.bench.dense,
+        relative_cost=setup.bench.relative_cost(policy),
         on_progress=lambda done, total, loss: events.advance(done, total, f"loss {loss:.3f}"),
     )
     write_atomic(run.folder.model(candidate.digest).weights, weights_to_bytes(model))

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import repeat
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +13,11 @@ from torch.nn import functional as F
 
 from autoprune.errors import TrialError, UsageError
 from autoprune.recovery.distill import distillation_loss
+from autoprune.recovery.lessons import Lesson, repeated, shuffled, times_shown
 from autoprune.recovery.optimize import autocast, learning_rate, make_optimizer
 from autoprune.recovery.passes import SamplePasses
 from autoprune.recovery.teacher import TeacherMemory
 from autoprune.task.base import Recipe, Task
-from autoprune.task.batches import length, take
 
 OnProgress = Callable[[int, int, float], None]
 
@@ -47,9 +46,12 @@ def finetune(
     """Train `model` in place on `samples` examples of the training data and leave it in evaluation mode.
 
     The schedule runs over exactly `samples` examples; the recipe (default: the task's `finetune_recipe`) gives all but
-    their number. With a teacher, its outputs on the same augmented batch are part of the loss; without a loss in the
-    task they are all of it. The result depends on the model, the seed and the number of threads alone. A `memory`
-    spares the teacher what an earlier fine-tuning on the same batches asked it; `passes` then leave the teacher out.
+    their number. With a teacher, its outputs on the same batch are part of the loss; without a loss in the task they
+    are all of it. Then the last epoch is not augmented; and where asking the teacher costs more than training the model
+    (`relative_cost`: MACs relative to the teacher's), batches are shown several times and asked about once, and
+    `samples` are rounded up to whole repetitions. A `memory` spares the teacher what an earlier fine-tuning on the same
+    batches asked it instead; `passes` then leave the teacher out. The result depends on the model, the seed, the cost
+    and the number of threads alone.
     `on_progress(samples_done, samples, loss)` follows every step. Raises `TrialError` for a loss that is not finite.
     """
     if samples < 1:
@@ -61,24 +63,28 @@ def finetune(
     recipe = recipe or task.finetune_recipe
     objective = _Objective(task=task, recipe=recipe, teacher=teacher, memory=memory, fits=(seed, samples))
     optimizer = make_optimizer(model, recipe)
-    steps = math.ceil(samples / recipe.batch_size)
     losses: list[float] = []
     done = 0
+    times = times_shown(relative_cost) if objective.repeats else 1
+    drawn = math.ceil(samples / times)
+    samples = drawn * times
     with _training(model, teacher, task, recipe, seed):
-        for step, batch in enumerate(_shuffled(task, recipe.batch_size, samples, seed)):
-            rate = learning_rate(recipe, step, steps)
-            losses.append(_step(model, optimizer, objective, step, batch, rate))
+        for lesson in objective.lessons(drawn, seed, times):
+            size = len(lesson.batch[0])
+            rate = learning_rate(recipe, (done + size / 2) / samples)
+            losses.append(_step(model, optimizer, objective, lesson, rate))
             if not math.isfinite(losses[-1]):
+                steps = math.ceil(samples / recipe.batch_size)
                 raise TrialError(
-                    f"the training loss must stay finite; it is {losses[-1]} in step {step + 1} of {steps}"
+                    f"the training loss must stay finite; it is {losses[-1]} in step {len(losses)} of {steps}"
                 )
-            done += len(batch[0])
+            done += size
             if on_progress is not None:
                 on_progress(done, samples, losses[-1])
     if passes is not None:
         passes.training(done, relative_cost)
-        passes.forward(done if objective.distils and not objective.shares else 0)
-    tail = losses[-max(1, steps // 10) :]
+        passes.forward(drawn if objective.distils and not objective.shares else 0)
+    tail = losses[-max(1, len(losses) // 10) :]
     return FinetuneResult(train_loss=sum(tail) / len(tail), samples=done)
 
 
@@ -101,12 +107,23 @@ class _Objective:
         """Whether others need not ask the teacher again: a training step of the task's own may ask it anything."""
         return self.memory is not None and self.task.train_step is None
 
-    def __call__(self, step: int, outputs: Tensor, inputs: tuple[Tensor, ...], targets: Tensor | None) -> Tensor:
+    @property
+    def repeats(self) -> bool:
+        """Whether asking the teacher less is worth anything."""
+        return self.distils and self.memory is None and self.task.train_step is None
+
+    def lessons(self, drawn: int, seed: int, times: int) -> Iterator[Lesson]:
+        """What the model is shown: `drawn` examples of the training data, each of them `times` times."""
+        batches = shuffled(self.task, self.recipe.batch_size, drawn, seed, plain_epochs=1 if self.distils else 0)
+        lessons = (Lesson(batch, self._taught(step, batch)) for step, batch in enumerate(batches))
+        return repeated(lessons, times, seed)
+
+    def __call__(self, outputs: Tensor, taught: Tensor | None, targets: Tensor | None) -> Tensor:
         """Scalar loss of a step in float32."""
-        if not self.distils:
+        if taught is None:
             return self._task_loss(outputs, targets)
         weight = self.recipe.distill_weight if self.task.trains else 1.0
-        distance = weight * self._distance(outputs, self._taught(step, inputs))
+        distance = weight * self._distance(outputs, taught)
         return distance if weight == 1 else distance + (1 - weight) * self._task_loss(outputs, targets)
 
     def of_own_step(self, model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
@@ -131,12 +148,14 @@ class _Objective:
         temperature, classifies = self.recipe.temperature, self.task.classifies
         return distillation_loss(outputs, dense_outputs, classifies=classifies, temperature=temperature)
 
-    def _taught(self, step: int, inputs: tuple[Tensor, ...]) -> Tensor:
-        """The teacher's outputs in a step, asked once for all who share its memory."""
+    def _taught(self, step: int, batch: tuple[Tensor, ...]) -> Tensor | None:
+        """The teacher's outputs on a batch, asked once for all who share its memory."""
+        if not self.distils or self.task.train_step is not None:
+            return None
         known = self.memory.recall((*self.fits, self.recipe), step) if self.memory is not None else None
         if known is not None:
             return known
-        outputs = self._asked(inputs, {})
+        outputs = self._asked(self.task.split(batch)[0], {})
         if self.memory is not None:
             self.memory.keep(step, outputs)
         return outputs
@@ -158,18 +177,17 @@ def _step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     objective: _Objective,
-    step: int,
-    batch: tuple[Tensor, ...],
+    lesson: Lesson,
     rate: float,
 ) -> float:
     recipe = objective.recipe
     if objective.task.train_step is not None:
-        loss = objective.of_own_step(model, batch)
+        loss = objective.of_own_step(model, lesson.batch)
     else:
-        inputs, targets = objective.task.split(batch)
+        inputs, targets = objective.task.split(lesson.batch)
         with autocast(recipe.precision):
             outputs = model(*inputs)
-        loss = objective(step, outputs, inputs, targets)
+        loss = objective(outputs, lesson.taught, targets)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if recipe.clip_norm > 0:
@@ -178,18 +196,6 @@ def _step(
         group["lr"] = rate
     optimizer.step()
     return loss.item()
-
-
-def _shuffled(task: Task, batch_size: int, samples: int, seed: int) -> Iterator[tuple[Tensor, ...]]:
-    """Augmented batches in a new order every epoch, `samples` examples in all; only the last one may be smaller."""
-    generator = torch.Generator().manual_seed(seed)
-    size = length(task.train_set)
-    rows = torch.cat([torch.randperm(size, generator=generator) for _ in repeat(None, math.ceil(samples / size))])
-    for part in rows[:samples].split(batch_size):
-        first, *others = take(task.train_set, part)
-        if task.augment is not None:
-            first = task.augment(first, generator)
-        yield (first, *others)
 
 
 @contextmanager

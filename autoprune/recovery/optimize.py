@@ -32,9 +32,9 @@ def _one_cycle(progress: float) -> float:
 _SCHEDULES: Mapping[str, Callable[[float], float]] = MappingProxyType({"cosine": _cosine, "one-cycle": _one_cycle})
 
 
-def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
-    """Learning rate of step `step` of `steps`; taken in the middle of the step, so that no step has rate 0."""
-    return recipe.lr * _SCHEDULES[recipe.schedule]((step + 0.5) / steps)
+def learning_rate(recipe: Recipe, progress: float) -> float:
+    """Learning rate when the share `progress` of all examples was seen: above 0 in the middle of every step."""
+    return recipe.lr * _SCHEDULES[recipe.schedule](progress)
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:

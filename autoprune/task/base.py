@@ -56,7 +56,7 @@ class Recipe:
     momentum: float = 0.9
     clip_norm: float = 5.0
     label_smoothing: float = 0.0
-    distill_weight: float = 0.5
+    distill_weight: float = 0.9
     temperature: float = 4.0
     precision: Precision = "auto"
     channels_last: bool = True

@@ -11,7 +11,7 @@ from autoprune.task.base import Recipe
 @given(steps=st.integers(1, 300), schedule=st.sampled_from(["cosine", "one-cycle"]))
 def test_rates_rise_to_the_peak_then_fall_and_are_never_zero(steps, schedule):
     recipe = Recipe(lr=0.2, schedule=schedule)
-    rates = [learning_rate(recipe, step, steps) for step in range(steps)]
+    rates = [learning_rate(recipe, (step + 0.5) / steps) for step in range(steps)]
     top = rates.index(max(rates))
     assert all(0 < rate <= 0.2 for rate in rates)
     assert rates[: top + 1] == sorted(rates[: top + 1])

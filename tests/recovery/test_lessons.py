@@ -1,0 +1,89 @@
+from collections import Counter
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from autoprune.recovery import lessons as lessons_module
+from autoprune.recovery.finetune import finetune
+from autoprune.recovery.lessons import Lesson, repeated, shuffled, times_shown
+from autoprune.recovery.passes import SamplePasses
+from autoprune.task.base import Recipe
+from tests.task.toys import toy_model, toy_task
+
+NUMBERS = TensorDataset(torch.arange(96.0)[:, None], torch.arange(96) % 4)
+
+
+def numbered(count):
+    return [Lesson((torch.tensor([float(number)]),)) for number in range(count)]
+
+
+def order(shown):
+    return [int(lesson.batch[0]) for lesson in shown]
+
+
+@pytest.mark.parametrize(
+    ("relative_cost", "times"), [(2.0, 1), (1.0, 1), (0.45, 1), (0.19, 2), (0.11, 3), (0.05, 4), (0.0, 4)]
+)
+def test_small_models_are_shown_more_for_every_question(relative_cost, times):
+    assert times_shown(relative_cost) == times
+
+
+@pytest.mark.parametrize(("samples", "augmented"), [(96 * 3, 96 * 2), (100, 4), (96, 0), (10, 0)])
+def test_the_last_epoch_is_plain(samples, augmented):
+    task = toy_task(train_set=NUMBERS, augment=lambda x, generator: x + 1000, example_inputs=(torch.zeros(1, 1),))
+    shown = [batch[0] for batch in shuffled(task, 4, samples, seed=0, plain_epochs=1)]
+    values = torch.cat(shown).flatten()
+    assert len(values) == samples
+    assert (values[:augmented] >= 1000).all()
+    assert (values[augmented:] < 1000).all()
+
+
+def test_without_plain_epochs_everything_is_augmented():
+    task = toy_task(train_set=NUMBERS, augment=lambda x, generator: x + 1000, example_inputs=(torch.zeros(1, 1),))
+    assert all((batch[0] >= 1000).all() for batch in shuffled(task, 4, 50, seed=0))
+
+
+def test_all_lessons_come_again_in_windows_and_new_orders(monkeypatch):
+    monkeypatch.setattr(lessons_module, "_WINDOW", 8)
+    found = order(repeated(numbered(20), 3, seed=0))
+    assert Counter(found) == dict.fromkeys(range(20), 3)
+    assert found[:8] == list(range(8))
+    assert sorted(found[8:16]) == sorted(found[16:24]) == list(range(8))
+    assert found[8:16] != found[16:24]
+    assert found[24:32] == list(range(8, 16))
+    assert sorted(found[48:52]) == [16, 17, 18, 19]
+
+
+def test_a_window_holds_no_more_than_memory_allows(monkeypatch):
+    monkeypatch.setattr(lessons_module, "_MOST_BYTES", 8)  # two numbers in float32
+    found = order(repeated(numbered(7), 2, seed=0))
+    assert found[:3] == [0, 1, 2]
+    assert sorted(found[3:6]) == [0, 1, 2]
+    assert found[6:9] == [3, 4, 5]
+
+
+def test_once_is_once_and_keeps_nothing():
+    assert order(repeated(numbered(5), 1, seed=0)) == list(range(5))
+
+
+def test_the_teacher_of_a_small_model_is_asked_once_for_several_looks():
+    asked = []
+
+    class Teacher(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = toy_model()
+
+        def forward(self, x):
+            asked.append(len(x))
+            return self.model(x)
+
+    passes = SamplePasses()
+    recipe = Recipe(batch_size=16, precision="fp32", channels_last=False)
+    found = finetune(
+        toy_model(), toy_task(), samples=100, seed=0, recipe=recipe, teacher=Teacher(), passes=passes, relative_cost=0.1
+    )
+    assert found.samples == 102  # three looks at each of 34 examples
+    assert sum(asked) == 34
+    assert passes.total == pytest.approx(102 * 0.1 + 34 / 3)
