@@ -20,7 +20,8 @@ from autoprune.export.verify import measure, parity
 from autoprune.latency.bench import random_feeds
 from autoprune.latency.target import Target, make_target
 from autoprune.latency.timing import Protocol
-from autoprune.pipeline.prepare import open_task, seconds_per_pass, space_of
+from autoprune.pipeline.prepare import open_task, seconds_per_pass
+from autoprune.pipeline.tables import space_of
 from autoprune.pruning.ranking import round_width
 from autoprune.records import Policy
 from autoprune.recovery.dense import build_dense

@@ -11,9 +11,10 @@ from autoprune.errors import RunFolderError, UsageError
 from autoprune.latency.report import latency_shares
 from autoprune.latency.table import LatencyTable
 from autoprune.pipeline.events import Events, Silent
-from autoprune.pipeline.prepare import Setup, place_of, prepare, space_of
+from autoprune.pipeline.prepare import Setup, place_of, prepare
 from autoprune.pipeline.profiles import structure_of
 from autoprune.pipeline.run import Candidate, Run
+from autoprune.pipeline.tables import space_of
 from autoprune.pipeline.verification import from_json, front_document, load_model, verify_model
 from autoprune.recovery.dense import weights_to_bytes
 from autoprune.recovery.finetune import finetune

@@ -22,15 +22,14 @@ from torch import nn
 from autoprune.additive import Additive
 from autoprune.budgets import Limit
 from autoprune.config import RunConfig
-from autoprune.errors import ConfigError, LatencyError, RunFolderError, TaskError, unknown_name
+from autoprune.errors import RunFolderError, TaskError, unknown_name
 from autoprune.evaluation import Bench, Evaluator, additive_costs, cost_matrix, sizes
 from autoprune.latency.predictor import LatencyPredictor
-from autoprune.latency.profiling import profile
-from autoprune.latency.report import accuracy_lines
 from autoprune.latency.table import LatencyTable
 from autoprune.latency.target import Target, check_target, differences, make_target
 from autoprune.pipeline.channels import SCORES, make_bench
 from autoprune.pipeline.events import Events
+from autoprune.pipeline.tables import latency_table, space_of
 from autoprune.records import COSTS, Policy, SearchSpace, digest_of
 from autoprune.recovery.dense import build_dense, load_dense, train_dense, weights_to_bytes
 from autoprune.recovery.evaluate import evaluate
@@ -40,7 +39,7 @@ from autoprune.search.limits import Predict, require_reachable
 from autoprune.search.places import Place, SharedStorage
 from autoprune.search.samplers import SAMPLERS
 from autoprune.search.strategies import STRATEGIES
-from autoprune.space import Useful, build_space, find_space, load_spec, needs_table
+from autoprune.space import find_space, load_spec
 from autoprune.structure import Structure, analyze
 from autoprune.task.base import Task
 from autoprune.task.batches import batches, length, take
@@ -200,82 +199,6 @@ def dense_model(config: RunConfig, folder: RunFolder, task: Task, events: Events
         )
     write_atomic(folder.dense, weights_to_bytes(dense))
     return load_dense(task, folder.dense)
-
-
-def space_of(config: RunConfig, structure: Structure, table: LatencyTable | None = None) -> SearchSpace:
-    """The search space of a structure, from the file that the configuration names.
-
-    Efficient levels are the useful ones of a table; without one, those that a profile should scan. Raises
-    `LatencyError` when the table was not made for some width of the space.
-    """
-    path = find_space(config.space)
-    spec = load_spec(path)
-    units, digest = structure.units, structure.digest()
-    if table is None:
-        return build_space(spec, units, digest, path.name)
-    if not needs_table(spec):
-        space = build_space(spec, units, digest, path.name)
-        table.require_space(space)
-        return space
-    useful = {
-        unit.name: [w for w in table.useful.get(unit.name, ()) if w in table.space.levels[unit.name]] for unit in units
-    }
-    return build_space(spec, units, digest, path.name, useful)
-
-
-def latency_table(
-    config: RunConfig, folder: RunFolder, structure: Structure, target: Target, events: Events
-) -> LatencyTable:
-    """The table of the folder, the one that was given, or one that is profiled now."""
-    if folder.table.exists() or config.table:
-        path = folder.table if folder.table.exists() else Path(str(config.table))
-        table = LatencyTable.load(path).require(target, allow_foreign=config.allow_foreign_table)
-        table.require_structure(structure)
-        if path != folder.table:
-            space_of(config, structure, table)  # the table that is there stays when the given one does not fit
-            table.save(folder.table)
-            return table
-        if config.table or _answers(config, structure, table):
-            return table
-        if folder.has_study:
-            raise RunFolderError(
-                f"the search space {config.space!r} was changed since this search began; its table no longer fits. "
-                "Undo the change, or choose another --run-dir."
-            )
-    return profiled_table(config, structure, target, events, folder.table)
-
-
-def _answers(config: RunConfig, structure: Structure, table: LatencyTable) -> bool:
-    try:
-        space_of(config, structure, table)
-    except (LatencyError, ConfigError):
-        return False
-    return True
-
-
-def profiled_table(
-    config: RunConfig, structure: Structure, target: Target, events: Events, destination: Path
-) -> LatencyTable:
-    """Profile now, write the table, and say how well it predicts."""
-    events.stage("Latency table")
-    path = find_space(config.space)
-    spec = load_spec(path)
-
-    def narrow(useful: Useful) -> SearchSpace:
-        return build_space(spec, structure.units, structure.digest(), path.name, useful)
-
-    table = profile(
-        structure,
-        space_of(config, structure),
-        target,
-        narrow=narrow if needs_table(spec) else None,
-        seed=config.seed,
-        on_progress=lambda stage, done, total: events.advance(done, total, stage),
-    )
-    table.save(destination)
-    for line in accuracy_lines(table):
-        events.note(line)
-    return table
 
 
 def reachable_limits(

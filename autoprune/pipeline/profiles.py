@@ -16,7 +16,8 @@ from autoprune.latency.table import LatencyTable, varying_operators
 from autoprune.latency.target import make_target
 from autoprune.latency.useful import Staircase, staircases
 from autoprune.pipeline.events import Events
-from autoprune.pipeline.prepare import check_names, open_task, profiled_table, space_of
+from autoprune.pipeline.prepare import check_names, open_task
+from autoprune.pipeline.tables import profiled_table, space_of
 from autoprune.recovery.dense import build_dense
 from autoprune.runfolder import write_atomic
 from autoprune.space import build_space, find_space, load_spec, needs_table

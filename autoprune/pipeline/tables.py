@@ -1,0 +1,93 @@
+"""The latency table of a run, and the search space that goes with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from autoprune.config import RunConfig
+from autoprune.errors import ConfigError, LatencyError, RunFolderError
+from autoprune.latency.profiling import profile
+from autoprune.latency.report import accuracy_lines
+from autoprune.latency.table import LatencyTable
+from autoprune.latency.target import Target
+from autoprune.pipeline.events import Events
+from autoprune.records import SearchSpace
+from autoprune.runfolder import RunFolder
+from autoprune.space import Useful, build_space, find_space, load_spec, needs_table
+from autoprune.structure import Structure
+
+
+def space_of(config: RunConfig, structure: Structure, table: LatencyTable | None = None) -> SearchSpace:
+    """The search space of a structure, from the file that the configuration names.
+
+    Efficient levels are the useful ones of a table; without one, those that a profile should scan. Raises
+    `LatencyError` when the table was not made for some width of the space.
+    """
+    path = find_space(config.space)
+    spec = load_spec(path)
+    units, digest = structure.units, structure.digest()
+    if table is None:
+        return build_space(spec, units, digest, path.name)
+    if not needs_table(spec):
+        space = build_space(spec, units, digest, path.name)
+        table.require_space(space)
+        return space
+    useful = {
+        unit.name: [w for w in table.useful.get(unit.name, ()) if w in table.space.levels[unit.name]] for unit in units
+    }
+    return build_space(spec, units, digest, path.name, useful)
+
+
+def latency_table(
+    config: RunConfig, folder: RunFolder, structure: Structure, target: Target, events: Events
+) -> LatencyTable:
+    """The table of the folder, the one that was given, or one that is profiled now."""
+    if folder.table.exists() or config.table:
+        path = folder.table if folder.table.exists() else Path(str(config.table))
+        table = LatencyTable.load(path).require(target, allow_foreign=config.allow_foreign_table)
+        table.require_structure(structure)
+        if path != folder.table:
+            space_of(config, structure, table)  # the table that is there stays when the given one does not fit
+            table.save(folder.table)
+            return table
+        if config.table or _answers(config, structure, table):
+            return table
+        if folder.has_study:
+            raise RunFolderError(
+                f"the search space {config.space!r} was changed since this search began; its table no longer fits. "
+                "Undo the change, or choose another --run-dir."
+            )
+    return profiled_table(config, structure, target, events, folder.table)
+
+
+def _answers(config: RunConfig, structure: Structure, table: LatencyTable) -> bool:
+    try:
+        space_of(config, structure, table)
+    except (LatencyError, ConfigError):
+        return False
+    return True
+
+
+def profiled_table(
+    config: RunConfig, structure: Structure, target: Target, events: Events, destination: Path
+) -> LatencyTable:
+    """Profile now, write the table, and say how well it predicts."""
+    events.stage("Latency table")
+    path = find_space(config.space)
+    spec = load_spec(path)
+
+    def narrow(useful: Useful) -> SearchSpace:
+        return build_space(spec, structure.units, structure.digest(), path.name, useful)
+
+    table = profile(
+        structure,
+        space_of(config, structure),
+        target,
+        narrow=narrow if needs_table(spec) else None,
+        seed=config.seed,
+        on_progress=lambda stage, done, total: events.advance(done, total, stage),
+    )
+    table.save(destination)
+    for line in accuracy_lines(table):
+        events.note(line)
+    return table
