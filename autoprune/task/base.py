@@ -94,7 +94,8 @@ class Task:
             first: a function of them, or the name of an attribute or a key.
         metric: `metric(model, data)`, higher for better models; `data` is the data set (or loader) as given, or some
             of its items. The default is accuracy where targets are class indices, else closeness to the dense outputs.
-        augment: `augment(inputs, generator)` changes a batch of the first input.
+        augment: `augment(inputs, generator)` changes a batch of the first input; when a teacher helps, not in the last
+            epoch.
         recipe: trains the dense model from scratch; None says that `build_model` returns trained weights.
         finetune_recipe: trains pruned models.
 
