@@ -15,7 +15,7 @@ from autoprune.latency import profiling
 from autoprune.latency.table import LatencyTable
 from autoprune.latency.target import Target
 from autoprune.latency.timing import Protocol
-from autoprune.pipeline import finalists, prepare, settle, verification
+from autoprune.pipeline import finalists, settle, tables, verification
 from autoprune.pipeline.prepare import Setup
 from autoprune.records import Policy, SearchSpace
 from autoprune.structure import Structure
@@ -71,7 +71,7 @@ def parsed_once() -> Iterator[None]:
 def steady_clock() -> Iterator[None]:
     """What a run does must not depend on what else the machine does while tests run, and not take long."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "profile", _simulated_profile)
+        patch.setattr(tables, "profile", _simulated_profile)
         patch.setattr(settle, "measured_ratios", _predicted_ratios)
         patch.setattr(finalists, "measured_ratios", _predicted_ratios)
         patch.setattr(verification, "_latencies", _steady)
