@@ -65,7 +65,7 @@ def finetune(
     optimizer = make_optimizer(model, recipe)
     losses: list[float] = []
     done = 0
-    times = times_shown(relative_cost) if objective.repeats else 1
+    times = objective.times(relative_cost)
     drawn = math.ceil(samples / times)
     samples = drawn * times
     with _training(model, teacher, task, recipe, seed):
@@ -107,10 +107,10 @@ class _Objective:
         """Whether others need not ask the teacher again: a training step of the task's own may ask it anything."""
         return self.memory is not None and self.task.train_step is None
 
-    @property
-    def repeats(self) -> bool:
-        """Whether asking the teacher less is worth anything."""
-        return self.distils and self.memory is None and self.task.train_step is None
+    def times(self, relative_cost: float) -> int:
+        """How often a batch is shown: once where no teacher is asked, others share it, or the task has its own step."""
+        alone = self.distils and self.memory is None and self.task.train_step is None
+        return times_shown(relative_cost) if alone else 1
 
     def lessons(self, drawn: int, seed: int, times: int) -> Iterator[Lesson]:
         """What the model is shown: `drawn` examples of the training data, each of them `times` times."""

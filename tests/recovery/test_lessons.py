@@ -87,3 +87,17 @@ def test_the_teacher_of_a_small_model_is_asked_once_for_several_looks():
     assert found.samples == 102  # three looks at each of 34 examples
     assert sum(asked) == 34
     assert passes.total == pytest.approx(102 * 0.1 + 34 / 3)
+
+
+@pytest.mark.parametrize(("weight", "taught", "augmented"), [(0.9, True, 0), (0.0, True, 96), (0.9, False, 96)])
+def test_one_epoch_is_plain_only_when_a_teacher_helps(weight, taught, augmented):
+    seen = []
+
+    def augment(x, generator):
+        seen.append(len(x))
+        return x
+
+    recipe = Recipe(batch_size=16, precision="fp32", channels_last=False, distill_weight=weight)
+    teacher = toy_model() if taught else None
+    finetune(toy_model(), toy_task(augment=augment), samples=96, seed=0, recipe=recipe, teacher=teacher)
+    assert sum(seen) == augmented
