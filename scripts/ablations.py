@@ -22,12 +22,12 @@ from autoprune.pipeline.channels import calibration
 from autoprune.pipeline.prepare import Setup
 from autoprune.pruning import channel_order, score_units
 from autoprune.records import COSTS, Policy, SearchSpace, digest_of
-from autoprune.search import allocation, guided, refine
+from autoprune.search import allocation, explore, guided, refine
 from autoprune.search.baselines.halp import lost_importance
 from autoprune.search.explore import Explorer
 from autoprune.search.limits import fits
 from autoprune.search.refine import Losses, Refinement
-from autoprune.search.sensitivity import by_unit
+from autoprune.search.sensitivity import by_unit, single_unit_policies
 from autoprune.search.solver import Solver
 from autoprune.search.surrogate import Surrogate, Trend
 
@@ -235,6 +235,7 @@ VARIANTS: Mapping[str, Variant] = {
     "A4b": Variant(what="no block removed", space=all_blocks),
     "A5": Variant(what="Taylor sums as sensitivities", swapped=_prior(_taylor)),
     "A5b": Variant(what="a quadratic prior as sensitivities", swapped=_prior(_quadratic)),
+    "A5c": Variant(what="every level measured", swapped=_swapped(explore, "anchor_policies", single_unit_policies)),
     "A6": Variant(what="no least squares", options={"reconstruct": False}),
     "A7-l2": Variant(what="channels by l2 inside the found widths", bench=_ranked("l2")),
     "A7-taylor": Variant(what="channels by Taylor inside the found widths", bench=_ranked("taylor")),

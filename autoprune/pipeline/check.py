@@ -29,7 +29,7 @@ from autoprune.recovery.evaluate import evaluate, predict_outputs
 from autoprune.recovery.finetune import finetune
 from autoprune.report.checks import Estimate, Finding
 from autoprune.search.effort import EFFORTS, Effort
-from autoprune.search.sensitivity import single_unit_policies
+from autoprune.search.sensitivity import anchor_policies
 from autoprune.structure import Structure, analyze
 from autoprune.task.base import Task
 from autoprune.task.batches import length, sample_rows, take
@@ -176,7 +176,7 @@ def _pass_time(task: Task, dense: nn.Module) -> tuple[float, str]:
 def _estimates(config: RunConfig, task: Task, structure: Structure, seconds: float) -> tuple[Estimate, ...]:
     """For one budget at half of the dense cost; the dense model's training is done by one process."""
     train, val = length(task.train_set), length(task.val_set)
-    apart = len(single_unit_policies(space_of(config, structure)))
+    apart = len(anchor_policies(space_of(config, structure)))
     workers = config.slots
     training = task.recipe.epochs * train if task.recipe else 0.0
     found = []

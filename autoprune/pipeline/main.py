@@ -30,7 +30,7 @@ from autoprune.search.explore import SENSITIVITY, Progress, Search
 from autoprune.search.places import SharedStorage, absolute
 from autoprune.search.rungs import best_within
 from autoprune.search.samplers import GP_SECONDS
-from autoprune.search.sensitivity import single_unit_policies
+from autoprune.search.sensitivity import anchor_policies
 from autoprune.search.storage import check_storage, sole_controller
 from autoprune.task.base import Task
 from autoprune.task.batches import length
@@ -241,7 +241,7 @@ def _announce(setup: Setup, slots: int, events: Events) -> None:
         events.note(f"{fidelity.name}: at most {count} policies, {tuning}")
     examples = length(setup.bench.task.val_set)
     share = float(np.mean([_share(setup, limit) for limit in setup.limits.values()]))
-    apart = len(single_unit_policies(setup.space)) if setup.config.strategy == "guided" else 0
+    apart = len(anchor_policies(setup.space)) if setup.config.strategy == "guided" else 0
     if apart:
         events.note(f"{SENSITIVITY}: {apart} policies, in each of which one unit is narrower")
     passes = effort.expected_passes(budgets=budgets, val_examples=examples, share=share, apart=apart)

@@ -23,7 +23,7 @@ from autoprune.search.limits import Predict
 from autoprune.search.places import Place
 from autoprune.search.question import Question
 from autoprune.search.rungs import best_within
-from autoprune.search.sensitivity import sensitivities, single_unit_policies
+from autoprune.search.sensitivity import anchor_policies, sensitivities
 from autoprune.search.storage import storage_errors
 from autoprune.trials import TrialResult
 
@@ -143,11 +143,12 @@ class Explorer:
         self._collect(self.results, {result.policy: "" for result in found}, found)
 
     def sensitivities(self) -> dict[str, npt.NDArray[np.float64]]:
-        """Loss of every level of every searched unit, `[levels]`, all others full."""
+        """Loss of every level of every searched unit, `[levels]`, all others full, from those of some levels."""
         space = self.search.space
-        self.score_apart(list(single_unit_policies(space)))
+        anchors = anchor_policies(space)
+        self.score_apart(list(anchors))
         losses = {r.policy: r.measurement.loss for r in self.apart.values() if r.measurement is not None}
-        self.table = sensitivities(space, losses)
+        self.table = sensitivities(space, losses, anchors)
         return self.table
 
     def _run(

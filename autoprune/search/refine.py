@@ -22,7 +22,7 @@ from autoprune.search.surrogate import Surrogate, conditioned, expected_gain
 
 Losses = Mapping[Policy, float]
 
-PER_ROUND = 4
+PER_ROUND = 2
 """Proposals of one limit that are scored together, when there are few workers."""
 
 _FEWEST, _LEAST_GAIN = 12, 0.005
@@ -30,6 +30,9 @@ _FEWEST, _LEAST_GAIN = 12, 0.005
 
 _REMOVALS = (1.0, 2.0, 4.5, np.inf)
 """Factors on what removals lose that the first answers are solved with; the last one keeps all branches."""
+
+_SOLUTIONS = 4
+"""Answers of the solver, for all ways to count removals together, that are scored first."""
 
 _MOST_LEARNED = 300
 """The surrogate learns from so many policies, those that cost closest to the limit."""
@@ -69,7 +72,10 @@ class Refinement:
         """The next policies with their origin, none of them in `losses`; empty when nothing more is worth it."""
         found: dict[Policy, str] = {}
         for policy, origin in self._proposals(losses):
-            if len(found) == self._per_round or len(self._asked) >= self._evaluations:
+            if (
+                len(found) == (self._per_round if self._round else max(self._per_round, _SOLUTIONS))
+                or len(self._asked) >= self._evaluations
+            ):
                 break
             if policy not in self._asked:
                 self._asked.append(policy)
@@ -106,7 +112,7 @@ class Refinement:
                 self.solution = self.solution or policy
                 apart.append(policy)
                 yield policy, "solver"
-        while apart and len(apart) < PER_ROUND:
+        while apart and len(apart) < _SOLUTIONS:
             policy = self._allocator.allocate(self.limit, differ_from=apart)
             if policy is None or policy in apart:
                 return
