@@ -4,7 +4,7 @@ run.yaml                resolved configuration
 environment.json        versions, host
 dense.safetensors       weights of the dense model
 order.json              channels of each unit, most important first
-sensitivity.json        what each unit loses at each level, alone
+sensitivity.json        what each unit loses at each level, alone, and at which that was measured
 latency_table.json      the table that predicted every latency
 study.db                Optuna studies, one for each fidelity; or study.json, which says where they are
 front.json              the result

@@ -184,7 +184,9 @@ def searched(setup: Setup, executor: Executor, events: Events) -> tuple[Setup, O
         )
         outcome = run_search(plan, executor, _Watcher(setup, events))
         if outcome.sensitivities is not None:
-            write_json(setup.folder.sensitivity, {"divergence": _by_level(setup, outcome.sensitivities)})
+            measured = _measured(setup, outcome.results[SENSITIVITY])
+            table = {"divergence": _by_level(setup, outcome.sensitivities), "measured": measured}
+            write_json(setup.folder.sensitivity, table)
         better = refitted(setup, outcome.results[setup.effort.rungs[-1].name], events)
         if better is None:
             return setup, outcome
@@ -210,6 +212,13 @@ def _by_level(setup: Setup, table: Mapping[str, npt.NDArray[np.float64]]) -> dic
     """Divergence by unit and width."""
     levels = setup.space.levels
     return {name: dict(zip(levels[name], values.tolist(), strict=True)) for name, values in table.items()}
+
+
+def _measured(setup: Setup, apart: Sequence[TrialResult]) -> dict[str, list[int]]:
+    """Widths at which a unit was scored alone; what it loses at its other widths is estimated from these."""
+    levels = setup.space.levels
+    found = {name: {r.policy.widths[name] for r in apart} - {levels[name][-1]} for name in setup.space.searched}
+    return {name: sorted(widths) for name, widths in found.items()}
 
 
 class _Watcher:

@@ -73,6 +73,15 @@ def test_the_run_folder_holds_what_it_says(finished: autoprune.Run) -> None:
     assert not list(finished.folder.path.rglob("*.tmp"))
 
 
+def test_sensitivities_say_at_which_widths_they_were_measured(finished: autoprune.Run) -> None:
+    document = json.loads(finished.folder.sensitivity.read_text())
+    for name, divergence in document["divergence"].items():
+        widths = [int(width) for width in divergence]
+        assert document["measured"][name]
+        assert set(document["measured"][name]) < set(widths)
+        assert min(document["measured"][name]) == min(widths)
+
+
 def test_a_reloaded_model_is_smaller_and_equals_its_onnx(finished: autoprune.Run, tmp_path: Path) -> None:
     best = autoprune.Run.open(finished.folder.path).pick(min_score=0.0)
     model = best.model()
