@@ -71,11 +71,9 @@ class Refinement:
     def propose(self, losses: Losses) -> dict[Policy, str]:
         """The next policies with their origin, none of them in `losses`; empty when nothing more is worth it."""
         found: dict[Policy, str] = {}
+        most = self._per_round if self._round else max(self._per_round, _SOLUTIONS)
         for policy, origin in self._proposals(losses):
-            if (
-                len(found) == (self._per_round if self._round else max(self._per_round, _SOLUTIONS))
-                or len(self._asked) >= self._evaluations
-            ):
+            if len(found) == most or len(self._asked) >= self._evaluations:
                 break
             if policy not in self._asked:
                 self._asked.append(policy)
