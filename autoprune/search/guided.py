@@ -68,11 +68,12 @@ def _refine(explorer: Explorer, refinements: list[Refinement], first: Mapping[Po
 
 
 def _rounds(trials: int, limits: int, slots: int) -> tuple[int, int]:
-    """Evaluations of a limit, and how many of them are scored together: one for every slot, but in rounds.
+    """Evaluations of a limit, and how many of them are scored together: one for every slot of many, but in rounds.
 
-    A limit needs no more than 60; where there are workers for more of the trials that may be spent, they are.
+    A limit needs no more than 60; where there are workers for more of the trials that may be spent, they are. Few slots
+    change neither, so that they find the same.
     """
-    wanted = math.ceil(slots / limits)
+    wanted = math.ceil(slots / limits) if slots > _FEW_SLOTS else 0
     evaluations = min(max(_MOST_EVALUATIONS, _FEWEST_ROUNDS * wanted), math.ceil(trials / limits))
     return evaluations, max(PER_ROUND, min(wanted, evaluations // _FEWEST_ROUNDS))
 

@@ -58,6 +58,18 @@ def test_many_workers_are_kept_busy_and_their_order_changes_nothing(tmp_path):
     assert ours == theirs
 
 
+def test_up_to_four_workers_find_the_same(tmp_path):
+    class FourWorkers(InlineExecutor):
+        slots = 4
+
+    found = []
+    for workers in (InlineExecutor, FourWorkers):
+        (tmp_path / workers.__name__).mkdir()
+        search = fakes.search(tmp_path / workers.__name__, strategy="guided", limits=fakes.LIMITS[:1])
+        found.append([r.policy for r in run_search(search, workers(fakes.plain)).results["proxy"]])
+    assert found[0] == found[1]
+
+
 def test_sensitivities_are_measured_once_and_kept(tmp_path):
     outcome = searched(tmp_path)
     assert [r.policy for r in outcome.results[SENSITIVITY]] == list(anchor_policies(fakes.SPACE))
