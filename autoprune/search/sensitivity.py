@@ -27,7 +27,7 @@ _EVERY = 3
 """Of the units that can be removed every third is measured at a second level."""
 
 _USUAL_RATE = -5.0
-"""Change of a loss's logarithm over a whole unit where no unit shows it; 4 to 6 is usual."""
+"""Change of a loss's logarithm over a whole unit where no unit shows it; mostly 3 to 7."""
 
 
 def single_unit_policies(space: SearchSpace) -> dict[Policy, str]:
