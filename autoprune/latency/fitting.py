@@ -13,18 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from scipy.stats import rankdata
 
-from autoprune.latency.order import monotone
+from autoprune.latency.order import disjoint, monotone
 
 _PRIOR_SDS = np.geomspace(0.01, 1.0, 13)
 _NOISE_FACTORS = np.geomspace(1, 16, 9)
 _SHARED_FACTORS = (0.0, 0.5, 1.0, 2.0, 4.0)
 """Standard deviations of what a kind has in common, over those of its entries."""
 
-_ITERATIONS = 12
+_ITERATIONS = 60
 _LEAST_SHARE = 0.05
 """No entry falls below this share of its prior: work is never free."""
 
@@ -112,11 +113,19 @@ def _fitted(
         ones=ones,
     )
 
-    def allowed(deviation: np.ndarray) -> np.ndarray:
-        entries = np.maximum(moved_ms * (1 + deviation), _LEAST_SHARE * moved_ms)
-        return monotone(entries, moved_ms**-2.0, chains) / moved_ms - 1
+    precision = moved_ms**-2.0
 
-    entries = moved_ms * (1 + _constrained(problem, shared.prior_sd, shared.noise_sd, allowed))
+    def rising(deviation: np.ndarray, family: Sequence[np.ndarray]) -> np.ndarray:
+        return monotone(moved_ms * (1 + deviation), precision, family) / moved_ms - 1
+
+    families = disjoint(chains)
+    deviation = _constrained(
+        problem,
+        shared.prior_sd,
+        shared.noise_sd,
+        [lambda d: np.maximum(d, _LEAST_SHARE - 1), *(partial(rising, family=family) for family in families)],
+    )
+    entries = monotone(moved_ms * np.maximum(1 + deviation, _LEAST_SHARE), precision, chains)
     left = 0.0 if before is None else float(np.average(times_ms - counts @ entries, weights=scale**2))
     return Fit(
         entries_ms=entries,
@@ -230,18 +239,24 @@ def _by_kind(problem: _Problem, kinds: np.ndarray | None, noise: float, rng: np.
 
 
 def _constrained(
-    problem: _Problem, prior_sd: float, noise_sd: float, allowed: Callable[[np.ndarray], np.ndarray]
+    problem: _Problem, prior_sd: float, noise_sd: float, projections: Sequence[Callable[[np.ndarray], np.ndarray]]
 ) -> np.ndarray:
-    """The likeliest deviations `[E]` among those that `allowed` projects to: ADMM with half the prior as the tie."""
-    half = prior_sd / np.sqrt(2)
-    projector, _ = problem.projector(half, noise_sd)
-    free = projected = price = np.zeros(problem.design.shape[1])
+    """The likeliest deviations `[E]` in all of some convex sets, (nearly): consensus ADMM (Boyd et al., 2011, 7.1).
+
+    Every set is given by its exact projection and has a copy of the deviations, tied to them as the prior ties them to
+    0. One projection to all sets at once would have to be exact too: with sweeps over the sets the iteration diverges.
+    """
+    copies = prices = np.zeros((len(projections), problem.design.shape[1]))
+    pulls = 1 + len(projections)
+    tied_sd = prior_sd / np.sqrt(pulls)
+    projector, _ = problem.projector(tied_sd, noise_sd)
+    free = copies[0]
     for _ in range(_ITERATIONS):
-        centre = (projected - price) / 2
-        free = centre + half**2 * (problem.design.T @ (projector @ (problem.target - problem.design @ centre)))
-        projected = allowed(free + price)
-        price = price + free - projected
-    return projected
+        centre = (copies - prices).sum(axis=0) / pulls
+        free = centre + tied_sd**2 * (problem.design.T @ (projector @ (problem.target - problem.design @ centre)))
+        copies = np.stack([project(free + price) for project, price in zip(projections, prices, strict=True)])
+        prices = prices + free - copies
+    return free
 
 
 def _draws(

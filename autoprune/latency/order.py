@@ -36,8 +36,26 @@ def ordered_chains(geometries: Sequence[Geometry]) -> list[np.ndarray]:
     return [chain for line in lines.values() for chain in _chains(line)]
 
 
+def disjoint(chains: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+    """The chains in as few families as come of it; no two of a family share a position, so `monotone` is exact."""
+    families: list[list[np.ndarray]] = []
+    members: list[set[int]] = []
+    for chain in chains:
+        positions = set(chain.tolist())
+        place = next((i for i, taken in enumerate(members) if not taken & positions), len(families))
+        if place == len(families):
+            families.append([])
+            members.append(set())
+        families[place].append(chain)
+        members[place] |= positions
+    return families
+
+
 def monotone(values: np.ndarray, precision: np.ndarray, chains: Sequence[np.ndarray]) -> np.ndarray:
-    """`values` `[E]` moved as little as their `precision` `[E]` asks, until (nearly) no chain falls."""
+    """`values` `[E]` moved as little as their `precision` `[E]` asks, until (nearly) no chain falls.
+
+    As little as possible where no two chains share a position.
+    """
     found = values.copy()
     for _ in range(_SWEEPS):
         before = found.copy()

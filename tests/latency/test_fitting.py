@@ -208,6 +208,29 @@ def test_a_fit_ends_in_a_projection():
     np.testing.assert_allclose(monotone(entries, np.ones(len(entries)), CHAINS), entries, rtol=1e-6)
 
 
+def test_chains_that_cross_are_held_together():
+    """Entries on grids of two widths, whose rows and columns rise; the profiler is wrong by up to five times."""
+    side, operators, policies = 8, 6, 150
+    rng = np.random.default_rng(1)
+    cells = np.arange(operators * side * side).reshape(operators, side, side)
+    products = np.outer(np.arange(1, side + 1), np.arange(1, side + 1))
+    entries = np.concatenate([(0.01 + 0.004 * products * rng.uniform(0.5, 1.5)).ravel() for _ in range(operators)])
+    widths = rng.integers(side, size=(policies + 40, operators + 1))
+    counts = np.zeros((len(widths), cells.size))
+    np.put_along_axis(counts, cells[np.arange(operators), widths[:, :-1], widths[:, 1:]], 1.0, axis=1)
+    times = (0.05 + counts @ entries) * (1 + 0.004 * rng.standard_normal(len(counts)))
+    kinds = np.repeat(np.arange(operators), side * side)
+    wrong = 0.6 * rng.standard_normal(len(entries)) + rng.normal(0, 1, operators)[kinds]
+    chains = [*cells.reshape(-1, side), *cells.transpose(0, 2, 1).reshape(-1, side)]
+    seen, unseen = slice(policies), slice(policies, None)
+
+    def error(chains):
+        found = fit(counts[seen], times[seen], entries * np.exp(wrong), chains=chains, kinds=kinds)
+        return errors(found.predict(counts[unseen]), times[unseen])
+
+    assert error(chains) < 0.62 * error([])
+
+
 def test_held_out_numbers_are_percent_of_the_measurement():
     predicted, measured, sd = np.array([1.1, 2.0, 2.7]), np.array([1.0, 2.0, 3.0]), np.array([0.06, 0.0, 0.1])
     found = held_out(predicted, measured, np.array([1.01]), sd)

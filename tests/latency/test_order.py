@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from autoprune.latency.order import monotone, ordered_chains
+from autoprune.latency.order import disjoint, monotone, ordered_chains
 from autoprune.records import Geometry
 
 CONV = Geometry(op="conv2d", c_in=0, c_out=0, height=4, width=4, kernel=(3, 3))
@@ -70,6 +70,21 @@ def test_linear_layers_with_equal_widths_belong_to_one_chain_only():
     for chain in ordered_chains(linear):
         sizes = [(linear[i].c_in, linear[i].c_out) for i in chain]
         assert all(a[0] <= b[0] and a[1] <= b[1] for a, b in pairwise(sizes))
+
+
+# --- disjoint
+
+
+def test_families_keep_all_chains_and_none_of_them_cross():
+    cells = np.arange(12).reshape(3, 4)
+    chains = [*cells, *cells.T, np.array([12, 13])]
+    families = disjoint(chains)
+    assert len(families) == 2
+    assert sorted(chain.tolist() for family in families for chain in family) == sorted(c.tolist() for c in chains)
+    for family in families:
+        members = np.concatenate(family)
+        assert len(np.unique(members)) == len(members)
+    assert disjoint([]) == []
 
 
 # --- monotone
