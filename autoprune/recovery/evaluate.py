@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from autoprune.errors import TrialError, UsageError
+from autoprune.errors import TaskError, TrialError, UsageError
 from autoprune.recovery.distill import are_logits, divergence
 from autoprune.recovery.passes import SamplePasses
 from autoprune.task.base import Task
@@ -106,9 +106,16 @@ def _score(
 ) -> float:
     if task.metric is not None:
         with torch.no_grad():
-            return float(
-                task.metric(model.eval(), dataset if len(rows) == length(dataset) else Subset(dataset, rows.tolist()))
+            score = task.metric(
+                model.eval(), dataset if len(rows) == length(dataset) else Subset(dataset, rows.tolist())
             )
+        try:
+            return float(score)
+        except (TypeError, ValueError, RuntimeError):
+            raise TaskError(
+                f"the metric {task.metric_name!r} must return one number; it returned {type(score).__name__} "
+                f"{str(score)[:60]!r}"
+            ) from None
     assert outputs is not None
     if are_logits(outputs, classifies=task.classifies):
         return _accuracy(outputs, task, dataset, rows)

@@ -37,10 +37,11 @@ def _build(task: Task) -> nn.Module:
         model = task.build_model()
     if not isinstance(model, nn.Module):
         raise TaskError(f"build_model must return an nn.Module; it returned {type(model).__name__}")
-    low = sorted({str(p.dtype) for p in accepted(model).parameters() if p.dtype in (torch.float16, torch.bfloat16)})
-    if low:
+    floats = (p.dtype for p in accepted(model).parameters() if p.is_floating_point())
+    others = sorted({str(dtype) for dtype in floats if dtype != torch.float32})
+    if others:
         raise TaskError(
-            f"a search trains and exports in float32; the weights of {task.name!r} are {', '.join(low)}. Let "
+            f"a search trains and exports in float32; the weights of {task.name!r} are {', '.join(others)}. Let "
             "build_model return model.float(); the pruned model can be converted back"
         )
     return model.eval()

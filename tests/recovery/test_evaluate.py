@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from autoprune.errors import TrialError, UsageError
+from autoprune.errors import TaskError, TrialError, UsageError
 from autoprune.recovery.evaluate import evaluate, predict_outputs
 from autoprune.recovery.passes import SamplePasses
 from autoprune.task.base import Task
@@ -85,6 +85,13 @@ def test_dense_outputs_of_other_data_are_refused():
     task = echo_task()
     with pytest.raises(UsageError, match="40 items; there are 7"):
         evaluate(Echo(), task, task.val_set, dense_outputs=LOGITS[:7], limit=7)
+
+
+@pytest.mark.parametrize(("value", "kind"), [({"top1": 0.5}, "dict"), ("good", "str"), (torch.zeros(2), "Tensor")])
+def test_a_metric_that_is_no_number_is_refused(value, kind):
+    strange = echo_task(metric=lambda model, dataset: value, metric_name="top1")
+    with pytest.raises(TaskError, match=rf"the metric 'top1' must return one number; it returned {kind}"):
+        evaluate(Echo(), strange, strange.val_set)
 
 
 def test_what_is_not_finite_is_a_trial_error():

@@ -278,6 +278,7 @@ def test_keywords_must_be_names():
         adapted(Encoder(), ("input ids",))
 
 
-def test_half_precision_is_refused_for_a_search():
-    with pytest.raises(TaskError, match=r"trains and exports in float32; .* torch.bfloat16"):
-        check_task(toy_task(build_model=lambda: toy_model().bfloat16()))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_another_precision_is_refused_for_a_search(dtype):
+    with pytest.raises(TaskError, match=rf"trains and exports in float32; .* {dtype}"):
+        check_task(toy_task(build_model=lambda: toy_model().to(dtype)))
