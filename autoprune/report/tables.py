@@ -169,7 +169,10 @@ def trust_lines(document: Document) -> list[str]:
     ]
     left = document.get("not_reconstructed", ())
     if left:
-        lines.append(f"Not reconstructed by least squares, ranked by batch-norm scales: {', '.join(left)}.")
+        lines.append(
+            "Not reconstructed by least squares, ranked by batch-norm scales, or norms of weights where there are none: "
+            f"{', '.join(left)}."
+        )
     return lines
 
 
