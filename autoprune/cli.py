@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shlex
 import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -118,6 +120,7 @@ def search(
     """Search, fine-tune, export and verify; the same command resumes an interrupted run."""
     from autoprune.pipeline import search as run_search
     from autoprune.report import ConsoleEvents
+    from autoprune.runfolder import RunFolder
 
     given = given_options(
         task=task, model=model, data_dir=data_dir, dense=dense, space=space, target=target, threads=threads,
@@ -131,7 +134,9 @@ def search(
             with ConsoleEvents(out) as events:
                 run_search(run_dir=run_dir, config_file=config, fresh=fresh, events=events, **given)
         except KeyboardInterrupt:
-            out.print(f"Stopped. Finished trials are kept; continue with: autoprune search --run-dir {run_dir}")
+            begun = RunFolder(run_dir).read_config() is not None
+            again = f"Finished trials are kept; continue with: autoprune search --run-dir {shlex.quote(str(run_dir))}"
+            out.print(f"Stopped. {again if begun else 'Nothing was begun.'}", soft_wrap=True)
             raise typer.Exit(128 + (received or [signal.SIGINT])[0]) from None
     _show(run_dir)
 
@@ -311,5 +316,13 @@ def main() -> None:
     except AutopruneError as error:
         if debug:
             traceback.print_exc()
-        Console(stderr=True).print(f"error: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
-        sys.exit(2)
+        _refuse(str(error))
+    except OSError as error:
+        if debug or error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        _refuse(f"{error.strerror}: {error.filename or 'a file of the run'}. What was finished is kept")
+
+
+def _refuse(message: str) -> NoReturn:
+    Console(stderr=True).print(f"error: {message}", style="red", highlight=False, soft_wrap=True, markup=False)
+    sys.exit(2)

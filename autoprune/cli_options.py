@@ -12,6 +12,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+_AGAIN_SECONDS = 1.0
+
 out = Console(width=None if sys.stdout.isatty() else 132)
 
 RunDir = Annotated[Path, typer.Argument(help="Run folder of `autoprune search`.")]
@@ -44,20 +46,36 @@ def given_options(**values: Any) -> dict[str, Any]:
 
 @contextmanager
 def interruptible() -> Iterator[list[int]]:
-    """SIGINT, and SIGTERM as Slurm and Kubernetes send it, raise `KeyboardInterrupt` once; yields what was received.
+    """SIGINT, and SIGTERM as Slurm and Kubernetes send it, raise `KeyboardInterrupt`; yields what was received.
 
-    A second signal while things are being closed changes nothing: they are closed within seconds.
+    A second signal while things are being closed changes nothing: they are closed within seconds. Python drops an
+    exception that is raised inside a destructor or a weak reference's callback: then it is raised again after a second.
     """
     received: list[int] = []
+    again = hasattr(signal, "setitimer")  # not on Windows
 
     def stop(number: int, frame: object) -> None:
-        received.append(number)
-        if len(received) == 1:
+        if not again or number != signal.SIGALRM:
+            received.append(number)
+        if not _interrupted():
+            if again:
+                signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM, *((signal.SIGALRM,) if again else ()))
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield received
     finally:
+        if again:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _interrupted() -> bool:
+    """Whether a `KeyboardInterrupt` is being handled: things are being closed because of it."""
+    error = sys.exc_info()[1]
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None

@@ -31,6 +31,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from numbers import Integral
 from types import MappingProxyType
 from typing import Any
 
@@ -166,9 +167,10 @@ class Policy:
 
     def __post_init__(self) -> None:
         for name, width in self.widths.items():
-            if not isinstance(width, int) or isinstance(width, bool) or width < 0:
+            if not isinstance(width, Integral) or isinstance(width, bool) or width < 0:
                 raise PolicyError(f"a width is a whole number, 0 or more; {name!r} has {width!r}")
-        object.__setattr__(self, "widths", MappingProxyType(dict(self.widths)))
+        widths = {name: int(width) for name, width in self.widths.items()}
+        object.__setattr__(self, "widths", MappingProxyType(widths))
 
     def __hash__(self) -> int:
         return hash((self.space_id, frozenset(self.widths.items())))

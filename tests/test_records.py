@@ -140,3 +140,11 @@ def test_a_unit_has_channels() -> None:
 def test_a_geometry_reads_well() -> None:
     found = Geometry(op="conv2d", c_in=16, c_out=32, height=14, width=14, kernel=(3, 3), stride=(2, 2), fused="relu")
     assert str(found) == "conv2d+relu 16->32 14x14 k3x3 s2x2"
+
+
+def test_widths_may_be_numpy_integers():
+    import numpy as np
+
+    assert type(Policy(space_id="", widths={"a": np.int64(8)}).widths["a"]) is int
+    with pytest.raises(PolicyError, match="a width is a whole number"):
+        Policy(space_id="", widths={"a": np.float64(8)})  # pyright: ignore[reportArgumentType]

@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime as ort
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from autoprune.errors import VerificationError
 from autoprune.latency.device import time_models
@@ -64,7 +65,7 @@ def measure(
 def _torch_outputs(model: nn.Module, inputs: Sequence[torch.Tensor]) -> list[np.ndarray]:
     with torch.no_grad():
         outputs = model(*inputs)
-    return [t.numpy() for t in ([outputs] if isinstance(outputs, torch.Tensor) else outputs)]
+    return [leaf.numpy() for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
 
 
 def _onnx_outputs(session: ort.InferenceSession, inputs: Sequence[torch.Tensor]) -> list[np.ndarray]:
@@ -73,10 +74,15 @@ def _onnx_outputs(session: ort.InferenceSession, inputs: Sequence[torch.Tensor])
 
 
 def _difference(wanted: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
-    """Largest relative difference over all outputs; infinite when shapes differ or a value is not finite."""
+    """Largest relative difference over all outputs; infinite when shapes differ or one value alone is not finite."""
     worst = 0.0
     for a, b in zip(wanted, found, strict=True):
-        if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
+        if a.shape != b.shape:
             return float("inf")
-        worst = max(worst, float(np.abs(a - b).max(initial=0) / max(np.abs(a).max(initial=0), 1e-12)))
+        a, b = (x.astype(np.float64) if x.dtype == bool else x for x in (a, b))
+        scale = max(np.abs(a[np.isfinite(a)]).max(initial=0), 1e-12)
+        differ = a != b  # not where both are the same infinity, as of masked scores
+        if not (np.isfinite(a[differ]).all() and np.isfinite(b[differ]).all()):
+            return float("inf")
+        worst = max(worst, float(np.abs(a[differ] - b[differ]).max(initial=0) / scale))
     return worst

@@ -108,13 +108,16 @@ def resolve(folder: RunFolder, config_file: Path | None, given: dict[str, Any], 
     """
     stored = folder.read_config()
     if stored is None:
-        return load_config(config_file, given)
+        return _loaded(config_file, given)
     if fresh:
         raise RunFolderError(
             f"{folder.path} already holds a run. Leave out --fresh to resume it, or choose another one."
         )
-    before = load_config(None, stored)
-    config = load_config(config_file, given) if config_file else load_config(None, stored | given)
+    before = _loaded(None, stored)
+    kept = {"run_id": before.run_id}
+    config = _loaded(config_file, kept | given) if config_file else _loaded(None, kept | stored | given)
+    if before.storage and "storage" not in config.model_fields_set:  # studies may have moved since the file was written
+        config = config.model_copy(update={"storage": before.storage})
     fixed = FOUNDATION if folder.table.exists() or folder.dense.exists() else ()
     fixed += (*QUESTION, "storage", "run_id") if folder.has_study else ()
     changed = [
@@ -130,6 +133,12 @@ def resolve(folder: RunFolder, config_file: Path | None, given: dict[str, Any], 
     if changed:
         raise RunFolderError(f"{folder.path} holds another run: {'; '.join(changed)}. Choose another --run-dir.")
     return config
+
+
+def _loaded(config_file: Path | None, given: dict[str, Any]) -> RunConfig:
+    """A configuration file with options over it, all paths absolute."""
+    values = load_config(config_file, given).model_dump(mode="json", exclude_unset=True)
+    return load_config(None, _absolute(values))
 
 
 def _run(setup: Setup, events: Events) -> None:

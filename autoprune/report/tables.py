@@ -170,7 +170,7 @@ def trust_lines(document: Document) -> list[str]:
     left = document.get("not_reconstructed", ())
     if left:
         lines.append(
-            "Not reconstructed by least squares, ranked by batch-norm scales, or norms of weights where there are none: "
+            "Not reconstructed by least squares, ranked by batch-norm scales (without any: by norms of weights): "
             f"{', '.join(left)}."
         )
     return lines

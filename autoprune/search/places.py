@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 from autoprune.errors import UsageError
 
@@ -33,8 +33,9 @@ class SharedStorage:
             )
         if scheme == "journal":
             return
-        password = urlsplit(self.url).password
-        if password and not _VARIABLE.fullmatch(password):
+        parts = urlsplit(self.url)
+        passwords = [parts.password, *(value for key, value in parse_qsl(parts.query) if "password" in key)]
+        if any(password and not _VARIABLE.fullmatch(password) for password in passwords):
             raise UsageError(
                 "the URL of a storage is kept with the run, so it holds no password: write $NAME in its place and set "
                 "the variable NAME, or keep it in ~/.pgpass"
@@ -56,15 +57,18 @@ class SharedStorage:
         def value(match: re.Match[str]) -> str:
             if match[1] not in os.environ:
                 raise UsageError(f"the storage {self.url} refers to ${match[1]}, which is not set")
-            return os.environ[match[1]]
+            before, after = self.url[: match.start()], self.url[match.end() :]
+            secret = (before.endswith(":") and after.startswith("@")) or before.endswith("password=")
+            # A password may hold any character; other parts are taken as they are, a port or a whole host with it.
+            return quote(os.environ[match[1]], safe="") if secret else os.environ[match[1]]
 
         return _VARIABLE.sub(value, self.url)
 
     def redacted(self, text: str) -> str:
         """A message without the values that the URL refers to."""
         for name in _VARIABLE.findall(self.url):
-            if os.environ.get(name):
-                text = text.replace(os.environ[name], f"${name}")
+            if value := os.environ.get(name):
+                text = text.replace(value, f"${name}").replace(quote(value, safe=""), f"${name}")
         return text
 
     def __str__(self) -> str:

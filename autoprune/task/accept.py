@@ -58,6 +58,10 @@ def accepted(model: Any) -> nn.Module:
         _refuse_module(name or "the model", module)
     tensors = [*model.named_parameters(), *model.named_buffers()]
     for name, tensor in tensors:
+        if tensor.is_complex():
+            raise StructureError(
+                f"{name} is complex ({tensor.dtype}); keep real and imaginary parts in two real tensors"
+            )
         if tensor.is_quantized or (isinstance(tensor, nn.Parameter) and not tensor.dtype.is_floating_point):
             raise StructureError(f"{name} is quantized ({tensor.dtype}); prune the float model, then quantize it")
     devices = sorted({str(tensor.device) for _, tensor in tensors})

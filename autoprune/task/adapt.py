@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from autoprune.errors import TaskError
+from autoprune.errors import AutopruneError, TaskError
 from autoprune.task.accept import ExampleInputs, unwrap
 from autoprune.task.items import original
 
@@ -26,8 +28,17 @@ class ModelBuilder:
     outputs: Selector
 
     def __call__(self) -> nn.Module:
-        """A new model."""
-        return adapted(self.build(), self.keywords, self.outputs)
+        """A new model; `TaskError` with the place when the user's function fails."""
+        try:
+            model = self.build()
+        except AutopruneError:
+            raise
+        except Exception as error:
+            *_, last = traceback.extract_tb(error.__traceback__)
+            raise TaskError(
+                f"build_model failed: {type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno})"
+            ) from error
+        return adapted(model, self.keywords, self.outputs)
 
 
 @dataclass(frozen=True)

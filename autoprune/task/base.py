@@ -206,7 +206,10 @@ _OPTIONAL_CALLABLE = (_callable_or_none, "a function or None")
 _TEXT = (lambda value: isinstance(value, str), "a text")
 _DATA = (is_data, "a map-style data set with a length, of items (inputs..., target) or dicts, or a loader of batches")
 _FIELD_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "build_model": (callable, "a function without arguments that returns an nn.Module"),
+    "build_model": (
+        lambda value: callable(value) and not isinstance(value, nn.Module),
+        "a function without arguments that returns an nn.Module (`lambda: model` for one that there is)",
+    ),
     "example_inputs": (_are_inputs, "a tuple of tensors, batch dimension first, or a dict of them"),
     "train_set": _DATA,
     "val_set": _DATA,

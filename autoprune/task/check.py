@@ -104,7 +104,13 @@ def _outputs(task: Task, model: nn.Module, inputs: tuple[Tensor, ...], name: str
 
 def _check_targets(task: Task, name: str, outputs: Tensor, targets: Tensor) -> None:
     assert task.loss is not None
-    if task.classifies and outputs.ndim == 2 and not 0 <= int(targets.min()) <= int(targets.max()) < outputs.shape[1]:
+    by_accuracy = task.metric is None and task.classifies
+    if by_accuracy and (outputs.ndim != 2 or outputs.shape[1] < 2):
+        raise TaskError(
+            f"accuracy needs an output for each class; on {name} the model returns {tuple(outputs.shape)}. Give a "
+            "metric, or targets in floating point (the score is then the closeness to the dense outputs)"
+        )
+    if by_accuracy and not 0 <= int(targets.min()) <= int(targets.max()) < outputs.shape[1]:
         raise TaskError(
             f"targets of {name} must be class indices below {outputs.shape[1]} (the model's outputs); "
             f"got {int(targets.min())} to {int(targets.max())}"
@@ -114,7 +120,8 @@ def _check_targets(task: Task, name: str, outputs: Tensor, targets: Tensor) -> N
     except Exception as error:
         raise TaskError(f"the loss failed on {name}: {type(error).__name__}: {error}") from error
     if not isinstance(loss, Tensor) or loss.numel() != 1:
-        raise TaskError(f"loss(outputs, targets) must return a scalar tensor; got {type(loss).__name__} on {name}")
+        got = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise TaskError(f"loss(outputs, targets) must return a scalar tensor; got {got} on {name}")
     _require_finite(loss, f"on {name} the loss returns")
 
 

@@ -60,7 +60,7 @@ def _load_file(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise TaskError(f"running {path} failed: {type(error).__name__}: {error}") from error
     return module
@@ -82,7 +82,7 @@ def _call(module: ModuleType, function: str, spec: str) -> Task:
         task = build()
     except AutopruneError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TaskError(f"{spec!r} failed: {type(error).__name__}: {error}") from error
     if not isinstance(task, Task):
         raise TaskError(f"{spec!r} must return an autoprune.Task; it returned {type(task).__name__}")

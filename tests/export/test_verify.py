@@ -62,3 +62,26 @@ def test_a_file_that_is_no_onnx_is_a_clear_error(exported, tmp_path):
     feeds = [np.zeros((1, 1, 8, 8), np.float32)]
     with pytest.raises(LatencyError, match=r"broken\.onnx"):
         measure([exported[1]], tmp_path / "broken.onnx", make_target("ort-cpu"), feeds, protocol=QUICK)
+
+
+class Nested(torch.nn.Module):
+    """Masked scores, where they are positive, and themselves again deeper down."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 3)
+
+    def forward(self, x):
+        scores = self.linear(x)
+        masked = scores.masked_fill(torch.tensor([True, False, False]), float("-inf"))
+        return {"masked": masked, "others": (scores > 0, (scores,))}
+
+
+def test_outputs_of_any_nesting_are_compared(tmp_path):
+    model = Nested().eval()
+    export_candidate(model, (torch.randn(1, 4),), tmp_path / "nested.onnx")
+    assert parity(model, tmp_path / "nested.onnx", [torch.randn(20, 4)]) < 1e-5
+    with torch.no_grad():
+        model.linear.bias[1] += 1
+    with pytest.raises(VerificationError, match="computes something else"):
+        parity(model, tmp_path / "nested.onnx", [torch.randn(20, 4)])

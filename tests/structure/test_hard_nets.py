@@ -181,3 +181,17 @@ def test_channels_that_become_examples_may_go() -> None:
 def test_a_grouped_convolution_with_a_computed_weight_is_left_alone() -> None:
     with pytest.raises(StructureError, match=r"nothing .* can be pruned: these operators have no rule .* aten.cumprod"):
         analyze(ComputedWeight().eval(), (torch.randn(2, 2, 8, 8),))
+
+
+def test_masked_scores_are_equal_where_they_are_minus_infinity():
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 4)
+            self.register_buffer("mask", torch.tensor([True, False, True, False]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(F.relu(self.a(x))).masked_fill(self.mask, float("-inf"))
+
+    small = shrink_randomly(analyze(Masked().eval(), (torch.randn(2, 6),)), seed=1)
+    assert torch.isinf(small(torch.randn(3, 6))).sum() == 6

@@ -225,3 +225,10 @@ def test_example_inputs_in_every_form():
         as_inputs(torch.zeros(0, 3))
     with pytest.raises(StructureError, match="on meta"):
         as_inputs(torch.zeros(1, 3, device="meta"))
+
+
+def test_a_complex_parameter_is_not_called_quantized():
+    model = net()
+    model.spectrum = nn.Parameter(torch.zeros(3, dtype=torch.complex64))
+    with pytest.raises(StructureError, match="spectrum is complex"):
+        accepted(model)

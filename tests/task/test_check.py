@@ -64,3 +64,36 @@ def test_the_random_state_is_left_alone():
     before = torch.random.get_rng_state()
     check_task(toy_task())
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_accuracy_needs_an_output_for_each_class(shape):
+    """A binary classifier with one logit trains with a loss of its own, but nothing says what is right."""
+
+    class Binary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(36, 1)
+
+        def forward(self, x):
+            return self.linear(x.flatten(1)).reshape(len(x), *shape)
+
+    def loss(outputs, targets):
+        return nn.functional.binary_cross_entropy_with_logits(outputs.reshape(-1), (targets > 0).float())
+
+    with pytest.raises(TaskError, match=r"accuracy needs an output for each class; .* Give a metric"):
+        check_task(toy_task(build_model=Binary, loss=loss))
+    check_task(toy_task(build_model=Binary, loss=loss, metric=lambda model, data: 0.5))
+
+
+def test_a_builder_is_a_function_that_works():
+    with pytest.raises(TaskError, match=r"build_model must be a function .*`lambda: model`.*; got Linear"):
+        toy_task(build_model=nn.Linear(36, 3))
+
+    def fails():
+        raise FileNotFoundError("no weights.pt here")
+
+    with pytest.raises(
+        TaskError, match=r"build_model failed: FileNotFoundError: no weights.pt here \(test_check.py, li"
+    ):
+        check_task(toy_task(build_model=fails))

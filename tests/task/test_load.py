@@ -100,3 +100,10 @@ def test_options_of_builtin_tasks_are_refused_for_others(folder):
         load_task("sub/mine.py:good", model="resnet8")
     with pytest.raises(UsageError, match="--data-dir belongs to the built-in tasks"):
         load_task("sub/mine.py:good", data_dir=Path("data"))
+
+
+@pytest.mark.parametrize("source", ["import sys; sys.exit(3)", "import sys\n\ndef make_task():\n    sys.exit(3)"])
+def test_a_task_file_cannot_end_the_program(tmp_path, source):
+    (tmp_path / "leaves.py").write_text(source)
+    with pytest.raises(TaskError, match="failed: SystemExit: 3"):
+        load_task(f"{tmp_path / 'leaves.py'}:make_task")
