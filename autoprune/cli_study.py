@@ -6,12 +6,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from autoprune.cli_options import RunDir, out
 from autoprune.errors import UsageError
+
+if TYPE_CHECKING:
+    from autoprune.runfolder import RunFolder
 
 _WATCH_SECONDS = 5.0
 _FAILURES_SHOWN = 5
@@ -32,9 +35,18 @@ def status(
             out.clear()
         for line in status_lines(run_dir):
             out.print(line, highlight=False, soft_wrap=True, markup=False)
-        if not watch or folder.front.exists():
+        if not watch or finished(folder):
             return
         time.sleep(_WATCH_SECONDS)
+
+
+def finished(folder: RunFolder) -> bool:
+    """Whether a run has its front: of the budgets that it has now, which may have been others before."""
+    from autoprune.pipeline.run import Run
+    from autoprune.runfolder import read_json
+
+    budgets = list(Run(folder).config.budgets)
+    return folder.front.exists() and read_json(folder.front).get("budgets", budgets) == budgets
 
 
 def status_lines(run_dir: Path) -> Iterator[str]:
@@ -48,7 +60,7 @@ def status_lines(run_dir: Path) -> Iterator[str]:
     folder = RunFolder(run_dir)
     place = place_of(Run(folder).config, folder)
     who = holder(folder.lease)
-    stage = "finished" if folder.front.exists() else "searching" if folder.has_study else "preparing"
+    stage = "finished" if finished(folder) else "searching" if folder.has_study else "preparing"
     yield f"{folder.path}: {stage}; " + (f"last worked on by {who}" if who else "nobody works on it")
     states = study_states(place) if folder.has_study else []
     for state in states:

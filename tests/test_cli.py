@@ -251,6 +251,14 @@ class TestFinished:
         assert again.score == metrics["score"]
         assert run(monkeypatch, "finetune", path, "--policy", model.digest, "--epochs", "0") == 2
 
+    def test_a_run_that_goes_on_with_other_budgets_is_not_finished(
+        self, copied: autoprune.Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        config = copied.folder.read_config() or {}
+        copied.folder.write_config(config | {"budgets": [*config["budgets"], "90%"]})
+        assert run(monkeypatch, "status", str(copied.folder.path)) == 0
+        assert "searching; nobody works on it" in capsys.readouterr().out
+
     def test_status_and_a_run_that_goes_on_with_another_storage(
         self,
         copied: autoprune.Run,

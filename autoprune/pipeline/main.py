@@ -161,6 +161,7 @@ def _run(setup: Setup, events: Events) -> None:
         models = finish(setup, results[setup.effort.rungs[-1].name], executor, events)
     document = front_document(setup, models)
     extra = {
+        "budgets": list(setup.config.budgets),
         "space_id": setup.space.id,
         "search_sample_passes": search_passes(setup, outcome, slots),
         "rungs": rung_scores(setup, results),

@@ -24,7 +24,7 @@ from sqlalchemy import create_engine, insert, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from autoprune.errors import RunFolderError
+from autoprune.errors import RunFolderError, UsageError
 from autoprune.records import digest_of
 from autoprune.search.places import Place, study_name
 from autoprune.search.question import Question
@@ -119,10 +119,18 @@ def open_storage(place: Place) -> BaseStorage:
         connect: dict[str, Any] = {"factory": _Connection, "timeout": _BUSY_SECONDS}
         return _Database(f"sqlite:///{place}", engine_kwargs={"connect_args": connect})
     if place.scheme == "journal":
-        return JournalStorage(JournalFileBackend(str(place.path)))
+        try:
+            return JournalStorage(JournalFileBackend(str(place.path)))
+        except ValueError as error:
+            raise RunFolderError(
+                f"the journal {place.path} is damaged: {error}. Restore it from a backup, or begin a run of its own."
+            ) from error
     # A connection that the server ended meanwhile is replaced: it may be restarted while trials run.
     connect = {"connect_timeout": _CONNECT_SECONDS}
-    return _Database(place.expanded(), engine_kwargs={"pool_pre_ping": True, "connect_args": connect})
+    try:
+        return _Database(place.expanded(), engine_kwargs={"pool_pre_ping": True, "connect_args": connect})
+    except ValueError as error:
+        raise UsageError(f"{place} is no URL of a database: {place.redacted(str(error))}") from error
 
 
 def close_storage(storage: BaseStorage) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from autoprune.errors import RunFolderError
-from autoprune.search.storage import storage_errors
+from autoprune.errors import RunFolderError, UsageError
+from autoprune.search.places import SharedStorage
+from autoprune.search.storage import open_storage, storage_errors
 
 
 def test_a_full_disk_is_one_message_with_its_cause() -> None:
@@ -22,3 +23,17 @@ def test_a_full_disk_is_one_message_with_its_cause() -> None:
 def test_other_errors_pass() -> None:
     with pytest.raises(KeyError), storage_errors(Path("study.db")):
         raise KeyError("not the database")
+
+
+@pytest.mark.parametrize("torn", ['{"op_code": 0, "worker_id"\n', '{"op_code": 0, "worker_id": "\\x"}\n'])
+def test_a_damaged_journal_is_one_clear_message(tmp_path: Path, torn: str) -> None:
+    place = SharedStorage(f"journal:{tmp_path / 'studies.journal'}", "run")
+    place.path.write_text(torn + torn)
+    with pytest.raises(RunFolderError, match=r"studies.journal is damaged: .* Restore it"):
+        open_storage(place)
+
+
+def test_a_url_without_a_port_number_is_one_clear_message() -> None:
+    pytest.importorskip("psycopg")
+    with pytest.raises(UsageError, match=r"host:abc/db is no URL of a database"):
+        open_storage(SharedStorage("postgresql+psycopg://me@host:abc/db", "run"))
