@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import sqlite3
 import subprocess
@@ -287,3 +288,12 @@ class TestFinished:
         autoprune.search(run_dir=path)
         assert copied.folder.front.read_text() == front
         assert not copied.folder.study.exists()
+
+
+def test_a_full_disk_is_one_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/x/.lock")
+
+    monkeypatch.setattr("autoprune.pipeline.search", full)
+    assert run(monkeypatch, "search", "--run-dir", "runs/x") == 2
+    assert capsys.readouterr().err == "error: No space left on device: runs/x/.lock. What was finished is kept\n"

@@ -22,7 +22,7 @@ from torch import nn
 from autoprune.additive import Additive
 from autoprune.budgets import Limit
 from autoprune.config import RunConfig
-from autoprune.errors import RunFolderError, TaskError, UsageError, unknown_name
+from autoprune.errors import RunFolderError, TaskError, unknown_name
 from autoprune.evaluation import Bench, Evaluator, additive_costs, cost_matrix, sizes
 from autoprune.latency.predictor import LatencyPredictor
 from autoprune.latency.table import LatencyTable
@@ -87,12 +87,7 @@ class Setup:
 
 
 def place_of(config: RunConfig, folder: RunFolder) -> Place:
-    """Where the studies of a run are kept: in its folder, unless it says otherwise.
-
-    Raises `UsageError` for a folder that the URL of a SQLite file cannot name.
-    """
-    if not config.storage and set("?%") & set(str(folder.path)):
-        raise UsageError(f"the path of a run folder holds no ? or %, which mean something in URLs; got {folder.path}")
+    """Where the studies of a run are kept: in its folder, unless it says otherwise."""
     return SharedStorage(config.storage, config.run_id) if config.storage else folder.study
 
 

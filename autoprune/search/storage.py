@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import optuna
 from optuna.distributions import distribution_to_json
@@ -117,7 +118,8 @@ def open_storage(place: Place) -> BaseStorage:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if isinstance(place, Path):
         connect: dict[str, Any] = {"factory": _Connection, "timeout": _BUSY_SECONDS}
-        return _Database(f"sqlite:///{place}", engine_kwargs={"connect_args": connect})
+        # Quoted, or a path with ? or % would mean another file.
+        return _Database(f"sqlite:///{quote(str(place))}", engine_kwargs={"connect_args": connect})
     if place.scheme == "journal":
         try:
             return JournalStorage(JournalFileBackend(str(place.path)))

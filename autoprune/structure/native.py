@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from autoprune.errors import StructureError
 from autoprune.structure.capture import module_tensors
 from autoprune.structure.module import GraphModel
-from autoprune.structure.proof import PROOF_BATCH, TOLERANCE, random_like, random_parameter
+from autoprune.structure.proof import PROOF_BATCH, TOLERANCE, output_difference, random_like, random_parameter
 from autoprune.task.accept import ExampleInputs, accepted, as_inputs
 from autoprune.task.adapt import adapted, keywords_of, own_class
 
@@ -127,8 +127,7 @@ def _largest(wanted: Any, got: Any) -> float:
     ours, theirs = _tensors_of(wanted), _tensors_of(got)
     if not ours or [t.shape for t in ours] != [t.shape for t in theirs]:
         return float("inf")
-    pairs = zip(ours, theirs, strict=True)
-    return max((float((a - b).abs().max()) / (float(a.abs().max()) or 1.0) for a, b in pairs if a.numel()), default=0.0)
+    return output_difference(ours, theirs)
 
 
 def _tensors_of(outputs: Any) -> Sequence[Tensor]:

@@ -93,7 +93,7 @@ class _Comparison:
         with torch.no_grad():
             reference = Reference(found, zeroed, small.graph, self._masks, self._canonical, absent)
             expected = reference.outputs(*self._inputs)
-            return _difference(expected, Reference(small, sliced).outputs(*self._inputs))
+            return output_difference(expected, Reference(small, sliced).outputs(*self._inputs))
 
     def _fresh(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """By every name of theirs; buffers are copies, because training changes them."""
@@ -143,7 +143,8 @@ def _cut_both_ways(
     return tensor, sliced
 
 
-def _difference(expected: object, found: object) -> float:
+def output_difference(expected: object, found: object) -> float:
+    """Largest one of nested outputs, relative to each one's largest; infinite where one value alone is not finite."""
     worst = 0.0
     for a, b in zip(pytree.tree_leaves(expected), pytree.tree_leaves(found), strict=True):
         if not isinstance(a, torch.Tensor):

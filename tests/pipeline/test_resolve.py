@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from autoprune.errors import RunFolderError, UsageError
+from autoprune.errors import RunFolderError
 from autoprune.pipeline.main import resolve
-from autoprune.pipeline.prepare import place_of
 from autoprune.runfolder import RunFolder
 
 
@@ -47,10 +46,3 @@ def test_relative_paths_of_a_file_hold_in_every_folder(tmp_path: Path, monkeypat
     assert found.task == f"{tmp_path}/mine.py:make"
     assert found.storage == f"journal:{tmp_path}/my.journal"
     assert found.dense == f"{tmp_path}/dense.safetensors"
-
-
-@pytest.mark.parametrize("name", ["odd?x", "odd%20x"])
-def test_a_folder_that_a_url_cannot_name_is_refused(tmp_path: Path, name: str) -> None:
-    folder = RunFolder(tmp_path / name)
-    with pytest.raises(UsageError, match=r"holds no \? or %"):
-        place_of(resolve(folder, None, {}), folder)

@@ -8,7 +8,7 @@ from sqlalchemy.exc import OperationalError
 
 from autoprune.errors import RunFolderError, UsageError
 from autoprune.search.places import SharedStorage
-from autoprune.search.storage import open_storage, storage_errors
+from autoprune.search.storage import close_storage, open_storage, storage_errors
 
 
 def test_a_full_disk_is_one_message_with_its_cause() -> None:
@@ -37,3 +37,12 @@ def test_a_url_without_a_port_number_is_one_clear_message() -> None:
     pytest.importorskip("psycopg")
     with pytest.raises(UsageError, match=r"host:abc/db is no URL of a database"):
         open_storage(SharedStorage("postgresql+psycopg://me@host:abc/db", "run"))
+
+
+@pytest.mark.parametrize("name", ["odd q?x", "p%20c", "50%", "a#b é", "br{x}"])
+def test_a_study_is_in_its_folder_whatever_that_is_called(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    close_storage(open_storage(folder / "study.db"))
+    assert (folder / "study.db").stat().st_size > 0
+    assert [path.name for path in tmp_path.iterdir()] == [name]
