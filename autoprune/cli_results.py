@@ -1,0 +1,109 @@
+"""`autoprune front`, `pick`, `finetune`, `export`, `verify` and `report`: what a run found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autoprune.cli_options import Policy, RunDir, out
+from autoprune.errors import UsageError
+
+
+def show(run_dir: Path) -> None:
+    """Print the front of a run and how far it can be trusted."""
+    from autoprune.report import front_table, prediction_line, rung_table, trust_lines
+    from autoprune.runfolder import RunFolder, read_json
+
+    folder = RunFolder(run_dir)
+    document = read_json(folder.front)
+    out.print(front_table(document))
+    rungs = rung_table(document)
+    if rungs.row_count:  # no uniform policy meets the budgets, or the searched one is it
+        out.print(rungs)
+    for line in (*trust_lines(document), prediction_line(document)):
+        out.print(line, highlight=False, soft_wrap=True)
+    for model in document["models"]:
+        out.print(f"{model['budget']}: {folder.path / model['onnx']}", highlight=False, soft_wrap=True)
+
+
+def front(
+    run_dir: RunDir, format: Annotated[str, typer.Option("--format", help="table, json or csv.")] = "table"
+) -> None:
+    """Print the Pareto front of a run."""
+    from autoprune.runfolder import RunFolder, read_json
+
+    document = read_json(RunFolder(run_dir).front)
+    if format == "table":
+        show(run_dir)
+    elif format == "json":
+        print(json.dumps(document, indent=1))
+    elif format == "csv":
+        from autoprune.pipeline.run import Run
+
+        print(Run.open(run_dir).front(baselines=True).to_csv(index=False), end="")
+    else:
+        raise UsageError(f"a front is printed as table, json or csv; got {format!r}")
+
+
+def pick(
+    run_dir: RunDir,
+    max_latency: Annotated[str | None, typer.Option("--max-latency", help="Such as 1.2ms, or 50% of dense.")] = None,
+    min_score: Annotated[float | None, typer.Option("--min-score", help="Least score on validation data.")] = None,
+    knee: Annotated[bool, typer.Option("--knee", help="The best compromise.")] = False,
+) -> None:
+    """Pick a model off the front; prints its record as JSON."""
+    from autoprune.budgets import latency_limit_ms
+    from autoprune.pipeline.run import Run
+    from autoprune.pipeline.verification import BUDGET_TOLERANCE, to_json
+
+    run = Run.open(run_dir)
+    dense_ms = run.document["dense"]["latency_ms_measured"]
+    limit = latency_limit_ms(max_latency, dense_ms) * (1 + BUDGET_TOLERANCE) if max_latency else None
+    found = run.pick(max_latency_ms=limit, min_score=min_score, knee=knee)
+    print(json.dumps(to_json(found.record) | {"onnx": str(found.onnx_path)}, indent=1))
+
+
+def finetune(
+    run_dir: RunDir,
+    policy: Policy,
+    epochs: Annotated[float, typer.Option("--epochs", help="Epochs of fine-tuning, from the current weights.")],
+) -> None:
+    """Fine-tune a model of the run further, export it anew and verify it."""
+    from autoprune.pipeline.commands import finetune_model
+    from autoprune.report import ConsoleEvents
+
+    with ConsoleEvents(out) as events:
+        finetune_model(run_dir, policy, epochs, events)
+
+
+def export(
+    run_dir: RunDir, policy: Policy, destination: Annotated[Path, typer.Option("--out", help="ONNX file to write.")]
+) -> None:
+    """Write the ONNX file of a model of the run."""
+    from autoprune.pipeline.run import Run
+
+    out.print(str(Run.open(run_dir).candidate(policy).export(destination)), highlight=False, soft_wrap=True)
+
+
+def verify(run_dir: RunDir, policy: Policy) -> None:
+    """Check an exported model again: equal outputs, and measured against predicted latency."""
+    from autoprune.pipeline.commands import verify_again
+
+    print(json.dumps(verify_again(run_dir, policy), indent=1))
+
+
+def report(
+    run_dir: RunDir, destination: Annotated[Path | None, typer.Option("--out", help="HTML file to write.")] = None
+) -> None:
+    """Write a self-contained HTML page of a run."""
+    from autoprune.pipeline import Run
+    from autoprune.report import write_html
+    from autoprune.runfolder import RunFolder, read_json
+
+    folder = RunFolder(run_dir)
+    document = read_json(folder.front)
+    path = write_html(document, Run(folder).config.model_dump(), destination or folder.report)
+    out.print(str(path), highlight=False, soft_wrap=True)
