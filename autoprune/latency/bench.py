@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +17,9 @@ from torch import nn
 
 from autoprune.errors import AutopruneError, LatencyError
 from autoprune.latency.device import kernel_times, time_models
-from autoprune.latency.onnx_model import Resizer, export_onnx, with_constant_weights
+from autoprune.latency.onnx_model import export_onnx, with_constant_weights
+from autoprune.latency.onnx_origins import Origin, find_origins, made_distinct, repeats
+from autoprune.latency.onnx_resizer import Resizer, unnamed_weights
 from autoprune.latency.onnx_sizes import LearnedSizes, learn_sizes
 from autoprune.latency.quantize import quantized
 from autoprune.latency.target import Target
@@ -103,13 +105,12 @@ def make_bench(
         dense = structure.model
         return Bench(**common, onnx=None, dense=dense, build=shrink, notes=())
     structure = _with_distinct_weights(structure)
-    # The captured model, not the user's: there every layer of a recurrent stack has states of its own.
-    exported = export_onnx(_shrunk(structure, structure.dense_policy()), structure.example_inputs)
+    exported, origins = _dense_export(structure)
     if target.precision == "int8":
         exported = quantized(exported, common["feeds"])
     if constant_weights:
         exported = with_constant_weights(exported)
-    build, reason = _builder(structure, exported, target, common["feeds"], constant_weights, seed)
+    build, reason = _builder(structure, exported, origins, target, common["feeds"], constant_weights, seed)
     notes = (f"every policy was exported anew, which is slower: {reason}",) if reason else ()
     return Bench(**common, onnx=exported, dense=exported.SerializeToString(), build=build, notes=notes)
 
@@ -130,8 +131,34 @@ def _with_distinct_weights(structure: Structure) -> Structure:
     return replace(structure, model=model)
 
 
+def _dense_export(structure: Structure) -> tuple[onnx.ModelProto, dict[str, Origin]]:
+    """The dense export, and the origin of weights that the exporter made out of parameters.
+
+    Where elements of those parameters are equal, it changes them and exports again: an origin is told by its values.
+    """
+
+    def export() -> tuple[onnx.ModelProto, dict[str, np.ndarray], dict[str, torch.Tensor]]:
+        # The captured model, not the user's: there every layer of a recurrent stack has states of its own.
+        exported = export_onnx(_shrunk(structure, structure.dense_policy()), structure.example_inputs)
+        return exported, *unnamed_weights(exported, structure)
+
+    exported, weights, missing = export()
+    equal = [tensor for tensor in missing.values() if repeats(tensor)] if weights else []
+    if equal:
+        with torch.no_grad():
+            made_distinct(equal)
+        exported, weights, missing = export()
+    return exported, find_origins(weights, {name: tensor.detach().numpy() for name, tensor in missing.items()})
+
+
 def _builder(
-    structure: Structure, dense: onnx.ModelProto, target: Target, feeds: Feeds, constant_weights: bool, seed: int
+    structure: Structure,
+    dense: onnx.ModelProto,
+    origins: Mapping[str, Origin],
+    target: Target,
+    feeds: Feeds,
+    constant_weights: bool,
+    seed: int,
 ) -> tuple[Callable[[Policy], bytes], str | None]:
     """How a policy becomes an ONNX model, and why not by resizing if so.
 
@@ -141,7 +168,7 @@ def _builder(
     export = partial(_exported, structure, target, feeds, constant_weights)
 
     def proven(sizes: LearnedSizes | None) -> Callable[[Policy], bytes]:
-        resizer = Resizer(dense, structure, sizes)
+        resizer = Resizer(dense, structure, sizes, origins)
         for policy in _trials(structure, seed):
             difference = _difference(structure, policy, resizer.resize(policy), target, feeds, constant_weights)
             if difference > (_TOLERANCE if target.precision == "fp32" else math.inf):

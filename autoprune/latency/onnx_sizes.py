@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from fractions import Fraction
 
 import numpy as np
@@ -23,12 +24,16 @@ Array = np.ndarray
 Place = tuple[int, int]
 """A node, by its position in the graph, and one of its inputs."""
 
+_END = 2**53
+"""Larger numbers are no sizes: a slice that ends there goes to the end."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedSizes:
     """Integer inputs that depend on widths: their dense values, and those where unit `u` alone has width `narrow[u]`.
 
-    A number that falls in proportion to the width of a unit is a product of widths, any other a sum of them.
+    A number that falls in proportion to the width of a unit is a product with it, any other a sum; one of both is a
+    product with a sum, as that of the heads of attention with the dimensions of queries, keys and values.
     """
 
     full: Array
@@ -44,7 +49,8 @@ class LearnedSizes:
             products = value * full == dense * narrow
             factor = factor * np.where(products & (value != dense), now / full, 1.0)
             change = change + np.where(products, 0, (dense - value) * (now - full) / (full - narrow))
-        return np.rint(dense * factor + change).astype(np.int64)
+        follows = (factor != 1) | (change != 0)  # "to the end" does not, and no float holds that number
+        return np.where(follows, np.rint(np.where(follows, dense + change, 0) * factor).astype(np.int64), dense)
 
 
 def learn_sizes(
@@ -57,8 +63,8 @@ def learn_sizes(
     """Find the sizes of a dense export that follow widths; `export` makes the graph of a policy.
 
     `together` takes an export for each group of units that no operator joins, not for each unit; it is only right where
-    every size is a product of widths. Raises `LatencyError` when a narrower model is exported as another graph, or when
-    a size that changed is no product.
+    every size is a product of widths. Raises `LatencyError` when a narrower model is exported with other sizes, or when
+    one that changed is no product.
     """
     names, full = [unit.name for unit in structure.units], np.array([unit.width for unit in structure.units])
     narrow, before = full.copy(), _integers(dense)
@@ -68,10 +74,12 @@ def learn_sizes(
         widths = [group.get(unit, int(width)) for unit, width in enumerate(full)]
         exported = export(Policy(space_id="", widths=dict(zip(names, widths, strict=True))))
         told = ", ".join(names[unit] for unit in group)
-        if [node.op_type for node in exported.graph.node] != [node.op_type for node in dense.graph.node]:
-            raise LatencyError(f"the exporter makes another graph where {told!r} is narrower")
-        for place, value in _integers(exported).items():
-            if place not in before or value.shape != before[place].shape:
+        same = _same_nodes(exported, dense)
+        for (number, position), value in _integers(exported).items():
+            if number not in same:
+                continue
+            place = (same[number], position)
+            if place not in before or value.shape != before[place].shape or _ends_differ(before[place], value):
                 raise LatencyError(f"the exporter writes other sizes where {told!r} is narrower")
             if (value != before[place]).any():
                 unit = next(iter(group)) if len(group) == 1 else _told_by_ratio(before[place], value, full, group)
@@ -111,12 +119,39 @@ def _told_by_ratio(dense: Array, value: Array, full: Array, group: Mapping[int, 
     raise LatencyError(f"sizes {dense.tolist()} that became {value.tolist()} follow no width of their own")
 
 
+def _same_nodes(exported: onnx.ModelProto, dense: onnx.ModelProto) -> dict[int, int]:
+    """Positions of nodes in one export and of the same nodes in another.
+
+    The exporter computes what is constant and small, so that a narrower model may have fewer nodes.
+    """
+    kinds = []
+    for model in (exported, dense):
+        ranks = {initializer.name: tuple(initializer.dims) for initializer in _integer_initializers(model)}
+        kinds.append([(node.op_type, *(ranks.get(name) for name in node.input)) for node in model.graph.node])
+    blocks = SequenceMatcher(None, *kinds, autojunk=False).get_matching_blocks()
+    return {block.a + i: block.b + i for block in blocks for i in range(block.size)}
+
+
+def _ends_differ(dense: Array, value: Array) -> bool:
+    """Whether a number became or was "to the end"."""
+    return bool(((dense != value) & ((dense >= _END) | (value >= _END))).any())
+
+
+def _lasting_name(output: str) -> str:
+    """The name of a value of the captured graph; those that the exporter adds are only numbered."""
+    return "" if output.startswith("val_") else output
+
+
 def _integers(model: onnx.ModelProto) -> dict[Place, Array]:
     """Every constant integer input of a node."""
-    found = {i.name: i for i in model.graph.initializer if i.data_type == onnx.TensorProto.INT64}
+    found = {initializer.name: initializer for initializer in _integer_initializers(model)}
     return {
         (number, place): numpy_helper.to_array(found[name])
         for number, node in enumerate(model.graph.node)
         for place, name in enumerate(node.input)
         if name in found
     }
+
+
+def _integer_initializers(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    return [i for i in model.graph.initializer if i.data_type == onnx.TensorProto.INT64]

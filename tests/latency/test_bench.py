@@ -11,7 +11,7 @@ from autoprune.errors import LatencyError
 from autoprune.latency import bench as bench_module
 from autoprune.latency.address import Address
 from autoprune.latency.bench import as_policy, make_bench, random_feeds
-from autoprune.latency.onnx_model import Resizer
+from autoprune.latency.onnx_resizer import Resizer
 from autoprune.latency.target import make_target
 from autoprune.latency.timing import named_feeds, open_session
 from tests.latency.machines import QUICK

@@ -11,7 +11,7 @@ from autoprune.latency import device, measure
 from autoprune.latency.address import Address
 from autoprune.latency.device import kernel_times, time_models
 from autoprune.latency.kit import KitResults
-from autoprune.latency.onnx_model import Resizer
+from autoprune.latency.onnx_resizer import Resizer
 from autoprune.latency.target import make_target
 from autoprune.latency.timing import Protocol
 from tests.latency.machines import QUICK

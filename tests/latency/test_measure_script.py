@@ -15,7 +15,7 @@ import pytest
 from autoprune.latency import measure
 from autoprune.latency.kit import kit_bytes, kit_manifest, read_results
 from autoprune.latency.measure import measure_kit
-from autoprune.latency.onnx_model import Resizer
+from autoprune.latency.onnx_resizer import Resizer
 from tests.latency.machines import QUICK
 
 SCRIPT = Path(measure.__file__)

@@ -8,7 +8,8 @@ from autoprune.latency.bench import make_bench
 from autoprune.latency.device import kernel_times
 from autoprune.latency.geometries import priced_operators
 from autoprune.latency.node_times import NodeOwners, node_times_ms
-from autoprune.latency.onnx_model import Resizer, export_onnx
+from autoprune.latency.onnx_model import export_onnx
+from autoprune.latency.onnx_resizer import Resizer
 from autoprune.latency.timing import Kernels
 from autoprune.structure import analyze
 from autoprune.task.transformers import ViT

@@ -13,7 +13,8 @@ from torch import nn
 from autoprune.errors import LatencyError, RunFolderError, StructureError
 from autoprune.latency.bench import make_bench
 from autoprune.latency.onnx_branches import remove_branches
-from autoprune.latency.onnx_model import Resizer, export_onnx, is_transposed, plain_name, with_constant_weights
+from autoprune.latency.onnx_model import export_onnx, is_transposed, plain_name, with_constant_weights
+from autoprune.latency.onnx_resizer import Resizer
 from autoprune.latency.onnx_sizes import learn_sizes
 from autoprune.latency.timing import open_session
 from autoprune.records import Policy

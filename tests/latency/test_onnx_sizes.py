@@ -6,7 +6,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from torch import nn
 
 from autoprune.errors import LatencyError
 from autoprune.latency import bench as bench_module
@@ -27,6 +26,16 @@ def test_products_and_sums_of_widths_are_told_apart():
     for widths in ([8, 6], [4, 3], [2, 5], [7, 1]):
         a, b = widths
         assert sizes.at((0, 1), np.array(widths)).tolist() == [-1, a * b, a + b, 5]
+
+
+def test_a_product_with_a_sum_is_told():
+    """Four heads of queries and keys of 16 and values of 8: 4 * (16 + 16 + 8) = 160."""
+    halves = {0: np.array([80]), 1: np.array([96]), 2: np.array([144])}
+    sizes = LearnedSizes(
+        full=np.array([4, 16, 8]), narrow=np.array([2, 8, 4]), dense={(0, 1): np.array([160])}, alone={(0, 1): halves}
+    )
+    for heads, keys, values in ([4, 16, 8], [1, 5, 3], [3, 16, 1]):
+        assert sizes.at((0, 1), np.array([heads, keys, values])).tolist() == [heads * (2 * keys + values)]
 
 
 def test_a_transformer_is_resized_with_equal_norms_and_without_branches(monkeypatch: pytest.MonkeyPatch):
@@ -83,12 +92,21 @@ def test_sizes_that_follow_no_width_by_its_ratio_are_not_learned_together(transf
         learn_sizes(reshapes([-1, 90]), transformer, lambda policy: reshapes([-1, 89]), together=True)
 
 
-def test_another_graph_is_refused():
-    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
-    structure = analyze(net, (torch.zeros(1, 4),))
-    made = [
-        onnx.helper.make_model(onnx.helper.make_graph([onnx.helper.make_node(kind, ["x"], ["y"])], "g", [], []))
-        for kind in ("Relu", "Sigmoid")
-    ]
-    with pytest.raises(LatencyError, match="another graph where '0' is narrower"):
-        learn_sizes(made[0], structure, lambda policy: made[1])
+def test_nodes_that_the_exporter_computes_away_in_a_narrower_model_are_passed_over(transformer):
+    node = onnx.helper.make_node
+    nodes = [node("Gather", ["w", "i"], ["val_3"]), node("Reshape", ["x", "s"], ["view"])]
+    sizes = [onnx.numpy_helper.from_array(np.array([-1, n]), "s") for n in (90, 45)]
+    dense, narrow = (
+        onnx.helper.make_model(onnx.helper.make_graph(nodes[start:], "g", [], [], [size]))
+        for start, size in zip((0, 1), sizes, strict=True)
+    )
+    assert learn_sizes(dense, transformer, lambda policy: narrow).alone.keys() == {(1, 1)}
+
+
+def test_a_size_to_the_end_stays_where_another_follows_a_width():
+    end = np.iinfo(np.int64).max
+    sizes = LearnedSizes(
+        full=np.array([8]), narrow=np.array([4]), dense={(0, 1): np.array([end, 8])},
+        alone={(0, 1): {0: np.array([end, 4])}},
+    )  # fmt: skip
+    assert sizes.at((0, 1), np.array([5])).tolist() == [end, 5]

@@ -8,7 +8,8 @@ from onnx import TensorProto
 
 from autoprune.errors import StructureError
 from autoprune.latency.bench import make_bench
-from autoprune.latency.onnx_model import Resizer, plain_name
+from autoprune.latency.onnx_model import plain_name
+from autoprune.latency.onnx_resizer import Resizer
 from autoprune.latency.quantize import quantized
 from autoprune.latency.timing import named_feeds, open_session
 from tests.latency.nets import NETS

@@ -17,7 +17,7 @@ import pytest
 from autoprune.errors import KitError, LatencyError
 from autoprune.latency.address import Address
 from autoprune.latency.device import kernel_times, time_models
-from autoprune.latency.onnx_model import Resizer
+from autoprune.latency.onnx_resizer import Resizer
 from autoprune.latency.ssh import ask_fingerprint, measure_remotely
 from autoprune.latency.target import make_target
 from tests.latency.machines import QUICK
