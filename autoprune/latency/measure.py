@@ -188,7 +188,7 @@ def session_options(threads: int) -> Any:
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # its errors come as exceptions, too
     # The runtime refuses a number of places that is not the number of its workers.
     if _worker_cores and len(_worker_cores) == threads - 1:
         places = ";".join(str(core + 1) for core in _worker_cores)  # the runtime counts cores from 1

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
 from autoprune.structure.capture import Capture
@@ -26,8 +27,9 @@ class PrunedTo:
 class GraphModel(nn.Module):
     """A captured model: `train()` and `eval()` choose the graph, both share the parameters.
 
-    It trains, moves between devices, deep-copies, exports and has the state-dict names of the model that was captured.
-    It has none of the original's Python attributes or methods; inputs are tensors, by position or by name.
+    It trains, moves between devices and types, deep-copies, exports and has the state-dict names of the model that was
+    captured. It has none of the original's Python attributes or methods; inputs are tensors, by position or by name.
+    What `forward` makes or casts to the type of the parameters follows them when they are converted.
     """
 
     def __init__(
@@ -73,6 +75,16 @@ class GraphModel(nn.Module):
         new._forwards = {False: compiled(with_stand_ins(self.captures[False].graph))}
         return new
 
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> GraphModel:
+        before = {name: tensor.dtype for name, tensor in self.state_dict(keep_vars=True).items()}
+        super()._apply(fn, recurse)
+        after = self.state_dict(keep_vars=True)
+        converted = {dtype: after[name].dtype for name, dtype in before.items() if after[name].dtype != dtype}
+        if converted:
+            self.captures = {m: replace(c, graph=_of_types(c.graph, converted)) for m, c in self.captures.items()}
+            self._forwards = {mode: compiled(found.graph) for mode, found in self.captures.items()}
+        return self
+
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphModel:
         new = GraphModel.__new__(GraphModel)
         nn.Module.__init__(new)
@@ -94,6 +106,21 @@ def _register(root: nn.Module, name: str, tensor: torch.Tensor, persistent: bool
         owner.register_parameter(leaf, tensor)
     else:
         owner.register_buffer(leaf, tensor, persistent=persistent)
+
+
+def _of_types(graph: fx.Graph, converted: Mapping[torch.dtype, torch.dtype]) -> fx.Graph:
+    """A copy of a graph in which types that nodes name are converted."""
+
+    def follow(value: Any) -> Any:
+        return converted.get(value, value) if isinstance(value, torch.dtype) else value
+
+    copied, new = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in graph.nodes:
+        new[node] = copied.node_copy(node, lambda n: new[n])
+        new[node].meta = dict(node.meta)
+        new[node].args = map_aggregate(new[node].args, follow)
+        new[node].kwargs = map_aggregate(new[node].kwargs, follow)
+    return copied
 
 
 def compiled(graph: fx.Graph) -> Any:

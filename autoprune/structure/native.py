@@ -16,6 +16,7 @@ from autoprune.errors import StructureError
 from autoprune.structure.capture import module_tensors
 from autoprune.structure.module import GraphModel
 from autoprune.structure.proof import PROOF_BATCH, TOLERANCE, output_difference, random_like, random_parameter
+from autoprune.structure.references import InFloat64
 from autoprune.task.accept import ExampleInputs, accepted, as_inputs
 from autoprune.task.adapt import adapted, keywords_of, own_class
 
@@ -27,7 +28,8 @@ _GROUPS = {"group_norm": 1} | {f"conv{kind}{n}d": 6 for n in (1, 2, 3) for kind 
 def native(model: nn.Module, pruned: GraphModel, example_inputs: ExampleInputs) -> nn.Module:
     """A copy of the dense `model`, in its own classes, with the parameters of `pruned` and their sizes.
 
-    Parameters and buffers are replaced, and the size attributes of convolutions, linear layers, norms and embeddings.
+    Parameters and buffers are replaced, and the size attributes of convolutions, linear and recurrent layers, norms and
+    embeddings.
     On random parameters and inputs it must then give what the graph module gives, in evaluation, and run in training;
     otherwise `StructureError` says why not.
     """
@@ -71,6 +73,11 @@ def _groups_of(pruned: GraphModel, weight: str) -> int | None:
 
 def _resize(module: nn.Module, groups: int | None) -> None:
     """Let the size attributes of a leaf module follow its weight."""
+    if isinstance(module, nn.RNNBase):
+        layer = cast("Any", module)
+        layer.input_size, layer.hidden_size = layer.weight_ih_l0.shape[1], layer.weight_ih_l0.shape[0] // _gates(module)
+        layer._flat_weights = [getattr(layer, name) for name in layer._flat_weights_names]
+        return
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
         return
@@ -95,6 +102,10 @@ def _resize(module: nn.Module, groups: int | None) -> None:
         module.num_parameters = shape[0]
 
 
+def _gates(module: nn.RNNBase) -> int:
+    return {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+
+
 def _require_equal(found: nn.Module, pruned: GraphModel, example_inputs: ExampleInputs) -> None:
     generator = torch.Generator().manual_seed(0)
     # The user's model takes keywords where the examples are given by keyword; the graph module has their order.
@@ -105,7 +116,7 @@ def _require_equal(found: nn.Module, pruned: GraphModel, example_inputs: Example
     theirs.load_state_dict(random)
     inputs = [random_like(x, PROOF_BATCH, generator) for x in as_inputs(example_inputs)]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), InFloat64():
             difference = _largest(theirs(*inputs), ours(*inputs))
             with torch.random.fork_rng(devices=[]):
                 ours.train()(*inputs)

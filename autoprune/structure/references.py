@@ -17,6 +17,7 @@ import torch
 from torch import fx
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from autoprune.structure.branches import ADDITIONS
 from autoprune.structure.capture import Capture
@@ -61,6 +62,16 @@ def steps(graph: fx.Graph) -> list[Any]:
 
 def _widened(value: Any) -> Any:
     return torch.float64 if isinstance(value, torch.dtype) and value in _SHORTER else value
+
+
+class InFloat64(TorchDispatchMode):
+    """Keeps in float64 what operators would cast to a shorter type."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run one operator."""
+        return func(*pytree.tree_map(_widened, args), **pytree.tree_map(_widened, kwargs or {}))
 
 
 class Reference(fx.Interpreter):

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
+from torch import nn
 
+from autoprune.pruning import prune
 from autoprune.records import Policy
 from autoprune.structure import GraphModel, analyze
 from tests.nets import make_net
@@ -37,6 +40,34 @@ def test_moving_and_converting_reach_buffers_too() -> None:
     model, inputs = shrunk("chain", c1=3)
     model.double()
     assert model(*(x.double() for x in inputs)).dtype == torch.float64
+
+
+class OwnTypes(nn.Module):
+    """A recurrent layer, which makes its first state, and a norm in float32, as language models have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recurrent, self.scale, self.head = nn.GRU(8, 6), nn.Parameter(torch.ones(6)), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.recurrent(x)[0]
+        y = x.to(torch.float32)
+        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6)
+        return self.head(self.scale * y.to(x.dtype))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 5e-2), (torch.float16, 5e-3), (torch.float64, 1e-5)])
+def test_types_that_a_graph_holds_follow_the_parameters(dtype: torch.dtype, tolerance: float) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 8)
+    model = prune(OwnTypes(), (x,), multiple_of=1).eval()
+    wanted = model(x)
+    converted = copy.deepcopy(model).to(dtype)
+    assert converted(x.to(dtype)).dtype == dtype
+    assert torch.allclose(converted(x.to(dtype)).float(), wanted, atol=tolerance)
+    assert converted.train()(x.to(dtype)).dtype == dtype
+    assert torch.allclose(converted.float().eval()(x), wanted, atol=tolerance)
+    assert torch.equal(model(x), wanted)  # the original is left alone
 
 
 def test_outputs_nest_as_those_of_the_dense_model() -> None:

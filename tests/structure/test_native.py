@@ -73,6 +73,39 @@ def test_sizes_follow_the_weight(module, same_as):
     assert repr(module) == repr(same_as)
 
 
+class Recurrent(nn.Module):
+    """The last state of a recurrent layer, scaled in float32."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+        self.head = nn.Linear(layer.hidden_size * (1 + layer.bidirectional), 3)
+
+    def forward(self, x):
+        last = self.layer(x)[0][:, -1]
+        return self.head((last.float() * 2).to(last.dtype))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.GRU(5, 12, batch_first=True),
+        nn.LSTM(5, 12, batch_first=True),
+        nn.RNN(5, 12, batch_first=True, nonlinearity="relu"),
+    ],
+    ids=["gru", "lstm", "rnn"],
+)
+def test_recurrent_layers_have_their_own_classes(layer):
+    x = torch.randn(4, 6, 5, generator=torch.Generator().manual_seed(0))
+    model = Recurrent(layer)
+    small = prune(model, (x,), multiple_of=1, native=True).eval()
+    assert type(small.layer) is type(layer)
+    assert small.layer.hidden_size == 6
+    assert torch.allclose(small(x), prune(model, (x,), multiple_of=1).eval()(x), atol=1e-5)
+    small.train()(x).sum().backward()
+    assert small.layer.weight_hh_l0.grad is not None
+
+
 class Reshaping(nn.Module):
     """The size of its layer is written into its forward."""
 
