@@ -115,6 +115,11 @@ class RunFolder:
         return self.study.exists() or self.shared_study.exists()
 
     @property
+    def has_results(self) -> bool:
+        """Whether policies were scored and what came of it was written."""
+        return self.sensitivity.exists() or self.front.exists()
+
+    @property
     def front(self) -> Path:
         """The result."""
         return self.path / "front.json"

@@ -26,6 +26,7 @@ from autoprune.runfolder import RunFolder, read_json, write_json
 from autoprune.search.controller import Outcome, run_search
 from autoprune.search.effort import proxy_passes
 from autoprune.search.executors.base import Executor
+from autoprune.search.executors.cluster import check_address
 from autoprune.search.explore import SENSITIVITY, Progress, Search
 from autoprune.search.places import SharedStorage, absolute
 from autoprune.search.rungs import best_within
@@ -72,8 +73,9 @@ def search(
         raise UsageError("this run was started with a Task object: pass it again as `task`")
     check_names(config)
     place = place_of(config, folder)
-    if isinstance(place, SharedStorage):
-        check_storage(place)
+    check_storage(place, made=folder.has_study, begun=folder.has_results)
+    if config.executor == "ray":
+        check_address(config.ray_address)
     ready = own or open_task(config)
     folder.create()
     with folder.locked(), sole_controller(place):

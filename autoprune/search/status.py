@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from autoprune.budgets import Limit
 from autoprune.search.places import Place, study_name
 from autoprune.search.rungs import best_within
-from autoprune.search.storage import opened
+from autoprune.search.storage import file_of, is_empty, opened
 from autoprune.trials import TrialResult
 
 _ROUNDING = 1e-5
@@ -49,7 +49,10 @@ class StudyStatus:
 def study_states(place: Place) -> list[StudyStatus]:
     """The state of every study of a run, in the order in which they were begun."""
     prefix = study_name(place, "")
-    with opened(place) as storage:
+    file = file_of(place)
+    if file is not None and file.exists() and is_empty(place):
+        return []  # its run is preparing
+    with opened(place, reading=True) as storage:
         studies = [s for s in storage.get_all_studies() if s.study_name.startswith(prefix)]
         found = []
         for study in sorted(studies, key=lambda s: s._study_id):

@@ -113,9 +113,21 @@ def storage_errors(place: Place) -> Iterator[None]:
         ) from error
 
 
-def open_storage(place: Place) -> BaseStorage:
-    """Open the storage of a place, and make it when it is a file; raises what `storage_errors` turns into one error."""
+def open_storage(place: Place, *, reading: bool = False) -> BaseStorage:
+    """Open the storage of a place; raises what `storage_errors` turns into one error.
+
+    A file is made when there is none. With `reading` it must be there, and one of SQLite is not written to.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    file = file_of(place)
+    if reading and file is not None and not file.exists():
+        raise RunFolderError(f"{file}, which holds the studies of this run, is gone. Restore it")
+    if isinstance(place, Path) and reading:
+        # Beside a write-ahead log there is a file for readers, which cannot be made in a folder that is not ours.
+        ours = os.access(place.parent, os.W_OK) or Path(f"{place}-wal").exists()
+        url = f"sqlite:///file:{quote(str(place))}?mode=ro&uri=true" + ("" if ours else "&immutable=1")
+        options = {"connect_args": {"timeout": _BUSY_SECONDS}}
+        return _Database(url, engine_kwargs=options, skip_compatibility_check=True, skip_table_creation=True)
     if isinstance(place, Path):
         connect: dict[str, Any] = {"factory": _Connection, "timeout": _BUSY_SECONDS}
         # Quoted, or a path with ? or % would mean another file.
@@ -143,10 +155,10 @@ def close_storage(storage: BaseStorage) -> None:
 
 
 @contextmanager
-def opened(place: Place) -> Iterator[BaseStorage]:
-    """Open the storage of a place for a moment; `RunFolderError` when it cannot be used."""
+def opened(place: Place, *, reading: bool = False) -> Iterator[BaseStorage]:
+    """Open the storage of a place for a moment; `RunFolderError` when it cannot be used, or read if that is all."""
     with storage_errors(place):
-        storage = open_storage(place)
+        storage = open_storage(place, reading=reading)
         try:
             yield storage
         finally:
@@ -187,10 +199,33 @@ def _begin(study: optuna.Study, earlier: Sequence[FrozenTrial], finished: Callab
         study.add_trial(finished(replace(result, number=number)))
 
 
-def check_storage(place: Place) -> None:
-    """`RunFolderError` when a place cannot be used, before a search spends anything."""
-    with opened(place):
-        pass
+def file_of(place: Place) -> Path | None:
+    """The file that holds the studies of a place; `None` for a database server."""
+    if isinstance(place, Path):
+        return place
+    return place.path if place.scheme == "journal" else None
+
+
+def is_empty(place: Place) -> bool:
+    """Whether nothing was written to the file of a place yet, or it is not there."""
+    file = file_of(place)
+    return file is not None and not (file.exists() and file.stat().st_size)
+
+
+def check_storage(place: Place, *, made: bool, begun: bool) -> None:
+    """`RunFolderError` when a place cannot be used, before a search spends anything.
+
+    A run that `made` its file needs it, and what it has `begun` to write to it: all would be searched again without.
+    """
+    file = file_of(place)
+    if file is not None and (made if not file.exists() else begun and is_empty(place)):
+        raise RunFolderError(
+            f"{file}, which holds the studies of this run, is gone or empty. Restore it, or begin a run of its own "
+            "with another --run-dir"
+        )
+    if not isinstance(place, Path):
+        with opened(place):
+            pass
 
 
 @contextmanager
@@ -230,12 +265,20 @@ where l.locktype = 'advisory' and l.granted and (l.classid::bigint << 32) + l.ob
 
 
 def copy_studies(source: Place, target: Place) -> list[str]:
-    """Copy every study of a run to another place; returns their names. None of them may be there already."""
-    with opened(source) as origin, opened(target) as into:
+    """Copy every study of a run to another place; returns their names. It goes on where one before was cut off.
+
+    Raises `RunFolderError` when a study of that name is there that holds more than the beginning of ours.
+    """
+    with opened(source, reading=True) as origin, opened(target) as into:
         studies = sorted(origin.get_all_studies(), key=lambda study: study._study_id)  # as they were begun
         prefix = study_name(source, "")
         plain = [s.study_name.removeprefix(prefix) for s in studies if s.study_name.startswith(prefix)]
         for name in plain:
+            ours, theirs = _digests(origin, prefix + name), _digests(into, study_name(target, name))
+            if theirs is not None and theirs == ours:
+                continue
+            if theirs is not None and ours is not None and theirs == ours[: len(theirs)]:
+                into.delete_study(into.get_study_id_from_name(study_name(target, name)))
             optuna.copy_study(
                 from_study_name=prefix + name,
                 from_storage=origin,
@@ -243,6 +286,14 @@ def copy_studies(source: Place, target: Place) -> list[str]:
                 to_study_name=study_name(target, name),
             )
     return plain
+
+
+def _digests(storage: BaseStorage, name: str) -> list[str | None] | None:
+    """Digests of the policies of a study's trials, `None` when there is no such study."""
+    if name not in {study.study_name for study in storage.get_all_studies()}:
+        return None
+    trials = storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
+    return [trial.user_attrs.get("digest") for trial in trials]
 
 
 def _changed_limits(theirs: Mapping[str, Any], question: Question, place: Place) -> bool:

@@ -7,13 +7,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import optuna
 import pytest
 
 from autoprune.errors import RunFolderError
 from autoprune.search.controller import run_search
 from autoprune.search.executors.inline import InlineExecutor
-from autoprune.search.places import SharedStorage
-from autoprune.search.storage import check_storage, copy_studies, sole_controller
+from autoprune.search.places import SharedStorage, study_name
+from autoprune.search.storage import check_storage, copy_studies, opened, sole_controller
 from tests.search import fakes
 from tests.search.postgres import BIN, Server
 
@@ -58,8 +59,24 @@ def test_a_copied_run_goes_on_elsewhere(server, tmp_path):
     log = tmp_path / "log"
     assert run_search(search(tmp_path, place), InlineExecutor(lambda: fakes.logging_to(log))) == first
     assert not log.exists()
+    assert copy_studies(tmp_path / "study.db", place) == ["rung-0", "rung-1"]  # again: nothing is to be done
+    with opened(place) as storage:
+        optuna.load_study(study_name=study_name(place, "rung-1"), storage=storage).ask()
     with pytest.raises(RunFolderError, match="already exists"):
         copy_studies(tmp_path / "study.db", place)
+
+
+def test_a_copy_that_was_cut_off_goes_on(tmp_path):
+    found = run_search(search(tmp_path, tmp_path / "study.db"), InlineExecutor(fakes.plain))
+    place = SharedStorage(f"journal:{tmp_path / 'journal'}", tmp_path.name)
+    with opened(tmp_path / "study.db") as origin, opened(place) as into:
+        ours = optuna.load_study(study_name="rung-0", storage=origin)
+        torn = optuna.create_study(study_name=study_name(place, "rung-0"), storage=into, directions=ours.directions)
+        torn.add_trials(ours.get_trials()[:3])
+    assert copy_studies(tmp_path / "study.db", place) == ["rung-0", "rung-1"]
+    log = tmp_path / "log"
+    assert run_search(search(tmp_path, place), InlineExecutor(lambda: fakes.logging_to(log))) == found
+    assert not log.exists()
 
 
 def test_one_controller_for_a_run_whatever_its_host(server, tmp_path):
@@ -98,4 +115,4 @@ def test_a_server_that_was_killed_and_started_again_costs_nothing(server, tmp_pa
 def test_nobody_there_is_one_message():
     place = SharedStorage("postgresql+psycopg://me@127.0.0.1:1/db", "run")
     with pytest.raises(RunFolderError, match=r"127\.0\.0\.1:1/db cannot be used: .*refused"):
-        check_storage(place)
+        check_storage(place, made=False, begun=False)

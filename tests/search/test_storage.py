@@ -3,12 +3,14 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
+import optuna
 import pytest
 from sqlalchemy.exc import OperationalError
 
 from autoprune.errors import RunFolderError, UsageError
-from autoprune.search.places import SharedStorage
-from autoprune.search.storage import close_storage, open_storage, storage_errors
+from autoprune.search.places import SharedStorage, study_name
+from autoprune.search.status import study_states
+from autoprune.search.storage import check_storage, close_storage, open_storage, opened, storage_errors
 
 
 def test_a_full_disk_is_one_message_with_its_cause() -> None:
@@ -31,6 +33,54 @@ def test_a_damaged_journal_is_one_clear_message(tmp_path: Path, torn: str) -> No
     place.path.write_text(torn + torn)
     with pytest.raises(RunFolderError, match=r"studies.journal is damaged: .* Restore it"):
         open_storage(place)
+
+
+@pytest.mark.parametrize("kind", ["database", "journal"])
+def test_a_run_needs_the_file_with_its_studies(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "studies"
+    place = SharedStorage(f"journal:{file}", "run") if kind == "journal" else file
+    check_storage(place, made=False, begun=False)
+    file.unlink(missing_ok=True)
+    with pytest.raises(RunFolderError, match="studies, which holds the studies of this run, is gone or empty"):
+        check_storage(place, made=True, begun=False)
+    assert not file.exists()
+    file.touch()
+    check_storage(place, made=True, begun=False)  # made a moment before it was cut off
+    with pytest.raises(RunFolderError, match="is gone or empty"):
+        check_storage(place, made=True, begun=True)
+
+
+@pytest.mark.parametrize("kind", ["database", "journal"])
+def test_whoever_looks_on_changes_nothing(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "studies"
+    place = SharedStorage(f"journal:{file}", "run") if kind == "journal" else file
+    with pytest.raises(RunFolderError, match="studies, which holds the studies of this run, is gone"):
+        study_states(place)
+    assert not list(tmp_path.iterdir())
+    file.touch()
+    assert study_states(place) == []
+    file.unlink()
+    with opened(place) as storage:
+        optuna.create_study(study_name=study_name(place, "rung-0"), storage=storage)
+    before = file.read_bytes()
+    assert [state.name for state in study_states(place)] == ["rung-0"]
+    assert file.read_bytes() == before
+
+
+def test_a_database_in_a_folder_that_cannot_be_written_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(tmp_path / "study.db") as storage:
+        optuna.create_study(study_name="rung-0", storage=storage)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    (state,) = study_states(tmp_path / "study.db")
+    assert state.name == "rung-0"
+    assert [path.name for path in tmp_path.iterdir()] == ["study.db"]
+
+
+def test_a_database_that_is_only_read_cannot_be_written(tmp_path: Path) -> None:
+    with opened(tmp_path / "study.db"):
+        pass
+    with pytest.raises(RunFolderError, match="readonly"), opened(tmp_path / "study.db", reading=True) as storage:
+        optuna.create_study(study_name="another", storage=storage)
 
 
 def test_a_url_without_a_port_number_is_one_clear_message() -> None:

@@ -76,11 +76,30 @@ def describe(error: BaseException) -> str:
 
 
 @contextmanager
-def worker_environment(threads: int) -> Iterator[None]:
-    """Set what a process that is started inherits: its thread count, and that Ctrl-C is not for it."""
+def interrupts_later() -> Iterator[None]:
+    """Keep Ctrl-C from processes that are started meanwhile; in this one it comes at the end, instead of being lost.
+
+    Processes inherit what is blocked. Another thread of this one may still be told, so the handler waits, too.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        if received:
+            signal.raise_signal(signal.SIGINT)
+
+
+@contextmanager
+def worker_threads(threads: int) -> Iterator[None]:
+    """Set the thread count that a process that is started inherits."""
     before = os.environ.get("OMP_NUM_THREADS")
-    in_main = threading.current_thread() is threading.main_thread()
-    handler: Any = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
     os.environ["OMP_NUM_THREADS"] = str(threads)
     try:
         yield
@@ -88,5 +107,19 @@ def worker_environment(threads: int) -> Iterator[None]:
         os.environ.pop("OMP_NUM_THREADS")
         if before is not None:
             os.environ["OMP_NUM_THREADS"] = before
+
+
+@contextmanager
+def worker_environment(threads: int) -> Iterator[None]:
+    """Set what a process that is started inherits: its thread count, and that Ctrl-C is not for it.
+
+    Blocking instead of ignoring would not do: helpers of `multiprocessing` unblock it.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    handler: Any = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
+    try:
+        with worker_threads(threads):
+            yield
+    finally:
         if in_main:
             signal.signal(signal.SIGINT, handler)

@@ -41,6 +41,7 @@ def authenticate(address: str | None) -> None:
     if address is None and not given:
         number, path = tempfile.mkstemp(prefix="autoprune-token-")
         atexit.register(Path(path).unlink, missing_ok=True)
+        _tokens.append(path)
         with os.fdopen(number, "w") as file:
             file.write(secrets.token_hex(32))
         os.environ["RAY_AUTH_TOKEN_PATH"] = path
@@ -90,8 +91,10 @@ def room(nodes: Sequence[Mapping[str, Any]], wanted: Mapping[str, float]) -> int
     return sum(fits)
 
 
-def end_with_us(session: str) -> None:
+def end_with_us(session: str, leftovers: Sequence[str] = ()) -> None:
     """Start a process that outlives this one by a moment, and then ends what is left of its Ray session.
+
+    It also removes the token of `authenticate` and the folders `leftovers`, if they are still there.
 
     Ray's agents stay for minutes after a `kill -9` of their driver. They are told by the session's folder, whose name
     no other session has, in their command line.
@@ -100,7 +103,7 @@ def end_with_us(session: str) -> None:
     nowhere = (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)
     os.posix_spawn(
         sys.executable,
-        [sys.executable, "-c", _REAPER, session],
+        [sys.executable, "-c", _REAPER, session, *_tokens, *leftovers],
         os.environ,
         file_actions=[(os.POSIX_SPAWN_DUP2, read, 0), nowhere, (os.POSIX_SPAWN_DUP2, 1, 2)],
         setsid=True,
@@ -110,14 +113,25 @@ def end_with_us(session: str) -> None:
 
 
 _pipes: list[int] = []
+_tokens: list[str] = []
 _REAPER = """
-import contextlib, os, pathlib, signal, sys, time
+import contextlib, os, pathlib, shutil, signal, sys, time
 sys.stdin.read()
 time.sleep(3)
-for _ in range(3):
+quiet = 0
+for _ in range(60):
+    quiet += 1
     for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             if sys.argv[1].encode() in path.read_bytes() and int(path.parent.name) != os.getpid():
                 os.kill(int(path.parent.name), signal.SIGKILL)
+                quiet = 0
+    if quiet == 3:
+        break
     time.sleep(1)
+for path in map(pathlib.Path, sys.argv[2:]):
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 """

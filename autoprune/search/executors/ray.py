@@ -14,13 +14,13 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from autoprune.errors import AutopruneError
-from autoprune.search.executors.base import Executor, Factory, describe, worker_environment
+from autoprune.search.executors.base import Executor, Factory, describe, interrupts_later, worker_threads
 from autoprune.search.executors.cluster import (
     SETTINGS,
     check_address,
@@ -65,7 +65,7 @@ class RayExecutor(Executor):
         self._folder = TemporaryDirectory(prefix="autoprune-ray-")
         self._ours = not ray.is_initialized()
         if self._ours:
-            join(address, wanted, workers, threads)
+            join(address, wanted, workers, threads, [self._folder.name])
         try:
             fitting = room(ray.nodes(), wanted)
         except AutopruneError:
@@ -114,8 +114,14 @@ class RayExecutor(Executor):
         self._link.finished.put(f"Ray Tune has ended: {reason}. Run the same command again to go on.")
 
 
-def join(address: str | None, wanted: Mapping[str, float], workers: int | None, threads: int) -> None:
-    """Join the cluster at an address, or start one of this host alone."""
+def join(
+    address: str | None,
+    wanted: Mapping[str, float],
+    workers: int | None,
+    threads: int,
+    leftovers: Sequence[str] = (),
+) -> None:
+    """Join the cluster at an address, or start one of this host alone, after which no folder of `leftovers` stays."""
     check_address(address)
     options: dict[str, Any] = {"address": address} if address else {"include_dashboard": False, "address": "local"}
     if not address and workers:
@@ -126,9 +132,12 @@ def join(address: str | None, wanted: Mapping[str, float], workers: int | None, 
     try:
         for attempt in range(1, _STARTS + 1):
             try:
-                with worker_environment(threads):
+                with worker_threads(threads), interrupts_later():
                     ray.init(**options, log_to_driver=False, logging_level=logging.CRITICAL)
                 break
+            except KeyboardInterrupt:
+                ray.shutdown()
+                raise
             except Exception as error:  # of many types, also its own C++ ones
                 ray.shutdown()
                 if address or attempt == _STARTS:
@@ -137,7 +146,7 @@ def join(address: str | None, wanted: Mapping[str, float], workers: int | None, 
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, terminate)  # Ray takes it, and would end without any clean-up
     if not address:
-        end_with_us(session_name())
+        end_with_us(session_name(), leftovers)
 
 
 def session_name() -> str:
