@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
@@ -22,6 +20,7 @@ from autoprune.latency import onnx_attention
 from autoprune.latency.onnx_recurrent import GATES, TRANSLATIONS, name_stacked
 from autoprune.runfolder import write_atomic
 from autoprune.structure import GraphModel
+from autoprune.structure.capture import quiet
 from autoprune.structure.whole_layers import whole_layers
 
 _TRANSPOSED = "_transposed"
@@ -104,17 +103,8 @@ def _dynamic_shapes(inputs: Sequence[torch.Tensor], varargs: bool) -> tuple[Any,
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the exporter's progress, logs and deprecation warnings; its errors still come as exceptions."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings(), redirect_stdout(StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    with quiet(), redirect_stdout(StringIO()):
+        yield
 
 
 def _reason(error: BaseException) -> str:

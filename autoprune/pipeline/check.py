@@ -86,9 +86,9 @@ def check_up(config: RunConfig) -> Checkup:
     small = found.attempt("shrink", lambda: _shrunk(structure), structure)
     model = dense if small is None else small
     found.attempt("fine-tuning", lambda: _tuned(model, dense, task), model)
-    found.attempt("evaluation", lambda: _evaluated(model, dense, task), model)
+    found.attempt("evaluation", lambda: _evaluated(model, dense, task, shrunk=small is not None), model)
     with TemporaryDirectory() as folder:
-        path = found.attempt("ONNX export", lambda: _exported(model, task, Path(folder) / "model.onnx"), model)
+        path = found.attempt("ONNX export", lambda: _exported(model, task, Path(folder) / "model.onnx"), structure)
         found.attempt("equal outputs", lambda: _compared(model, path, task), path)
         found.attempt("latency", lambda: _timed(config, model, dense, structure, path), structure, path)
     seconds = found.attempt("time of a sample pass", lambda: _pass_time(task, dense), dense)
@@ -119,7 +119,8 @@ def _built(task: Task) -> tuple[nn.Module, str]:
 def _analyzed(dense: nn.Module, task: Task) -> tuple[Structure, str]:
     structure = analyze(dense, task.example_inputs)
     alone = f"; {len(structure.fixed)} dimensions keep their width (listed below)" if structure.fixed else ""
-    return structure, f"{len(structure.units)} units{alone}"
+    count = len(structure.units)
+    return structure, f"{count} unit{'s' if count > 1 else ''}{alone}"
 
 
 def _shrunk(structure: Structure) -> tuple[nn.Module, str]:
@@ -137,14 +138,12 @@ def _tuned(model: nn.Module, dense: nn.Module, task: Task) -> tuple[None, str]:
     return None, f"{found.samples} examples; loss {found.train_loss:.4g}"
 
 
-def _evaluated(model: nn.Module, dense: nn.Module, task: Task) -> tuple[None, str]:
+def _evaluated(model: nn.Module, dense: nn.Module, task: Task, *, shrunk: bool) -> tuple[None, str]:
     rows = sample_rows(length(task.val_set), _BATCHES * task.finetune_recipe.batch_size)
     some = Subset(task.val_set, rows.tolist())
     score = evaluate(model, task, some, dense_outputs=predict_outputs(dense, task, some)).score
-    return (
-        None,
-        f"{task.metric_name} {score:.4f} of the shrunk model, neither repaired nor tuned, on {len(rows)} examples",
-    )
+    which = "shrunk model, neither repaired nor tuned" if shrunk else "dense model"
+    return None, f"{task.metric_name} {score:.4f} of the {which}, on {len(rows)} examples"
 
 
 def _exported(model: nn.Module, task: Task, path: Path) -> tuple[Path, str]:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Subset
 from autoprune.errors import TaskError, TrialError, UsageError
 from autoprune.recovery.distill import are_logits, divergence
 from autoprune.recovery.passes import SamplePasses
-from autoprune.task.base import Task
+from autoprune.task.base import IGNORED, Task
 from autoprune.task.batches import batches, length, sample_rows
 
 EVALUATION_BATCH = 125
@@ -128,4 +128,4 @@ def _accuracy(outputs: Tensor, task: Task, dataset: Dataset[Any], rows: Tensor) 
     """Share of the rows whose largest logit is that of the target."""
     found = [task.split(batch)[1] for batch in batches(dataset, EVALUATION_BATCH, rows=rows)]
     targets = torch.cat([target for target in found if target is not None])
-    return (outputs.argmax(dim=1) == targets).double().mean().item()
+    return (outputs.argmax(dim=1) == targets)[targets != IGNORED].double().mean().item()

@@ -101,17 +101,14 @@ def _takes_varargs(model: nn.Module) -> bool:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence warnings and logs of the exporter and of what it runs; errors are raised as exceptions anyway."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch.fx")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # torch has dozens of loggers with levels of their own
     try:
         with warnings.catch_warnings(), redirect_stderr(StringIO()):  # a failing export prints its graph
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)
 
 
 def _unlift(program: ExportedProgram, mode: str) -> tuple[fx.Graph, dict[str, torch.Tensor]]:

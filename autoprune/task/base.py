@@ -184,6 +184,9 @@ class Task:
         return "accuracy" if self.classifies else "closeness"
 
 
+IGNORED = -100
+"""A class target that losses of PyTorch leave out by default, and accuracy does, too."""
+
 DATA_SETS = ("train_set", "val_set", "test_set")
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, TensorDataset
 from autoprune.errors import AutopruneError, TaskError
 from autoprune.task.accept import accepted
 from autoprune.task.adapt import described
-from autoprune.task.base import DATA_SETS, Task
+from autoprune.task.base import DATA_SETS, IGNORED, Task
 from autoprune.task.batches import length, sample_rows, take
 
 _ITEMS = 4
@@ -110,10 +110,13 @@ def _check_targets(task: Task, name: str, outputs: Tensor, targets: Tensor) -> N
             f"accuracy needs an output for each class; on {name} the model returns {tuple(outputs.shape)}. Give a "
             "metric, or targets in floating point (the score is then the closeness to the dense outputs)"
         )
-    if by_accuracy and not 0 <= int(targets.min()) <= int(targets.max()) < outputs.shape[1]:
+    classes = targets[targets != IGNORED] if by_accuracy else targets
+    if not classes.numel():
+        return  # all of these few are left out, of which no loss has a mean
+    if by_accuracy and not 0 <= int(classes.min()) <= int(classes.max()) < outputs.shape[1]:
         raise TaskError(
             f"targets of {name} must be class indices below {outputs.shape[1]} (the model's outputs); "
-            f"got {int(targets.min())} to {int(targets.max())}"
+            f"got {int(classes.min())} to {int(classes.max())}"
         )
     try:
         loss = task.loss(outputs, targets)

@@ -34,6 +34,13 @@ def test_accuracy_by_hand():
     assert found.examples == 40
 
 
+def test_targets_that_losses_leave_out_are_neither_right_nor_wrong():
+    targets = torch.where(torch.arange(40) < 10, -100, RIGHT)
+    assert evaluate(Echo(), echo_task(targets), echo_task(targets).val_set).score == 1.0
+    targets[10:15] = (targets[10:15] + 1) % 4
+    assert evaluate(Echo(), echo_task(targets), echo_task(targets).val_set).score == pytest.approx(25 / 30)
+
+
 def test_equal_outputs_have_no_divergence_and_other_ones_do():
     task = echo_task()
     assert evaluate(Echo(), task, task.val_set, dense_outputs=LOGITS).divergence == pytest.approx(0, abs=1e-6)

@@ -246,3 +246,20 @@ def test_kept_indices_that_do_not_fit_are_refused() -> None:
 
 def test_every_rule_belongs_to_a_real_operator() -> None:
     assert all(callable(target) for target in RULES)
+
+
+def test_a_model_that_cannot_be_traced_says_why_and_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(x)
+            if x.sum() > 0:
+                x = x * 2
+            return self.second(x)
+
+    with pytest.raises(StructureError, match=r"cannot be traced .*data-dependent.*test_structure.py, line \d+: `if x"):
+        analyze(Branching(), (torch.randn(2, 4),))
+    assert capfd.readouterr() == ("", "")

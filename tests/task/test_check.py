@@ -66,6 +66,15 @@ def test_the_random_state_is_left_alone():
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+def test_some_or_all_targets_may_be_left_out():
+    images, labels = toy_data(8, 0).tensors
+    for kept in (4, 0):
+        some = TensorDataset(images, torch.where(torch.arange(8) < kept, labels, -100))
+        check_task(toy_task(train_set=some))
+    with pytest.raises(TaskError, match="must be class indices below"):
+        check_task(toy_task(train_set=TensorDataset(images, labels - 200)))
+
+
 @pytest.mark.parametrize("shape", [(), (1,)])
 def test_accuracy_needs_an_output_for_each_class(shape):
     """A binary classifier with one logit trains with a loss of its own, but nothing says what is right."""
