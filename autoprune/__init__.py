@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from autoprune.export.weights import load, save
     from autoprune.pipeline import Candidate, Run, search
     from autoprune.pruning import prune, units
-    from autoprune.recovery.least_squares import recover
+    from autoprune.recovery.recover import recover
     from autoprune.task.base import Recipe, Task
 else:
     from autoprune import search
@@ -41,7 +41,7 @@ _HOMES = {
     "export_onnx": "autoprune.export.onnx_file:export_verified",
     "load": "autoprune.export.weights:load",
     "prune": "autoprune.pruning:prune",
-    "recover": "autoprune.recovery.least_squares:recover",
+    "recover": "autoprune.recovery.recover:recover",
     "save": "autoprune.export.weights:save",
     "units": "autoprune.pruning:units",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from autoprune.errors import UsageError
 from autoprune.export.verify import parity
 from autoprune.latency.onnx_model import export_onnx
 from autoprune.latency.target import make_target
@@ -21,6 +23,7 @@ from autoprune.task.adapt import adapted, keywords_of
 from autoprune.task.base import Task
 
 _EXAMPLES = 16
+_HALF_LIMIT = 8 * torch.finfo(torch.float16).eps
 
 
 def export_candidate(model: nn.Module, task: Task | Sequence[torch.Tensor], path: str | Path) -> Path:
@@ -39,13 +42,18 @@ def export_verified(model: nn.Module, example_inputs: ExampleInputs, path: str |
 
     The file is written when that holds; an older one is unchanged otherwise. Whole-number inputs repeat the example.
     Raises `StructureError` that names the operator when the exporter cannot translate the model, `VerificationError`
-    when outputs differ by more than 1e-4 of the largest, `RunFolderError` when the file cannot be written.
+    when outputs differ by more than 1e-4 of the largest (what float16 can tell apart eight times, for a model in it),
+    `RunFolderError` when the file cannot be written, `UsageError` for bfloat16, which ONNX Runtime does not run.
     """
+    types = {parameter.dtype for parameter in model.parameters()}
+    if torch.bfloat16 in types:
+        raise UsageError("ONNX Runtime does not run bfloat16: export model.float(), or model.half()")
+    prove = partial(parity, limit=_HALF_LIMIT) if torch.float16 in types else parity
     view, inputs = adapted(model, keywords_of(example_inputs)), as_inputs(example_inputs)
     generator = torch.Generator().manual_seed(0)
     with TemporaryDirectory() as folder:
         made = export_candidate(view, inputs, Path(folder) / "model.onnx")
-        parity(view, made, [_many(x, generator) for x in inputs])
+        prove(view, made, [_many(x, generator) for x in inputs])
         write_atomic(Path(path), made.read_bytes())
     return Path(path)
 

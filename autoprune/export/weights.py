@@ -51,6 +51,11 @@ def load(
     Raises `UsageError` for an absent or damaged file, and `TaskError` or `UsageError` for one of another model, naming
     what differs.
     """
+    if isinstance(build_model, nn.Module) or not callable(build_model):
+        raise UsageError(
+            f"build_model is a function that returns the dense model, such as `lambda: model`; got "
+            f"{type(build_model).__name__}"
+        )
     cut, weights = _read(Path(path))
     structure = analyze(build_model(), example_inputs)
     try:

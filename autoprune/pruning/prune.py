@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Real
 
 from torch import nn
 
@@ -45,10 +46,12 @@ def prune(
     Raises `StructureError` for a model that cannot be traced, has nothing to prune or no native form, `ProofError`
     when the result would not compute the same, `UsageError` for a bad argument.
     """
-    if not 0 < keep <= 1:
-        raise UsageError(f"the share of kept channels is above 0 and at most 1; got {keep}")
+    if not isinstance(keep, Real) or not 0 < keep <= 1:
+        raise UsageError(f"the share of kept channels is above 0 and at most 1; got {keep!r}")
     if ranking not in ("local", "global"):
         raise UsageError(f"the ranking is `local` or `global`; got {ranking!r}")
+    if choose is not None and not callable(choose):
+        raise UsageError(f"`choose` is a function of a unit's name; got {choose!r}. For a list, `names.__contains__`")
     structure = analyze(model, example_inputs)
     values = score_units(structure, scores, calibration)
     chosen = {name: found for name, found in values.items() if choose is None or choose(name)}

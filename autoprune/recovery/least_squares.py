@@ -11,18 +11,16 @@ The regression onto dense outputs is that of channel pruning (He et al. 2017) an
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from autoprune.errors import PolicyError, TrialError, UsageError
-from autoprune.pruning import channel_order, keep_best, score_units
-from autoprune.records import Policy
+from autoprune.errors import TrialError
 from autoprune.recovery.consumers import (
     Consumer,
     adapted_norms,
@@ -32,13 +30,10 @@ from autoprune.recovery.consumers import (
     output_places,
     some_places,
 )
-from autoprune.recovery.moments import collect_moments
 from autoprune.recovery.prefix import PrefixCache
 from autoprune.recovery.recurrent import Direction, find_directions, hidden_state, weights_of
 from autoprune.recovery.ridge import ridged
-from autoprune.recovery.surgeon import surgeon_order
-from autoprune.structure import GraphModel, Structure, analyze
-from autoprune.structure import native as as_native
+from autoprune.structure import GraphModel, Structure
 
 Array = np.ndarray
 Masks = Mapping[tuple[str, str, int], Array]
@@ -243,54 +238,3 @@ def _regression(rows: Tensor, target: Tensor, *, centred: bool) -> tuple[Tensor,
     second = ridged((inputs.T @ inputs / len(rows)).double(), _RIDGE)
     weight = torch.linalg.solve(second, (inputs.T @ outputs / len(rows)).double()).T.float()
     return weight, y - weight @ x
-
-
-def recover(
-    model: nn.Module,
-    policy: Policy | Mapping[str, int],
-    batches: Iterable[tuple[Tensor, ...]],
-    *,
-    scores: str = "l2",
-    native: bool = False,
-) -> nn.Module:
-    """Shrink a trained model to a policy and repair it without labels or gradients: least squares and batch norms.
-
-    All batches together pass through the model at once; some 256 examples are enough.
-
-    Args:
-        model: the dense model, which is not changed.
-        policy: widths by unit name; units that are left out keep their full width.
-        batches: tuples of input tensors, batch dimension first, of a few hundred training examples.
-        scores: how channels are ranked in units that some reader of theirs keeps from being reconstructed.
-        native: return the model's own classes with smaller parameters, where that provably computes the same.
-
-    Returns a new module in evaluation mode, with the same names of parameters. Raises `UsageError` without batches,
-    `PolicyError` for a unit or a width that the model does not have, `StructureError` for one that cannot be traced,
-    `TaskError` when its activations are not finite.
-    """
-    inputs = _joined(batches)
-    structure = analyze(model, tuple(x[:1] for x in inputs))
-    given = policy.widths if isinstance(policy, Policy) else policy
-    unknown = given.keys() - structure.full_widths.keys()
-    if unknown:
-        names = ", ".join(structure.full_widths)
-        raise PolicyError(f"the model has no unit {', '.join(sorted(unknown))}; it has {names}")
-    wanted = Policy(space_id=structure.digest(), widths=structure.full_widths | dict(given))
-    plain = channel_order(score_units(structure, scores))
-    keep = keep_best(surgeon_order(structure, collect_moments(structure, [inputs]), plain), wanted)
-    shrunk = structure.shrink(wanted, keep).eval()
-    Reconstruction(structure=structure, inputs=inputs).apply(shrunk, structure.masks(wanted, keep))
-    return as_native(structure.model, shrunk, structure.example_inputs) if native else shrunk
-
-
-def _joined(batches: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """All batches as one; `UsageError` when there are none or they are no tuples of equally long tensors."""
-    found = list(batches)
-    if not found:
-        raise UsageError("a reconstruction needs at least one batch of inputs; got none")
-    for batch in found:
-        tensors = isinstance(batch, tuple | list) and bool(batch) and all(isinstance(x, Tensor) for x in batch)
-        if not tensors or len({len(x) for x in batch}) != 1:
-            kind = [tuple(getattr(x, "shape", ())) for x in batch] if tensors else type(batch).__name__
-            raise UsageError(f"a batch is a tuple of input tensors that are equally long; got {kind}")
-    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))

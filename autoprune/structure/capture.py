@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -64,6 +65,12 @@ def export(model: nn.Module, example_inputs: Sequence[torch.Tensor], *, training
             )
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        unknown = re.match(r"Found <class '(?:.*\.)?(\w+)'> in output, which is not a known type", reason)
+        if unknown:
+            raise StructureError(
+                f"torch.export does not know the {unknown[1]} that the model returns. Return tensors, tuples or dicts, "
+                f"or call torch.export.register_dataclass({unknown[1]}) first"
+            ) from error
         raise StructureError(
             f"the model cannot be traced by torch.export: {reason.rstrip('.')}{users_line(error)}. Its forward must "
             "run on the example inputs and must not branch on tensor values."

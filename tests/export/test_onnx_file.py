@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import autoprune
-from autoprune.errors import StructureError, VerificationError
+from autoprune.errors import StructureError, UsageError, VerificationError
 from autoprune.export.onnx_file import export_candidate
 from autoprune.export.verify import parity
 from autoprune.records import Policy
@@ -58,3 +58,12 @@ def test_a_wrong_export_is_not_written(tmp_path, monkeypatch):
     with pytest.raises(VerificationError):
         autoprune.export_onnx(nn.Linear(3, 2), torch.zeros(1, 3), tmp_path / "m.onnx")
     assert not (tmp_path / "m.onnx").exists()
+
+
+def test_a_model_in_half_precision_is_proven_by_what_that_can_tell_apart(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 4))
+    path = autoprune.export_onnx(model.half(), torch.zeros(1, 8).half(), tmp_path / "half.onnx")
+    assert onnx.load(path).graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+    with pytest.raises(UsageError, match=r"does not run bfloat16: export model.float\(\)"):
+        autoprune.export_onnx(model.bfloat16(), torch.zeros(1, 8).bfloat16(), path)

@@ -60,6 +60,8 @@ def test_files_that_do_not_fit(small, tmp_path):
     path = autoprune.save(small, tmp_path / "small.safetensors")
     with pytest.raises(TaskError, match="must fit the model; 8 do not"):
         autoprune.load(lambda: nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), path, (torch.zeros(1, 4),))
+    with pytest.raises(UsageError, match=r"build_model is a function .*`lambda: model`; got Sequential"):
+        autoprune.load(build(), path, (X,))
     with pytest.raises(UsageError, match="is of another model than build_model returns"):
         autoprune.load(lambda: build(3), path, (X,))
     tensors = load_file(path)

@@ -66,7 +66,15 @@ def test_prune_only_what_is_chosen() -> None:
     assert small.get_parameter("c2.weight").shape[:2] == (3, 6)
 
 
-@pytest.mark.parametrize(("options", "message"), [({"keep": 0}, "above 0"), ({"ranking": "best"}, "local")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep": 0}, "above 0"),
+        ({"keep": "50%"}, "at most 1; got '50%'"),
+        ({"ranking": "best"}, "local"),
+        ({"choose": ["c1"]}, r"a function of a unit's name; got \['c1'\]"),
+    ],
+)
 def test_bad_requests(options: dict, message: str) -> None:
     net, inputs = make_net("chain")
     with pytest.raises(UsageError, match=message):

@@ -9,8 +9,9 @@ from autoprune.errors import PolicyError, TaskError, UsageError
 from autoprune.records import Policy
 from autoprune.recovery.batchnorm import recalibrate_on
 from autoprune.recovery.consumers import covered_units, find_consumers
-from autoprune.recovery.least_squares import Reconstruction, recover
+from autoprune.recovery.least_squares import Reconstruction
 from autoprune.recovery.moments import collect_moments
+from autoprune.recovery.recover import recover
 from autoprune.recovery.surgeon import surgeon_order
 from autoprune.structure import analyze
 
@@ -262,11 +263,30 @@ def test_one_dimensional_convolutions_are_reconstructed():
     assert difference(model.eval(), recover(model.eval(), {"0": 3}, batches), batches) < 1e-3
 
 
+def test_batches_are_tensors_tuples_or_dicts_of_them():
+    torch.manual_seed(0)
+    model, x = mlp(), torch.randn(64, 4)
+    wanted = recover(model, {"0": 4}, [(x,)]).state_dict()
+    for batches in ([x], [x[:30], [x[30:]]], [{"input": x[:30]}, {"input": x[30:]}]):
+        found = recover(model, {"0": 4}, batches).state_dict()
+        assert all(torch.equal(value, found[name]) for name, value in wanted.items())
+
+
 def test_bad_calls_say_what_is_wrong():
     with pytest.raises(UsageError, match="at least one batch"):
         recover(mlp(), {"0": 4}, [])
-    with pytest.raises(UsageError, match=r"tuple of input tensors .* got Tensor"):
-        recover(mlp(), {"0": 4}, [torch.zeros(3, 4)])
+    with pytest.raises(UsageError, match=r"tuple or dict of input tensors; got ndarray"):
+        recover(mlp(), {"0": 4}, [torch.zeros(3, 4).numpy()])
+    with pytest.raises(UsageError, match=r"are a list of them; got one Tensor"):
+        recover(mlp(), {"0": 4}, torch.zeros(3, 4))
+    with pytest.raises(UsageError, match=r"forward takes \(1\), without targets; got 2 tensors"):
+        recover(mlp(), {"0": 4}, [(torch.zeros(3, 4), torch.zeros(3))])
+    with pytest.raises(UsageError, match=r"are equally long; got \[\(3, 4\), \(2,\)\]"):
+        recover(mlp(), {"0": 4}, [(torch.zeros(3, 4), torch.zeros(2))])
+    with pytest.raises(UsageError, match="all batches hold the same inputs"):
+        recover(mlp(), {"0": 4}, [{"input": torch.zeros(3, 4)}, {"x": torch.zeros(3, 4)}])
+    with pytest.raises(UsageError, match=r"more digits than torch.bfloat16 has: recover model.float\(\)"):
+        recover(mlp().bfloat16(), {"0": 4}, [torch.zeros(3, 4).bfloat16()])
     with pytest.raises(TaskError, match=r"'2.weight' reads must be finite"):
         recover(mlp(), {"0": 4}, [(torch.full((3, 4), float("nan")),)])
     with pytest.raises(PolicyError, match="no unit nope; it has 0"):

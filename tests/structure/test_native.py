@@ -8,7 +8,7 @@ from torch.nn.utils import parametrizations
 from autoprune.errors import StructureError
 from autoprune.pruning import prune
 from autoprune.records import Policy
-from autoprune.recovery.least_squares import recover
+from autoprune.recovery.recover import recover
 from autoprune.structure import analyze, native
 from autoprune.structure.native import _resize
 from tests.task.test_adapt import Encoder, sentences

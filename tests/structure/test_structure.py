@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -263,3 +264,24 @@ def test_a_model_that_cannot_be_traced_says_why_and_prints_nothing(capfd: pytest
     with pytest.raises(StructureError, match=r"cannot be traced .*data-dependent.*test_structure.py, line \d+: `if x"):
         analyze(Branching(), (torch.randn(2, 4),))
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_class_of_outputs_that_export_does_not_know_is_named_until_it_is_registered() -> None:
+    @dataclass
+    class Found:
+        logits: torch.Tensor
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> Found:
+            return Found(self.second(self.first(x)))
+
+    x = torch.randn(2, 4)
+    with pytest.raises(StructureError, match=r"register_dataclass\(Found\) first"):
+        analyze(Net(), (x,))
+    torch.export.register_dataclass(Found, serialized_type_name="Found")
+    structure = analyze(Net(), (x,))
+    assert isinstance(structure.shrink(structure.dense_policy())(x), Found)

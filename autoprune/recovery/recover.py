@@ -1,0 +1,111 @@
+"""`recover`: the reconstruction alone, for any model and a few batches of its inputs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoprune.errors import PolicyError, UsageError
+from autoprune.pruning import channel_order, keep_best, score_units
+from autoprune.records import Policy
+from autoprune.recovery.least_squares import Reconstruction
+from autoprune.recovery.moments import collect_moments
+from autoprune.recovery.surgeon import surgeon_order
+from autoprune.structure import analyze
+from autoprune.structure import native as as_native
+from autoprune.task.accept import as_inputs
+
+Batch = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
+"""Inputs of a model, as its `forward` takes them."""
+
+
+def recover(
+    model: nn.Module,
+    policy: Policy | Mapping[str, int],
+    batches: Iterable[Batch],
+    *,
+    scores: str = "l2",
+    native: bool = False,
+) -> nn.Module:
+    """Shrink a trained model to a policy and repair it without labels or gradients: least squares and batch norms.
+
+    All batches together pass through the model at once; some 256 examples are enough.
+
+    Args:
+        model: the dense model, which is not changed.
+        policy: widths by unit name; units that are left out keep their full width.
+        batches: inputs of a few hundred training examples, batch dimension first and without targets: tensors, or
+            tuples or dicts of them, as `forward` takes them.
+        scores: how channels are ranked in units that some reader of theirs keeps from being reconstructed.
+        native: return the model's own classes with smaller parameters, where that provably computes the same.
+
+    Returns a new module in evaluation mode, with the same names of parameters. Raises `UsageError` without batches
+    or for those that do not fit, `PolicyError` for a unit or a width that the model does not have, `StructureError` for
+    one that cannot be traced, `TaskError` when its activations are not finite.
+    """
+    joined = _joined(batches)
+    inputs = as_inputs(joined)
+    _check(model, inputs)
+    structure = analyze(model, _first(joined))
+    given = policy.widths if isinstance(policy, Policy) else policy
+    unknown = given.keys() - structure.full_widths.keys()
+    if unknown:
+        names = ", ".join(structure.full_widths)
+        raise PolicyError(f"the model has no unit {', '.join(sorted(unknown))}; it has {names}")
+    wanted = Policy(space_id=structure.digest(), widths=structure.full_widths | dict(given))
+    plain = channel_order(score_units(structure, scores))
+    keep = keep_best(surgeon_order(structure, collect_moments(structure, [inputs]), plain), wanted)
+    shrunk = structure.shrink(wanted, keep).eval()
+    Reconstruction(structure=structure, inputs=inputs).apply(shrunk, structure.masks(wanted, keep))
+    return as_native(structure.model, shrunk, structure.example_inputs) if native else shrunk
+
+
+def _check(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """`UsageError` for a model in too short a type, and for more inputs than it takes."""
+    short = {p.dtype for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)}
+    if short:
+        raise UsageError(
+            f"least squares needs more digits than {', '.join(map(str, short))} has: recover model.float() with inputs "
+            "in float32, and convert the result"
+        )
+    taken = inspect.signature(model.forward).parameters.values()
+    if len(inputs) > len(taken) and not any(parameter.kind is parameter.VAR_POSITIONAL for parameter in taken):
+        raise UsageError(
+            f"a batch holds what the model's forward takes ({len(taken)}), without targets; got {len(inputs)} tensors"
+        )
+
+
+def _joined(batches: Iterable[Batch]) -> tuple[Tensor, ...] | dict[str, Tensor]:
+    """All batches as one; `UsageError` when there are none or they are no equally long tensors of the same names."""
+    if isinstance(batches, Tensor | Mapping):
+        raise UsageError(f"batches are a list of them; got one {type(batches).__name__}, so pass [batch]")
+    found = [_tensors(batch) for batch in batches]
+    if not found:
+        raise UsageError("a reconstruction needs at least one batch of inputs; got none")
+    if any(batch.keys() != found[0].keys() for batch in found):
+        raise UsageError(f"all batches hold the same inputs; got {sorted({', '.join(map(str, b)) for b in found})}")
+    joined = {key: torch.cat([batch[key] for batch in found]) for key in found[0]}
+    return joined if all(isinstance(key, str) for key in joined) else tuple(joined.values())
+
+
+def _tensors(batch: Batch) -> dict[Any, Tensor]:
+    """The tensors of a batch by name, or by position."""
+    tensors: dict[Any, Tensor] = {}
+    if isinstance(batch, Tensor):
+        tensors = {0: batch}
+    elif isinstance(batch, Mapping | tuple | list):
+        tensors = dict(batch if isinstance(batch, Mapping) else enumerate(batch))
+    if not tensors or not all(isinstance(x, Tensor) for x in tensors.values()):
+        raise UsageError(f"a batch is a tensor, or a tuple or dict of input tensors; got {type(batch).__name__}")
+    if len({len(x) if x.dim() else 0 for x in tensors.values()}) != 1:
+        raise UsageError(f"the inputs of a batch are equally long; got {[tuple(x.shape) for x in tensors.values()]}")
+    return tensors
+
+
+def _first(inputs: tuple[Tensor, ...] | dict[str, Tensor]) -> tuple[Tensor, ...] | dict[str, Tensor]:
+    """One example of each input."""
+    return {k: x[:1] for k, x in inputs.items()} if isinstance(inputs, dict) else tuple(x[:1] for x in inputs)
