@@ -113,7 +113,8 @@ def build_space(
                 raise ConfigError(f"{source}: {key}: {pattern!r} matches no unit. Units: {', '.join(names)}.")
     levels = {unit.name: _levels(spec, unit, source, useful) for unit in units}
     if not any(len(found) > 1 for found in levels.values()):
-        why = " (no smaller width of any unit is measurably faster on this target)" if useful else ""
+        why = " (no smaller width of any unit is measurably faster on this target; `levels` of its own searches all)"
+        why = why if useful else ""
         raise ConfigError(f"{source}: leaves nothing to search: every unit has one level{why}: {levels}")
     key = {"structure": structure_digest, "levels": {name: list(found) for name, found in levels.items()}}
     return SearchSpace(id=digest_of(key), levels=levels)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from autoprune.budgets import Budget
 from autoprune.config import RunConfig
 from autoprune.errors import ConfigError, LatencyError, RunFolderError
 from autoprune.latency.profiling import profile
@@ -35,7 +37,21 @@ def space_of(config: RunConfig, structure: Structure, table: LatencyTable | None
     useful = {
         unit.name: [w for w in table.useful.get(unit.name, ()) if w in table.space.levels[unit.name]] for unit in units
     }
-    return build_space(spec, units, digest, path.name, useful)
+    return _efficient(config, structure, useful, table.space.levels)
+
+
+def _efficient(
+    config: RunConfig, structure: Structure, useful: Useful, all_levels: Mapping[str, Sequence[int]] | None = None
+) -> SearchSpace:
+    """The space of useful widths; of all when none is faster than another and no budget limits latency."""
+    path = find_space(config.space)
+    spec, units, digest = load_spec(path), structure.units, structure.digest()
+    try:
+        return build_space(spec, units, digest, path.name, useful)
+    except ConfigError:
+        if any(Budget.parse(text).timed for text in config.budgets):
+            raise
+    return build_space(spec, units, digest, path.name, all_levels)
 
 
 def latency_table(
@@ -77,7 +93,7 @@ def profiled_table(
     spec = load_spec(path)
 
     def narrow(useful: Useful) -> SearchSpace:
-        return build_space(spec, structure.units, structure.digest(), path.name, useful)
+        return _efficient(config, structure, useful)
 
     table = profile(
         structure,

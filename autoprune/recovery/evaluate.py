@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from autoprune.errors import TaskError, TrialError, UsageError
+from autoprune.errors import AutopruneError, TaskError, TrialError, UsageError
 from autoprune.recovery.distill import are_logits, divergence
 from autoprune.recovery.passes import SamplePasses
+from autoprune.task.accept import users_line
 from autoprune.task.base import IGNORED, Task
 from autoprune.task.batches import batches, length, sample_rows
 
@@ -105,10 +106,16 @@ def _score(
     reference: Tensor | None,
 ) -> float:
     if task.metric is not None:
-        with torch.no_grad():
-            score = task.metric(
-                model.eval(), dataset if len(rows) == length(dataset) else Subset(dataset, rows.tolist())
-            )
+        some = dataset if len(rows) == length(dataset) else Subset(dataset, rows.tolist())
+        try:
+            with torch.no_grad():
+                score = task.metric(model.eval(), some)
+        except AutopruneError:
+            raise
+        except Exception as error:
+            raise TaskError(
+                f"the metric {task.metric_name!r} failed: {type(error).__name__}: {error}{users_line(error)}"
+            ) from error
         try:
             return float(score)
         except (TypeError, ValueError, RuntimeError):

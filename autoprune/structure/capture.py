@@ -71,9 +71,10 @@ def export(model: nn.Module, example_inputs: Sequence[torch.Tensor], *, training
                 f"torch.export does not know the {unknown[1]} that the model returns. Return tensors, tuples or dicts, "
                 f"or call torch.export.register_dataclass({unknown[1]}) first"
             ) from error
+        where = users_line(error, "forward")
         raise StructureError(
-            f"the model cannot be traced by torch.export: {reason.rstrip('.')}{users_line(error)}. Its forward must "
-            "run on the example inputs and must not branch on tensor values."
+            f"the model cannot be traced by torch.export: {reason.rstrip('.')}{where}. Its forward must run on the "
+            "example inputs and must not branch on tensor values."
         ) from error
     out_spec = program.call_spec.out_spec
     assert out_spec is not None

@@ -94,11 +94,14 @@ def as_inputs(example_inputs: ExampleInputs) -> tuple[Tensor, ...]:
     return found
 
 
-def users_line(error: BaseException) -> str:
-    """Where in the user's own code an error came from: ` (model.py, line 8: `if x.sum() > 0:`)`, or nothing."""
+def users_line(error: BaseException, function: str | None = None) -> str:
+    """Where in the user's own code an error came from: ` (model.py, line 8: `if x.sum() > 0:`)`, or nothing.
+
+    With `function`, in the innermost one of that name.
+    """
     ours = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*ours, "<"))]
-    frames = [f for f in frames if f.name == "forward"]
+    frames = [f for f in frames if function in (None, f.name)]
     if not frames:
         return ""
     last = frames[-1]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
 from autoprune.errors import TaskError
-from autoprune.task.items import Items, as_tensors
+from autoprune.task.items import Items, as_tensors, item_of
 
 
 def length(dataset: Dataset[Any]) -> int:
@@ -26,7 +26,7 @@ def take(dataset: Dataset[Any], rows: Tensor) -> tuple[Tensor, ...]:
         return take(dataset.dataset, torch.as_tensor(dataset.indices)[rows])
     if isinstance(dataset, Items):
         return dataset.take(rows.tolist())
-    items = [as_tensors(dataset[row]) for row in rows.tolist()]
+    items = [as_tensors(item_of(dataset, row)) for row in rows.tolist()]
     try:
         return tuple(default_collate(items))
     except RuntimeError as error:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from autoprune.errors import TaskError
+from autoprune.task.accept import users_line
 
 _MOST_BYTES = 1 << 32
 """Batches of an iterable that is no `DataLoader` over a map-style data set are kept in memory, up to so many bytes."""
@@ -36,6 +37,16 @@ def is_data(value: object) -> bool:
     return (is_dataset(value) or isinstance(value, Iterable)) and not isinstance(value, str | Tensor | Mapping)
 
 
+def item_of(source: Any, row: int) -> Any:
+    """One item of a user's data set; `TaskError` with the place when reading it fails."""
+    try:
+        return source[row]
+    except Exception as error:
+        raise TaskError(
+            f"item {row} of {type(source).__name__} cannot be read: {type(error).__name__}: {error}{users_line(error)}"
+        ) from error
+
+
 @dataclass(frozen=True)
 class Items(Dataset[tuple[Tensor, ...]]):
     """A map-style data set of tuples of tensors over one of dicts (`keys` in order; none: tuples already) or a loader.
@@ -54,11 +65,11 @@ class Items(Dataset[tuple[Tensor, ...]]):
     def __getitem__(self, row: int) -> tuple[Tensor, ...]:
         if self.collate is not None:
             return tuple(part[0] for part in self.take([row]))
-        return as_tensors(_parts(self.source[row], self.keys))
+        return as_tensors(_parts(item_of(self.source, row), self.keys))
 
     def take(self, rows: Sequence[int]) -> tuple[Tensor, ...]:
         """The items at `rows` as one batch; `TaskError` when they cannot be batched."""
-        items = [self.source[row] for row in rows]
+        items = [item_of(self.source, row) for row in rows]
         if self.collate is not None:
             return as_tensors(_parts(self.collate(items), self.keys))
         try:

@@ -41,6 +41,21 @@ def test_targets_that_losses_leave_out_are_neither_right_nor_wrong():
     assert evaluate(Echo(), echo_task(targets), echo_task(targets).val_set).score == pytest.approx(25 / 30)
 
 
+def test_a_metric_or_an_item_that_fails_says_where():
+    def reads_a_label(model, dataset):
+        raise KeyError("label")
+
+    class Torn(list):
+        def __getitem__(self, row):
+            raise OSError("60.png is truncated")
+
+    task = toy_task(metric=reads_a_label)
+    with pytest.raises(TaskError, match=r"failed: KeyError: 'label' \(test_evaluate.py, line \d+: `raise KeyError"):
+        evaluate(nn.Identity(), task, task.val_set)
+    with pytest.raises(TaskError, match=r"item 0 of Torn cannot be read: OSError: 60.png is truncated \(test_evaluate"):
+        predict_outputs(nn.Identity(), task, Torn([0, 1]))
+
+
 def test_equal_outputs_have_no_divergence_and_other_ones_do():
     task = echo_task()
     assert evaluate(Echo(), task, task.val_set, dense_outputs=LOGITS).divergence == pytest.approx(0, abs=1e-6)
