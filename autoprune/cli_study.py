@@ -40,6 +40,9 @@ def status(
         time.sleep(_WATCH_SECONDS)
 
 
+_SHOWN = {"running": "running or queued"}
+
+
 def finished(folder: RunFolder) -> bool:
     """Whether a run has its front: of the budgets that it has now, which may have been others before."""
     from autoprune.pipeline.run import Run
@@ -51,7 +54,7 @@ def finished(folder: RunFolder) -> bool:
 
 def status_lines(run_dir: Path) -> Iterator[str]:
     """What `status` prints; `RunFolderError` when there is no run."""
-    from autoprune.lease import holder
+    from autoprune.lease import holder, is_gone
     from autoprune.pipeline.prepare import place_of
     from autoprune.pipeline.run import Run
     from autoprune.runfolder import RunFolder
@@ -61,11 +64,14 @@ def status_lines(run_dir: Path) -> Iterator[str]:
     place = place_of(Run(folder).config, folder)
     who = holder(folder.lease)
     stage = "finished" if finished(folder) else "searching" if folder.has_study else "preparing"
-    yield f"{folder.path}: {stage}; " + (f"last worked on by {who}" if who else "nobody works on it")
+    nobody = "nobody works on it" + (f": {who} has ended without its clean-up" if who else "")
+    yield f"{folder.path}: {stage}; " + (nobody if who is None or is_gone(who) else f"worked on by {who}")
     states = study_states(place) if folder.has_study else []
     for state in states:
-        counts = ", ".join(f"{count} {name}" for name, count in state.counts.items())
-        yield f"{state.name}: {counts or 'no trials'}" + (f", {state.lost} attempts lost" if state.lost else "")
+        counts = [f"{count} {_SHOWN.get(name, name)}" for name, count in state.counts.items()]
+        counts += [f"{state.earlier} of them from earlier budgets"] if state.earlier else []
+        counts += [f"{state.lost} attempts lost"] if state.lost else []
+        yield f"{state.name}: {', '.join(counts) or 'no trials'}"
         for limit, score in state.best.items():
             yield f"    best within {limit}: {score:.4f}"
         if state.open and state.minutes is not None:

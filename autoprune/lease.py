@@ -77,6 +77,11 @@ def holder(path: Path) -> Holder | None:
     return _read(path)
 
 
+def is_gone(holder: Holder) -> bool:
+    """Whether a holder on this host runs no longer; of another host that cannot be told at a glance."""
+    return holder.host == _host() and _born(holder.pid) != holder.born
+
+
 def _lock(file: Any) -> bool | None:
     """Whether the kernel gave us the lock; `None` where the file system has none."""
     try:
@@ -88,7 +93,7 @@ def _lock(file: Any) -> bool | None:
 
 def _alive(path: Path, there: Holder, locked: bool | None, beat_s: float) -> bool:
     if there.host == _host():
-        return not locked and _born(there.pid) == there.born
+        return not locked and not is_gone(there)
     for _ in range(_BEATS_MISSED):
         time.sleep(beat_s)
         if _read(path) != there:

@@ -15,7 +15,7 @@ import pytest
 
 from autoprune import lease
 from autoprune.errors import RunFolderError
-from autoprune.lease import Holder, held, holder
+from autoprune.lease import Holder, held, holder, is_gone
 
 BEAT = 0.02
 
@@ -45,7 +45,11 @@ def test_the_lease_of_a_killed_process_is_free(tmp_path: Path) -> None:
         with pytest.raises(RunFolderError, match=f"process {process.pid} "), held(path):
             pass
         process.send_signal(signal.SIGKILL)
-    assert holder(path) is not None
+    left = holder(path)
+    assert left is not None
+    assert is_gone(left)
+    assert not is_gone(Holder.here())
+    assert not is_gone(dataclasses.replace(left, host="another 1"))
     with held(path):
         assert holder(path).pid == os.getpid()  # pyright: ignore[reportOptionalMemberAccess]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -24,12 +24,14 @@ _RECENT = 20
 class StudyStatus:
     """One study: trials by what became of them, attempts that were lost, best score by limit, what failed of late.
 
-    `per_minute` is the throughput of the last `recent` trials (`None` before there are two).
+    `earlier` of them were taken over from a study with other limits. `per_minute` is the throughput of the last
+    `recent` trials while any was worked on (`None` before there are two).
     """
 
     name: str
     counts: Mapping[str, int]
     lost: int
+    earlier: int
     best: Mapping[str, float]
     failures: Sequence[str]
     recent: int
@@ -66,7 +68,7 @@ def _status(name: str, trials: Sequence[FrozenTrial], limits: Sequence[Mapping[s
     results = [TrialResult.from_json(t.user_attrs["result"]) for t in trials if "result" in t.user_attrs]
     counts = Counter(result.status for result in results)
     counts["running"] = sum(t.state == TrialState.RUNNING and "result" not in t.user_attrs for t in trials)
-    ended = sorted(t.datetime_complete for t in trials if t.datetime_complete and "slot" in t.user_attrs)
+    recent = _worked(trials)[-_RECENT:]
     best = {}
     for most in limits:  # which were rounded when they were stored
         roomy = Limit.of(**{cost: amount * (1 + _ROUNDING) for cost, amount in most.items()})
@@ -77,18 +79,33 @@ def _status(name: str, trials: Sequence[FrozenTrial], limits: Sequence[Mapping[s
         name=name,
         counts={status: count for status, count in counts.items() if count},
         lost=sum(a["status"] == "lost" for t in trials for a in t.user_attrs.get("attempts", ())),
+        earlier=sum("result" in t.user_attrs and "slot" not in t.user_attrs for t in trials),
         best=best,
         failures=_failures(trials),
-        recent=len(ended[-_RECENT:]),
-        per_minute=_throughput(ended[-_RECENT:]),
+        recent=len(recent),
+        per_minute=_throughput(recent),
     )
 
 
-def _throughput(ended: Sequence[datetime]) -> float | None:
-    if len(ended) < 2:
+def _worked(trials: Sequence[FrozenTrial]) -> list[tuple[datetime, datetime]]:
+    """When trials of this study were worked on, in the order in which they ended."""
+    found = []
+    for trial in trials:
+        if trial.datetime_complete and trial.user_attrs.keys() >= {"slot", "result"}:
+            seconds = TrialResult.from_json(trial.user_attrs["result"]).seconds
+            found.append((trial.datetime_complete - timedelta(seconds=seconds), trial.datetime_complete))
+    return sorted(found, key=lambda times: times[1])
+
+
+def _throughput(worked: Sequence[tuple[datetime, datetime]]) -> float | None:
+    """Trials a minute, for times from begin to end in which they were worked on; gaps between them do not count."""
+    if len(worked) < 2:
         return None
-    seconds = (ended[-1] - ended[0]).total_seconds()
-    return (len(ended) - 1) / seconds * 60 if seconds > 0 else None
+    seconds, reached = 0.0, min(worked)[0]
+    for begin, end in sorted(worked):
+        seconds += max((end - max(begin, reached)).total_seconds(), 0.0)
+        reached = max(reached, end)
+    return len(worked) / seconds * 60 if seconds > 0 else None
 
 
 def _failures(trials: Sequence[FrozenTrial]) -> list[str]:
