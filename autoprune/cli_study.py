@@ -93,7 +93,7 @@ def dashboard(
     except ImportError:
         raise UsageError("the dashboard is an extra: pip install 'autoprune[dashboard]'") from None
     from autoprune.pipeline.commands import studies_of
-    from autoprune.search.storage import copy_studies
+    from autoprune.search.copying import copy_studies
 
     with TemporaryDirectory(prefix="autoprune-dashboard-") as folder:
         copy = Path(folder) / "study.db"

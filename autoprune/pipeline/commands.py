@@ -19,8 +19,9 @@ from autoprune.pipeline.verification import from_json, front_document, load_mode
 from autoprune.recovery.dense import weights_to_bytes
 from autoprune.recovery.finetune import finetune
 from autoprune.runfolder import RunFolder, read_json, write_atomic, write_json
+from autoprune.search.copying import copy_studies
 from autoprune.search.places import Place, SharedStorage, absolute
-from autoprune.search.storage import copy_studies, sole_controller
+from autoprune.search.storage import sole_controller
 from autoprune.structure import Structure
 from autoprune.task.batches import length
 

@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoprune.budgets import Limit
-from autoprune.config import FOUNDATION, QUESTION, RunConfig, load_config
-from autoprune.errors import RunFolderError, TrialError, UsageError
+from autoprune.errors import TrialError, UsageError
 from autoprune.evaluation import additive_costs
 from autoprune.pipeline.channels import importance, importance_passes
 from autoprune.pipeline.deploy import deployed_dense
@@ -19,6 +18,7 @@ from autoprune.pipeline.events import Events, Silent
 from autoprune.pipeline.executors import executor_of
 from autoprune.pipeline.finalists import finish
 from autoprune.pipeline.prepare import Setup, check_names, open_task, place_of, prepare, seconds_per_pass
+from autoprune.pipeline.resolve import resolve, with_absolute_paths
 from autoprune.pipeline.run import OBJECT_TASK, Run
 from autoprune.pipeline.settle import refitted, uniform_baselines, widened
 from autoprune.pipeline.verification import front_document
@@ -28,7 +28,7 @@ from autoprune.search.effort import proxy_passes
 from autoprune.search.executors.base import Executor
 from autoprune.search.executors.cluster import check_address
 from autoprune.search.explore import SENSITIVITY, Progress, Search
-from autoprune.search.places import SharedStorage, absolute
+from autoprune.search.places import SharedStorage
 from autoprune.search.rungs import best_within
 from autoprune.search.samplers import GP_SECONDS
 from autoprune.search.sensitivity import anchor_policies
@@ -68,7 +68,9 @@ def search(
     own = task if isinstance(task, Task) else None
     named = {"task": OBJECT_TASK, "executor": "inline"} if own else {"task": task} if task else {}
     folder = RunFolder(Path(run_dir))
-    config = resolve(folder, Path(config_file) if config_file else None, _absolute(options | named), fresh=fresh)
+    config = resolve(
+        folder, Path(config_file) if config_file else None, with_absolute_paths(options | named), fresh=fresh
+    )
     if config.task == OBJECT_TASK and own is None:
         raise UsageError("this run was started with a Task object: pass it again as `task`")
     check_names(config)
@@ -85,62 +87,6 @@ def search(
             folder.write_shared_study(place.url, place.run_id)
         _run(setup, events)
     return Run.open(run_dir, own)
-
-
-def _absolute(given: dict[str, Any]) -> dict[str, Any]:
-    """Make paths absolute, so that a run resumes from any folder."""
-    found = dict(given)
-    for key in ("data_dir", "dense", "table"):
-        if found.get(key):
-            found[key] = str(Path(found[key]).resolve())
-    if found.get("storage"):
-        found["storage"] = absolute(found["storage"])
-    source, colon, function = str(found.get("task", "")).rpartition(":")
-    if colon and source.endswith(".py"):
-        found["task"] = f"{Path(source).resolve()}:{function}"
-    if str(found.get("space", "")).endswith((".yaml", ".yml")):
-        found["space"] = str(Path(found["space"]).resolve())
-    return found
-
-
-def resolve(folder: RunFolder, config_file: Path | None, given: dict[str, Any], *, fresh: bool = False) -> RunConfig:
-    """Configuration of a new run, or of the one in the folder with the given options over it.
-
-    Raises `RunFolderError` that lists what differs when that would be another run.
-    """
-    stored = folder.read_config()
-    if stored is None:
-        return _loaded(config_file, given)
-    if fresh:
-        raise RunFolderError(
-            f"{folder.path} already holds a run. Leave out --fresh to resume it, or choose another one."
-        )
-    before = _loaded(None, stored)
-    kept = {"run_id": before.run_id}
-    config = _loaded(config_file, kept | given) if config_file else _loaded(None, kept | stored | given)
-    if before.storage and "storage" not in config.model_fields_set:  # studies may have moved since the file was written
-        config = config.model_copy(update={"storage": before.storage})
-    fixed = FOUNDATION if folder.table.exists() or folder.dense.exists() else ()
-    fixed += (*QUESTION, "storage", "run_id") if folder.has_study else ()
-    changed = [
-        f"{key} was {getattr(before, key)!r} and is {getattr(config, key)!r}"
-        for key in fixed
-        if getattr(before, key) != getattr(config, key)
-    ]
-    if changed and folder.has_study and before.storage != config.storage:
-        raise RunFolderError(
-            f"the studies of {folder.path} are kept in {place_of(before, folder)}; move them with "
-            f"`autoprune study copy {folder.path} --to URL`, which the run then goes on with"
-        )
-    if changed:
-        raise RunFolderError(f"{folder.path} holds another run: {'; '.join(changed)}. Choose another --run-dir.")
-    return config
-
-
-def _loaded(config_file: Path | None, given: dict[str, Any]) -> RunConfig:
-    """A configuration file with options over it, all paths absolute."""
-    values = load_config(config_file, given).model_dump(mode="json", exclude_unset=True)
-    return load_config(None, _absolute(values))
 
 
 def _run(setup: Setup, events: Events) -> None:

@@ -88,3 +88,16 @@ Place = Path | SharedStorage
 def study_name(place: Place, name: str) -> str:
     """The name of a run's study in its place."""
     return f"{place.run_id}/{name}" if isinstance(place, SharedStorage) else name
+
+
+def file_of(place: Place) -> Path | None:
+    """The file that holds the studies of a place; `None` for a database server."""
+    if isinstance(place, Path):
+        return place
+    return place.path if place.scheme == "journal" else None
+
+
+def is_empty(place: Place) -> bool:
+    """Whether nothing was written to the file of a place yet, or it is not there."""
+    file = file_of(place)
+    return file is not None and not (file.exists() and file.stat().st_size)

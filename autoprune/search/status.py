@@ -10,9 +10,9 @@ from datetime import datetime, timedelta
 from optuna.trial import FrozenTrial, TrialState
 
 from autoprune.budgets import Limit
-from autoprune.search.places import Place, study_name
+from autoprune.search.places import Place, file_of, is_empty, study_name
 from autoprune.search.rungs import best_within
-from autoprune.search.storage import file_of, is_empty, opened
+from autoprune.search.storage import opened
 from autoprune.trials import TrialResult
 
 _ROUNDING = 1e-5

@@ -27,7 +27,7 @@ from sqlalchemy.orm import Session
 
 from autoprune.errors import RunFolderError, UsageError
 from autoprune.records import digest_of
-from autoprune.search.places import Place, study_name
+from autoprune.search.places import Place, file_of, is_empty, study_name
 from autoprune.search.question import Question
 from autoprune.trials import TrialResult
 
@@ -199,19 +199,6 @@ def _begin(study: optuna.Study, earlier: Sequence[FrozenTrial], finished: Callab
         study.add_trial(finished(replace(result, number=number)))
 
 
-def file_of(place: Place) -> Path | None:
-    """The file that holds the studies of a place; `None` for a database server."""
-    if isinstance(place, Path):
-        return place
-    return place.path if place.scheme == "journal" else None
-
-
-def is_empty(place: Place) -> bool:
-    """Whether nothing was written to the file of a place yet, or it is not there."""
-    file = file_of(place)
-    return file is not None and not (file.exists() and file.stat().st_size)
-
-
 def check_storage(place: Place, *, made: bool, begun: bool) -> None:
     """`RunFolderError` when a place cannot be used, before a search spends anything.
 
@@ -262,38 +249,6 @@ _HOLDER = """
 select a.application_name, a.backend_start from pg_locks l join pg_stat_activity a using (pid)
 where l.locktype = 'advisory' and l.granted and (l.classid::bigint << 32) + l.objid::bigint = :key
 """
-
-
-def copy_studies(source: Place, target: Place) -> list[str]:
-    """Copy every study of a run to another place; returns their names. It goes on where one before was cut off.
-
-    Raises `RunFolderError` when a study of that name is there that holds more than the beginning of ours.
-    """
-    with opened(source, reading=True) as origin, opened(target) as into:
-        studies = sorted(origin.get_all_studies(), key=lambda study: study._study_id)  # as they were begun
-        prefix = study_name(source, "")
-        plain = [s.study_name.removeprefix(prefix) for s in studies if s.study_name.startswith(prefix)]
-        for name in plain:
-            ours, theirs = _digests(origin, prefix + name), _digests(into, study_name(target, name))
-            if theirs is not None and theirs == ours:
-                continue
-            if theirs is not None and ours is not None and theirs == ours[: len(theirs)]:
-                into.delete_study(into.get_study_id_from_name(study_name(target, name)))
-            optuna.copy_study(
-                from_study_name=prefix + name,
-                from_storage=origin,
-                to_storage=into,
-                to_study_name=study_name(target, name),
-            )
-    return plain
-
-
-def _digests(storage: BaseStorage, name: str) -> list[str | None] | None:
-    """Digests of the policies of a study's trials, `None` when there is no such study."""
-    if name not in {study.study_name for study in storage.get_all_studies()}:
-        return None
-    trials = storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
-    return [trial.user_attrs.get("digest") for trial in trials]
 
 
 def _changed_limits(theirs: Mapping[str, Any], question: Question, place: Place) -> bool:

@@ -12,9 +12,10 @@ import pytest
 
 from autoprune.errors import RunFolderError
 from autoprune.search.controller import run_search
+from autoprune.search.copying import copy_studies
 from autoprune.search.executors.inline import InlineExecutor
 from autoprune.search.places import SharedStorage, study_name
-from autoprune.search.storage import check_storage, copy_studies, opened, sole_controller
+from autoprune.search.storage import check_storage, opened, sole_controller
 from tests.search import fakes
 from tests.search.postgres import BIN, Server
 
