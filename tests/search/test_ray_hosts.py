@@ -107,7 +107,7 @@ def cluster(hosts: tuple[str, ...], environment: dict[str, str]) -> Iterator[str
         for node in nodes:
             node.terminate()
         for node in nodes:
-            node.wait(timeout=30)
+            node.wait(timeout=90)  # one that was cut off looks for its head for half a minute first
 
 
 @pytest.mark.parametrize("heals_after_s", [None, 8.0])
