@@ -115,7 +115,8 @@ def unnamed_weights(
         for name, weight in stored.items()
         if weight.dtype.kind == "f" and weight.size > 1 and name not in owners and plain_name(name) not in parameters
     }
-    missing = {n: t for n, t in parameters.items() if n not in held and t.is_floating_point() and t.numel() > 1}
+    known = {id(tensor) for name, tensor in parameters.items() if name in held}  # tied ones are held by one name
+    missing = {n: t for n, t in parameters.items() if id(t) not in known and t.is_floating_point() and t.numel() > 1}
     return weights, missing
 
 

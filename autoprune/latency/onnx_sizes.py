@@ -49,7 +49,7 @@ class LearnedSizes:
             products = value * full == dense * narrow
             factor = factor * np.where(products & (value != dense), now / full, 1.0)
             change = change + np.where(products, 0, (dense - value) * (now - full) / (full - narrow))
-        follows = (factor != 1) | (change != 0)  # "to the end" does not, and no float holds that number
+        follows = (factor != 1) | (change != 0)  # "to the end" does not, which no float holds
         return np.where(follows, np.rint(np.where(follows, dense + change, 0) * factor).astype(np.int64), dense)
 
 
@@ -135,11 +135,6 @@ def _same_nodes(exported: onnx.ModelProto, dense: onnx.ModelProto) -> dict[int, 
 def _ends_differ(dense: Array, value: Array) -> bool:
     """Whether a number became or was "to the end"."""
     return bool(((dense != value) & ((dense >= _END) | (value >= _END))).any())
-
-
-def _lasting_name(output: str) -> str:
-    """The name of a value of the captured graph; those that the exporter adds are only numbered."""
-    return "" if output.startswith("val_") else output
 
 
 def _integers(model: onnx.ModelProto) -> dict[Place, Array]:

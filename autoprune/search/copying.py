@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import optuna
 from optuna.storages import BaseStorage
 
@@ -19,10 +21,10 @@ def copy_studies(source: Place, target: Place) -> list[str]:
         prefix = study_name(source, "")
         plain = [s.study_name.removeprefix(prefix) for s in studies if s.study_name.startswith(prefix)]
         for name in plain:
-            ours, theirs = _digests(origin, prefix + name), _digests(into, study_name(target, name))
+            ours, theirs = _trials(origin, prefix + name), _trials(into, study_name(target, name))
             if theirs is not None and theirs == ours:
                 continue
-            if theirs is not None and ours is not None and theirs == ours[: len(theirs)]:
+            if theirs is not None and ours is not None and _is_beginning(theirs, ours):
                 into.delete_study(into.get_study_id_from_name(study_name(target, name)))
             optuna.copy_study(
                 from_study_name=prefix + name,
@@ -33,9 +35,15 @@ def copy_studies(source: Place, target: Place) -> list[str]:
     return plain
 
 
-def _digests(storage: BaseStorage, name: str) -> list[str | None] | None:
-    """Digests of the policies of a study's trials, `None` when there is no such study."""
+def _trials(storage: BaseStorage, name: str) -> list[tuple[str | None, bool]] | None:
+    """The digest of each trial of a study and whether it is finished; `None` when there is no such study."""
     if name not in {study.study_name for study in storage.get_all_studies()}:
         return None
     trials = storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
-    return [trial.user_attrs.get("digest") for trial in trials]
+    return [(trial.user_attrs.get("digest"), trial.state.is_finished()) for trial in trials]
+
+
+def _is_beginning(theirs: Sequence[tuple[str | None, bool]], ours: Sequence[tuple[str | None, bool]]) -> bool:
+    """Whether nothing is in their trials that is not in ours."""
+    same = all(a == b and done <= also for (a, done), (b, also) in zip(theirs, ours, strict=False))
+    return len(theirs) <= len(ours) and same

@@ -7,7 +7,9 @@ from torch import nn
 
 from autoprune.errors import LatencyError
 from autoprune.latency.bench import make_bench
+from autoprune.latency.onnx_model import export_onnx
 from autoprune.latency.onnx_origins import Origin, find_origins, made_distinct, repeats
+from autoprune.latency.onnx_resizer import unnamed_weights
 from autoprune.latency.target import make_target
 from autoprune.structure import analyze
 
@@ -72,6 +74,24 @@ class Positions(nn.Module):
         }[self.kind]()
         x = self.embed(x) + position
         return self.head(x + self.narrow(self.wide(x).relu()))
+
+
+def test_tied_weights_are_held_by_one_of_their_names():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Embedding(9, 8), nn.Linear(8, 9, bias=False)
+            self.wide, self.narrow = nn.Linear(8, 12), nn.Linear(12, 8)
+            self.head.weight = self.embed.weight
+
+        def forward(self, x):
+            x = self.embed(x)
+            return self.head(x + self.narrow(self.wide(x).relu()) + torch.ones(6, 8).cumsum(1))
+
+    structure = analyze(Tied().eval(), (torch.zeros(1, 6, dtype=torch.int64),))
+    weights, missing = unnamed_weights(export_onnx(structure.model, structure.example_inputs), structure)
+    assert [weight.shape for weight in weights.values()] == [(6, 8)]
+    assert not missing
 
 
 @pytest.mark.parametrize("kind", ["arange", "buffer", "slice"])

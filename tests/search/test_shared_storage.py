@@ -9,6 +9,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.trial import TrialState
 
 from autoprune.errors import RunFolderError
 from autoprune.search.controller import run_search
@@ -61,8 +62,17 @@ def test_a_copied_run_goes_on_elsewhere(server, tmp_path):
     assert run_search(search(tmp_path, place), InlineExecutor(lambda: fakes.logging_to(log))) == first
     assert not log.exists()
     assert copy_studies(tmp_path / "study.db", place) == ["rung-0", "rung-1"]  # again: nothing is to be done
+    with opened(tmp_path / "study.db") as storage:  # it went on after its copy was made
+        study = optuna.load_study(study_name="rung-1", storage=storage)
+        running = study.ask()
+    copy_studies(tmp_path / "study.db", place)
+    with opened(tmp_path / "study.db") as storage:
+        optuna.load_study(study_name="rung-1", storage=storage).tell(running.number, state=TrialState.FAIL)
+    copy_studies(tmp_path / "study.db", place)
     with opened(place) as storage:
-        optuna.load_study(study_name=study_name(place, "rung-1"), storage=storage).ask()
+        study = optuna.load_study(study_name=study_name(place, "rung-1"), storage=storage)
+        assert study.trials[-1].state == TrialState.FAIL
+        study.ask()
     with pytest.raises(RunFolderError, match="already exists"):
         copy_studies(tmp_path / "study.db", place)
 
