@@ -125,7 +125,8 @@ def open_storage(place: Place, *, reading: bool = False) -> BaseStorage:
     if isinstance(place, Path) and reading:
         # Beside a write-ahead log there is a file for readers, which cannot be made in a folder that is not ours.
         ours = os.access(place.parent, os.W_OK) or Path(f"{place}-wal").exists()
-        url = f"sqlite:///file:{quote(str(place))}?mode=ro&uri=true" + ("" if ours else "&immutable=1")
+        quoted = quote(quote(str(place)))  # it is unquoted twice: as a part of this URL, and as one of its own
+        url = f"sqlite:///file:{quoted}?mode=ro&uri=true" + ("" if ours else "&immutable=1")
         options = {"connect_args": {"timeout": _BUSY_SECONDS}}
         return _Database(url, engine_kwargs=options, skip_compatibility_check=True, skip_table_creation=True)
     if isinstance(place, Path):

@@ -83,6 +83,14 @@ def test_a_database_that_is_only_read_cannot_be_written(tmp_path: Path) -> None:
         optuna.create_study(study_name="another", storage=storage)
 
 
+@pytest.mark.parametrize("name", ["50%", "a?b=c", "a%3Fb", "a#b", "{x} y"])
+def test_a_study_is_read_in_its_folder_whatever_that_is_called(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with opened(tmp_path / name / "study.db") as storage:
+        optuna.create_study(study_name="rung-0", storage=storage)
+    assert [state.name for state in study_states(tmp_path / name / "study.db")] == ["rung-0"]
+
+
 def test_a_url_without_a_port_number_is_one_clear_message() -> None:
     pytest.importorskip("psycopg")
     with pytest.raises(UsageError, match=r"host:abc/db is no URL of a database"):
