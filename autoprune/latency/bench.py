@@ -20,7 +20,7 @@ from autoprune.latency.device import kernel_times, time_models
 from autoprune.latency.onnx_model import export_onnx, with_constant_weights
 from autoprune.latency.onnx_origins import Origin, find_origins, made_distinct, repeats
 from autoprune.latency.onnx_resizer import Resizer, unnamed_weights
-from autoprune.latency.onnx_sizes import LearnedSizes, learn_sizes
+from autoprune.latency.onnx_sizes import LearnedSizes, learn_sizes, with_own_shapes
 from autoprune.latency.quantize import quantized
 from autoprune.latency.target import Target
 from autoprune.latency.timing import Feeds, Kernels, Model, Protocol, Timings, named_feeds, open_session
@@ -139,7 +139,7 @@ def _dense_export(structure: Structure) -> tuple[onnx.ModelProto, dict[str, Orig
 
     def export() -> tuple[onnx.ModelProto, dict[str, np.ndarray], dict[str, torch.Tensor]]:
         # The captured model, not the user's: there every layer of a recurrent stack has states of its own.
-        exported = export_onnx(_shrunk(structure, structure.dense_policy()), structure.example_inputs)
+        exported = with_own_shapes(export_onnx(_shrunk(structure, structure.dense_policy()), structure.example_inputs))
         return exported, *unnamed_weights(exported, structure)
 
     exported, weights, missing = export()
@@ -197,7 +197,7 @@ def _trials(structure: Structure, seed: int) -> list[Policy]:
 def _exported(
     structure: Structure, target: Target, feeds: Feeds, constant_weights: bool, policy: Policy
 ) -> onnx.ModelProto:
-    model = export_onnx(_shrunk(structure, policy), structure.example_inputs)
+    model = with_own_shapes(export_onnx(_shrunk(structure, policy), structure.example_inputs))
     if target.precision == "int8":
         model = quantized(model, feeds)
     return with_constant_weights(model) if constant_weights else model

@@ -27,7 +27,8 @@ class Resizer:
     """Builds the ONNX file of any policy by slicing the weights of the dense export; milliseconds per policy.
 
     The kept channels are the first of every unit, so that `structure.shrink(policy)` is the same function.
-    `sizes` are numbers in the graph that follow widths, `origins` those of weights without a name of the state dict.
+    `sizes` are numbers and tables in the graph that follow widths, `origins` those of weights whose elements are of a
+    parameter, without its name.
     Raises `LatencyError` when the dense export holds a weight that cannot be traced back to the state dict.
     """
 
@@ -44,6 +45,7 @@ class Resizer:
         self._graph = onnx.ModelProto()
         self._graph.CopyFrom(dense)
         self._sizes = sizes
+        self._tables = sizes.tables.keys() - self._origins.keys() if sizes else frozenset[str]()
         self._places = {place: f"size_{place[0]}_{place[1]}" for place in (sizes.alone if sizes else ())}
         for (number, place), name in self._places.items():
             self._graph.graph.node[number].input[place] = name  # a constant may serve several nodes
@@ -66,6 +68,9 @@ class Resizer:
                 _set_groups(node, int(groups(widths)[0]))
         dead = {name for name in self._weights if self._is_dead(name, kept)}
         sliced = {name: self._sliced(name, w, kept) for name, w in self._weights.items() if name not in dead}
+        for name in self._tables - dead - self._owners.keys():
+            assert self._sizes is not None
+            sliced[name] = np.ascontiguousarray(self._sizes.table(name, self._weights[name], widths[0]))
         proto.graph.initializer.extend(numpy_helper.from_array(weight, name) for name, weight in sliced.items())
         for place, name in self._places.items():
             assert self._sizes is not None

@@ -1,14 +1,15 @@
-"""Sizes that an exporter wrote into a graph as numbers, and how they follow the widths of units.
+"""What an exporter computed and wrote into a graph, and how it follows the widths of units.
 
-Reshapes, expansions and splits hold sizes as integer inputs; their names and places are the exporter's business. So
-they are learned from it: further exports, in which units are narrower, show which numbers change. Units that no size
-has in common are narrower in one export, each by a ratio of its own that tells it; else each takes an export alone.
+Reshapes, expansions and splits hold sizes as integer inputs, products with sines and cosines of positions hold tables;
+their names and places are the exporter's business. So they are learned from it: further exports, in which units are
+narrower, show which numbers change and which entries are left out. Units that no size has in common are narrower in one
+export, each by a ratio of its own that tells it; else each takes an export alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from fractions import Fraction
 
@@ -17,6 +18,7 @@ import onnx
 from onnx import numpy_helper
 
 from autoprune.errors import LatencyError
+from autoprune.latency.onnx_model import plain_name
 from autoprune.records import Policy
 from autoprune.structure import Structure
 
@@ -29,17 +31,34 @@ _END = 2**53
 
 
 @dataclass(frozen=True, kw_only=True)
+class Follower:
+    """A dimension of a table that has the entries whose `channels` a unit keeps, the first ones."""
+
+    dim: int
+    unit: int
+    channels: Array
+
+
+@dataclass(frozen=True, kw_only=True)
 class LearnedSizes:
     """Integer inputs that depend on widths: their dense values, and those where unit `u` alone has width `narrow[u]`.
 
     A number that falls in proportion to the width of a unit is a product with it, any other a sum; one of both is a
-    product with a sum, as that of the heads of attention with the dimensions of queries, keys and values.
+    product with a sum, as that of the heads of attention with the dimensions of queries, keys and values. `tables` are
+    weights, by name, that no parameter has, and their dimensions that follow a unit.
     """
 
     full: Array
     narrow: Array
     dense: Mapping[Place, Array]
     alone: Mapping[Place, Mapping[int, Array]]
+    tables: Mapping[str, tuple[Follower, ...]] = field(default_factory=dict)
+
+    def table(self, name: str, values: Array, widths: Array) -> Array:
+        """The entries of a table that one row of widths `[U]` keeps."""
+        for follower in self.tables[name]:
+            values = values.take(np.flatnonzero(follower.channels < widths[follower.unit]), axis=follower.dim)
+        return values
 
     def at(self, place: Place, widths: Array) -> Array:
         """The numbers of a place for one row of widths `[U]`."""
@@ -60,7 +79,7 @@ def learn_sizes(
     *,
     together: bool = False,
 ) -> LearnedSizes:
-    """Find the sizes of a dense export that follow widths; `export` makes the graph of a policy.
+    """Find the sizes and tables of a dense export that follow widths; `export` makes the graph of a policy.
 
     `together` takes an export for each group of units that no operator joins, not for each unit; it is only right where
     every size is a product of widths. Raises `LatencyError` when a narrower model is exported with other sizes, or when
@@ -69,6 +88,7 @@ def learn_sizes(
     names, full = [unit.name for unit in structure.units], np.array([unit.width for unit in structure.units])
     narrow, before = full.copy(), _integers(dense)
     alone: dict[Place, dict[int, Array]] = {}
+    tables: dict[str, dict[int, Follower]] = {}
     for group in _groups(structure) if together else _each(structure):
         narrow[[*group]] = [*group.values()]
         widths = [group.get(unit, int(width)) for unit, width in enumerate(full)]
@@ -79,12 +99,49 @@ def learn_sizes(
             if number not in same:
                 continue
             place = (same[number], position)
-            if place not in before or value.shape != before[place].shape or _ends_differ(before[place], value):
+            if place not in before or value.shape != before[place].shape:
                 raise LatencyError(f"the exporter writes other sizes where {told!r} is narrower")
+            value = np.where(
+                before[place] >= _END, before[place], value
+            )  # "to the end", which it may write as a number
+            if (value >= _END).any() and (value != before[place]).any():
+                raise LatencyError(f"the exporter writes no size where {told!r} is narrower")
             if (value != before[place]).any():
                 unit = next(iter(group)) if len(group) == 1 else _told_by_ratio(before[place], value, full, group)
                 alone.setdefault(place, {})[unit] = value
-    return LearnedSizes(full=full, narrow=narrow, dense={place: before[place] for place in alone}, alone=alone)
+        for name, values, shorter in _pairs_of_tables(dense, exported, same, structure):
+            tables.setdefault(name, {}).update(_followers(values, shorter, full, group))
+    return LearnedSizes(
+        full=full,
+        narrow=narrow,
+        dense={place: before[place] for place in alone},
+        alone=alone,
+        tables={name: tuple(followers.values()) for name, followers in tables.items()},
+    )
+
+
+def with_own_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same model, in place, where every node has the shape that it takes for itself.
+
+    The exporter makes equal shapes once; in a narrower model they may differ.
+    """
+    sizes = {initializer.name for initializer in _integer_initializers(model)}
+    shapes = {n.output[0]: n for n in model.graph.node if n.op_type == "Concat" and sizes & {*n.input}}
+    taken, nodes = set(), []
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            if name in taken:
+                own = onnx.NodeProto()
+                own.CopyFrom(shapes[name])
+                own.output[0] = node.input[place] = f"{name}_of_{node.output[0]}"
+                own.name = f"node_{own.output[0]}"
+                nodes.append(own)
+            elif name in shapes:
+                taken.add(name)
+        nodes.append(node)
+    model.graph.ClearField("node")
+    model.graph.node.extend(nodes)
+    return model
 
 
 def _each(structure: Structure) -> list[dict[int, int]]:
@@ -132,9 +189,41 @@ def _same_nodes(exported: onnx.ModelProto, dense: onnx.ModelProto) -> dict[int, 
     return {block.a + i: block.b + i for block in blocks for i in range(block.size)}
 
 
-def _ends_differ(dense: Array, value: Array) -> bool:
-    """Whether a number became or was "to the end"."""
-    return bool(((dense != value) & ((dense >= _END) | (value >= _END))).any())
+def _pairs_of_tables(
+    dense: onnx.ModelProto, exported: onnx.ModelProto, same: Mapping[int, int], structure: Structure
+) -> Iterator[tuple[str, Array, Array]]:
+    """Weights without a name of the state dict that are shorter in another export: name, dense and shorter values."""
+    tables, shorter = ({i.name: i for i in model.graph.initializer} for model in (dense, exported))
+    names = structure.tensors.keys()
+    for number, node in enumerate(exported.graph.node):
+        inputs = zip(dense.graph.node[same[number]].input, node.input, strict=False) if number in same else ()
+        for name, other in inputs:
+            known = name in tables and other in shorter and plain_name(name) not in names
+            if (
+                known
+                and len(tables[name].dims) == len(shorter[other].dims)
+                and tables[name].dims != shorter[other].dims
+            ):
+                yield name, numpy_helper.to_array(tables[name]), numpy_helper.to_array(shorter[other])
+
+
+def _followers(dense: Array, shorter: Array, full: Array, group: Mapping[int, int]) -> dict[int, Follower]:
+    """By dimension, the unit of a group that a table follows and the channel of each entry.
+
+    Channels may be repeated, as they are for the two halves of rotary embeddings, or be next to their copies.
+    """
+    found = {}
+    for dim, (size, kept) in enumerate(zip(dense.shape, shorter.shape, strict=True)):
+        units = [u for u, narrow in group.items() if size % full[u] == 0 and kept * int(full[u]) == size * narrow]
+        for unit in units if kept < size else ():
+            copies = size // int(full[unit])
+            for run in (n for n in range(1, copies + 1) if copies % n == 0):
+                channels = np.arange(size) // run % full[unit]
+                taken = dense.take(np.flatnonzero(channels < group[unit]), axis=dim)
+                if taken.shape == shorter.shape and np.allclose(taken, shorter, rtol=1e-5, atol=1e-6):
+                    found[dim] = Follower(dim=dim, unit=unit, channels=channels)
+                    break
+    return found
 
 
 def _integers(model: onnx.ModelProto) -> dict[Place, Array]:

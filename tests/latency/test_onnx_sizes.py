@@ -14,6 +14,7 @@ from autoprune.latency.onnx_sizes import LearnedSizes, learn_sizes
 from autoprune.latency.target import make_target
 from autoprune.structure import analyze
 from autoprune.task.transformers import ViT
+from tests.structure.attention_nets import Llama
 
 
 def test_products_and_sums_of_widths_are_told_apart():
@@ -51,6 +52,37 @@ def test_a_transformer_is_resized_with_equal_norms_and_without_branches(monkeypa
     monkeypatch.setattr(bench_module, "learn_sizes", lambda *_, **__: None)
     (note,) = make_bench(structure, make_target("ort-cpu")).notes
     assert "every policy was exported anew" in note
+
+
+def test_rotary_positions_and_repeated_keys_are_resized():
+    """Sines and cosines are stored as tables, and keys and values are repeated to one shape while they are alike."""
+    torch.manual_seed(0)
+    structure = analyze(Llama(), (torch.zeros(1, 7, dtype=torch.int64),))
+    assert {unit.kind for unit in structure.units} == {"channel", "head", "head_dim"}
+    assert make_bench(structure, make_target("ort-cpu")).notes == ()
+
+
+@pytest.mark.parametrize("channels", [[0, 1, 2, 3, 0, 1, 2, 3], [0, 0, 1, 1, 2, 2, 3, 3]], ids=["halves", "pairs"])
+def test_tables_keep_the_entries_of_the_channels_that_a_unit_keeps(channels, transformer):
+    values = np.sin(np.outer(np.arange(1, 6), [1.0, 0.3, 0.1, 0.03]))[:, channels].astype(np.float32)
+
+    def export(policy):
+        kept = np.array(channels) < policy.widths[head_dim]
+        node = onnx.helper.make_node("Mul", ["x", "cos"], ["y"])
+        table = onnx.numpy_helper.from_array(values[:, kept], "cos")
+        return onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [], [table]))
+
+    head_dim = next(unit.name for unit in transformer.units if unit.kind == "head_dim" and unit.width == 4)
+    sizes = learn_sizes(export(transformer.dense_policy()), transformer, export)
+    widths = np.array([3 if unit.name == head_dim else unit.width for unit in transformer.units])
+    np.testing.assert_array_equal(sizes.table("cos", values, widths), values[:, np.array(channels) < 3])
+
+
+def test_an_end_that_a_narrower_model_has_as_a_number_stays_the_end(transformer):
+    end = np.iinfo(np.int64).max
+    assert not learn_sizes(reshapes([end]), transformer, lambda policy: reshapes([8])).alone
+    with pytest.raises(LatencyError, match="writes no size where"):
+        learn_sizes(reshapes([8]), transformer, lambda policy: reshapes([end]))
 
 
 def reshapes(*sizes):
