@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +16,16 @@ MAX_LOSSES = 5
 """So has one whose worker is lost so often: it may well be what ends the worker."""
 
 
+def was_too_slow(attempts: Sequence[Mapping[str, Any]], timeout_s: float | None) -> bool:
+    """Whether a trial was given up because of a time limit that is longer now, or gone (`None`)."""
+    lost = [attempt for attempt in attempts if attempt["status"] == "lost"]
+    limits = [attempt.get("limit_s") for attempt in lost]
+    return len(lost) >= MAX_LOSSES and all(
+        limit is not None and attempt["seconds"] >= limit and (timeout_s is None or timeout_s > limit)
+        for attempt, limit in zip(lost, limits, strict=True)
+    )
+
+
 @dataclass
 class Running:
     """A trial that was handed out, in its present attempt, and how the former ones ended."""
@@ -23,9 +34,10 @@ class Running:
     slot: int
     attempts: list[dict[str, Any]] = field(default_factory=list)
 
-    def count(self, result: TrialResult) -> str | None:
+    def count(self, result: TrialResult, timeout_s: float | None = None) -> str | None:
         """Count an attempt that failed or was lost and go on to the next; the reason when there shall be none."""
-        self.attempts.append({"status": result.status, "reason": result.error, "seconds": result.seconds})
+        attempt = {"status": result.status, "reason": result.error, "seconds": result.seconds}
+        self.attempts.append(attempt | ({"limit_s": timeout_s} if timeout_s else {}))
         counts = Counter(attempt["status"] for attempt in self.attempts)
         if counts["failed"] >= MAX_FAILURES:
             return f"{result.error} ({counts['failed']} times)"

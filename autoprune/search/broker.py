@@ -25,7 +25,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from autoprune.records import Policy
-from autoprune.search.attempts import Running
+from autoprune.search.attempts import Running, was_too_slow
 from autoprune.search.ledger import Ledger
 from autoprune.search.limits import Predict, excess, violation
 from autoprune.search.places import Place
@@ -43,8 +43,9 @@ class Broker:
     """One rung of a search: `trials` policies from the sampler and those that were enqueued (which count too).
 
     Opening takes over a study whose controller died; there must be one controller at a time. `sampler=None` asks
-    enqueued policies only. Of the sampler's trials at most `window` are under way. `keep` gets every result that
-    counts, before it is recorded. Raises `RunFolderError` when the place cannot be used or its study answers another
+    enqueued policies only. Of the sampler's trials at most `window` are under way. Policies that were given up because
+    of a time limit shorter than `timeout_s` are tried again. `keep` gets every result that counts, before it is
+    recorded. Raises `RunFolderError` when the place cannot be used or its study answers another
     question.
     """
 
@@ -57,6 +58,7 @@ class Broker:
         sampler: str | None = None,
         trials: int = 0,
         window: int = WINDOW,
+        timeout_s: float | None = None,
         keep: Callable[[TrialResult], None] | None = None,
     ) -> None:
         self._question = question
@@ -65,6 +67,7 @@ class Broker:
         self._sampler = sampler
         self._trials = trials if sampler else 0
         self._window = window
+        self._timeout_s = timeout_s
         self._keep = keep
         self._results: dict[Policy, TrialResult] = {}
         self._waiting: dict[Policy, str] = {}
@@ -78,8 +81,10 @@ class Broker:
         self._ledger = Ledger(storage, self._study, question)
         # Of as many trials as now: a search that goes on with more, or with another table, asks the sampler again.
         self._trials = self._ledger.exhausted().get(str(self._trials), self._trials)
-        for trial in self._ledger.trials():
+        recorded = self._ledger.trials()
+        for trial in recorded:
             self._restore(trial)
+        self.enqueue({p: trial.user_attrs["origin"] for trial in recorded if (p := self._too_slow(trial))})
         if sampler:
             self._ledger.open_sampler(sampler, predict)
         else:
@@ -118,7 +123,7 @@ class Broker:
         if running.spec.attempt != result.attempt:
             return None
         if result.status in ("failed", "lost"):
-            reason = running.count(result)
+            reason = running.count(result, self._timeout_s)
             self._ledger.write_attempts(result.number, running.attempts)
             if reason is None:
                 return running.spec
@@ -265,6 +270,11 @@ class Broker:
         latency_ms = float(self._predict([result.policy])[0, 0])
         return replace(result, measurement=replace(result.measurement, latency_ms=latency_ms))
 
+    def _too_slow(self, trial: FrozenTrial) -> Policy | None:
+        """The policy of a trial that was given up because of a shorter time limit."""
+        given_up = "result" in trial.user_attrs and was_too_slow(trial.user_attrs.get("attempts", ()), self._timeout_s)
+        return decode(trial.params, self._space) if given_up else None
+
     def _restore(self, trial: FrozenTrial) -> None:
         """Take over what is known of a trial, and what a dead controller left running."""
         slot = trial.user_attrs.get("slot")
@@ -275,7 +285,7 @@ class Broker:
                 self._held[slot] = result
             elif trial.state == TrialState.RUNNING:
                 self._ledger.tell(result)
-            if result.status != "infeasible" or self._beyond(result.policy) > 0:
+            if (result.status != "infeasible" or self._beyond(result.policy) > 0) and not self._too_slow(trial):
                 self._results[result.policy] = result
             self._finished += slot is not None
         elif trial.state == TrialState.RUNNING:

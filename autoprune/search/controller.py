@@ -88,7 +88,7 @@ class _Rung:
         """
         search, fidelity, limits = self.search, self.fidelity, self.search.limits
         question = Question(space=search.space, fidelity=fidelity, limits=limits, run_seed=search.run_seed)
-        with storage_errors(search.place), closing(Broker(search.place, question, search.predict)) as broker:
+        with storage_errors(search.place), closing(self._broker(question)) as broker:
             pilot = max(2, most // _PILOT)
             wanted = promote(cheap, self.uniform, limits, pilot)
             found = self._scored(broker, wanted)
@@ -101,6 +101,9 @@ class _Rung:
                 found = self._scored(broker, wanted | promote(cheap, self.uniform, limits, needed))
                 correlation = rank_correlation(cheap, found, limits)
             return found, correlation
+
+    def _broker(self, question: Question) -> Broker:
+        return Broker(self.search.place, question, self.search.predict, timeout_s=self.executor.timeout_s)
 
     def _scored(self, broker: Broker, wanted: Mapping[Policy, str]) -> list[TrialResult]:
         """Results of the wanted policies alone: the study of a resumed search holds those that come later, too."""

@@ -166,8 +166,9 @@ class Explorer:
         question = Question(space=search.space, fidelity=fidelity, limits=limits, run_seed=search.run_seed, stage=stage)
         window = max(WINDOW, _RESERVE * self._executor.slots)
         broker = Broker(
-            search.place, question, search.predict, sampler=sampler, trials=search.effort.trials, window=window
-        )
+            search.place, question, search.predict, sampler=sampler, trials=search.effort.trials, window=window,
+            timeout_s=self._executor.timeout_s,
+        )  # fmt: skip
         with storage_errors(search.place), closing(broker):
             broker.enqueue(policies)
             return run_rung(broker, self._executor, limits, stage or fidelity.name, self._on_event, refill)

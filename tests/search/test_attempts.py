@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from optuna.trial import TrialState
 
 from autoprune.budgets import Limit
@@ -58,6 +59,47 @@ def test_losses_are_counted_apart_from_failures_and_have_an_end(opened):
         ("done", None),
         ("failed", f"lost {MAX_LOSSES} times, last: killed"),
     ]
+
+
+@pytest.mark.parametrize(("timeout_s", "tried_again"), [(None, True), (40.0, True), (30.0, False), (20.0, False)])
+def test_policies_that_took_too_long_are_tried_again_with_a_longer_limit(opened, timeout_s, tried_again):
+    first = opened(timeout_s=30.0)
+    first.enqueue({SMALL: "solver", OTHER: "uniform"})
+    small, other = first.ask()
+    for _ in range(MAX_LOSSES):
+        small = first.finish(lost(small, "it took longer", seconds=30.1))
+    assert tried(first, other, *["lost"] * MAX_LOSSES)[-1] is None, "killed after no time at all"
+    second = opened(timeout_s=timeout_s)
+    assert second.knows(SMALL) is not tried_again
+    assert second.knows(OTHER)
+    second.enqueue({SMALL: "solver", OTHER: "uniform"})
+    specs = second.ask()
+    assert [(s.policy, s.attempt) for s in specs] == ([(SMALL, 1)] if tried_again else [])
+    if tried_again:
+        assert trials(second)[-1].user_attrs["origin"] == "solver"
+        second.finish(evaluate(specs[0]))
+        third = opened(timeout_s=60.0)
+        assert (third.ask(), [(r.policy, r.status) for r in third.results()]) == (
+            [],
+            [(OTHER, "failed"), (SMALL, "done")],
+        )
+
+
+def test_a_sampler_goes_on_after_policies_that_took_too_long(opened):
+    first = opened(timeout_s=30.0, sampler="random", trials=4)
+    specs = first.ask()
+    late = specs[0]
+    for _ in range(MAX_LOSSES):
+        late = first.finish(lost(late, "it took longer", seconds=30.1))
+    for spec in specs[1:]:
+        first.finish(evaluate(spec))
+    assert first.ask() == []
+    second = opened(sampler="random", trials=4)
+    (again,) = second.ask()
+    assert again.policy == specs[0].policy
+    second.finish(evaluate(again))
+    assert second.ask() == []
+    assert {(r.policy, r.status) for r in second.results()} == {(spec.policy, "done") for spec in specs}
 
 
 def test_the_result_of_an_attempt_that_was_given_up_is_ignored(opened):

@@ -31,6 +31,8 @@ class Executor(AbstractContextManager["Executor"]):
     """
 
     slots: int
+    timeout_s: float | None = None
+    """After so long a trial is ended and lost."""
 
     @abstractmethod
     def submit(self, spec: TrialSpec) -> None:

@@ -84,7 +84,11 @@ class Link:
         if start is None and _CREATION in error:
             self.done(name, f"a worker could not start: {error[-600:]}")
             return
-        late = f"it took longer than the limit of {self._timeout_s:g} s" if name in self._overdue else None
+        late = (
+            f"it took longer than the limit of {self._timeout_s:g} s (--trial-timeout)"
+            if name in self._overdue
+            else None
+        )
         seconds = self._clock() - start if start is not None else 0.0
         self.done(name, lost(spec, late or f"its worker died: {_detail(error)}", seconds))
 

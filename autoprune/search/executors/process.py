@@ -56,7 +56,7 @@ class ProcessExecutor(Executor):
             raise UsageError(f"an executor needs at least one worker and one thread; got {workers} and {threads}")
         self._factory = factory
         self._threads = threads
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._queue: deque[TrialSpec] = deque()
         self._finished: deque[TrialResult] = deque()
         self._workers: list[_Worker] = []
@@ -81,7 +81,7 @@ class ProcessExecutor(Executor):
                     self._receive(worker)
                 elif self._overdue(worker):
                     worker.process.kill()
-                    self._replace(worker, f"it took longer than the limit of {self._timeout_s:g} s")
+                    self._replace(worker, f"it took longer than the limit of {self.timeout_s:g} s (--trial-timeout)")
         return self._finished.popleft()
 
     def close(self) -> None:
@@ -96,11 +96,11 @@ class ProcessExecutor(Executor):
 
     def _patience(self, busy: Sequence[_Worker]) -> float | None:
         """Seconds until the first of these workers is overdue; `None` for ever."""
-        ends = [w.since + self._timeout_s - time.monotonic() for w in busy if w.spec and self._timeout_s]
+        ends = [w.since + self.timeout_s - time.monotonic() for w in busy if w.spec and self.timeout_s]
         return max(0.0, min(ends)) if ends else None
 
     def _overdue(self, worker: _Worker) -> bool:
-        return bool(self._timeout_s and worker.spec and time.monotonic() - worker.since >= self._timeout_s)
+        return bool(self.timeout_s and worker.spec and time.monotonic() - worker.since >= self.timeout_s)
 
     def _assign(self) -> None:
         for worker in list(self._workers):

@@ -72,6 +72,7 @@ class RayExecutor(Executor):
             self._leave()
             raise
         self.slots = min(workers or fitting, fitting)
+        self.timeout_s = timeout_s
         self._link = Link(timeout_s)
         self._tuner = tuner(self._link, self.slots, factory, wanted, self._folder.name)
         self._thread = threading.Thread(target=self._fit, name="ray-tune", daemon=True)

@@ -69,7 +69,7 @@ def test_a_trial_whose_worker_dies_or_hangs_is_lost_and_the_others_go_on(request
         second = collect(running, again)
     assert [r.status for r in first] == ["done", "lost", "done", "done", "lost", "done"]
     assert first[1].error.startswith("its worker died")
-    assert first[4].error == "it took longer than the limit of 2 s"
+    assert first[4].error == "it took longer than the limit of 2 s (--trial-timeout)"
     assert second == [fakes.evaluate(spec) for spec in again]
 
 

@@ -22,7 +22,7 @@ def test_a_trial_that_takes_too_long_is_ended_and_lost() -> None:
     found = link.finished.get()
     assert not isinstance(found, str)
     assert (found.number, found.status, found.seconds) == (7, "lost", 6.0)
-    assert found.error == "it took longer than the limit of 5 s"
+    assert found.error == "it took longer than the limit of 5 s (--trial-timeout)"
 
 
 def test_a_worker_that_died_says_how() -> None:
