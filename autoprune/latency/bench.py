@@ -25,7 +25,7 @@ from autoprune.latency.quantize import quantized
 from autoprune.latency.target import Target
 from autoprune.latency.timing import Feeds, Kernels, Model, Protocol, Timings, named_feeds, open_session
 from autoprune.records import Policy
-from autoprune.structure import Structure
+from autoprune.structure import Structure, module_tensors
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage, the models done and the models of the stage."""
@@ -116,14 +116,14 @@ def make_bench(
 
 
 def _with_distinct_weights(structure: Structure) -> Structure:
-    """The same structure with weights none of which equals another, as those of untrained norms do.
+    """The same structure with weights and statistics none of which equals another, as those of untrained norms do.
 
     The exporter stores equal weights once, and then they cannot be cut apart. What they are makes no difference here.
     """
     model, seen = copy.deepcopy(structure.model), set()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for weight in (p for p in model.parameters() if p.is_floating_point()):
+        for weight in {id(t): t for t in module_tensors(model).values() if t.is_floating_point()}.values():
             key = (tuple(weight.shape), hash(weight.detach().float().numpy().tobytes()))
             if key in seen:
                 weight.add_(1e-3 * torch.rand(weight.shape, generator=generator).to(weight))

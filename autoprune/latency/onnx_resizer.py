@@ -15,7 +15,7 @@ from autoprune.latency.onnx_branches import remove_branches
 from autoprune.latency.onnx_model import is_transposed, plain_name
 from autoprune.latency.onnx_origins import Origin
 from autoprune.latency.onnx_recurrent import GATES, set_hidden_sizes
-from autoprune.latency.onnx_sizes import LearnedSizes
+from autoprune.latency.onnx_sizes import LearnedSizes, is_lookup
 from autoprune.records import Policy
 from autoprune.structure import Structure, module_tensors
 
@@ -50,6 +50,7 @@ class Resizer:
         for (number, place), name in self._places.items():
             self._graph.graph.node[number].input[place] = name  # a constant may serve several nodes
         _free_reshapes(self._graph.graph, self._weights)
+        self._lookups = _with_own_lookups(self._graph.graph, self._weights, structure)
         del self._graph.graph.initializer[:]
         del self._graph.graph.value_info[:]  # shapes of the dense model
         self._owners = _bias_owners(self._graph.graph, self._weights)
@@ -75,6 +76,9 @@ class Resizer:
         for place, name in self._places.items():
             assert self._sizes is not None
             proto.graph.initializer.append(numpy_helper.from_array(self._sizes.at(place, widths[0]), name))
+        lookups = self._structure.lookups(policy) if self._lookups else {}
+        for name in self._lookups:
+            proto.graph.initializer.append(numpy_helper.from_array(lookups[name], name))
         set_hidden_sizes(proto.graph, sliced)
         if dead:
             remove_branches(proto.graph, dead)
@@ -159,6 +163,23 @@ def _free_reshapes(graph: onnx.GraphProto, weights: dict[str, np.ndarray]) -> No
         node.input[1] = f"{node.output[0]}_shape"
         weights[node.input[1]] = np.array(sizes, dtype=np.int64)
         del node.attribute[:]  # `allowzero` would read the 0 as an empty dimension, not as a copy
+
+
+def _with_own_lookups(graph: onnx.GraphProto, weights: Mapping[str, np.ndarray], structure: Structure) -> set[str]:
+    """Give every lookup its name in the structure: the exporter stores equal ones once. Returns the names.
+
+    They come in the order of the graph.
+    """
+    dense = structure.lookups(structure.dense_policy())
+    names, found = list(dense), set[str]()
+    for node in graph.node:
+        index = weights.get(node.input[1]) if is_lookup(node, 1) else None
+        name = next((n for n in names if index is not None and np.array_equal(dense[n], index)), None)
+        if name is not None:
+            del names[: names.index(name) + 1]
+            node.input[1] = name
+            found.add(name)
+    return found
 
 
 def _bias_owners(graph: onnx.GraphProto, weights: Mapping[str, np.ndarray]) -> dict[str, tuple[str, int]]:

@@ -82,8 +82,8 @@ def learn_sizes(
     """Find the sizes and tables of a dense export that follow widths; `export` makes the graph of a policy.
 
     `together` takes an export for each group of units that no operator joins, not for each unit; it is only right where
-    every size is a product of widths. Raises `LatencyError` when a narrower model is exported with other sizes, or when
-    one that changed is no product.
+    every size is a product of widths, or a sum in which one unit of a group is. Raises `LatencyError` when a narrower
+    model is exported with other sizes, or when one that changed is neither.
     """
     names, full = [unit.name for unit in structure.units], np.array([unit.width for unit in structure.units])
     narrow, before = full.copy(), _integers(dense)
@@ -101,14 +101,12 @@ def learn_sizes(
             place = (same[number], position)
             if place not in before or value.shape != before[place].shape:
                 raise LatencyError(f"the exporter writes other sizes where {told!r} is narrower")
-            value = np.where(
-                before[place] >= _END, before[place], value
-            )  # "to the end", which it may write as a number
+            to_the_end = before[place] >= _END
+            value = np.where(to_the_end, before[place], value)  # which the exporter may write as a number
             if (value >= _END).any() and (value != before[place]).any():
                 raise LatencyError(f"the exporter writes no size where {told!r} is narrower")
             if (value != before[place]).any():
-                unit = next(iter(group)) if len(group) == 1 else _told_by_ratio(before[place], value, full, group)
-                alone.setdefault(place, {})[unit] = value
+                alone.setdefault(place, {}).update(_told_apart(before[place], value, full, group))
         for name, values, shorter in _pairs_of_tables(dense, exported, same, structure):
             tables.setdefault(name, {}).update(_followers(values, shorter, full, group))
     return LearnedSizes(
@@ -144,20 +142,26 @@ def with_own_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+def is_lookup(node: onnx.NodeProto, place: int) -> bool:
+    """Whether an input holds positions, which follow from the channels that are kept and are no sizes."""
+    return node.op_type == "Gather" and place == 1
+
+
 def _each(structure: Structure) -> list[dict[int, int]]:
     """Every unit alone, with half of its width."""
     return [{number: unit.width // 2} for number, unit in enumerate(structure.units) if unit.width > 1]
 
 
 def _groups(structure: Structure) -> list[dict[int, int]]:
-    """Units (indices) that no operator joins, with narrow widths whose ratios to the full ones are all different."""
+    """Units (indices) that no operator joins, with narrow widths: no two have lost the same number or share of it."""
     joined = [set(operator.units) for operator in structure.operators]
     groups: list[dict[int, int]] = []
     for unit, width in enumerate(u.width for u in structure.units):
         conflicts = set().union(*(units for units in joined if unit in units)) - {unit}
         for group in groups:
             taken = {Fraction(narrow, structure.units[other].width) for other, narrow in group.items()}
-            free = [narrow for narrow in range(1, width) if Fraction(narrow, width) not in taken]
+            lost = {structure.units[other].width - narrow for other, narrow in group.items()}
+            free = [n for n in range(1, width) if Fraction(n, width) not in taken and width - n not in lost]
             if free and not conflicts & set(group):
                 group[unit] = min(free, key=lambda narrow: abs(2 * narrow - width))
                 break
@@ -167,13 +171,23 @@ def _groups(structure: Structure) -> list[dict[int, int]]:
     return groups
 
 
-def _told_by_ratio(dense: Array, value: Array, full: Array, group: Mapping[int, int]) -> int:
-    """The unit of a group that sizes follow: all that changed did by its ratio."""
-    changed = value != dense
-    for unit, narrow in group.items():
-        if (value * full[unit] == dense * narrow)[changed].all():
-            return unit
-    raise LatencyError(f"sizes {dense.tolist()} that became {value.tolist()} follow no width of their own")
+def _told_apart(dense: Array, value: Array, full: Array, group: Mapping[int, int]) -> dict[int, Array]:
+    """Sizes as they are where each unit of a group alone is narrower.
+
+    One that changed did by the ratio of its unit, or by what that unit lost, which no other of the group did.
+    """
+    if len(group) == 1:
+        return dict.fromkeys(group, value)
+    changed, found = value != dense, {}
+    by_ratio = {unit: value * full[unit] == dense * narrow for unit, narrow in group.items()}
+    by_loss = {unit: dense - value == full[unit] - narrow for unit, narrow in group.items()}
+    for unit, mine in [*by_ratio.items(), *by_loss.items()]:
+        if (changed & mine).any():
+            found[unit] = np.where(changed & mine, value, found.get(unit, dense))
+            changed &= ~mine
+    if changed.any():
+        raise LatencyError(f"sizes {dense.tolist()} that became {value.tolist()} follow no width of their own")
+    return found
 
 
 def _same_nodes(exported: onnx.ModelProto, dense: onnx.ModelProto) -> dict[int, int]:
@@ -233,7 +247,7 @@ def _integers(model: onnx.ModelProto) -> dict[Place, Array]:
         (number, place): numpy_helper.to_array(found[name])
         for number, node in enumerate(model.graph.node)
         for place, name in enumerate(node.input)
-        if name in found
+        if name in found and not is_lookup(node, place)
     }
 
 

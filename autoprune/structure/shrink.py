@@ -44,7 +44,7 @@ def slice_tensors(
         if first not in cut:
             new = tensor.detach().clone()
             if lookups and (positions := masks.get(lookups.get(name, ("", "", 0)))) is not None:
-                new = _renumbered(new, positions)
+                new = renumbered(new, positions)
             for dim in range(tensor.dim()):
                 mask = masks.get(("parameter", first, dim))
                 if mask is not None:
@@ -55,7 +55,7 @@ def slice_tensors(
     return {name: cut[name] for name in living}
 
 
-def _renumbered(index: torch.Tensor, mask: Array) -> torch.Tensor:
+def renumbered(index: torch.Tensor, mask: Array) -> torch.Tensor:
     """Positions in a dimension, of what lives there, after it was cut."""
     living = torch.from_numpy(mask).to(index.device)
     return (living.cumsum(0) - 1)[index[living[index]]]

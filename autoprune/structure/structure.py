@@ -20,7 +20,7 @@ from autoprune.structure.geometry import Dim, Operator
 from autoprune.structure.memory import Memory
 from autoprune.structure.module import GraphModel, PrunedTo
 from autoprune.structure.proof import TOLERANCE, largest_difference
-from autoprune.structure.shrink import living_masks, rewrite, slice_tensors
+from autoprune.structure.shrink import living_masks, renumbered, rewrite, slice_tensors
 from autoprune.structure.units import Channels, Site
 
 Array = np.ndarray
@@ -181,6 +181,15 @@ class Structure:
                 continue
             of_dims = [masks.get(("parameter", self.canonical[name], dim)) for dim in range(tensor.dim())]
             found[name] = tuple(None if mask is None else np.flatnonzero(mask) for mask in of_dims)
+        return found
+
+    def lookups(self, policy: Policy) -> dict[str, Array]:
+        """Constants that hold positions in a dimension, as a policy has them, in the order of the evaluation graph."""
+        capture, masks = self.captures[False], self.masks(policy)
+        found = {}
+        for name, place in capture.lookups.items():
+            index, mask = capture.constants[name], masks.get((capture.mode, *place))
+            found[name] = (index if mask is None else renumbered(index, mask)).numpy()
         return found
 
     def shrink(self, policy: Policy, keep: Mapping[str, Array] | None = None, *, prove: bool = True) -> GraphModel:

@@ -6,15 +6,19 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from torch import nn
 
 from autoprune.errors import LatencyError
 from autoprune.latency import bench as bench_module
+from autoprune.latency import onnx_sizes
 from autoprune.latency.bench import make_bench
 from autoprune.latency.onnx_sizes import LearnedSizes, learn_sizes
 from autoprune.latency.target import make_target
+from autoprune.records import Policy
 from autoprune.structure import analyze
 from autoprune.task.transformers import ViT
 from tests.structure.attention_nets import Llama
+from tests.structure.family_nets import Shuffle
 
 
 def test_products_and_sums_of_widths_are_told_apart():
@@ -52,6 +56,29 @@ def test_a_transformer_is_resized_with_equal_norms_and_without_branches(monkeypa
     monkeypatch.setattr(bench_module, "learn_sizes", lambda *_, **__: None)
     (note,) = make_bench(structure, make_target("ort-cpu")).notes
     assert "every policy was exported anew" in note
+
+
+def test_shuffles_that_look_channels_up_are_resized():
+    """The exporter stores the positions of equal shuffles once; in a narrower model they differ."""
+    torch.manual_seed(0)
+    structure = analyze(Shuffle().eval(), (torch.zeros(1, 3, 8, 8),))
+    small = structure.dense_policy()
+    first, second = structure.lookups(small)
+    assert np.array_equal(*structure.lookups(small).values())
+    unit = structure.units[-1]
+    narrow = Policy(space_id="", widths=structure.full_widths | {unit.name: 1})
+    assert len(structure.lookups(narrow)[second]) < len(structure.lookups(small)[first])
+    assert make_bench(structure, make_target("ort-cpu")).notes == ()
+
+
+def test_untrained_norms_of_other_channels_are_resized():
+    """Their statistics are equal, and equal tensors are stored once."""
+    torch.manual_seed(0)
+    a, b, c = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 1)
+    norms = [nn.Sequential(nn.ReLU(), nn.BatchNorm2d(6)) for _ in range(3)]
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2))
+    net = nn.Sequential(a, norms[0], b, norms[1], c, norms[2], head).eval()
+    assert make_bench(analyze(net, (torch.zeros(1, 3, 8, 8),)), make_target("ort-cpu")).notes == ()
 
 
 def test_rotary_positions_and_repeated_keys_are_resized():
@@ -117,6 +144,25 @@ def test_units_that_share_no_size_are_learned_together(transformer):
     for widths in np.random.default_rng(0).integers(1, each.full + 1, size=(20, len(each.full))):
         for place in each.alone:
             np.testing.assert_array_equal(together.at(place, widths), each.at(place, widths))
+
+
+def test_sizes_of_several_units_and_sums_of_widths_are_told_apart(transformer):
+    """A split between two units that are learned in one export, and a sum of one of them with a fixed number."""
+
+    def export(policy):
+        a, b = policy.widths["patches"], policy.widths[last]
+        return reshapes([a, b], [-1, 10 + b])
+
+    last = transformer.units[-1].name
+    dense = export(transformer.dense_policy())
+    with_both = [{0: 7, len(transformer.units) - 1: 2}]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_sizes, "_groups", lambda structure: with_both)
+        sizes = learn_sizes(dense, transformer, export, together=True)
+    for a, b in [(16, 6), (16, 1), (5, 6), (3, 4)]:
+        widths = np.array([a, *[unit.width for unit in transformer.units[1:-1]], b])
+        found = [sizes.at((number, 1), widths).tolist() for number in range(2)]
+        assert found == [[a, b], [-1, 10 + b]]
 
 
 def test_sizes_that_follow_no_width_by_its_ratio_are_not_learned_together(transformer):
