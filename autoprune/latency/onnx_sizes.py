@@ -99,6 +99,8 @@ def learn_sizes(
             if number not in same:
                 continue
             place = (same[number], position)
+            if value.ndim > 1 and place in before and value.shape != before[place].shape:
+                continue  # a table
             if place not in before or value.shape != before[place].shape:
                 raise LatencyError(f"the exporter writes other sizes where {told!r} is narrower")
             to_the_end = before[place] >= _END
@@ -197,8 +199,9 @@ def _same_nodes(exported: onnx.ModelProto, dense: onnx.ModelProto) -> dict[int, 
     """
     kinds = []
     for model in (exported, dense):
-        ranks = {initializer.name: tuple(initializer.dims) for initializer in _integer_initializers(model)}
-        kinds.append([(node.op_type, *(ranks.get(name) for name in node.input)) for node in model.graph.node])
+        sizes = {i.name: tuple(i.dims) for i in _integer_initializers(model)}
+        shapes = {name: dims if len(dims) < 2 else len(dims) for name, dims in sizes.items()}
+        kinds.append([(node.op_type, *(shapes.get(name) for name in node.input)) for node in model.graph.node])
     blocks = SequenceMatcher(None, *kinds, autojunk=False).get_matching_blocks()
     return {block.a + i: block.b + i for block in blocks for i in range(block.size)}
 
