@@ -116,8 +116,6 @@ def search(
     fresh: Annotated[bool, typer.Option("--fresh", help="Refuse a folder that already holds a run.")] = False,
 ) -> None:
     """Search, fine-tune, export and verify; the same command resumes an interrupted run."""
-    from autoprune.pipeline import search as run_search
-    from autoprune.report import ConsoleEvents
     from autoprune.runfolder import RunFolder
 
     given = given_options(
@@ -129,9 +127,14 @@ def search(
     )  # fmt: skip
     with interruptible() as received:
         try:
+            from autoprune.pipeline import search as run_search  # takes seconds
+            from autoprune.report import ConsoleEvents
+
             with ConsoleEvents(out) as events:
                 run_search(run_dir=run_dir, config_file=config, fresh=fresh, events=events, **given)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Exception) as error:
+            if isinstance(error, Exception) and not received:
+                raise  # else it fails because of the signal, as an import does that was cut off
             begun = RunFolder(run_dir).read_config() is not None
             again = f"Finished trials are kept; continue with: autoprune search --run-dir {shlex.quote(str(run_dir))}"
             out.print(f"Stopped. {again if begun else 'Nothing was begun.'}", soft_wrap=True)

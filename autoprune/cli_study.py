@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _WATCH_SECONDS = 5.0
 _FAILURES_SHOWN = 5
+_TO_HELP = "postgresql+psycopg://USER:$PASSWORD@HOST/DATABASE, journal:PATH, or sqlite, the run's own file."
 
 study_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Move the studies of a run.")
 
@@ -57,15 +58,17 @@ def status_lines(run_dir: Path) -> Iterator[str]:
     from autoprune.lease import holder, is_gone
     from autoprune.pipeline.prepare import place_of
     from autoprune.pipeline.run import Run
-    from autoprune.runfolder import RunFolder
+    from autoprune.runfolder import RunFolder, read_json
     from autoprune.search.status import study_states
 
     folder = RunFolder(run_dir)
     place = place_of(Run(folder).config, folder)
     who = holder(folder.lease)
+    where = read_json(folder.environment).get("workers") if folder.environment.exists() else None
+    workers = f", {where['slots']} worker(s), {where['executor']}" if where else ""
     stage = "finished" if finished(folder) else "searching" if folder.has_study else "preparing"
     nobody = "nobody works on it" + (f": {who} has ended without its clean-up" if who else "")
-    yield f"{folder.path}: {stage}; " + (nobody if who is None or is_gone(who) else f"worked on by {who}")
+    yield f"{folder.path}: {stage}; " + (nobody if who is None or is_gone(who) else f"worked on by {who}{workers}")
     states = study_states(place) if folder.has_study else []
     for state in states:
         counts = [f"{count} {_SHOWN.get(name, name)}" for name, count in state.counts.items()]
@@ -113,7 +116,7 @@ def study() -> None:
 @study_app.command()
 def copy(
     run_dir: RunDir,
-    to: Annotated[str, typer.Option("--to", help="postgresql+psycopg://USER:$PASSWORD@HOST/DATABASE or journal:PATH.")],
+    to: Annotated[str, typer.Option("--to", help=_TO_HELP)],
 ) -> None:
     """Copy the studies of a run to another storage, which the run then goes on with."""
     from autoprune.pipeline.commands import move_studies

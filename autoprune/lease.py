@@ -50,8 +50,12 @@ class Holder:
 @contextmanager
 def held(path: Path, beat_s: float = BEAT_SECONDS) -> Iterator[None]:
     """Hold the lease in the file `path`; `RunFolderError` that says who holds it while somebody does."""
+    try:
+        opened = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise RunFolderError(f"the lease {path} cannot be used: {error.strerror}. Choose another --run-dir.") from error
     # Not in append mode, where Linux writes at the end whatever place is asked for.
-    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+") as file:
+    with os.fdopen(opened, "r+") as file:
         locked = _lock(file)
         there = _read(path)
         if locked is False or (there is not None and _alive(path, there, locked, beat_s)):

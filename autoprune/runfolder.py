@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,6 +30,7 @@ from autoprune.errors import RunFolderError
 from autoprune.lease import held
 
 SCHEMA = 1
+_SCRATCH = ".scratch-"
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,14 @@ class RunFolder:
             ) from error
 
     @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder for a moment, of who holds the run: those that a killed one left are removed, too."""
+        for left in self.path.glob(f"{_SCRATCH}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=self.path, prefix=_SCRATCH) as folder:
+            yield Path(folder)
+
+    @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder for one controller; a second one gets `RunFolderError` that says who holds it."""
         with held(self.lease):
@@ -185,8 +195,8 @@ def _check_schema(path: Path, value: Any) -> None:
         )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """JSON object with a schema version; `RunFolderError` when it is absent, torn or of another version."""
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """JSON object with a schema version and some keys; `RunFolderError` when it is absent, torn or another."""
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError as error:
@@ -196,6 +206,11 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path} cannot be read: {error}. Delete it and run `autoprune search` on its run folder again."
         ) from error
     _check_schema(path, value)
+    absent = [key for key in keys if key not in value]
+    if absent:
+        raise RunFolderError(
+            f"{path} has no {absent[0]!r}. Delete it and run `autoprune search` on its run folder again."
+        )
     return value
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -288,6 +289,30 @@ class TestFinished:
         autoprune.search(run_dir=path)
         assert copied.folder.front.read_text() == front
         assert not copied.folder.study.exists()
+        assert run(monkeypatch, "study", "copy", path, "--to", "sqlite") == 0
+        assert not copied.folder.shared_study.exists()
+        (tmp_path / "journal").unlink()
+        capsys.readouterr()
+        assert run(monkeypatch, "status", path) == 0
+        assert f"rung-0: {proxies} done" in capsys.readouterr().out
+        autoprune.search(run_dir=path)
+        assert copied.folder.front.read_text() == front
+        assert run(monkeypatch, "study", "copy", path, "--to", "sqlite") == 2
+        assert "study.db already" in capsys.readouterr().err
+
+
+def test_an_import_that_a_signal_cut_off_is_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cut_off(**_: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise ImportError("numpy._core.multiarray failed to import") from None
+
+    monkeypatch.setattr("autoprune.pipeline.search", cut_off)
+    assert run(monkeypatch, "search", "--run-dir", str(tmp_path / "x")) == 128 + signal.SIGTERM
+    assert capsys.readouterr().out == "Stopped. Nothing was begun.\n"
 
 
 def test_a_full_disk_is_one_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,11 @@ def test_a_second_holder_is_told_who_and_since_when(tmp_path: Path) -> None:
         pass
 
 
+def test_a_lease_that_is_no_file_is_one_message(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"the lease .* cannot be used: Is a directory"), held(tmp_path):
+        pass
+
+
 def test_the_lease_of_a_killed_process_is_free(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
     code = (

@@ -45,7 +45,7 @@ class Bench:
     @classmethod
     def open(cls, task: Task, dense: nn.Module, structure: Structure, folder: RunFolder) -> Bench:
         """The bench of a run, from what its folder says about channels."""
-        channels = read_json(folder.order)
+        channels = read_json(folder.order, "reconstruct", "seed", "order")
         reconstruction = None
         if channels["reconstruct"]:
             reconstruction = reconstruction_of(task, structure, channels["seed"])

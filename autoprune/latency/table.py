@@ -21,6 +21,7 @@ from autoprune.runfolder import write_atomic
 from autoprune.structure import Structure
 
 SCHEMA = 2
+_ADVICE = "Run `autoprune profile` again, or delete it if it is part of a run, which measures it anew."
 SCAN, FIT, HELD_OUT, CANDIDATE = "scan", "fit", "held_out", "candidate"
 ROLES = (SCAN, FIT, HELD_OUT, CANDIDATE)
 """Why a policy was timed; the held-out ones are never fitted to."""
@@ -168,20 +169,14 @@ class LatencyTable:
                 f"{path}: cannot be read ({error.strerror}). Run `autoprune profile` to make one."
             ) from error
         except ValueError as error:
-            raise LatencyError(
-                f"{path}: not a latency table, or cut off: {error}. Run `autoprune profile` again."
-            ) from error
+            raise LatencyError(f"{path}: not a latency table, or cut off: {error}. {_ADVICE}") from error
         if not isinstance(document, dict) or document.get("schema") != SCHEMA:
             schema = document.get("schema") if isinstance(document, dict) else None
-            raise LatencyError(
-                f"{path}: latency tables have schema {SCHEMA}; got {schema!r}. Run `autoprune profile` again."
-            )
+            raise LatencyError(f"{path}: latency tables have schema {SCHEMA}; got {schema!r}. {_ADVICE}")
         try:
             return cls._from_document(document)
         except (KeyError, TypeError, ValueError, AttributeError, LatencyError) as error:
-            raise LatencyError(
-                f"{path}: a value is missing or wrong ({error!r}). Run `autoprune profile` again."
-            ) from error
+            raise LatencyError(f"{path}: a value is missing or wrong ({error!r}). {_ADVICE}") from error
 
     @classmethod
     def _from_document(cls, document: dict[str, Any]) -> LatencyTable:

@@ -20,7 +20,7 @@ from autoprune.recovery.dense import weights_to_bytes
 from autoprune.recovery.finetune import finetune
 from autoprune.runfolder import RunFolder, read_json, write_atomic, write_json
 from autoprune.search.copying import copy_studies
-from autoprune.search.places import Place, SharedStorage, absolute
+from autoprune.search.places import OWN_FILE, Place, SharedStorage, absolute
 from autoprune.search.storage import sole_controller
 from autoprune.structure import Structure
 from autoprune.task.batches import length
@@ -44,16 +44,22 @@ def studies_of(run_dir: Path) -> Place:
 
 
 def move_studies(run_dir: Path, url: str) -> list[str]:
-    """Copy the studies of a run to a shared storage and let the run go on with them; returns their names.
+    """Copy the studies of a run to another storage and let the run go on with them; returns their names.
 
-    The old ones stay where they are. Raises `RunFolderError` when a study is there already.
+    The old ones stay where they are. Raises `RunFolderError` when a study is there that holds more.
     """
     run, source = Run(RunFolder(run_dir)), studies_of(run_dir)
-    target = SharedStorage(absolute(url), run.config.run_id)
-    with run.folder.locked(), sole_controller(target):
+    shared = None if url == OWN_FILE else absolute(url)
+    target = SharedStorage(shared, run.config.run_id) if shared else run.folder.study
+    if source == target:
+        raise UsageError(f"the studies of {run_dir} are in {target} already")
+    with run.folder.locked(), sole_controller(source), sole_controller(target):
         names = copy_studies(source, target)
-        run.folder.write_shared_study(target.url, target.run_id)
-        run.folder.write_config(run.config.model_copy(update={"storage": target.url}).model_dump(mode="json"))
+        if shared:
+            run.folder.write_shared_study(shared, run.config.run_id)
+        run.folder.write_config(run.config.model_copy(update={"storage": shared}).model_dump(mode="json"))
+        if not shared:
+            run.folder.shared_study.unlink(missing_ok=True)
     return names
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from autoprune.budgets import Limit
-from autoprune.errors import TrialError, UsageError
+from autoprune.errors import AutopruneError, TrialError, UsageError
 from autoprune.evaluation import additive_costs
 from autoprune.pipeline.channels import importance, importance_passes
 from autoprune.pipeline.deploy import deployed_dense
@@ -26,7 +27,7 @@ from autoprune.runfolder import RunFolder, read_json, write_json
 from autoprune.search.controller import Outcome, run_search
 from autoprune.search.effort import proxy_passes
 from autoprune.search.executors.base import Executor
-from autoprune.search.executors.cluster import check_address
+from autoprune.search.executors.cluster import check_address, check_resources
 from autoprune.search.explore import SENSITIVITY, Progress, Search
 from autoprune.search.places import SharedStorage
 from autoprune.search.rungs import best_within
@@ -78,11 +79,18 @@ def search(
     check_storage(place, made=folder.has_study, begun=folder.has_results)
     if config.executor == "ray":
         check_address(config.ray_address)
+        check_resources(config.ray_address, config.resources, config.workers, torch.cuda.device_count())
     ready = own or open_task(config)
     folder.create()
     with folder.locked(), sole_controller(place):
+        before = folder.read_config()
         folder.write_config(config.model_dump(mode="json"))
-        setup = prepare(config, folder, events, ready)
+        try:
+            setup = prepare(config, folder, events, ready)
+        except AutopruneError:
+            if before is not None:
+                folder.write_config(before)  # options that cannot work are not kept
+            raise
         if isinstance(place, SharedStorage):
             folder.write_shared_study(place.url, place.run_id)
         _run(setup, events)
@@ -94,6 +102,8 @@ def _run(setup: Setup, events: Events) -> None:
     events.stage("Search")
     with executor_of(setup) as executor:
         slots = executor.slots
+        workers = {"executor": setup.config.executor, "slots": slots}
+        write_json(setup.folder.environment, read_json(setup.folder.environment) | {"workers": workers})
         _announce(setup, slots, events)
         setup, outcome = searched(setup, executor, events)
         results = outcome.results
@@ -161,7 +171,7 @@ def search_passes(setup: Setup, outcome: Outcome, slots: int) -> dict[str, float
     taught = sum(f.finetune_samples for f in setup.effort.rungs if shared and outcome.results[f.name])
     matters = importance_passes(setup.config, length(setup.bench.task.train_set))
     return passes | {
-        "scores": read_json(setup.folder.order)["sample_passes"] + matters,
+        "scores": read_json(setup.folder.order, "sample_passes")["sample_passes"] + matters,
         "teacher": FORWARD_SHARE * taught * slots,
     }
 

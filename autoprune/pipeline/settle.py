@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -69,7 +67,7 @@ def measured_ratios(setup: Setup, policies: Sequence[Policy]) -> np.ndarray:
     """Latencies as shares of the dense model's `[P]`, measured together; as predicted for a table of another device."""
     if setup.foreign:
         return np.array([setup.predict_ms(policy) for policy in policies]) / setup.table.dense_ms
-    with TemporaryDirectory(dir=setup.folder.path) as folder:
-        paths = [Path(folder) / f"{number}.onnx" for number in range(len(policies))]
+    with setup.folder.scratch() as folder:
+        paths = [folder / f"{number}.onnx" for number in range(len(policies))]
         models = [deployed(setup, setup.bench.shrink(p), path) for p, path in zip(policies, paths, strict=True)]
         return np.array(measure_beside_dense(setup, models).ratios)

@@ -44,7 +44,10 @@ def load_dense(task: Task, path: Path) -> nn.Module:
     try:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise TaskError(f"{path} is not a readable safetensors file: {error}") from error
+        raise TaskError(
+            f"{path} is not a readable safetensors file: {error}. Restore it, or delete it if it is part of a "
+            "run, which makes it anew"
+        ) from error
     model = build_dense(task)
     require_same_shapes(model.state_dict(), weights, path)
     model.load_state_dict(weights)

@@ -11,6 +11,9 @@ from urllib.parse import parse_qsl, quote, urlsplit
 from autoprune.errors import UsageError
 
 SCHEMES = ("postgresql+psycopg", "journal")
+OWN_FILE = "sqlite"
+"""In place of a URL: the file of the run folder."""
+
 _VARIABLE = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?")
 
 

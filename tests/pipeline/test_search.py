@@ -65,6 +65,8 @@ def test_the_run_folder_holds_what_it_says(finished: autoprune.Run) -> None:
         "study.db",
         "front.json",
     }
+    workers = json.loads(finished.folder.environment.read_text())["workers"]
+    assert workers == {"executor": "inline", "slots": 1}
     model = finished.folder.model(finished.models[0].digest)
     assert all(p.is_file() for p in (model.policy, model.weights, model.onnx, model.metrics))
     metrics = json.loads(model.metrics.read_text())
@@ -144,6 +146,7 @@ def test_a_budget_below_the_floor_states_it_and_may_be_changed(copied: autoprune
         (folder.path / name).unlink()
     with pytest.raises(BudgetError, match=r"the budget 1% .* cannot be reached: the smallest policy .* % of dense|%"):
         autoprune.search(run_dir=folder.path, budgets=["1%"])
+    assert (folder.read_config() or {})["budgets"] == OPTIONS["budgets"], "what cannot work is not kept"
     assert autoprune.search(run_dir=folder.path, **OPTIONS).models
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import secrets
 import socket
@@ -61,6 +62,18 @@ def check_address(address: str | None) -> None:
             pass
     except OSError as error:
         raise unreachable(address, error) from error
+
+
+def check_resources(address: str | None, resources: Mapping[str, float] | None, workers: int | None, gpus: int) -> None:
+    """Refuse trials that need more CPUs or GPUs than a Ray instance of this host would have.
+
+    It has as many CPUs as its `workers` need if their number is given. What the nodes of a cluster have is known when
+    it was joined. `AutopruneError` as in `room`.
+    """
+    if address is None:
+        wanted = {"cpu": 1.0} | {name: amount for name, amount in (resources or {}).items() if name in _RAY_NAMES}
+        cpus = math.ceil(workers * wanted["cpu"]) if workers else os.cpu_count() or 1
+        room([{"Alive": True, "Resources": {"CPU": cpus, "GPU": gpus}}], wanted)
 
 
 def unreachable(address: str | None, error: BaseException) -> AutopruneError:
