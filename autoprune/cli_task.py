@@ -57,6 +57,8 @@ def check(
         out.print(fixed_table(found.structure.fixed, found.structure.unsupported))
     if found.estimates:
         out.print(estimate_table(found.estimates))
-        out.print(basis_line(found.seconds_per_pass, config.slots), highlight=False, soft_wrap=True)
+        out.print(
+            basis_line(found.seconds_per_pass, config.slots, found.table_seconds), highlight=False, soft_wrap=True
+        )
     if not found.works:
         raise typer.Exit(1)

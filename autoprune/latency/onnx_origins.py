@@ -40,8 +40,11 @@ class Origin:
 
 
 def find_origins(weights: Mapping[str, Array], parameters: Mapping[str, Array]) -> dict[str, Origin]:
-    """The origin of every weight all of whose elements are in one parameter, each once in it."""
-    found = {}
+    """The origin of every weight all of whose elements are in one parameter, each once in it.
+
+    One whose elements are all equal has none: a number such as 1 may be in any parameter.
+    """
+    found, weights = {}, {name: weight for name, weight in weights.items() if np.ptp(weight)}
     for parameter, values in parameters.items():
         order = np.argsort(values, axis=None)
         ordered = values.ravel()[order]

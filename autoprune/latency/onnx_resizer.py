@@ -64,9 +64,9 @@ class Resizer:
         proto = onnx.ModelProto()
         proto.CopyFrom(self._graph)
         for node in proto.graph.node:
-            groups = self._groups.get(plain_name(node.input[1])) if node.op_type.startswith("Conv") else None
-            if groups is not None:
-                _set_groups(node, int(groups(widths)[0]))
+            parameters = map(plain_name, node.input[1:]) if node.op_type.startswith("Conv") else ()
+            for name in self._groups.keys() & set(parameters):  # of a computed weight it is the bias
+                _set_groups(node, int(self._groups[name](widths)[0]))
         dead = {name for name in self._weights if self._is_dead(name, kept)}
         sliced = {name: self._sliced(name, w, kept) for name, w in self._weights.items() if name not in dead}
         for name in self._tables - dead - self._owners.keys():
@@ -183,11 +183,14 @@ def _with_own_lookups(graph: onnx.GraphProto, weights: Mapping[str, np.ndarray],
 
 
 def _bias_owners(graph: onnx.GraphProto, weights: Mapping[str, np.ndarray]) -> dict[str, tuple[str, int]]:
-    """Biases of convolutions and products, with the weight and the dimension whose indices they belong to."""
+    """Biases of convolutions and products, with the weight and the dimension whose indices they belong to.
+
+    One of a weight that is computed has those of its own name.
+    """
     stored = {plain_name(name): name for name in weights}
     nodes = [n for n in graph.node if n.op_type in {"Conv", "Gemm", "ConvTranspose"} and len(n.input) > 2]
     found = {stored.get(plain_name(n.input[2])): (plain_name(n.input[1]), _rows(n)) for n in nodes}
-    return {bias: owner for bias, owner in found.items() if bias is not None}
+    return {bias: owner for bias, owner in found.items() if bias is not None and owner[0] in stored}
 
 
 def _rows(node: onnx.NodeProto) -> int:

@@ -25,6 +25,9 @@ from autoprune.structure import Structure
 Narrow = Callable[[Mapping[str, Sequence[int]]], SearchSpace]
 """Makes the space to profile from the useful widths of every unit."""
 
+MAX_SECONDS = 60.0
+"""After so long a profile measures no more than it must."""
+
 _HELD_OUT = 40
 _REMEASURED = 16
 _ROUND = 40
@@ -48,7 +51,7 @@ def profile(
     narrow: Narrow | None = None,
     seed: int = 0,
     on_progress: Progress | None = None,
-    max_seconds: float = 60.0,
+    max_seconds: float = MAX_SECONDS,
     protocol: Protocol | None = None,
 ) -> LatencyTable:
     """Measure a latency table on `target`: first the staircase of every unit, then policies of the space.
@@ -82,6 +85,26 @@ def profile(
         prior,
         work.conditions(again, seed=seed, seconds=time.monotonic() - start),
     )
+
+
+def expected_seconds(
+    structure: Structure, space: SearchSpace, run_s: float, *, max_seconds: float = MAX_SECONDS
+) -> float:
+    """About how long `profile` takes if the dense model runs for `run_s` and its exports are resized.
+
+    That is `max_seconds`, or what the least that is measured takes: of a large model it is more.
+    """
+    names = tuple(unit.name for unit in structure.units)
+    widths = {name: _thinned(found, 4) for name, found in space.levels.items()}
+    policies = len(scanned_widths(space, names, varying_operators(structure)[0], widths))
+    policies += _HELD_OUT + _LEAST_ROUNDS * _ROUND + _REMEASURED
+    return max(max_seconds, policies * _seconds_each(run_s, _LOAD_S, Protocol()))
+
+
+def _thinned(levels: Sequence[int], most: int) -> Sequence[int]:
+    while len(levels) > most:
+        levels = every_other(levels)
+    return levels
 
 
 @dataclass(kw_only=True)

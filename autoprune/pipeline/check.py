@@ -18,6 +18,7 @@ from autoprune.errors import AutopruneError
 from autoprune.export.onnx_file import export_candidate
 from autoprune.export.verify import measure, parity
 from autoprune.latency.bench import random_feeds
+from autoprune.latency.profiling import expected_seconds
 from autoprune.latency.target import Target, make_target
 from autoprune.latency.timing import Protocol
 from autoprune.pipeline.prepare import open_task, seconds_per_pass
@@ -44,13 +45,14 @@ _QUICK = Protocol(repeats=10, retries=0)
 class Checkup:
     """What every stage says, the structure where it was found, and what a search would take.
 
-    `seconds_per_pass` is measured, on one thread; 0 where it could not be.
+    `seconds_per_pass` is measured, on one thread; 0 where it could not be, as `table_seconds`, for the latency table.
     """
 
     findings: tuple[Finding, ...]
     structure: Structure | None
     estimates: tuple[Estimate, ...]
     seconds_per_pass: float
+    table_seconds: float
 
     @property
     def works(self) -> bool:
@@ -90,10 +92,19 @@ def check_up(config: RunConfig) -> Checkup:
     with TemporaryDirectory() as folder:
         path = found.attempt("ONNX export", lambda: _exported(model, task, Path(folder) / "model.onnx"), structure)
         found.attempt("equal outputs", lambda: _compared(model, path, task), path)
-        found.attempt("latency", lambda: _timed(config, model, dense, structure, path), structure, path)
+        run_s = found.attempt("latency", lambda: _timed(config, model, dense, structure, path), structure, path)
     seconds = found.attempt("time of a sample pass", lambda: _pass_time(task, dense), dense)
     estimates = () if structure is None or seconds is None else _estimates(config, task, structure, seconds)
-    return Checkup(findings=tuple(found), structure=structure, estimates=estimates, seconds_per_pass=seconds or 0.0)
+    table_seconds = 0.0
+    if structure is not None and run_s is not None:
+        table_seconds = expected_seconds(structure, space_of(config, structure), run_s)
+    return Checkup(
+        findings=tuple(found),
+        structure=structure,
+        estimates=estimates,
+        seconds_per_pass=seconds or 0.0,
+        table_seconds=table_seconds,
+    )
 
 
 def _open(config: RunConfig) -> tuple[Task, str]:
@@ -157,14 +168,18 @@ def _compared(model: nn.Module, path: Path, task: Task) -> tuple[None, str]:
     return None, f"ONNX Runtime differs by {difference:.1g} of the largest output"
 
 
-def _timed(config: RunConfig, model: nn.Module, dense: nn.Module, structure: Structure, path: Path) -> tuple[None, str]:
+def _timed(
+    config: RunConfig, model: nn.Module, dense: nn.Module, structure: Structure, path: Path
+) -> tuple[float, str]:
+    """Seconds of the dense model, from the target."""
     target: Target = make_target(config.target, config.threads, config.batch)
     models: list[Any] = [model, dense]
     if target.runtime != "torch":
         models = [path, export_candidate(dense, structure.example_inputs, path.with_name("dense.onnx"))]
     found = measure(models[:1], models[1], target, random_feeds(structure, target.batch), protocol=_QUICK)
-    times = f"{found.reference.median_ms:.3g} ms dense, {found.ratios[0]:.0%} of it shrunk"
-    return None, f"{times}, on {config.target}, {target.threads} thread(s), batch {target.batch}"
+    dense_ms = found.reference.median_ms
+    times = f"{dense_ms:.3g} ms dense, {found.ratios[0]:.0%} of it shrunk"
+    return dense_ms / 1e3, f"{times}, on {config.target}, {target.threads} thread(s), batch {target.batch}"
 
 
 def _pass_time(task: Task, dense: nn.Module) -> tuple[float, str]:

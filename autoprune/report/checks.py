@@ -42,11 +42,12 @@ def check_table(findings: Sequence[Finding]) -> Table:
     return table
 
 
-def basis_line(seconds_per_pass: float, workers: int) -> str:
+def basis_line(seconds_per_pass: float, workers: int, table_seconds: float) -> str:
     """What the estimates were computed from."""
+    table = f"; the latency table comes on top, about {_duration(table_seconds)}" if table_seconds else ""
     return (
         f"Search time: sample passes times {seconds_per_pass * 1e3:.3g} ms, measured on one thread here, over "
-        f"{workers} worker(s); the latency table comes on top, about a minute."
+        f"{workers} worker(s){table}."
     )
 
 

@@ -35,6 +35,7 @@ def test_elements_follow_the_channels_of_their_parameter(made, kept):
 def test_weights_of_no_parameter_and_of_ambiguous_elements_have_no_origin():
     mask = np.array([[1.0, 99.0], [1.0, 1.0]], dtype=np.float32)
     assert find_origins({"mask": mask}, {"table": TABLE}) == {}
+    assert find_origins({"ones": np.ones((3, 1), dtype=np.float32)}, {"table": TABLE}) == {}
     assert find_origins({"x": np.float32([1, 2])}, {"table": np.float32([1, 1, 2])}) == {}
 
 

@@ -81,6 +81,15 @@ def test_untrained_norms_of_other_channels_are_resized():
     assert make_bench(analyze(net, (torch.zeros(1, 3, 8, 8),)), make_target("ort-cpu")).notes == ()
 
 
+def test_group_norms_and_grouped_weights_that_are_computed_are_resized():
+    """As of wav2vec 2.0: the exporter writes ones for a norm of single channels, and leaves a large weight norm be."""
+    torch.manual_seed(0)
+    grouped = nn.utils.parametrizations.weight_norm(nn.Conv1d(64, 64, 16, groups=4), dim=2)
+    head = nn.Sequential(nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(64, 2))
+    net = nn.Sequential(nn.Conv1d(1, 64, 3), nn.GroupNorm(64, 64), nn.GELU(), grouped, nn.GELU(), head).eval()
+    assert make_bench(analyze(net, (torch.zeros(1, 1, 24),)), make_target("ort-cpu")).notes == ()
+
+
 def test_rotary_positions_and_repeated_keys_are_resized():
     """Sines and cosines are stored as tables, and keys and values are repeated to one shape while they are alike."""
     torch.manual_seed(0)

@@ -9,7 +9,7 @@ from autoprune.errors import LatencyError
 from autoprune.latency import profiling
 from autoprune.latency.address import Address
 from autoprune.latency.geometries import possible_geometries
-from autoprune.latency.profiling import as_prior, profile, scanned_geometries
+from autoprune.latency.profiling import MAX_SECONDS, as_prior, expected_seconds, profile, scanned_geometries
 from autoprune.latency.table import FIT, HELD_OUT, SCAN, LatencyTable, varying_operators
 from autoprune.latency.timing import Protocol
 from autoprune.records import Geometry, SearchSpace
@@ -69,6 +69,15 @@ def test_scans_rounds_and_held_out_policies_are_timed(simulated):
     ends = [(stage, done) for stage, done, total in found.told if done == total]
     assert ("scanning widths", counts[SCAN]) in ends
     assert ("measuring again", 16) in ends
+
+
+def test_a_profile_of_a_large_model_is_expected_to_take_longer(structure_of, space_of):
+    structure, space = structure_of("residual"), space_of("residual")
+    assert expected_seconds(structure, space, 1e-4) == MAX_SECONDS
+    slow, slower = (expected_seconds(structure, space, run_s) for run_s in (0.1, 0.2))
+    least = 20 * 2 * 0.1  # samples of one policy and of the dense model beside it
+    assert slow > (40 + 40 + 16) * least
+    assert slower == pytest.approx(2 * slow, rel=0.01)
 
 
 def test_held_out_policies_are_measured_again_in_their_order(simulated):
