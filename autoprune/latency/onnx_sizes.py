@@ -32,7 +32,10 @@ _END = 2**53
 
 @dataclass(frozen=True, kw_only=True)
 class Follower:
-    """A dimension of a table that has the entries whose `channels` a unit keeps, the first ones."""
+    """A dimension of a table that has the entries whose `channels` a unit keeps, the first ones.
+
+    It may follow several units, as a dimension of heads with that of each head does.
+    """
 
     dim: int
     unit: int
@@ -56,9 +59,10 @@ class LearnedSizes:
 
     def table(self, name: str, values: Array, widths: Array) -> Array:
         """The entries of a table that one row of widths `[U]` keeps."""
+        kept = [np.ones(size, dtype=bool) for size in values.shape]
         for follower in self.tables[name]:
-            values = values.take(np.flatnonzero(follower.channels < widths[follower.unit]), axis=follower.dim)
-        return values
+            kept[follower.dim] &= follower.channels < widths[follower.unit]
+        return values[np.ix_(*kept)]
 
     def at(self, place: Place, widths: Array) -> Array:
         """The numbers of a place for one row of widths `[U]`."""
@@ -81,43 +85,65 @@ def learn_sizes(
 ) -> LearnedSizes:
     """Find the sizes and tables of a dense export that follow widths; `export` makes the graph of a policy.
 
-    `together` takes an export for each group of units that no operator joins, not for each unit; it is only right where
-    every size is a product of widths, or a sum in which one unit of a group is. Raises `LatencyError` when a narrower
-    model is exported with other sizes, or when one that changed is neither.
+    `together` takes an export for each group of units that no operator joins, not for each unit; a group whose units
+    cannot be told apart is halved. It is only right where a size that changed is a product with one of a group's
+    widths, or a sum with one. Raises `LatencyError` when a narrower model is exported with other sizes.
     """
     names, full = [unit.name for unit in structure.units], np.array([unit.width for unit in structure.units])
     narrow, before = full.copy(), _integers(dense)
     alone: dict[Place, dict[int, Array]] = {}
-    tables: dict[str, dict[int, Follower]] = {}
-    for group in _groups(structure) if together else _each(structure):
+    tables: dict[str, list[Follower]] = {}
+    groups = _groups(structure) if together else _each(structure)
+    while groups:
+        group = groups.pop()
         narrow[[*group]] = [*group.values()]
         widths = [group.get(unit, int(width)) for unit, width in enumerate(full)]
         exported = export(Policy(space_id="", widths=dict(zip(names, widths, strict=True))))
-        told = ", ".join(names[unit] for unit in group)
         same = _same_nodes(exported, dense)
-        for (number, position), value in _integers(exported).items():
-            if number not in same:
-                continue
-            place = (same[number], position)
-            if value.ndim > 1 and place in before and value.shape != before[place].shape:
-                continue  # a table
-            if place not in before or value.shape != before[place].shape:
-                raise LatencyError(f"the exporter writes other sizes where {told!r} is narrower")
-            to_the_end = before[place] >= _END
-            value = np.where(to_the_end, before[place], value)  # which the exporter may write as a number
-            if (value >= _END).any() and (value != before[place]).any():
-                raise LatencyError(f"the exporter writes no size where {told!r} is narrower")
-            if (value != before[place]).any():
-                alone.setdefault(place, {}).update(_told_apart(before[place], value, full, group))
+        found = _changes(before, _integers(exported), same, full, group)
+        if found is None:
+            units = list(group)
+            halves = units[: len(units) // 2], units[len(units) // 2 :]
+            groups += [{unit: group[unit] for unit in half} for half in halves]
+            continue
+        for place, values in found.items():
+            alone.setdefault(place, {}).update(values)
         for name, values, shorter in _pairs_of_tables(dense, exported, same, structure):
-            tables.setdefault(name, {}).update(_followers(values, shorter, full, group))
+            tables.setdefault(name, []).extend(_followers(values, shorter, full, group))
     return LearnedSizes(
         full=full,
         narrow=narrow,
         dense={place: before[place] for place in alone},
         alone=alone,
-        tables={name: tuple(followers.values()) for name, followers in tables.items()},
+        tables={name: tuple(followers) for name, followers in tables.items()},
     )
+
+
+def _changes(
+    before: Mapping[Place, Array],
+    after: Mapping[Place, Array],
+    same: Mapping[int, int],
+    full: Array,
+    group: Mapping[int, int],
+) -> dict[Place, dict[int, Array]] | None:
+    """What changed where a group is narrower, by place and unit; `None` when its units cannot be told apart."""
+    found = {}
+    for (number, position), value in after.items():
+        place = (same.get(number, -1), position)
+        if number not in same or (place in before and value.ndim > 1 and value.shape != before[place].shape):
+            continue  # it is nowhere in the dense model, or a table
+        if place not in before or value.shape != before[place].shape:
+            raise LatencyError("the exporter writes other sizes where a unit is narrower")
+        to_the_end = before[place] >= _END
+        value = np.where(to_the_end, before[place], value)  # which the exporter may write as a number
+        if (value >= _END).any() and (value != before[place]).any():
+            raise LatencyError("the exporter writes no size where a unit is narrower")
+        if (value != before[place]).any():
+            told = _told_apart(before[place], value, full, group)
+            if told is None:
+                return None
+            found[place] = told
+    return found
 
 
 def with_own_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -173,23 +199,21 @@ def _groups(structure: Structure) -> list[dict[int, int]]:
     return groups
 
 
-def _told_apart(dense: Array, value: Array, full: Array, group: Mapping[int, int]) -> dict[int, Array]:
-    """Sizes as they are where each unit of a group alone is narrower.
+def _told_apart(dense: Array, value: Array, full: Array, group: Mapping[int, int]) -> dict[int, Array] | None:
+    """Sizes as they are where each unit of a group alone is narrower; `None` when that cannot be told.
 
     One that changed did by the ratio of its unit, or by what that unit lost, which no other of the group did.
     """
     if len(group) == 1:
         return dict.fromkeys(group, value)
-    changed, found = value != dense, {}
+    changed, found = value != dense, dict[int, Array]()
     by_ratio = {unit: value * full[unit] == dense * narrow for unit, narrow in group.items()}
     by_loss = {unit: dense - value == full[unit] - narrow for unit, narrow in group.items()}
     for unit, mine in [*by_ratio.items(), *by_loss.items()]:
         if (changed & mine).any():
             found[unit] = np.where(changed & mine, value, found.get(unit, dense))
             changed &= ~mine
-    if changed.any():
-        raise LatencyError(f"sizes {dense.tolist()} that became {value.tolist()} follow no width of their own")
-    return found
+    return None if changed.any() else found
 
 
 def _same_nodes(exported: onnx.ModelProto, dense: onnx.ModelProto) -> dict[int, int]:
@@ -224,12 +248,12 @@ def _pairs_of_tables(
                 yield name, numpy_helper.to_array(tables[name]), numpy_helper.to_array(shorter[other])
 
 
-def _followers(dense: Array, shorter: Array, full: Array, group: Mapping[int, int]) -> dict[int, Follower]:
-    """By dimension, the unit of a group that a table follows and the channel of each entry.
+def _followers(dense: Array, shorter: Array, full: Array, group: Mapping[int, int]) -> list[Follower]:
+    """The units of a group that dimensions of a table follow, and the channel of each entry.
 
     Channels may be repeated, as they are for the two halves of rotary embeddings, or be next to their copies.
     """
-    found = {}
+    found = []
     for dim, (size, kept) in enumerate(zip(dense.shape, shorter.shape, strict=True)):
         units = [u for u, narrow in group.items() if size % full[u] == 0 and kept * int(full[u]) == size * narrow]
         for unit in units if kept < size else ():
@@ -238,7 +262,7 @@ def _followers(dense: Array, shorter: Array, full: Array, group: Mapping[int, in
                 channels = np.arange(size) // run % full[unit]
                 taken = dense.take(np.flatnonzero(channels < group[unit]), axis=dim)
                 if taken.shape == shorter.shape and np.allclose(taken, shorter, rtol=1e-5, atol=1e-6):
-                    found[dim] = Follower(dim=dim, unit=unit, channels=channels)
+                    found.append(Follower(dim=dim, unit=unit, channels=channels))
                     break
     return found
 
