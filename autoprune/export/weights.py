@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from autoprune.errors import AutopruneError, UsageError
 from autoprune.records import Policy
 from autoprune.recovery.dense import require_same_shapes, weights_to_bytes
 from autoprune.runfolder import write_atomic
-from autoprune.structure import PrunedTo, analyze
+from autoprune.structure import Input, PrunedTo, analyze
 from autoprune.structure import native as as_native
 from autoprune.task.accept import ExampleInputs
 
@@ -26,26 +27,32 @@ _KEY, _SCHEMA = "autoprune", 1
 def save(model: nn.Module, path: str | Path) -> Path:
     """Write a pruned model, of `prune`, `recover`, `load` or a run, to a safetensors file, atomically.
 
-    The file holds the state dict, and in its metadata the width and the kept channels of every unit. Raises
-    `UsageError` for a model that autoprune did not prune, `RunFolderError` when the file cannot be written.
+    The file holds the state dict, and in its metadata the width and the kept channels of every unit, and the shapes and
+    types of the inputs. Raises `UsageError` for a model that autoprune did not prune, `RunFolderError` when the file
+    cannot be written.
     """
     cut = getattr(model, "pruned_to", None)
     if not isinstance(cut, PrunedTo):
         raise UsageError(f"only models that autoprune pruned can be saved; this {type(model).__name__} has no policy")
     about = {"schema": _SCHEMA, "widths": dict(cut.widths), "kept": dict(cut.kept)}
+    about["inputs"] = [vars(taken) for taken in cut.inputs]
     write_atomic(Path(path), weights_to_bytes(model, {_KEY: json.dumps(about)}))
     return Path(path)
 
 
 def load(
-    build_model: Callable[[], nn.Module], path: str | Path, example_inputs: ExampleInputs, *, native: bool = False
+    build_model: Callable[[], nn.Module],
+    path: str | Path,
+    example_inputs: ExampleInputs | None = None,
+    *,
+    native: bool = False,
 ) -> nn.Module:
     """The pruned model of a file of `save`, in evaluation mode.
 
     Args:
         build_model: returns the dense model that was pruned; its weights do not matter.
         path: file of `save`.
-        example_inputs: as for `prune`.
+        example_inputs: as for `prune`; zeros of the shapes and types that the file names by default.
         native: return the model's own classes, as in `prune`.
 
     Raises `UsageError` for an absent or damaged file, and `TaskError` or `UsageError` for one of another model, naming
@@ -57,7 +64,9 @@ def load(
             f"{type(build_model).__name__}"
         )
     cut, weights = _read(Path(path))
-    structure = analyze(build_model(), example_inputs)
+    if example_inputs is None and not cut.inputs:
+        raise UsageError(f"{path} does not say what the model takes; give example_inputs")
+    structure = analyze(build_model(), _zeros(cut.inputs) if example_inputs is None else example_inputs)
     try:
         policy = Policy(space_id=structure.digest(), widths=cut.widths)
         model = structure.shrink(policy, {name: np.asarray(kept) for name, kept in cut.kept.items()}, prove=False)
@@ -67,6 +76,12 @@ def load(
     model.load_state_dict(weights)
     model.eval()
     return as_native(structure.model, model, structure.example_inputs) if native else model
+
+
+def _zeros(inputs: Sequence[Input]) -> ExampleInputs:
+    values = [torch.zeros(taken.shape, dtype=getattr(torch, taken.dtype)) for taken in inputs]
+    keywords = [taken.keyword for taken in inputs if taken.keyword is not None]
+    return dict(zip(keywords, values, strict=True)) if keywords else values
 
 
 def _read(path: Path) -> tuple[PrunedTo, dict[str, Tensor]]:
@@ -82,8 +97,10 @@ def _read(path: Path) -> tuple[PrunedTo, dict[str, Tensor]]:
         about: Any = json.loads(text)
         if about["schema"] != _SCHEMA:
             raise UsageError(f"{path} has schema {about['schema']!r}; this version reads {_SCHEMA}")
-        return PrunedTo(widths=dict(about["widths"]), kept=dict(about["kept"])), weights
-    except (ValueError, KeyError, TypeError) as error:
+        inputs = tuple(Input(**taken | {"shape": tuple(taken["shape"])}) for taken in about.get("inputs", ()))
+        _zeros(inputs)
+        return PrunedTo(widths=dict(about["widths"]), kept=dict(about["kept"]), inputs=inputs), weights
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         if isinstance(error, AutopruneError):
             raise
         raise UsageError(f"the metadata of {path} is damaged: {error!r}") from error

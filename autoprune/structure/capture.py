@@ -68,8 +68,8 @@ def export(model: nn.Module, example_inputs: Sequence[torch.Tensor], *, training
         unknown = re.match(r"Found <class '(?:.*\.)?(\w+)'> in output, which is not a known type", reason)
         if unknown:
             raise StructureError(
-                f"torch.export does not know the {unknown[1]} that the model returns. Return tensors, tuples or dicts, "
-                f"or call torch.export.register_dataclass({unknown[1]}) first"
+                f"torch.export does not know the {unknown[1]} that the model returns. Return tensors, tuples or plain "
+                f"dicts, or, of a dataclass, call torch.export.register_dataclass({unknown[1]}) first"
             ) from error
         where = users_line(error, "forward")
         raise StructureError(

@@ -17,11 +17,21 @@ from autoprune.structure.whole_layers import with_stand_ins
 
 
 @dataclass(frozen=True, kw_only=True)
+class Input:
+    """An input of a model: its `keyword` if it is passed by one, its type such as "float32", and an example's shape."""
+
+    keyword: str | None
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrunedTo:
-    """What a model was cut to: the width of every unit, and the channels of it that were kept."""
+    """What a model was cut to: the width of every unit, the channels of it that were kept, and what it takes."""
 
     widths: Mapping[str, int]
     kept: Mapping[str, Sequence[int]]
+    inputs: tuple[Input, ...] = ()
 
 
 class GraphModel(nn.Module):

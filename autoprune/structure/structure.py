@@ -18,10 +18,11 @@ from autoprune.structure.capture import Capture, module_tensors
 from autoprune.structure.gates import ALWAYS, Gate
 from autoprune.structure.geometry import Dim, Operator
 from autoprune.structure.memory import Memory
-from autoprune.structure.module import GraphModel, PrunedTo
+from autoprune.structure.module import GraphModel, Input, PrunedTo
 from autoprune.structure.proof import TOLERANCE, largest_difference
 from autoprune.structure.shrink import living_masks, renumbered, rewrite, slice_tensors
 from autoprune.structure.units import Channels, Site
+from autoprune.task.adapt import view_keywords
 
 Array = np.ndarray
 
@@ -209,8 +210,15 @@ class Structure:
                     f"{difference:.2g}, allowed {TOLERANCE:g}); broken by {', '.join(self._culprits(policy, keep))}. "
                     "Exclude these units in the search space, and please report the model."
                 )
-        shrunk.pruned_to = PrunedTo(widths=dict(policy.widths), kept=_as_lists(keep))
+        shrunk.pruned_to = PrunedTo(widths=dict(policy.widths), kept=_as_lists(keep), inputs=self._inputs())
         return shrunk.train(self.model.training)
+
+    def _inputs(self) -> tuple[Input, ...]:
+        keywords = view_keywords(self.model) or (None,) * len(self.example_inputs)
+        found = zip(keywords, self.example_inputs, strict=True)
+        return tuple(
+            Input(keyword=k, dtype=str(x.dtype).removeprefix("torch."), shape=tuple(x.shape)) for k, x in found
+        )
 
     def evaluation_graph(self) -> fx.GraphModule:
         """The dense model as an interpretable graph in evaluation mode, whose nodes have the names of `channels`."""

@@ -83,6 +83,11 @@ def adapted(model: Any, keywords: Sequence[str] = (), outputs: Selector = None) 
     return view
 
 
+def view_keywords(model: nn.Module) -> tuple[str, ...]:
+    """The keywords that a view passes its inputs by; none for other models."""
+    return getattr(type(model), "_keywords", ())
+
+
 def own_class(model: nn.Module) -> nn.Module:
     """The model that a view was made of, sharing everything with it; other models as they are."""
     if not hasattr(type(model), "_viewed"):
@@ -126,4 +131,8 @@ def _view_class(base: type[nn.Module], keywords: tuple[str, ...], outputs: Selec
         pairs = ", ".join(f"{name}={name}" for name in keywords)
         exec(f"def forward(self, {', '.join(keywords)}):\n    return call(self, {pairs})", scope)
         forward = scope["forward"]
-    return type(base.__name__, (base,), {"forward": forward, "_viewed": base, "__module__": base.__module__})
+    return type(
+        base.__name__,
+        (base,),
+        {"forward": forward, "_viewed": base, "_keywords": keywords, "__module__": base.__module__},
+    )

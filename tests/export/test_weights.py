@@ -34,6 +34,34 @@ def test_a_round_trip(small, tmp_path, native):
     assert autoprune.load(build, autoprune.save(again, tmp_path / "again"), (X,)).pruned_to == small.pruned_to
 
 
+def test_the_file_says_what_the_model_takes(small, tmp_path):
+    path = autoprune.save(small, tmp_path / "f")
+    again = autoprune.load(build, path, native=True)
+    torch.testing.assert_close(again(X), small(X))
+    assert again.pruned_to == small.pruned_to
+    tensors, text = load_file(path), {"schema": 1, "widths": {"0": 4}, "kept": {"0": [0, 1, 2, 3]}}
+    save_file(tensors, path, {"autoprune": json.dumps(text)})
+    with pytest.raises(UsageError, match="does not say what the model takes; give example_inputs"):
+        autoprune.load(build, path)
+
+
+def test_inputs_by_keyword_and_of_other_types_are_known_again(tmp_path):
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.a, self.b = nn.Embedding(9, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, tokens, *, weights):
+            return self.b(self.a(self.words(tokens)).relu().mul(weights[..., None]).sum(1))
+
+    torch.manual_seed(0)
+    inputs = {"tokens": torch.randint(0, 9, (3, 5)), "weights": torch.rand(3, 5)}
+    small = autoprune.prune(Words(), inputs, multiple_of=1).eval()
+    again = autoprune.load(Words, autoprune.save(small, tmp_path / "f"))
+    torch.testing.assert_close(again(**inputs), small(**inputs))
+    assert again.pruned_to == small.pruned_to
+
+
 def test_what_is_not_in_the_state_dict_is_cut_to_the_kept_channels(tmp_path):
     class Scaled(nn.Module):
         def __init__(self):
@@ -69,10 +97,13 @@ def test_files_that_do_not_fit(small, tmp_path):
     save_file(tensors | {"0.weight": torch.zeros(5, 3, 3, 3)}, path, metadata)
     with pytest.raises(TaskError, match=r"must fit the model; 1 do not: 0.weight has \(5, 3, 3, 3\), the model \(4,"):
         autoprune.load(build, path, (X,))
+    wrong = {"keyword": None, "dtype": "load", "shape": [2]}
     for text, message in (
         (json.dumps({"schema": 9}), "has schema 9; this version reads 1"),
         ("{", "metadata of .* is damaged"),
         (json.dumps({"schema": 1}), "metadata of .* is damaged"),
+        (json.dumps({"schema": 1, "widths": {}, "kept": {}, "inputs": [{"dtype": "load"}]}), "is damaged"),
+        (json.dumps({"schema": 1, "widths": {}, "kept": {}, "inputs": [wrong]}), "is damaged"),
     ):
         save_file(tensors, path, {"autoprune": text})
         with pytest.raises(UsageError, match=message):
