@@ -163,7 +163,7 @@ def _builder(
     """How a policy becomes an ONNX model, and why not by resizing if so.
 
     Sizes inside the graph are learned only where the model does not run without: that takes an export for each group of
-    units, or for each unit.
+    units, or for each unit. One that then runs and differs holds weights that are computed, which no export mends.
     """
     export = partial(_exported, structure, target, feeds, constant_weights)
 
@@ -172,17 +172,24 @@ def _builder(
         for policy in _trials(structure, seed):
             difference = _difference(structure, policy, resizer.resize(policy), target, feeds, constant_weights)
             if difference > (_TOLERANCE if target.precision == "fp32" else math.inf):
-                raise LatencyError(f"a resized model differs by {difference:.2g}")
+                raise _Differs(f"a resized model differs by {difference:.2g}")
         return resizer.resize
 
     with suppress(AutopruneError, ValueError, IndexError):
         return proven(None), None
-    with suppress(AutopruneError, ValueError, IndexError):
-        return proven(learn_sizes(dense, structure, export, together=True)), None
-    try:
-        return proven(learn_sizes(dense, structure, export)), None
-    except (AutopruneError, ValueError, IndexError) as error:
-        return lambda policy: export(policy).SerializeToString(), str(error)
+    reason = ""
+    for together in (True, False):
+        try:
+            return proven(learn_sizes(dense, structure, export, together=together)), None
+        except (AutopruneError, ValueError, IndexError) as error:
+            reason = str(error)
+            if isinstance(error, _Differs):
+                break
+    return lambda policy: export(policy).SerializeToString(), reason
+
+
+class _Differs(LatencyError):
+    """A resized model runs and computes something else."""
 
 
 def _trials(structure: Structure, seed: int) -> list[Policy]:
