@@ -134,7 +134,9 @@ def search(
                 run_search(run_dir=run_dir, config_file=config, fresh=fresh, events=events, **given)
         except (KeyboardInterrupt, Exception) as error:
             if isinstance(error, Exception) and not received:
-                raise  # else it fails because of the signal, as an import does that was cut off
+                raise
+            if isinstance(error, AutopruneError):  # others come from the signal, as of an import that was cut off
+                out.print(f"While stopping: {error}", soft_wrap=True, highlight=False, markup=False)
             begun = RunFolder(run_dir).read_config() is not None
             again = f"Finished trials are kept; continue with: autoprune search --run-dir {shlex.quote(str(run_dir))}"
             out.print(f"Stopped. {again if begun else 'Nothing was begun.'}", soft_wrap=True)

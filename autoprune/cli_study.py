@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -58,14 +59,13 @@ def status_lines(run_dir: Path) -> Iterator[str]:
     from autoprune.lease import holder, is_gone
     from autoprune.pipeline.prepare import place_of
     from autoprune.pipeline.run import Run
-    from autoprune.runfolder import RunFolder, read_json
+    from autoprune.runfolder import RunFolder
     from autoprune.search.status import study_states
 
     folder = RunFolder(run_dir)
     place = place_of(Run(folder).config, folder)
     who = holder(folder.lease)
-    where = read_json(folder.environment).get("workers") if folder.environment.exists() else None
-    workers = f", {where['slots']} worker(s), {where['executor']}" if where else ""
+    workers = _workers(folder)
     stage = "finished" if finished(folder) else "searching" if folder.has_study else "preparing"
     nobody = "nobody works on it" + (f": {who} has ended without its clean-up" if who else "")
     yield f"{folder.path}: {stage}; " + (nobody if who is None or is_gone(who) else f"worked on by {who}{workers}")
@@ -85,6 +85,17 @@ def status_lines(run_dir: Path) -> Iterator[str]:
     failures = [f"{state.name}, {text}" for state in states for text in state.failures]
     for text in failures[-_FAILURES_SHOWN:]:
         yield f"failed: {text}"
+
+
+def _workers(folder: RunFolder) -> str:
+    """How many workers the controller has, as far as it has said so."""
+    from autoprune.errors import RunFolderError
+    from autoprune.runfolder import read_json
+
+    with suppress(RunFolderError, KeyError, TypeError):
+        workers = read_json(folder.environment)["workers"]
+        return f", {workers['slots']} worker(s), {workers['executor']}"
+    return ""
 
 
 def dashboard(

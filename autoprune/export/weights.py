@@ -52,7 +52,7 @@ def load(
     Args:
         build_model: returns the dense model that was pruned; its weights do not matter.
         path: file of `save`.
-        example_inputs: as for `prune`; zeros of the shapes and types that the file names by default.
+        example_inputs: as for `prune`; by default numbers of the shapes and types that the file names.
         native: return the model's own classes, as in `prune`.
 
     Raises `UsageError` for an absent or damaged file, and `TaskError` or `UsageError` for one of another model, naming
@@ -66,7 +66,7 @@ def load(
     cut, weights = _read(Path(path))
     if example_inputs is None and not cut.inputs:
         raise UsageError(f"{path} does not say what the model takes; give example_inputs")
-    structure = analyze(build_model(), _zeros(cut.inputs) if example_inputs is None else example_inputs)
+    structure = analyze(build_model(), _examples(cut.inputs) if example_inputs is None else example_inputs)
     try:
         policy = Policy(space_id=structure.digest(), widths=cut.widths)
         model = structure.shrink(policy, {name: np.asarray(kept) for name, kept in cut.kept.items()}, prove=False)
@@ -78,8 +78,12 @@ def load(
     return as_native(structure.model, model, structure.example_inputs) if native else model
 
 
-def _zeros(inputs: Sequence[Input]) -> ExampleInputs:
-    values = [torch.zeros(taken.shape, dtype=getattr(torch, taken.dtype)) for taken in inputs]
+def _examples(inputs: Sequence[Input]) -> ExampleInputs:
+    """Ones, which are tokens, and masks that leave nothing out; numbers between 0.5 and 1.5 in floating point."""
+    generator = torch.Generator().manual_seed(0)
+    ones = [torch.ones(taken.shape, dtype=getattr(torch, taken.dtype)) for taken in inputs]
+    noise = [torch.rand(one.shape, generator=generator) - 0.5 for one in ones]
+    values = [one + n.to(one) if one.is_floating_point() else one for one, n in zip(ones, noise, strict=True)]
     keywords = [taken.keyword for taken in inputs if taken.keyword is not None]
     return dict(zip(keywords, values, strict=True)) if keywords else values
 
@@ -98,7 +102,7 @@ def _read(path: Path) -> tuple[PrunedTo, dict[str, Tensor]]:
         if about["schema"] != _SCHEMA:
             raise UsageError(f"{path} has schema {about['schema']!r}; this version reads {_SCHEMA}")
         inputs = tuple(Input(**taken | {"shape": tuple(taken["shape"])}) for taken in about.get("inputs", ()))
-        _zeros(inputs)
+        _examples(inputs)
         return PrunedTo(widths=dict(about["widths"]), kept=dict(about["kept"]), inputs=inputs), weights
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         if isinstance(error, AutopruneError):

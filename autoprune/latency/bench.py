@@ -25,7 +25,7 @@ from autoprune.latency.quantize import quantized
 from autoprune.latency.target import Target
 from autoprune.latency.timing import Feeds, Kernels, Model, Protocol, Timings, named_feeds, open_session
 from autoprune.records import Policy
-from autoprune.structure import Structure, module_tensors
+from autoprune.structure import Structure
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage, the models done and the models of the stage."""
@@ -123,12 +123,19 @@ def _with_distinct_weights(structure: Structure) -> Structure:
     model, seen = copy.deepcopy(structure.model), set()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for weight in {id(t): t for t in module_tensors(model).values() if t.is_floating_point()}.values():
+        for weight in (t for t in [*model.parameters(), *_statistics(model)] if t.is_floating_point()):
             key = (tuple(weight.shape), hash(weight.detach().float().numpy().tobytes()))
             if key in seen:
                 weight.add_(1e-3 * torch.rand(weight.shape, generator=generator).to(weight))
             seen.add(key)
     return replace(structure, model=model)
+
+
+def _statistics(model: nn.Module) -> list[torch.Tensor]:
+    """Buffers of normalizations: other buffers, such as masks, may not be what they are by any other number."""
+    buffers = dict(model.named_buffers())
+    norms = {name.removesuffix("running_mean") for name in buffers if name.endswith("running_mean")}
+    return [tensor for name, tensor in buffers.items() if name.rpartition(".")[0] + "." * ("." in name) in norms]
 
 
 def _dense_export(structure: Structure) -> tuple[onnx.ModelProto, dict[str, Origin]]:
@@ -171,7 +178,7 @@ def _builder(
         resizer = Resizer(dense, structure, sizes, origins)
         for policy in _trials(structure, seed):
             difference = _difference(structure, policy, resizer.resize(policy), target, feeds, constant_weights)
-            if difference > (_TOLERANCE if target.precision == "fp32" else math.inf):
+            if not difference <= (_TOLERANCE if target.precision == "fp32" else math.inf):  # nor when it is no number
                 raise _Differs(f"a resized model differs by {difference:.2g}")
         return resizer.resize
 

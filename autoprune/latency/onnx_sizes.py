@@ -136,7 +136,7 @@ def _changes(
             raise LatencyError("the exporter writes other sizes where a unit is narrower")
         to_the_end = before[place] >= _END
         value = np.where(to_the_end, before[place], value)  # which the exporter may write as a number
-        if (value >= _END).any() and (value != before[place]).any():
+        if ((value >= _END) & ~to_the_end).any():
             raise LatencyError("the exporter writes no size where a unit is narrower")
         if (value != before[place]).any():
             told = _told_apart(before[place], value, full, group)

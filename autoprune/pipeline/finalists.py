@@ -136,8 +136,11 @@ def _fine_tune(
         if result.weights is not None:
             write_atomic(setup.folder.model(result.policy.digest()).weights, result.weights)
 
-    broker = Broker(setup.place, question, setup.costs, timeout_s=executor.timeout_s, keep=keep)
-    with storage_errors(setup.place), closing(broker):
+    timeout_s = executor.timeout_s
+    with (
+        storage_errors(setup.place),
+        closing(Broker(setup.place, question, setup.costs, timeout_s=timeout_s, keep=keep)) as broker,
+    ):
         broker.enqueue(policies)
         results = run_rung(broker, executor, question.limits, "full", lambda p: events.advance(p.done, p.total))
     _restore(setup, [r for r in results if r.policy in policies and r.status == "done"], executor, keep)

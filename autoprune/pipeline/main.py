@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from autoprune.budgets import Limit
-from autoprune.errors import AutopruneError, TrialError, UsageError
+from autoprune.errors import BudgetError, TrialError, UsageError
 from autoprune.evaluation import additive_costs
 from autoprune.pipeline.channels import importance, importance_passes
 from autoprune.pipeline.deploy import deployed_dense
@@ -87,9 +87,9 @@ def search(
         folder.write_config(config.model_dump(mode="json"))
         try:
             setup = prepare(config, folder, events, ready)
-        except AutopruneError:
-            if before is not None:
-                folder.write_config(before)  # options that cannot work are not kept
+        except BudgetError:
+            if before is not None:  # budgets that cannot be reached are not kept
+                folder.write_config(config.model_dump(mode="json") | {"budgets": before["budgets"]})
             raise
         if isinstance(place, SharedStorage):
             folder.write_shared_study(place.url, place.run_id)

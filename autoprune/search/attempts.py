@@ -16,14 +16,25 @@ MAX_LOSSES = 5
 """So has one whose worker is lost so often: it may well be what ends the worker."""
 
 
-def was_too_slow(attempts: Sequence[Mapping[str, Any]], timeout_s: float | None) -> bool:
-    """Whether a trial was given up because of a time limit that is longer now, or gone (`None`)."""
-    lost = [attempt for attempt in attempts if attempt["status"] == "lost"]
-    limits = [attempt.get("limit_s") for attempt in lost]
-    return len(lost) >= MAX_LOSSES and all(
-        limit is not None and attempt["seconds"] >= limit and (timeout_s is None or timeout_s > limit)
-        for attempt, limit in zip(lost, limits, strict=True)
-    )
+def given_up(attempts: Sequence[Mapping[str, Any]], timeout_s: float | None) -> str | None:
+    """Why a trial is not tried again after these attempts, or `None` if it is.
+
+    Those that were ended after a time limit that is longer now, or gone (`None`), do not count.
+    """
+    counted = [attempt for attempt in attempts if not _was_ended_early(attempt, timeout_s)]
+    counts = Counter(attempt["status"] for attempt in counted)
+    if counts["failed"] >= MAX_FAILURES:
+        return f"{counted[-1]['reason']} ({counts['failed']} times)"
+    if counts["lost"] >= MAX_LOSSES:
+        return f"lost {counts['lost']} times, last: {counted[-1]['reason']}"
+    return None
+
+
+def _was_ended_early(attempt: Mapping[str, Any], timeout_s: float | None) -> bool:
+    limit = attempt.get("limit_s")
+    if attempt["status"] != "lost" or limit is None or attempt["seconds"] < limit:
+        return False
+    return timeout_s is None or timeout_s > limit
 
 
 @dataclass
@@ -38,10 +49,7 @@ class Running:
         """Count an attempt that failed or was lost and go on to the next; the reason when there shall be none."""
         attempt = {"status": result.status, "reason": result.error, "seconds": result.seconds}
         self.attempts.append(attempt | ({"limit_s": timeout_s} if timeout_s else {}))
-        counts = Counter(attempt["status"] for attempt in self.attempts)
-        if counts["failed"] >= MAX_FAILURES:
-            return f"{result.error} ({counts['failed']} times)"
-        if counts["lost"] >= MAX_LOSSES:
-            return f"lost {counts['lost']} times, last: {result.error}"
-        self.spec = replace(self.spec, attempt=self.spec.attempt + 1)
-        return None
+        reason = given_up(self.attempts, timeout_s)
+        if reason is None:
+            self.spec = replace(self.spec, attempt=self.spec.attempt + 1)
+        return reason

@@ -25,7 +25,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from autoprune.records import Policy
-from autoprune.search.attempts import Running, was_too_slow
+from autoprune.search.attempts import Running, given_up
 from autoprune.search.ledger import Ledger
 from autoprune.search.limits import Predict, excess, violation
 from autoprune.search.places import Place
@@ -76,6 +76,7 @@ class Broker:
         self._held: dict[int, TrialResult] = {}
         self._dry = False
         self._slots = 0
+        self._superseded = 0
         self._finished = 0
         storage, self._study = open_study(place, question, self._finished_trial)
         self._ledger = Ledger(storage, self._study, question)
@@ -84,7 +85,7 @@ class Broker:
         recorded = self._ledger.trials()
         for trial in recorded:
             self._restore(trial)
-        self.enqueue({p: trial.user_attrs["origin"] for trial in recorded if (p := self._too_slow(trial))})
+        self.enqueue({decode(t.params, self._space): t.user_attrs["origin"] for t in recorded if self._too_slow(t)})
         if sampler:
             self._ledger.open_sampler(sampler, predict)
         else:
@@ -195,8 +196,9 @@ class Broker:
             return None
         if self._held:
             return self._ask()
-        self._ledger.write_exhausted(self._trials, self._slots)
-        self._trials = self._slots
+        found = self._slots - self._superseded
+        self._ledger.write_exhausted(self._trials, found)
+        self._trials = found
         return None
 
     def _ready(self) -> bool:
@@ -204,7 +206,7 @@ class Broker:
         running, last = [trial.slot for trial in self._running.values()], self._slots - self._window
         if running and (self._dry or min(running) <= last):
             return False
-        ended = self._slots >= self._trials
+        ended = self._slots - self._superseded >= self._trials
         self._release(None if self._dry or (ended and not running) else last)
         self._dry = False
         return not ended
@@ -270,22 +272,27 @@ class Broker:
         latency_ms = float(self._predict([result.policy])[0, 0])
         return replace(result, measurement=replace(result.measurement, latency_ms=latency_ms))
 
-    def _too_slow(self, trial: FrozenTrial) -> Policy | None:
-        """The policy of a trial that was given up because of a shorter time limit."""
-        given_up = "result" in trial.user_attrs and was_too_slow(trial.user_attrs.get("attempts", ()), self._timeout_s)
-        return decode(trial.params, self._space) if given_up else None
+    def _too_slow(self, trial: FrozenTrial) -> bool:
+        """Whether a trial was given up because of a shorter time limit."""
+        failed = trial.user_attrs.get("result", {}).get("status") == "failed"
+        attempts = trial.user_attrs.get("attempts", ())
+        return failed and bool(attempts) and given_up(attempts, self._timeout_s) is None
 
     def _restore(self, trial: FrozenTrial) -> None:
         """Take over what is known of a trial, and what a dead controller left running."""
         slot = trial.user_attrs.get("slot")
         self._slots = max(self._slots, -1 if slot is None else slot + 1)
-        if "result" in trial.user_attrs:
+        if self._too_slow(trial):
+            if trial.state == TrialState.RUNNING:
+                self._ledger.tell(TrialResult.from_json(trial.user_attrs["result"]))
+            self._superseded += slot is not None  # its policy takes another slot
+        elif "result" in trial.user_attrs:
             result = self._priced(TrialResult.from_json(trial.user_attrs["result"]))
             if trial.state == TrialState.RUNNING and slot is not None:
                 self._held[slot] = result
             elif trial.state == TrialState.RUNNING:
                 self._ledger.tell(result)
-            if (result.status != "infeasible" or self._beyond(result.policy) > 0) and not self._too_slow(trial):
+            if result.status != "infeasible" or self._beyond(result.policy) > 0:
                 self._results[result.policy] = result
             self._finished += slot is not None
         elif trial.state == TrialState.RUNNING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage
@@ -21,29 +22,43 @@ def copy_studies(source: Place, target: Place) -> list[str]:
         prefix = study_name(source, "")
         plain = [s.study_name.removeprefix(prefix) for s in studies if s.study_name.startswith(prefix)]
         for name in plain:
-            ours, theirs = _trials(origin, prefix + name), _trials(into, study_name(target, name))
-            if theirs is not None and theirs == ours:
+            name_there = study_name(target, name)
+            ours, theirs = _trials(origin, prefix + name), _trials(into, name_there)
+            if theirs is not None and theirs == ours and _notes(origin, prefix + name) == _notes(into, name_there):
                 continue
             if theirs is not None and ours is not None and _is_beginning(theirs, ours):
-                into.delete_study(into.get_study_id_from_name(study_name(target, name)))
+                into.delete_study(into.get_study_id_from_name(name_there))
             optuna.copy_study(
                 from_study_name=prefix + name,
                 from_storage=origin,
                 to_storage=into,
-                to_study_name=study_name(target, name),
+                to_study_name=name_there,
             )
     return plain
 
 
-def _trials(storage: BaseStorage, name: str) -> list[tuple[str | None, bool]] | None:
-    """The digest of each trial of a study and whether it is finished; `None` when there is no such study."""
+_Step = tuple[str | None, bool, bool, int]
+"""What a trial of a digest came to: whether it is finished, whether it has a result, how many attempts ended."""
+
+
+def _trials(storage: BaseStorage, name: str) -> list[_Step] | None:
+    """How far each trial of a study is; `None` when there is no such study."""
     if name not in {study.study_name for study in storage.get_all_studies()}:
         return None
-    trials = storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
-    return [(trial.user_attrs.get("digest"), trial.state.is_finished()) for trial in trials]
+    found = []
+    for trial in storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False):
+        notes = trial.user_attrs
+        attempts = len(notes.get("attempts", ()))
+        found.append((notes.get("digest"), trial.state.is_finished(), "result" in notes, attempts))
+    return found
 
 
-def _is_beginning(theirs: Sequence[tuple[str | None, bool]], ours: Sequence[tuple[str | None, bool]]) -> bool:
+def _notes(storage: BaseStorage, name: str) -> dict[str, Any]:
+    return storage.get_study_user_attrs(storage.get_study_id_from_name(name))
+
+
+def _is_beginning(theirs: Sequence[_Step], ours: Sequence[_Step]) -> bool:
     """Whether nothing is in their trials that is not in ours."""
-    same = all(a == b and done <= also for (a, done), (b, also) in zip(theirs, ours, strict=False))
+    pairs = zip(theirs, ours, strict=False)
+    same = all(a == b and all(x <= y for x, y in zip(then, now, strict=True)) for (a, *then), (b, *now) in pairs)
     return len(theirs) <= len(ours) and same

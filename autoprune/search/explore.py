@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -165,11 +166,11 @@ class Explorer:
         fidelity = search.effort.rungs[0]
         question = Question(space=search.space, fidelity=fidelity, limits=limits, run_seed=search.run_seed, stage=stage)
         window = max(WINDOW, _RESERVE * self._executor.slots)
-        broker = Broker(
-            search.place, question, search.predict, sampler=sampler, trials=search.effort.trials, window=window,
+        open_broker = partial(
+            Broker, search.place, question, search.predict, sampler=sampler, trials=search.effort.trials, window=window,
             timeout_s=self._executor.timeout_s,
         )  # fmt: skip
-        with storage_errors(search.place), closing(broker):
+        with storage_errors(search.place), closing(open_broker()) as broker:
             broker.enqueue(policies)
             return run_rung(broker, self._executor, limits, stage or fidelity.name, self._on_event, refill)
 

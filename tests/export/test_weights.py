@@ -62,6 +62,22 @@ def test_inputs_by_keyword_and_of_other_types_are_known_again(tmp_path):
     assert again.pruned_to == small.pruned_to
 
 
+def test_native_classes_are_proven_on_masks_that_leave_nothing_out(tmp_path):
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x, mask):
+            return self.b((self.a(x).relu() * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+
+    torch.manual_seed(0)
+    inputs = (torch.randn(3, 5, 4), torch.ones(3, 5, dtype=torch.int64))
+    small = autoprune.prune(Mean(), inputs, multiple_of=1).eval()
+    again = autoprune.load(Mean, autoprune.save(small, tmp_path / "f"), native=True)
+    torch.testing.assert_close(again(*inputs), small(*inputs))
+
+
 def test_what_is_not_in_the_state_dict_is_cut_to_the_kept_channels(tmp_path):
     class Scaled(nn.Module):
         def __init__(self):

@@ -14,6 +14,7 @@ from autoprune.latency.bench import as_policy, make_bench, random_feeds
 from autoprune.latency.onnx_resizer import Resizer
 from autoprune.latency.target import make_target
 from autoprune.latency.timing import named_feeds, open_session
+from autoprune.structure import analyze
 from tests.latency.machines import QUICK
 
 
@@ -99,6 +100,32 @@ def test_constant_weights_are_constant_in_every_model(structure_of, space_of, ta
         for initializer in onnx.load_from_string(content).graph.initializer:
             value = numpy_helper.to_array(initializer)
             assert value.dtype.kind != "f" or np.ptp(value) == 0
+
+
+class Gated(nn.Module):
+    """A layer whose outputs pass a mask, or a scale that is one number in memory."""
+
+    def __init__(self, buffer):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.register_buffer("gate", buffer)
+
+    def forward(self, x):
+        return x + self.layer(x).masked_fill(self.gate.bool(), -float("inf")).softmax(-1) * self.gate.sum()
+
+
+@pytest.mark.parametrize("buffer", [torch.triu(torch.ones(8, 8), 1)[0], torch.zeros(1).expand(8)], ids=["mask", "view"])
+def test_equal_buffers_stay_what_they_are(buffer, target):
+    torch.manual_seed(0)
+    net = nn.Sequential(Gated(buffer), Gated(buffer.detach()), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2)).eval()
+    bench = make_bench(analyze(net, torch.zeros(1, 8)), target)
+    session = open_session(bench.dense, target)
+    assert np.isfinite(session.run(None, named_feeds(session, bench.feeds))[0]).all()
+
+
+def test_a_resized_model_whose_outputs_are_no_numbers_is_not_proven(structure_of, target, monkeypatch):
+    monkeypatch.setattr(bench_module, "_difference", lambda *_: float("nan"))
+    assert "differs by nan" in make_bench(structure_of("flat"), target).notes[0]
 
 
 def test_a_remote_provider_is_not_needed_to_build_models(structure_of, target):

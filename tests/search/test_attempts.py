@@ -86,20 +86,38 @@ def test_policies_that_took_too_long_are_tried_again_with_a_longer_limit(opened,
 
 
 def test_a_sampler_goes_on_after_policies_that_took_too_long(opened):
-    first = opened(timeout_s=30.0, sampler="random", trials=4)
+    """As many policies are scored in the end as without, whether or not their results were told to the sampler."""
+    first = opened(timeout_s=30.0, sampler="random", trials=12)
     specs = first.ask()
-    late = specs[0]
-    for _ in range(MAX_LOSSES):
-        late = first.finish(lost(late, "it took longer", seconds=30.1))
     for spec in specs[1:]:
-        first.finish(evaluate(spec))
-    assert first.ask() == []
-    second = opened(sampler="random", trials=4)
-    (again,) = second.ask()
-    assert again.policy == specs[0].policy
-    second.finish(evaluate(again))
-    assert second.ask() == []
-    assert {(r.policy, r.status) for r in second.results()} == {(spec.policy, "done") for spec in specs}
+        for _ in range(MAX_LOSSES):
+            spec = first.finish(lost(spec, "it took longer", seconds=30.1))
+    assert first.ask() == [], "the window is full"
+    second = opened(sampler="random", trials=12)
+    assert (second.finished, second.results()) == (0, [])
+    found = run(second)
+    assert len(found) == 12
+    assert {r.status for r in found} == {"done"}
+    assert {spec.policy for spec in specs} < {r.policy for r in found}
+    assert (second.finished, second.total) == (12, 12)
+    third = opened(timeout_s=90.0, sampler="random", trials=12)
+    assert (third.ask(), third.results()) == ([], found)
+
+
+def test_losses_under_a_shorter_limit_do_not_count(opened):
+    first = opened(timeout_s=30.0)
+    first.enqueue({SMALL: "uniform"})
+    (spec,) = first.ask()
+    for _ in range(MAX_LOSSES - 1):
+        spec = first.finish(lost(spec, "it took longer", seconds=30.1))
+    second = opened(timeout_s=300.0)
+    (spec,) = second.ask()
+    assert tried(second, spec, *["lost"] * (MAX_LOSSES - 1))[-1] is not None
+    third = opened(timeout_s=300.0)
+    (spec,) = third.ask()
+    assert tried(third, spec, "lost")[-1] is None
+    assert [r.error for r in third.results()] == [f"lost {MAX_LOSSES} times, last: killed"]
+    assert opened(timeout_s=900.0).ask() == []
 
 
 def test_the_result_of_an_attempt_that_was_given_up_is_ignored(opened):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import optuna
@@ -12,12 +13,15 @@ import pytest
 from optuna.trial import TrialState
 
 from autoprune.errors import RunFolderError
+from autoprune.search.broker import Broker
 from autoprune.search.controller import run_search
 from autoprune.search.copying import copy_studies
 from autoprune.search.executors.inline import InlineExecutor
 from autoprune.search.places import SharedStorage, study_name
+from autoprune.search.question import Question
 from autoprune.search.storage import check_storage, opened, sole_controller
 from tests.search import fakes
+from tests.search.fakes import LIMITS, PROXY, SPACE, predict
 from tests.search.postgres import BIN, Server
 
 pytest.importorskip("psycopg")
@@ -88,6 +92,20 @@ def test_a_copy_that_was_cut_off_goes_on(tmp_path):
     log = tmp_path / "log"
     assert run_search(search(tmp_path, place), InlineExecutor(lambda: fakes.logging_to(log))) == found
     assert not log.exists()
+
+
+def test_a_copy_back_brings_results_that_the_sampler_was_not_told(tmp_path):
+    own, journal = tmp_path / "study.db", SharedStorage(f"journal:{tmp_path / 'journal'}", tmp_path.name)
+    question = Question(space=SPACE, fidelity=PROXY, limits=LIMITS, run_seed=1)
+    with closing(Broker(own, question, predict, sampler="random", trials=8)) as broker:
+        assert len(broker.ask()) == 8
+    copy_studies(own, journal)
+    with closing(Broker(journal, question, predict, sampler="random", trials=8)) as broker:
+        for spec in broker.ask()[1:]:
+            broker.finish(fakes.evaluate(spec))
+    copy_studies(journal, own)
+    with closing(Broker(own, question, predict, sampler="random", trials=8)) as broker:
+        assert (broker.finished, len(broker.ask())) == (7, 1)
 
 
 def test_one_controller_for_a_run_whatever_its_host(server, tmp_path):

@@ -70,9 +70,13 @@ def check_resources(address: str | None, resources: Mapping[str, float] | None, 
     It has as many CPUs as its `workers` need if their number is given. What the nodes of a cluster have is known when
     it was joined. `AutopruneError` as in `room`.
     """
-    if address is None:
-        wanted = {"cpu": 1.0} | {name: amount for name, amount in (resources or {}).items() if name in _RAY_NAMES}
-        cpus = math.ceil(workers * wanted["cpu"]) if workers else os.cpu_count() or 1
+    started = getattr(sys.modules.get("ray"), "is_initialized", lambda: False)()  # somebody else's cluster, then
+    if address is None and not started:
+        asked = {"cpu": 1.0} | dict(resources or {})
+        wanted = {name: amount for name, amount in asked.items() if name in _RAY_NAMES and amount > 0}
+        if not wanted and any(amount > 0 for amount in asked.values()):
+            return  # what this host has of other resources, Ray will tell
+        cpus = math.ceil(workers * asked["cpu"]) if workers else os.cpu_count() or 1
         room([{"Alive": True, "Resources": {"CPU": cpus, "GPU": gpus}}], wanted)
 
 
@@ -96,6 +100,8 @@ def room(nodes: Sequence[Mapping[str, Any]], wanted: Mapping[str, float]) -> int
     """How many trials fit the living nodes at the same time; `AutopruneError` when not even one does."""
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     needed = {_RAY_NAMES.get(name, name): amount for name, amount in wanted.items() if amount > 0}
+    if not needed:
+        raise AutopruneError(f"a trial needs some of a resource; got {dict(wanted)}. Raise --resources, such as cpu=1.")
     fits = [min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in needed.items()) for node in alive]
     if not sum(fits):
         has = "; ".join(", ".join(f"{name}={node.get(name, 0):g}" for name in needed) for node in alive)
