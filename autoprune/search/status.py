@@ -65,6 +65,7 @@ def study_states(place: Place) -> list[StudyStatus]:
 
 
 def _status(name: str, trials: Sequence[FrozenTrial], limits: Sequence[Mapping[str, float]]) -> StudyStatus:
+    trials = _without_superseded(trials)
     results = [TrialResult.from_json(t.user_attrs["result"]) for t in trials if "result" in t.user_attrs]
     counts = Counter(result.status for result in results)
     counts["running"] = sum(t.state == TrialState.RUNNING and "result" not in t.user_attrs for t in trials)
@@ -85,6 +86,13 @@ def _status(name: str, trials: Sequence[FrozenTrial], limits: Sequence[Mapping[s
         recent=len(recent),
         per_minute=_throughput(recent),
     )
+
+
+def _without_superseded(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Trials without those that failed and whose policy was handed out once more."""
+    last = {t.user_attrs["digest"]: t.number for t in trials if "slot" in t.user_attrs}
+    failed = {t.number for t in trials if t.user_attrs.get("result", {}).get("status") == "failed"}
+    return [t for t in trials if t.number not in failed or last.get(t.user_attrs["digest"], t.number) <= t.number]
 
 
 def _worked(trials: Sequence[FrozenTrial]) -> list[tuple[datetime, datetime]]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from autoprune.budgets import Limit
+from autoprune.search.broker import Broker
 from autoprune.search.controller import run_search
+from autoprune.search.executors.base import lost
 from autoprune.search.executors.inline import InlineExecutor
+from autoprune.search.question import Question
 from autoprune.search.status import _throughput, study_states
+from autoprune.trials import TrialSpec
 from tests.search import fakes
 
 NOON = datetime(2026, 1, 1, 12)
@@ -35,6 +40,23 @@ def test_throughput_is_that_of_the_time_that_was_worked(
     worked: list[tuple[float, float]], per_minute: float | None
 ) -> None:
     assert _throughput(times(*worked)) == per_minute
+
+
+def test_policies_that_were_tried_again_with_a_longer_limit_have_not_failed(tmp_path: Path) -> None:
+    question = Question(space=fakes.SPACE, fidelity=fakes.PROXY, limits=fakes.LIMITS, run_seed=1)
+    path = tmp_path / "study.db"
+    with closing(Broker(path, question, fakes.predict, sampler="random", trials=4, timeout_s=1.0)) as broker:
+        for spec in broker.ask():
+            late: TrialSpec | None = spec
+            while late is not None:
+                late = broker.finish(lost(late, "it took longer", seconds=1.5))
+    (state,) = study_states(path)
+    assert (state.counts, state.lost) == ({"failed": 4}, 20)
+    with closing(Broker(path, question, fakes.predict, sampler="random", trials=4)) as broker:
+        for spec in broker.ask():
+            broker.finish(fakes.evaluate(spec))
+    (state,) = study_states(path)
+    assert (state.counts, state.lost, state.failures) == ({"done": 4}, 0, [])
 
 
 def test_trials_of_earlier_budgets_are_told_apart(tmp_path: Path) -> None:
