@@ -114,6 +114,21 @@ def test_tables_keep_the_entries_of_the_channels_that_a_unit_keeps(channels, tra
     np.testing.assert_array_equal(sizes.table("cos", values, widths), values[:, np.array(channels) < 3])
 
 
+def test_a_table_of_equal_entries_keeps_as_many_as_its_units_do(transformer):
+    def export(policy):
+        heads, head_dim = (policy.widths[transformer.units[unit].name] for unit in (1, 2))
+        node = onnx.helper.make_node("Mul", ["x", "ones"], ["y"])
+        table = onnx.numpy_helper.from_array(np.ones((2, heads * head_dim), dtype=np.float32), "ones")
+        return onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [], [table]))
+
+    sizes = learn_sizes(dense := export(transformer.dense_policy()), transformer, export)
+    ones = onnx.numpy_helper.to_array(dense.graph.initializer[0])
+    for heads, head_dim in [(4, 4), (3, 1), (1, 3), (3, 3)]:
+        widths = np.array([unit.width for unit in transformer.units])
+        widths[[1, 2]] = heads, head_dim
+        assert sizes.table("ones", ones, widths).shape == (2, heads * head_dim)
+
+
 def test_an_end_that_a_narrower_model_has_as_a_number_stays_the_end(transformer):
     end = np.iinfo(np.int64).max
     assert not learn_sizes(reshapes([end]), transformer, lambda policy: reshapes([8])).alone
