@@ -116,8 +116,6 @@ def search(
     fresh: Annotated[bool, typer.Option("--fresh", help="Refuse a folder that already holds a run.")] = False,
 ) -> None:
     """Search, fine-tune, export and verify; the same command resumes an interrupted run."""
-    from autoprune.runfolder import RunFolder
-
     given = given_options(
         task=task, model=model, data_dir=data_dir, dense=dense, space=space, target=target, threads=threads,
         batch=batch, precision=precision, budgets=budget or None, strategy=strategy, sampler=sampler,
@@ -135,13 +133,19 @@ def search(
         except (KeyboardInterrupt, Exception) as error:
             if isinstance(error, Exception) and not received:
                 raise
-            if isinstance(error, AutopruneError):  # others come from the signal, as of an import that was cut off
-                out.print(f"While stopping: {error}", soft_wrap=True, highlight=False, markup=False)
-            begun = RunFolder(run_dir).read_config() is not None
-            again = f"Finished trials are kept; continue with: autoprune search --run-dir {shlex.quote(str(run_dir))}"
-            out.print(f"Stopped. {again if begun else 'Nothing was begun.'}", soft_wrap=True)
+            _say_stopped(run_dir, error)
             raise typer.Exit(128 + (received or [signal.SIGINT])[0]) from None
     show(run_dir)
+
+
+def _say_stopped(run_dir: Path, error: BaseException) -> None:
+    from autoprune.runfolder import RunFolder
+
+    if isinstance(error, AutopruneError):  # others come from the signal, as of an import that was cut off
+        out.print(f"While stopping: {error}", soft_wrap=True, highlight=False, markup=False)
+    begun = RunFolder(run_dir).read_config() is not None
+    again = f"Finished trials are kept; continue with: autoprune search --run-dir {shlex.quote(str(run_dir))}"
+    out.print(f"Stopped. {again if begun else 'Nothing was begun.'}", soft_wrap=True)
 
 
 app.command()(front)

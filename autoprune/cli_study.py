@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _WATCH_SECONDS = 5.0
 _FAILURES_SHOWN = 5
+_SHOWN = {"running": "running or queued"}
 _TO_HELP = "postgresql+psycopg://USER:$PASSWORD@HOST/DATABASE, journal:PATH, or sqlite, the run's own file."
 
 study_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Move the studies of a run.")
@@ -40,9 +41,6 @@ def status(
         if not watch or finished(folder):
             return
         time.sleep(_WATCH_SECONDS)
-
-
-_SHOWN = {"running": "running or queued"}
 
 
 def finished(folder: RunFolder) -> bool:

@@ -133,9 +133,9 @@ def _with_distinct_weights(structure: Structure) -> Structure:
 
 def _statistics(model: nn.Module) -> list[torch.Tensor]:
     """Buffers of normalizations: other buffers, such as masks, may not be what they are by any other number."""
-    buffers = dict(model.named_buffers())
-    norms = {name.removesuffix("running_mean") for name in buffers if name.endswith("running_mean")}
-    return [tensor for name, tensor in buffers.items() if name.rpartition(".")[0] + "." * ("." in name) in norms]
+    places = {name: name.rpartition(".") for name, _ in model.named_buffers()}
+    norms = {module for module, _, buffer in places.values() if buffer == "running_mean"}
+    return [tensor for name, tensor in model.named_buffers() if places[name][0] in norms]
 
 
 def _dense_export(structure: Structure) -> tuple[onnx.ModelProto, dict[str, Origin]]:

@@ -2,8 +2,8 @@
 
 Reshapes, expansions and splits hold sizes as integer inputs, products with sines and cosines of positions hold tables;
 their names and places are the exporter's business. So they are learned from it: further exports, in which units are
-narrower, show which numbers change and which entries are left out. Units that no size has in common are narrower in one
-export, each by a ratio of its own that tells it; else each takes an export alone.
+narrower, show which numbers change and which entries are left out. Units that no operator joins are narrower in one
+export, each by a number and a share of its own that tell it; where they do not, the group is halved.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def search(
         try:
             setup = prepare(config, folder, events, ready)
         except BudgetError:
-            if before is not None:  # budgets that cannot be reached are not kept
+            if before and "budgets" in before:  # those that cannot be reached are not kept
                 folder.write_config(config.model_dump(mode="json") | {"budgets": before["budgets"]})
             raise
         if isinstance(place, SharedStorage):
