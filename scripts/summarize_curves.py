@@ -5,13 +5,16 @@
 For every budget and number of passes: the mean test score of each method, its difference from `--against` over the
 seeds that both have, with a 95 % t interval, and the verdict: `behind` and `ahead` only where the interval leaves out
 0, `tie` otherwise, `?` with a single seed. Then the hypervolume of each method's models after each number of passes, as
-a share of the rectangle from the reference (the dense latency, 10 points behind the dense score) to no latency at all.
+a share of the rectangle from the reference (the dense latency, 10 points behind the dense score) to no latency at all;
+and what each method spends, search included, until it has 95 % of the largest one.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +25,8 @@ from autoprune.front import hypervolume
 
 _WORST = 0.10
 """Reference of the hypervolume: this many points behind the dense model."""
+_ENOUGH = 0.95
+"""Share of the largest hypervolume until which passes and seconds are counted."""
 
 
 def main() -> None:
@@ -77,18 +82,70 @@ def verdict(found: dict[int, float], base: dict[int, float]) -> str:
     return f"{mean:+.2f} ± {half:.2f} {word}"
 
 
+@dataclass(frozen=True)
+class Front:
+    """A method's models of all budgets after so many passes of fine-tuning each, mean over seeds.
+
+    `spent` are sample passes for each budget and `seconds` the clock time for all of them, search included.
+    """
+
+    volume: float
+    spent: float
+    seconds: float
+
+
 def print_volumes(rows: Sequence[Row], dense_score: float) -> None:
-    """Hypervolume of every method after every number of passes, mean over seeds."""
+    """Hypervolume of every method after every number of passes, and what 95 % of the largest one costs."""
+    methods = {
+        method: fronts([row for row in rows if row.method == method], dense_score)
+        for method in dict.fromkeys(row.method for row in rows)
+    }
     print(f"\nhypervolume (reference: dense latency, {_WORST:.0%} behind the dense score of {dense_score:.2%})")
-    for point in sorted({row.passes for row in rows}):
-        found = {}
-        for method in dict.fromkeys(row.method for row in rows):
-            mine = [row for row in rows if row.method == method and row.passes == point]
-            volumes = [volume([r for r in mine if r.seed == s], dense_score) for s in sorted({r.seed for r in mine})]
-            if volumes:
-                found[method] = float(np.mean(volumes))
+    for point in sorted({point for of in methods.values() for point in of}):
+        found = {method: of[point].volume for method, of in methods.items() if point in of}
         ranked = sorted(found.items(), key=lambda item: -item[1])
         print(f"  {point:7,} passes: " + ", ".join(f"{method} {value:.3f}" for method, value in ranked))
+    enough = _ENOUGH * max(front.volume for of in methods.values() for front in of.values())
+    print(f"\nuntil {_ENOUGH:.0%} of the largest ({enough:.3f}), between the points by straight lines")
+    for method, of in methods.items():
+        print(f"  {method:17} {until(list(of.values()), enough)}")
+
+
+def fronts(rows: Sequence[Row], dense_score: float) -> dict[int, Front]:
+    """A method's fronts by passes of fine-tuning, in their order, of the seeds that have all budgets."""
+    budgets = len({row.budget for row in rows})
+    found = {}
+    for point in sorted({row.passes for row in rows}):
+        seeds = sorted({row.seed for row in rows})
+        parts = [[row for row in rows if row.seed == seed and row.passes == point] for seed in seeds]
+        parts = [part for part in parts if len(part) == budgets]
+        if not parts:
+            continue
+        found[point] = Front(
+            volume=float(np.mean([volume(part, dense_score) for part in parts])),
+            spent=float(np.mean([row.search_passes + row.passes for part in parts for row in part])),
+            seconds=float(np.mean([clock_time(part, rows) for part in parts])),
+        )
+    return found
+
+
+def clock_time(part: Sequence[Row], rows: Sequence[Row]) -> float:
+    """Seconds of one search and the fine-tuning of its models: each row counts the whole search again."""
+    search = min(row.seconds for row in rows if row.seed == part[0].seed)
+    return search + sum(row.seconds - search for row in part)
+
+
+def until(front: Sequence[Front], enough: float) -> str:
+    """What a method has spent when its hypervolume is `enough`."""
+    if front[0].volume >= enough:
+        return f"{front[0].spent:,.0f} passes for each budget and {front[0].seconds:.0f} s, or less"
+    for before, after in pairwise(front):
+        if after.volume >= enough:
+            share = (enough - before.volume) / (after.volume - before.volume)
+            spent = before.spent + share * (after.spent - before.spent)
+            seconds = before.seconds + share * (after.seconds - before.seconds)
+            return f"{spent:,.0f} passes for each budget, {seconds:.0f} s"
+    return f"not after {front[-1].spent:,.0f} passes for each budget"
 
 
 def volume(rows: Sequence[Row], dense_score: float) -> float:
