@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import fx, nn
 
 from autoprune.errors import TaskError, UsageError, unknown_name
-from autoprune.structure import Structure, module_tensors
+from autoprune.structure import Structure
 
+aten = torch.ops.aten
 Array = np.ndarray
 Batch = tuple[tuple[torch.Tensor, ...], torch.Tensor | None]
 """Inputs and target (`None` when the task has no labels) of one batch."""
@@ -45,13 +47,23 @@ class Calibration:
             raise UsageError(f"the score {score!r} looks at data: give it a Calibration with {needs}")
 
 
+_TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+_FILTERS: dict[Any, tuple[int, int]] = {
+    aten.embedding.default: (0, 1),
+    aten.matmul.default: (1, 1),
+    aten.mm.default: (1, 1),
+    aten.addmm.default: (2, 1),
+} | dict.fromkeys(_TRANSPOSED, (1, 1))
+"""Operators whose weight does not have its filters along dimension 0: which argument it is, and the dimension."""
+
+
 class Scorer:
     """Scores of the units of one structure; gradients and activations are taken once for all units."""
 
     def __init__(self, structure: Structure, calibration: Calibration) -> None:
         self.structure = structure
         self.calibration = calibration
-        self.tensors = module_tensors(structure.model)
+        self.tensors = structure.tensors
 
     def members(self, unit: int) -> list[tuple[str, int, Array]]:
         """Parameter name, dimension and channel of every index (`-1`: none), for all that the unit cuts."""
@@ -63,14 +75,35 @@ class Scorer:
         ]
 
     @cached_property
+    def filter_dims(self) -> dict[str, int]:
+        """The dimension along which a weight has one filter for each channel that it puts out; 0 for those left out."""
+        found: dict[str, int] = {}
+        for node in self.structure.captures[False].graph.nodes:
+            place, dim = _FILTERS.get(node.target, (0, 0))
+            source = node.args[place] if dim else None
+            if isinstance(source, fx.Node) and source.op == "get_attr":
+                name = self.structure.canonical.get(str(source.target), "")
+                depthwise = node.target in _TRANSPOSED and node.args[6:7] > (1,) and self.tensors[name].shape[1] == 1
+                found[name] = 0 if depthwise else dim
+        return found
+
+    @cached_property
     def gradients(self) -> dict[str, torch.Tensor]:
-        """Gradient of the summed calibration loss by parameter; the model and its own gradients are left alone."""
+        """Gradient of the summed calibration loss by parameter; the model and its own gradients are left alone.
+
+        Raises `UsageError` without data and a loss, and when every parameter is frozen.
+        """
         self.calibration.require("taylor")
         model, loss = self.structure.model, self.calibration.loss
         assert loss is not None
         parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        if not parameters:
+            raise UsageError(
+                "the score 'taylor' takes gradients of parameters, and all of this model's are frozen: call "
+                "requires_grad_(True) on some, or take a score without gradients, such as 'l2'"
+            )
         totals = {n: torch.zeros_like(p) for n, p in parameters.items()}
-        was_training = model.training
+        modes = {module: module.training for module in model.modules()}
         model.eval()
         try:
             for inputs, target in self.calibration.batches:
@@ -80,7 +113,8 @@ class Scorer:
                     if grad is not None:
                         totals[name] += grad * len(inputs[0])
         finally:
-            model.train(was_training)
+            for module, was_training in modes.items():  # some may be frozen in evaluation mode
+                module.training = was_training
         return totals
 
     @cached_property
@@ -150,8 +184,8 @@ def fpgm(scorer: Scorer, unit: int) -> Array:
     total = np.zeros(width)
     for name, dim, channel in scorer.members(unit):
         weight = scorer.tensors[name]
-        if weight.dim() > 1 and dim == 0:
-            filters = weight.detach().double().reshape(len(weight), -1)
+        if weight.dim() > 1 and dim == scorer.filter_dims.get(name, 0):
+            filters = weight.detach().double().transpose(0, dim).flatten(1)
             distance = torch.cdist(filters, filters).sum(1)
             total += np.bincount(channel[channel >= 0], weights=distance.numpy()[channel >= 0], minlength=width)
     return total

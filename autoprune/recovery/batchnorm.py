@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from autoprune.recovery.passes import SamplePasses
 from autoprune.task.base import Task
-from autoprune.task.batches import batches, length, sample_rows, take
+from autoprune.task.batches import batches, length, sample_rows
 
 # Large against any statistic, and exact in float32, so that what remains of it shows the momentum to seven digits.
 _MARKER = 2.0**20
@@ -52,52 +52,74 @@ def recalibrate(
     # Batches of equal size weigh the same; a smaller last one would have noisier statistics.
     rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
     rows = rows[: len(rows) // batch_size * batch_size]
-    probe, _ = task.split(take(dataset, rows[:2]))
-    recalibrate_on(model, probe, (task.split(b)[0] for b in batches(dataset, batch_size, rows=rows)), seed=seed)
+    probe, _ = task.split(next(batches(dataset, 2, rows=rows[:2])))
+    inputs = (task.split(b)[0] for b in batches(dataset, batch_size, rows=rows))
+    probes = recalibrate_on(model, probe, inputs, seed=seed)
     if passes is not None:
-        passes.forward(len(rows) + 2 * len(rows[:2]), relative_cost)
+        passes.forward(len(rows) + probes * len(rows[:2]), relative_cost)
 
 
 def recalibrate_on(
     model: nn.Module, probe: tuple[Tensor, ...], inputs: Iterable[tuple[Tensor, ...]], *, seed: int = 0
-) -> None:
-    """As `recalibrate`, on batches of inputs that weigh the same; `probe` is a small batch of them."""
+) -> int:
+    """As `recalibrate`, on batches of inputs that weigh the same; `probe` is a small batch of them.
+
+    Returns how many passes over `probe` it took.
+    """
     model.eval()
     if not _running_buffers(model):
-        return
+        return 0
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         model.train()
-        statistics = _find_momenta(model, probe, seed=seed)
+        statistics, probes = _find_momenta(model, probe, seed=seed)
         averages = _average(model, statistics, inputs)
         for statistic, average in zip(statistics, averages, strict=True):
             statistic.buffer.copy_(average)
         model.eval()
+    return probes
 
 
 def _running_buffers(model: nn.Module) -> list[Tensor]:
     return [b for name, b in model.named_buffers() if name.endswith(("running_mean", "running_var"))]
 
 
-def _find_momenta(model: nn.Module, probe: tuple[Tensor, ...], *, seed: int) -> list[_Statistic]:
-    """Read the momentum of every statistic off two passes over one batch that start from 0 and from `_MARKER`.
+def _find_momenta(model: nn.Module, probe: tuple[Tensor, ...], *, seed: int) -> tuple[list[_Statistic], int]:
+    """Read the momentum of every live statistic off two passes over one batch that start from 0 and from `_MARKER`.
 
-    A pass gives new = (1 - momentum) * old + momentum * batch, so the two results differ by (1 - momentum) * _MARKER.
+    A pass gives new = (1 - momentum) * old + momentum * batch, so the two results differ by (1 - momentum) * _MARKER,
+    as long as frozen layers have what they normalise by. Returns also the number of passes.
     """
     buffers = _running_buffers(model)
     saved = [buffer.clone() for buffer in buffers]
-    results: list[list[Tensor]] = []
-    for start in (0.0, _MARKER):
-        torch.manual_seed(seed)  # the same dropout in both passes
-        _reset(model, buffers, start)
-        model(*probe)
-        results.append([buffer.clone() for buffer in buffers])
+    high, passes = _after_pass(model, buffers, probe, start=_MARKER, seed=seed), 2
+    live = [number for number, after in enumerate(high) if not bool((after == _MARKER).all())]
+    if len(live) < len(buffers):
+        _restore(buffers, saved)
+        buffers, saved = [buffers[number] for number in live], [saved[number] for number in live]
+        high, passes = _after_pass(model, buffers, probe, start=_MARKER, seed=seed), 3
+    low = _after_pass(model, buffers, probe, start=0.0, seed=seed)
+    _restore(buffers, saved)
     statistics = []
-    for buffer, before, low, high in zip(buffers, saved, *results, strict=True):
-        momentum = 1 - ((high - low) / _MARKER).median()
-        buffer.copy_(before)
-        if momentum > 1e-4:  # otherwise the layer is frozen and keeps its statistics
+    for buffer, first, second in zip(buffers, low, high, strict=True):
+        momentum = 1 - ((second - first) / _MARKER).median()
+        if momentum > 1e-4:  # otherwise it stays as good as it is
             statistics.append(_Statistic(buffer=buffer, momentum=momentum))
-    return statistics
+    return statistics, passes
+
+
+def _after_pass(
+    model: nn.Module, buffers: list[Tensor], probe: tuple[Tensor, ...], *, start: float, seed: int
+) -> list[Tensor]:
+    """What buffers that start from one number hold after a pass; the same dropout in all of them."""
+    torch.manual_seed(seed)
+    _reset(model, buffers, start)
+    model(*probe)
+    return [buffer.clone() for buffer in buffers]
+
+
+def _restore(buffers: list[Tensor], saved: list[Tensor]) -> None:
+    for buffer, before in zip(buffers, saved, strict=True):
+        buffer.copy_(before)
 
 
 def _average(model: nn.Module, statistics: list[_Statistic], inputs: Iterable[tuple[Tensor, ...]]) -> list[Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from autoprune.recovery.readers import readers_of
 from autoprune.recovery.recurrent import Direction
 from autoprune.structure import Structure
 
@@ -50,7 +51,10 @@ class Consumer:
 
 
 def find_consumers(structure: Structure) -> tuple[Consumer, ...]:
-    """Convolutions in one group and linear layers whose input can be pruned; their weights are used in one place."""
+    """Convolutions in one group and linear layers whose input can be pruned; their weights are used in one place.
+
+    Layers with prunable channels among their examples are left out: which examples live depends on the batch.
+    """
     found: list[Consumer] = []
     users = _users(structure)
     adapted = adapted_norms(structure)
@@ -60,7 +64,9 @@ def find_consumers(structure: Structure) -> tuple[Consumer, ...]:
             continue
         weight = structure.tensors[name]
         small = isinstance(weight, nn.Parameter) and weight[0].numel() <= _MOST_COLUMNS
-        if small and len(nodes) == 1 and _reads_plainly(structure, nodes[0], name):
+        if not small or len(nodes) != 1 or not _reads_plainly(structure, nodes[0], name):
+            continue
+        if not _batch_is_pruned(structure, nodes[0]):
             found.append(_consumer(structure, name, nodes[0], users, adapted))
     return tuple(found)
 
@@ -80,6 +86,18 @@ def _reads_plainly(structure: Structure, node: fx.Node, weight: str) -> bool:
         return False
     source = node.args[1]
     return isinstance(source, fx.Node) and structure.canonical.get(str(source.target)) == weight
+
+
+def _batch_is_pruned(structure: Structure, node: fx.Node) -> bool:
+    """Whether the places of a layer depend on both the batch and channels, such as heads folded into the batch.
+
+    Channels in dimensions of their own are fine as long as the batch is dimension 0 alone.
+    """
+    shape = node.meta["val"].shape
+    own = len(shape) - 1 if node.target is aten.linear.default else 1
+    sites = {dim: structure.channels.get(("eval", node.name, dim)) for dim in range(len(shape)) if dim != own}
+    pruned = {dim for dim, channels in sites.items() if channels and channels.of_unit}
+    return 0 in pruned or (bool(pruned) and any(isinstance(size, torch.SymInt) for size in shape[1:]))
 
 
 def _is_plain_convolution(node: fx.Node) -> bool:
@@ -123,9 +141,8 @@ def covered_units(
     structure: Structure, consumers: Iterable[Consumer], recurrent: Iterable[Direction] = ()
 ) -> frozenset[int]:
     """Units of which every reader is among the consumers and recurrent layers or needs no repair (depthwise layers)."""
-    known = {c.weight for c in consumers} | {name for direction in recurrent for name in direction.weights}
-    readers = [{m.parameter for m in unit.members if m.dim == 1} for unit in structure.units]
-    return frozenset(number for number, names in enumerate(readers) if names and names <= known)
+    known = {c.node for c in consumers} | {direction.node for direction in recurrent}
+    return frozenset(unit for unit, nodes in readers_of(structure).items() if nodes <= known)
 
 
 def input_windows(node: fx.Node, args: tuple[Any, ...]) -> Tensor:
@@ -140,12 +157,36 @@ def output_places(node: fx.Node, output: Tensor) -> Tensor:
     return output.permute(0, 2, 3, 1) if output.dim() == 4 else output.permute(0, 2, 1).unsqueeze(1)
 
 
-def some_places(windows: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Windows at up to `count` random places of every example, other ones for each: `[rows, D]`."""
-    examples, height, width = windows.shape[:3]
-    places = torch.rand((examples, height * width), generator=generator).argsort(1)[:, :count]
-    chosen = windows[torch.arange(examples)[:, None], places // width, places % width]
-    return chosen.reshape(examples * places.shape[1], -1)
+def living_places(node: fx.Node, masks: Mapping[tuple[str, str, int], np.ndarray]) -> Tensor | None:
+    """Which places of the dense model's output a consumer has in a pruned one: bool `[H * W]`, `None` for all of them.
+
+    A linear layer has a place for every index of the dimensions between the first and the last one of its input, and
+    those may be channels, as in layers that mix tokens or that all heads share.
+    """
+    shape = node.meta["val"].shape
+    between = {dim: masks.get(("eval", node.name, dim)) for dim in range(1, len(shape) - 1)}
+    if node.target is not aten.linear.default or all(mask is None or mask.all() for mask in between.values()):
+        return None
+    living = np.ones(1, dtype=bool)
+    for dim, mask in between.items():
+        living = np.logical_and.outer(living, np.ones(int(shape[dim]), dtype=bool) if mask is None else mask).ravel()
+    return torch.from_numpy(living)
+
+
+def some_places(windows: Tensor, count: int, generator: torch.Generator, living: Tensor | None = None) -> Tensor:
+    """Windows at up to `count` random places of every example, other ones for each: `[rows, D]`.
+
+    With `living` `[H * W]`, `windows` hold the living places alone: the same are drawn as among all, and those that do
+    not live are left out.
+    """
+    total = windows.shape[1] * windows.shape[2] if living is None else len(living)
+    places = torch.rand((len(windows), total), generator=generator).argsort(1)[:, :count]
+    examples = torch.arange(len(windows))[:, None].expand_as(places)
+    if living is not None:
+        drawn = living[places]
+        examples, places = examples[drawn], (living.cumsum(0) - 1)[places[drawn]]
+    width = windows.shape[2]
+    return windows[examples, places // width, places % width].reshape(examples.numel(), *windows.shape[3:]).flatten(1)
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
 Layer after layer, in the order of the graph: with X the input windows of a consumer in the *pruned* model, on
 calibration data, and Y what the dense model puts out at the same places, its new weights are the ridge regression of Y
-on X, with an intercept where the layer has a bias or feeds a batch norm. So each layer also makes up for the errors of
-those before it. Batch norms take the statistics of the same data as they are passed. No labels, no gradients.
+on X, with an intercept where the layer has a bias or feeds a batch norm. The ridge pulls towards the kept weights of
+the dense model, so that they stay what they were where the data says nothing. So each layer also makes up for the
+errors of those before it. Batch norms take the statistics of the same data as they are passed. No labels, no gradients.
 
 The regression onto dense outputs is that of channel pruning (He et al. 2017) and OSSCAR (Meng et al. 2024).
 """
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx
+from torch.nn import functional as F
 
 from autoprune.errors import TrialError
 from autoprune.recovery.consumers import (
@@ -27,9 +29,11 @@ from autoprune.recovery.consumers import (
     covered_units,
     find_consumers,
     input_windows,
+    living_places,
     output_places,
     some_places,
 )
+from autoprune.recovery.influence import Influence, influence
 from autoprune.recovery.prefix import PrefixCache
 from autoprune.recovery.recurrent import Direction, find_directions, hidden_state, weights_of
 from autoprune.recovery.ridge import ridged
@@ -82,29 +86,20 @@ class Reconstruction:
         them is the dense model's. Raises `TrialError` when activations are not finite.
         """
         graph = model.evaluation_graph()
-        touched = self.touched(graph.graph, masks)
-        fitter = _Fitter(graph, self, masks, touched)
-        starts = self._prefix.starts(graph.graph, touched)
+        found = influence(self.structure, graph.graph, masks)
+        fitter = _Fitter(graph, self, masks, found)
+        starts = self._prefix.starts(graph.graph, found.touched)
         with torch.no_grad():
             if starts is None:
                 fitter.run(*self.inputs)
                 return {node.name for node in graph.graph.nodes}
             for start in starts:
                 fitter.run(initial_env=start)
-        return touched
+        return found.touched
 
     def touched(self, graph: fx.Graph, masks: Masks) -> set[str]:
         """Nodes of a shrunk graph whose value some removed channel or branch changes."""
-        narrower = {(kind, name) for (kind, name, _), mask in masks.items() if not mask.all()}
-        sources = {n.name: n.all_input_nodes for n in self.structure.captures[False].graph.nodes}
-        touched: set[str] = set()
-        for node in graph.nodes:
-            bypassing = [n.name for n in node.all_input_nodes] != [n.name for n in sources.get(node.name, [])]
-            own = ("parameter", str(node.target)) if node.op == "get_attr" else ("eval", node.name)
-            sliced = own in narrower
-            if bypassing or sliced or any(n.name in touched for n in node.all_input_nodes):
-                touched.add(node.name)
-        return touched
+        return influence(self.structure, graph, masks).touched
 
     @cached_property
     def _prefix(self) -> PrefixCache:
@@ -145,10 +140,10 @@ class Reconstruction:
         state = hidden_state(args)
         return tuple(self._some(d.columns(args[0], state, outputs), node.name) for d in self.recurrent[node.name])
 
-    def _some(self, windows: Tensor, node: str) -> Tensor:
-        """Always the same places for the same node, in the dense and in every pruned model."""
+    def _some(self, windows: Tensor, node: str, living: Tensor | None = None) -> Tensor:
+        """Always the same places for the same node, in the dense and, of those that live, in every pruned model."""
         place = [*self.consumers, *self.recurrent].index(node)
-        return some_places(windows, self._positions, torch.Generator().manual_seed(place))
+        return some_places(windows, self._positions, torch.Generator().manual_seed(place), living)
 
 
 class _Recorder(fx.Interpreter):
@@ -171,17 +166,17 @@ class _Recorder(fx.Interpreter):
 class _Fitter(fx.Interpreter):
     """Runs the evaluation graph of a pruned model and repairs every touched layer before it is used."""
 
-    def __init__(self, module: fx.GraphModule, reconstruction: Reconstruction, masks: Masks, touched: set[str]) -> None:
+    def __init__(self, module: fx.GraphModule, reconstruction: Reconstruction, masks: Masks, found: Influence) -> None:
         super().__init__(module)
         self._reconstruction = reconstruction
         self._masks = masks
-        self._touched = touched
+        self._influence = found
 
     def run_node(self, n: fx.Node) -> Any:
-        if n.name in self._touched:
+        if n.name in self._influence.touched:
             args, _ = self.fetch_args_kwargs_from_env(n)
             if n.name in self._reconstruction.consumers:
-                if n.all_input_nodes[0].name in self._touched:
+                if n.name in self._influence.fed:
                     self._fit(n, args)
             elif n.name in self._reconstruction.recurrent:
                 self._fit_recurrent(n, args)
@@ -193,18 +188,25 @@ class _Fitter(fx.Interpreter):
         return super().run_node(n)
 
     def _fit(self, node: fx.Node, args: tuple[Any, ...]) -> None:
-        consumer = self._reconstruction.consumers[node.name]
-        rows = self._reconstruction._some(input_windows(node, args), node.name)
-        target = self._reconstruction._targets[node.name]
-        alive = self._masks.get(("parameter", consumer.weight, 0))
+        reconstruction, consumer = self._reconstruction, self._reconstruction.consumers[node.name]
+        windows, living = input_windows(node, args), living_places(node, self._masks)
+        rows = reconstruction._some(windows, node.name, living)
+        target = reconstruction._targets[node.name]
+        if living is not None:
+            places = living.expand(len(windows), -1)[:, :, None, None]
+            target = target[reconstruction._some(places, node.name).flatten()]
+        alive = self._alive(consumer.weight, 0)
         if alive is not None:
-            target = target[:, torch.from_numpy(np.flatnonzero(alive))]
-        weight, intercept = _regression(rows, target, centred=consumer.centred)
-        if not bool(torch.isfinite(weight).all()):
+            target = target[:, alive]
+        if not len(rows):
+            return  # of the few places that are looked at, none is left
+        missing = target - F.linear(rows, args[1].flatten(1), *args[2:3])
+        change, offset = _regression(rows, missing, centred=consumer.centred)
+        if not bool(torch.isfinite(change).all()):
             raise TrialError(f"what {consumer.weight!r} reads in the pruned model is not finite")
-        args[1].copy_(weight.reshape(args[1].shape))
+        args[1].add_(change.reshape(args[1].shape))
         if consumer.bias is not None:
-            args[2].copy_(intercept)
+            args[2].add_(offset)
 
     def _fit_recurrent(self, node: fx.Node, args: tuple[Any, ...]) -> None:
         """Onto the dense model's pre-activations, as if the hidden states that are kept were the dense model's."""
@@ -216,15 +218,19 @@ class _Fitter(fx.Interpreter):
             states = states if hidden is None else states[:, hidden]
             inputs = reconstruction._some(direction.inputs(args[0])[:, :, None], node.name)
             columns = torch.cat([inputs, states], dim=1)
+            size = mine[1].shape[1]
             for part in direction.parts:
                 target = direction.sums(part, dense, full)
                 if rows is not None:
                     first, last = part.first * full[1].shape[1], part.last * full[1].shape[1]
                     target = target[:, rows[(rows >= first) & (rows < last)] - first]
-                weight, intercept = _regression(direction.read(part, columns, mine), target, centred=direction.centred)
-                if not bool(torch.isfinite(weight).all()):
+                missing = target - direction.sums(part, columns, mine)
+                change, offset = _regression(direction.read(part, columns, mine), missing, centred=direction.centred)
+                if not bool(torch.isfinite(change).all()):
                     raise TrialError(f"what {direction.weights[0]!r} reads in the pruned model is not finite")
-                direction.assign(part, weight, intercept, mine)
+                kept = direction.matrix(mine)[part.first * size : part.last * size]
+                bias = direction.sums(part, torch.zeros_like(columns[:1]), mine)[0]
+                direction.assign(part, direction.read(part, kept, mine) + change, bias + offset, mine)
 
     def _alive(self, weight: str, dim: int) -> Tensor | None:
         mask = self._masks.get(("parameter", weight, dim))
@@ -232,9 +238,12 @@ class _Fitter(fx.Interpreter):
 
 
 def _regression(rows: Tensor, target: Tensor, *, centred: bool) -> tuple[Tensor, Tensor]:
-    """Weights `[O, D]` and intercept `[O]` (0 unless `centred`) that map `rows` `[R, D]` to `target` `[R, O]`."""
-    x, y = (rows.mean(0), target.mean(0)) if centred else (torch.zeros(rows.shape[1]), torch.zeros(target.shape[1]))
+    """Weights `[O, D]` and intercept `[O]` (0 unless `centred`) that map `rows` `[R, D]` to `target` `[R, O]`.
+
+    The ridge pulls the weights to 0: give what is missing as the target, and they change no more than the rows ask for.
+    """
+    x, y = (each.mean(0) if centred else each.new_zeros(each.shape[1]) for each in (rows, target))
     inputs, outputs = rows - x, target - y
     second = ridged((inputs.T @ inputs / len(rows)).double(), _RIDGE)
-    weight = torch.linalg.solve(second, (inputs.T @ outputs / len(rows)).double()).T.float()
+    weight = torch.linalg.solve(second, (inputs.T @ outputs / len(rows)).double()).T.to(rows.dtype)
     return weight, y - weight @ x

@@ -102,3 +102,60 @@ def test_weights_that_are_not_finite() -> None:
     nn.init.constant_(net.get_parameter("c1.weight"), float("nan"))
     with pytest.raises(TaskError, match="not finite"):
         score_units(analyze(net, inputs), "l1")
+
+
+def test_fpgm_knows_the_filters_of_transposed_convolutions_and_embeddings() -> None:
+    torch.manual_seed(0)
+    up = nn.Sequential(nn.Conv2d(1, 5, 1), nn.ReLU(), nn.ConvTranspose2d(5, 4, 2), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    with torch.no_grad():
+        up[2].weight[:] = 0.1
+        up[2].weight[:, 2] = 5.0
+    structure = analyze(up.eval(), (torch.zeros(1, 1, 4, 4),))
+    scores = score_units(structure, "fpgm")
+    assert np.argmax(scores["2"]) == 2
+    filters = up[0].weight.detach().flatten(1)
+    np.testing.assert_allclose(scores["0"], torch.cdist(filters, filters).sum(1).numpy(), rtol=1e-5)
+    words = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 2)).eval()
+    (values,) = score_units(analyze(words, (torch.zeros(1, 3, dtype=torch.long),)), "fpgm").values()
+    filters = words[0].weight.detach().T
+    np.testing.assert_allclose(values, torch.cdist(filters, filters).sum(1).numpy(), rtol=1e-5)
+
+
+def test_fpgm_takes_a_depthwise_transposed_convolution_by_its_channels() -> None:
+    torch.manual_seed(0)
+    first, middle = nn.Conv2d(1, 4, 1), nn.ConvTranspose2d(4, 4, 2, groups=4)
+    structure = analyze(nn.Sequential(first, middle, nn.Conv2d(4, 2, 1)).eval(), (torch.zeros(1, 1, 4, 4),))
+    wanted = sum(torch.cdist(f, f).sum(1) for f in (m.weight.detach().flatten(1) for m in (first, middle)))
+    (values,) = score_units(structure, "fpgm").values()
+    np.testing.assert_allclose(values, wanted.numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_a_plain_tensor_along_hidden_channels_is_no_obstacle(name: str) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 3)
+            self.gain = torch.linspace(0.5, 1.5, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(F.relu(self.first(x)) * self.gain)
+
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    data = Calibration(batches=[((x,), torch.zeros(8, dtype=torch.long))], loss=F.cross_entropy)
+    (values,) = score_units(analyze(Scaled().eval(), (x[:1],)), name, data).values()
+    assert values.shape == (6,)
+
+
+def test_taylor_keeps_the_mode_of_every_module() -> None:
+    net = make_net("residual")[0].train()
+    net.get_submodule("b2").eval()
+    before = {name: module.training for name, module in net.named_modules()}
+    score_units(analyze(net, INPUTS), "taylor", calibration())
+    assert {name: module.training for name, module in net.named_modules()} == before
+
+
+def test_taylor_needs_a_parameter_that_is_not_frozen() -> None:
+    net = make_net("residual")[0].requires_grad_(False)
+    with pytest.raises(UsageError, match=r"all of this model's are frozen: call requires_grad_\(True\)"):
+        score_units(analyze(net, INPUTS), "taylor", calibration())

@@ -116,3 +116,44 @@ def test_passes_are_counted_with_the_probe():
     passes = SamplePasses()
     recalibrate(toy_model(), TASK, examples=50, batch_size=16, passes=passes, relative_cost=0.5)
     assert passes.total == pytest.approx((48 + 4) / 3 * 0.5)
+
+
+class PartlyFrozen(nn.Module):
+    """Norms of which the first `frozen` keep their statistics in training mode."""
+
+    def __init__(self, frozen):
+        super().__init__()
+        self.convolutions = nn.ModuleList(nn.Conv2d(1 if i == 0 else 4, 4, 3, padding=1) for i in range(4))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(4))
+        self.frozen = frozen
+
+    def train(self, mode=True):
+        super().train(mode)
+        for norm in self.norms[: self.frozen]:
+            norm.eval()
+        return self
+
+    def forward(self, x):
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            x = torch.relu(norm(convolution(x)))
+        return x
+
+
+@pytest.mark.parametrize("frozen", [1, 2, 3])
+def test_live_norms_behind_frozen_ones_get_the_statistics_of_their_input(frozen):
+    torch.manual_seed(0)
+    model = PartlyFrozen(frozen)
+    for norm in model.norms:
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 1.5)
+    reference = copy.deepcopy(model)
+    for norm in reference.norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        reference.train()(take(TASK.train_set, torch.arange(96))[0])
+    passes = SamplePasses()
+    recalibrate(model, TASK, examples=96, batch_size=96, passes=passes)
+    for norm, wanted in zip(model.norms, reference.norms, strict=True):
+        torch.testing.assert_close(norm.running_mean, wanted.running_mean, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(norm.running_var, wanted.running_var, rtol=1e-3, atol=1e-4)
+    assert passes.total == pytest.approx((96 + 6) / 3)  # finding the frozen ones takes one pass more

@@ -1,0 +1,48 @@
+"""What a policy changes in the graph of a model: the nodes behind everything that it removes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch import fx
+
+from autoprune.structure import Structure
+from autoprune.structure.aliases import is_in_place, owners
+
+
+@dataclass(frozen=True, kw_only=True)
+class Influence:
+    """Names of nodes of a shrunk graph that some removed channel or branch changes.
+
+    `touched`: their value is not the dense model's. `fed`: what they read first is not; the others are only cut
+    themselves.
+    """
+
+    touched: set[str]
+    fed: set[str]
+
+
+def influence(structure: Structure, graph: fx.Graph, masks: Mapping[tuple[str, str, int], np.ndarray]) -> Influence:
+    """What living `masks` change in the evaluation graph of a shrunk model.
+
+    Once a changed node has written in place, all that later read the same memory, by whatever name, are changed too.
+    """
+    narrower = {(kind, name) for (kind, name, _), mask in masks.items() if not mask.all()}
+    sources = {n.name: n.all_input_nodes for n in structure.captures[False].graph.nodes}
+    memory = owners(graph)
+    touched: set[str] = set()
+    fed: set[str] = set()
+    written: set[fx.Node] = set()
+    for node in graph.nodes:
+        changed = [n.name in touched or memory.get(n) in written for n in node.all_input_nodes]
+        bypassing = [n.name for n in node.all_input_nodes] != [n.name for n in sources.get(node.name, [])]
+        own = ("parameter", str(node.target)) if node.op == "get_attr" else ("eval", node.name)
+        if bypassing or own in narrower or any(changed):
+            touched.add(node.name)
+            if is_in_place(node) and node in memory:
+                written.add(memory[node])
+        if bypassing or any(changed[:1]):
+            fed.add(node.name)
+    return Influence(touched=touched, fed=fed)

@@ -1,0 +1,77 @@
+"""Which units are read by what: the operator decides, not the place in a weight."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from autoprune.pruning import channel_order, score_units
+from autoprune.recovery.consumers import covered_units, find_consumers
+from autoprune.recovery.moments import collect_moments
+from autoprune.recovery.readers import readers_of
+from autoprune.recovery.surgeon import surgeon_order
+from autoprune.structure import Structure, analyze
+
+
+class Upsampled(nn.Module):
+    """One unit is read by a transposed and by an ordinary convolution."""
+
+    def __init__(self, groups: int = 1) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 8, 3, padding=1)
+        self.up, self.side = nn.ConvTranspose2d(8, 8, 2, stride=2, groups=groups), nn.Conv2d(8, 4, 1)
+        self.out, self.other = nn.Conv2d(8, 1, 1), nn.Conv2d(4, 1, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.first(x).relu()
+        return self.out(self.up(x).relu()), self.other(self.side(x).relu())
+
+
+def covered(structure: Structure) -> set[str]:
+    return {structure.units[number].name for number in covered_units(structure, find_consumers(structure))}
+
+
+def test_a_unit_that_a_transposed_convolution_reads_is_not_covered() -> None:
+    structure = analyze(Upsampled().eval(), (torch.zeros(1, 1, 6, 6),))
+    assert covered(structure) == {"up", "side"}
+    by_name = {structure.units[number].name: len(nodes) for number, nodes in readers_of(structure).items()}
+    assert by_name == {"first": 2, "up": 1, "side": 1}
+
+
+def test_a_depthwise_transposed_convolution_needs_no_repair() -> None:
+    structure = analyze(Upsampled(groups=8).eval(), (torch.zeros(1, 1, 6, 6),))
+    assert covered(structure) == {unit.name for unit in structure.units}
+
+
+def test_the_surgeon_leaves_units_with_a_transposed_reader_to_the_fallback() -> None:
+    torch.manual_seed(0)
+    model, x = Upsampled().eval(), torch.randn(16, 1, 6, 6)
+    structure = analyze(model, (x[:1],))
+    plain = {name: order[::-1] for name, order in channel_order(score_units(structure, "l2")).items()}
+    order = surgeon_order(structure, collect_moments(structure, [(x,)]), plain)
+    assert order["first"] == plain["first"]
+
+
+def test_an_embedding_is_no_reader() -> None:
+    model = nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
+    structure = analyze(model, (torch.zeros(1, 3, dtype=torch.long),))
+    assert covered(structure) == {unit.name for unit in structure.units}
+
+
+@pytest.mark.parametrize("product", ["matmul", "einsum"])
+def test_a_product_with_a_plain_weight_is_a_reader_that_is_not_repaired(product: str) -> None:
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.side = nn.Linear(4, 6), nn.Linear(6, 3)
+            self.weight = nn.Parameter(torch.randn(6, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.first(x))
+            own = x @ self.weight if product == "matmul" else torch.einsum("bc,cd->bd", x, self.weight)
+            return own + self.side(x)
+
+    structure = analyze(Product().eval(), (torch.zeros(1, 4),))
+    assert [unit.width for unit in structure.units] == [6]
+    assert not covered(structure)
