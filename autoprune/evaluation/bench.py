@@ -21,6 +21,7 @@ from autoprune.runfolder import RunFolder, read_json
 from autoprune.structure import GraphModel, Structure
 from autoprune.task.base import Task
 from autoprune.task.batches import batches, length, sample_rows, take
+from autoprune.task.randomness import seeded
 
 RECONSTRUCTION_EXAMPLES = 256
 _FEWEST_EXAMPLES = 32
@@ -133,5 +134,6 @@ def reconstruction_of(task: Task, structure: Structure, seed: int) -> Reconstruc
     room = _MOST_ACTIVATION_BYTES // max(int(structure.peak_activation_bytes(full)[0]), 1)
     count = max(_FEWEST_EXAMPLES, min(RECONSTRUCTION_EXAMPLES, room))
     rows = sample_rows(length(task.train_set), count, seed=seed)
-    inputs, _ = task.split(take(task.train_set, rows))
+    with seeded(seed):
+        inputs, _ = task.split(take(task.train_set, rows))
     return Reconstruction(structure=structure, inputs=inputs)

@@ -37,7 +37,10 @@ class Evaluator:
     predict_ms: PredictOne
 
     def __call__(self, spec: TrialSpec) -> TrialResult:
-        """Run a trial; raises `TrialError` when its loss or outputs are not finite."""
+        """Run a trial; raises `TrialError` when its loss or outputs are not finite.
+
+        A full fine-tune that ends so is undone instead, as one that lowers the score.
+        """
         start, passes = time.monotonic(), SamplePasses()
         full, undone = spec.fidelity.name == FULL, False
         if full:
@@ -65,12 +68,15 @@ class Evaluator:
         return model
 
     def _improved(self, spec: TrialSpec, passes: SamplePasses) -> tuple[GraphModel, Measurement, bool]:
-        """The model after its repair, fine-tuned unless that lowers its score; its score, and whether it was undone."""
+        """The model after its repair, fine-tuned unless that harms it; its score, and whether it was undone."""
         model = self._repaired(spec, passes)
         before, repaired = copy.deepcopy(model.state_dict()), self._measure(model, spec, passes)
-        self._finetune(model, spec, passes)
-        tuned = self._measure(model, spec, passes)
-        if tuned.score >= repaired.score:
+        try:
+            self._finetune(model, spec, passes)
+            tuned = self._measure(model, spec, passes)
+        except TrialError:
+            tuned = None  # the loss or the outputs are not finite any more; those of the repaired model are
+        if tuned is not None and tuned.score >= repaired.score:
             return model, tuned, False
         model.load_state_dict(before)
         return model, repaired, True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from autoprune.errors import TaskError
 from autoprune.recovery.finetune import OnProgress, finetune
 from autoprune.task.base import Task
 from autoprune.task.batches import length
+from autoprune.task.randomness import seeded
 
 
 def train_dense(task: Task, *, seed: int = 0, on_progress: OnProgress | None = None) -> nn.Module:
@@ -29,8 +29,7 @@ def train_dense(task: Task, *, seed: int = 0, on_progress: OnProgress | None = N
 
 def build_dense(task: Task, *, seed: int = 0) -> nn.Module:
     """The task's model in evaluation mode, with initial weights drawn from `seed`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return task.build_model().eval()
 
 

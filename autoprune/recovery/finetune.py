@@ -18,6 +18,7 @@ from autoprune.recovery.optimize import autocast, learning_rate, make_optimizer
 from autoprune.recovery.passes import SamplePasses
 from autoprune.recovery.teacher import TeacherMemory
 from autoprune.task.base import Recipe, Task
+from autoprune.task.randomness import seeded
 
 OnProgress = Callable[[int, int, float], None]
 
@@ -50,7 +51,8 @@ def finetune(
     are all of it. Then the last epoch is not augmented; and where asking the teacher costs more than training the model
     (`relative_cost`: MACs relative to the teacher's), batches are shown several times and asked about once, and
     `samples` are rounded up to whole repetitions. A `memory` spares the teacher what an earlier fine-tuning on the same
-    batches asked it instead; `passes` then leave the teacher out. The result depends on the model, the seed, the cost
+    batches asked it instead; `passes` then count the teacher only where there is no room to remember what it said, or
+    where the data differ: those who share it count the rest. The result depends on the model, the seed, the cost
     and the number of threads alone.
     `on_progress(samples_done, samples, loss)` follows every step. Raises `TrialError` for a loss that is not finite.
     """
@@ -68,44 +70,45 @@ def finetune(
     times = objective.times(relative_cost)
     drawn = math.ceil(samples / times)
     samples = drawn * times
-    with _training(model, teacher, task, recipe, seed):
-        for lesson in objective.lessons(drawn, seed, times):
-            size = len(lesson.batch[0])
-            rate = learning_rate(recipe, (done + size / 2) / samples)
-            losses.append(_step(model, optimizer, objective, lesson, rate))
-            if not math.isfinite(losses[-1]):
-                steps = math.ceil(samples / recipe.batch_size)
-                raise TrialError(
-                    f"the training loss must stay finite; it is {losses[-1]} in step {len(losses)} of {steps}"
-                )
-            done += size
-            if on_progress is not None:
-                on_progress(done, samples, losses[-1])
-    if passes is not None:
-        passes.training(done, relative_cost)
-        passes.forward(drawn if objective.distils and not objective.shares else 0)
+    try:
+        with _training(model, teacher, task, recipe, seed):
+            for lesson in objective.lessons(drawn, seed, times):
+                size = len(lesson.batch[0])
+                rate = learning_rate(recipe, (done + size / 2) / samples)
+                losses.append(_step(model, optimizer, objective, lesson, rate))
+                done += size
+                if not math.isfinite(losses[-1]):
+                    steps = math.ceil(samples / recipe.batch_size)
+                    raise TrialError(
+                        f"the training loss must stay finite; it is {losses[-1]} in step {len(losses)} of {steps}"
+                    )
+                if on_progress is not None:
+                    on_progress(done, samples, losses[-1])
+    finally:
+        if passes is not None:
+            passes.training(done, relative_cost)
+            passes.forward(objective.asked)
     tail = losses[-max(1, len(losses) // 10) :]
     return FinetuneResult(train_loss=sum(tail) / len(tail), samples=done)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class _Objective:
-    """What a step minimises: the task's loss, the distance to the teacher, or both by the recipe's weight."""
+    """What a step minimises: the task's loss, the distance to the teacher, or both by the recipe's weight.
+
+    `asked` counts the examples that the teacher was asked about for this fine-tuning alone.
+    """
 
     task: Task
     recipe: Recipe
     teacher: nn.Module | None
     memory: TeacherMemory | None
     fits: tuple[int, int]
+    asked: int = 0
 
     @property
     def distils(self) -> bool:
         return self.teacher is not None and (self.recipe.distill_weight > 0 or not self.task.trains)
-
-    @property
-    def shares(self) -> bool:
-        """Whether others need not ask the teacher again: a training step of the task's own may ask it anything."""
-        return self.memory is not None and self.task.train_step is None
 
     def times(self, relative_cost: float) -> int:
         """How often a batch is shown: once where no teacher is asked, others share it, or the task has its own step."""
@@ -140,6 +143,7 @@ class _Objective:
             hook.remove()
         if not self.distils or not calls:
             return loss
+        self.asked += len(calls) * len(batch[0])
         distances = [self._distance(outputs, self._asked(inputs, named)) for outputs, inputs, named in calls]
         distance = torch.stack(distances).mean()
         return self.recipe.distill_weight * distance + (1 - self.recipe.distill_weight) * loss
@@ -152,12 +156,13 @@ class _Objective:
         """The teacher's outputs on a batch, asked once for all who share its memory."""
         if not self.distils or self.task.train_step is not None:
             return None
-        known = self.memory.recall((*self.fits, self.recipe), step) if self.memory is not None else None
+        inputs, _ = self.task.split(batch)
+        known = self.memory.recall((*self.fits, self.recipe), step, inputs) if self.memory is not None else None
         if known is not None:
             return known
-        outputs = self._asked(self.task.split(batch)[0], {})
-        if self.memory is not None:
-            self.memory.keep(step, outputs)
+        outputs = self._asked(inputs, {})
+        if self.memory is None or not self.memory.keep(step, inputs, outputs):
+            self.asked += len(batch[0])
         return outputs
 
     def _asked(self, inputs: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> Tensor:
@@ -201,8 +206,7 @@ def _step(
 @contextmanager
 def _training(model: nn.Module, teacher: nn.Module | None, task: Task, recipe: Recipe, seed: int) -> Iterator[None]:
     """Training mode, with seeded dropout and a memory layout that the model can run; undone at the end."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         models = [model] if teacher is None else [model, teacher.eval()]
         for each in models:
             if recipe.channels_last:
@@ -217,9 +221,13 @@ def _training(model: nn.Module, teacher: nn.Module | None, task: Task, recipe: R
 
 
 def _to_channels_last(model: nn.Module, task: Task) -> None:
-    """Store filters channels last where the model then still runs: one that calls `view` on a map does not."""
-    model.eval().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    """Store filters channels last where the model then still runs.
+
+    One that calls `view` on a map does not, and filters of three dimensions cannot be stored so.
+    """
+    model.eval()
     try:
+        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         with torch.no_grad():
             model(*task.example_inputs)
     except RuntimeError:

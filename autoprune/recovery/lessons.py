@@ -17,6 +17,7 @@ from torch import Tensor
 
 from autoprune.task.base import Task
 from autoprune.task.batches import length, take
+from autoprune.task.randomness import seeded
 from autoprune.trials import FORWARD_SHARE
 
 _MOST_TIMES = 4
@@ -49,20 +50,31 @@ def times_shown(relative_cost: float) -> int:
 def shuffled(
     task: Task, batch_size: int, samples: int, seed: int, *, plain_epochs: int = 0
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Augmented batches in a new order every epoch, `samples` examples in all; only the last one may be smaller.
+    """Augmented batches in a new order every epoch, `samples` examples in all; only the last two may be smaller.
 
-    The last `plain_epochs` are not augmented.
+    The last `plain_epochs` are not augmented. A batch is the same whatever was trained on those before: what data set
+    and augmentation draw from the global random states depends on `seed` and the number of the batch.
     """
     generator = torch.Generator().manual_seed(seed)
     size = length(task.train_set)
     rows = torch.cat([torch.randperm(size, generator=generator) for _ in repeat(None, math.ceil(samples / size))])
     begin = 0
-    for part in rows[:samples].split(batch_size):
-        first, *others = take(task.train_set, part)
-        if task.augment is not None and begin < samples - plain_epochs * size:
-            first = task.augment(first, generator)
+    for step, part in enumerate(_parts(rows[:samples], batch_size)):
+        with seeded(seed, step):
+            first, *others = take(task.train_set, part)
+            if task.augment is not None and begin < samples - plain_epochs * size:
+                first = task.augment(first, generator)
         begin += len(part)
         yield (first, *others)
+
+
+def _parts(rows: Tensor, batch_size: int) -> list[Tensor]:
+    """Rows in batches. One example has no variance for batch norms: a last one takes another from those before it."""
+    parts = list(rows.split(batch_size))
+    if len(parts) > 1 and len(parts[-1]) == 1 < batch_size:
+        # Of batches of two, the one before would then be of one: these become a batch of three.
+        parts[-2:] = rows[-batch_size - 1 :].split(batch_size - 1 if batch_size > 2 else 3)
+    return parts
 
 
 def repeated(lessons: Iterable[Lesson], times: int, seed: int) -> Iterator[Lesson]:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from autoprune.errors import UsageError
 from autoprune.task.base import Precision, Recipe
 
 _WARM_UP = 0.05
@@ -38,8 +39,16 @@ def learning_rate(recipe: Recipe, progress: float) -> float:
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
-    """SGD with Nesterov momentum, or AdamW; weight decay on matrices and filters alone, not on biases and norms."""
+    """SGD with Nesterov momentum, or AdamW; weight decay on matrices and filters alone, not on biases and norms.
+
+    Raises `UsageError` for a model in which nothing can be trained.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise UsageError(
+            f"training takes parameters that require a gradient; none of the {sum(1 for _ in model.parameters())} of "
+            "the model does. Unfreeze some: model.requires_grad_()"
+        )
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},

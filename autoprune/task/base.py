@@ -84,6 +84,7 @@ class Task:
             dicts that hold the keywords of `example_inputs` and the target. All items have the same shapes. Or loaders:
             of a `DataLoader` over a map-style data set its data set and `collate_fn` are used (order, batch size and
             workers are not); any other iterable of batches must be finite and fit into memory, where it is kept.
+            What they draw at random from torch, `random` or numpy is seeded in training.
         loss: `loss(outputs, target)`, a scalar tensor. With None there are no labels: recovery distils to the outputs
             of the dense model. What follows the inputs in an item is then left to `metric` and `train_step`.
         target: key of the target in dict items; the one that is left besides the inputs when not given.

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
 from autoprune.errors import TaskError
 from autoprune.task.items import Items, as_tensors, item_of
+from autoprune.task.randomness import seeded
 
 
 def length(dataset: Dataset[Any]) -> int:
@@ -34,9 +35,15 @@ def take(dataset: Dataset[Any], rows: Tensor) -> tuple[Tensor, ...]:
 
 
 def batches(dataset: Dataset[Any], batch_size: int, *, rows: Tensor | None = None) -> Iterator[tuple[Tensor, ...]]:
-    """All items, or those at `rows`, in order, in batches of `batch_size`; the last one may be smaller."""
+    """All items, or those at `rows`, in order, in batches of `batch_size`; the last one may be smaller.
+
+    Data sets that draw at random give the same batches every time.
+    """
     chosen = torch.arange(length(dataset)) if rows is None else rows
-    return (take(dataset, part) for part in chosen.split(batch_size))
+    for number, part in enumerate(chosen.split(batch_size)):
+        with seeded(0, number):
+            batch = take(dataset, part)
+        yield batch
 
 
 def sample_rows(size: int, count: int, *, seed: int = 0) -> Tensor:

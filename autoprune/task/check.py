@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from autoprune.task.accept import accepted
 from autoprune.task.adapt import described
 from autoprune.task.base import DATA_SETS, IGNORED, Task
 from autoprune.task.batches import length, sample_rows, take
+from autoprune.task.randomness import seeded
 
 _ITEMS = 4
 
@@ -21,15 +24,15 @@ def check_task(task: Task) -> None:
     """Fetch a few items of every data set and run the model, the loss and the augmentation once.
 
     Raises `TaskError` for values that are not finite, shapes that do not fit the model's example inputs, outputs that
-    are not one tensor with the batch dimension first, and targets that the loss cannot take; `StructureError` for a
-    model that cannot be pruned as it is.
+    are not one tensor with the batch dimension first (in evaluation or in training mode), and targets that the loss
+    cannot take; `StructureError` for a model that cannot be pruned as it is. The model's statistics stay as they are.
     """
     model = _build(task)
     _outputs(task, model, task.example_inputs, "example_inputs")
     for name in DATA_SETS:
         _check_data(task, model, name, getattr(task, name))
     _check_augment(task)
-    _check_train_step(task, model)
+    _check_training(task, copy.deepcopy(model).train())
 
 
 def _build(task: Task) -> nn.Module:
@@ -89,11 +92,7 @@ def _outputs(task: Task, model: nn.Module, inputs: tuple[Tensor, ...], name: str
         raise
     except Exception as error:
         raise TaskError(f"the model of {task.name!r} failed on {name}: {type(error).__name__}: {error}") from error
-    if not isinstance(outputs, Tensor):
-        raise TaskError(
-            f"a model must return one tensor; that of {task.name!r} returns {type(outputs).__name__}. Say which part "
-            f"counts by `outputs=`, a function or a name; {described(outputs)}"
-        )
+    _require_tensor(task, outputs, training=model.training)
     if outputs.ndim == 0 or len(outputs) != len(inputs[0]):
         raise TaskError(
             f"the first dimension of the outputs must be the batch ({len(inputs[0])}); got {tuple(outputs.shape)}"
@@ -141,18 +140,25 @@ def _check_augment(task: Task) -> None:
     _require_finite(changed, "augment returns")
 
 
-def _check_train_step(task: Task, model: nn.Module) -> None:
-    if task.train_step is None:
-        return
+def _check_training(task: Task, model: nn.Module) -> None:
+    """Recovery trains: in training mode the model may return something else, such as auxiliary heads."""
     batch = take(task.train_set, sample_rows(length(task.train_set), _ITEMS))
+    with seeded(0):
+        if task.train_step is None:
+            _outputs(task, model, task.split(batch)[0], "train_set in training mode")
+        else:
+            _check_train_step(task, task.train_step, model, batch)
+
+
+def _check_train_step(
+    task: Task, train_step: Callable[[nn.Module, Any], Tensor], model: nn.Module, batch: tuple[Tensor, ...]
+) -> None:
     calls: list[object] = []
-    hook = model.register_forward_hook(lambda *_: calls.append(None))
+    model.register_forward_hook(lambda _, inputs, outputs: calls.append(outputs))
     try:
-        loss = task.train_step(model, batch)
+        loss = train_step(model, batch)
     except Exception as error:
         raise TaskError(f"train_step(model, batch) failed: {type(error).__name__}: {error}") from error
-    finally:
-        hook.remove()
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
         raise TaskError(
             f"train_step(model, batch) must return a scalar tensor that depends on the model; got {type(loss).__name__}"
@@ -160,6 +166,22 @@ def _check_train_step(task: Task, model: nn.Module) -> None:
     if not calls:
         raise TaskError("train_step(model, batch) must call `model`, the one it is given")
     _require_finite(loss, "train_step returns")
+    if task.finetune_recipe.distill_weight > 0:  # every call is compared with the dense model's
+        for outputs in calls:
+            _require_tensor(task, outputs, training=True)
+
+
+def _require_tensor(task: Task, outputs: object, *, training: bool) -> None:
+    if isinstance(outputs, Tensor):
+        return
+    example = "`lambda out: out if isinstance(out, torch.Tensor) else out[0]`"
+    mode, remedy = (
+        (", in training mode, too", f"a function such as {example}") if training else ("", "a function or a name")
+    )
+    raise TaskError(
+        f"a model must return one tensor{mode}; that of {task.name!r} returns {type(outputs).__name__}. Say which part "
+        f"counts by `outputs=`, {remedy}; {described(outputs)}"
+    )
 
 
 def _require_finite(tensor: Tensor, who: str) -> None:

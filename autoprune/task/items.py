@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
 from autoprune.errors import TaskError
 from autoprune.task.accept import users_line
+from autoprune.task.randomness import seeded
 
 _MOST_BYTES = 1 << 32
 """Batches of an iterable that is no `DataLoader` over a map-style data set are kept in memory, up to so many bytes."""
@@ -29,7 +30,8 @@ def as_tensors(item: object) -> tuple[Tensor, ...]:
 
 def is_dataset(value: object) -> bool:
     """Whether a value can serve as a map-style data set: it has a length and can be indexed."""
-    return isinstance(value, Sized) and hasattr(value, "__getitem__")
+    # An `IterableDataset` inherits a `__getitem__` that only raises.
+    return isinstance(value, Sized) and hasattr(value, "__getitem__") and not isinstance(value, IterableDataset)
 
 
 def is_data(value: object) -> bool:
@@ -100,12 +102,15 @@ def items_of(name: str, data: Any, inputs: tuple[str, ...], target: str, *, all_
     """
     source, collate, batch_size = data, None, None
     if not is_dataset(data):
-        source, collate, batch_size = _loaded(name, data)
+        with seeded(0):  # every process that loads the task shall read the same
+            source, collate, batch_size = _loaded(name, data)
     if not len(source):
         raise TaskError(f"a task's {name} must hold at least one item; it is empty")
     if isinstance(source, Items):
         return source
-    first = source[0] if collate is None else collate([source[0]])
+    first = item_of(source, 0)
+    if collate is not None:
+        first = collate([first])
     keys = ()
     if isinstance(first, Mapping):
         keys = _keys(name, first, inputs, target, all_keys=all_keys, labelled=labelled)

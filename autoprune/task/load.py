@@ -1,6 +1,7 @@
 """Finding a task by its specification: a built-in name, `package.module:function` or `path/to/file.py:function`.
 
 The same specification gives the same task in every process that runs in the same folder, so workers reload it.
+`sys.path` is left alone, but what lies beside a task stays importable: its functions may import when they are called.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
@@ -38,6 +42,19 @@ def load_task(spec: str, model: str | None = None, data_dir: Path | None = None)
     with _importable(Path(source).resolve().parent if source.endswith(".py") else Path.cwd()):
         module = _load_file(Path(source)) if source.endswith(".py") else _load_module(source)
         return _call(module, function, spec)
+
+
+@dataclass(frozen=True)
+class _Beside(MetaPathFinder):
+    """Finds what lies in the folder of a task that was loaded, when nothing else of that name is found."""
+
+    folder: str
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The module or package of that name in the folder; those inside a package are found by its own path."""
+        return PathFinder.find_spec(fullname, [self.folder], target) if path is None else None
 
 
 def _reject_builtin_options(spec: str, model: str | None, data_dir: Path | None) -> None:
@@ -91,8 +108,11 @@ def _call(module: ModuleType, function: str, spec: str) -> Task:
 
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    entry = str(folder)
+    """Search a folder first while a task is loaded, and last from then on."""
+    entry, finder = str(folder), _Beside(str(folder))
     sys.path.insert(0, entry)
+    if finder not in sys.meta_path:
+        sys.meta_path.append(finder)
     try:
         yield
     finally:

@@ -110,6 +110,19 @@ def test_a_loss_that_is_not_finite_ends_the_trial(bench: Bench) -> None:
         evaluator(broken)(spec(broken, BRIEF))
 
 
+def test_a_full_fine_tune_that_diverges_is_undone_and_counted(bench: Bench) -> None:
+    full = spec(bench, dataclasses.replace(BRIEF, name="full"))
+    recipe = dataclasses.replace(bench.task.finetune_recipe, lr=1e30, clip_norm=0.0)
+    broken = dataclasses.replace(bench, task=dataclasses.replace(bench.task, finetune_recipe=recipe))
+    result = evaluator(broken)(full)
+    repaired = evaluator(bench)(spec(bench, dataclasses.replace(PROXY, val_samples=0)))
+    assert result.undone
+    assert result.measurement == repaired.measurement
+    assert result.sample_passes > repaired.sample_passes
+    assert result.weights is not None
+    assert all(torch.isfinite(value).all() for value in safetensors.torch.load(result.weights).values())
+
+
 def test_models_come_in_evaluation_mode(bench: Bench) -> None:
     model = bench.shrink(spec(bench, PROXY).policy)
     assert not model.training

@@ -203,3 +203,36 @@ def test_a_loss_of_the_users_own():
     model = fresh()
     finetune(model, task, samples=600, seed=0)
     assert evaluate(model, task, task.test_set).score > 0.9
+
+
+def test_one_example_over_does_not_ruin_batch_norms():
+    vectors = TensorDataset(torch.randn(33, 8), torch.arange(33) % 4)
+    task = toy_task(train_set=vectors, example_inputs=(torch.zeros(1, 8),), finetune_recipe=RECIPE)
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
+    assert finetune(model, task, samples=33, seed=0).samples == 33
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+
+
+def test_filters_of_three_dimensions_run_contiguous():
+    model = nn.Sequential(
+        nn.Unflatten(1, (1, 1)), nn.Conv3d(1, 2, (1, 3, 3)), nn.Flatten(1, 2), nn.Conv2d(2, 4, 4), nn.Flatten()
+    )
+    before = weights(model)
+    finetune(model, TASK, samples=16, seed=0, teacher=copy.deepcopy(model))
+    assert not torch.equal(weights(model), before)
+    assert all(p.is_contiguous() for p in model.parameters())
+
+
+def test_what_a_fine_tuning_cost_counts_even_when_it_fails():
+    passes = SamplePasses()
+    recipe = Recipe(batch_size=16, lr=1e30, clip_norm=0.0, precision="fp32")
+    with pytest.raises(TrialError, match="in step 2 of 6"):
+        finetune(fresh(), TASK, samples=96, seed=0, recipe=recipe, teacher=fresh(1), passes=passes, relative_cost=0.5)
+    assert passes.total == pytest.approx(32 * 0.5 + 32 / 3)
+
+
+def test_a_training_step_counts_every_question_to_the_teacher():
+    task = toy_task(train_step=lambda model, batch: (model(batch[0]) - model(batch[0] + 1)).square().mean())
+    passes = SamplePasses()
+    finetune(fresh(), task, samples=32, seed=0, recipe=RECIPE, teacher=fresh(1), passes=passes)
+    assert passes.total == pytest.approx(32 + 2 * 32 / 3)

@@ -101,3 +101,26 @@ def test_one_epoch_is_plain_only_when_a_teacher_helps(weight, taught, augmented)
     teacher = toy_model() if taught else None
     finetune(toy_model(), toy_task(augment=augment), samples=96, seed=0, recipe=recipe, teacher=teacher)
     assert sum(seen) == augmented
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch_size", "sizes"),
+    [
+        (97, 32, [32, 32, 31, 2]),
+        (98, 32, [32, 32, 32, 2]),
+        (96, 32, [32, 32, 32]),
+        (33, 32, [31, 2]),
+        (4, 3, [2, 2]),
+        (5, 2, [2, 3]),
+        (3, 2, [3]),
+        (1, 2, [1]),
+        (1, 32, [1]),
+        (2, 1, [1, 1]),
+    ],
+)
+def test_no_batch_is_of_one_where_it_need_not_be(samples, batch_size, sizes):
+    task = toy_task(train_set=NUMBERS, example_inputs=(torch.zeros(1, 1),))
+    shown = [batch[0] for batch in shuffled(task, batch_size, samples, seed=0)]
+    assert [len(each) for each in shown] == sizes
+    if samples <= 96:
+        assert len(set(torch.cat(shown).flatten().tolist())) == samples

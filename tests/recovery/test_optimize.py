@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim import SGD, AdamW
 
+from autoprune.errors import UsageError
 from autoprune.recovery.optimize import learning_rate, make_optimizer, uses_bf16
 from autoprune.task.base import Recipe
 
@@ -35,3 +36,8 @@ def test_only_filters_and_matrices_decay(name, kind):
 def test_precision_on_demand():
     assert uses_bf16("bf16")
     assert not uses_bf16("fp32")
+
+
+def test_a_frozen_model_is_refused():
+    with pytest.raises(UsageError, match=r"none of the 2 of the model does\. Unfreeze some"):
+        make_optimizer(nn.Linear(2, 2).requires_grad_(False), Recipe())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -76,3 +77,26 @@ def test_a_shared_teacher_is_charged_by_those_who_share_it(teacher: Counting) ->
         )
         counts.append(passes.total)
     assert counts == [pytest.approx(40), pytest.approx(30)]
+
+
+def test_what_does_not_fit_is_charged_by_those_who_ask(teacher: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = tiny.make_task()
+    size = task.finetune_recipe.batch_size
+    monkeypatch.setattr(teacher_module, "_MOST_BYTES", teacher(task.example_inputs[0]).nbytes * size)  # one batch
+    memory, counts = TeacherMemory(), []
+    for _ in range(2):
+        passes = SamplePasses()
+        finetune(build_dense(task), task, samples=3 * size, seed=0, teacher=teacher, passes=passes, memory=memory)
+        counts.append(passes.total)
+    assert counts == [pytest.approx(3 * size + 2 * size / 3)] * 2
+
+
+@pytest.mark.parametrize("other", [lambda x: x.flip(0), lambda x: x.reshape(3, 2), lambda x: x.to(torch.float64)])
+def test_outputs_are_recalled_for_the_same_inputs_alone(other: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    memory, inputs = TeacherMemory(), torch.arange(6.0).reshape(2, 3)
+    assert memory.recall("x", 0, [inputs]) is None
+    assert memory.keep(0, [inputs], torch.ones(2))
+    assert memory.recall("x", 0, [inputs.clone()]) is not None
+    assert memory.recall("x", 0, [inputs.T.contiguous().T]) is not None  # the layout does not matter
+    assert memory.recall("x", 0, [other(inputs)]) is None
+    assert memory.recall("y", 0, [inputs]) is None

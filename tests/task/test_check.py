@@ -4,8 +4,11 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from autoprune.errors import TaskError
+from autoprune.pruning import prune
+from autoprune.recovery.finetune import finetune
+from autoprune.task.base import Recipe
 from autoprune.task.check import check_task
-from tests.task.toys import toy_data, toy_task, unlabelled_task
+from tests.task.toys import toy_data, toy_model, toy_task, unlabelled_task
 
 IMAGES, TARGETS = toy_data(32, 1).tensors
 
@@ -106,3 +109,56 @@ def test_a_builder_is_a_function_that_works():
         TaskError, match=r"build_model failed: FileNotFoundError: no weights.pt here \(test_check.py, li"
     ):
         check_task(toy_task(build_model=fails))
+
+
+class Auxiliary(nn.Module):
+    """Returns a second head in training mode alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.norm, self.head, self.side = (
+            nn.Linear(36, 8),
+            nn.BatchNorm1d(8),
+            nn.Linear(8, 4),
+            nn.Linear(8, 4),
+        )
+
+    def forward(self, x):
+        found = self.norm(self.body(x.flatten(1)))
+        return (self.head(found), self.side(found)) if self.training else self.head(found)
+
+
+def first_head(outputs):
+    return outputs if isinstance(outputs, torch.Tensor) else outputs[0]
+
+
+def both_heads(model, batch):
+    head, side = model(batch[0])
+    return nn.functional.cross_entropy(head, batch[1]) + nn.functional.cross_entropy(side, batch[1])
+
+
+def test_outputs_in_training_mode_must_be_one_tensor_too():
+    with pytest.raises(TaskError, match=r"in training mode, too; .* returns tuple\. .* such as `lambda out"):
+        check_task(toy_task(build_model=Auxiliary))
+    with pytest.raises(TaskError, match=r"in training mode, too; .* returns tuple"):
+        check_task(toy_task(build_model=Auxiliary, train_step=both_heads))
+
+
+def test_auxiliary_heads_that_are_left_out_or_trained_by_the_task_pass():
+    own = Recipe(distill_weight=0.0, batch_size=16)
+    for changes in ({"outputs": first_head}, {"train_step": both_heads, "finetune_recipe": own}):
+        task = toy_task(build_model=Auxiliary, **changes)
+        check_task(task)
+        dense = task.build_model().eval()
+        finetune(prune(dense, task.example_inputs, multiple_of=1), task, samples=32, seed=0, teacher=dense)
+
+
+def test_a_check_leaves_the_model_as_it_was():
+    model = toy_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.random.get_rng_state()
+    check_task(toy_task(build_model=lambda: model))
+    check_task(toy_task(build_model=lambda: model, train_step=lambda net, batch: net(batch[0]).sum()))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.equal(state, torch.random.get_rng_state())

@@ -1,6 +1,8 @@
+import random
+
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
 from autoprune.errors import TaskError
 from autoprune.task.batches import length, take
@@ -111,3 +113,35 @@ def test_a_plain_set_is_read_again_as_it_is():
     found = read(DICTS, ("image",), "label")
     assert read(found) is found
     assert original(TensorDataset(torch.zeros(1))).tensors[0].shape == (1,)
+
+
+class SizedStream(IterableDataset):
+    """Items in an order of their own, and random; how many there are is known."""
+
+    def __len__(self):
+        return 10
+
+    def __iter__(self):
+        return ((image * torch.rand(()) * random.random(), label) for image, label in DATA)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stream_of_known_length_is_read_once_and_the_same_by_everyone(workers):
+    first, again = (read(DataLoader(SizedStream(), batch_size=4, num_workers=workers)) for _ in range(2))
+    assert length(first) == 10
+    images, labels = take(first, torch.arange(10))
+    assert labels.tolist() == DATA.tensors[1].tolist()
+    assert torch.equal(images, take(again, torch.arange(10))[0])
+
+
+@pytest.mark.parametrize("make", [lambda data: data, lambda data: DataLoader(data, batch_size=4)])
+def test_a_first_item_that_cannot_be_read_says_so(make):
+    class Broken(Dataset):
+        def __len__(self):
+            return 10
+
+        def __getitem__(self, row):
+            raise OSError("no such picture")
+
+    with pytest.raises(TaskError, match=r"item 0 of Broken cannot be read: OSError: no such picture \(test_items"):
+        read(make(Broken()))

@@ -107,3 +107,28 @@ def test_a_task_file_cannot_end_the_program(tmp_path, source):
     (tmp_path / "leaves.py").write_text(source)
     with pytest.raises(TaskError, match="failed: SystemExit: 3"):
         load_task(f"{tmp_path / 'leaves.py'}:make_task")
+
+
+@pytest.mark.parametrize("spec", ["sub/lazy.py:make", "lazy:make"])
+def test_functions_of_a_task_may_import_what_lies_beside_it(folder, spec, monkeypatch):
+    place = folder / spec.rpartition("/")[0]
+    (place / "late_module.py").write_text("from tests.task.toys import toy_model as build\n")
+    (place / "late_package").mkdir()
+    (place / "late_package" / "__init__.py").write_text("")
+    (place / "late_package" / "inner.py").write_text("")
+    (place / "lazy.py").write_text(
+        "from tests.task.toys import toy_task\n"
+        "def build():\n    import late_module\n    import late_package.inner\n    return late_module.build()\n"
+        "def make():\n    return toy_task(build_model=build)\n"
+    )
+    before = list(sys.path)
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    known = len(sys.meta_path)
+    task = load_task(spec)
+    load_task(spec)
+    assert sys.path == before
+    assert len(sys.meta_path) == known + 1
+    monkeypatch.setattr(sys, "path", [entry for entry in before if entry])
+    assert task.build_model() is not None
+    for name in ("late_module", "late_package", "late_package.inner", "lazy"):
+        sys.modules.pop(name, None)
