@@ -15,6 +15,7 @@ from torch import nn
 from autoprune.errors import UsageError
 from autoprune.export.verify import parity
 from autoprune.latency.onnx_model import export_onnx
+from autoprune.latency.outputs import finite_inputs
 from autoprune.latency.target import make_target
 from autoprune.latency.timing import named_feeds, open_session
 from autoprune.runfolder import write_atomic
@@ -40,9 +41,11 @@ def export_candidate(model: nn.Module, task: Task | Sequence[torch.Tensor], path
 def export_verified(model: nn.Module, example_inputs: ExampleInputs, path: str | Path) -> Path:
     """Export any module to ONNX, and prove that ONNX Runtime computes the same on random inputs in several batches.
 
-    The file is written when that holds; an older one is unchanged otherwise. Whole-number inputs repeat the example.
+    The file is written when that holds; an older one is unchanged otherwise. Whole-number inputs repeat the example;
+    so do all, with 1 % of noise, for a model that gives no finite numbers of random ones.
     Raises `StructureError` that names the operator when the exporter cannot translate the model, `VerificationError`
-    when outputs differ by more than 1e-4 of the largest (what float16 can tell apart eight times, for a model in it),
+    when outputs differ by more than 1e-4 of the largest (what float16 can tell apart eight times, for a model in it)
+    or are NaN in PyTorch already,
     `RunFolderError` when the file cannot be written, `UsageError` for bfloat16, which ONNX Runtime does not run.
     """
     types = {parameter.dtype for parameter in model.parameters()}
@@ -53,18 +56,23 @@ def export_verified(model: nn.Module, example_inputs: ExampleInputs, path: str |
     generator = torch.Generator().manual_seed(0)
     with TemporaryDirectory() as folder:
         made = export_candidate(view, inputs, Path(folder) / "model.onnx")
-        prove(view, made, [_many(x, generator) for x in inputs])
+        repeated = [_repeated(x) for x in inputs]
+        drawn = [_drawn(x, generator) for x in repeated]
+        prove(view, made, finite_inputs(view, drawn, repeated, generator))
         write_atomic(Path(path), made.read_bytes())
     return Path(path)
 
 
-def _many(example: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Standard normal numbers, or the examples again and again where they are not floating-point."""
+def _repeated(example: torch.Tensor) -> torch.Tensor:
+    """The examples again and again, as many as are tried."""
     if not example.dim():
         return example
-    if example.is_floating_point():
-        return torch.randn((_EXAMPLES, *example.shape[1:]), generator=generator).to(example.dtype)
     return example.repeat(math.ceil(_EXAMPLES / len(example)), *[1] * (example.dim() - 1))[:_EXAMPLES]
+
+
+def _drawn(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Standard normal numbers in the place of floating-point ones, but of a single one."""
+    return torch.randn(x.shape, generator=generator).to(x.dtype) if x.is_floating_point() and x.dim() else x
 
 
 class OnnxModule(nn.Module):

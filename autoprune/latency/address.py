@@ -16,7 +16,8 @@ _PLACE = re.compile(r"(?:\[(?P<ipv6>[^\[\]]+)\]|(?P<name>[^\[\]:]*))(?::.*)?")
 class Address:
     """A host as the OpenSSH client takes it: `login` is `[user@]host`, an IPv6 address in it without brackets.
 
-    Without a `port` the client's own configuration decides. `python` is the interpreter that measures there.
+    Without a `port` the client's own configuration decides. `python` is the interpreter that measures there: an
+    absolute path, one that begins with `~/`, or a command.
     """
 
     login: str
@@ -34,6 +35,12 @@ class Address:
         return () if self.port is None else ("-p", str(self.port))
 
     @property
+    def interpreter(self) -> str:
+        """`python` as a shell on the host takes it, which puts the home of the user in the place of `~`."""
+        in_home = self.python.startswith("~/")
+        return "~/" + shlex.quote(self.python.removeprefix("~/")) if in_home else shlex.quote(self.python)
+
+    @property
     def command(self) -> str:
         """What a user types to see whether the host answers: `ssh -p 2222 me@board`."""
         return shlex.join(("ssh", *self.ports, self.login))
@@ -42,7 +49,8 @@ class Address:
 def split_address(name: str) -> tuple[str, Address | None]:
     """`ssh://user@host[:port][/TARGET][?python=PATH]` to the kind of target and the address; others have none.
 
-    Raises `UsageError` for an address without a host, a port that is none, and options other than `python`.
+    Raises `UsageError` for an address without a host, a port that is none, options other than `python`, and a
+    `python` that is a path relative to some folder.
     """
     if not name.startswith("ssh://"):
         return name, None
@@ -76,7 +84,7 @@ def _port(parts: SplitResult, name: str) -> int | None:
 
 
 def _python(query: str, name: str) -> str:
-    given = parse_qsl(query, keep_blank_values=True)
+    given = parse_qsl(query.replace("+", "%2B"), keep_blank_values=True)  # a path is no form, where + is a space
     if not given:
         return Address.python
     if len(given) > 1 or given[0][0] != "python" or not given[0][1]:
@@ -84,7 +92,13 @@ def _python(query: str, name: str) -> str:
             f"a remote target may name its `python`, once, and nothing else; got {query!r} in {name!r}. "
             "Write ssh://user@host?python=PATH."
         )
-    return given[0][1]
+    path = given[0][1]
+    if "/" in path and not path.startswith(("/", "~/")):
+        raise UsageError(
+            f"the `python` of a remote target is an absolute path, one in its home (~/venv/bin/python), or a command "
+            f"without a folder; got {path!r} in {name!r}"
+        )
+    return path
 
 
 def _malformed(name: str, reason: str = "") -> UsageError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,10 +17,11 @@ from torch import nn
 
 from autoprune.errors import AutopruneError, LatencyError
 from autoprune.latency.device import kernel_times, time_models
-from autoprune.latency.onnx_model import export_onnx, with_constant_weights
+from autoprune.latency.onnx_model import export_onnx, serialized, with_constant_weights
 from autoprune.latency.onnx_origins import Origin, find_origins, made_distinct, repeats
 from autoprune.latency.onnx_resizer import Resizer, unnamed_weights
 from autoprune.latency.onnx_sizes import LearnedSizes, learn_sizes, with_own_shapes
+from autoprune.latency.outputs import finite_inputs, holds_nan, relative_difference, torch_outputs
 from autoprune.latency.quantize import quantized
 from autoprune.latency.target import Target
 from autoprune.latency.timing import Feeds, Kernels, Model, Protocol, Timings, named_feeds, open_session
@@ -97,7 +98,7 @@ def make_bench(
         "structure": structure,
         "target": target,
         "seed": seed,
-        "feeds": random_feeds(structure, target.batch, seed),
+        "feeds": finite_feeds(structure, target.batch, seed),
         "on_progress": on_progress or (lambda stage, done, total: None),
     }
     if target.runtime == "torch":
@@ -112,7 +113,7 @@ def make_bench(
         exported = with_constant_weights(exported)
     build, reason = _builder(structure, exported, origins, target, common["feeds"], constant_weights, seed)
     notes = (f"every policy was exported anew, which is slower: {reason}",) if reason else ()
-    return Bench(**common, onnx=exported, dense=exported.SerializeToString(), build=build, notes=notes)
+    return Bench(**common, onnx=exported, dense=serialized(exported), build=build, notes=notes)
 
 
 def _with_distinct_weights(structure: Structure) -> Structure:
@@ -178,7 +179,8 @@ def _builder(
         resizer = Resizer(dense, structure, sizes, origins)
         for policy in _trials(structure, seed):
             difference = _difference(structure, policy, resizer.resize(policy), target, feeds, constant_weights)
-            if not difference <= (_TOLERANCE if target.precision == "fp32" else math.inf):  # nor when it is no number
+            # Quantized outputs may be anything, but of the right shape and finite.
+            if not difference <= (_TOLERANCE if target.precision == "fp32" else sys.float_info.max):
                 raise _Differs(f"a resized model differs by {difference:.2g}")
         return resizer.resize
 
@@ -192,11 +194,11 @@ def _builder(
             reason = str(error)
             if isinstance(error, _Differs):
                 break
-    return lambda policy: export(policy).SerializeToString(), reason
+    return lambda policy: serialized(export(policy)), reason
 
 
 class _Differs(LatencyError):
-    """A resized model runs and computes something else."""
+    """A resized model runs and computes something else, as far as can be told."""
 
 
 def _trials(structure: Structure, seed: int) -> list[Policy]:
@@ -234,6 +236,18 @@ def random_feeds(structure: Structure, batch: int, seed: int = 0) -> list[np.nda
     return feeds
 
 
+def finite_feeds(structure: Structure, batch: int, seed: int = 0) -> list[np.ndarray]:
+    """`random_feeds`; the examples at `batch` with a little noise for a model that gives finite outputs of them alone.
+
+    Those are models that compute a logarithm or a root of their input.
+    """
+    feeds, examples = random_feeds(structure, batch, seed), structure.example_inputs
+    drawn = [torch.from_numpy(value).to(x.dtype) for value, x in zip(feeds, examples, strict=True)]
+    repeated = [x[:1].expand(batch, *x.shape[1:]) if x.dim() else x for x in examples]
+    inputs = finite_inputs(structure.model, drawn, repeated, torch.Generator().manual_seed(seed))
+    return [np.array(x.float().numpy() if x.is_floating_point() else x.numpy(), order="C") for x in inputs]
+
+
 def _difference(
     structure: Structure, policy: Policy, model: bytes, target: Target, feeds: Feeds, constant_weights: bool
 ) -> float:
@@ -248,8 +262,7 @@ def _difference(
         raise LatencyError(f"ONNX Runtime cannot run a resized model: {str(error).splitlines()[0][-200:]}") from error
     if constant_weights:  # the numbers mean nothing then; that it runs is the proof
         return 0.0
-    with torch.no_grad():
-        wanted = _shrunk(structure, policy)(*[torch.from_numpy(value) for value in feeds])
-    tensors = [wanted] if isinstance(wanted, torch.Tensor) else list(wanted)
-    pairs = zip((t.numpy() for t in tensors), found, strict=True)
-    return max(float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-12)) for a, b in pairs)
+    wanted = torch_outputs(_shrunk(structure, policy), [torch.from_numpy(value) for value in feeds])
+    if holds_nan(wanted):
+        raise _Differs("the PyTorch model gives NaN, of random inputs and of the examples, so that nothing is proven")
+    return relative_difference(wanted, found)

@@ -13,7 +13,7 @@ import json
 import math
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ SCHEMA = 1
 _REFERENCE = "reference.onnx"
 _MOST_BYTES = 256 * 2**20
 _LONGEST_MS = 3_600_000.0
+_LONGEST_JOB_S = 1e7
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -37,16 +38,17 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 class KitResults:
     """What a device measured: its fingerprint, the profiled models in the order of the kit, and the timed ones.
 
-    `timings` is `None` when the kit times nothing.
+    `timings` is `None` when the kit times nothing. `seconds` is what all of it took there; 0 of older kits.
     """
 
     target: Mapping[str, Any]
     kernels: tuple[Kernels, ...]
     timings: Timings | None
+    seconds: float = 0.0
 
 
 def kit_bytes(
-    models: Sequence[bytes],
+    models: Iterable[bytes],
     reference: bytes,
     feeds: Feeds,
     *,
@@ -59,36 +61,42 @@ def kit_bytes(
 ) -> bytes:
     """A zipped kit that times some `models` beside `reference` and profiles some, both by position.
 
-    `origin` (JSON) is for whoever imports the results; the device does not read it. Equal content, equal bytes.
+    `models` may be a generator: one at a time is in memory, beside the zip file. `origin` (JSON) is for whoever imports
+    the results; the device does not read it. Equal content, equal bytes.
     """
-    names = [f"{number:04d}.onnx" for number in range(len(models))]
-    files = {**dict(zip(names, models, strict=True)), _REFERENCE: reference}
-    manifest: dict[str, Any] = {
-        "schema": SCHEMA,
-        "provider": provider,
-        "threads": threads,
-        "protocol": asdict(protocol),
-        "profiled": [names[i] for i in profiled],
-        "timed": [names[i] for i in timed],
-        "reference": _REFERENCE,
-        "origin": dict(origin or {}),
-        "models": {name: hashlib.sha256(model).hexdigest() for name, model in files.items()},
-    }
-    manifest["kit"] = digest_of(manifest, length=32)
-    inputs = io.BytesIO()
+    inputs, packed = io.BytesIO(), io.BytesIO()
     arrays: dict[str, Any] = {f"input_{i}": np.asarray(feed) for i, feed in enumerate(feeds)}
     np.savez(inputs, **arrays)
-    content = {
-        "kit.json": json.dumps(manifest, indent=1).encode(),
-        "inputs.npz": inputs.getvalue(),
-        "measure.py": Path(measure.__file__).read_bytes(),
-        **{f"models/{name}": model for name, model in files.items()},
-    }
-    packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, value in content.items():
-            archive.writestr(zipfile.ZipInfo(name, _EPOCH), value, zipfile.ZIP_DEFLATED)
+        # What decides the numbers has its digest in the manifest, whose own digest tells kits apart: a measurement that
+        # broke off goes on for an equal kit alone.
+        manifest: dict[str, Any] = {
+            "schema": SCHEMA,
+            "provider": provider,
+            "threads": threads,
+            "protocol": asdict(protocol),
+            "profiled": [_model_name(i) for i in profiled],
+            "timed": [_model_name(i) for i in timed],
+            "reference": _REFERENCE,
+            "origin": dict(origin or {}),
+            "inputs": _add(archive, "inputs.npz", inputs.getvalue()),
+            "script": _add(archive, "measure.py", Path(measure.__file__).read_bytes()),
+            "models": {_model_name(i): _add(archive, f"models/{_model_name(i)}", m) for i, m in enumerate(models)},
+        }
+        manifest["models"][_REFERENCE] = _add(archive, f"models/{_REFERENCE}", reference)
+        manifest["kit"] = digest_of(manifest, length=32)
+        _add(archive, "kit.json", json.dumps(manifest, indent=1).encode())
     return packed.getvalue()
+
+
+def _model_name(number: int) -> str:
+    return f"{number:04d}.onnx"
+
+
+def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> str:
+    """Pack a file, always with the same date, and return the digest of its content."""
+    archive.writestr(zipfile.ZipInfo(name, _EPOCH), content, zipfile.ZIP_DEFLATED)
+    return hashlib.sha256(content).hexdigest()
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -159,6 +167,7 @@ def parse_results(document: Any, manifest: Mapping[str, Any], source: object) ->
         target=checked_target(document.get("target"), manifest, source),
         kernels=tuple(_kernels(by_models[key], source) for key in wanted_nodes),
         timings=timings_of(blocks) if blocks else None,
+        seconds=sum(_seconds(job, source) for job in jobs),
     )
 
 
@@ -199,6 +208,13 @@ def _checked_block(job: Mapping[str, Any], names: Sequence[str], protocol: Proto
     if not isinstance(repeated, int) or not 0 <= repeated <= protocol.retries:
         raise KitError(f"{source}: `repeated` is 0 to {protocol.retries}; got {repeated!r}")
     return Block(samples, reference, repeated)
+
+
+def _seconds(job: Mapping[str, Any], source: object) -> float:
+    value = job.get("seconds", 0.0)
+    if type(value) not in (int, float) or not 0 <= value <= _LONGEST_JOB_S:
+        raise KitError(f"{source}: the seconds of a measurement are 0 to {_LONGEST_JOB_S:g}; got {value!r:.60}")
+    return float(value)
 
 
 def _kernels(job: Mapping[str, Any], source: object) -> Kernels:

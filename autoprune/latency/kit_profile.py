@@ -63,7 +63,7 @@ def make_kit(
     }
     fit_rows = [number for number, role in enumerate(roles) if role == FIT]
     return kit_bytes(
-        list(bench.models(widths, "building models")),
+        bench.models(widths, "building models"),
         bench.dense,
         bench.feeds,
         provider=kind.provider,
@@ -111,6 +111,7 @@ def import_kit(results: Path, kit: Path, structure: Structure) -> LatencyTable:
             dense_ms=found.timings.reference_ms,
             noise=found.timings.noise,
             seed=origin["seed"],
+            seconds=found.seconds,
             again=ratios[roles == AGAIN],
             drift=found.timings.drift,
             repeated_blocks=found.timings.repeated_blocks,

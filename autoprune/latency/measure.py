@@ -299,13 +299,13 @@ def measure_kit(folder: Path) -> Path:
         reference = _open(folder, kit["reference"], kit, feeds)
         for number, names in enumerate([[name] for name in kit["profiled"]] + jobs):
             if number not in done:
-                nodes = number < profiled
+                nodes, start = number < profiled, time.perf_counter()
                 found = (
                     _nodes(folder, names[0], kit, feeds)
                     if nodes
                     else _block(folder, names, kit, feeds, reference, number)
                 )
-                done[number] = {"job": number, **found}
+                done[number] = {"job": number, **found, "seconds": round(time.perf_counter() - start, 3)}
                 _append(out, done[number])
             print(f"\r{number + 1} of {profiled + len(jobs)}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)

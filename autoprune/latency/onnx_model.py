@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from torch import nn
 
 from autoprune.errors import StructureError
@@ -24,6 +25,8 @@ from autoprune.structure.capture import quiet
 from autoprune.structure.whole_layers import whole_layers
 
 _TRANSPOSED = "_transposed"
+_MOST_BYTES = 2**31 - 2**24
+"""Weights that fit in a file of 2 GiB, the most that protobuf writes, beside the graph."""
 
 
 def export_onnx(
@@ -36,8 +39,10 @@ def export_onnx(
     """Export `model` in eval mode, with constant weights under their state-dict names; write it to `path` if given.
 
     Batch norm is folded into convolutions. The file is written atomically. The model is left as it was.
-    Raises `StructureError` that names the operator when the exporter cannot translate the model.
+    Raises `StructureError` that names the operator when the exporter cannot translate the model, and for a model of
+    more than 2 GB.
     """
+    _require_size(sum(p.numel() * p.element_size() for p in model.parameters()))  # before minutes in the exporter
     training = {module: module.training for module in model.modules()}
     inputs = tuple(_batch_of_two(x) for x in example_inputs) if dynamic_batch else tuple(example_inputs)
     varargs = _takes_varargs(model)
@@ -64,8 +69,27 @@ def export_onnx(
     name_stacked(proto.graph, model)
     _name_transposed(proto.graph, model)
     if path is not None:
-        write_atomic(Path(path), proto.SerializeToString())
+        write_atomic(Path(path), serialized(proto))
     return proto
+
+
+def serialized(model: onnx.ModelProto) -> bytes:
+    """Content of the model's file; `StructureError` for more than 2 GB."""
+    # Counted, because the sum of the parameters is not what a file holds: shared weights may be stored twice.
+    _require_size(sum(math.prod(i.dims) * _bytes_of_one(i.data_type) for i in model.graph.initializer))
+    return model.SerializeToString()
+
+
+def _bytes_of_one(data_type: int) -> int:
+    return helper.tensor_dtype_to_np_dtype(data_type).itemsize
+
+
+def _require_size(weight_bytes: int) -> None:
+    if weight_bytes > _MOST_BYTES:
+        raise StructureError(
+            f"an ONNX file holds at most {_MOST_BYTES / 1e9:.2f} GB of weights, and this model has "
+            f"{weight_bytes / 1e9:.2f} GB"
+        )
 
 
 def with_constant_weights(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from autoprune.errors import LatencyError
 from autoprune.latency.onnx_branches import remove_branches
-from autoprune.latency.onnx_model import is_transposed, plain_name
+from autoprune.latency.onnx_model import is_transposed, plain_name, serialized
 from autoprune.latency.onnx_origins import Origin
 from autoprune.latency.onnx_recurrent import GATES, set_hidden_sizes
 from autoprune.latency.onnx_sizes import LearnedSizes, is_lookup
@@ -82,7 +82,7 @@ class Resizer:
         set_hidden_sizes(proto.graph, sliced)
         if dead:
             remove_branches(proto.graph, dead)
-        return proto.SerializeToString()
+        return serialized(proto)
 
     def _is_dead(self, name: str, kept: Mapping[str, tuple[np.ndarray | None, ...]]) -> bool:
         """Whether a weight is of a removed branch."""

@@ -30,7 +30,7 @@ _FOLDER = ".cache/autoprune/kit-"
 def ask_fingerprint(address: Address, provider: str, threads: int) -> Mapping[str, Any]:
     """What the device is, from `measure.py` run there; `LatencyError` when it cannot be reached or lacks a package."""
     script = Path(measure.__file__).read_bytes()
-    command = f"{shlex.quote(address.python)} - --fingerprint {shlex.quote(provider)} {threads}"
+    command = f"{address.interpreter} - --fingerprint {shlex.quote(provider)} {threads}"
     found = _parsed(_ssh(address, command, script), address)
     return checked_target(found, {"provider": provider, "threads": threads}, str(address))
 
@@ -65,7 +65,7 @@ def measure_remotely(
     manifest = kit_manifest(content, "kit")
     folder = _FOLDER + manifest["kit"]
     _ssh(address, f"mkdir -p {folder} && cat > {folder}/kit.zip", content)
-    python = shlex.quote(address.python)
+    python = address.interpreter
     _ssh(address, f"cd {folder} && {python} -m zipfile -e kit.zip . && {python} measure.py .")
     document = _parsed(_ssh(address, f"cat {folder}/results.json"), address)
     results = parse_results(document, manifest, str(address))

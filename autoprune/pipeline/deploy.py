@@ -11,7 +11,8 @@ from torch import nn
 
 from autoprune.export.onnx_file import export_candidate
 from autoprune.export.verify import measure
-from autoprune.latency.bench import random_feeds
+from autoprune.latency.bench import finite_feeds
+from autoprune.latency.onnx_model import serialized
 from autoprune.latency.quantize import quantized
 from autoprune.latency.timing import Feeds, Model, Timings
 from autoprune.pipeline.prepare import Setup
@@ -33,7 +34,7 @@ def deployed(setup: Setup, model: nn.Module, path: Path) -> Model:
     if setup.target.precision == "fp32":
         return path
     small = int8_path(path)
-    write_atomic(small, quantized(path, *_calibration(setup)).SerializeToString())
+    write_atomic(small, serialized(quantized(path, *_calibration(setup))))
     return small
 
 
@@ -53,7 +54,7 @@ def deployed_dense(setup: Setup) -> Model:
 
 def measure_beside_dense(setup: Setup, models: Sequence[Model]) -> Timings:
     """Time models interleaved with the dense one, on the target."""
-    feeds = random_feeds(setup.bench.structure, setup.target.batch)
+    feeds = finite_feeds(setup.bench.structure, setup.target.batch)
     return measure(models, deployed_dense(setup), setup.target, feeds)
 
 

@@ -67,3 +67,28 @@ def test_a_model_in_half_precision_is_proven_by_what_that_can_tell_apart(tmp_pat
     assert onnx.load(path).graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
     with pytest.raises(UsageError, match=r"does not run bfloat16: export model.float\(\)"):
         autoprune.export_onnx(model.bfloat16(), torch.zeros(1, 8).bfloat16(), path)
+
+
+class OfLogarithm(nn.Linear):
+    def forward(self, x):
+        return super().forward(torch.log(x))
+
+
+def test_a_model_of_positive_inputs_is_proven_on_its_examples(tmp_path):
+    path = autoprune.export_onnx(OfLogarithm(4, 2), torch.rand(2, 4) + 0.1, tmp_path / "log.onnx")
+    assert path.exists()
+
+
+def test_a_model_without_numbers_on_its_examples_is_to_blame_itself(tmp_path):
+    with pytest.raises(VerificationError, match="the PyTorch model itself gives NaN") as caught:
+        autoprune.export_onnx(OfLogarithm(4, 2), -torch.rand(2, 4), tmp_path / "log.onnx")
+    assert "report the model" not in str(caught.value)
+    assert not (tmp_path / "log.onnx").exists()
+
+
+def test_a_model_that_returns_a_parameter_is_exported(tmp_path):
+    class Tied(nn.Linear):
+        def forward(self, x):
+            return super().forward(x), self.weight
+
+    assert autoprune.export_onnx(Tied(4, 2), torch.rand(1, 4), tmp_path / "tied.onnx").exists()

@@ -19,6 +19,10 @@ from autoprune.latency.target import check_target, make_target
         ("ssh://me@board/ort-openvino", "ort-openvino", Address(login="me@board")),
         ("ssh://me@board?python=/opt/x/bin/python", "ort-cpu", Address(login="me@board", python="/opt/x/bin/python")),
         ("ssh://me@board:22/ort-cuda?python=/p", "ort-cuda", Address(login="me@board", port=22, python="/p")),
+        ("ssh://board?python=/opt/c++/p", "ort-cpu", Address(login="board", python="/opt/c++/p")),
+        ("ssh://board?python=/a%20b%2Bc", "ort-cpu", Address(login="board", python="/a b+c")),
+        ("ssh://board?python=~/venv/bin/python", "ort-cpu", Address(login="board", python="~/venv/bin/python")),
+        ("ssh://board?python=python3.12", "ort-cpu", Address(login="board", python="python3.12")),
         ("ssh://board?python=/a#b", "ort-cpu", Address(login="board", python="/a#b")),
         ("ssh://Me@MyBoard:1", "ort-cpu", Address(login="Me@MyBoard", port=1)),
         ("ssh://me@192.168.0.7:65535", "ort-cpu", Address(login="me@192.168.0.7", port=65535)),
@@ -92,3 +96,15 @@ def test_an_address_with_unknown_options_is_refused(query):
     with pytest.raises(UsageError, match="may name its `python`") as caught:
         split_address(f"ssh://me@board{query}")
     assert query in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["venv/bin/python", "./python", "../python", "~other/bin/python"])
+def test_a_python_relative_to_some_folder_is_refused(path):
+    with pytest.raises(UsageError, match="is an absolute path") as caught:
+        split_address(f"ssh://me@board?python={path}")
+    assert repr(path) in str(caught.value)
+
+
+def test_the_home_is_left_to_the_shell_and_all_else_is_quoted():
+    found = [Address(login="b", python=path).interpreter for path in ("python3", "/a b", "~/a b;c", "$HOME/x")]
+    assert found == ["python3", "'/a b'", "~/'a b;c'", "'$HOME/x'"]

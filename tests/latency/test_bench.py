@@ -175,3 +175,32 @@ def test_whole_numbers_are_fed_as_the_example_has_them(structure_of):
     assert first.dtype == np.int64
     assert second.shape == third.shape == ()
     assert third == 4
+
+
+class OfLogarithm(nn.Module):
+    """Takes positive numbers alone."""
+
+    def __init__(self, offset):
+        super().__init__()
+        self.offset, self.layers = offset, nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+
+    def forward(self, x):
+        return self.layers(torch.log(x + self.offset))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_model_of_positive_inputs_is_resized_and_fed_such(precision, target):
+    structure = analyze(OfLogarithm(0.0).eval(), torch.rand(1, 8) + 0.1)
+    bench = make_bench(structure, replace(target, batch=3, precision=precision))
+    assert bench.notes == ()
+    (feed,) = bench.feeds
+    assert feed.shape == (3, 8)
+    assert feed.flags["C_CONTIGUOUS"]
+    assert (feed > 0).all()
+    assert not np.array_equal(feed[0], feed[1])
+
+
+def test_a_model_without_numbers_on_its_examples_is_not_proven(target):
+    structure = analyze(OfLogarithm(-9.0).eval(), torch.rand(1, 8))
+    (note,) = make_bench(structure, target).notes
+    assert "the PyTorch model gives NaN" in note

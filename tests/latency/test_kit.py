@@ -2,6 +2,7 @@
 
 import io
 import json
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -13,10 +14,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from autoprune.errors import KitError
+from autoprune.latency import measure
 from autoprune.latency.bench import make_bench
 from autoprune.latency.kit import kit_bytes, kit_manifest, read_manifest
 from autoprune.latency.measure import Protocol
 from autoprune.structure import analyze
+from tests.latency import kits
 from tests.latency.kits import CONTENT, FEEDS, MANIFEST, PROFILED, PROTOCOL, TARGET, TIMED, made
 
 # --- making a kit
@@ -47,6 +50,30 @@ def test_other_models_change_the_name_of_a_kit():
         timed=TIMED, profiled=PROFILED, origin={"seed": 3},
     )  # fmt: skip
     assert kit_manifest(other, "kit")["kit"] != MANIFEST["kit"]
+
+
+def test_other_inputs_change_the_name_of_a_kit(monkeypatch):
+    """Models have any batch: that of a measurement is the inputs'."""
+    monkeypatch.setattr(kits, "FEEDS", [np.repeat(FEEDS[0], 8, axis=0)])
+    assert kit_manifest(made(), "kit")["kit"] != MANIFEST["kit"]
+
+
+def test_another_script_changes_the_name_of_a_kit(monkeypatch, tmp_path):
+    (tmp_path / "measure.py").write_text("# measures otherwise")
+    monkeypatch.setattr(measure, "__file__", str(tmp_path / "measure.py"))
+    assert kit_manifest(made(), "kit")["kit"] != MANIFEST["kit"]
+
+
+def test_one_model_at_a_time_is_in_memory():
+    models = (bytes(4_000_000) for _ in range(12))
+    tracemalloc.start()
+    try:
+        kit_bytes(
+            models, b"", FEEDS, provider=TARGET["provider"], threads=2, protocol=PROTOCOL, timed=range(12), profiled=()
+        )
+        assert tracemalloc.get_traced_memory()[1] < 16_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_kit_holds_models_inputs_and_the_script():
@@ -145,7 +172,7 @@ def test_a_kit_of_another_version_is_refused(manifest):
 @given(st.data())
 def test_a_damaged_kit_gives_the_same_manifest_or_is_refused(data):
     content = bytearray(CONTENT)
-    where = st.integers(0, 1500) | st.integers(len(content) - 1000, len(content) - 1)
+    where = st.integers(0, 1500) | st.integers(len(content) - 2500, len(content) - 1)
     for position in data.draw(st.lists(where, min_size=1, max_size=3)):
         content[position] = data.draw(st.integers(0, 255))
     try:

@@ -126,6 +126,12 @@ def test_measurements_are_brought_back_into_the_order_of_the_policies(kit, impor
     assert list(imported.again_ms) == pytest.approx(wanted)
 
 
+def test_the_table_says_how_long_the_device_measured(kit, imported):
+    jobs = json.loads(kit[1].read_text())["jobs"]
+    assert all(job["seconds"] > 0 for job in jobs)
+    assert imported.seconds == pytest.approx(sum(job["seconds"] for job in jobs), abs=0.06)
+
+
 def test_an_imported_table_survives_its_file(imported, tmp_path):
     imported.save(tmp_path / "table.json")
     assert LatencyTable.load(tmp_path / "table.json") == imported

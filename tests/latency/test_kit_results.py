@@ -28,6 +28,16 @@ def test_valid_results_are_read():
     assert timings.repeated_blocks == 2
 
 
+def test_the_seconds_of_all_jobs_are_summed():
+    assert parsed().seconds == 0
+    assert parsed(lambda d: [job.update(seconds=1.5) for job in d["jobs"]]).seconds == 6
+
+
+@pytest.mark.parametrize("value", [-1, math.nan, 1e9, 10**30, True, None, "1"])
+def test_absurd_seconds_are_refused(value):
+    refused(lambda d: d["jobs"][2].update(seconds=value), "the seconds of a measurement")
+
+
 def test_the_order_of_the_jobs_does_not_matter():
     assert parsed(lambda d: d["jobs"].reverse()).timings == parsed().timings
 

@@ -21,43 +21,12 @@ from autoprune.latency.onnx_resizer import Resizer
 from autoprune.latency.ssh import ask_fingerprint, measure_remotely
 from autoprune.latency.target import make_target
 from tests.latency.machines import QUICK
+from tests.latency.ssh_host import Host
 
 PYTHON = f"?python={sys.executable}"
 CPU = "CPUExecutionProvider"
 BOARD = Address(login="me@board")
 HERE = replace(BOARD, python=sys.executable)
-
-ELSEWHERE = """#!/bin/sh
-# Notes its arguments, then runs the command here, in another home.
-for argument; do printf '%s\\n' "$argument"; done >> "{home}/arguments"
-while [ "$1" != "--" ]; do shift; done
-{hook}
-cd "{home}" && HOME="{home}" exec sh -c "$3"
-"""
-
-
-class Host:
-    """What the fake client reaches: a home folder, and the arguments of every call."""
-
-    def __init__(self, folder, monkeypatch):
-        self.home, self.bin = folder / "home", folder / "bin"
-        self.home.mkdir()
-        self.bin.mkdir()
-        monkeypatch.setenv("PATH", f"{self.bin}:{os.environ['PATH']}")
-        self.install()
-
-    def install(self, hook="", text=None):
-        client = self.bin / "ssh"
-        client.write_text(text or ELSEWHERE.format(home=self.home, hook=hook))
-        client.chmod(0o755)
-
-    @property
-    def arguments(self):
-        return (self.home / "arguments").read_text().splitlines()
-
-    @property
-    def kits(self):
-        return sorted((self.home / ".cache/autoprune").glob("kit-*"))
 
 
 @pytest.fixture
@@ -133,6 +102,29 @@ def test_a_measurement_that_broke_off_goes_on(host, remote, models, feeds):
     assert len(found.ratios) == 3
     assert '"mark": 7' in (host.home / "kept.json").read_text()
     assert host.kits == []
+
+
+def test_a_measurement_that_broke_off_does_not_go_on_at_another_batch(host, remote, models, feeds):
+    dense, *small = models
+    host.install(hook='case "$3" in cat*results.json) exit 255;; esac')
+    with pytest.raises(LatencyError):
+        time_models(small, remote, feeds, reference=dense, protocol=QUICK)
+    left = host.kits
+    host.install()
+    larger = [np.repeat(value, 3, axis=0) for value in feeds]
+    time_models(small, replace(remote, batch=3), larger, reference=dense, protocol=QUICK)
+    assert host.kits == left
+    assert len(left) == 1
+
+
+def test_a_python_in_the_home_of_the_host_measures(host, target, models, feeds):
+    own = host.home / "my venv/bin/python"
+    own.parent.mkdir(parents=True)
+    own.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    own.chmod(0o755)
+    remote = make_target("ssh://me@board?python=~/my%20venv/bin/python")
+    assert remote.fingerprint() == target.fingerprint()
+    assert len(time_models(models[1:2], remote, feeds, reference=models[0], protocol=QUICK).ratios) == 1
 
 
 @pytest.mark.parametrize(
