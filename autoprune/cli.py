@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from autoprune.cli_options import (
     BatchOption,
@@ -30,6 +31,7 @@ from autoprune.cli_options import (
     given_options,
     interruptible,
     out,
+    say,
 )  # fmt: skip
 from autoprune.cli_profile import profile_app
 from autoprune.cli_results import export, finetune, front, pick, report, show, verify
@@ -142,10 +144,10 @@ def _say_stopped(run_dir: Path, error: BaseException) -> None:
     from autoprune.runfolder import RunFolder
 
     if isinstance(error, AutopruneError):  # others come from the signal, as of an import that was cut off
-        out.print(f"While stopping: {error}", soft_wrap=True, highlight=False, markup=False)
+        say(f"While stopping: {error}")
     begun = RunFolder(run_dir).read_config() is not None
     again = f"Finished trials are kept; continue with: autoprune search --run-dir {shlex.quote(str(run_dir))}"
-    out.print(f"Stopped. {again if begun else 'Nothing was begun.'}", soft_wrap=True)
+    say(f"Stopped. {again if begun else 'Nothing was begun.'}")
 
 
 app.command()(front)
@@ -216,7 +218,7 @@ def targets() -> None:
 def _listing(title: str, rows: dict[str, str]) -> None:
     table = Table(title, "what it is", box=None, pad_edge=False)
     for name, text in rows.items():
-        table.add_row(name, text)
+        table.add_row(Text(name), Text(text))
     out.print(table)
 
 
@@ -237,5 +239,5 @@ def main() -> None:
 
 
 def _refuse(message: str) -> NoReturn:
-    Console(stderr=True).print(f"error: {message}", style="red", highlight=False, soft_wrap=True, markup=False)
+    Console(stderr=True).print(Text(f"error: {message}"), style="red", soft_wrap=True)
     sys.exit(2)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 _AGAIN_SECONDS = 1.0
 
@@ -42,6 +43,11 @@ SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of everythi
 def given_options(**values: Any) -> dict[str, Any]:
     """The options that were given; the others keep their default, or what a resumed run was started with."""
     return {key: value for key, value in values.items() if value is not None}
+
+
+def say(text: str) -> None:
+    """Print what may hold a name or a path of the user's as it is: rich would read `[...]` and `:...:` as its own."""
+    out.print(Text(text), soft_wrap=True)
 
 
 @contextmanager

@@ -20,8 +20,18 @@ from autoprune.cli_options import (
     ThreadsOption,
     given_options,
     out,
+    say,
 )  # fmt: skip
 from autoprune.errors import UsageError
+
+_MODEL = ("task", "model", "data_dir")
+_MEASURING = ("target", "threads", "batch", "precision", "seed")
+_READ_WITH = {
+    "check": (*_MODEL, *_MEASURING, "allow_foreign_table"),
+    "destination": (*_MODEL, *_MEASURING, "space", "explain"),
+    "explain": (*_MODEL, "table"),
+}
+"""What each way to use the command reads besides its own option; the first that is given decides."""
 
 profile_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
@@ -49,6 +59,7 @@ def profile(
     allow_foreign_table: ForeignOption = False,
 ) -> None:
     """Measure a latency table for a model and a search space (--out), check it later, or look at it."""
+    _refuse_ignored(context)
     if context.invoked_subcommand is not None:
         return
     from autoprune.pipeline import profiles
@@ -71,6 +82,23 @@ def profile(
         _explain(destination or table or Path(), given)
 
 
+def _refuse_ignored(context: typer.Context) -> None:
+    """`UsageError` for options that nothing would read."""
+    options = {parameter.name: parameter.opts[0] for parameter in context.command.params if parameter.name}
+    sources = {name: context.get_parameter_source(name) for name in options}
+    given = {name: options[name] for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+    command = context.invoked_subcommand
+    if command is not None and given:
+        raise UsageError(
+            f"{', '.join(given.values())} would be ignored before {command!r}; write the options of "
+            f"`autoprune profile {command}` behind it"
+        )
+    way = next((name for name in _READ_WITH if name in given), None)
+    ignored = [option for name, option in given.items() if way and name != way and name not in _READ_WITH[way]]
+    if way and ignored:
+        raise UsageError(f"{', '.join(ignored)} would be ignored beside {given[way]}; leave out one or the other")
+
+
 def _explain(path: Path, given: dict[str, object]) -> None:
     from autoprune.pipeline import profiles
     from autoprune.report.staircases import staircase_table, write_staircases
@@ -78,7 +106,7 @@ def _explain(path: Path, given: dict[str, object]) -> None:
     found, stairs = profiles.explained(path, **given)
     out.print(staircase_table(stairs))
     page = write_staircases(stairs, found.target, path.with_suffix(".html"))
-    out.print(str(page), highlight=False, soft_wrap=True)
+    say(str(page))
 
 
 @profile_app.command()

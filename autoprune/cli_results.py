@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from autoprune.cli_options import Policy, RunDir, out
+from autoprune.cli_options import Policy, RunDir, out, say
 from autoprune.errors import UsageError
 
 
@@ -24,9 +24,9 @@ def show(run_dir: Path) -> None:
     if rungs.row_count:  # no uniform policy meets the budgets, or the searched one is it
         out.print(rungs)
     for line in (*trust_lines(document), prediction_line(document)):
-        out.print(line, highlight=False, soft_wrap=True)
+        say(line)
     for model in document["models"]:
-        out.print(f"{model['budget']}: {folder.path / model['onnx']}", highlight=False, soft_wrap=True)
+        say(f"{model['budget']}: {folder.path / model['onnx']}")
 
 
 def front(
@@ -85,7 +85,7 @@ def export(
     """Write the ONNX file of a model of the run."""
     from autoprune.pipeline.run import Run
 
-    out.print(str(Run.open(run_dir).candidate(policy).export(destination)), highlight=False, soft_wrap=True)
+    say(str(Run.open(run_dir).candidate(policy).export(destination)))
 
 
 def verify(run_dir: RunDir, policy: Policy) -> None:
@@ -106,4 +106,4 @@ def report(
     folder = RunFolder(run_dir)
     document = read_json(folder.front)
     path = write_html(document, Run(folder).config.model_dump(), destination or folder.report)
-    out.print(str(path), highlight=False, soft_wrap=True)
+    say(str(path))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autoprune.cli_options import RunDir, out
+from autoprune.cli_options import RunDir, out, say
 from autoprune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def status(
         if watch:
             out.clear()
         for line in status_lines(run_dir):
-            out.print(line, highlight=False, soft_wrap=True, markup=False)
+            say(line)
         if not watch or finished(folder):
             return
         time.sleep(_WATCH_SECONDS)
@@ -131,4 +131,4 @@ def copy(
     from autoprune.pipeline.commands import move_studies
 
     names = move_studies(run_dir, to)
-    out.print(f"{run_dir} goes on with {to}, which has its {len(names)} studies: {', '.join(names)}", highlight=False)
+    say(f"{run_dir} goes on with {to}, which has its {len(names)} studies: {', '.join(names)}")

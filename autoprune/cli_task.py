@@ -17,6 +17,7 @@ from autoprune.cli_options import (
     ThreadsOption,
     given_options,
     out,
+    say,
 )  # fmt: skip
 
 
@@ -25,7 +26,7 @@ def init(path: Annotated[Path, typer.Argument(help="Python file to write, such a
     from autoprune.task.template import write_template
 
     write_template(path)
-    out.print(f"written: {path}\nnext: autoprune check --task {path}:make_task", highlight=False, soft_wrap=True)
+    say(f"written: {path}\nnext: autoprune check --task {path}:make_task")
 
 
 def check(
@@ -57,8 +58,6 @@ def check(
         out.print(fixed_table(found.structure.fixed, found.structure.unsupported))
     if found.estimates:
         out.print(estimate_table(found.estimates))
-        out.print(
-            basis_line(found.seconds_per_pass, config.slots, found.table_seconds), highlight=False, soft_wrap=True
-        )
+        say(basis_line(found.seconds_per_pass, config.slots, found.table_seconds))
     if not found.works:
         raise typer.Exit(1)

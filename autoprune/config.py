@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from yaml.composer import ComposerError
 
 from autoprune.budgets import Budget, alternatives
 from autoprune.errors import ConfigError
@@ -32,6 +33,8 @@ FOUNDATION = (
 
 QUESTION = ("space", "strategy", "sampler", "effort", "trials")
 """What its search answers besides the budgets: may change until the first trial. Other budgets make new studies."""
+
+_SCHEMA = 1  # of `run.yaml`, as the run folder writes it: a file of another version may mean something else
 
 
 class RunConfig(BaseModel):
@@ -76,7 +79,7 @@ class RunConfig(BaseModel):
     it, or one of the scores of `autoprune.pruning.SCORES`."""
     reconstruct: bool = True
     """Whether what reads pruned channels makes up for them by least squares."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of everything."""
     table: str | None = None
     """A latency table made by `autoprune profile`; profiled once when left out."""
@@ -105,6 +108,13 @@ class RunConfig(BaseModel):
     def _readable(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
         parsed = [Budget.parse(text) for text in texts]
         return tuple(dict.fromkeys(str(budget) for budget in parsed))
+
+    @field_validator(
+        "threads", "batch", "trials", "seed", "workers", "resources", "trial_timeout", "worker_threads", mode="before"
+    )
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        return without_booleans(value)
 
     @field_validator("resources", mode="before")
     @classmethod
@@ -136,10 +146,14 @@ class RunConfig(BaseModel):
 def load_config(path: Path | None, given: dict[str, Any]) -> RunConfig:
     """Configuration from a YAML file (optional) and options that win over it.
 
-    Raises `ConfigError` naming the file, the key and the known keys.
+    Raises `ConfigError` naming the file, the key and the known keys, or the schema that this version cannot read.
     """
     values = read_yaml(path) if path else {}
-    values.pop("schema", None)
+    schema = values.pop("schema", _SCHEMA)
+    if schema != _SCHEMA:
+        raise ConfigError(
+            f"{path} has schema {schema!r}; this version of autoprune reads {_SCHEMA}. Use the version that wrote it."
+        )
     try:
         return RunConfig.model_validate(values | given)
     except ValidationError as error:
@@ -147,9 +161,9 @@ def load_config(path: Path | None, given: dict[str, Any]) -> RunConfig:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Mapping in a YAML file; errors name the file and the line."""
+    """Mapping in a YAML file; `ConfigError` names the file and the line, also of a key that is given twice."""
     try:
-        value = yaml.safe_load(path.read_text())
+        value = yaml.load(path.read_text(), Loader=_UniqueKeys)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -163,15 +177,39 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return value
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that a mapping has twice, of which PyYAML keeps the last without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """The keys of a mapping as they are written: merged ones (`<<`) are added later."""
+        node = super().compose_mapping_node(anchor)
+        found: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in found:
+                    raise ComposerError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
+                found.add((key.tag, key.value))
+        return node
+
+
+def without_booleans(value: Any) -> Any:
+    """What is given for a key that wants numbers: `ValueError` for booleans, which pydantic would take as 0 and 1."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
+    if any(isinstance(part, bool) for part in parts):
+        raise ValueError(f"wants numbers (yes, no, on and off are booleans in YAML); got {value!r}")
+    return value
+
+
 def validation_message(source: object, error: ValidationError, known: Iterable[str], nested: Iterable[str] = ()) -> str:
     """One line for a pydantic error: file, key, rule, value, and what keys are known there."""
     parts = []
     for problem in error.errors():
         key = ".".join(str(x) for x in problem["loc"])
+        where = f"{key}: " if key else ""
         if problem["type"] == "extra_forbidden":
             names = nested if len(problem["loc"]) > 1 else known
             parts.append(f"unknown key {key!r} (known: {', '.join(names)})")
         else:
             rule = problem["msg"].removeprefix("Value error, ")
-            parts.append(f"{key}: {rule}" if "; got" in rule else f"{key}: {rule}, got {problem['input']!r}")
+            parts.append(f"{where}{rule}" if "; got" in rule else f"{where}{rule}, got {problem['input']!r}")
     return f"{source}: " + "; ".join(parts)

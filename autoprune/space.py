@@ -5,8 +5,8 @@ exclude: ["stem*"]        # ... but not these
 min_keep: 0.125           # smallest and largest share of channels kept
 max_keep: 1.0
 levels: efficient         # the widths that no larger one beats on the measured latency table (at most `steps`, 8)
-levels: [8, 16, 32]       # or explicit widths
-multiple_of: 8            # or, for devices without a table: multiples of this, and the full width
+levels: [8, 16, 32]       # or explicit widths, without the keep ratios, `multiple_of` and `steps` in the same rule
+multiple_of: 8            # or, for devices without a table: multiples of this, and the full width; also of `efficient`
 steps: 8                  # ... in equal steps of the width, rounded up to multiples; default every multiple
 removable: true           # also width 0 where that removes a residual branch (default); a list of widths says it itself
 overrides:                # per pattern, any of the six keys above; later patterns win
@@ -19,17 +19,18 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from autoprune.config import read_yaml, validation_message
+from autoprune.config import read_yaml, validation_message, without_booleans
 from autoprune.errors import ConfigError, unknown_name
 from autoprune.records import SearchSpace, Unit, digest_of
 
 EFFICIENT = "efficient"
 _MOST_CANDIDATES = 32
 _EFFICIENT_STEPS = 8
+_WIDTH_KEYS = ("min_keep", "max_keep", "multiple_of", "steps")
 _DEFAULTS = {"min_keep": 0.125, "max_keep": 1.0, "removable": True}
 
 Useful = Mapping[str, Sequence[int]]
@@ -47,6 +48,21 @@ class LevelRule(BaseModel):
     steps: int | None = Field(default=None, ge=1)
     levels: tuple[int, ...] | Literal["efficient"] | None = Field(default=None)
     removable: bool | None = Field(default=None)
+
+    @field_validator(*_WIDTH_KEYS, "levels", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        return without_booleans(value)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        beside = [key for key in _WIDTH_KEYS if getattr(self, key) is not None]
+        if isinstance(self.levels, tuple) and beside:
+            raise ValueError(
+                f"explicit `levels` are taken as they are: leave out {', '.join(beside)}, or the levels; "
+                f"got both in one rule, levels {list(self.levels)}"
+            )
+        return self
 
 
 class SpaceSpec(LevelRule):
@@ -113,7 +129,10 @@ def build_space(
                 raise ConfigError(f"{source}: {key}: {pattern!r} matches no unit. Units: {', '.join(names)}.")
     levels = {unit.name: _levels(spec, unit, source, useful) for unit in units}
     if not any(len(found) > 1 for found in levels.values()):
-        why = " (no smaller width of any unit is measurably faster on this target; `levels` of its own searches all)"
+        why = (
+            " (no smaller width of any unit that the rules allow is measurably faster on this target; `levels` of its "
+            "own searches all)"
+        )
         why = why if useful else ""
         raise ConfigError(f"{source}: leaves nothing to search: every unit has one level{why}: {levels}")
     key = {"structure": structure_digest, "levels": {name: list(found) for name, found in levels.items()}}
@@ -155,12 +174,16 @@ def _stepped(width: int, rule: Mapping[str, Any]) -> list[int]:
 
 
 def _efficient(unit: Unit, rule: Mapping[str, Any], useful: Useful | None) -> list[int]:
-    """Useful widths between the keep ratios, thinned to `steps` of them; or the candidates that a table should scan."""
+    """Useful widths between the keep ratios, thinned to `steps` of them; or the candidates that a table should scan.
+
+    A table of another space has widths that are no multiples of this one's `multiple_of`: those are left out.
+    """
     width, low, high = unit.width, rule["min_keep"] * unit.width, rule["max_keep"] * unit.width
     if useful is None:
         step = rule["multiple_of"] or 2 ** max(0, math.ceil(math.log2(width / _MOST_CANDIDATES)))
         return sorted({w for w in (*range(step, width + 1, step), width) if low <= w <= high})
-    inside = [w for w in useful[unit.name] if low <= w <= high]
+    multiple = rule["multiple_of"] or 1
+    inside = [w for w in useful[unit.name] if low <= w <= high and (w % multiple == 0 or w == width)]
     count = min(rule["steps"] or _EFFICIENT_STEPS, len(inside))
     last = len(inside) - 1
     return sorted({inside[round(i * last / max(count - 1, 1))] for i in range(count)} | set(inside[-1:]))
@@ -174,6 +197,6 @@ def _given(rule: LevelRule, before: Mapping[str, Any]) -> Mapping[str, Any]:
     """What a rule sets; one that describes levels replaces explicit ones of the enclosing rule."""
     values = rule.model_dump(include=set(LevelRule.model_fields))
     found = {key: value for key, value in values.items() if value is not None}
-    if found.keys() & {"min_keep", "max_keep", "multiple_of", "steps"} and before["levels"] != EFFICIENT:
+    if found.keys() & set(_WIDTH_KEYS) and before["levels"] != EFFICIENT:
         found.setdefault("levels", None)
     return found

@@ -6,6 +6,7 @@ import pytest
 
 from autoprune.config import FOUNDATION, QUESTION, RunConfig, load_config
 from autoprune.errors import BudgetError, ConfigError
+from autoprune.runfolder import RunFolder
 
 
 def test_options_win_over_the_file(tmp_path: Path) -> None:
@@ -57,3 +58,26 @@ def test_unknown_costs_are_named_with_the_known_ones() -> None:
 
 def test_what_a_run_is_about_are_fields() -> None:
     assert set(FOUNDATION) | set(QUESTION) < set(RunConfig.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("threads: yes\n", "run.yaml: threads: wants numbers .*; got True"),
+        ("trial_timeout: on\n", "trial_timeout: wants numbers .*; got True"),
+        ("resources: {cpu: yes}\n", "resources: wants numbers .*; got {'cpu': True}"),
+        ("seed: 1\ntask: digits\nseed: 2\n", "run.yaml, line 3: .*key 'seed' is given twice"),
+        ("schema: 99\nseed: 4\n", "run.yaml has schema 99; this version of autoprune reads 1"),
+    ],
+)
+def test_nothing_in_a_file_is_ignored_or_read_as_something_else(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(path, {})
+
+
+def test_the_file_of_a_run_folder_is_a_configuration(tmp_path: Path) -> None:
+    config, folder = RunConfig(task="digits", seed=3), RunFolder(tmp_path)
+    folder.write_config(config.model_dump(mode="json"))
+    assert load_config(folder.config, {}) == config

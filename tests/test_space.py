@@ -121,6 +121,45 @@ def test_files_that_are_wrong(tmp_path: Path, text: str, message: str) -> None:
         load_spec(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("levels: [4, 8, 16]\nmin_keep: 0.5\n", r"leave out min_keep, or the levels; .* levels \[4, 8, 16\]"),
+        ("levels: [4]\nmultiple_of: 8\nmax_keep: 0.5\nsteps: 2\n", "leave out max_keep, multiple_of, steps,"),
+        ("overrides:\n  'body.*': {levels: [4], steps: 2}\n", r"space.yaml: overrides.body.\*: .*leave out steps,"),
+        ("min_keep: 0.5\nsteps: 8\nmin_keep: 0.25\n", "space.yaml, line 3: .*key 'min_keep' is given twice"),
+        ("overrides:\n  '*': {steps: 3}\n  \"*\": {steps: 4}\n", r"line 3: .*key '\*' is given twice"),
+        ("levels: [8, true]\n", r"levels: wants numbers .*; got \[8, True\]"),
+        ("overrides:\n  '*': {steps: on}\n", r"overrides.\*.steps: wants numbers .*; got True"),
+    ],
+)
+def test_no_key_is_accepted_and_ignored(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_spec(path)
+
+
+def test_a_key_that_is_merged_may_be_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text("overrides:\n  stem: &rule {steps: 2, multiple_of: 8}\n  'body.*': {<<: *rule, steps: 4}\n")
+    assert load_spec(path).overrides["body.*"].model_dump(exclude_none=True) == {"steps": 4, "multiple_of": 8}
+
+
+def test_useful_widths_of_another_space_are_multiples_too() -> None:
+    spec = SpaceSpec(levels="efficient", multiple_of=8)
+    useful = {"stem": (4, 16), "body.0": (3, 8, 20, 24, 31, 32), "body.1": (16, 20)}
+    assert dict(build_space(spec, UNITS, "d", useful=useful).levels) == {
+        "stem": (16,),
+        "body.0": (8, 24, 32),
+        "body.1": (16, 20),
+    }
+    with pytest.raises(ConfigError, match=r"nothing to search: .*that the rules allow is measurably faster"):
+        build_space(spec, UNITS[:1], "d", useful=useful)
+    with pytest.raises(ConfigError, match=r"unit 'stem' .*'multiple_of': 8.*gives none"):
+        build_space(SpaceSpec(levels="efficient", multiple_of=8, max_keep=0.5), UNITS[:1], "d", useful=useful)
+
+
 def test_an_empty_file_means_everything(tmp_path: Path) -> None:
     path = tmp_path / "space.yaml"
     path.write_text("")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +35,13 @@ def structure_of(config: RunConfig) -> Structure:
 
 
 def profile_table(destination: Path, events: Events, **options: Any) -> LatencyTable:
-    """Measure a latency table and write it; an older table at `destination` stays until the new one is complete."""
+    """Measure a latency table and write it; an older table at `destination` stays until the new one is complete.
+
+    Raises `UsageError` before anything is measured when no file can be written at `destination`.
+    """
     config = load_config(None, options)
     check_names(config)
+    _require_writable(destination)
     target = make_target(config.target, config.threads, config.batch, config.precision)
     table = profiled_table(config, structure_of(config), target, events, destination)
     events.note(f"written to {destination}")
@@ -71,11 +77,15 @@ def explained(path: Path, **options: Any) -> tuple[LatencyTable, tuple[Staircase
 
 
 def write_kit(destination: Path, events: Events, **options: Any) -> None:
-    """Write a device kit; nothing about the device needs to be known but its kind of target."""
+    """Write a device kit; nothing about the device needs to be known but its kind of target.
+
+    Raises `UsageError` for a target with an address and, at once, when no file can be written at `destination`.
+    """
     config = load_config(None, options)
     name, address = split_address(config.target)
     if address:
         raise UsageError("a kit is for devices that cannot be reached; over ssh, `autoprune profile` does it all")
+    _require_writable(destination)
     events.stage("Device kit")
     structure = structure_of(config)
     spec = load_spec(find_space(config.space))
@@ -102,7 +112,11 @@ def write_kit(destination: Path, events: Events, **options: Any) -> None:
 
 
 def import_results(results: Path, kit: Path, destination: Path, events: Events) -> LatencyTable:
-    """Build and write the table of a device; an older one at `destination` stays when the results are refused."""
+    """Build and write the table of a device; an older one at `destination` stays when the results are refused.
+
+    Raises `UsageError` at once when no file can be written at `destination`.
+    """
+    _require_writable(destination)
     events.stage("Device results")
     origin = read_manifest(kit)["origin"]
     structure = structure_of(load_config(None, {k: v for k, v in origin["options"].items() if v is not None}))
@@ -112,3 +126,17 @@ def import_results(results: Path, kit: Path, destination: Path, events: Events) 
         events.note(line)
     events.note(f"written to {destination}; search with --table {destination} --allow-foreign-table")
     return table
+
+
+def _require_writable(destination: Path) -> None:
+    """`UsageError` when no file can be written there: what goes there takes minutes."""
+    try:
+        if destination.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=destination.parent, prefix=f".{destination.name}."):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"{destination} cannot be written: {error.strerror or error}. Give another file with --out."
+        ) from error
