@@ -210,9 +210,9 @@ def _policy_from(space_id: str, widths: dict[str, int]) -> Policy:
 class Geometry:
     """Everything that the cost of one operator depends on, for one example; the key of a latency table.
 
-    `fused` names what the runtime folds into the operator. Sizes that do not apply are 0. Never holds a layer name.
-    Batch, threads and precision belong to the table's target. What the sizes of recurrent layers and attention are:
-    see `structure.geometry.Operator`.
+    `fused` names what the runtime folds into the operator. Sizes that do not apply are 0, a dilation of 1 is `()`.
+    Never holds a layer name. Batch, threads and precision belong to the table's target. What the sizes of recurrent
+    layers and attention are: see `structure.geometry.Operator`.
     """
 
     op: str
@@ -222,6 +222,7 @@ class Geometry:
     width: int = 0
     kernel: tuple[int, ...] = ()
     stride: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
     groups: int = 1
     fused: str = ""
 
@@ -234,9 +235,10 @@ class Geometry:
         size = f" {self.height}x{self.width}" if self.height else f" {self.width}" if self.width else ""
         kernel = f" k{'x'.join(map(str, self.kernel))}" if self.kernel else ""
         stride = f" s{'x'.join(map(str, self.stride))}" if self.stride and set(self.stride) != {1} else ""
+        dilation = f" d{'x'.join(map(str, self.dilation))}" if self.dilation else ""
         groups = f" g{self.groups}" if self.groups > 1 else ""
         fused = f"+{self.fused}" if self.fused else ""
-        return f"{self.op}{fused} {self.c_in}->{self.c_out}{size}{kernel}{stride}{groups}"
+        return f"{self.op}{fused} {self.c_in}->{self.c_out}{size}{kernel}{stride}{dilation}{groups}"
 
 
 @dataclass(frozen=True, kw_only=True)

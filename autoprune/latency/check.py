@@ -13,6 +13,8 @@ from autoprune.latency.target import Target
 from autoprune.latency.timing import Protocol
 from autoprune.structure import Structure
 
+CLOCK_TOLERANCE = 0.05
+"""Share by which the dense model may differ from the table before budgets in milliseconds are in doubt."""
 _POLICIES = 30
 _REMEASURED = 8
 _LARGEST_MAPE_PERCENT = 3.0

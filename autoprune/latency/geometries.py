@@ -18,7 +18,9 @@ _FREE = frozenset(
     {"flatten", "view", "reshape", "unflatten", "dropout", "contiguous", "clone", "detach", "alias", "squeeze"}
     | {"unsqueeze", "getitem", "zeros"}
 )
-_WEIGHTED = frozenset({"conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d", "linear"})
+_WEIGHTED = frozenset(
+    {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear"}
+)
 _ACTIVATIONS = frozenset({"relu", "relu6", "hardtanh", "clamp", "leaky_relu", "sigmoid", "hardsigmoid", "tanh"})
 _MOST_COMBINATIONS = 100_000
 
@@ -42,6 +44,7 @@ class PricedOperator:
     width: int
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
+    dilation: tuple[int, ...]
     fused: str
     parameters: tuple[str, ...]
     gate: Gate
@@ -75,6 +78,7 @@ class PricedOperator:
             width=self.width,
             kernel=self.kernel,
             stride=self.stride,
+            dilation=self.dilation,
             groups=0,
             fused=self.fused,
         )
@@ -217,6 +221,7 @@ def _priced(charge: _Charge, carrier: str, gate: Gate, unless: Gate) -> PricedOp
         width=head.width,
         kernel=tuple(head.kernel),
         stride=tuple(head.stride),
+        dilation=tuple(head.dilation),
         fused=charge.fused,
         parameters=tuple(head.parameters),
         gate=gate,

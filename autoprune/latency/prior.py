@@ -49,9 +49,9 @@ def prior_ms(
                 if len(held) == 1:
                     found[held[0]].append(cost)
     known = {number: max(float(np.median(costs)), _LEAST_MS) for number, costs in found.items()}
-    kinds: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    kinds: dict[Geometry, list[int]] = defaultdict(list)
     for number in known:
-        kinds[_kind(geometries[number])].append(number)
+        kinds[geometries[number].kind].append(number)
     prior = [known[i] if i in known else _nearest_ms(geometries, i, known, kinds) for i in range(len(geometries))]
     return np.array(prior), len(geometries) - len(known)
 
@@ -68,20 +68,16 @@ def _nearest_ms(
     geometries: Sequence[Geometry],
     wanted: int,
     known: Mapping[int, float],
-    kinds: Mapping[tuple[object, ...], Sequence[int]],
+    kinds: Mapping[Geometry, Sequence[int]],
 ) -> float:
     goal = geometries[wanted]
-    same = kinds.get(_kind(goal), ())
+    same = kinds.get(goal.kind, ())
     if not same:
         return work_ms(goal)
     sizes = np.array([[geometries[i].c_in, geometries[i].c_out] for i in same], dtype=float)
     distance = np.abs(np.log(sizes / [goal.c_in, goal.c_out])).sum(axis=1)
     nearest = same[int(distance.argmin())]
     return known[nearest] * (_work(goal) / _work(geometries[nearest])) ** 0.5
-
-
-def _kind(geometry: Geometry) -> tuple[object, ...]:
-    return geometry.op, geometry.height, geometry.width, geometry.kernel, geometry.stride, geometry.fused
 
 
 def _work(geometry: Geometry) -> float:

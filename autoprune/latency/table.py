@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ from autoprune.records import Geometry, SearchSpace, digest_of
 from autoprune.runfolder import write_atomic
 from autoprune.structure import Structure
 
-SCHEMA = 2
+SCHEMA = 3
 _ADVICE = "Run `autoprune profile` again, or delete it if it is part of a run, which measures it anew."
 SCAN, FIT, HELD_OUT, CANDIDATE = "scan", "fit", "held_out", "candidate"
 ROLES = (SCAN, FIT, HELD_OUT, CANDIDATE)
@@ -111,14 +112,32 @@ class LatencyTable:
         )
 
     def require(self, target: Target, *, allow_foreign: bool = False) -> LatencyTable:
-        """Return the table if it was measured on `target`; `LatencyError` that spells out what differs otherwise."""
+        """Return the table if it was measured on `target`; `LatencyError` that spells out what differs otherwise.
+
+        A foreign one is of another device, but what is shipped has its batch and precision.
+        """
         found = differences(target.fingerprint(), self.target)
+        shipped = {key: self.target[key] for key in ("batch", "precision") if self.target[key] != getattr(target, key)}
+        if shipped and allow_foreign:
+            options = " ".join(f"--{key} {value}" for key, value in shipped.items())
+            raise LatencyError(
+                f"a foreign latency table is of another device, not of other models; search with {options} as it was "
+                "measured, or measure it anew"
+            )
         if found and not allow_foreign:
             raise LatencyError(
                 f"the latency table was measured on another target ({'; '.join(found)}). Run `autoprune profile` here, "
                 "or allow a foreign table (--allow-foreign-table) if you search for that other target."
             )
         return self
+
+    def continues(self, other: LatencyTable) -> bool:
+        """Whether it is the other table, or that one fitted anew with candidates of a run."""
+        pairs = zip(self.samples, other.samples, strict=False)
+        return len(self.samples) >= len(other.samples) and all(
+            mine.widths == theirs.widths and math.isclose(mine.measured_ms, theirs.measured_ms)
+            for mine, theirs in pairs
+        )
 
     def require_structure(self, structure: Structure) -> None:
         """Raise `LatencyError` unless the table was measured for this very model."""

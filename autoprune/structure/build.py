@@ -13,9 +13,10 @@ from autoprune.errors import StructureError
 from autoprune.structure.analysis import Analysis
 from autoprune.structure.branches import find_branches
 from autoprune.structure.capture import Capture, module_tensors
-from autoprune.structure.geometry import Dim, find_operators
+from autoprune.structure.geometry import Dim
 from autoprune.structure.labels import Labels, Value
 from autoprune.structure.modes import capture_both
+from autoprune.structure.operators import find_operators
 from autoprune.structure.recurrent import name_hidden
 from autoprune.structure.recurrent_layers import GATES
 from autoprune.structure.rules import analyse

@@ -76,6 +76,7 @@ def export(model: nn.Module, example_inputs: Sequence[torch.Tensor], *, training
             f"the model cannot be traced by torch.export: {reason.rstrip('.')}{where}. Its forward must run on the "
             "example inputs and must not branch on tensor values."
         ) from error
+    _require_any_batch(program)
     out_spec = program.call_spec.out_spec
     assert out_spec is not None
     graph, constants = _unlift(program, "train" if training else "eval")
@@ -83,6 +84,19 @@ def export(model: nn.Module, example_inputs: Sequence[torch.Tensor], *, training
     for node in graph.nodes:
         node.target = STAND_INS.get(node.target, node.target)
     return Capture(graph=graph, out_spec=out_spec, training=training, constants=constants)
+
+
+def _require_any_batch(program: ExportedProgram) -> None:
+    """Raise `StructureError` for a forward that runs on the batch size alone that it was captured with."""
+    names = set(program.graph_signature.user_inputs)
+    values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+    batches = [value.shape[0] for value in values if isinstance(value, torch.Tensor) and value.dim()]
+    # A size that turned out to be fixed is still symbolic, but a number.
+    if batches and not any(isinstance(b, torch.SymInt) and b.node.maybe_as_int() is None for b in batches):
+        raise StructureError(
+            "the model must run on any number of examples; its forward fixes the batch size when it is traced. Write "
+            "`x.shape[0]` instead of `len(x)`, and no Python loop over examples."
+        )
 
 
 def finished(found: Capture) -> Capture:

@@ -42,15 +42,20 @@ def _leading(count: int) -> list[int]:
 
 def einsum(state: Analysis, node: fx.Node) -> Value:
     """`einsum`: every letter is one name; those of an ellipsis are aligned at the right."""
-    inputs, _, output = str(node.args[0]).replace(" ", "").partition("->")
     operands = [state.value(n) for n in node.args[1]]  # type: ignore[union-attr]
-    terms = inputs.split(",")
+    terms, output = einsum_names(str(node.args[0]), [len(v.shape) for v in operands], len(shape_of(node)))
+    return _contract(state, node, list(zip(operands, terms, strict=True)), output)
+
+
+def einsum_names(equation: str, ranks: Sequence[int], rank: int) -> tuple[Sequence[Names], Names]:
+    """Names of the dimensions of every operand of an einsum, and those of its output, given their ranks."""
+    inputs, _, output = equation.replace(" ", "").partition("->")
     if not output:
         letters = inputs.replace(",", "").replace(".", "")
         output = "".join(sorted(x for x in set(letters) if letters.count(x) == 1))
         output = f"...{output}" if "..." in inputs else output
-    named = [(v, _named(term, len(v.shape))) for term, v in zip(terms, operands, strict=True)]
-    return _contract(state, node, named, _named(output, len(shape_of(node))))
+    terms = [_named(term, count) for term, count in zip(inputs.split(","), ranks, strict=True)]
+    return terms, _named(output, rank)
 
 
 def _named(term: str, rank: int) -> list[Hashable]:

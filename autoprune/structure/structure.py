@@ -74,10 +74,10 @@ class Structure:
         return Policy(space_id=space_id, widths=self.full_widths)
 
     def digest(self) -> str:
-        """Names the structure: the same units over the same parameter shapes give the same digest."""
+        """Names the structure: the same units over the same parameter shapes and operators give the same digest."""
         shapes = {name: list(t.shape) for name, t in module_tensors(self.model).items()}
         members = [[u.name, u.width, [[m.parameter, m.dim, m.per_channel] for m in u.members]] for u in self.units]
-        return digest_of([shapes, members])
+        return digest_of([shapes, members, [operator.costs for operator in self.operators]])
 
     def widths(self, policies: Sequence[Policy]) -> Array:
         """Widths of policies as an int64 matrix `[P, U]`; `PolicyError` when one does not fit this structure."""

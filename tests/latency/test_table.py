@@ -47,7 +47,7 @@ def test_a_loaded_table_predicts_the_same(table, path, structure_of):
 
 def test_the_file_says_its_schema_units_and_counts(table, path):
     document = json.loads(path.read_text())
-    assert document["schema"] == 2
+    assert document["schema"] == 3
     entry = next(iter(table.entries.values()))
     assert document["entries"][0]["latency_ms"] == entry.latency_ms
     assert document["entries"][0]["prior_ms"] == entry.prior_ms
@@ -131,10 +131,10 @@ def test_samples_that_are_missing_are_noticed(path):
         LatencyTable.load(path)
 
 
-@pytest.mark.parametrize("text", ['{"schema": 1}', '{"schema": 3}', "{}", "[]", "3"])
+@pytest.mark.parametrize("text", ['{"schema": 2}', '{"schema": 4}', "{}", "[]", "3"])
 def test_another_schema_is_refused(text, tmp_path):
     (tmp_path / "t.json").write_text(text)
-    with pytest.raises(LatencyError, match="schema 2"):
+    with pytest.raises(LatencyError, match="schema 3"):
         LatencyTable.load(tmp_path / "t.json")
 
 

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
-import numpy as np
-import torch
+from typing import Any
 
-from autoprune.structure import Dim, analyze
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from autoprune.structure import Dim, Structure, analyze
 from autoprune.structure.geometry import Operator
 from autoprune.structure.units import Channels
 from tests.nets import make_net
@@ -59,3 +64,80 @@ def test_what_moves_heads_is_as_large_as_the_heads_are_many_and_wide() -> None:
 
     assert elements(moves) == [17 * 3 * 3 * 4, 17 * 3 * 1 * 4, 17 * 3 * 3 * 2]
     assert elements(weights) == [3 * 17 * 17, 17 * 17, 3 * 17 * 17]
+
+
+class Convolved(nn.Module):
+    """Nets with the same parameters that compute something else."""
+
+    def __init__(self, *, pooled: bool = False, dilation: int = 1) -> None:
+        super().__init__()
+        self.pooled, self.dilation = pooled, dilation
+        self.a = nn.Conv2d(3, 8, 3, padding=1)
+        self.b = nn.Conv2d(8, 8, 3)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.pooled:
+            x = F.avg_pool2d(x, 3, 1, 1)
+        x = F.relu(self.a(x))
+        x = F.conv2d(x, self.b.weight, self.b.bias, padding=self.dilation, dilation=self.dilation)
+        return self.head(F.relu(x).mean((2, 3)))
+
+
+def convolved(size: int = 8, **options: Any) -> Structure:
+    return analyze(Convolved(**options).eval(), (torch.zeros(1, 3, size, size),))
+
+
+def test_a_digest_tells_apart_what_costs_otherwise() -> None:
+    same, again = convolved(), convolved()
+    others = [convolved(pooled=True), convolved(dilation=2), convolved(size=16)]
+    assert same.digest() == again.digest()
+    assert len({structure.digest() for structure in (same, *others)}) == 4
+
+
+def test_dilation_is_part_of_a_geometry() -> None:
+    (conv,) = (
+        op for op in convolved(dilation=3).operators if op.op == "conv2d" and op.kernel == (3, 3) and op.dilation
+    )
+    assert conv.dilation == (3, 3)
+    pool = analyze(
+        nn.Sequential(nn.Conv1d(1, 4, 1), nn.MaxPool1d(2, dilation=2), nn.Conv1d(4, 1, 1)).eval(),
+        (torch.zeros(1, 1, 9),),
+    )
+    assert [op.dilation for op in pool.operators if op.op.startswith("max_pool")] == [(2,)]
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(2, 2, 0), (4, 2, 1), (3, 2, 0), (3, 1, 0), (5, 3, 0)])
+def test_transposed_convolutions_multiply_at_every_place_of_their_input(kernel: int, stride: int, padding: int) -> None:
+    up = nn.ConvTranspose2d(8, 6, kernel, stride=stride, padding=padding)
+    structure = analyze(nn.Sequential(nn.Conv2d(1, 8, 1), up, nn.Conv2d(6, 1, 1)).eval(), (torch.zeros(1, 1, 4, 5),))
+    assert macs_of(structure, "conv_transpose2d") == 4 * 5 * 8 * 6 * kernel**2
+
+
+def test_convolutions_in_three_dimensions_count() -> None:
+    net = nn.Sequential(nn.Conv3d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv3d(8, 2, 1)).eval()
+    assert macs_of(analyze(net, (torch.zeros(1, 1, 4, 5, 6),)), "conv3d") == 4 * 5 * 6 * (8 * 27 + 8 * 2)
+
+
+class Mixed(nn.Module):
+    """A linear layer and attention scores, both by einsum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 16), nn.Linear(12, 4)
+        self.w = nn.Parameter(torch.randn(12, 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.einsum("...c,oc->...o", self.a(x).relu(), self.w)
+        scores = torch.einsum("btc,bsc->bts", h, h).softmax(-1)
+        return self.b(scores @ h)
+
+
+def test_an_einsum_multiplies_everything_that_it_names() -> None:
+    structure = analyze(Mixed().eval(), (torch.zeros(1, 6, 8),))
+    assert macs_of(structure, "einsum") == 6 * 16 * 12 + 6 * 6 * 12
+
+
+def macs_of(structure: Structure, op: str) -> int:
+    widths = structure.widths([structure.dense_policy()])
+    return sum(int(operator.macs(widths)[0]) for operator in structure.operators if operator.op == op)

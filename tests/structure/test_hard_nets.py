@@ -184,6 +184,19 @@ def test_a_grouped_convolution_with_a_computed_weight_is_left_alone() -> None:
         analyze(ComputedWeight().eval(), (torch.randn(2, 2, 8, 8),))
 
 
+def test_a_forward_that_fixes_the_batch_size_is_refused() -> None:
+    class PerExample(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([self.b(one[None])[0].mean((1, 2)) for one in F.relu(self.a(x))])
+
+    with pytest.raises(StructureError, match="must run on any number of examples"):
+        analyze(PerExample().eval(), (torch.randn(1, 3, 8, 8),))
+
+
 def test_masked_scores_are_equal_where_they_are_minus_infinity():
     class Masked(nn.Module):
         def __init__(self) -> None:
