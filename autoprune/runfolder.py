@@ -4,6 +4,7 @@ run.yaml                resolved configuration
 environment.json        versions, host
 dense.safetensors       weights of the dense model
 order.json              channels of each unit, most important first
+settled.json            how well the table predicted the best candidates when the search was over
 sensitivity.json        what each unit loses at each level, alone, and at which that was measured
 latency_table.json      the table that predicted every latency
 study.db                Optuna studies, one for each fidelity; or study.json, which says where they are
@@ -97,6 +98,11 @@ class RunFolder:
         return self.path / "sensitivity.json"
 
     @property
+    def settled(self) -> Path:
+        """How well the latency table predicted the best candidates, for which budgets, when the search was over."""
+        return self.path / "settled.json"
+
+    @property
     def table(self) -> Path:
         """Latency table."""
         return self.path / "latency_table.json"
@@ -170,7 +176,10 @@ class RunFolder:
         write_json(self.shared_study, {"storage": storage, "run_id": run_id})
 
     def read_config(self) -> dict[str, Any] | None:
-        """Stored configuration, or `None` for a new folder; `RunFolderError` for another schema version."""
+        """Stored configuration, or `None` for a new folder; `RunFolderError` for another schema version.
+
+        Without the latency table that the run was given, once the folder has one of its own.
+        """
         if not self.config.exists():
             return None
         try:
@@ -179,6 +188,8 @@ class RunFolder:
             raise RunFolderError(f"{self.config} cannot be read: {error}. Choose another --run-dir.") from error
         _check_schema(self.config, value)
         del value["schema"]
+        if self.table.exists():
+            value.pop("table", None)
         return value
 
     def write_config(self, value: dict[str, Any]) -> None:

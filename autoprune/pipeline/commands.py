@@ -113,5 +113,5 @@ def _reverify(run: Run, setup: Setup, candidate: Candidate) -> Candidate:
     renewed = {r.budget: verify_model(setup, r.policy, r.budget, r.strategy) for r in records if r.digest == new.digest}
     updated = [renewed[r.budget] if r.digest == new.digest else r for r in records]
     updated = list({(r.digest, r.budget, r.strategy): r for r in updated}.values())
-    write_json(run.folder.front, document | front_document(setup, updated))
+    write_json(run.folder.front, document | front_document(setup, updated, document["dense"]["test_score"]))
     return dataclasses.replace(candidate, run=Run(run.folder, run.task), record=new)

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from autoprune.errors import StructureError, VerificationError
+from autoprune.errors import StructureError, TaskError, TrialError, VerificationError
 from autoprune.pipeline.events import Events
 from autoprune.pipeline.prepare import Setup
 from autoprune.pipeline.settle import measured_ratios, uniform_baselines
-from autoprune.pipeline.verification import meets, verify_model, whole
+from autoprune.pipeline.verification import clock_notes, meets, verify_model, whole
 from autoprune.records import Policy
 from autoprune.runfolder import write_atomic
 from autoprune.search.broker import Broker
@@ -69,6 +69,8 @@ def finish(setup: Setup, rung: Sequence[TrialResult], executor: Executor, events
             if finalist.strategy != UNIFORM and (model is None or not model.meets_budget):
                 queues[finalist.budget].missing += 1
         batch = []
+    for line in clock_notes(setup, models):
+        events.note(line)
     return models
 
 
@@ -85,7 +87,7 @@ def _verified(setup: Setup, finalist: Finalist, result: TrialResult | None, even
             model = verify_model(setup, finalist.policy, finalist.budget, finalist.strategy)
             events.note(_line(model))
             return model
-        except (StructureError, VerificationError) as error:
+        except (StructureError, VerificationError, TrialError, TaskError) as error:
             reason = str(error)
     events.note(f"{finalist.policy.digest()} ({finalist.strategy}, {finalist.budget}) is dropped: {reason}")
     return None

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from autoprune.budgets import Limit
-from autoprune.errors import BudgetError, TrialError, UsageError
+from autoprune.errors import TrialError, UsageError
 from autoprune.evaluation import additive_costs
 from autoprune.pipeline.channels import importance, importance_passes
 from autoprune.pipeline.deploy import deployed_dense
@@ -22,7 +22,7 @@ from autoprune.pipeline.prepare import Setup, check_names, open_task, place_of, 
 from autoprune.pipeline.resolve import resolve, with_absolute_paths
 from autoprune.pipeline.run import OBJECT_TASK, Run
 from autoprune.pipeline.settle import refitted, uniform_baselines, widened
-from autoprune.pipeline.verification import front_document
+from autoprune.pipeline.verification import front_document, score_on_test
 from autoprune.runfolder import RunFolder, read_json, write_json
 from autoprune.search.controller import Outcome, run_search
 from autoprune.search.effort import proxy_passes
@@ -87,8 +87,8 @@ def search(
         folder.write_config(config.model_dump(mode="json"))
         try:
             setup = prepare(config, folder, events, ready)
-        except BudgetError:
-            if before and "budgets" in before:  # those that cannot be reached are not kept
+        except BaseException:
+            if before and "budgets" in before:  # those that nothing was searched for are not kept
                 folder.write_config(config.model_dump(mode="json") | {"budgets": before["budgets"]})
             raise
         if isinstance(place, SharedStorage):
@@ -99,6 +99,7 @@ def search(
 
 def _run(setup: Setup, events: Events) -> None:
     deployed_dense(setup)
+    dense_test_score = score_on_test(setup, setup.bench.dense)  # now, to know early when test data cannot be scored
     events.stage("Search")
     with executor_of(setup) as executor:
         slots = executor.slots
@@ -117,13 +118,17 @@ def _run(setup: Setup, events: Events) -> None:
         for line in (*outcome.notes, *map(str, outcome.correlations)):
             events.note(line)
         models = finish(setup, results[setup.effort.rungs[-1].name], executor, events)
-    document = front_document(setup, models)
+    unmet = [budget for budget in setup.limits if not any(m.meets_budget and m.budget == budget for m in models)]
+    if unmet:
+        events.note(f"no fine-tuned model meets {', '.join(unmet)}: raise it, or search longer (--effort, --trials)")
+    document = front_document(setup, models, dense_test_score)
     extra = {
         "budgets": list(setup.config.budgets),
         "space_id": setup.space.id,
         "search_sample_passes": search_passes(setup, outcome, slots),
         "rungs": rung_scores(setup, results),
         "rank_correlations": [correlation.to_json() for correlation in outcome.correlations],
+        "unmet_budgets": unmet,
         "not_reconstructed": setup.bench.not_reconstructed if setup.config.reconstruct else (),
     }
     write_json(setup.folder.front, document | extra)
@@ -167,7 +172,9 @@ def search_passes(setup: Setup, outcome: Outcome, slots: int) -> dict[str, float
     The teacher sees the batches of a rung once in each of the `slots` where trials ran.
     """
     passes = {name: sum(r.sample_passes for r in rung) for name, rung in outcome.results.items()}
-    shared = setup.bench.task.train_step is None
+    task = setup.bench.task
+    distils = task.finetune_recipe.distill_weight > 0 or not task.trains
+    shared = task.train_step is None and distils
     taught = sum(f.finetune_samples for f in setup.effort.rungs if shared and outcome.results[f.name])
     matters = importance_passes(setup.config, length(setup.bench.task.train_set))
     return passes | {
@@ -215,7 +222,7 @@ def _announce(setup: Setup, slots: int, events: Events) -> None:
         tuning = (
             f"{fidelity.finetune_samples:,} samples of fine-tuning" if fidelity.finetune_samples else "no fine-tuning"
         )
-        events.note(f"{fidelity.name}: at most {count} policies, {tuning}")
+        events.note(f"{fidelity.name}: about {count} policies, {tuning}")
     examples = length(setup.bench.task.val_set)
     share = float(np.mean([_share(setup, limit) for limit in setup.limits.values()]))
     apart = len(anchor_policies(setup.space)) if setup.config.strategy == "guided" else 0
@@ -224,7 +231,7 @@ def _announce(setup: Setup, slots: int, events: Events) -> None:
     passes = effort.expected_passes(budgets=budgets, val_examples=examples, share=share, apart=apart)
     each = seconds_per_pass(setup.bench.task, setup.bench.dense)
     minutes = max(passes * each / slots / 60, 0.1)
-    events.note(f"at most {passes:,.0f} sample passes, about {minutes:.1f} min on {slots} worker(s)")
+    events.note(f"about {passes:,.0f} sample passes, {minutes:.1f} min on {slots} worker(s)")
     proxy_seconds = share * proxy_passes(effort, examples) * each / slots
     sampled = setup.config.strategy == "direct" and setup.config.sampler == "gp"
     if sampled and proxy_seconds < GP_SECONDS:

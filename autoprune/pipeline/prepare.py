@@ -42,7 +42,7 @@ from autoprune.search.strategies import STRATEGIES
 from autoprune.space import find_space, load_spec
 from autoprune.structure import Structure, analyze
 from autoprune.task.base import Task
-from autoprune.task.batches import batches, length, take
+from autoprune.task.batches import batches, length
 from autoprune.task.check import check_task
 from autoprune.task.load import load_task
 
@@ -116,6 +116,8 @@ def prepare(config: RunConfig, folder: RunFolder, events: Events, task: Task) ->
     events.stage("Task and units")
     check_task(task)
     dense = build_dense(task, seed=config.seed)
+    if not any(parameter.requires_grad for parameter in dense.parameters()):
+        raise TaskError("every parameter of the model is frozen: let `build_model` leave requires_grad as it is")
     structure = analyze(dense, task.example_inputs)
     _claim(folder, task, structure)
     structure.shrink(space_of(config, structure).smallest())  # the proof, before anything costs time
@@ -126,7 +128,8 @@ def prepare(config: RunConfig, folder: RunFolder, events: Events, task: Task) ->
     table = latency_table(config, folder, structure, target, events)
     space = space_of(config, structure, table)
     searched = len(space.searched)
-    events.note(f"{searched} units searched: {space.size:.3g} policies (space {config.space!r})")
+    size = f"{space.size:.3g}" if space.size < 1e300 else f"1e{len(str(space.size)) - 1}"
+    events.note(f"{searched} units searched: {size} policies (space {config.space!r})")
     predictor = table.predictor(structure)
     dense_sizes = sizes(structure, structure.widths([structure.dense_policy()])) | {"latency_ms": [table.dense_ms]}
     dense_costs = tuple(float(dense_sizes[name][0]) for name in COSTS)
@@ -162,18 +165,23 @@ def _claim(folder: RunFolder, task: Task, structure: Structure) -> None:
     stored = read_json(folder.environment).get("task") if folder.environment.exists() else None
     if stored not in (None, fingerprint) and (folder.dense.exists() or folder.has_study):
         raise RunFolderError(
-            f"{folder.path} holds a run of another task: its data, metric or model differ (task {task.name!r}). "
+            f"{folder.path} holds a run of another task: its data, metric or model differ (task {task.name!r}), or it "
+            "was made by another version of autoprune. "
             "Choose another --run-dir."
         )
     write_json(folder.environment, environment() | {"task": fingerprint})
 
 
 def task_fingerprint(task: Task, structure: Structure) -> str:
-    """Hash of the structure, the metric, and the size and first items of every data set."""
+    """Hash of the structure, the metric, and the size and first items of every data set.
+
+    What a data set gives otherwise when it is asked again (it has a random generator of its own) is left out.
+    """
     data = []
     for part in (task.train_set, task.val_set, task.test_set):
-        items = take(part, torch.arange(min(4, length(part))))
-        data.append([length(part), *(hashlib.sha256(t.contiguous().numpy().tobytes()).hexdigest() for t in items)])
+        first, again = (next(batches(part, 4)) for _ in range(2))
+        same = [t for t, other in zip(first, again, strict=True) if torch.equal(t, other)]
+        data.append([length(part), *(hashlib.sha256(t.contiguous().numpy().tobytes()).hexdigest() for t in same)])
     return digest_of([task.name, task.metric_name, structure.digest(), data])
 
 

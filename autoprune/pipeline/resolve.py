@@ -7,6 +7,7 @@ from typing import Any
 
 from autoprune.config import FOUNDATION, QUESTION, RunConfig, load_config
 from autoprune.errors import RunFolderError
+from autoprune.latency.table import LatencyTable
 from autoprune.pipeline.prepare import place_of
 from autoprune.runfolder import RunFolder
 from autoprune.search.places import absolute
@@ -48,8 +49,20 @@ def resolve(folder: RunFolder, config_file: Path | None, given: dict[str, Any], 
 
 def _loaded(config_file: Path | None, given: dict[str, Any]) -> RunConfig:
     """A configuration file with options over it, all paths absolute."""
-    values = load_config(config_file, given).model_dump(mode="json", exclude_unset=True)
-    return load_config(None, with_absolute_paths(values))
+    values = with_absolute_paths(load_config(config_file, given).model_dump(mode="json", exclude_unset=True))
+    return load_config(None, _of_table(values) | values)
+
+
+def _of_table(values: dict[str, Any]) -> dict[str, Any]:
+    """What a given latency table was measured with, for the options that say nothing else.
+
+    Of another device the batch and the precision alone, which decide what is exported.
+    """
+    if not values.get("table"):
+        return {}
+    target = LatencyTable.load(values["table"]).target
+    keys = ("batch", "precision") if values.get("allow_foreign_table") else ("batch", "precision", "threads")
+    return {key: target[key] for key in keys}
 
 
 def with_absolute_paths(given: dict[str, Any]) -> dict[str, Any]:

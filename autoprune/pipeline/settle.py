@@ -12,6 +12,7 @@ from autoprune.pipeline.deploy import deployed, measure_beside_dense
 from autoprune.pipeline.events import Events
 from autoprune.pipeline.prepare import Setup
 from autoprune.records import Policy
+from autoprune.runfolder import read_json, write_json
 from autoprune.search.effort import Effort
 from autoprune.search.rungs import best_within
 from autoprune.search.uniform import baselines
@@ -43,18 +44,19 @@ def refitted(setup: Setup, rung: Sequence[TrialResult], events: Events) -> Setup
 
     `rung` holds the results of the dearest rung. The new table is kept in the run folder.
     """
-    if setup.foreign or setup.table.refits >= _MOST_REFITS:
+    answered = {"budgets": list(setup.limits), "refits": setup.table.refits}
+    settled = read_json(setup.folder.settled) if setup.folder.settled.exists() else {}
+    # Measured again in a busier moment, a run that was finishing already would search on and lose what it fine-tuned.
+    if setup.foreign or setup.table.refits >= _MOST_REFITS or answered == {key: settled.get(key) for key in answered}:
         return None
     best = {r.policy for limit in setup.limits.values() for r in best_within(rung, limit, _CANDIDATES)}
     policies = list(dict.fromkeys([*sorted(best, key=Policy.digest), *uniform_baselines(setup).values()]))
-    policies = [p for p in policies if not setup.folder.model(p.digest()).weights.exists()]
-    if not policies:
-        return None  # this run was finishing already when it was interrupted
     ratios = measured_ratios(setup, policies)
     errors = np.array([setup.predict_ms(p) for p in policies]) / (ratios * setup.table.dense_ms) - 1
     worst = float(np.abs(errors).max())
     events.note(f"predicted against measured, {len(policies)} candidates: off by at most {worst:.1%}")
     if worst <= LARGEST_ERROR:
+        write_json(setup.folder.settled, answered | {"candidates": len(policies), "largest_error": worst})
         return None
     events.note(f"more than {LARGEST_ERROR:.0%}: the latency table is fitted anew with them, and the search goes on")
     structure = setup.bench.structure

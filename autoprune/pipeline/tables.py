@@ -11,7 +11,7 @@ from autoprune.errors import ConfigError, LatencyError, RunFolderError
 from autoprune.latency.profiling import profile
 from autoprune.latency.report import accuracy_lines
 from autoprune.latency.table import LatencyTable
-from autoprune.latency.target import Target
+from autoprune.latency.target import Target, differences
 from autoprune.pipeline.events import Events
 from autoprune.records import SearchSpace
 from autoprune.runfolder import RunFolder
@@ -57,17 +57,27 @@ def _efficient(
 def latency_table(
     config: RunConfig, folder: RunFolder, structure: Structure, target: Target, events: Events
 ) -> LatencyTable:
-    """The table of the folder, the one that was given, or one that is profiled now."""
-    if folder.table.exists() or config.table:
-        path = folder.table if folder.table.exists() else Path(str(config.table))
-        table = LatencyTable.load(path).require(target, allow_foreign=config.allow_foreign_table)
-        table.require_structure(structure)
-        if path != folder.table:
-            space_of(config, structure, table)  # the table that is there stays when the given one does not fit
-            table.save(folder.table)
-            return table
-        if config.table or _answers(config, structure, table):
-            return table
+    """The table of the folder, the one that was given, or one that is profiled now.
+
+    Raises `RunFolderError` when a search has begun with another table or space.
+    """
+    stored = LatencyTable.load(folder.table) if folder.table.exists() else None
+    given = LatencyTable.load(config.table) if config.table else None
+    if given is not None and not (stored is not None and stored.continues(given)):
+        if stored is not None and folder.has_study:
+            raise RunFolderError(
+                f"the search in {folder.path} has begun with another latency table than {config.table}; leave out "
+                "--table to go on with it, or choose another --run-dir."
+            )
+        given.require(target, allow_foreign=config.allow_foreign_table).require_structure(structure)
+        space_of(config, structure, given)  # the table that is there stays when the given one does not fit
+        given.save(folder.table)
+        return given
+    if stored is not None:
+        stored.require(target, allow_foreign=config.allow_foreign_table).require_structure(structure)
+        foreign = bool(differences(target.fingerprint(), stored.target))  # which cannot be measured anew here
+        if given is not None or foreign or _answers(config, structure, stored):
+            return stored
         if folder.has_study:
             raise RunFolderError(
                 f"the search space {config.space!r} was changed since this search began; its table no longer fits. "

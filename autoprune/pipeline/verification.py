@@ -7,15 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from autoprune.errors import RunFolderError
+from autoprune.budgets import Budget
+from autoprune.errors import AutopruneError, RunFolderError
 from autoprune.evaluation import Bench
 from autoprune.export.onnx_file import OnnxModule
 from autoprune.export.verify import parity
 from autoprune.front import hypervolume, latency_of, non_dominated
+from autoprune.latency.check import CLOCK_TOLERANCE
 from autoprune.latency.timing import Model
 from autoprune.pipeline.deploy import deployed, int8_path, measure_beside_dense
 from autoprune.pipeline.prepare import Setup
@@ -38,7 +41,9 @@ _HYPERVOLUME_SHARE = 0.1
 def meets(setup: Setup, budget: str, policy: Policy, ratio: float, tolerance: float = BUDGET_TOLERANCE) -> bool:
     """Whether a policy meets a budget: measured latency (`ratio` of dense) within noise, all other costs exactly."""
     latency_ms = ratio * setup.table.dense_ms / (1 + tolerance)
-    return bool(fits([latency_ms, *setup.costs([policy])[0, 1:]], setup.limits[budget]))
+    # A run that was called with other budgets since still has models of its first ones.
+    limit = setup.limits.get(budget) or Budget.parse(budget).limit(setup.dense_costs)
+    return bool(fits([latency_ms, *setup.costs([policy])[0, 1:]], limit))
 
 
 def load_model(bench: Bench, folder: RunFolder, policy: Policy) -> GraphModel:
@@ -139,6 +144,23 @@ def _latencies(setup: Setup, policy: Policy, target_model: Model) -> dict[str, A
     }
 
 
+def clock_notes(setup: Setup, models: Sequence[FrontModel]) -> list[str]:
+    """A warning where budgets in milliseconds were met on the table's clock, which today's is not."""
+    bounds = [bound for text in setup.limits for bound in Budget.parse(text).bounds]
+    if not any(bound.cost == "latency" and bound.unit != "%" for bound in bounds):
+        return []
+    found = [read_json(setup.folder.model(model.digest).metrics).get("samples") for model in models]
+    times_ms = [samples["dense"]["median_ms"] for samples in found if samples]
+    now_ms = float(np.median(times_ms)) if times_ms else setup.table.dense_ms
+    change = now_ms / setup.table.dense_ms - 1
+    if abs(change) <= CLOCK_TOLERANCE:
+        return []
+    return [
+        f"the dense model took {now_ms:.4g} ms beside these models, {change:+.0%} against the latency table, on whose "
+        "clock budgets in milliseconds are judged. If the device was not busy, `autoprune profile` again"
+    ]
+
+
 def real_inputs(setup: Setup) -> tuple[torch.Tensor, ...]:
     """Inputs of a few validation examples, batch dimension first."""
     task = setup.bench.task
@@ -150,19 +172,23 @@ def score_on_test(setup: Setup, model: torch.nn.Module) -> float:
     """Score on the test data, which nothing else looks at."""
     task = setup.bench.task
     outputs = None
-    if task.metric is None and not task.classifies:
-        outputs = predict_outputs(setup.bench.dense, task, task.test_set)
-    return evaluate(model, task, task.test_set, dense_outputs=outputs).score
+    try:
+        if task.metric is None and not task.classifies:
+            outputs = predict_outputs(setup.bench.dense, task, task.test_set)
+        return evaluate(model, task, task.test_set, dense_outputs=outputs).score
+    except AutopruneError as error:
+        raise type(error)(f"on the test data: {error}") from error
 
 
-def front_document(setup: Setup, models: Sequence[FrontModel]) -> dict[str, Any]:
+def front_document(setup: Setup, models: Sequence[FrontModel], dense_test_score: float) -> dict[str, Any]:
     """Content of `front.json`: the front, the uniform baselines, and the models that missed or are dominated."""
     # A uniform policy that no searched one beats is on the front like any other.
     met = list({m.digest: m for m in models if m.meets_budget}.values())
     mask = non_dominated([latency_of(m) for m in met], [m.score for m in met])
     front = sorted((m for m, keep in zip(met, mask, strict=True) if keep), key=latency_of)
+    shown = {m.digest for m in front}
     searched = [m for m in models if m.strategy != "uniform"]
-    dense = _dense_entry(setup)
+    dense = _dense_entry(setup, dense_test_score)
     reference = (dense["latency_ms_measured"], dense["score"] - _HYPERVOLUME_SHARE * abs(dense["score"]))
     area = hypervolume([latency_of(m) for m in front], [m.score for m in front], reference)
     return {
@@ -170,7 +196,7 @@ def front_document(setup: Setup, models: Sequence[FrontModel]) -> dict[str, Any]
         "dense": dense,
         "models": [to_json(m) for m in front],
         "baselines": [to_json(m) for m in models if m.strategy == "uniform"],
-        "others": [to_json(m) for m in searched if m not in front],
+        "others": [to_json(m) for m in searched if m.digest not in shown],
         "hypervolume": {"value": area, "reference_latency_ms": reference[0], "reference_score": reference[1]},
         "held_out": vars(setup.table.held_out),
         "latency_table": {
@@ -183,11 +209,11 @@ def front_document(setup: Setup, models: Sequence[FrontModel]) -> dict[str, Any]
     }
 
 
-def _dense_entry(setup: Setup) -> dict[str, Any]:
+def _dense_entry(setup: Setup, test_score: float) -> dict[str, Any]:
     bench = setup.bench
     return {
         "score": setup.dense_score,
-        "test_score": score_on_test(setup, bench.dense),
+        "test_score": test_score,
         "latency_ms_measured": setup.table.dense_ms,
         **bench.sizes(bench.structure.dense_policy()),
     }

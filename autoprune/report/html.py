@@ -24,10 +24,12 @@ code { font-size: 13px; }
 
 def write_html(document: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> Path:
     """Write the page, atomically; it needs no network and no other file."""
+    measured = _is_measured(document)
+    how = "measured beside the dense model" if measured else "predicted: the latency table is of another device"
     parts = [
         f"<h1>{html.escape(str(config['task']))} on {html.escape(str(config['target']))}</h1>",
         f"<p>Strategy <code>{html.escape(str(config['strategy']))}</code>, {config['threads']} thread(s), "
-        f"batch {config['batch']}, seed {config['seed']}. Every latency was measured beside the dense model.</p>",
+        f"batch {config['batch']}, seed {config['seed']}. Every latency was {how}.</p>",
         to_html(front_figure(document), include_plotlyjs=True, full_html=False),
         _models(document),
         "<h2>Searched against uniform</h2>",
@@ -42,6 +44,12 @@ def write_html(document: Mapping[str, Any], config: Mapping[str, Any], path: Pat
     page = f"<!doctype html><html lang=en><meta charset=utf-8><title>autoprune</title><style>{_STYLE}</style>"
     write_atomic(path, (page + "\n".join(parts) + "</html>\n").encode())
     return path
+
+
+def _is_measured(document: Mapping[str, Any]) -> bool:
+    """Whether latencies were measured; with a table of another device none is."""
+    models = [*document["models"], *document["others"], *document["baselines"]]
+    return not models or any(model["latency_ms_measured"] is not None for model in models)
 
 
 def _table_line(document: Mapping[str, Any]) -> str:
@@ -59,8 +67,9 @@ def _table_line(document: Mapping[str, Any]) -> str:
 
 
 def front_figure(document: Mapping[str, Any]) -> go.Figure:
-    """Test score against measured latency: dense, front, uniform."""
+    """Test score against latency: dense, front, uniform."""
     dense, models, baselines = document["dense"], document["models"], document["baselines"]
+    how = "measured" if _is_measured(document) else "predicted"
     figure = go.Figure()
     figure.add_scatter(
         x=[dense["latency_ms_measured"]], y=[dense["test_score"]], name="dense", mode="markers",
@@ -77,7 +86,7 @@ def front_figure(document: Mapping[str, Any]) -> go.Figure:
         )  # fmt: skip
     figure.update_layout(
         template="simple_white", height=420, margin={"l": 60, "r": 20, "t": 20, "b": 50},
-        xaxis_title="measured latency, ms", yaxis_title=f"{document['metric']}, test", legend={"x": 0.8, "y": 0.1},
+        xaxis_title=f"{how} latency, ms", yaxis_title=f"{document['metric']}, test", legend={"x": 0.8, "y": 0.1},
     )  # fmt: skip
     return figure
 

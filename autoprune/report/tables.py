@@ -161,12 +161,13 @@ def prediction_line(document: Document) -> str:
 
 
 def trust_lines(document: Document) -> list[str]:
-    """How far cheap scores ranked policies as dearer ones did, and what was left out of the repair."""
+    """How far cheap scores ranked policies as dearer ones did, budgets without a model, and what was not repaired."""
     lines = [
         f"Rank correlation of {c['cheap']} and {c['dear']} scores within budgets: {c['rho']:.2f} "
         f"({c['low']:.2f} to {c['high']:.2f}, {c['pairs']} policies)."
         for c in document.get("rank_correlations", ())
     ]
+    lines += [f"No fine-tuned model meets {budget}." for budget in document.get("unmet_budgets", ())]
     left = document.get("not_reconstructed", ())
     if left:
         lines.append(
@@ -189,6 +190,6 @@ def _time(latency_ms: float) -> str:
 def _count(number: int, unit: str = "") -> str:
     """Three digits and a unit: `78.1 k`, `9.35 MB`."""
     for prefix, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
+        if number >= 0.9995 * size:
             return f"{number / size:.3g} {prefix}{unit}"
     return f"{number} {unit}".rstrip()

@@ -172,7 +172,9 @@ class Explorer:
         )  # fmt: skip
         with storage_errors(search.place), closing(open_broker()) as broker:
             broker.enqueue(policies)
-            return run_rung(broker, self._executor, limits, stage or fidelity.name, self._on_event, refill)
+            name = stage or fidelity.name
+            spare = any(best_within(list(self.apart.values()), limit, 1) for limit in limits)
+            return run_rung(broker, self._executor, limits, name, self._on_event, refill, spare=spare)
 
     @staticmethod
     def _collect(into: dict[Policy, TrialResult], policies: Mapping[Policy, str], found: Sequence[TrialResult]) -> None:
@@ -187,10 +189,13 @@ def run_rung(
     name: str,
     on_event: OnProgress | None = None,
     refill: Refill | None = None,
+    *,
+    spare: bool = False,
 ) -> list[TrialResult]:
     """Run all trials of a rung; returns its results. `TrialError` when none of them worked.
 
-    `refill` is asked after every trial whether there is more to enqueue.
+    `refill` is asked after every trial whether there is more to enqueue. `spare`: there are policies besides these, so
+    there may be none.
     """
     start = time.monotonic()
     while True:
@@ -207,7 +212,8 @@ def run_rung(
         elif on_event:
             on_event(_progress(broker, limits, name, time.monotonic() - start))
     results = broker.results()
-    _require_one(results, name)
+    if results or not spare:
+        _require_one(results, name)
     return results
 
 

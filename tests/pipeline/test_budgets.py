@@ -69,6 +69,19 @@ def test_a_limit_on_weight_bytes_holds_beside_every_latency(searched: Search, tm
     assert run.front()["activation_bytes"].tolist() == [m["activation_bytes"] for m in document["models"]]
 
 
+def test_the_page_says_whether_latencies_were_measured(copied: autoprune.Run, tmp_path: Path) -> None:
+    document = json.loads(copied.folder.front.read_text())
+    _, page = shown(document, tmp_path)
+    assert "Every latency was measured beside the dense model" in page
+    for entry in [*document["models"], *document["others"], *document["baselines"]]:
+        entry["latency_ms_measured"] = None
+    _, page = shown(document, tmp_path)
+    assert "Every latency was predicted" in page
+    assert "measured latency, ms" not in page
+    _, page = shown(document | {"unmet_budgets": ["10%"]}, tmp_path)
+    assert "No fine-tuned model meets 10%." in page
+
+
 def test_without_a_latency_all_limits_form_one_budget(searched: Search) -> None:
     run = searched("bytes:40%", "params:20k", strategy="uniform")
     (baseline,) = run.baselines

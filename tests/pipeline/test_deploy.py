@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import optuna
@@ -17,9 +20,12 @@ from autoprune.latency.table import LatencyTable
 from autoprune.pipeline import finalists, settle
 from autoprune.pipeline.events import Silent
 from autoprune.pipeline.prepare import Setup
+from autoprune.pipeline.verification import clock_notes
 from autoprune.records import Policy
+from autoprune.runfolder import RunFolder, read_json, write_json
 from autoprune.search.executors.inline import InlineExecutor
 from autoprune.trials import TrialResult, TrialSpec
+from tests.conftest import OPTIONS, SPEC
 from tests.pipeline.test_search import study_rows
 
 
@@ -85,6 +91,7 @@ def test_predictions_that_are_wrong_make_the_table_be_fitted_anew_and_the_search
     folder = copied.folder
     before = LatencyTable.load(folder.table)
     trials_before = len([row for row in study_rows(folder) if row[0] == "rung-0"])
+    folder.settled.unlink()
     shutil.rmtree(folder.path / "models")
     optuna.delete_study(study_name="rung-3", storage=f"sqlite:///{folder.study}")
     asked: list[list[Policy]] = []
@@ -112,6 +119,67 @@ def test_predictions_that_are_wrong_make_the_table_be_fitted_anew_and_the_search
     for model in again.models:
         assert model.latency_ms_predicted == pytest.approx(table.predictor(structure).predict([model.policy])[0])
     assert again.document["latency_table"]["refits"] == 1
+
+
+def test_a_run_that_was_finishing_is_not_searched_on_in_a_busy_moment(
+    copied: autoprune.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = copied.models[0].digest
+    copied.folder.front.unlink()
+    shutil.rmtree(copied.folder.model(digest).path)
+    optuna.delete_study(study_name="rung-3", storage=f"sqlite:///{copied.folder.study}")
+
+    def busy(setup: Setup, policies: Sequence[Policy]) -> np.ndarray:
+        return 1.08 * np.array([setup.predict_ms(policy) for policy in policies]) / setup.table.dense_ms
+
+    monkeypatch.setattr(settle, "measured_ratios", busy)
+    again = autoprune.search(run_dir=copied.folder.path)
+    assert {m.digest for m in again.models} == {m.digest for m in copied.models}
+    assert LatencyTable.load(copied.folder.table).refits == 0
+
+
+def test_test_data_that_cannot_be_scored_are_told_before_the_search(
+    copied: autoprune.Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    options = OPTIONS | {"dense": str(copied.folder.dense), "table": str(copied.folder.table)}
+
+    def failing(*_: object, **__: object) -> None:
+        raise TrialError("the metric is nan")
+
+    monkeypatch.setattr("autoprune.pipeline.verification.evaluate", failing)
+    with pytest.raises(TrialError, match="on the test data: the metric is nan"):
+        autoprune.search(SPEC, run_dir=tmp_path / "run", **options)
+    assert not RunFolder(tmp_path / "run").has_study
+
+
+def test_a_budget_that_no_model_meets_is_told(copied: autoprune.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    tight = copied.document["budgets"][-1]
+    honest = finalists.meets
+
+    def never(setup: Setup, budget: str, *rest: Any, **named: Any) -> bool:
+        return budget != tight and honest(setup, budget, *rest, **named)
+
+    monkeypatch.setattr(finalists, "meets", never)
+    monkeypatch.setattr("autoprune.pipeline.verification.meets", never)
+    shutil.rmtree(copied.folder.path / "models")
+    notes: list[str] = []
+    events = Silent()
+    monkeypatch.setattr(events, "note", notes.append)
+    again = autoprune.search(run_dir=copied.folder.path, events=events)
+    assert again.document["unmet_budgets"] == [tight]
+    assert any(f"no fine-tuned model meets {tight}" in note for note in notes)
+
+
+@pytest.mark.parametrize(("budget", "now_ms", "said"), [("1ms", 2.4, "+20%"), ("1ms", 2.02, ""), ("50%", 2.4, "")])
+def test_milliseconds_are_doubted_when_the_clock_has_changed(
+    copied: autoprune.Run, budget: str, now_ms: float, said: str
+) -> None:
+    model = copied.models[0]
+    path = copied.folder.model(model.digest).metrics
+    write_json(path, read_json(path) | {"samples": {"dense": {"median_ms": now_ms}}})
+    setup = SimpleNamespace(limits={budget: None}, folder=copied.folder, table=SimpleNamespace(dense_ms=2.0))
+    lines = clock_notes(cast(Setup, setup), [model])
+    assert [said in line for line in lines] == ([True] if said else [])
 
 
 def test_nothing_runs_while_latency_is_measured(copied: autoprune.Run, monkeypatch: pytest.MonkeyPatch) -> None:

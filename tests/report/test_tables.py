@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
 from autoprune.records import Member, Unit
 from autoprune.report import unit_table
+from autoprune.report.tables import _count
 
 
 def test_units_show_what_may_be_removed() -> None:
@@ -26,3 +28,10 @@ def test_latency_is_shown_when_it_is_known() -> None:
     Console(file=stream, width=100).print(table)
     assert "latency" in stream.getvalue()
     assert "30.0%" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(999, "999"), (999_400, "999 k"), (999_600, "1 M"), (78_100, "78.1 k"), (2_000_000_000, "2 G")]
+)
+def test_counts_have_three_digits(number: int, text: str) -> None:
+    assert _count(number) == text

@@ -4,6 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from autoprune.additive import AdditiveCost, CostTable
+from autoprune.budgets import Limit
+from autoprune.records import SearchSpace
 from autoprune.search.controller import run_search
 from autoprune.search.executors.inline import InlineExecutor
 from autoprune.search.explore import SENSITIVITY
@@ -106,3 +109,22 @@ def test_an_interrupted_search_ends_like_an_undisturbed_one(tmp_path):
         resumed = searched(tmp_path)
     policies = {rung: [r.policy for r in found] for rung, found in resumed.results.items()}
     assert policies == {rung: [r.policy for r in found] for rung, found in undisturbed.results.items()}
+
+
+def test_a_budget_that_a_removed_branch_alone_meets_needs_no_other_policy(tmp_path):
+    space = SearchSpace(id="removable", levels={"unit0": (0, 8), "unit1": (0, 2, 8), "unit4": (4, 8)})
+    tables = [
+        CostTable(units=(name,), values=fakes.COST_MS[name] * np.array(widths, dtype=float))
+        for name, widths in space.levels.items()
+    ]
+    floor_ms, dense_ms = (fakes.latency_ms(policy) for policy in (space.smallest(), space.largest()))
+    limit = Limit.of(latency_ms=(floor_ms + dense_ms) / 2)
+    outcome = searched(
+        tmp_path,
+        space=space,
+        dense_widths=dict.fromkeys(space.levels, 8),
+        limits=(limit,),
+        additive={"latency_ms": AdditiveCost(constant=0.0, tables=tuple(tables))},
+        effort=replace(fakes.EFFORT, trials=12),
+    )
+    assert best_within(outcome.results["brief"], limit, 1)
