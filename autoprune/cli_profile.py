@@ -103,6 +103,8 @@ def _explain(path: Path, given: dict[str, object]) -> None:
     from autoprune.pipeline import profiles
     from autoprune.report.staircases import staircase_table, write_staircases
 
+    if path.suffix == ".html":
+        raise UsageError(f"the page would be written over the table {path}; give the table another name, such as .json")
     found, stairs = profiles.explained(path, **given)
     out.print(staircase_table(stairs))
     page = write_staircases(stairs, found.target, path.with_suffix(".html"))

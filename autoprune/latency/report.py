@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autoprune.latency.check import CLOCK_TOLERANCE, TableCheck
+from autoprune.latency.check import TableCheck
 from autoprune.latency.fitting import HeldOut
 from autoprune.latency.table import FIT, SCAN, LatencyTable
 from autoprune.structure import Structure
@@ -39,14 +39,11 @@ def errors_line(found: HeldOut) -> str:
 def check_lines(found: TableCheck) -> list[str]:
     """Whether a table still holds."""
     change = found.dense_ms_now / found.dense_ms_before - 1
-    clock = "; a budget in milliseconds needs `autoprune profile` again" if abs(change) > CLOCK_TOLERANCE else ""
     return [
         f"the dense model takes {found.dense_ms_now * 1e3:.0f} us now, {change:+.1%} against the table",
         f"then: {errors_line(found.before)}",
         f"now:  {errors_line(found.now)}",
-        f"the table still holds for shares of the dense latency{clock}"
-        if found.holds
-        else "the table no longer holds: run `autoprune profile` again",
+        "the table still holds" if found.holds else "the table no longer holds: run `autoprune profile` again",
     ]
 
 

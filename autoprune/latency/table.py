@@ -112,18 +112,8 @@ class LatencyTable:
         )
 
     def require(self, target: Target, *, allow_foreign: bool = False) -> LatencyTable:
-        """Return the table if it was measured on `target`; `LatencyError` that spells out what differs otherwise.
-
-        A foreign one is of another device, but what is shipped has its batch and precision.
-        """
+        """Return the table if it was measured on `target`; `LatencyError` that spells out what differs otherwise."""
         found = differences(target.fingerprint(), self.target)
-        shipped = {key: self.target[key] for key in ("batch", "precision") if self.target[key] != getattr(target, key)}
-        if shipped and allow_foreign:
-            options = " ".join(f"--{key} {value}" for key, value in shipped.items())
-            raise LatencyError(
-                f"a foreign latency table is of another device, not of other models; search with {options} as it was "
-                "measured, or measure it anew"
-            )
         if found and not allow_foreign:
             raise LatencyError(
                 f"the latency table was measured on another target ({'; '.join(found)}). Run `autoprune profile` here, "

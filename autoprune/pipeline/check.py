@@ -17,7 +17,7 @@ from autoprune.config import RunConfig
 from autoprune.errors import AutopruneError
 from autoprune.export.onnx_file import export_candidate
 from autoprune.export.verify import measure, parity
-from autoprune.latency.bench import random_feeds
+from autoprune.latency.bench import finite_feeds
 from autoprune.latency.profiling import expected_seconds
 from autoprune.latency.target import Target, make_target
 from autoprune.latency.timing import Protocol
@@ -176,7 +176,7 @@ def _timed(
     models: list[Any] = [model, dense]
     if target.runtime != "torch":
         models = [path, export_candidate(dense, structure.example_inputs, path.with_name("dense.onnx"))]
-    found = measure(models[:1], models[1], target, random_feeds(structure, target.batch), protocol=_QUICK)
+    found = measure(models[:1], models[1], target, finite_feeds(structure, target.batch), protocol=_QUICK)
     dense_ms = found.reference.median_ms
     times = f"{dense_ms:.3g} ms dense, {found.ratios[0]:.0%} of it shrunk"
     return dense_ms / 1e3, f"{times}, on {config.target}, {target.threads} thread(s), batch {target.batch}"

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import nn
 
 from autoprune.export.onnx_file import export_candidate
@@ -17,7 +16,7 @@ from autoprune.latency.quantize import quantized
 from autoprune.latency.timing import Feeds, Model, Timings
 from autoprune.pipeline.prepare import Setup
 from autoprune.runfolder import write_atomic
-from autoprune.task.batches import length, sample_rows, take
+from autoprune.task.batches import batches, length, sample_rows
 
 _CALIBRATION_BATCHES, _CALIBRATION_EXAMPLES = 4, 32
 
@@ -63,5 +62,5 @@ def _calibration(setup: Setup) -> list[Feeds]:
     task = setup.bench.task
     count = min(_CALIBRATION_BATCHES * _CALIBRATION_EXAMPLES, length(task.train_set))
     rows = sample_rows(length(task.train_set), count, seed=setup.config.seed)
-    inputs = [task.split(take(task.train_set, part))[0] for part in torch.split(rows, _CALIBRATION_EXAMPLES)]
+    inputs = [task.split(batch)[0] for batch in batches(task.train_set, _CALIBRATION_EXAMPLES, rows=rows)]
     return [[np.ascontiguousarray(x.numpy()) for x in batch] for batch in inputs]

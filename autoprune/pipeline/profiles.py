@@ -10,7 +10,7 @@ from typing import Any
 from autoprune.config import RunConfig, load_config
 from autoprune.errors import UsageError
 from autoprune.latency.address import split_address
-from autoprune.latency.check import check_table
+from autoprune.latency.check import CLOCK_TOLERANCE, check_table
 from autoprune.latency.kit import read_manifest
 from autoprune.latency.kit_profile import import_kit, make_kit
 from autoprune.latency.report import accuracy_lines, check_lines
@@ -66,6 +66,8 @@ def check_profile(path: Path, events: Events, **options: Any) -> bool:
     )
     for line in check_lines(found):
         events.note(line)
+    if found.holds and abs(found.dense_ms_now / found.dense_ms_before - 1) > CLOCK_TOLERANCE:
+        events.note("for shares of the dense latency; before a budget in milliseconds, `autoprune profile` again")
     return found.holds
 
 

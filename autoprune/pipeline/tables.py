@@ -69,12 +69,12 @@ def latency_table(
                 f"the search in {folder.path} has begun with another latency table than {config.table}; leave out "
                 "--table to go on with it, or choose another --run-dir."
             )
-        given.require(target, allow_foreign=config.allow_foreign_table).require_structure(structure)
+        _require(given, config, structure, target)
         space_of(config, structure, given)  # the table that is there stays when the given one does not fit
         given.save(folder.table)
         return given
     if stored is not None:
-        stored.require(target, allow_foreign=config.allow_foreign_table).require_structure(structure)
+        _require(stored, config, structure, target)
         foreign = bool(differences(target.fingerprint(), stored.target))  # which cannot be measured anew here
         if given is not None or foreign or _answers(config, structure, stored):
             return stored
@@ -84,6 +84,19 @@ def latency_table(
                 "Undo the change, or choose another --run-dir."
             )
     return profiled_table(config, structure, target, events, folder.table)
+
+
+def _require(table: LatencyTable, config: RunConfig, structure: Structure, target: Target) -> None:
+    """Raise `LatencyError` unless the table is of this model, and of this target as far as the configuration asks."""
+    table.require(target, allow_foreign=config.allow_foreign_table).require_structure(structure)
+    # A foreign table is of another device, but what is exported runs there at its batch and precision.
+    shipped = {key: table.target[key] for key in ("batch", "precision") if table.target[key] != getattr(target, key)}
+    if shipped:
+        options = " ".join(f"--{key} {value}" for key, value in shipped.items())
+        raise LatencyError(
+            f"a foreign latency table is of another device, not of other models; search with {options} as it was "
+            "measured, or measure it anew"
+        )
 
 
 def _answers(config: RunConfig, structure: Structure, table: LatencyTable) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
+from rich.text import Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ def check_table(findings: Sequence[Finding]) -> Table:
     words = {True: ("works", "green"), False: ("fails", "red"), None: ("skipped", "yellow")}
     for found in findings:
         word, style = words[found.works]
-        table.add_row(found.stage, f"[{style}]{word}[/]", found.text.replace("[", "\\["), f"{found.seconds:.1f}")
+        table.add_row(found.stage, f"[{style}]{word}[/]", Text(found.text), f"{found.seconds:.1f}")
     return table
 
 

@@ -8,7 +8,6 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,6 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Column
+from rich.text import Text
 
 _PLAIN_SECONDS = 10.0
 _LAST_SECONDS = 4.0
@@ -44,7 +44,12 @@ class ConsoleEvents:
                 MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=7)),
                 TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
                 TextColumn("left", table_column=Column(no_wrap=True, min_width=4)),
-                TextColumn("[dim]{task.fields[detail]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+                TextColumn(
+                    "{task.fields[detail]}",
+                    style="dim",
+                    markup=False,
+                    table_column=Column(no_wrap=True, overflow="ellipsis"),
+                ),
                 console=self._console,
                 transient=True,
             )
@@ -60,7 +65,7 @@ class ConsoleEvents:
     def stage(self, title: str) -> None:
         """Print the title of a stage and start its bar anew."""
         self._title, self._started, self._printed = title, self._clock(), self._clock()
-        self._console.print(f"[bold cyan]{escape(title)}[/]", highlight=False)
+        self._console.print(Text(title, style="bold cyan"))
         if self._bar is not None:
             if self._task is not None:
                 self._bar.remove_task(self._task)
@@ -68,7 +73,7 @@ class ConsoleEvents:
 
     def note(self, text: str) -> None:
         """Print one fact."""
-        self._console.print(f"  {escape(text)}", highlight=False, soft_wrap=True)
+        self._console.print(Text(f"  {text}"), soft_wrap=True)
 
     def advance(self, done: float, total: float, detail: str = "") -> None:
         """Move the bar, or print a line now and then."""
