@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from autoprune.structure import Structure
+from autoprune.structure.products import einsum_names
 from autoprune.structure.recurrent_layers import GATES
 
 aten = torch.ops.aten
@@ -62,16 +63,10 @@ def _summed(node: fx.Node, variable: set[fx.Node]) -> Iterator[tuple[Any, int]]:
         yield x, -1
         yield y, max(_rank(y) - 2, 0)
     elif node.target is aten.einsum.default:
-        yield from _summed_letters(str(node.args[0]).replace(" ", ""), node.args[1])
-
-
-def _summed_letters(equation: str, operands: Any) -> Iterator[tuple[Any, int]]:
-    terms, arrow, output = equation.partition("->")
-    for operand, term in zip(operands, terms.split(","), strict=True):
-        before, _, after = term.partition("...")
-        for letter, dim in zip(before + after, [*range(len(before)), *range(-len(after), 0)], strict=True):
-            if letter not in output if arrow else terms.count(letter) > 1:
-                yield operand, dim
+        operands: Any = node.args[1]
+        terms, output = einsum_names(str(node.args[0]), [_rank(operand) for operand in operands], _rank(node))
+        for operand, names in zip(operands, terms, strict=True):
+            yield from ((operand, dim) for dim, name in enumerate(names) if name not in output)
 
 
 def _units(structure: Structure, operand: fx.Node, dim: int) -> set[int]:
