@@ -163,7 +163,9 @@ def load_config(path: Path | None, given: dict[str, Any]) -> RunConfig:
 def read_yaml(path: Path) -> dict[str, Any]:
     """Mapping in a YAML file; `ConfigError` names the file and the line, also of a key that is given twice."""
     try:
-        value = yaml.load(path.read_text(), Loader=_UniqueKeys)
+        text = path.read_text()
+        _refuse_repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader))
+        value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -177,19 +179,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return value
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that a mapping has twice, of which PyYAML keeps the last without a word."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """The keys of a mapping as they are written: merged ones (`<<`) are added later."""
-        node = super().compose_mapping_node(anchor)
+def _refuse_repeated_keys(root: yaml.Node | None) -> None:
+    """`ComposerError` for a key that is written twice in a mapping; PyYAML keeps the last one without a word."""
+    waiting, seen = [root], set[int]()
+    while waiting:
+        node = waiting.pop()
+        if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if not isinstance(node, yaml.MappingNode):
+            waiting += node.value
+            continue
+        waiting += [value for _, value in node.value]
         found: set[tuple[str, str]] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if (key.tag, key.value) in found:
-                    raise ComposerError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
-                found.add((key.tag, key.value))
-        return node
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (key.tag, key.value) in found:
+                raise ComposerError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
+            found.add((key.tag, key.value))
 
 
 def without_booleans(value: Any) -> Any:
