@@ -22,6 +22,7 @@ from autoprune.latency.onnx_recurrent import GATES, TRANSLATIONS, name_stacked
 from autoprune.runfolder import write_atomic
 from autoprune.structure import GraphModel
 from autoprune.structure.capture import quiet
+from autoprune.structure.module import evaluating
 from autoprune.structure.whole_layers import whole_layers
 
 _TRANSPOSED = "_transposed"
@@ -43,14 +44,13 @@ def export_onnx(
     more than 2 GB.
     """
     _require_size(sum(p.numel() * p.element_size() for p in model.parameters()))  # before minutes in the exporter
-    training = {module: module.training for module in model.modules()}
     inputs = tuple(_batch_of_two(x) for x in example_inputs) if dynamic_batch else tuple(example_inputs)
     varargs = _takes_varargs(model)
     shapes = _dynamic_shapes(inputs, varargs) if dynamic_batch else None
     names = list(model.input_names) if isinstance(model, GraphModel) else None
     try:
-        with _quiet(), torch.no_grad(), whole_layers():
-            traced = model.with_stand_ins() if isinstance(model, GraphModel) else model.eval()
+        with _quiet(), torch.no_grad(), whole_layers(), evaluating(model):
+            traced = model.with_stand_ins() if isinstance(model, GraphModel) else model
             program = torch.onnx.export(
                 traced, inputs, dynamo=True, verbose=False, dynamic_shapes=shapes, input_names=names,
                 custom_translation_table=TRANSLATIONS | onnx_attention.TRANSLATIONS,
@@ -60,9 +60,6 @@ def export_onnx(
             f"the model cannot be exported to ONNX: {_reason(error)}. Replace that operator, or deploy "
             "PyTorch itself (--target torch-cpu)."
         ) from error
-    finally:
-        for module, mode in training.items():
-            module.training = mode
     assert program is not None
     proto = program.model_proto
     _strip_metadata(proto)

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from autoprune.structure.module import evaluating
+
 _NOISE = 0.01
 """Relative noise on copies of an example: small enough to keep signs, so that logarithms and roots stay numbers."""
 
@@ -19,13 +21,8 @@ def torch_outputs(model: nn.Module, inputs: Sequence[torch.Tensor]) -> list[np.n
 
 
 def _outputs(model: nn.Module, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    training = {module: module.training for module in model.modules()}
-    try:
-        with torch.no_grad():
-            outputs = model.eval()(*inputs)
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    with evaluating(model), torch.no_grad():
+        outputs = model(*inputs)
     return [leaf.detach() for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
 
 

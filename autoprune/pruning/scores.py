@@ -17,6 +17,7 @@ from torch import fx, nn
 
 from autoprune.errors import TaskError, UsageError, unknown_name
 from autoprune.structure import Structure
+from autoprune.structure.module import evaluating
 
 aten = torch.ops.aten
 Array = np.ndarray
@@ -103,18 +104,13 @@ class Scorer:
                 "requires_grad_(True) on some, or take a score without gradients, such as 'l2'"
             )
         totals = {n: torch.zeros_like(p) for n, p in parameters.items()}
-        modes = {module: module.training for module in model.modules()}
-        model.eval()
-        try:
+        with evaluating(model):
             for inputs, target in self.calibration.batches:
                 value = loss(model(*inputs), target)
                 grads = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
                 for name, grad in zip(parameters, grads, strict=True):
                     if grad is not None:
                         totals[name] += grad * len(inputs[0])
-        finally:
-            for module, was_training in modes.items():  # some may be frozen in evaluation mode
-                module.training = was_training
         return totals
 
     @cached_property
