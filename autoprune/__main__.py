@@ -1,5 +1,5 @@
 """`python -m autoprune`: the command line, without its script on the path."""
 
-from autoprune.cli import main
+from autoprune.cli.main import main
 
 main()

@@ -5,5 +5,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 [ -d .venv ] && PATH="$PWD/.venv/bin:$PATH"
 export OMP_NUM_THREADS=1
-exec pytest -m "slow or not slow" --durations=10 tests/search/test_faults.py tests/search/test_ray_faults.py \
-  tests/search/test_ray_hosts.py tests/search/test_shared_storage.py "$@"
+exec pytest -m "slow or not slow" --durations=10 tests/study/test_faults.py tests/executors/test_ray_faults.py \
+  tests/executors/test_ray_hosts.py tests/study/test_shared_storage.py "$@"

@@ -11,16 +11,19 @@ import pytest
 from onnxscript import values
 
 import autoprune
-from autoprune.latency import profiling
+from autoprune.device.target import Target
+from autoprune.device.timing import Protocol
 from autoprune.latency.table import LatencyTable
-from autoprune.latency.target import Target
-from autoprune.latency.timing import Protocol
-from autoprune.pipeline import finalists, settle, tables, verification
+from autoprune.pipeline import finalists, tables, verification
+from autoprune.pipeline import refit as settle
 from autoprune.pipeline.prepare import Setup
+from autoprune.profiling import profile as profiling
 from autoprune.records import Policy, SearchSpace
 from autoprune.structure import Structure
-from tests.latency.machines import AdditiveMachine, SimulatedBench, simulated_bench, stairs
+from tests.machines import AdditiveMachine, SimulatedBench, simulated_bench, stairs
 from tests.pipeline import tiny
+
+pytest_plugins = ["tests.structure_fixtures"]
 
 QUICK = Protocol(repeats=3, sample_ms=0.05, warmup_runs=1, retries=0)
 

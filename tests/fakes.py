@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from autoprune.additive import AdditiveCost, CostTable
+from autoprune.allocation.additive import AdditiveCost, CostTable
 from autoprune.budgets import Limit
 from autoprune.errors import TrialError
+from autoprune.executors.base import Evaluate
 from autoprune.records import COSTS, Policy, SearchSpace
 from autoprune.search.effort import Effort
-from autoprune.search.executors.base import Evaluate
 from autoprune.search.explore import Search
 from autoprune.trials import Fidelity, Measurement, TrialResult, TrialSpec
 

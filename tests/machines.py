@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from autoprune.latency.bench import Bench
+from autoprune.device.timing import Protocol, Timings
 from autoprune.latency.evidence import Conditions, Evidence, build_table, fit_evidence
 from autoprune.latency.geometries import possible_geometries, priced_operators
 from autoprune.latency.predictor import GeometryIndex
 from autoprune.latency.prior import work_ms
 from autoprune.latency.sampling import covering_widths, random_widths
 from autoprune.latency.table import FIT, HELD_OUT, varying_operators
-from autoprune.latency.timing import Protocol, Timings
+from autoprune.profiling.policy_timer import Bench
 from autoprune.records import LatencySample, SearchSpace
 from autoprune.structure import Structure
 

@@ -5,13 +5,13 @@ import onnx
 import pytest
 import torch
 
-from autoprune.latency import bench
-from autoprune.latency.onnx_model import export_onnx
-from autoprune.latency.target import make_target
+from autoprune.device.target import make_target
+from autoprune.onnxgraph.export import export_onnx
+from autoprune.profiling import policy_timer as bench
 from autoprune.records import SearchSpace
 from autoprune.structure import analyze
-from tests.latency.machines import AdditiveMachine, simulated_table
-from tests.latency.nets import MIXED, NETS
+from tests.machines import AdditiveMachine, simulated_table
+from tests.small_nets import MIXED, NETS
 
 _made = set()
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from autoprune.additive import AdditiveCost, CostTable
+from autoprune.allocation.additive import AdditiveCost, CostTable
 from autoprune.records import Policy, SearchSpace
 
 Array = npt.NDArray[np.float64]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from autoprune.allocation.limits import Predict, fits
 from autoprune.budgets import Limit
 from autoprune.records import Policy, SearchSpace
-from autoprune.search.limits import Predict, fits
 
 _CHUNK = 32
 """Points of a walk that are predicted at once."""

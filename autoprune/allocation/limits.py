@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from autoprune.additive import Additive
+from autoprune.allocation.additive import Additive
 from autoprune.budgets import Limit
 from autoprune.errors import BudgetError
 from autoprune.records import COSTS, Policy, SearchSpace

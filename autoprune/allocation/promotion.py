@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 
+from autoprune.allocation.limits import fits
 from autoprune.budgets import Limit
 from autoprune.records import Policy
-from autoprune.search.limits import fits
 from autoprune.trials import TrialResult
 
 

@@ -18,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy import optimize, sparse
 
-from autoprune.additive import Additive, AdditiveCost
+from autoprune.allocation.additive import Additive, AdditiveCost
+from autoprune.allocation.elimination import Elimination, Points
+from autoprune.allocation.limits import Predict, fits
 from autoprune.budgets import Limit
 from autoprune.errors import TrialError, UsageError
 from autoprune.records import COSTS, Policy, SearchSpace
-from autoprune.search.elimination import Elimination, Points
-from autoprune.search.limits import Predict, fits
 
 Array = npt.NDArray[np.float64]
 Columns = npt.NDArray[np.int64]

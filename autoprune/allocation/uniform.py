@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from autoprune.allocation.limits import Predict, excess
 from autoprune.budgets import Limit
 from autoprune.records import COSTS, Policy, SearchSpace
-from autoprune.search.limits import Predict, excess
 
 _LATENCY = COSTS.index("latency_ms")
 _RATIOS = np.linspace(0, 1, 401)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from autoprune.cli_options import (
+from autoprune.cli.options import (
     BatchOption,
     DataOption,
     DenseOption,
@@ -33,10 +33,10 @@ from autoprune.cli_options import (
     out,
     say,
 )  # fmt: skip
-from autoprune.cli_profile import profile_app
-from autoprune.cli_results import export, finetune, front, pick, report, show, verify
-from autoprune.cli_study import dashboard, status, study_app
-from autoprune.cli_task import check, init
+from autoprune.cli.profile import profile_app
+from autoprune.cli.results import export, finetune, front, pick, report, show, verify
+from autoprune.cli.study import dashboard, status, study_app
+from autoprune.cli.task import check, init
 from autoprune.errors import AutopruneError, UsageError
 
 app = typer.Typer(
@@ -203,7 +203,7 @@ def spaces() -> None:
 @app.command()
 def targets() -> None:
     """List the targets that latency can be measured on."""
-    from autoprune.latency.target import TARGETS, make_target
+    from autoprune.device.target import TARGETS, make_target
 
     rows = {}
     for name, kind in TARGETS.items():

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from autoprune.cli_options import Policy, RunDir, out, say
+from autoprune.cli.options import Policy, RunDir, out, say
 from autoprune.errors import UsageError
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autoprune.cli_options import RunDir, out, say
+from autoprune.cli.options import RunDir, out, say
 from autoprune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def status_lines(run_dir: Path) -> Iterator[str]:
     from autoprune.pipeline.prepare import place_of
     from autoprune.pipeline.run import Run
     from autoprune.runfolder import RunFolder
-    from autoprune.search.status import study_states
+    from autoprune.study.status import study_states
 
     folder = RunFolder(run_dir)
     place = place_of(Run(folder).config, folder)
@@ -105,7 +105,7 @@ def dashboard(
     except ImportError:
         raise UsageError("the dashboard is an extra: pip install 'autoprune[dashboard]'") from None
     from autoprune.pipeline.commands import studies_of
-    from autoprune.search.copying import copy_studies
+    from autoprune.study.copying import copy_studies
 
     with TemporaryDirectory(prefix="autoprune-dashboard-") as folder:
         copy = Path(folder) / "study.db"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from autoprune.cli_options import (
+from autoprune.cli.options import (
     BatchOption,
     DataOption,
     ModelOption,

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from autoprune.device import measure
+from autoprune.device.measure import Block, Protocol
+from autoprune.device.timing import Feeds, Kernels, Timings, timings_of
 from autoprune.errors import KitError
-from autoprune.latency import measure
-from autoprune.latency.measure import Block, Protocol
-from autoprune.latency.timing import Feeds, Kernels, Timings, timings_of
 from autoprune.records import digest_of
 
 SCHEMA = 1

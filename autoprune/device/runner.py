@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from autoprune.device import measure
+from autoprune.device.measure import Run
+from autoprune.device.ssh import measure_remotely
+from autoprune.device.target import Target
+from autoprune.device.timing import Feeds, Kernels, Model, Protocol, Timings, named_feeds, open_session, time_runs
 from autoprune.errors import LatencyError
-from autoprune.latency import measure
-from autoprune.latency.measure import Run
-from autoprune.latency.ssh import measure_remotely
-from autoprune.latency.target import Target
-from autoprune.latency.timing import Feeds, Kernels, Model, Protocol, Timings, named_feeds, open_session, time_runs
 
 
 def time_models(

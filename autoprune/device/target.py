@@ -10,9 +10,9 @@ from typing import Any, Literal
 import onnxruntime
 import torch
 
+from autoprune.device.address import Address, split_address
+from autoprune.device.measure import accelerator, host
 from autoprune.errors import UsageError, unknown_name
-from autoprune.latency.address import Address, split_address
-from autoprune.latency.measure import accelerator, host
 from autoprune.records import digest_of
 
 Precision = Literal["fp32", "int8"]
@@ -109,7 +109,7 @@ def make_target(name: str, threads: int = 1, batch: int = 1, precision: str = "f
     cores = os.cpu_count() or 1
     bare, address = split_address(name)
     if address:
-        from autoprune.latency.ssh import ask_fingerprint
+        from autoprune.device.ssh import ask_fingerprint
 
         if kind.runtime != "onnxruntime":
             raise UsageError(f"a remote target runs ONNX Runtime; got {bare!r}")

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from autoprune.device import measure
+from autoprune.device.measure import Block, Protocol, Run, quiet
+from autoprune.device.target import Target
 from autoprune.errors import LatencyError
-from autoprune.latency import measure
-from autoprune.latency.measure import Block, Protocol, Run, quiet
-from autoprune.latency.target import Target
 from autoprune.records import LatencySample
 
 __all__ = ["Feeds", "Kernels", "Model", "Protocol", "Timings", "named_feeds", "open_session", "time_runs", "timings_of"]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autoprune.additive import Additive, AdditiveCost, CostTable
+from autoprune.allocation.additive import Additive, AdditiveCost, CostTable
 from autoprune.latency.predictor import LatencyPredictor
 from autoprune.records import COSTS, Policy, SearchSpace
 from autoprune.structure import Structure

@@ -12,16 +12,16 @@ from tempfile import TemporaryDirectory
 import torch
 
 from autoprune.errors import TrialError
-from autoprune.evaluation.bench import Bench
+from autoprune.evaluation.workbench import Bench
 from autoprune.latency.table import LatencyTable
 from autoprune.records import Policy
-from autoprune.recovery.dense import load_dense, weights_to_bytes
-from autoprune.recovery.evaluate import evaluate
-from autoprune.recovery.finetune import finetune
-from autoprune.recovery.passes import SamplePasses
 from autoprune.runfolder import RunFolder
 from autoprune.structure import GraphModel, analyze
 from autoprune.task.load import load_task
+from autoprune.training.dense import load_dense, weights_to_bytes
+from autoprune.training.finetune import finetune
+from autoprune.training.sample_passes import SamplePasses
+from autoprune.training.scoring import evaluate
 from autoprune.trials import Measurement, TrialResult, TrialSpec
 
 PredictOne = Callable[[Policy], float]

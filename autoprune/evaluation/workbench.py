@@ -9,19 +9,19 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from autoprune.evaluation.costs import sizes
+from autoprune.model.randomness import seeded
 from autoprune.pruning import keep_best
 from autoprune.records import Policy
 from autoprune.recovery.batchnorm import recalibrate
-from autoprune.recovery.evaluate import EVALUATION_BATCH, predict_outputs
 from autoprune.recovery.least_squares import Reconstruction
-from autoprune.recovery.passes import SamplePasses
 from autoprune.recovery.prefix import PrefixCache
-from autoprune.recovery.teacher import TeacherMemory
 from autoprune.runfolder import RunFolder, read_json
 from autoprune.structure import GraphModel, Structure
 from autoprune.task.base import Task
 from autoprune.task.batches import batches, length, sample_rows, take
-from autoprune.task.randomness import seeded
+from autoprune.training.sample_passes import SamplePasses
+from autoprune.training.scoring import EVALUATION_BATCH, predict_outputs
+from autoprune.training.teacher import TeacherMemory
 
 RECONSTRUCTION_EXAMPLES = 256
 _FEWEST_EXAMPLES = 32

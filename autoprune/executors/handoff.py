@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from enum import Enum
 
-from autoprune.search.executors.base import lost
+from autoprune.executors.base import lost
 from autoprune.trials import TrialResult, TrialSpec
 
 _CREATION = "creation task"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from autoprune.search.executors.base import Executor, Factory, guarded
+from autoprune.executors.base import Executor, Factory, guarded
 from autoprune.trials import TrialResult, TrialSpec
 
 

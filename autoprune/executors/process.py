@@ -25,7 +25,7 @@ from typing import Any
 from tqdm import tqdm
 
 from autoprune.errors import AutopruneError, UsageError
-from autoprune.search.executors.base import Executor, Factory, describe, guarded, lost, worker_environment
+from autoprune.executors.base import Executor, Factory, describe, guarded, lost, worker_environment
 from autoprune.trials import TrialResult, TrialSpec
 
 _PR_SET_PDEATHSIG = 1

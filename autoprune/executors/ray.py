@@ -20,22 +20,22 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from autoprune.errors import AutopruneError
-from autoprune.search.executors.base import Executor, Factory, describe, interrupts_later, worker_threads
-from autoprune.search.executors.cluster import (
+from autoprune.executors.base import Executor, Factory, describe, interrupts_later, worker_threads
+from autoprune.executors.cluster import (
     SETTINGS,
     check_address,
     end_with_us,
     room,
     unreachable,
 )
-from autoprune.search.executors.link import Link
+from autoprune.executors.handoff import Link
 from autoprune.trials import TrialResult, TrialSpec
 
 os.environ |= SETTINGS
 
 import ray
 
-from autoprune.search.executors.tune import tuner
+from autoprune.executors.tune import tuner
 
 _CLOSE_SECONDS = 20.0
 """Tune ends within 3 s, but waits up to 15 s for actors that do not, such as those of a node that is gone."""

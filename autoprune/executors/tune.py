@@ -17,8 +17,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from autoprune.search.executors.base import Factory, describe, guarded
-from autoprune.search.executors.link import Link, Order
+from autoprune.executors.base import Factory, describe, guarded
+from autoprune.executors.handoff import Link, Order
 from autoprune.trials import TrialSpec
 
 

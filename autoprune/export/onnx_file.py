@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from autoprune.device.target import make_target
+from autoprune.device.timing import named_feeds, open_session
 from autoprune.errors import UsageError
 from autoprune.export.verify import parity
-from autoprune.latency.onnx_model import export_onnx
-from autoprune.latency.outputs import finite_inputs
-from autoprune.latency.target import make_target
-from autoprune.latency.timing import named_feeds, open_session
+from autoprune.model.acceptance import ExampleInputs, as_inputs
+from autoprune.model.adapters import adapted, keywords_of
+from autoprune.onnxgraph.export import export_onnx
+from autoprune.onnxgraph.outputs import finite_inputs
 from autoprune.runfolder import write_atomic
-from autoprune.task.accept import ExampleInputs, as_inputs
-from autoprune.task.adapt import adapted, keywords_of
 from autoprune.task.base import Task
 
 _EXAMPLES = 16

@@ -10,11 +10,11 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
+from autoprune.device.runner import time_models
+from autoprune.device.target import Target, make_target
+from autoprune.device.timing import Feeds, Model, Protocol, Timings, named_feeds, open_session
 from autoprune.errors import VerificationError
-from autoprune.latency.device import time_models
-from autoprune.latency.outputs import holds_nan, relative_difference, torch_outputs
-from autoprune.latency.target import Target, make_target
-from autoprune.latency.timing import Feeds, Model, Protocol, Timings, named_feeds, open_session
+from autoprune.onnxgraph.outputs import holds_nan, relative_difference, torch_outputs
 
 PARITY_LIMIT = 1e-4
 """Largest output difference between PyTorch and ONNX Runtime, relative to the largest output."""

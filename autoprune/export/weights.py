@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from autoprune.errors import AutopruneError, UsageError
+from autoprune.model.acceptance import ExampleInputs
 from autoprune.records import Policy
-from autoprune.recovery.dense import require_same_shapes, weights_to_bytes
 from autoprune.runfolder import write_atomic
 from autoprune.structure import Input, PrunedTo, analyze
 from autoprune.structure import native as as_native
-from autoprune.task.accept import ExampleInputs
+from autoprune.training.dense import require_same_shapes, weights_to_bytes
 
 _KEY, _SCHEMA = "autoprune", 1
 

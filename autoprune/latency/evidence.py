@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from autoprune.errors import LatencyError
+from autoprune.latency.efficient_widths import staircases
 from autoprune.latency.fitting import Fit, HeldOut, fit, held_out
-from autoprune.latency.order import ordered_chains
+from autoprune.latency.monotonicity import ordered_chains
 from autoprune.latency.predictor import MISSING, Costs, GeometryIndex, LatencyPredictor, Prediction
 from autoprune.latency.table import CANDIDATE, HELD_OUT, Entry, LatencyTable, ProfiledPolicy, varying_operators
-from autoprune.latency.useful import staircases
 from autoprune.records import Geometry, SearchSpace
 from autoprune.structure import Structure
 

@@ -18,7 +18,7 @@ from functools import partial
 import numpy as np
 from scipy.stats import rankdata
 
-from autoprune.latency.order import disjoint, monotone
+from autoprune.latency.monotonicity import disjoint, monotone
 
 _PRIOR_SDS = np.geomspace(0.01, 1.0, 13)
 _NOISE_FACTORS = np.geomspace(1, 16, 9)

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import onnx
 
+from autoprune.device.timing import Kernels
 from autoprune.latency.geometries import PricedOperator
-from autoprune.latency.onnx_model import plain_name
-from autoprune.latency.timing import Kernels
+from autoprune.onnxgraph.export import plain_name
 from autoprune.structure.gates import NEVER
 
 _LAYOUT = "_nchwc"

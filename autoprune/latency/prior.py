@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import onnx
 
+from autoprune.device.timing import Kernels
 from autoprune.latency.geometries import PricedOperator
 from autoprune.latency.node_times import NodeOwners, node_times_ms
-from autoprune.latency.timing import Kernels
 from autoprune.records import Geometry
 from autoprune.structure.geometry import RECURRENT
 

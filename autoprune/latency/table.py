@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from autoprune.device.target import Target, differences
 from autoprune.errors import LatencyError
 from autoprune.latency.fitting import DRAWS, HeldOut
 from autoprune.latency.geometries import PricedOperator, priced_operators
 from autoprune.latency.predictor import Costs, GeometryIndex, LatencyPredictor
-from autoprune.latency.target import Target, differences
 from autoprune.records import Geometry, SearchSpace, digest_of
 from autoprune.runfolder import write_atomic
 from autoprune.structure import Structure

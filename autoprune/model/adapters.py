@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from autoprune.errors import AutopruneError, TaskError
-from autoprune.task.accept import ExampleInputs, unwrap
-from autoprune.task.items import original
+from autoprune.model.acceptance import ExampleInputs, unwrap
+from autoprune.model.examples import original
 
 Selector = Callable[[Any], Tensor] | str | None
 """Which part of a model's outputs counts: a function of them, or the name of an attribute or a key."""

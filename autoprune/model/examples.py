@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
 from autoprune.errors import TaskError
-from autoprune.task.accept import users_line
-from autoprune.task.randomness import seeded
+from autoprune.model.acceptance import users_line
+from autoprune.model.randomness import seeded
 
 _MOST_BYTES = 1 << 32
 """Batches of an iterable that is no `DataLoader` over a map-style data set are kept in memory, up to so many bytes."""

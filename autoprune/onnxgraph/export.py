@@ -17,8 +17,8 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 from autoprune.errors import StructureError
-from autoprune.latency import onnx_attention
-from autoprune.latency.onnx_recurrent import GATES, TRANSLATIONS, name_stacked
+from autoprune.onnxgraph import attention as onnx_attention
+from autoprune.onnxgraph.recurrent import GATES, TRANSLATIONS, name_stacked
 from autoprune.runfolder import write_atomic
 from autoprune.structure import GraphModel
 from autoprune.structure.capture import quiet

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import onnx
 
+from autoprune.device.timing import Feeds
 from autoprune.errors import StructureError
-from autoprune.latency.timing import Feeds
 
 
 def quantized(model: onnx.ModelProto | Path, *calibration: Feeds) -> onnx.ModelProto:

@@ -19,7 +19,7 @@ from onnxscript import opset18
 from torch import nn
 
 from autoprune.errors import StructureError
-from autoprune.latency.onnx_branches import serving
+from autoprune.onnxgraph.branches import serving
 from autoprune.structure.whole_layers import STAND_INS
 
 aten = torch.ops.aten

@@ -11,11 +11,11 @@ import torch
 from onnx import numpy_helper
 
 from autoprune.errors import LatencyError
-from autoprune.latency.onnx_branches import remove_branches
-from autoprune.latency.onnx_model import is_transposed, plain_name, serialized
-from autoprune.latency.onnx_origins import Origin
-from autoprune.latency.onnx_recurrent import GATES, set_hidden_sizes
-from autoprune.latency.onnx_sizes import LearnedSizes, is_lookup
+from autoprune.onnxgraph.branches import remove_branches
+from autoprune.onnxgraph.export import is_transposed, plain_name, serialized
+from autoprune.onnxgraph.origins import Origin
+from autoprune.onnxgraph.recurrent import GATES, set_hidden_sizes
+from autoprune.onnxgraph.sizes import LearnedSizes, is_lookup
 from autoprune.records import Policy
 from autoprune.structure import Structure, module_tensors
 

@@ -18,7 +18,7 @@ import onnx
 from onnx import numpy_helper
 
 from autoprune.errors import LatencyError
-from autoprune.latency.onnx_model import plain_name
+from autoprune.onnxgraph.export import plain_name
 from autoprune.records import Policy
 from autoprune.structure import Structure
 

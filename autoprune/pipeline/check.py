@@ -14,20 +14,17 @@ from torch import nn
 from torch.utils.data import Subset
 
 from autoprune.config import RunConfig
+from autoprune.device.target import Target, make_target
+from autoprune.device.timing import Protocol
 from autoprune.errors import AutopruneError
 from autoprune.export.onnx_file import export_candidate
 from autoprune.export.verify import measure, parity
-from autoprune.latency.bench import finite_feeds
-from autoprune.latency.profiling import expected_seconds
-from autoprune.latency.target import Target, make_target
-from autoprune.latency.timing import Protocol
 from autoprune.pipeline.prepare import open_task, seconds_per_pass
 from autoprune.pipeline.tables import space_of
+from autoprune.profiling.policy_timer import finite_feeds
+from autoprune.profiling.profile import expected_seconds
 from autoprune.pruning.ranking import round_width
 from autoprune.records import Policy
-from autoprune.recovery.dense import build_dense
-from autoprune.recovery.evaluate import evaluate, predict_outputs
-from autoprune.recovery.finetune import finetune
 from autoprune.report.checks import Estimate, Finding
 from autoprune.search.effort import EFFORTS, Effort
 from autoprune.search.sensitivity import anchor_policies
@@ -35,6 +32,9 @@ from autoprune.structure import Structure, analyze
 from autoprune.task.base import Task
 from autoprune.task.batches import length, sample_rows, take
 from autoprune.task.check import check_task
+from autoprune.training.dense import build_dense
+from autoprune.training.finetune import finetune
+from autoprune.training.scoring import evaluate, predict_outputs
 
 _KEPT = 0.5
 _BATCHES = 2

@@ -8,7 +8,6 @@ from typing import Any
 
 from autoprune.config import load_config
 from autoprune.errors import RunFolderError, UsageError
-from autoprune.latency.report import latency_shares
 from autoprune.latency.table import LatencyTable
 from autoprune.pipeline.events import Events, Silent
 from autoprune.pipeline.prepare import Setup, place_of, prepare
@@ -16,14 +15,15 @@ from autoprune.pipeline.profiles import structure_of
 from autoprune.pipeline.run import Candidate, Run
 from autoprune.pipeline.tables import space_of
 from autoprune.pipeline.verification import from_json, front_document, load_model, verify_model
-from autoprune.recovery.dense import weights_to_bytes
-from autoprune.recovery.finetune import finetune
+from autoprune.profiling.report import latency_shares
 from autoprune.runfolder import RunFolder, read_json, write_atomic, write_json
-from autoprune.search.copying import copy_studies
-from autoprune.search.places import OWN_FILE, Place, SharedStorage, absolute
-from autoprune.search.storage import sole_controller
 from autoprune.structure import Structure
+from autoprune.study.copying import copy_studies
+from autoprune.study.location import OWN_FILE, Place, SharedStorage, absolute
+from autoprune.study.storage import sole_controller
 from autoprune.task.batches import length
+from autoprune.training.dense import weights_to_bytes
+from autoprune.training.finetune import finetune
 
 
 def described_units(**options: Any) -> tuple[Structure, dict[str, tuple[int, ...]], dict[str, float]]:

@@ -10,7 +10,7 @@ from autoprune.errors import RunFolderError
 from autoprune.latency.table import LatencyTable
 from autoprune.pipeline.prepare import place_of
 from autoprune.runfolder import RunFolder
-from autoprune.search.places import absolute
+from autoprune.study.location import absolute
 
 
 def resolve(folder: RunFolder, config_file: Path | None, given: dict[str, Any], *, fresh: bool = False) -> RunConfig:

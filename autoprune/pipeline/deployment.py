@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from autoprune.device.timing import Feeds, Model, Timings
 from autoprune.export.onnx_file import export_candidate
 from autoprune.export.verify import measure
-from autoprune.latency.bench import finite_feeds
-from autoprune.latency.onnx_model import serialized
-from autoprune.latency.quantize import quantized
-from autoprune.latency.timing import Feeds, Model, Timings
+from autoprune.onnxgraph.export import serialized
+from autoprune.onnxgraph.quantization import quantized
 from autoprune.pipeline.prepare import Setup
+from autoprune.profiling.policy_timer import finite_feeds
 from autoprune.runfolder import write_atomic
 from autoprune.task.batches import batches, length, sample_rows
 

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 import torch
 
 from autoprune.evaluation import EvaluatorFactory
+from autoprune.executors.base import Executor
+from autoprune.executors.cluster import authenticate
+from autoprune.executors.inline import InlineExecutor
+from autoprune.executors.process import ProcessExecutor
 from autoprune.pipeline.prepare import Setup
-from autoprune.search.executors.base import Executor
-from autoprune.search.executors.cluster import authenticate
-from autoprune.search.executors.inline import InlineExecutor
-from autoprune.search.executors.process import ProcessExecutor
 
 
 @contextmanager
@@ -46,7 +46,7 @@ def executor_of(setup: Setup) -> Iterator[Executor]:
             yield executor
         return
     authenticate(config.ray_address)
-    from autoprune.search.executors.ray import RayExecutor  # which takes seconds to import
+    from autoprune.executors.ray import RayExecutor  # which takes seconds to import
 
     with RayExecutor(
         factory.packed(),

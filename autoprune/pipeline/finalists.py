@@ -6,19 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
+from autoprune.allocation.promotion import best_within
 from autoprune.errors import StructureError, TaskError, TrialError, VerificationError
+from autoprune.executors.base import Executor
 from autoprune.pipeline.events import Events
 from autoprune.pipeline.prepare import Setup
-from autoprune.pipeline.settle import measured_ratios, uniform_baselines
+from autoprune.pipeline.refit import measured_ratios, uniform_baselines
 from autoprune.pipeline.verification import clock_notes, meets, verify_model, whole
 from autoprune.records import Policy
 from autoprune.runfolder import write_atomic
-from autoprune.search.broker import Broker
-from autoprune.search.executors.base import Executor
 from autoprune.search.explore import run_rung
-from autoprune.search.question import Question
-from autoprune.search.rungs import best_within
-from autoprune.search.storage import storage_errors
+from autoprune.study.broker import Broker
+from autoprune.study.rung import Question
+from autoprune.study.storage import storage_errors
 from autoprune.trials import FrontModel, TrialResult, TrialSpec
 
 _CANDIDATES = 4

@@ -10,30 +10,30 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from autoprune.allocation.promotion import best_within
 from autoprune.budgets import Limit
 from autoprune.errors import TrialError, UsageError
 from autoprune.evaluation import additive_costs
-from autoprune.pipeline.channels import importance, importance_passes
-from autoprune.pipeline.deploy import deployed_dense
+from autoprune.executors.base import Executor
+from autoprune.executors.cluster import check_address, check_resources
+from autoprune.pipeline.channel_order import importance, importance_passes
+from autoprune.pipeline.configuration import resolve, with_absolute_paths
+from autoprune.pipeline.deployment import deployed_dense
 from autoprune.pipeline.events import Events, Silent
 from autoprune.pipeline.executors import executor_of
 from autoprune.pipeline.finalists import finish
 from autoprune.pipeline.prepare import Setup, check_names, open_task, place_of, prepare, seconds_per_pass
-from autoprune.pipeline.resolve import resolve, with_absolute_paths
+from autoprune.pipeline.refit import refitted, uniform_baselines, widened
 from autoprune.pipeline.run import OBJECT_TASK, Run
-from autoprune.pipeline.settle import refitted, uniform_baselines, widened
 from autoprune.pipeline.verification import front_document, score_on_test
 from autoprune.runfolder import RunFolder, read_json, write_json
 from autoprune.search.controller import Outcome, run_search
 from autoprune.search.effort import proxy_passes
-from autoprune.search.executors.base import Executor
-from autoprune.search.executors.cluster import check_address, check_resources
 from autoprune.search.explore import SENSITIVITY, Progress, Search
-from autoprune.search.places import SharedStorage
-from autoprune.search.rungs import best_within
-from autoprune.search.samplers import GP_SECONDS
 from autoprune.search.sensitivity import anchor_policies
-from autoprune.search.storage import check_storage, sole_controller
+from autoprune.study.location import SharedStorage
+from autoprune.study.samplers import GP_SECONDS
+from autoprune.study.storage import check_storage, sole_controller
 from autoprune.task.base import Task
 from autoprune.task.batches import length
 from autoprune.trials import FORWARD_SHARE, TrialResult

@@ -19,32 +19,32 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from autoprune.additive import Additive
+from autoprune.allocation.additive import Additive
+from autoprune.allocation.limits import Predict, require_reachable
 from autoprune.budgets import Limit
 from autoprune.config import RunConfig
+from autoprune.device.target import Target, check_target, differences, make_target
 from autoprune.errors import RunFolderError, TaskError, unknown_name
 from autoprune.evaluation import Bench, Evaluator, additive_costs, cost_matrix, sizes
 from autoprune.latency.predictor import LatencyPredictor
 from autoprune.latency.table import LatencyTable
-from autoprune.latency.target import Target, check_target, differences, make_target
-from autoprune.pipeline.channels import SCORES, make_bench
+from autoprune.pipeline.channel_order import SCORES, make_bench
 from autoprune.pipeline.events import Events
 from autoprune.pipeline.tables import latency_table, space_of
 from autoprune.records import COSTS, Policy, SearchSpace, digest_of
-from autoprune.recovery.dense import build_dense, load_dense, train_dense, weights_to_bytes
-from autoprune.recovery.evaluate import evaluate
 from autoprune.runfolder import RunFolder, read_json, write_atomic, write_json
 from autoprune.search.effort import Effort
-from autoprune.search.limits import Predict, require_reachable
-from autoprune.search.places import Place, SharedStorage
-from autoprune.search.samplers import SAMPLERS
 from autoprune.search.strategies import STRATEGIES
 from autoprune.space import find_space, load_spec
 from autoprune.structure import Structure, analyze
+from autoprune.study.location import Place, SharedStorage
+from autoprune.study.samplers import SAMPLERS
 from autoprune.task.base import Task
 from autoprune.task.batches import batches, length
 from autoprune.task.check import check_task
 from autoprune.task.load import load_task
+from autoprune.training.dense import build_dense, load_dense, train_dense, weights_to_bytes
+from autoprune.training.scoring import evaluate
 
 
 @dataclass(frozen=True, kw_only=True)

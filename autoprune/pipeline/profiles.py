@@ -8,22 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.config import RunConfig, load_config
+from autoprune.device.address import split_address
+from autoprune.device.kit import read_manifest
+from autoprune.device.target import make_target
 from autoprune.errors import UsageError
-from autoprune.latency.address import split_address
-from autoprune.latency.check import CLOCK_TOLERANCE, check_table
-from autoprune.latency.kit import read_manifest
-from autoprune.latency.kit_profile import import_kit, make_kit
-from autoprune.latency.report import accuracy_lines, check_lines
+from autoprune.latency.efficient_widths import Staircase, staircases
 from autoprune.latency.table import LatencyTable, varying_operators
-from autoprune.latency.target import make_target
-from autoprune.latency.useful import Staircase, staircases
 from autoprune.pipeline.events import Events
 from autoprune.pipeline.prepare import check_names, open_task
 from autoprune.pipeline.tables import profiled_table, space_of
-from autoprune.recovery.dense import build_dense
+from autoprune.profiling.kit_profile import import_kit, make_kit
+from autoprune.profiling.report import accuracy_lines, check_lines
+from autoprune.profiling.table_check import CLOCK_TOLERANCE, check_table
 from autoprune.runfolder import write_atomic
 from autoprune.space import build_space, find_space, load_spec, needs_table
 from autoprune.structure import Structure, analyze
+from autoprune.training.dense import build_dense
 
 _KIT_OPTIONS = ("task", "model", "data_dir", "space", "seed")
 

@@ -7,15 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 
+from autoprune.allocation.promotion import best_within
+from autoprune.allocation.uniform import baselines
 from autoprune.latency.evidence import refit
-from autoprune.pipeline.deploy import deployed, measure_beside_dense
+from autoprune.pipeline.deployment import deployed, measure_beside_dense
 from autoprune.pipeline.events import Events
 from autoprune.pipeline.prepare import Setup
 from autoprune.records import Policy
 from autoprune.runfolder import read_json, write_json
 from autoprune.search.effort import Effort
-from autoprune.search.rungs import best_within
-from autoprune.search.uniform import baselines
 from autoprune.trials import TrialResult
 
 LARGEST_ERROR = 0.03

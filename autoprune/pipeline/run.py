@@ -17,11 +17,11 @@ from autoprune.evaluation import Bench
 from autoprune.front import latency_of, pick
 from autoprune.pipeline.prepare import open_task
 from autoprune.pipeline.verification import from_json, load_model
-from autoprune.recovery.dense import load_dense
 from autoprune.runfolder import RunFolder, read_json, write_atomic
 from autoprune.structure import analyze
 from autoprune.structure import native as as_native
 from autoprune.task.base import Task
+from autoprune.training.dense import load_dense
 from autoprune.trials import FrontModel
 
 _COLUMNS = (

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from autoprune.budgets import Budget
 from autoprune.config import RunConfig
+from autoprune.device.target import Target, differences
 from autoprune.errors import ConfigError, LatencyError, RunFolderError
-from autoprune.latency.profiling import profile
-from autoprune.latency.report import accuracy_lines
 from autoprune.latency.table import LatencyTable
-from autoprune.latency.target import Target, differences
 from autoprune.pipeline.events import Events
+from autoprune.profiling.profile import profile
+from autoprune.profiling.report import accuracy_lines
 from autoprune.records import SearchSpace
 from autoprune.runfolder import RunFolder
 from autoprune.space import Useful, build_space, find_space, load_spec, needs_table

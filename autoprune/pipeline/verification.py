@@ -12,23 +12,23 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from autoprune.allocation.limits import fits
 from autoprune.budgets import Budget
+from autoprune.device.timing import Model
 from autoprune.errors import AutopruneError, RunFolderError
 from autoprune.evaluation import Bench
 from autoprune.export.onnx_file import OnnxModule
 from autoprune.export.verify import parity
 from autoprune.front import hypervolume, latency_of, non_dominated
-from autoprune.latency.check import CLOCK_TOLERANCE
-from autoprune.latency.timing import Model
-from autoprune.pipeline.deploy import deployed, int8_path, measure_beside_dense
+from autoprune.pipeline.deployment import deployed, int8_path, measure_beside_dense
 from autoprune.pipeline.prepare import Setup
+from autoprune.profiling.table_check import CLOCK_TOLERANCE
 from autoprune.pruning import keep_best
 from autoprune.records import Policy
-from autoprune.recovery.evaluate import evaluate, predict_outputs
 from autoprune.runfolder import ModelFolder, RunFolder, read_json, write_json
-from autoprune.search.limits import fits
 from autoprune.structure import GraphModel
 from autoprune.task.batches import length, sample_rows, take
+from autoprune.training.scoring import evaluate, predict_outputs
 from autoprune.trials import FrontModel
 
 BUDGET_TOLERANCE = 0.01

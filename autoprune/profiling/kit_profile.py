@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from autoprune.device.kit import kit_bytes, read_manifest, read_results
+from autoprune.device.target import Target, check_target, target_of
+from autoprune.device.timing import Protocol
 from autoprune.errors import KitError
-from autoprune.latency.bench import Progress, make_bench
 from autoprune.latency.evidence import Conditions, Evidence, build_table, occurrences
 from autoprune.latency.geometries import possible_geometries, priced_operators
-from autoprune.latency.kit import kit_bytes, read_manifest, read_results
 from autoprune.latency.predictor import GeometryIndex
 from autoprune.latency.prior import prior_ms
-from autoprune.latency.profiling import as_prior, scanned_geometries
 from autoprune.latency.sampling import covering_widths, random_widths, scanned_widths, uniform_ladder
 from autoprune.latency.table import FIT, HELD_OUT, SCAN, LatencyTable, varying_operators
-from autoprune.latency.target import Target, check_target, target_of
-from autoprune.latency.timing import Protocol
+from autoprune.profiling.policy_timer import Progress, make_bench
+from autoprune.profiling.profile import as_prior, scanned_geometries
 from autoprune.records import SearchSpace
 from autoprune.structure import Structure
 

@@ -15,16 +15,16 @@ import onnx
 import torch
 from torch import nn
 
+from autoprune.device.runner import kernel_times, time_models
+from autoprune.device.target import Target
+from autoprune.device.timing import Feeds, Kernels, Model, Protocol, Timings, named_feeds, open_session
 from autoprune.errors import AutopruneError, LatencyError
-from autoprune.latency.device import kernel_times, time_models
-from autoprune.latency.onnx_model import export_onnx, serialized, with_constant_weights
-from autoprune.latency.onnx_origins import Origin, find_origins, made_distinct, repeats
-from autoprune.latency.onnx_resizer import Resizer, unnamed_weights
-from autoprune.latency.onnx_sizes import LearnedSizes, learn_sizes, with_own_shapes
-from autoprune.latency.outputs import finite_inputs, holds_nan, relative_difference, torch_outputs
-from autoprune.latency.quantize import quantized
-from autoprune.latency.target import Target
-from autoprune.latency.timing import Feeds, Kernels, Model, Protocol, Timings, named_feeds, open_session
+from autoprune.onnxgraph.export import export_onnx, serialized, with_constant_weights
+from autoprune.onnxgraph.origins import Origin, find_origins, made_distinct, repeats
+from autoprune.onnxgraph.outputs import finite_inputs, holds_nan, relative_difference, torch_outputs
+from autoprune.onnxgraph.quantization import quantized
+from autoprune.onnxgraph.resizer import Resizer, unnamed_weights
+from autoprune.onnxgraph.sizes import LearnedSizes, learn_sizes, with_own_shapes
 from autoprune.records import Policy
 from autoprune.structure import Structure
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from autoprune.latency.bench import Bench, Progress, make_bench
+from autoprune.device.target import Target
+from autoprune.device.timing import Kernels, Protocol, Timings
+from autoprune.latency.efficient_widths import staircases
 from autoprune.latency.evidence import Conditions, Evidence, build_table, fit_evidence, occurrences, predictor_of
 from autoprune.latency.fitting import Fit
 from autoprune.latency.geometries import PricedOperator, possible_geometries, priced_operators
@@ -16,9 +18,7 @@ from autoprune.latency.predictor import GeometryIndex
 from autoprune.latency.prior import prior_ms
 from autoprune.latency.sampling import covering_widths, every_other, random_widths, scanned_widths, uniform_ladder
 from autoprune.latency.table import FIT, HELD_OUT, SCAN, LatencyTable, varying_operators
-from autoprune.latency.target import Target
-from autoprune.latency.timing import Kernels, Protocol, Timings
-from autoprune.latency.useful import staircases
+from autoprune.profiling.policy_timer import Bench, Progress, make_bench
 from autoprune.records import Geometry, SearchSpace
 from autoprune.structure import Structure
 

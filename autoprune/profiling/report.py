@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from autoprune.latency.check import TableCheck
 from autoprune.latency.fitting import HeldOut
 from autoprune.latency.table import FIT, SCAN, LatencyTable
+from autoprune.profiling.table_check import TableCheck
 from autoprune.structure import Structure
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autoprune.latency.bench import Progress, make_bench
+from autoprune.device.target import Target
+from autoprune.device.timing import Protocol
 from autoprune.latency.fitting import HeldOut, held_out
 from autoprune.latency.table import HELD_OUT, LatencyTable
-from autoprune.latency.target import Target
-from autoprune.latency.timing import Protocol
+from autoprune.profiling.policy_timer import Progress, make_bench
 from autoprune.structure import Structure
 
 CLOCK_TOLERANCE = 0.05

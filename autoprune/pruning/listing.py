@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from autoprune.model.acceptance import ExampleInputs
 from autoprune.structure import Structure, analyze
-from autoprune.task.accept import ExampleInputs
 
 COLUMNS = ("name", "kind", "width", "removable", "params_share", "macs_share", "members", "reason")
 

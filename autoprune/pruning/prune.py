@@ -8,12 +8,12 @@ from numbers import Real
 from torch import nn
 
 from autoprune.errors import UsageError
+from autoprune.model.acceptance import ExampleInputs
 from autoprune.pruning.ranking import channel_order, global_widths, keep_best, round_width
 from autoprune.pruning.scores import Calibration, score_units
 from autoprune.records import Policy
 from autoprune.structure import analyze
 from autoprune.structure import native as as_native
-from autoprune.task.accept import ExampleInputs
 
 
 def prune(

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from autoprune.recovery.passes import SamplePasses
 from autoprune.task.base import Task
 from autoprune.task.batches import batches, length, sample_rows
+from autoprune.training.sample_passes import SamplePasses
 
 # Large against any statistic, and exact in float32, so that what remains of it shows the momentum to seven digits.
 _MARKER = 2.0**20

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.errors import PolicyError, UsageError
+from autoprune.model.acceptance import as_inputs
 from autoprune.pruning import channel_order, keep_best, score_units
 from autoprune.records import Policy
 from autoprune.recovery.least_squares import Reconstruction
@@ -17,7 +18,6 @@ from autoprune.recovery.moments import collect_moments
 from autoprune.recovery.surgeon import surgeon_order
 from autoprune.structure import analyze
 from autoprune.structure import native as as_native
-from autoprune.task.accept import as_inputs
 
 Batch = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 """Inputs of a model, as its `forward` takes them."""

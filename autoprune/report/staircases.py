@@ -11,7 +11,7 @@ from plotly.io import to_html
 from plotly.subplots import make_subplots
 from rich.table import Table
 
-from autoprune.latency.useful import Staircase
+from autoprune.latency.efficient_widths import Staircase
 from autoprune.runfolder import write_atomic
 
 _BARS = "▁▂▃▄▅▆▇█"

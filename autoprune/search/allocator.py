@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from autoprune.allocation.limit_fitting import fit_to_limit
+from autoprune.allocation.limits import Predict, fits
+from autoprune.allocation.solver import Solver, polished
 from autoprune.budgets import Limit
 from autoprune.records import Policy, SearchSpace
-from autoprune.search.limits import Predict, fits
-from autoprune.search.repair import fit_to_limit
 from autoprune.search.sensitivity import by_unit
-from autoprune.search.solver import Solver, polished
 
 Array = npt.NDArray[np.float64]
 

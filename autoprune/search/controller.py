@@ -9,18 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from autoprune.allocation.limits import require_reachable
+from autoprune.allocation.promotion import best_within, promote
+from autoprune.allocation.uniform import baselines
 from autoprune.budgets import Limit
+from autoprune.executors.base import Executor
 from autoprune.records import Policy
-from autoprune.search.broker import Broker
 from autoprune.search.correlation import RankCorrelation, promotion_size, rank_correlation
-from autoprune.search.executors.base import Executor
 from autoprune.search.explore import SENSITIVITY, Explorer, OnProgress, Refit, Search, run_rung
-from autoprune.search.limits import require_reachable
-from autoprune.search.question import Question
-from autoprune.search.rungs import best_within, promote
-from autoprune.search.storage import storage_errors
 from autoprune.search.strategies import find_strategy
-from autoprune.search.uniform import baselines
+from autoprune.study.broker import Broker
+from autoprune.study.rung import Question
+from autoprune.study.storage import storage_errors
 from autoprune.trials import Fidelity, TrialResult
 
 _REFITS = 1

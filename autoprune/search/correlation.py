@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from autoprune.allocation.limits import fits
 from autoprune.budgets import Limit
 from autoprune.records import Policy
-from autoprune.search.limits import fits
 from autoprune.trials import TrialResult
 
 _FEWEST = 6

@@ -13,19 +13,19 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from autoprune.additive import Additive
+from autoprune.allocation.additive import Additive
+from autoprune.allocation.limits import Predict
+from autoprune.allocation.promotion import best_within
 from autoprune.budgets import Limit
 from autoprune.errors import TrialError
+from autoprune.executors.base import Executor
 from autoprune.records import Policy, SearchSpace
-from autoprune.search.broker import WINDOW, Broker
 from autoprune.search.effort import Effort
-from autoprune.search.executors.base import Executor
-from autoprune.search.limits import Predict
-from autoprune.search.places import Place
-from autoprune.search.question import Question
-from autoprune.search.rungs import best_within
 from autoprune.search.sensitivity import anchor_policies, sensitivities
-from autoprune.search.storage import storage_errors
+from autoprune.study.broker import WINDOW, Broker
+from autoprune.study.location import Place
+from autoprune.study.rung import Question
+from autoprune.study.storage import storage_errors
 from autoprune.trials import TrialResult
 
 SENSITIVITY = "sensitivity"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from autoprune.allocation.solver import Solver
 from autoprune.records import Policy
-from autoprune.search.allocation import Allocator
+from autoprune.search.allocator import Allocator
 from autoprune.search.explore import Explorer, Refit
 from autoprune.search.refine import PER_ROUND, Refinement
-from autoprune.search.solver import Solver
 
 _MOST_EVALUATIONS = 60
 _FEWEST_ROUNDS = 5

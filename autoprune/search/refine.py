@@ -12,13 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from autoprune.allocation.limits import excess, fits
+from autoprune.allocation.solver import polished
 from autoprune.budgets import Limit
 from autoprune.records import Policy, SearchSpace, digest_of
-from autoprune.search.allocation import Allocator
-from autoprune.search.limits import excess, fits
-from autoprune.search.question import SMALLEST_LOSS
-from autoprune.search.solver import polished
+from autoprune.search.allocator import Allocator
 from autoprune.search.surrogate import Surrogate, conditioned, expected_gain
+from autoprune.study.rung import SMALLEST_LOSS
 
 Losses = Mapping[Policy, float]
 

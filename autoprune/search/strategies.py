@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from autoprune.errors import unknown_name
 from autoprune.search.baselines.amc import amc
 from autoprune.search.baselines.fastnas import fastnas
-from autoprune.search.baselines.globally import global_threshold
+from autoprune.search.baselines.global_scores import global_threshold
 from autoprune.search.baselines.halp import halp
 from autoprune.search.baselines.netadapt import netadapt
 from autoprune.search.baselines.shared import score_uniform, uniform_policies

@@ -17,8 +17,8 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.stats import norm
 
 from autoprune.records import Policy, SearchSpace
-from autoprune.search.question import SMALLEST_LOSS
 from autoprune.search.sensitivity import by_unit
+from autoprune.study.rung import SMALLEST_LOSS
 
 Array = npt.NDArray[np.float64]
 Trend = Callable[[Sequence[Policy]], Array]

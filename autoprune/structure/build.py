@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from autoprune.errors import StructureError
+from autoprune.model.acceptance import ExampleInputs, accepted, as_inputs
+from autoprune.model.adapters import adapted, keywords_of
 from autoprune.structure.analysis import Analysis
 from autoprune.structure.branches import find_branches
 from autoprune.structure.capture import Capture, module_tensors
@@ -22,8 +24,6 @@ from autoprune.structure.recurrent_layers import GATES
 from autoprune.structure.rules import analyse
 from autoprune.structure.structure import Fixed, Structure
 from autoprune.structure.units import Channels, Site, find_units
-from autoprune.task.accept import ExampleInputs, accepted, as_inputs
-from autoprune.task.adapt import adapted, keywords_of
 
 Array = np.ndarray
 

@@ -23,10 +23,10 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from autoprune.errors import StructureError
+from autoprune.model.acceptance import users_line
 from autoprune.structure.folding import fold_shuffles, inline_blocks, is_mode_block
 from autoprune.structure.recurrent_layers import unstack
 from autoprune.structure.whole_layers import STAND_INS, whole_layers
-from autoprune.task.accept import users_line
 
 _TENSOR_KINDS = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}
 

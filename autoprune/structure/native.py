@@ -13,12 +13,12 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils import _pytree as pytree
 
 from autoprune.errors import StructureError
+from autoprune.model.acceptance import ExampleInputs, accepted, as_inputs
+from autoprune.model.adapters import adapted, keywords_of, own_class
 from autoprune.structure.capture import module_tensors
 from autoprune.structure.module import GraphModel
 from autoprune.structure.proof import PROOF_BATCH, TOLERANCE, output_difference, random_like, random_parameter
 from autoprune.structure.references import InFloat64
-from autoprune.task.accept import ExampleInputs, accepted, as_inputs
-from autoprune.task.adapt import adapted, keywords_of, own_class
 
 _INSTEAD = "Use the graph module (native=False): it trains, exports, compiles and has the same parameter names."
 _GROUPS = {"group_norm": 1} | {f"conv{kind}{n}d": 6 for n in (1, 2, 3) for kind in ("", "_transpose")}

@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from autoprune.errors import PolicyError, ProofError
+from autoprune.model.adapters import view_keywords
 from autoprune.records import Policy, Unit, digest_of
 from autoprune.structure.branches import Branches
 from autoprune.structure.capture import Capture, module_tensors
@@ -22,7 +23,6 @@ from autoprune.structure.module import GraphModel, Input, PrunedTo
 from autoprune.structure.proof import TOLERANCE, largest_difference
 from autoprune.structure.shrink import living_masks, renumbered, rewrite, slice_tensors
 from autoprune.structure.units import Channels, Site
-from autoprune.task.adapt import view_keywords
 
 Array = np.ndarray
 

@@ -24,15 +24,15 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from autoprune.allocation.limits import Predict, excess, violation
 from autoprune.records import Policy
-from autoprune.search.attempts import Running, given_up
-from autoprune.search.ledger import Ledger
-from autoprune.search.limits import Predict, excess, violation
-from autoprune.search.places import Place
-from autoprune.search.proposals import PROPOSALS_PER_LIMIT, Proposal
-from autoprune.search.question import Question, objectives
-from autoprune.search.samplers import decode, finished_trial
-from autoprune.search.storage import open_study
+from autoprune.study.attempts import Running, given_up
+from autoprune.study.ledger import Ledger
+from autoprune.study.location import Place
+from autoprune.study.proposals import PROPOSALS_PER_LIMIT, Proposal
+from autoprune.study.rung import Question, objectives
+from autoprune.study.samplers import decode, finished_trial
+from autoprune.study.storage import open_study
 from autoprune.trials import TrialResult, TrialSpec, trial_seed
 
 WINDOW = 8

@@ -8,8 +8,8 @@ from typing import Any
 import optuna
 from optuna.storages import BaseStorage
 
-from autoprune.search.places import Place, study_name
-from autoprune.search.storage import opened
+from autoprune.study.location import Place, study_name
+from autoprune.study.storage import opened
 
 
 def copy_studies(source: Place, target: Place) -> list[str]:

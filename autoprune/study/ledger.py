@@ -9,12 +9,12 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from autoprune.allocation.limits import Predict
 from autoprune.records import Policy
-from autoprune.search.limits import Predict
-from autoprune.search.proposals import Proposal, Proposals
-from autoprune.search.question import Question, objectives
-from autoprune.search.samplers import constraint, distributions, encode
-from autoprune.search.storage import close_storage
+from autoprune.study.proposals import Proposal, Proposals
+from autoprune.study.rung import Question, objectives
+from autoprune.study.samplers import constraint, distributions, encode
+from autoprune.study.storage import close_storage
 from autoprune.trials import TrialResult
 
 _NOTES = "sampler_notes"

@@ -10,12 +10,12 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from autoprune.allocation.limit_fitting import fit_to_limit
+from autoprune.allocation.limits import Predict, violation
 from autoprune.budgets import Limit
 from autoprune.records import Policy, digest_of
-from autoprune.search.limits import Predict, violation
-from autoprune.search.question import Question
-from autoprune.search.repair import fit_to_limit
-from autoprune.search.samplers import CONSTRAINT, Parameters, Projected, decode, distributions, encode, make_sampler
+from autoprune.study.rung import Question
+from autoprune.study.samplers import CONSTRAINT, Parameters, Projected, decode, distributions, encode, make_sampler
 
 PROPOSALS_PER_LIMIT = 8
 

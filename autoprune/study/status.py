@@ -9,10 +9,10 @@ from datetime import datetime, timedelta
 
 from optuna.trial import FrozenTrial, TrialState
 
+from autoprune.allocation.promotion import best_within
 from autoprune.budgets import Limit
-from autoprune.search.places import Place, file_of, is_empty, study_name
-from autoprune.search.rungs import best_within
-from autoprune.search.storage import opened
+from autoprune.study.location import Place, file_of, is_empty, study_name
+from autoprune.study.storage import opened
 from autoprune.trials import TrialResult
 
 _ROUNDING = 1e-5

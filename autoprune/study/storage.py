@@ -27,8 +27,8 @@ from sqlalchemy.orm import Session
 
 from autoprune.errors import RunFolderError, UsageError
 from autoprune.records import digest_of
-from autoprune.search.places import Place, file_of, is_empty, study_name
-from autoprune.search.question import Question
+from autoprune.study.location import Place, file_of, is_empty, study_name
+from autoprune.study.rung import Question
 from autoprune.trials import TrialResult
 
 _BUSY_SECONDS = 30.0

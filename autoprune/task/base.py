@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from autoprune.errors import TaskError, UsageError
-from autoprune.task.accept import ExampleInputs, as_inputs
-from autoprune.task.adapt import ModelBuilder, OwnMetric, OwnStep, Selector, keywords_of
-from autoprune.task.items import Items, as_tensors, is_data, items_of
+from autoprune.model.acceptance import ExampleInputs, as_inputs
+from autoprune.model.adapters import ModelBuilder, OwnMetric, OwnStep, Selector, keywords_of
+from autoprune.model.examples import Items, as_tensors, is_data, items_of
 
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["cosine", "one-cycle"]

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
 from autoprune.errors import TaskError
-from autoprune.task.items import Items, as_tensors, item_of
-from autoprune.task.randomness import seeded
+from autoprune.model.examples import Items, as_tensors, item_of
+from autoprune.model.randomness import seeded
 
 
 def length(dataset: Dataset[Any]) -> int:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from autoprune.errors import AutopruneError, TaskError
-from autoprune.task.accept import accepted
-from autoprune.task.adapt import described
+from autoprune.model.acceptance import accepted
+from autoprune.model.adapters import described
+from autoprune.model.randomness import seeded
 from autoprune.task.base import DATA_SETS, IGNORED, Task
 from autoprune.task.batches import length, sample_rows, take
-from autoprune.task.randomness import seeded
 
 _ITEMS = 4
 

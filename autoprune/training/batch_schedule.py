@@ -15,9 +15,9 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
+from autoprune.model.randomness import seeded
 from autoprune.task.base import Task
 from autoprune.task.batches import length, take
-from autoprune.task.randomness import seeded
 from autoprune.trials import FORWARD_SHARE
 
 _MOST_TIMES = 4

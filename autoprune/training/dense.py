@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from autoprune.errors import TaskError
-from autoprune.recovery.finetune import OnProgress, finetune
+from autoprune.model.randomness import seeded
 from autoprune.task.base import Task
 from autoprune.task.batches import length
-from autoprune.task.randomness import seeded
+from autoprune.training.finetune import OnProgress, finetune
 
 
 def train_dense(task: Task, *, seed: int = 0, on_progress: OnProgress | None = None) -> nn.Module:

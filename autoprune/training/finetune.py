@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autoprune.errors import TrialError, UsageError
-from autoprune.recovery.distill import distillation_loss
-from autoprune.recovery.lessons import Lesson, repeated, shuffled, times_shown
-from autoprune.recovery.optimize import autocast, learning_rate, make_optimizer
-from autoprune.recovery.passes import SamplePasses
-from autoprune.recovery.teacher import TeacherMemory
+from autoprune.model.randomness import seeded
 from autoprune.task.base import Recipe, Task
-from autoprune.task.randomness import seeded
+from autoprune.training.batch_schedule import Lesson, repeated, shuffled, times_shown
+from autoprune.training.distillation import distillation_loss
+from autoprune.training.optimization import autocast, learning_rate, make_optimizer
+from autoprune.training.sample_passes import SamplePasses
+from autoprune.training.teacher import TeacherMemory
 
 OnProgress = Callable[[int, int, float], None]
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from autoprune.errors import AutopruneError, TaskError, TrialError, UsageError
-from autoprune.recovery.distill import are_logits, divergence
-from autoprune.recovery.passes import SamplePasses
-from autoprune.task.accept import users_line
+from autoprune.model.acceptance import users_line
 from autoprune.task.base import IGNORED, Task
 from autoprune.task.batches import batches, length, sample_rows
+from autoprune.training.distillation import are_logits, divergence
+from autoprune.training.sample_passes import SamplePasses
 
 EVALUATION_BATCH = 125
 

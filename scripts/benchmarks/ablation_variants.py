@@ -15,20 +15,21 @@ from unittest.mock import patch
 import numpy as np
 import numpy.typing as npt
 
-from autoprune.additive import Additive, AdditiveCost, CostTable
+from autoprune.allocation.additive import Additive, AdditiveCost, CostTable
+from autoprune.allocation.limits import fits
+from autoprune.allocation.solver import Solver
 from autoprune.budgets import Limit
 from autoprune.evaluation import Bench
-from autoprune.pipeline.channels import calibration
+from autoprune.pipeline.channel_order import calibration
 from autoprune.pipeline.prepare import Setup
 from autoprune.pruning import channel_order, score_units
 from autoprune.records import COSTS, Policy, SearchSpace, digest_of
-from autoprune.search import allocation, explore, guided, refine
+from autoprune.search import allocator as allocation
+from autoprune.search import explore, guided, refine
 from autoprune.search.baselines.halp import lost_importance
 from autoprune.search.explore import Explorer
-from autoprune.search.limits import fits
 from autoprune.search.refine import Losses, Refinement
 from autoprune.search.sensitivity import by_unit, single_unit_policies
-from autoprune.search.solver import Solver
 from autoprune.search.surrogate import Surrogate, Trend
 
 Array = npt.NDArray[np.float64]

@@ -1,6 +1,6 @@
 """The guided search with one thing changed at a time: test score after fine-tuning, beside that of the full algorithm.
 
-    python scripts/benchmark_ablations.py --dense dense.safetensors --rows A0 A1 A6 --seeds 0 1 2 --out ablations.csv
+    python scripts/benchmarks/ablations.py --dense dense.safetensors --rows A0 A1 A6 --seeds 0 1 2 --out ablations.csv
 
 Rows (`ablations.py` has them) share the dense weights and the latency table, which the first row profiles beside the
 CSV file. Rows in which a policy scores the same share one study, and each counts the passes of all it asks for. The
@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ablations import VARIANTS, reachable
-from benchmark_search import Found, append_curve, chosen, complete, note, profiled
+from ablation_variants import VARIANTS, reachable
+from search import Found, append_curve, chosen, complete, note, profiled
 
 from autoprune.pipeline.events import Silent
 from autoprune.pipeline.main import executor_of, search_passes, searched

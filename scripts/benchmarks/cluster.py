@@ -1,7 +1,7 @@
 """How busy a cluster is kept, by the real controller and strategy.
 
-    python scripts/benchmark_cluster.py simulated --workers 16 64 256 1024 --strategy guided [--run-dir runs/mine]
-    python scripts/benchmark_cluster.py ray --workers 16 64 --seconds 10
+    python scripts/benchmarks/cluster.py simulated --workers 16 64 256 1024 --strategy guided [--run-dir runs/mine]
+    python scripts/benchmarks/cluster.py ray --workers 16 64 --seconds 10
 
 `simulated` workers live on a clock to which the controller's own time is added; `ray` starts actors that sleep. Trials
 take `--seconds` with a spread of 10 % or, with `--run-dir`, what those of a run took. There are `--each` of them for
@@ -24,21 +24,21 @@ from typing import Any
 
 import numpy as np
 
-from autoprune.additive import AdditiveCost, CostTable
+from autoprune.allocation.additive import AdditiveCost, CostTable
 from autoprune.budgets import Limit
+from autoprune.executors.base import Evaluate, Executor
+from autoprune.executors.cluster import authenticate
 from autoprune.pipeline.commands import studies_of
 from autoprune.runfolder import RunFolder
 from autoprune.search.controller import run_search
 from autoprune.search.effort import Effort
-from autoprune.search.executors.base import Evaluate, Executor
-from autoprune.search.executors.cluster import authenticate
 from autoprune.search.explore import Search
-from autoprune.search.storage import opened
+from autoprune.study.storage import opened
 from autoprune.trials import Fidelity, TrialResult, TrialSpec
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from benchmark_scale import PROXY, SPACE, predict, scored, seconds_for, specs
+from scale import PROXY, SPACE, predict, scored, seconds_for, specs
 
 SPREAD = 0.1
 RUGGEDNESS = 0.3
@@ -103,7 +103,7 @@ def simulated(given: argparse.Namespace) -> None:
 def sleeping_actors(given: argparse.Namespace) -> None:
     """The same of Ray actors that sleep, after each has served a trial."""
     authenticate(None)
-    from autoprune.search.executors.ray import RayExecutor
+    from autoprune.executors.ray import RayExecutor
 
     for workers in given.workers:
         share = {"cpu": (os.cpu_count() or 1) / workers}

@@ -1,6 +1,6 @@
 """Test score as a curve over sample passes after the search, and the CSV file that all compared methods share.
 
-One sample pass is a forward and a backward pass of the dense model for one example (`autoprune.recovery.passes`).
+One sample pass is a forward and a backward pass of the dense model for one example (`training.sample_passes`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 from torch import nn
 
 from autoprune.recovery.batchnorm import recalibrate
-from autoprune.recovery.evaluate import evaluate, predict_outputs
-from autoprune.recovery.finetune import finetune
-from autoprune.recovery.lessons import times_shown
 from autoprune.task.base import Task
+from autoprune.training.batch_schedule import times_shown
+from autoprune.training.finetune import finetune
+from autoprune.training.scoring import evaluate, predict_outputs
 from autoprune.trials import FORWARD_SHARE
 
 

@@ -1,6 +1,6 @@
 """How well five ways of predicting latency predict the same held-out policies of the same models, in one run.
 
-    python scripts/benchmark_latency.py --out runs/latency [--models resnet20 ...] [--threads 1 2] [--batches 1 8]
+    python scripts/benchmarks/latency.py --out runs/latency [--models resnet20 ...] [--threads 1 2] [--batches 1 8]
 
 Compared: the fitted latency table; isolated operators (each timed alone, as a model of its own); the runtime's profiler
 (node times inside whole models); multiply-accumulates; parameters. All but the table get a line fitted to end-to-end
@@ -20,14 +20,14 @@ import pandas as pd
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from autoprune.latency.device import time_models
+from autoprune.device.runner import time_models
+from autoprune.device.target import Target, make_target
+from autoprune.device.timing import Protocol
 from autoprune.latency.evidence import occurrences
 from autoprune.latency.fitting import spearman
 from autoprune.latency.predictor import GeometryIndex
-from autoprune.latency.profiling import profile
 from autoprune.latency.table import FIT, HELD_OUT, LatencyTable, varying_operators
-from autoprune.latency.target import Target, make_target
-from autoprune.latency.timing import Protocol
+from autoprune.profiling.profile import profile
 from autoprune.records import Geometry
 from autoprune.space import build_space, find_space, load_spec
 from autoprune.structure import Structure, analyze

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from autoprune.errors import UsageError
-from autoprune.recovery.evaluate import evaluate
-from autoprune.recovery.passes import SamplePasses
 from autoprune.task.base import Task
 from autoprune.task.batches import batches, length, sample_rows
+from autoprune.training.sample_passes import SamplePasses
+from autoprune.training.scoring import evaluate
 
 GRADIENT_BATCHES, GRADIENT_BATCH_SIZE = 10, 64
 CALIBRATION_BATCHES, CALIBRATION_BATCH_SIZE = 50, 16

@@ -21,15 +21,15 @@ from peer_methods import METHODS, Peer
 from torch import nn
 
 from autoprune.budgets import latency_limit_ms
+from autoprune.device.target import make_target
+from autoprune.device.timing import Timings
 from autoprune.export.onnx_file import export_candidate
 from autoprune.export.verify import measure
-from autoprune.latency.bench import random_feeds
-from autoprune.latency.target import make_target
-from autoprune.latency.timing import Timings
-from autoprune.recovery.dense import load_dense
+from autoprune.profiling.policy_timer import random_feeds
 from autoprune.structure import analyze
 from autoprune.task.base import Task
 from autoprune.task.load import load_task
+from autoprune.training.dense import load_dense
 
 GRID = (*(step / 20 for step in range(1, 20)), 0.975, 0.99)
 BISECTIONS = 4

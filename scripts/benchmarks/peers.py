@@ -1,6 +1,6 @@
 """Other pruning tools on the same dense weights, recipe and clock: Torch-Pruning 1.6.1 and ModelOpt's FastNAS.
 
-    python scripts/benchmark_peers.py --task fashion-mnist --model resnet20 --dense dense.safetensors \\
+    python scripts/benchmarks/peers.py --task fashion-mnist --model resnet20 --dense dense.safetensors \\
         --budget 50% --budget 33% --points 0 2000 10000 50000 --seeds 0 --out results.csv
 
 Each tool gets an environment of its own, with this checkout of autoprune in it, so that task, export, timing and
@@ -27,7 +27,7 @@ from pathlib import Path
 from peer_methods import METHODS
 from peer_worker import Order
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TOOLS: Mapping[str, tuple[str, ...]] = {
     "tp": ("torch-pruning==1.6.1",),
     # ModelOpt 0.47 imports huggingface_hub without requiring it.

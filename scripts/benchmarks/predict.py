@@ -1,6 +1,6 @@
 """How many policies a second a latency table predicts, latency and its standard deviation both, on one core.
 
-    python scripts/benchmark_predict.py [--model resnet20] [--policies 200000]
+    python scripts/benchmarks/predict.py [--model resnet20] [--policies 200000]
 
 The table is measured briefly first; how well it predicts does not matter here.
 """
@@ -16,9 +16,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
-from autoprune.latency.profiling import profile
-from autoprune.latency.target import make_target
-from autoprune.latency.timing import Protocol
+from autoprune.device.target import make_target
+from autoprune.device.timing import Protocol
+from autoprune.profiling.profile import profile
 from autoprune.space import build_space, find_space, load_spec
 from autoprune.structure import analyze
 from autoprune.task.builtin import MODELS

@@ -3,7 +3,7 @@
 For each share and channel order (`l2` norms, optimal brain surgeon): batch norms recalibrated alone, and every layer
 fitted by least squares. Prints score and divergence on at most 2,000 validation examples.
 
-    python scripts/benchmark_recovery.py --task fashion-mnist --model resnet20 --dense dense.safetensors
+    python scripts/benchmarks/recovery.py --task fashion-mnist --model resnet20 --dense dense.safetensors
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from pathlib import Path
 
 import torch
 
-from autoprune.evaluation.bench import reconstruction_of
+from autoprune.evaluation.workbench import reconstruction_of
 from autoprune.pruning import channel_order, keep_best, score_units
 from autoprune.records import Policy
 from autoprune.recovery.batchnorm import recalibrate
-from autoprune.recovery.dense import load_dense
-from autoprune.recovery.evaluate import evaluate, predict_outputs
 from autoprune.recovery.moments import collect_moments
 from autoprune.recovery.surgeon import surgeon_order
 from autoprune.structure import Structure, analyze
 from autoprune.task.base import Task
 from autoprune.task.batches import batches, length, sample_rows
 from autoprune.task.load import load_task
+from autoprune.training.dense import load_dense
+from autoprune.training.scoring import evaluate, predict_outputs
 
 _CALIBRATION_EXAMPLES = 512
 _VAL_EXAMPLES = 2_000

@@ -1,7 +1,7 @@
 """Replay searches from a table of scored policies, or make that table.
 
-    python scripts/benchmark_replay.py make --dense resnet8.safetensors --folder runs/replay
-    python scripts/benchmark_replay.py run --strategies guided direct random --seeds 100
+    python scripts/benchmarks/replay.py make --dense resnet8.safetensors --folder runs/replay
+    python scripts/benchmarks/replay.py run --strategies guided direct random --seeds 100
 
 `make` scores about 400 policies: every level of every unit alone, what a guided search proposes for each budget, the
 neighbours of its best, uniform and random policies at the budgets and between them, extremes. All of them repaired only
@@ -27,12 +27,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from replay import Course, replay
 from replay_table import RUNGS, ReplayTable
+from replayed_search import Course, replay
 
 from autoprune.budgets import Limit
 
-TABLE = Path(__file__).parent.parent / "tests" / "replay" / "resnet8.csv"
+TABLE = Path(__file__).parents[2] / "tests" / "benchmarks" / "resnet8.csv"
 SHARES = (0.95, 0.99)
 
 

@@ -14,9 +14,13 @@ import torch
 from curves import drop_torn_line
 from replay_table import RUNGS, ReplayTable, header, line
 
+from autoprune.allocation.limit_fitting import fit_to_limit
+from autoprune.allocation.promotion import best_within
+from autoprune.allocation.uniform import uniform_policy
 from autoprune.budgets import Limit
 from autoprune.config import RunConfig
 from autoprune.evaluation import additive_costs
+from autoprune.executors.base import Executor
 from autoprune.pipeline.events import Silent
 from autoprune.pipeline.main import executor_of
 from autoprune.pipeline.prepare import Setup, open_task, prepare
@@ -24,12 +28,8 @@ from autoprune.records import Policy, SearchSpace
 from autoprune.runfolder import RunFolder
 from autoprune.search.controller import run_search
 from autoprune.search.effort import Effort
-from autoprune.search.executors.base import Executor
 from autoprune.search.explore import Search
-from autoprune.search.repair import fit_to_limit
-from autoprune.search.rungs import best_within
 from autoprune.search.sensitivity import single_unit_policies
-from autoprune.search.uniform import uniform_policy
 from autoprune.trials import Fidelity, TrialResult, TrialSpec, trial_seed
 
 _GUIDED_TRIALS = 32

@@ -1,6 +1,6 @@
 """A table of scored policies: what a search would be told, without a model. No torch.
 
-A CSV file with a line for every policy and fidelity; `scripts/benchmark_replay.py make` writes it.
+A CSV file with a line for every policy and fidelity; `scripts/benchmarks/replay.py make` writes it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from autoprune.allocation.limits import fits
 from autoprune.budgets import Limit
 from autoprune.records import COSTS, Policy, SearchSpace
-from autoprune.search.limits import fits
 from autoprune.trials import Fidelity, Measurement, TrialResult
 
 Array = npt.NDArray[np.float64]

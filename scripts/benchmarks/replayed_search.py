@@ -23,17 +23,18 @@ import numpy as np
 import optuna
 from replay_table import RUNGS, Array, ReplayTable, measured
 
+from autoprune.allocation.limits import fits
+from autoprune.allocation.promotion import best_within
 from autoprune.budgets import Limit
 from autoprune.errors import TrialError
+from autoprune.executors.inline import InlineExecutor
 from autoprune.records import Policy
-from autoprune.search import broker, guided, proposals, refine
+from autoprune.search import guided, refine
 from autoprune.search.controller import run_search
 from autoprune.search.effort import Effort
-from autoprune.search.executors.inline import InlineExecutor
 from autoprune.search.explore import Search
-from autoprune.search.limits import fits
-from autoprune.search.question import Question
-from autoprune.search.rungs import best_within
+from autoprune.study import broker, proposals
+from autoprune.study.rung import Question
 from autoprune.trials import Fidelity, TrialResult, TrialSpec
 
 _TRIALS, _PROMOTED = 64, (12, 3)

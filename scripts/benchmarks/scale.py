@@ -1,8 +1,8 @@
 """What distribution costs: overhead of a trial by executor, of a proposal by history, and what a second worker gains.
 
-python scripts/benchmark_scale.py overhead --executors inline process ray --trials 200
-python scripts/benchmark_scale.py proposals --finished 100 1000 5000 --trials 20
-python scripts/benchmark_scale.py speedup --run-dir runs/mine --trials 16
+python scripts/benchmarks/scale.py overhead --executors inline process ray --trials 200
+python scripts/benchmarks/scale.py proposals --finished 100 1000 5000 --trials 20
+python scripts/benchmarks/scale.py speedup --run-dir runs/mine --trials 16
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import optuna
 
 from autoprune.budgets import Limit
 from autoprune.evaluation import EvaluatorFactory
+from autoprune.executors.base import Evaluate, Executor
+from autoprune.executors.cluster import authenticate
+from autoprune.executors.inline import InlineExecutor
+from autoprune.executors.process import ProcessExecutor
 from autoprune.pipeline.run import Run
 from autoprune.records import COSTS, Policy, SearchSpace
-from autoprune.search.broker import WINDOW, Broker
-from autoprune.search.executors.base import Evaluate, Executor
-from autoprune.search.executors.cluster import authenticate
-from autoprune.search.executors.inline import InlineExecutor
-from autoprune.search.executors.process import ProcessExecutor
-from autoprune.search.question import Question
-from autoprune.search.samplers import finished_trial
-from autoprune.search.storage import opened
+from autoprune.study.broker import WINDOW, Broker
+from autoprune.study.rung import Question
+from autoprune.study.samplers import finished_trial
+from autoprune.study.storage import opened
 from autoprune.trials import Fidelity, Measurement, TrialResult, TrialSpec
 
 UNITS, LEVELS = 30, 19
@@ -96,7 +96,7 @@ def opened_executor(name: str, factory: Callable[[], Evaluate], workers: int) ->
         executor = ProcessExecutor(factory, workers=workers)
     else:
         authenticate(None)
-        from autoprune.search.executors.ray import RayExecutor
+        from autoprune.executors.ray import RayExecutor
 
         executor = RayExecutor(factory, workers=workers)
     with executor:

@@ -1,6 +1,6 @@
 """Strategies of the search beside each other: test score as a curve over sample passes after the search.
 
-    python scripts/benchmark_search.py --task fashion-mnist --model resnet20 --dense dense.safetensors \\
+    python scripts/benchmarks/search.py --task fashion-mnist --model resnet20 --dense dense.safetensors \\
         --budget 50% --budget 33% --budget 25% --budget 15% --strategies guided uniform direct --seeds 0 1 2 \\
         --points 0 2000 10000 50000 --out results.csv
 
@@ -10,7 +10,7 @@ rung that meets it when measured, within 1 % as everywhere (`--by-prediction`: b
 too busy to measure); it is then fine-tuned from its repaired start, for every number of passes anew, with seeds that
 all strategies share. `search_passes` are those of the whole search divided by its budgets: everything that looked at
 data counts. Results are appended to a CSV file (`curves.Row` explains the columns); run it again to go on.
-`scripts/summarize_curves.py` compares them.
+`scripts/benchmarks/summarize_curves.py` compares them.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from typing import Any
 import torch
 from curves import Row, append_row, curve, missing_points, read_rows
 
+from autoprune.allocation.promotion import best_within
 from autoprune.config import RunConfig
 from autoprune.pipeline.events import Silent
 from autoprune.pipeline.executors import executor_of
 from autoprune.pipeline.main import search_passes, searched
 from autoprune.pipeline.prepare import Setup, open_task, prepare
-from autoprune.pipeline.settle import measured_ratios, uniform_baselines
+from autoprune.pipeline.refit import measured_ratios, uniform_baselines
 from autoprune.pipeline.verification import meets
 from autoprune.records import Policy
-from autoprune.recovery.passes import SamplePasses
 from autoprune.runfolder import RunFolder
 from autoprune.search.controller import Outcome
 from autoprune.search.effort import Effort
-from autoprune.search.rungs import best_within
 from autoprune.search.strategies import STRATEGIES
+from autoprune.training.sample_passes import SamplePasses
 from autoprune.trials import TrialResult
 
 _CANDIDATES = 6

@@ -1,6 +1,6 @@
 """How long the exact solver takes for the whole front of a residual net.
 
-    python scripts/benchmark_solver.py [--blocks 3 4 6 3] [--steps 8]
+    python scripts/benchmarks/solver.py [--blocks 3 4 6 3] [--steps 8]
 
 A bottleneck ResNet (default: the plan of ResNet-50 at 224 x 224, with removable blocks), sensitivities drawn at random
 (convex, of another scale for each unit), and multiply-accumulates as the cost: as a latency table, they are a sum of
@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autoprune.additive import AdditiveCost, CostTable
+from autoprune.allocation.additive import AdditiveCost, CostTable
+from autoprune.allocation.solver import Solver
 from autoprune.records import SearchSpace
-from autoprune.search.solver import Solver
 from autoprune.space import SpaceSpec, build_space
 from autoprune.structure import Structure, analyze
 

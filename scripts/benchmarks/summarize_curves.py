@@ -1,6 +1,6 @@
 """Compare the curves of `benchmark_search.py` and `benchmark_peers.py`, seed by seed.
 
-    python scripts/summarize_curves.py results.csv [more.csv ...] --against guided
+    python scripts/benchmarks/summarize_curves.py results.csv [more.csv ...] --against guided
 
 For every budget and number of passes: the mean test score of each method, its difference from `--against` over the
 seeds that both have, with a 95 % t interval, and the verdict: `behind` and `ahead` only where the interval leaves out

@@ -1,6 +1,6 @@
 """Searched policies against their uniform baselines on *test* data, as a curve over fine-tuning samples.
 
-    python scripts/benchmark_uniform.py RUN_DIR [--samples 0 2000 10000] [--seeds 3]
+    python scripts/benchmarks/uniform.py RUN_DIR [--samples 0 2000 10000] [--seeds 3]
 
 For every budget of a finished run: the best searched policy and the uniform policy that fits the same budget, both
 recovered from the dense weights and fine-tuned with the same recipe and paired seeds. Prints the mean test score of
@@ -18,8 +18,8 @@ import torch
 from autoprune import Run
 from autoprune.evaluation import Bench, Evaluator
 from autoprune.records import Policy
-from autoprune.recovery.evaluate import evaluate
-from autoprune.recovery.passes import SamplePasses
+from autoprune.training.sample_passes import SamplePasses
+from autoprune.training.scoring import evaluate
 from autoprune.trials import Fidelity, FrontModel, TrialSpec, trial_seed
 
 

@@ -3,7 +3,7 @@
 Every model runs in its own process with a time limit. Needs the extra `zoo`. Results go to a CSV file, one line for
 each model; run it again to go on with those that are missing. A summary is printed at the end.
 
-    python scripts/benchmark_zoo.py --out zoo.csv [--only resnet,vit] [--onnx] [--torch-pruning] [--limit 120]
+    python scripts/benchmarks/zoo.py --out zoo.csv [--only resnet,vit] [--onnx] [--torch-pruning] [--limit 120]
 """
 
 from __future__ import annotations
@@ -129,11 +129,11 @@ def _run(name: str, onnx: bool) -> dict[str, Any]:
 
 def _in_onnx(structure: Structure, small: nn.Module, inputs: tuple[torch.Tensor, ...]) -> dict[str, Any]:
     """Outputs of the small model's ONNX file beside PyTorch's, and its latency (1 thread, batch 1) beside dense."""
+    from autoprune.device.target import make_target
     from autoprune.errors import AutopruneError
     from autoprune.export.verify import measure
-    from autoprune.latency.bench import random_feeds
-    from autoprune.latency.onnx_model import export_onnx
-    from autoprune.latency.target import make_target
+    from autoprune.onnxgraph.export import export_onnx
+    from autoprune.profiling.policy_timer import random_feeds
 
     start = time.perf_counter()
     row: dict[str, Any] = {}

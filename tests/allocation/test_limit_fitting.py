@@ -4,11 +4,11 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autoprune.allocation.limit_fitting import fit_to_limit
+from autoprune.allocation.limits import excess, fits
 from autoprune.budgets import Limit
 from autoprune.records import SearchSpace
-from autoprune.search.limits import excess, fits
-from autoprune.search.repair import fit_to_limit
-from tests.search.fakes import DENSE_MS, DENSE_PARAMS, SPACE, costs_of, predict
+from tests.fakes import DENSE_MS, DENSE_PARAMS, SPACE, costs_of, predict
 
 policies = st.fixed_dictionaries({n: st.sampled_from(SPACE.levels[n]) for n in SPACE.levels}).map(SPACE.policy)
 ratios = st.floats(0.2, 1.1)

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autoprune.allocation.limits import excess, fits, require_reachable
 from autoprune.budgets import Limit
 from autoprune.errors import BudgetError
 from autoprune.records import COSTS
-from autoprune.search.limits import excess, fits, require_reachable
-from tests.search.fakes import ADDITIVE, DENSE_MS, SPACE, latency_ms, predict
+from tests.fakes import ADDITIVE, DENSE_MS, SPACE, latency_ms, predict
 
 amounts = st.lists(st.integers(1, 10**9).map(float), min_size=len(COSTS), max_size=len(COSTS))
 limits = st.builds(Limit.of, **{name: st.integers(1, 10**9).map(float) | st.just(float("inf")) for name in COSTS})

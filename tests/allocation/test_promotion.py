@@ -5,13 +5,13 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autoprune.allocation.limits import fits
+from autoprune.allocation.promotion import best_within, diverse, promote
 from autoprune.budgets import Limit
+from autoprune.executors.base import failed
 from autoprune.records import SearchSpace
-from autoprune.search.executors.base import failed
-from autoprune.search.limits import fits
-from autoprune.search.rungs import best_within, diverse, promote
 from autoprune.trials import TrialResult
-from tests.search.fakes import LIMITS, SPACE, evaluate, predict, spec
+from tests.fakes import LIMITS, SPACE, evaluate, predict, spec
 
 UNIFORM = {limit: SPACE.policy(dict.fromkeys(SPACE.searched, w)) for limit, w in zip(LIMITS, (5, 3), strict=True)}
 BASELINES = [evaluate(spec(i, **{n: p.widths[n] for n in SPACE.searched})) for i, p in enumerate(UNIFORM.values())]

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoprune.additive import AdditiveCost, CostTable
+from autoprune.allocation.additive import AdditiveCost, CostTable
+from autoprune.allocation.solver import Solver, polished
 from autoprune.budgets import Limit
 from autoprune.errors import TrialError, UsageError
 from autoprune.records import COSTS, SearchSpace
-from autoprune.search.solver import Solver, polished
 
 SIZES = {"a": 3, "b": 2, "c": 4, "fixed": 1}
 SPACE = SearchSpace(id="s", levels={name: tuple(range(1, size + 1)) for name, size in SIZES.items()})
@@ -90,7 +90,7 @@ def test_long_fronts_are_thinned_and_hold_real_policies(monkeypatch):
     rng = np.random.default_rng(5)
     cost, table = random_cost(rng), losses(rng)
     whole = Solver(SPACE, {"latency_ms": cost}).front(table)
-    monkeypatch.setattr("autoprune.search.elimination._MOST_POINTS", 2)
+    monkeypatch.setattr("autoprune.allocation.elimination._MOST_POINTS", 2)
     thin = Solver(SPACE, {"latency_ms": cost}).front(table)
     assert len(thin.cost) <= 3 < len(whole.cost)
     policies = every_policy()
@@ -102,7 +102,7 @@ def test_too_many_units_together_are_solved_one_by_one(monkeypatch):
     rng = np.random.default_rng(2)
     cost, table = random_cost(rng), losses(rng)
     wanted = Solver(SPACE, {"latency_ms": cost}).solve(table, limit_of(latency_ms=3.0))
-    monkeypatch.setattr("autoprune.search.elimination._MOST_STATES", 1)
+    monkeypatch.setattr("autoprune.allocation.elimination._MOST_STATES", 1)
     solver = Solver(SPACE, {"latency_ms": cost})
     assert loss(table, solver.solve(table, limit_of(latency_ms=3.0))) == pytest.approx(loss(table, wanted))
     with pytest.raises(UsageError, match="one by one"):
@@ -158,7 +158,7 @@ def test_a_solver_that_gives_up_is_no_infeasible_limit(monkeypatch):
     class Stopped:
         status, x, message = 1, None, "time limit"
 
-    monkeypatch.setattr("autoprune.search.solver.optimize.milp", lambda *_, **__: Stopped)
+    monkeypatch.setattr("autoprune.allocation.solver.optimize.milp", lambda *_, **__: Stopped)
     rng = np.random.default_rng(0)
     solver = Solver(SPACE, {"latency_ms": random_cost(rng)})
     with pytest.raises(TrialError, match="time limit"):

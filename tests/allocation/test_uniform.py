@@ -3,11 +3,11 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoprune.allocation.limits import fits
+from autoprune.allocation.uniform import baselines, uniform_policy
 from autoprune.budgets import Limit
 from autoprune.records import SearchSpace
-from autoprune.search.limits import fits
-from autoprune.search.uniform import baselines, uniform_policy
-from tests.search.fakes import DENSE, DENSE_MS, DENSE_PARAMS, SPACE, costs_of, latency_ms, predict
+from tests.fakes import DENSE, DENSE_MS, DENSE_PARAMS, SPACE, costs_of, latency_ms, predict
 
 
 def test_it_is_the_slowest_uniform_policy_that_fits():

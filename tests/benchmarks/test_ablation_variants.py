@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 
-from ablations import OtherCost, SolverAlone, Unlearned, by_linear_latency, by_macs
+from ablation_variants import OtherCost, SolverAlone, Unlearned, by_linear_latency, by_macs
 
+from autoprune.allocation.limits import fits
+from autoprune.allocation.solver import Solver
 from autoprune.search import refine
-from autoprune.search.limits import fits
 from autoprune.search.refine import Refinement
 from autoprune.search.sensitivity import single_unit_policies
-from autoprune.search.solver import Solver
-from tests.search.fakes import ADDITIVE, LIMITS, SPACE, loss_of, predict
+from tests.fakes import ADDITIVE, LIMITS, SPACE, loss_of, predict
 from tests.search.test_allocation import TABLE, allocator
 from tests.search.test_surrogate import joint_loss
 

@@ -6,16 +6,16 @@ from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
-import benchmark_ablations
+import ablations
 import pytest
-from ablations import VARIANTS
+from ablation_variants import VARIANTS
 from curves import read_rows
 
 from autoprune.pipeline import prepare
 from autoprune.pipeline.prepare import Setup
-from autoprune.recovery.dense import build_dense, weights_to_bytes
 from autoprune.search.effort import Effort
 from autoprune.task.builtin import make_task
+from autoprune.training.dense import build_dense, weights_to_bytes
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def _predicted(setup: Setup, policies: list) -> object:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(VARIANTS))
 def test_a_row_is_written(given: Namespace, name: str):
-    benchmark_ablations.ablate(given, name, 0, {"60%": [0]})
+    ablations.ablate(given, name, 0, {"60%": [0]})
     (row,) = [row for row in read_rows(Path(given.out)) if row.method == name]
     assert (row.budget, row.passes) == ("60%", 0)
     assert row.latency_ratio <= 0.6 or row.test_score is None

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from replay import replay
 from replay_table import ReplayTable
+from replayed_search import replay
 
 from autoprune.records import Policy
 from autoprune.search import guided

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from replay import RowSolver, TableExecutor, replay, replaying
 from replay_table import RUNGS, ReplayTable
+from replayed_search import RowSolver, TableExecutor, replay, replaying
 
-from autoprune.search import guided, proposals
-from autoprune.search.limits import fits
-from autoprune.search.repair import fit_to_limit
+from autoprune.allocation.limit_fitting import fit_to_limit
+from autoprune.allocation.limits import fits
+from autoprune.allocation.solver import Solver
+from autoprune.search import guided
 from autoprune.search.sensitivity import by_unit, sensitivities, single_unit_policies
-from autoprune.search.solver import Solver
+from autoprune.study import proposals
 from autoprune.trials import TrialSpec
 
 PATH = Path(__file__).parent / "resnet8.csv"

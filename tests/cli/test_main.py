@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import autoprune
-from autoprune import cli
+from autoprune.cli import main as cli
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -23,7 +23,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 def test_help_names_every_command_and_needs_no_torch() -> None:
     check = "import sys, atexit; atexit.register(lambda: print('torch' in sys.modules)); sys.argv[1:] = ['--help']; "
-    code = check + "from autoprune.cli import main; main()"
+    code = check + "from autoprune.cli.main import main; main()"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     commands = (
         "init",

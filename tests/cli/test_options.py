@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from autoprune import cli_options
-from autoprune.cli_options import interruptible
+from autoprune.cli import options as cli_options
+from autoprune.cli.options import interruptible
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer on this system")
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import typer
 
-from autoprune.cli_profile import _READ_WITH, profile_app
+from autoprune.cli.profile import _READ_WITH, profile_app
 from autoprune.pipeline import profiles
-from tests.test_cli import run
+from tests.cli.test_main import run
 
 Calls = list[tuple[str, dict[str, Any]]]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import autoprune
-from tests.test_cli import run
+from tests.cli.test_main import run
 
 
 def test_a_run_that_goes_on_with_other_budgets_is_not_finished(

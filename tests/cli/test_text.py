@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 import autoprune
-from autoprune import cli
-from autoprune.cli_options import say
-from tests.test_cli import run
+from autoprune.cli import main as cli
+from autoprune.cli.options import say
+from tests.cli.test_main import run
 
 ODD = "ta[sk]/x[/dim]:cat:\\[b]"
 

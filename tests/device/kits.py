@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
+from autoprune.device.kit import kit_bytes, kit_manifest, parse_results
+from autoprune.device.measure import Protocol
 from autoprune.errors import KitError
-from autoprune.latency.kit import kit_bytes, kit_manifest, parse_results
-from autoprune.latency.measure import Protocol
 
 PROTOCOL = Protocol(repeats=4, reference_samples=2, block=2, retries=2)
 FEEDS = [np.arange(6, dtype=np.float32).reshape(1, 6)]

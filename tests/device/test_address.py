@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autoprune.device.address import Address, split_address
+from autoprune.device.target import check_target, make_target
 from autoprune.errors import UsageError
-from autoprune.latency.address import Address, split_address
-from autoprune.latency.target import check_target, make_target
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from autoprune.device import measure
+from autoprune.device.kit import kit_bytes, kit_manifest, read_manifest
+from autoprune.device.measure import Protocol
 from autoprune.errors import KitError
-from autoprune.latency import measure
-from autoprune.latency.bench import make_bench
-from autoprune.latency.kit import kit_bytes, kit_manifest, read_manifest
-from autoprune.latency.measure import Protocol
+from autoprune.profiling.policy_timer import make_bench
 from autoprune.structure import analyze
-from tests.latency import kits
-from tests.latency.kits import CONTENT, FEEDS, MANIFEST, PROFILED, PROTOCOL, TARGET, TIMED, made
+from tests.device import kits
+from tests.device.kits import CONTENT, FEEDS, MANIFEST, PROFILED, PROTOCOL, TARGET, TIMED, made
 
 # --- making a kit
 

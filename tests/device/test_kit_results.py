@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoprune.device.kit import kit_manifest, parse_results, read_results
 from autoprune.errors import KitError
-from autoprune.latency.kit import kit_manifest, parse_results, read_results
-from tests.latency.kits import MANIFEST, TARGET, TIMED, VALID, made, parsed, refused
+from tests.device.kits import MANIFEST, TARGET, TIMED, VALID, made, parsed, refused
 
 
 def test_valid_results_are_read():

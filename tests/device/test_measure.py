@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoprune.latency import measure
-from autoprune.latency.measure import Protocol, measure_block, pinned, quiet, session_options
-from tests.latency.machines import Machine
+from autoprune.device import measure
+from autoprune.device.measure import Protocol, measure_block, pinned, quiet, session_options
+from tests.machines import Machine
 
 
 def block_of(machine, latencies_ms, protocol, reference_ms=1.0):

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoprune.latency import measure
-from autoprune.latency.kit import kit_bytes, kit_manifest, read_results
-from autoprune.latency.measure import measure_kit
-from autoprune.latency.onnx_resizer import Resizer
-from tests.latency.machines import QUICK
+from autoprune.device import measure
+from autoprune.device.kit import kit_bytes, kit_manifest, read_results
+from autoprune.device.measure import measure_kit
+from autoprune.onnxgraph.resizer import Resizer
+from tests.machines import QUICK
 
 SCRIPT = Path(measure.__file__)
 

@@ -6,16 +6,17 @@ import pytest
 import torch
 from torch import nn
 
+from autoprune.device import measure
+from autoprune.device import runner as device
+from autoprune.device.address import Address
+from autoprune.device.kit import KitResults
+from autoprune.device.runner import kernel_times, time_models
+from autoprune.device.target import make_target
+from autoprune.device.timing import Protocol
 from autoprune.errors import LatencyError
-from autoprune.latency import device, measure
-from autoprune.latency.address import Address
-from autoprune.latency.device import kernel_times, time_models
-from autoprune.latency.kit import KitResults
-from autoprune.latency.onnx_resizer import Resizer
-from autoprune.latency.target import make_target
-from autoprune.latency.timing import Protocol
-from tests.latency.machines import QUICK
-from tests.latency.nets import Flat, Residual
+from autoprune.onnxgraph.resizer import Resizer
+from tests.machines import QUICK
+from tests.small_nets import Flat, Residual
 
 
 class Watched(nn.Module):

@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from autoprune.device.address import Address
+from autoprune.device.runner import kernel_times, time_models
+from autoprune.device.ssh import ask_fingerprint, measure_remotely
+from autoprune.device.target import make_target
 from autoprune.errors import KitError, LatencyError
-from autoprune.latency.address import Address
-from autoprune.latency.device import kernel_times, time_models
-from autoprune.latency.onnx_resizer import Resizer
-from autoprune.latency.ssh import ask_fingerprint, measure_remotely
-from autoprune.latency.target import make_target
-from tests.latency.machines import QUICK
-from tests.latency.ssh_host import Host
+from autoprune.onnxgraph.resizer import Resizer
+from tests.device.ssh_host import Host
+from tests.machines import QUICK
 
 PYTHON = f"?python={sys.executable}"
 CPU = "CPUExecutionProvider"

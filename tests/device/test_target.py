@@ -3,9 +3,9 @@ from dataclasses import replace
 
 import pytest
 
+from autoprune.device.address import Address
+from autoprune.device.target import TARGETS, check_target, differences, make_target, target_of
 from autoprune.errors import UsageError
-from autoprune.latency.address import Address
-from autoprune.latency.target import TARGETS, check_target, differences, make_target, target_of
 
 
 @pytest.mark.parametrize("name", ["ort-gpu", "", "ssh://me@board/ort-gpu"])
@@ -61,7 +61,7 @@ def test_a_remote_target_does_not_run_pytorch():
 def test_a_remote_target_may_have_more_threads_than_this_host(monkeypatch):
     given = {"runtime": "onnxruntime", "runtime_version": "1", "cpu": "M7", "isa": ["fma"], "accelerator": ""}
     answer = lambda address, provider, threads: given | {"provider": provider, "threads": threads}  # noqa: E731
-    monkeypatch.setattr("autoprune.latency.ssh.ask_fingerprint", answer)
+    monkeypatch.setattr("autoprune.device.ssh.ask_fingerprint", answer)
     found = make_target("ssh://me@board:2222", threads=9_999, batch=3, precision="int8")
     assert (found.name, found.threads, found.batch) == ("ort-cpu", 9_999, 3)
     assert found.address == Address(login="me@board", port=2222)

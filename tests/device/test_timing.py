@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from autoprune.device.measure import Block
+from autoprune.device.timing import Protocol, named_feeds, open_session, time_runs, timings_of
 from autoprune.errors import LatencyError
-from autoprune.latency.measure import Block
-from autoprune.latency.timing import Protocol, named_feeds, open_session, time_runs, timings_of
-from tests.latency.machines import Machine
+from tests.machines import Machine
 
 PROTOCOL = Protocol(repeats=20, block=4)
 

@@ -11,9 +11,9 @@ from autoprune.errors import TrialError
 from autoprune.evaluation import Bench, Evaluator
 from autoprune.pruning import channel_order, score_units
 from autoprune.records import Policy
-from autoprune.recovery.dense import train_dense
-from autoprune.recovery.passes import SamplePasses
 from autoprune.structure import analyze
+from autoprune.training.dense import train_dense
+from autoprune.training.sample_passes import SamplePasses
 from autoprune.trials import Fidelity, TrialResult, TrialSpec
 from tests.pipeline import tiny
 

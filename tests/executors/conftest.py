@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from autoprune.search.executors.base import Executor
-from autoprune.search.executors.cluster import authenticate
-from autoprune.search.executors.process import ProcessExecutor
+from autoprune.executors.base import Executor
+from autoprune.executors.cluster import authenticate
+from autoprune.executors.process import ProcessExecutor
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def process_executor() -> Callable[..., Executor]:
 def ray_executor() -> Iterator[Callable[..., Executor]]:
     """Opens executors on one Ray instance of two CPUs, which takes seconds to start."""
     authenticate(None)
-    from autoprune.search.executors import ray
+    from autoprune.executors import ray
 
     ray.join(None, {"cpu": 1.0}, workers=2, threads=1)
     yield functools.partial(ray.RayExecutor, workers=2)

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from autoprune.search.executors.base import interrupts_later, worker_threads
+from autoprune.executors.base import interrupts_later, worker_threads
 
 BLOCKED = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
 

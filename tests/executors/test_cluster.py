@@ -7,7 +7,7 @@ import os
 import pytest
 
 from autoprune.errors import AutopruneError
-from autoprune.search.executors.cluster import check_resources, room
+from autoprune.executors.cluster import check_resources, room
 
 
 def test_resources_that_this_host_has_not_are_refused_before_anything_is_spent():

@@ -8,10 +8,10 @@ import functools
 import pytest
 
 from autoprune.errors import AutopruneError
+from autoprune.executors.inline import InlineExecutor
+from autoprune.executors.process import ProcessExecutor
 from autoprune.search.controller import run_search
-from autoprune.search.executors.inline import InlineExecutor
-from autoprune.search.executors.process import ProcessExecutor
-from tests.search import fakes
+from tests import fakes
 
 
 @pytest.fixture(params=["inline", "process", "ray"])

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from autoprune.search.executors.link import Link, Order
-from tests.search import fakes
+from autoprune.executors.handoff import Link, Order
+from tests import fakes
 
 
 def test_a_trial_that_takes_too_long_is_ended_and_lost() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from autoprune.errors import AutopruneError, UsageError
-from autoprune.search.executors.process import ProcessExecutor
-from tests.search import fakes
+from autoprune.executors.process import ProcessExecutor
+from tests import fakes
 
 
 def test_a_worker_that_dies_at_start_is_not_started_for_ever():
@@ -46,8 +46,8 @@ def test_impossible_sizes_are_refused():
 
 
 _SEARCH = """
-from autoprune.search.executors.process import ProcessExecutor
-from tests.search import fakes
+from autoprune.executors.process import ProcessExecutor
+from tests import fakes
 
 if __name__ == "__main__":
     with ProcessExecutor(fakes.interpreting, workers=1) as executor:
@@ -59,7 +59,7 @@ if __name__ == "__main__":
 def test_killed_workers_leak_no_semaphores(tmp_path):
     script = tmp_path / "search.py"
     script.write_text(_SEARCH)
-    root = str(Path(__file__).parents[3])
+    root = str(Path(__file__).parents[2])
     ran = subprocess.run(
         [sys.executable, str(script)], env=os.environ | {"PYTHONPATH": root}, capture_output=True, text=True, check=True
     )

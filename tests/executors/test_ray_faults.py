@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from autoprune.executors.cluster import authenticate
+from autoprune.executors.inline import InlineExecutor
 from autoprune.search.controller import run_search
-from autoprune.search.executors.cluster import authenticate
-from autoprune.search.executors.inline import InlineExecutor
-from tests.search import fakes
+from tests import fakes
 from tests.search.test_controller import ROOT
-from tests.search.test_faults import scores, search, states
+from tests.study.test_faults import scores, search, states
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
@@ -42,7 +42,7 @@ def cluster():
 
 
 def test_a_worker_node_is_killed(tmp_path, undisturbed, cluster):
-    from autoprune.search.executors.ray import RayExecutor
+    from autoprune.executors.ray import RayExecutor
 
     nodes = list(cluster.worker_nodes)
 
@@ -60,14 +60,14 @@ def test_a_worker_node_is_killed(tmp_path, undisturbed, cluster):
 SCRIPT = """
     import functools, sys
     from pathlib import Path
-    from autoprune.search.executors.cluster import authenticate
+    from autoprune.executors.cluster import authenticate
 
     if __name__ == "__main__":
         folder, address = Path(sys.argv[1]), sys.argv[2] or None
         authenticate(address)
         from autoprune.search.controller import run_search
-        from autoprune.search.executors import ray
-        from tests.search import fakes
+        from autoprune.executors import ray
+        from tests import fakes
         factory = functools.partial(fakes.logging_to, folder / "log")
         with ray.RayExecutor(factory, address=address, workers=2) as executor:
             print("session", ray.session_name(), flush=True)

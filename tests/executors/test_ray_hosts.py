@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 
+from autoprune.executors.inline import InlineExecutor
 from autoprune.search.controller import run_search
-from autoprune.search.executors.inline import InlineExecutor
-from tests.search import fakes
+from tests import fakes
+from tests.executors.test_ray_faults import SCRIPT
 from tests.search.test_controller import ROOT
-from tests.search.test_faults import scores, search, states
-from tests.search.test_ray_faults import SCRIPT
+from tests.study.test_faults import scores, search, states
 
 pytestmark = [
     pytest.mark.slow,

@@ -9,10 +9,10 @@ import autoprune
 from autoprune.errors import StructureError, UsageError, VerificationError
 from autoprune.export.onnx_file import export_candidate
 from autoprune.export.verify import parity
+from autoprune.model.adapters import adapted
 from autoprune.records import Policy
 from autoprune.structure import analyze
-from autoprune.task.adapt import adapted
-from tests.latency.nets import NETS
+from tests.small_nets import NETS
 from tests.task.test_adapt import Encoder, sentences
 
 

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import torch
 
+from autoprune.device.target import make_target
+from autoprune.device.timing import Protocol
 from autoprune.errors import LatencyError, VerificationError
 from autoprune.export.onnx_file import export_candidate
 from autoprune.export.verify import measure, parity
-from autoprune.latency.target import make_target
-from autoprune.latency.timing import Protocol
-from tests.latency.nets import Residual
+from tests.small_nets import Residual
 
 QUICK = Protocol(repeats=2, sample_ms=0.05, warmup_runs=1, retries=0)
 

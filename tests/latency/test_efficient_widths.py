@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autoprune.latency.efficient_widths import staircases, useful_among
 from autoprune.latency.geometries import possible_geometries
 from autoprune.latency.predictor import Costs, GeometryIndex, LatencyPredictor
 from autoprune.latency.table import varying_operators
-from autoprune.latency.useful import staircases, useful_among
 from autoprune.records import SearchSpace
-from tests.latency.machines import stairs
+from tests.machines import stairs
 
 WIDTHS = np.arange(1, 65)
 

@@ -10,7 +10,7 @@ from autoprune.latency.evidence import Conditions, Evidence, build_table, occurr
 from autoprune.latency.geometries import possible_geometries
 from autoprune.latency.predictor import ABSENT, MISSING
 from autoprune.latency.table import CANDIDATE, FIT, HELD_OUT, SCAN, LatencyTable, varying_operators
-from tests.latency.machines import (
+from tests.machines import (
     ORT,
     AdditiveMachine,
     fitted_to,

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoprune.latency.fitting import DRAWS, fit, held_out, spearman
-from autoprune.latency.order import monotone
+from autoprune.latency.monotonicity import monotone
 
 OPERATORS, LEVELS = 8, 12
 CHAINS = [np.arange(LEVELS) + LEVELS * operator for operator in range(OPERATORS)]

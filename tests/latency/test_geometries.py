@@ -7,12 +7,12 @@ import torch
 
 from autoprune.latency import geometries as geometries_module
 from autoprune.latency.geometries import possible_geometries, priced_operators, without
-from autoprune.latency.profiling import profile
 from autoprune.latency.table import LatencyTable
+from autoprune.profiling.profile import profile
 from autoprune.structure import analyze
 from autoprune.structure.gates import ALWAYS
 from autoprune.task.models import MobileNetTiny, resnet20
-from tests.latency.machines import QUICK
+from tests.machines import QUICK
 
 
 def _dense_keys(structure):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from autoprune.latency.order import disjoint, monotone, ordered_chains
+from autoprune.latency.monotonicity import disjoint, monotone, ordered_chains
 from autoprune.records import Geometry
 
 CONV = Geometry(op="conv2d", c_in=0, c_out=0, height=4, width=4, kernel=(3, 3))

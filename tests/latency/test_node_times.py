@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from autoprune.latency.bench import make_bench
-from autoprune.latency.device import kernel_times
+from autoprune.device.runner import kernel_times
+from autoprune.device.timing import Kernels
 from autoprune.latency.geometries import priced_operators
 from autoprune.latency.node_times import NodeOwners, node_times_ms
-from autoprune.latency.onnx_model import export_onnx
-from autoprune.latency.onnx_resizer import Resizer
-from autoprune.latency.timing import Kernels
+from autoprune.onnxgraph.export import export_onnx
+from autoprune.onnxgraph.resizer import Resizer
+from autoprune.profiling.policy_timer import make_bench
 from autoprune.structure import analyze
 from autoprune.task.transformers import ViT
 

@@ -3,12 +3,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from autoprune.latency.bench import make_bench
+from autoprune.device.timing import Kernels
 from autoprune.latency.geometries import possible_geometries, priced_operators
 from autoprune.latency.prior import prior_ms, work_ms
-from autoprune.latency.timing import Kernels
+from autoprune.profiling.policy_timer import make_bench
 from autoprune.records import Geometry
-from tests.latency.machines import index_of
+from tests.machines import index_of
 
 
 @pytest.fixture

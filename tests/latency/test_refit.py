@@ -7,7 +7,7 @@ import pytest
 
 from autoprune.latency.evidence import Evidence, build_table, refit
 from autoprune.latency.table import CANDIDATE, FIT, HELD_OUT
-from tests.latency.machines import (
+from tests.machines import (
     ORT,
     AdditiveMachine,
     prior_of,

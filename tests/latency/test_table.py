@@ -4,13 +4,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from autoprune.device.address import Address
+from autoprune.device.target import make_target
 from autoprune.errors import LatencyError, RunFolderError
-from autoprune.latency.address import Address
 from autoprune.latency.fitting import DRAWS
 from autoprune.latency.table import CANDIDATE, FIT, HELD_OUT, SCAN, LatencyTable, varying_operators
-from autoprune.latency.target import make_target
 from autoprune.records import digest_of
-from tests.latency.machines import doubled
+from tests.machines import doubled
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from autoprune.errors import StructureError
+from autoprune.model.acceptance import accepted, as_inputs, unwrap
 from autoprune.pruning import prune
 from autoprune.structure import analyze
-from autoprune.task.accept import accepted, as_inputs, unwrap
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

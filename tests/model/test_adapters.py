@@ -11,14 +11,14 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from autoprune.errors import TaskError
+from autoprune.model.adapters import adapted, own_class
 from autoprune.pruning import prune
-from autoprune.recovery.evaluate import evaluate, predict_outputs
-from autoprune.recovery.finetune import finetune
 from autoprune.structure import GraphModel, analyze
-from autoprune.task.adapt import adapted, own_class
 from autoprune.task.base import Recipe, Task
 from autoprune.task.batches import take
 from autoprune.task.check import check_task
+from autoprune.training.finetune import finetune
+from autoprune.training.scoring import evaluate, predict_outputs
 from tests.task.toys import toy_data, toy_model, toy_task
 
 

@@ -5,8 +5,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
 from autoprune.errors import TaskError
+from autoprune.model.examples import Items, items_of, original
 from autoprune.task.batches import length, take
-from autoprune.task.items import Items, items_of, original
 from tests.task.toys import toy_data
 
 DATA = toy_data(10, 0)
@@ -98,7 +98,7 @@ def test_what_gives_no_batches_is_refused(monkeypatch):
         read(iter([(torch.zeros(3), torch.zeros(2))]))
     with pytest.raises(TaskError, match="must hold at least one item"):
         read(iter([]))
-    monkeypatch.setattr("autoprune.task.items._MOST_BYTES", 100)
+    monkeypatch.setattr("autoprune.model.examples._MOST_BYTES", 100)
     with pytest.raises(TaskError, match="read into memory once"):
         read(iter([DATA[:4]]))
 

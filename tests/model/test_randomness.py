@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from autoprune.task.randomness import seeded
+from autoprune.model.randomness import seeded
 
 
 def drawn():

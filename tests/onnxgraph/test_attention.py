@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autoprune.errors import StructureError
-from autoprune.latency.onnx_model import export_onnx
+from autoprune.onnxgraph.export import export_onnx
 
 
 class Attention(nn.Module):

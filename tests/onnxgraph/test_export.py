@@ -10,17 +10,17 @@ import torch
 from onnx import helper, numpy_helper
 from torch import nn
 
+from autoprune.device.timing import open_session
 from autoprune.errors import LatencyError, RunFolderError, StructureError
-from autoprune.latency.bench import make_bench
-from autoprune.latency.onnx_branches import remove_branches
-from autoprune.latency.onnx_model import export_onnx, is_transposed, plain_name, with_constant_weights
-from autoprune.latency.onnx_resizer import Resizer
-from autoprune.latency.onnx_sizes import learn_sizes
-from autoprune.latency.timing import open_session
+from autoprune.onnxgraph.branches import remove_branches
+from autoprune.onnxgraph.export import export_onnx, is_transposed, plain_name, with_constant_weights
+from autoprune.onnxgraph.resizer import Resizer
+from autoprune.onnxgraph.sizes import learn_sizes
+from autoprune.profiling.policy_timer import make_bench
 from autoprune.records import Policy
 from autoprune.structure import Structure, analyze
 from autoprune.task.models import MobileNetTiny, resnet8, resnet20
-from tests.latency.nets import MIXED, NETS, Residual
+from tests.small_nets import MIXED, NETS, Residual
 
 
 def _outputs(model_bytes, target, x):

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from autoprune.errors import StructureError
-from autoprune.latency.onnx_model import export_onnx, serialized
+from autoprune.onnxgraph.export import export_onnx, serialized
 
 
 def test_a_model_that_no_file_holds_is_refused_before_it_is_exported(monkeypatch):

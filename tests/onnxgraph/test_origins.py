@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import nn
 
+from autoprune.device.target import make_target
 from autoprune.errors import LatencyError
-from autoprune.latency.bench import make_bench
-from autoprune.latency.onnx_model import export_onnx
-from autoprune.latency.onnx_origins import Origin, find_origins, made_distinct, repeats
-from autoprune.latency.onnx_resizer import unnamed_weights
-from autoprune.latency.target import make_target
+from autoprune.onnxgraph.export import export_onnx
+from autoprune.onnxgraph.origins import Origin, find_origins, made_distinct, repeats
+from autoprune.onnxgraph.resizer import unnamed_weights
+from autoprune.profiling.policy_timer import make_bench
 from autoprune.structure import analyze
 
 TABLE = np.arange(1, 13, dtype=np.float32).reshape(3, 4)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoprune.latency.outputs import finite_inputs, holds_nan, relative_difference, torch_outputs
+from autoprune.onnxgraph.outputs import finite_inputs, holds_nan, relative_difference, torch_outputs
 
 
 class Applied(nn.Module):

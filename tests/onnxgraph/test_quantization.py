@@ -6,13 +6,13 @@ import onnx
 import pytest
 from onnx import TensorProto
 
+from autoprune.device.timing import named_feeds, open_session
 from autoprune.errors import StructureError
-from autoprune.latency.bench import make_bench
-from autoprune.latency.onnx_model import plain_name
-from autoprune.latency.onnx_resizer import Resizer
-from autoprune.latency.quantize import quantized
-from autoprune.latency.timing import named_feeds, open_session
-from tests.latency.nets import NETS
+from autoprune.onnxgraph.export import plain_name
+from autoprune.onnxgraph.quantization import quantized
+from autoprune.onnxgraph.resizer import Resizer
+from autoprune.profiling.policy_timer import make_bench
+from tests.small_nets import NETS
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from autoprune.errors import StructureError
-from autoprune.latency.onnx_model import export_onnx
-from autoprune.latency.onnx_recurrent import KINDS
-from autoprune.latency.onnx_resizer import Resizer
+from autoprune.onnxgraph.export import export_onnx
+from autoprune.onnxgraph.recurrent import KINDS
+from autoprune.onnxgraph.resizer import Resizer
 from autoprune.records import Policy
 from autoprune.structure import analyze
 from tests.structure.recurrent_nets import FEATURES, STEPS, make_recurrent

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from autoprune.device.target import make_target
 from autoprune.errors import LatencyError
-from autoprune.latency import bench as bench_module
-from autoprune.latency import onnx_sizes
-from autoprune.latency.bench import make_bench
-from autoprune.latency.onnx_sizes import LearnedSizes, learn_sizes
-from autoprune.latency.target import make_target
+from autoprune.onnxgraph import sizes as onnx_sizes
+from autoprune.onnxgraph.sizes import LearnedSizes, learn_sizes
+from autoprune.profiling import policy_timer as bench_module
+from autoprune.profiling.policy_timer import make_bench
 from autoprune.records import Policy
 from autoprune.structure import analyze
 from autoprune.task.transformers import ViT

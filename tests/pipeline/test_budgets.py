@@ -13,13 +13,13 @@ import pytest
 from rich.console import Console
 
 import autoprune
+from autoprune.allocation.limits import fits
 from autoprune.budgets import Limit
 from autoprune.errors import BudgetError
 from autoprune.pipeline.events import Silent
 from autoprune.pipeline.prepare import Setup, prepare
 from autoprune.pipeline.verification import meets
 from autoprune.report import front_table, write_html
-from autoprune.search.limits import fits
 from tests.conftest import OPTIONS, SPEC
 
 Search = Callable[..., autoprune.Run]

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from autoprune.config import RunConfig
-from autoprune.pipeline.channels import importance, importance_passes, make_bench
+from autoprune.pipeline.channel_order import importance, importance_passes, make_bench
 from autoprune.pipeline.events import Silent
-from autoprune.recovery.dense import build_dense
 from autoprune.runfolder import RunFolder, read_json
 from autoprune.structure import analyze
+from autoprune.training.dense import build_dense
 from autoprune.trials import FORWARD_SHARE
 from tests.pipeline import tiny
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from autoprune.errors import RunFolderError
-from autoprune.pipeline.resolve import resolve
+from autoprune.pipeline.configuration import resolve
 from autoprune.runfolder import RunFolder
 
 

@@ -16,14 +16,15 @@ import pytest
 import autoprune
 from autoprune.errors import TrialError
 from autoprune.evaluation import Evaluator
+from autoprune.executors.inline import InlineExecutor
 from autoprune.latency.table import LatencyTable
-from autoprune.pipeline import finalists, settle
+from autoprune.pipeline import finalists
+from autoprune.pipeline import refit as settle
 from autoprune.pipeline.events import Silent
 from autoprune.pipeline.prepare import Setup
 from autoprune.pipeline.verification import clock_notes
 from autoprune.records import Policy
 from autoprune.runfolder import RunFolder, read_json, write_json
-from autoprune.search.executors.inline import InlineExecutor
 from autoprune.trials import TrialResult, TrialSpec
 from tests.conftest import OPTIONS, SPEC
 from tests.pipeline.test_search import study_rows

@@ -14,8 +14,8 @@ import autoprune
 from autoprune.errors import LatencyError, RunFolderError
 from autoprune.latency.table import LatencyTable
 from autoprune.pipeline.commands import verify_again
+from autoprune.pipeline.configuration import resolve
 from autoprune.pipeline.prepare import task_fingerprint
-from autoprune.pipeline.resolve import resolve
 from autoprune.runfolder import RunFolder
 from autoprune.structure import analyze
 from tests.conftest import OPTIONS, SPEC

@@ -11,13 +11,13 @@ import numpy as np
 import onnx
 import pytest
 
+from autoprune.device.kit import kit_bytes, read_manifest
 from autoprune.errors import KitError, UsageError
-from autoprune.latency import kit_profile
 from autoprune.latency.geometries import possible_geometries
-from autoprune.latency.kit import kit_bytes, read_manifest
-from autoprune.latency.kit_profile import AGAIN, import_kit, make_kit
 from autoprune.latency.table import FIT, HELD_OUT, SCAN, LatencyTable, varying_operators
-from tests.latency.machines import QUICK
+from autoprune.profiling import kit_profile
+from autoprune.profiling.kit_profile import AGAIN, import_kit, make_kit
+from tests.machines import QUICK
 
 
 @pytest.fixture(scope="module")

@@ -7,15 +7,15 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
+from autoprune.device.address import Address
+from autoprune.device.target import make_target
+from autoprune.device.timing import named_feeds, open_session
 from autoprune.errors import LatencyError
-from autoprune.latency import bench as bench_module
-from autoprune.latency.address import Address
-from autoprune.latency.bench import as_policy, make_bench, random_feeds
-from autoprune.latency.onnx_resizer import Resizer
-from autoprune.latency.target import make_target
-from autoprune.latency.timing import named_feeds, open_session
+from autoprune.onnxgraph.resizer import Resizer
+from autoprune.profiling import policy_timer as bench_module
+from autoprune.profiling.policy_timer import as_policy, make_bench, random_feeds
 from autoprune.structure import analyze
-from tests.latency.machines import QUICK
+from tests.machines import QUICK
 
 
 class WrongResizer(Resizer):

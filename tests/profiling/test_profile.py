@@ -5,15 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from autoprune.device.address import Address
+from autoprune.device.timing import Protocol
 from autoprune.errors import LatencyError
-from autoprune.latency import profiling
-from autoprune.latency.address import Address
 from autoprune.latency.geometries import possible_geometries
-from autoprune.latency.profiling import MAX_SECONDS, as_prior, expected_seconds, profile, scanned_geometries
 from autoprune.latency.table import FIT, HELD_OUT, SCAN, LatencyTable, varying_operators
-from autoprune.latency.timing import Protocol
+from autoprune.profiling import profile as profiling
+from autoprune.profiling.profile import MAX_SECONDS, as_prior, expected_seconds, profile, scanned_geometries
 from autoprune.records import Geometry, SearchSpace
-from tests.latency.machines import QUICK, AdditiveMachine, simulated_bench, stairs
+from tests.machines import QUICK, AdditiveMachine, simulated_bench, stairs
 
 
 class Simulated:

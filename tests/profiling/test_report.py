@@ -3,11 +3,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from autoprune.latency.check import TableCheck
 from autoprune.latency.fitting import HeldOut
-from autoprune.latency.report import accuracy_lines, check_lines, errors_line, latency_shares
 from autoprune.latency.table import HELD_OUT, SCAN
-from tests.latency.machines import AdditiveMachine, simulated_table
+from autoprune.profiling.report import accuracy_lines, check_lines, errors_line, latency_shares
+from autoprune.profiling.table_check import TableCheck
+from tests.machines import AdditiveMachine, simulated_table
 
 ERRORS = HeldOut(
     policies=40,

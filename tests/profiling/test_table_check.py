@@ -3,10 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from autoprune.latency import check as check_module
-from autoprune.latency.check import check_table
 from autoprune.latency.table import HELD_OUT
-from tests.latency.machines import QUICK, AdditiveMachine, doubled, simulated_bench, simulated_table, stairs
+from autoprune.profiling import table_check as check_module
+from autoprune.profiling.table_check import check_table
+from tests.machines import QUICK, AdditiveMachine, doubled, simulated_bench, simulated_table, stairs
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import torch
 from torch import fx, nn
 
 from autoprune.recovery.batchnorm import recalibrate
-from autoprune.recovery.passes import SamplePasses
 from autoprune.task.batches import sample_rows, take
+from autoprune.training.sample_passes import SamplePasses
 from tests.task.toys import toy_model, toy_task
 
 TASK = toy_task()

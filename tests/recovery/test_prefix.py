@@ -7,16 +7,16 @@ import torch
 from torch import nn
 
 from autoprune.evaluation import Bench, Evaluator
-from autoprune.evaluation.bench import reconstruction_of
+from autoprune.evaluation.workbench import reconstruction_of
 from autoprune.pruning import channel_order, score_units
 from autoprune.records import Policy
 from autoprune.recovery import prefix as prefix_module
-from autoprune.recovery.dense import build_dense
-from autoprune.recovery.evaluate import predict_outputs
 from autoprune.recovery.least_squares import Reconstruction
-from autoprune.recovery.passes import SamplePasses
 from autoprune.structure import analyze
 from autoprune.task.load import load_task
+from autoprune.training.dense import build_dense
+from autoprune.training.sample_passes import SamplePasses
+from autoprune.training.scoring import predict_outputs
 from autoprune.trials import Fidelity, TrialSpec
 from tests.pipeline import tiny
 

@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from autoprune.additive import AdditiveCost, CostTable
+from autoprune.allocation.additive import AdditiveCost, CostTable
+from autoprune.allocation.limits import fits
+from autoprune.allocation.solver import Solver
 from autoprune.budgets import Limit
 from autoprune.records import COSTS, SearchSpace
-from autoprune.search.allocation import Allocator
-from autoprune.search.limits import fits
+from autoprune.search.allocator import Allocator
 from autoprune.search.sensitivity import sensitivities, single_unit_policies
-from autoprune.search.solver import Solver
-from tests.search.fakes import ADDITIVE, LIMITS, SPACE, loss_of, predict
+from tests.fakes import ADDITIVE, LIMITS, SPACE, loss_of, predict
 
 TABLE = sensitivities(SPACE, {p: loss_of(p) - loss_of(SPACE.largest()) for p in single_unit_policies(SPACE)})
 

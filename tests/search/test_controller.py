@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from autoprune.allocation.limits import fits
 from autoprune.budgets import Limit
 from autoprune.errors import BudgetError, TrialError
+from autoprune.executors.inline import InlineExecutor
 from autoprune.search.controller import run_search
-from autoprune.search.executors.inline import InlineExecutor
-from autoprune.search.limits import fits
-from tests.search import fakes
+from tests import fakes
 
 ROOT = Path(__file__).parents[2]
 
@@ -107,9 +107,9 @@ SCRIPT = """
     import functools, sys
     from pathlib import Path
     from autoprune.search.controller import run_search
-    from autoprune.search.executors.inline import InlineExecutor
-    from autoprune.search.executors.process import ProcessExecutor
-    from tests.search import fakes
+    from autoprune.executors.inline import InlineExecutor
+    from autoprune.executors.process import ProcessExecutor
+    from tests import fakes
 
     if __name__ == "__main__":
         folder, kind = Path(sys.argv[1]), sys.argv[2]

@@ -8,7 +8,7 @@ import pytest
 from autoprune.budgets import Limit
 from autoprune.search.correlation import promotion_size, rank_correlation
 from autoprune.trials import Fidelity, Measurement, TrialResult
-from tests.search.fakes import DENSE_MS, SPACE, latency_ms
+from tests.fakes import DENSE_MS, SPACE, latency_ms
 
 CHEAP, DEAR = Fidelity(name="proxy", rung=0), Fidelity(name="brief", rung=1)
 LOOSE = Limit.of(latency_ms=DENSE_MS)

@@ -4,17 +4,17 @@ from dataclasses import replace
 
 import numpy as np
 
-from autoprune.additive import AdditiveCost, CostTable
+from autoprune.allocation.additive import AdditiveCost, CostTable
+from autoprune.allocation.limits import fits
+from autoprune.allocation.promotion import best_within
+from autoprune.allocation.uniform import baselines
 from autoprune.budgets import Limit
+from autoprune.executors.inline import InlineExecutor
 from autoprune.records import SearchSpace
 from autoprune.search.controller import run_search
-from autoprune.search.executors.inline import InlineExecutor
 from autoprune.search.explore import SENSITIVITY
-from autoprune.search.limits import fits
-from autoprune.search.rungs import best_within
 from autoprune.search.sensitivity import anchor_policies
-from autoprune.search.uniform import baselines
-from tests.search import fakes
+from tests import fakes
 
 
 def searched(folder, **changes):

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from autoprune.search.limits import fits
+from autoprune.allocation.limits import fits
 from autoprune.search.refine import PER_ROUND, Refinement, steps
 from autoprune.search.sensitivity import single_unit_policies
-from tests.search.fakes import LIMITS, SPACE, loss_of, predict
+from tests.fakes import LIMITS, SPACE, loss_of, predict
 from tests.search.test_allocation import allocator
 from tests.search.test_surrogate import drawn, joint_loss
 

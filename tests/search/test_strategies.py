@@ -4,11 +4,11 @@ import pytest
 
 from autoprune.config import RunConfig
 from autoprune.errors import UsageError
+from autoprune.executors.inline import InlineExecutor
 from autoprune.pruning import SCORES
 from autoprune.search.controller import run_search
-from autoprune.search.executors.inline import InlineExecutor
 from autoprune.search.strategies import NEEDS_IMPORTANCE, STRATEGIES, find_strategy
-from tests.search import fakes
+from tests import fakes
 from tests.search.baselines.instant import explored
 
 

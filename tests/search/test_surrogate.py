@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from autoprune.search.surrogate import Surrogate, conditioned, expected_gain
-from tests.search.fakes import SPACE, loss_of
+from tests.fakes import SPACE, loss_of
 from tests.search.test_allocation import TABLE
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from autoprune.search.broker import Broker
-from autoprune.search.question import Question
-from tests.search.fakes import LIMITS, PROXY, SPACE, predict
+from autoprune.study.broker import Broker
+from autoprune.study.rung import Question
+from tests.fakes import LIMITS, PROXY, SPACE, predict
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ import pytest
 from optuna.trial import TrialState
 
 from autoprune.budgets import Limit
+from autoprune.executors.base import failed, lost
 from autoprune.records import SearchSpace
-from autoprune.search.attempts import MAX_LOSSES
-from autoprune.search.executors.base import failed, lost
-from autoprune.search.samplers import encode
-from tests.search.fakes import SPACE, evaluate
+from autoprune.study.attempts import MAX_LOSSES
+from autoprune.study.samplers import encode
+from tests.fakes import SPACE, evaluate
 from tests.search.test_broker import OTHER, SMALL, run, trials
 
 

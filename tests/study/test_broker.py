@@ -9,14 +9,14 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from autoprune.allocation.limits import fits
 from autoprune.budgets import Limit
 from autoprune.errors import RunFolderError
 from autoprune.records import SearchSpace
-from autoprune.search.broker import WINDOW, Broker
-from autoprune.search.limits import fits
-from autoprune.search.question import Question, objectives
+from autoprune.study.broker import WINDOW, Broker
+from autoprune.study.rung import Question, objectives
 from autoprune.trials import trial_seed
-from tests.search.fakes import LIMITS, PROXY, SPACE, evaluate, latency_ms, predict
+from tests.fakes import LIMITS, PROXY, SPACE, evaluate, latency_ms, predict
 
 SMALL = SPACE.policy(dict.fromkeys(SPACE.searched, 3))
 OTHER = SPACE.policy(dict.fromkeys(SPACE.searched, 4))

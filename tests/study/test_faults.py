@@ -14,11 +14,11 @@ import time
 import pytest
 
 from autoprune.errors import RunFolderError
+from autoprune.executors.inline import InlineExecutor
+from autoprune.executors.process import ProcessExecutor
 from autoprune.search.controller import run_search
-from autoprune.search.executors.inline import InlineExecutor
-from autoprune.search.executors.process import ProcessExecutor
-from autoprune.search.storage import close_storage, open_storage
-from tests.search import fakes
+from autoprune.study.storage import close_storage, open_storage
+from tests import fakes
 from tests.search.test_controller import ROOT, assert_gone
 
 
@@ -57,10 +57,10 @@ def test_workers_that_are_killed_hang_or_run_out_of_memory_and_a_loss_that_is_na
 SCRIPT = """
     import functools, sys
     from pathlib import Path
-    from autoprune.cli_options import interruptible
+    from autoprune.cli.options import interruptible
     from autoprune.search.controller import run_search
-    from autoprune.search.executors.process import ProcessExecutor
-    from tests.search import fakes
+    from autoprune.executors.process import ProcessExecutor
+    from tests import fakes
 
     if __name__ == "__main__":
         folder = Path(sys.argv[1])

@@ -3,8 +3,8 @@ from __future__ import annotations
 import optuna
 from sqlalchemy import event
 
-from autoprune.search.samplers import encode
-from tests.search.fakes import SPACE, evaluate
+from autoprune.study.samplers import encode
+from tests.fakes import SPACE, evaluate
 from tests.search.test_broker import SMALL, run, trials
 
 

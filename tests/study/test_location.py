@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from autoprune.errors import UsageError
-from autoprune.search.places import SharedStorage, study_name
+from autoprune.study.location import SharedStorage, study_name
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,14 @@ import numpy as np
 import optuna
 import pytest
 
+from autoprune.allocation.limits import excess, fits
 from autoprune.errors import PolicyError, UsageError
 from autoprune.records import Policy
-from autoprune.search import samplers
-from autoprune.search.broker import Broker
-from autoprune.search.limits import excess, fits
-from autoprune.search.question import Question
-from autoprune.search.samplers import SAMPLERS, decode, distributions, encode, make_sampler
-from tests.search.fakes import LIMITS, PROXY, SPACE, evaluate, predict
+from autoprune.study import samplers
+from autoprune.study.broker import Broker
+from autoprune.study.rung import Question
+from autoprune.study.samplers import SAMPLERS, decode, distributions, encode, make_sampler
+from tests.fakes import LIMITS, PROXY, SPACE, evaluate, predict
 
 
 def proposals(path, name, trials):

@@ -13,16 +13,16 @@ import pytest
 from optuna.trial import TrialState
 
 from autoprune.errors import RunFolderError
-from autoprune.search.broker import Broker
+from autoprune.executors.inline import InlineExecutor
 from autoprune.search.controller import run_search
-from autoprune.search.copying import copy_studies
-from autoprune.search.executors.inline import InlineExecutor
-from autoprune.search.places import SharedStorage, study_name
-from autoprune.search.question import Question
-from autoprune.search.storage import check_storage, opened, sole_controller
-from tests.search import fakes
-from tests.search.fakes import LIMITS, PROXY, SPACE, predict
-from tests.search.postgres import BIN, Server
+from autoprune.study.broker import Broker
+from autoprune.study.copying import copy_studies
+from autoprune.study.location import SharedStorage, study_name
+from autoprune.study.rung import Question
+from autoprune.study.storage import check_storage, opened, sole_controller
+from tests import fakes
+from tests.fakes import LIMITS, PROXY, SPACE, predict
+from tests.study.postgres import BIN, Server
 
 pytest.importorskip("psycopg")
 pytestmark = pytest.mark.skipif(BIN is None, reason="there is no PostgreSQL")

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from autoprune.budgets import Limit
-from autoprune.search.broker import Broker
+from autoprune.executors.base import lost
+from autoprune.executors.inline import InlineExecutor
 from autoprune.search.controller import run_search
-from autoprune.search.executors.base import lost
-from autoprune.search.executors.inline import InlineExecutor
-from autoprune.search.question import Question
-from autoprune.search.status import _throughput, study_states
+from autoprune.study.broker import Broker
+from autoprune.study.rung import Question
+from autoprune.study.status import _throughput, study_states
 from autoprune.trials import TrialSpec
-from tests.search import fakes
+from tests import fakes
 
 NOON = datetime(2026, 1, 1, 12)
 

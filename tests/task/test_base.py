@@ -5,8 +5,8 @@ import torch
 from torch.utils.data import TensorDataset
 
 from autoprune.errors import TaskError, UsageError
+from autoprune.model.examples import as_tensors
 from autoprune.task.base import Recipe, Task
-from autoprune.task.items import as_tensors
 from tests.task.toys import toy_data, toy_task, unlabelled_task
 
 

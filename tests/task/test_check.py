@@ -5,9 +5,9 @@ from torch.utils.data import TensorDataset
 
 from autoprune.errors import TaskError
 from autoprune.pruning import prune
-from autoprune.recovery.finetune import finetune
 from autoprune.task.base import Recipe
 from autoprune.task.check import check_task
+from autoprune.training.finetune import finetune
 from tests.task.toys import toy_data, toy_model, toy_task, unlabelled_task
 
 IMAGES, TARGETS = toy_data(32, 1).tensors

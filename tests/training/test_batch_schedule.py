@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from autoprune.recovery import lessons as lessons_module
-from autoprune.recovery.finetune import finetune
-from autoprune.recovery.lessons import Lesson, repeated, shuffled, times_shown
-from autoprune.recovery.passes import SamplePasses
 from autoprune.task.base import Recipe
+from autoprune.training import batch_schedule as lessons_module
+from autoprune.training.batch_schedule import Lesson, repeated, shuffled, times_shown
+from autoprune.training.finetune import finetune
+from autoprune.training.sample_passes import SamplePasses
 from tests.task.toys import toy_model, toy_task
 
 NUMBERS = TensorDataset(torch.arange(96.0)[:, None], torch.arange(96) % 4)

@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from autoprune.errors import TaskError
-from autoprune.recovery.dense import build_dense, load_dense, train_dense, weights_to_bytes
-from autoprune.recovery.evaluate import evaluate
 from autoprune.task.base import Recipe
+from autoprune.training.dense import build_dense, load_dense, train_dense, weights_to_bytes
+from autoprune.training.scoring import evaluate
 from tests.task.toys import toy_task
 
 TASK = toy_task(recipe=Recipe(epochs=6, batch_size=16, lr=0.1, precision="fp32"))

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoprune.recovery.distill import are_logits, distillation_loss, divergence
+from autoprune.training.distillation import are_logits, distillation_loss, divergence
 
 
 def randn(*shape, seed=0):

@@ -8,12 +8,12 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from autoprune.errors import TrialError, UsageError
-from autoprune.recovery.distill import divergence
-from autoprune.recovery.evaluate import evaluate, predict_outputs
-from autoprune.recovery.finetune import finetune
-from autoprune.recovery.passes import SamplePasses
 from autoprune.task.augment import flip
 from autoprune.task.base import Recipe
+from autoprune.training.distillation import divergence
+from autoprune.training.finetune import finetune
+from autoprune.training.sample_passes import SamplePasses
+from autoprune.training.scoring import evaluate, predict_outputs
 from tests.task.toys import toy_data, toy_model, toy_task, unlabelled_task
 
 RECIPE = Recipe(batch_size=16, lr=0.1, precision="fp32")

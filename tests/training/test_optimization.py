@@ -5,8 +5,8 @@ from torch import nn
 from torch.optim import SGD, AdamW
 
 from autoprune.errors import UsageError
-from autoprune.recovery.optimize import learning_rate, make_optimizer, uses_bf16
 from autoprune.task.base import Recipe
+from autoprune.training.optimization import learning_rate, make_optimizer, uses_bf16
 
 
 @given(steps=st.integers(1, 300), schedule=st.sampled_from(["cosine", "one-cycle"]))

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from autoprune.recovery import finetune as finetune_module
-from autoprune.recovery.finetune import finetune
-from autoprune.recovery.lessons import shuffled
-from autoprune.recovery.passes import SamplePasses
-from autoprune.recovery.teacher import TeacherMemory
 from autoprune.task.base import Recipe, Task
+from autoprune.training import finetune as finetune_module
+from autoprune.training.batch_schedule import shuffled
+from autoprune.training.finetune import finetune
+from autoprune.training.sample_passes import SamplePasses
+from autoprune.training.teacher import TeacherMemory
 from tests.task.toys import toy_data, toy_model, toy_task
 
 RECIPE = Recipe(batch_size=16, lr=0.05, precision="fp32", channels_last=False)

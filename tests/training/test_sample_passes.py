@@ -1,4 +1,4 @@
-from autoprune.recovery.passes import SamplePasses
+from autoprune.training.sample_passes import SamplePasses
 
 
 def test_a_forward_pass_is_a_third_of_a_training_pass_and_cost_scales_both():

@@ -4,9 +4,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from autoprune.errors import TaskError, TrialError, UsageError
-from autoprune.recovery.evaluate import evaluate, predict_outputs
-from autoprune.recovery.passes import SamplePasses
 from autoprune.task.base import Task
+from autoprune.training.sample_passes import SamplePasses
+from autoprune.training.scoring import evaluate, predict_outputs
 from tests.task.toys import toy_task, unlabelled_task
 
 

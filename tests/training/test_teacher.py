@@ -8,11 +8,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from autoprune.recovery import teacher as teacher_module
-from autoprune.recovery.dense import build_dense
-from autoprune.recovery.finetune import finetune
-from autoprune.recovery.passes import SamplePasses
-from autoprune.recovery.teacher import TeacherMemory
+from autoprune.training import teacher as teacher_module
+from autoprune.training.dense import build_dense
+from autoprune.training.finetune import finetune
+from autoprune.training.sample_passes import SamplePasses
+from autoprune.training.teacher import TeacherMemory
 from tests.pipeline import tiny
 
 

@@ -17,13 +17,13 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from autoprune.allocation.limits import excess
 from autoprune.budgets import Limit
 from autoprune.records import Policy
 from autoprune.search.baselines.ddpg import Ddpg
 from autoprune.search.baselines.shared import Array, fitted, score_uniform
 from autoprune.search.explore import Explorer, Search
-from autoprune.search.limits import excess
-from autoprune.search.question import SMALLEST_LOSS
+from autoprune.study.rung import SMALLEST_LOSS
 
 _MOST_EPISODES = 400
 _TOGETHER = 8

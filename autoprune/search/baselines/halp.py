@@ -17,13 +17,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from autoprune.additive import AdditiveCost, CostTable
+from autoprune.allocation.additive import AdditiveCost, CostTable
+from autoprune.allocation.limits import fits
+from autoprune.allocation.solver import Solver
 from autoprune.budgets import Limit
 from autoprune.records import COSTS, Policy
 from autoprune.search.baselines.shared import Array, fitted, score_uniform, sorted_importance
 from autoprune.search.explore import Explorer, Search
-from autoprune.search.limits import fits
-from autoprune.search.solver import Solver
 
 _STEPS = 8
 

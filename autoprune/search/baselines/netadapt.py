@@ -16,11 +16,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from autoprune.allocation.limits import excess, fits
 from autoprune.budgets import Limit
 from autoprune.records import Policy
 from autoprune.search.baselines.shared import score_uniform
 from autoprune.search.explore import Explorer, Search
-from autoprune.search.limits import excess, fits
 
 _STEPS = 25
 _DECAY = 0.96

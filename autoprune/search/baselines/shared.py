@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from autoprune.allocation.limit_fitting import fit_to_limit
+from autoprune.allocation.limits import fits
 from autoprune.budgets import Limit
 from autoprune.errors import UsageError
 from autoprune.records import Policy
 from autoprune.search.explore import Explorer, Search
-from autoprune.search.limits import fits
-from autoprune.search.repair import fit_to_limit
 
 Array = npt.NDArray[np.float64]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from autoprune.allocation.limits import fits
+from autoprune.allocation.uniform import baselines
 from autoprune.records import Policy
 from autoprune.search.explore import Explorer, Search
-from autoprune.search.limits import fits
 from autoprune.search.strategies import find_strategy
-from autoprune.search.uniform import baselines
 from autoprune.trials import Fidelity, Measurement, TrialResult
-from tests.search import fakes
+from tests import fakes
 
 
 class InstantBroker:

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from autoprune.allocation.limits import fits
 from autoprune.budgets import Limit
 from autoprune.search.baselines.amc import Walk
 from autoprune.search.effort import Effort
-from autoprune.search.limits import fits
-from tests.search import fakes
+from tests import fakes
 from tests.search.baselines.instant import explored
 
 LIMIT = fakes.LIMITS[1]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from autoprune.allocation.limits import fits
 from autoprune.budgets import Limit
 from autoprune.errors import UsageError
+from autoprune.executors.inline import InlineExecutor
 from autoprune.records import SearchSpace
 from autoprune.search.controller import run_search
 from autoprune.search.effort import Effort
-from autoprune.search.executors.inline import InlineExecutor
-from autoprune.search.limits import fits
 from autoprune.search.strategies import NEEDS_IMPORTANCE
-from tests.search import fakes
+from tests import fakes
 from tests.search.baselines.instant import explored
 
 BASELINES = ("global-magnitude", "global-taylor", "fastnas", "halp", "netadapt", "amc")

@@ -3,13 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from autoprune.allocation.limits import fits
 from autoprune.budgets import Limit
 from autoprune.errors import TrialError
 from autoprune.records import SearchSpace
 from autoprune.search.baselines.fastnas import policies_by_bound
-from autoprune.search.limits import fits
 from autoprune.search.sensitivity import single_unit_policies
-from tests.search import fakes
+from tests import fakes
 from tests.search.baselines.instant import explored
 
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoprune.records import SearchSpace
-from autoprune.search.baselines.globally import policies_by_threshold
-from tests.search import fakes
+from autoprune.search.baselines.global_scores import policies_by_threshold
+from tests import fakes
 from tests.search.baselines.instant import explored
 
 

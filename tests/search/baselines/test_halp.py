@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoprune.allocation.limits import fits
 from autoprune.budgets import Limit
 from autoprune.records import SearchSpace
 from autoprune.search.baselines.halp import halp_policy, lost_importance
-from autoprune.search.limits import fits
-from tests.search import fakes
+from tests import fakes
 
 LEVELS = (0, 1, 2, 4)
 SPACE = SearchSpace(id="tiny", levels=dict.fromkeys("abc", LEVELS))

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from autoprune.allocation.limits import fits
 from autoprune.budgets import Limit
 from autoprune.records import SearchSpace
 from autoprune.search.baselines.netadapt import proposals
-from autoprune.search.limits import fits
-from tests.search import fakes
+from tests import fakes
 from tests.search.baselines.instant import explored
 
 TIGHT = (*fakes.LIMITS, Limit.of(latency_ms=0.45 * fakes.DENSE_MS))

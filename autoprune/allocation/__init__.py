@@ -1,0 +1,1 @@
+"""Exact answers within limits: additive costs, the solver, uniform policies, promotion."""

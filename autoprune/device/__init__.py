@@ -1,0 +1,1 @@
+"""The measured device: which target, how it is reached, and the timing protocol."""

@@ -1,0 +1,1 @@
+"""Dense and pruned training: the loop, distillation, scoring."""
