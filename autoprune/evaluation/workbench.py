@@ -8,6 +8,7 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
+from autoprune import memory_limits
 from autoprune.evaluation.costs import sizes
 from autoprune.model.randomness import seeded
 from autoprune.pruning import keep_best
@@ -25,8 +26,6 @@ from autoprune.training.teacher import TeacherMemory
 
 RECONSTRUCTION_EXAMPLES = 256
 _FEWEST_EXAMPLES = 32
-_MOST_ACTIVATION_BYTES = 1 << 30
-"""All examples of a reconstruction pass through a model at once: as many as this holds, if that is fewer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +130,7 @@ class Bench:
 def reconstruction_of(task: Task, structure: Structure, seed: int) -> Reconstruction:
     """A reconstruction on some of the task's training examples."""
     full = structure.widths([structure.dense_policy()])
-    room = _MOST_ACTIVATION_BYTES // max(int(structure.peak_activation_bytes(full)[0]), 1)
+    room = memory_limits.RECONSTRUCTION_ACTIVATION_BYTES // max(int(structure.peak_activation_bytes(full)[0]), 1)
     count = max(_FEWEST_EXAMPLES, min(RECONSTRUCTION_EXAMPLES, room))
     rows = sample_rows(length(task.train_set), count, seed=seed)
     with seeded(seed):

@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
+from autoprune import memory_limits
 from autoprune.errors import TaskError
 from autoprune.model.acceptance import users_line
 from autoprune.model.randomness import seeded
-
-_MOST_BYTES = 1 << 32
-"""Batches of an iterable that is no `DataLoader` over a map-style data set are kept in memory, up to so many bytes."""
 
 
 def as_tensors(item: object) -> tuple[Tensor, ...]:
@@ -168,10 +166,10 @@ def _loaded(name: str, loader: Iterable[Any]) -> tuple[Any, Callable[[list[Any]]
             raise TaskError(f"{name} is no data set, so it must give batches, of equally long tensors; got {shapes}")
         found.append(dict(zip(batch, tensors, strict=True)) if isinstance(batch, Mapping) else tensors)
         held += sum(tensor.nbytes for tensor in tensors)
-        if held > _MOST_BYTES:
+        if held > memory_limits.ITERABLE_DATA_BYTES:
             raise TaskError(
                 f"{name} is read into memory once, for it has no items by number, and is larger than "
-                f"{_MOST_BYTES >> 30} GiB; give a map-style data set, or a DataLoader over one"
+                f"{memory_limits.ITERABLE_DATA_BYTES >> 30} GiB; give a map-style data set, or a DataLoader over one"
             )
     items = [item for batch in found for item in _split(batch)]
     return items, default_collate, len(next(iter(_tensors(found[0])))) if found else 1

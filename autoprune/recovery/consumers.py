@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from autoprune import memory_limits
 from autoprune.recovery.readers import readers_of
 from autoprune.recovery.recurrent import Direction
 from autoprune.structure import Structure
@@ -18,8 +19,6 @@ from autoprune.structure import Structure
 aten = torch.ops.aten
 
 _CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv1d.padding, aten.conv2d.padding}
-_MOST_COLUMNS = 6_000
-"""A consumer with more input columns than this is left as it is: its moments alone would take 300 MB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +62,7 @@ def find_consumers(structure: Structure) -> tuple[Consumer, ...]:
         if channels is None or not channels.of_unit:
             continue
         weight = structure.tensors[name]
-        small = isinstance(weight, nn.Parameter) and weight[0].numel() <= _MOST_COLUMNS
+        small = isinstance(weight, nn.Parameter) and weight[0].numel() <= memory_limits.RECONSTRUCTION_COLUMNS
         if not small or len(nodes) != 1 or not _reads_plainly(structure, nodes[0], name):
             continue
         if not _batch_is_pruned(structure, nodes[0]):

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
+from autoprune import memory_limits
 from autoprune.errors import TrialError
 from autoprune.recovery.consumers import (
     Consumer,
@@ -46,10 +47,9 @@ _RIDGE = 1e-3
 """Added to the diagonal of X^T X, as a share of its mean."""
 
 _POSITIONS = 32
-"""Positions of one example that a layer is fitted at."""
+"""Positions of one example that a layer is fitted at, fewer where their targets take too much memory."""
 
-_MOST_TARGET_BYTES = 1 << 29
-"""Dense outputs that are kept for the regressions take no more memory than this, with fewer positions if need be."""
+_FEWEST_POSITIONS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,8 @@ class Reconstruction:
     def _positions(self) -> int:
         outputs = sum(len(self.structure.tensors[c.weight]) for c in self.consumers.values())
         wanted = 4 * outputs * self.examples * _POSITIONS
-        return max(4, min(_POSITIONS, _POSITIONS * _MOST_TARGET_BYTES // max(wanted, 1)))
+        affordable = _POSITIONS * memory_limits.RECONSTRUCTION_TARGET_BYTES // max(wanted, 1)
+        return max(_FEWEST_POSITIONS, min(_POSITIONS, affordable))
 
     @property
     def _steps(self) -> Mapping[str, tuple[Tensor, ...]]:

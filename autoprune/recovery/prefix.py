@@ -11,11 +11,9 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from autoprune import memory_limits
 from autoprune.structure import GraphModel, Structure
 from autoprune.structure.aliases import is_in_place, owners
-
-_MOST_BYTES = 1 << 29
-"""Values at a boundary are kept while they are no more than this."""
 
 
 @dataclass
@@ -69,7 +67,7 @@ class PrefixCache:
             with torch.no_grad():
                 reader.run(*batch)
             held += sum(x.nbytes for x in pytree.tree_leaves(reader.found) if isinstance(x, Tensor))
-            if held > _MOST_BYTES:
+            if held > memory_limits.PREFIX_BYTES:
                 self._values = []
                 return
             self._values.append(reader.found)

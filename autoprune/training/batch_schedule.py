@@ -15,6 +15,7 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
+from autoprune import memory_limits
 from autoprune.model.randomness import seeded
 from autoprune.task.base import Task
 from autoprune.task.batches import length, take
@@ -22,8 +23,7 @@ from autoprune.trials import FORWARD_SHARE
 
 _MOST_TIMES = 4
 _WINDOW = 64
-"""Batches after which they are shown again, or fewer, as many as `_MOST_BYTES` hold."""
-_MOST_BYTES = 1 << 28
+"""Batches after which they are shown again, or fewer, as many as `memory_limits.REPEATED_BATCHES_BYTES` hold."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def repeated(lessons: Iterable[Lesson], times: int, seed: int) -> Iterator[Lesso
         yield lesson
         if times > 1:
             window.append(lesson)
-        if len(window) == _WINDOW or sum(each.nbytes for each in window) > _MOST_BYTES:
+        if len(window) == _WINDOW or sum(each.nbytes for each in window) > memory_limits.REPEATED_BATCHES_BYTES:
             yield from _again(window, times - 1, generator)
             window = []
     yield from _again(window, times - 1, generator)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-_MOST_BYTES = 1 << 28
+from autoprune import memory_limits
 
 
 @dataclass
@@ -18,7 +18,8 @@ class TeacherMemory:
 
     Fine-tunings with the same seed, number of samples and batch size draw the same augmented batches, whatever model
     they train. `fits` says which one it is; another one starts anew. Data may still differ, where a data set draws from
-    a random state of its own: a checksum of the inputs tells. Outputs are kept while they take at most 256 MB.
+    a random state of its own: a checksum of the inputs tells. Outputs are kept while they take at most
+    `memory_limits.TEACHER_BYTES`.
     """
 
     _fits: object = None
@@ -36,7 +37,7 @@ class TeacherMemory:
 
     def keep(self, step: int, inputs: Sequence[Tensor], outputs: Tensor) -> bool:
         """Remember the outputs of the next step of the fine-tuning that was asked for last; whether there is room."""
-        if step != len(self._outputs) or self._bytes + outputs.nbytes > _MOST_BYTES:
+        if step != len(self._outputs) or self._bytes + outputs.nbytes > memory_limits.TEACHER_BYTES:
             return False
         self._outputs.append(outputs)
         self._checksums.append(_checksum(inputs))

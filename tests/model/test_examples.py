@@ -98,7 +98,7 @@ def test_what_gives_no_batches_is_refused(monkeypatch):
         read(iter([(torch.zeros(3), torch.zeros(2))]))
     with pytest.raises(TaskError, match="must hold at least one item"):
         read(iter([]))
-    monkeypatch.setattr("autoprune.model.examples._MOST_BYTES", 100)
+    monkeypatch.setattr("autoprune.memory_limits.ITERABLE_DATA_BYTES", 100)
     with pytest.raises(TaskError, match="read into memory once"):
         read(iter([DATA[:4]]))
 
@@ -143,5 +143,5 @@ def test_a_first_item_that_cannot_be_read_says_so(make):
         def __getitem__(self, row):
             raise OSError("no such picture")
 
-    with pytest.raises(TaskError, match=r"item 0 of Broken cannot be read: OSError: no such picture \(test_items"):
+    with pytest.raises(TaskError, match=r"item 0 of Broken cannot be read: OSError: no such picture \(test_examples"):
         read(make(Broken()))

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from autoprune import memory_limits
 from autoprune.evaluation import Bench, Evaluator
 from autoprune.evaluation.workbench import reconstruction_of
 from autoprune.pruning import channel_order, score_units
 from autoprune.records import Policy
-from autoprune.recovery import prefix as prefix_module
 from autoprune.recovery.least_squares import Reconstruction
+from autoprune.recovery.prefix import PrefixCache
 from autoprune.structure import analyze
 from autoprune.task.load import load_task
 from autoprune.training.dense import build_dense
@@ -65,7 +66,7 @@ def test_a_model_that_changes_from_the_start_has_no_prefix(bench: Bench) -> None
 
 
 def test_values_that_take_too_much_memory_are_not_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefix_module, "_MOST_BYTES", 10)
+    monkeypatch.setattr(memory_limits, "PREFIX_BYTES", 10)
     model, policy = repaired(bench, {bench.structure.units[-1].name: 3})
     bench._prefixes.clear()
     assert bench.outputs_from_prefix(model, policy, 40) is None
@@ -95,7 +96,7 @@ def test_a_residual_net_with_a_removed_branch() -> None:
     model = structure.shrink(policy).eval()
     reconstruction = Reconstruction(structure=structure, inputs=(inputs,))
     changed = reconstruction.touched(model.evaluation_graph().graph, structure.masks(policy))
-    cache = prefix_module.PrefixCache(structure=structure, batches=((inputs,),))
+    cache = PrefixCache(structure=structure, batches=((inputs,),))
     assert torch.allclose(cache.outputs(model, changed), model(inputs), atol=1e-5)
 
 
@@ -121,7 +122,7 @@ def test_models_that_write_in_place_leave_the_prefix_as_it_was() -> None:
     model = InPlace().eval()
     x = torch.randn(4, 1, 8, 8)
     structure = analyze(model, (x[:1],))
-    cache = prefix_module.PrefixCache(structure=structure, batches=((x,),))
+    cache = PrefixCache(structure=structure, batches=((x,),))
     reconstruction = Reconstruction(structure=structure, inputs=(x,))
     unit = next(u for u in structure.units if u.width == 5)
     for width in (4, 3, 2, 4):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
+from autoprune import memory_limits
 from autoprune.task.base import Recipe
 from autoprune.training import batch_schedule as lessons_module
 from autoprune.training.batch_schedule import Lesson, repeated, shuffled, times_shown
@@ -56,7 +57,7 @@ def test_all_lessons_come_again_in_windows_and_new_orders(monkeypatch):
 
 
 def test_a_window_holds_no_more_than_memory_allows(monkeypatch):
-    monkeypatch.setattr(lessons_module, "_MOST_BYTES", 8)  # two numbers in float32
+    monkeypatch.setattr(memory_limits, "REPEATED_BATCHES_BYTES", 8)  # two numbers in float32
     found = order(repeated(numbered(7), 2, seed=0))
     assert found[:3] == [0, 1, 2]
     assert sorted(found[3:6]) == [0, 1, 2]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from autoprune.training import teacher as teacher_module
+from autoprune import memory_limits
 from autoprune.training.dense import build_dense
 from autoprune.training.finetune import finetune
 from autoprune.training.sample_passes import SamplePasses
@@ -55,7 +55,7 @@ def test_other_batches_are_asked_anew(teacher: Counting) -> None:
 
 
 def test_outputs_that_take_too_much_memory_are_asked_again(teacher: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(teacher_module, "_MOST_BYTES", 600)
+    monkeypatch.setattr(memory_limits, "TEACHER_BYTES", 600)
     memory = TeacherMemory()
     wanted = tuned(teacher, None)
     assert torch.equal(tuned(teacher, memory), wanted)
@@ -82,7 +82,7 @@ def test_a_shared_teacher_is_charged_by_those_who_share_it(teacher: Counting) ->
 def test_what_does_not_fit_is_charged_by_those_who_ask(teacher: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
     task = tiny.make_task()
     size = task.finetune_recipe.batch_size
-    monkeypatch.setattr(teacher_module, "_MOST_BYTES", teacher(task.example_inputs[0]).nbytes * size)  # one batch
+    monkeypatch.setattr(memory_limits, "TEACHER_BYTES", teacher(task.example_inputs[0]).nbytes * size)  # one batch
     memory, counts = TeacherMemory(), []
     for _ in range(2):
         passes = SamplePasses()
