@@ -23,15 +23,6 @@ def flip(images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 
-def erase(images: Tensor, generator: torch.Generator, *, side: int = 8) -> Tensor:
-    """Blank a `side` x `side` square at a random place of every image (partly outside at the edges)."""
-    n, _, height, width = images.shape
-    rows = torch.arange(height) - torch.randint(0, height, (n, 1), generator=generator)
-    columns = torch.arange(width) - torch.randint(0, width, (n, 1), generator=generator)
-    hidden = (rows.abs() <= side // 2)[:, :, None] & (columns.abs() <= side // 2)[:, None, :]
-    return images.masked_fill(hidden[:, None], 0.0)
-
-
 def affine(
     images: Tensor,
     generator: torch.Generator,

@@ -4,7 +4,7 @@ import torch
 from autoprune.task import augment
 
 IMAGES = torch.rand(16, 2, 9, 9, generator=torch.Generator().manual_seed(0))
-ALL = [augment.shift, augment.flip, augment.erase, augment.affine]
+ALL = [augment.shift, augment.flip, augment.affine]
 
 
 @pytest.mark.parametrize("change", ALL)
@@ -33,15 +33,6 @@ def test_flip_mirrors_some_images_and_leaves_the_others():
     mirrored = [torch.equal(a, b.flip(2)) for a, b in zip(flipped, IMAGES, strict=True)]
     assert all(a != b for a, b in zip(same, mirrored, strict=True))
     assert 0 < sum(same) < len(same)
-
-
-def test_erase_blanks_a_square_and_nothing_else():
-    ones = torch.ones(50, 1, 20, 20)
-    erased = augment.erase(ones, torch.Generator().manual_seed(0), side=4)
-    blank = (erased == 0).sum((1, 2, 3))
-    assert blank.max() == 25
-    assert blank.min() >= 9
-    assert set(erased.unique().tolist()) == {0.0, 1.0}
 
 
 def test_affine_without_extent_is_the_identity():
