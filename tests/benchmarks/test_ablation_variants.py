@@ -12,7 +12,7 @@ from autoprune.search import refine
 from autoprune.search.refine import Refinement
 from autoprune.search.sensitivity import single_unit_policies
 from tests.fakes import ADDITIVE, LIMITS, SPACE, loss_of, predict
-from tests.search.test_allocation import TABLE, allocator
+from tests.search.test_allocator import TABLE, allocator
 from tests.search.test_surrogate import joint_loss
 
 LIMIT = LIMITS[1]

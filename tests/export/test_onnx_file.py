@@ -13,7 +13,7 @@ from autoprune.model.adapters import adapted
 from autoprune.records import Policy
 from autoprune.structure import analyze
 from tests.small_nets import NETS
-from tests.task.test_adapt import Encoder, sentences
+from tests.model.test_adapters import Encoder, sentences
 
 
 @pytest.mark.parametrize("name", NETS)

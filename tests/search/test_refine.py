@@ -7,7 +7,7 @@ from autoprune.allocation.limits import fits
 from autoprune.search.refine import PER_ROUND, Refinement, steps
 from autoprune.search.sensitivity import single_unit_policies
 from tests.fakes import LIMITS, SPACE, loss_of, predict
-from tests.search.test_allocation import allocator
+from tests.search.test_allocator import allocator
 from tests.search.test_surrogate import drawn, joint_loss
 
 LIMIT = LIMITS[1]

@@ -5,7 +5,7 @@ import pytest
 
 from autoprune.search.surrogate import Surrogate, conditioned, expected_gain
 from tests.fakes import SPACE, loss_of
-from tests.search.test_allocation import TABLE
+from tests.search.test_allocator import TABLE
 
 
 def joint_loss(policy):

@@ -11,7 +11,7 @@ from autoprune.records import Policy
 from autoprune.recovery.recover import recover
 from autoprune.structure import analyze, native
 from autoprune.structure.native import _resize
-from tests.task.test_adapt import Encoder, sentences
+from tests.model.test_adapters import Encoder, sentences
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -11,7 +11,7 @@ from autoprune.records import SearchSpace
 from autoprune.study.attempts import MAX_LOSSES
 from autoprune.study.samplers import encode
 from tests.fakes import SPACE, evaluate
-from tests.search.test_broker import OTHER, SMALL, run, trials
+from tests.study.test_broker import OTHER, SMALL, run, trials
 
 
 def tried(broker, spec, *statuses):

@@ -5,7 +5,7 @@ from sqlalchemy import event
 
 from autoprune.study.samplers import encode
 from tests.fakes import SPACE, evaluate
-from tests.search.test_broker import SMALL, run, trials
+from tests.study.test_broker import SMALL, run, trials
 
 
 def test_the_sampler_knows_what_the_study_holds(opened):
