@@ -12,8 +12,8 @@ from autoprune.export.verify import parity
 from autoprune.model.adapters import adapted
 from autoprune.records import Policy
 from autoprune.structure import analyze
-from tests.small_nets import NETS
 from tests.model.test_adapters import Encoder, sentences
+from tests.small_nets import NETS
 
 
 @pytest.mark.parametrize("name", NETS)
