@@ -5,7 +5,7 @@ import onnx
 import pytest
 import torch
 
-from autoprune.device.target import make_target
+from autoprune.device.connect import make_target
 from autoprune.onnxgraph.export import export_onnx
 from autoprune.profiling import policy_timer as bench
 from autoprune.records import SearchSpace

@@ -203,7 +203,8 @@ def spaces() -> None:
 @app.command()
 def targets() -> None:
     """List the targets that latency can be measured on."""
-    from autoprune.device.target import TARGETS, make_target
+    from autoprune.device.connect import make_target
+    from autoprune.device.target import TARGETS
 
     rows = {}
     for name, kind in TARGETS.items():

@@ -11,17 +11,15 @@ import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from autoprune.device import measure
 from autoprune.device.address import Address
 from autoprune.device.kit import KitResults, checked_target, kit_bytes, kit_manifest, parse_results
 from autoprune.device.measure import Protocol
+from autoprune.device.target import Target
 from autoprune.device.timing import Feeds
 from autoprune.errors import LatencyError
-
-if TYPE_CHECKING:
-    from autoprune.device.target import Target
 
 _OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=15")
 _FOLDER = ".cache/autoprune/kit-"

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from autoprune.device.target import make_target
+from autoprune.device.connect import make_target
 from autoprune.device.timing import named_feeds, open_session
 from autoprune.errors import UsageError
 from autoprune.export.verify import parity

@@ -10,8 +10,9 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
+from autoprune.device.connect import make_target
 from autoprune.device.runner import time_models
-from autoprune.device.target import Target, make_target
+from autoprune.device.target import Target
 from autoprune.device.timing import Feeds, Model, Protocol, Timings, named_feeds, open_session
 from autoprune.errors import VerificationError
 from autoprune.onnxgraph.outputs import holds_nan, relative_difference, torch_outputs

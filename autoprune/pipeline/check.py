@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils.data import Subset
 
 from autoprune.config import RunConfig
-from autoprune.device.target import Target, make_target
+from autoprune.device.connect import make_target
+from autoprune.device.target import Target
 from autoprune.device.timing import Protocol
 from autoprune.errors import AutopruneError
 from autoprune.export.onnx_file import export_candidate

@@ -23,7 +23,8 @@ from autoprune.allocation.additive import Additive
 from autoprune.allocation.limits import Predict, require_reachable
 from autoprune.budgets import Limit
 from autoprune.config import RunConfig
-from autoprune.device.target import Target, check_target, differences, make_target
+from autoprune.device.connect import make_target
+from autoprune.device.target import Target, check_target, differences
 from autoprune.errors import RunFolderError, TaskError, unknown_name
 from autoprune.evaluation import Bench, Evaluator, additive_costs, cost_matrix, sizes
 from autoprune.latency.predictor import LatencyPredictor

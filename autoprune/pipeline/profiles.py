@@ -9,8 +9,8 @@ from typing import Any
 
 from autoprune.config import RunConfig, load_config
 from autoprune.device.address import split_address
+from autoprune.device.connect import make_target
 from autoprune.device.kit import read_manifest
-from autoprune.device.target import make_target
 from autoprune.errors import UsageError
 from autoprune.latency.efficient_widths import Staircase, staircases
 from autoprune.latency.table import LatencyTable, varying_operators

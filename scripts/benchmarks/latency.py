@@ -20,8 +20,9 @@ import pandas as pd
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from autoprune.device.connect import make_target
 from autoprune.device.runner import time_models
-from autoprune.device.target import Target, make_target
+from autoprune.device.target import Target
 from autoprune.device.timing import Protocol
 from autoprune.latency.evidence import occurrences
 from autoprune.latency.fitting import spearman

@@ -21,7 +21,7 @@ from peer_methods import METHODS, Peer
 from torch import nn
 
 from autoprune.budgets import latency_limit_ms
-from autoprune.device.target import make_target
+from autoprune.device.connect import make_target
 from autoprune.device.timing import Timings
 from autoprune.export.onnx_file import export_candidate
 from autoprune.export.verify import measure

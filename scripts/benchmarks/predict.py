@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
-from autoprune.device.target import make_target
+from autoprune.device.connect import make_target
 from autoprune.device.timing import Protocol
 from autoprune.profiling.profile import profile
 from autoprune.space import build_space, find_space, load_spec

@@ -129,7 +129,7 @@ def _run(name: str, onnx: bool) -> dict[str, Any]:
 
 def _in_onnx(structure: Structure, small: nn.Module, inputs: tuple[torch.Tensor, ...]) -> dict[str, Any]:
     """Outputs of the small model's ONNX file beside PyTorch's, and its latency (1 thread, batch 1) beside dense."""
-    from autoprune.device.target import make_target
+    from autoprune.device.connect import make_target
     from autoprune.errors import AutopruneError
     from autoprune.export.verify import measure
     from autoprune.onnxgraph.export import export_onnx

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoprune.device.address import Address, split_address
-from autoprune.device.target import check_target, make_target
+from autoprune.device.connect import make_target
+from autoprune.device.target import check_target
 from autoprune.errors import UsageError
 
 

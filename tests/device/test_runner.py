@@ -9,9 +9,9 @@ from torch import nn
 from autoprune.device import measure
 from autoprune.device import runner as device
 from autoprune.device.address import Address
+from autoprune.device.connect import make_target
 from autoprune.device.kit import KitResults
 from autoprune.device.runner import kernel_times, time_models
-from autoprune.device.target import make_target
 from autoprune.device.timing import Protocol
 from autoprune.errors import LatencyError
 from autoprune.onnxgraph.resizer import Resizer

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from autoprune.device.address import Address
+from autoprune.device.connect import make_target
 from autoprune.device.runner import kernel_times, time_models
 from autoprune.device.ssh import ask_fingerprint, measure_remotely
-from autoprune.device.target import make_target
 from autoprune.errors import KitError, LatencyError
 from autoprune.onnxgraph.resizer import Resizer
 from tests.device.ssh_host import Host

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from autoprune.device.target import make_target
+from autoprune.device.connect import make_target
 from autoprune.device.timing import Protocol
 from autoprune.errors import LatencyError, VerificationError
 from autoprune.export.onnx_file import export_candidate

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from autoprune.device.address import Address
-from autoprune.device.target import make_target
+from autoprune.device.connect import make_target
 from autoprune.errors import LatencyError, RunFolderError
 from autoprune.latency.fitting import DRAWS
 from autoprune.latency.table import CANDIDATE, FIT, HELD_OUT, SCAN, LatencyTable, varying_operators

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoprune.device.target import make_target
+from autoprune.device.connect import make_target
 from autoprune.errors import LatencyError
 from autoprune.onnxgraph.export import export_onnx
 from autoprune.onnxgraph.origins import Origin, find_origins, made_distinct, repeats

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoprune.device.target import make_target
+from autoprune.device.connect import make_target
 from autoprune.errors import LatencyError
 from autoprune.onnxgraph import sizes as onnx_sizes
 from autoprune.onnxgraph.sizes import LearnedSizes, learn_sizes

@@ -8,7 +8,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from autoprune.device.address import Address
-from autoprune.device.target import make_target
+from autoprune.device.connect import make_target
 from autoprune.device.timing import named_feeds, open_session
 from autoprune.errors import LatencyError
 from autoprune.onnxgraph.resizer import Resizer
