@@ -20,7 +20,7 @@ from autoprune.pipeline.prepare import Setup
 from autoprune.profiling import profile as profiling
 from autoprune.records import Policy, SearchSpace
 from autoprune.structure import Structure
-from tests.machines import AdditiveMachine, SimulatedBench, simulated_bench, stairs
+from tests.machines import AdditiveMachine, SimulatedTimer, simulated_timer, stairs
 from tests.pipeline import tiny
 
 pytest_plugins = ["tests.structure_fixtures"]
@@ -31,13 +31,13 @@ QUICK = Protocol(repeats=3, sample_ms=0.05, warmup_runs=1, retries=0)
 def _simulated_profile(structure: Structure, space: SearchSpace, target: Target, **options: Any) -> LatencyTable:
     """A real profile of a simulated device: which widths are useful must not depend on the machine that runs tests."""
 
-    def bench(structure: Structure, target: Target, *, seed: int, on_progress: Any, **_: Any) -> SimulatedBench:
+    def timer(structure: Structure, target: Target, *, seed: int, on_progress: Any, **_: Any) -> SimulatedTimer:
         cost = stairs(4)
         machine = AdditiveMachine(structure, lambda g: cost(g) / 500, remainder_ms=0.001, noise=0.004, seed=seed)
-        return simulated_bench(machine, target, on_progress=on_progress, seed=seed)
+        return simulated_timer(machine, target, on_progress=on_progress, seed=seed)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(profiling, "make_bench", bench)
+        patch.setattr(profiling, "make_policy_timer", timer)
         return profiling.profile(structure, space, target, protocol=QUICK, **options)
 
 

@@ -1,4 +1,4 @@
-"""Simulated devices: a clock that only moves when something runs, and a bench whose latencies are known exactly."""
+"""Simulated devices: a clock that only moves when something runs, and a timer whose latencies are known exactly."""
 
 import math
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from autoprune.latency.predictor import GeometryIndex
 from autoprune.latency.prior import work_ms
 from autoprune.latency.sampling import covering_widths, random_widths
 from autoprune.latency.table import FIT, HELD_OUT, varying_operators
-from autoprune.profiling.policy_timer import Bench
+from autoprune.profiling.policy_timer import PolicyTimer
 from autoprune.records import LatencySample, SearchSpace
 from autoprune.structure import Structure
 
@@ -76,7 +76,7 @@ class AdditiveMachine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimulatedBench(Bench):
+class SimulatedTimer(PolicyTimer):
     """Times policies on an additive machine; has no runtime, so no profiler either."""
 
     machine: Any
@@ -99,12 +99,12 @@ class SimulatedBench(Bench):
         )
 
 
-def simulated_bench(machine, target, *, on_progress=None, speed=1.0, seed=0):
-    return SimulatedBench(
+def simulated_timer(machine, target, *, on_progress=None, speed=1.0, seed=0):
+    return SimulatedTimer(
         structure=machine.structure,
         target=target,
         seed=seed,
-        onnx=None,
+        dense_onnx=None,
         dense=None,
         feeds=[],
         build=lambda policy: policy,

@@ -7,7 +7,7 @@ import torch
 
 from autoprune.device.connect import make_target
 from autoprune.onnxgraph.export import export_onnx
-from autoprune.profiling import policy_timer as bench
+from autoprune.profiling import policy_timer
 from autoprune.records import SearchSpace
 from autoprune.structure import analyze
 from tests.machines import AdditiveMachine, simulated_table
@@ -58,7 +58,7 @@ def _table():
 @pytest.fixture(scope="session", autouse=True)
 def export_once():
     """The dense export of a shared structure is made once; everything else is exported as always."""
-    real = bench.export_onnx
+    real = policy_timer.export_onnx
 
     def export(model, example_inputs):
         for name in _made:
@@ -69,7 +69,7 @@ def export_once():
         return real(model, example_inputs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench, "export_onnx", export)
+        patch.setattr(policy_timer, "export_onnx", export)
         yield
 
 

@@ -181,7 +181,7 @@ def build_table(
     )
 
 
-def refit(table: LatencyTable, structure: Structure, widths: np.ndarray, ratios: np.ndarray) -> LatencyTable:
+def refit_table(table: LatencyTable, structure: Structure, widths: np.ndarray, ratios: np.ndarray) -> LatencyTable:
     """The table fitted anew with candidates `[C, U]` that were measured at `ratios` `[C]` of the dense latency.
 
     Its useful widths stay: a search that has begun keeps its space, also when it is resumed.

@@ -9,7 +9,7 @@ import numpy as np
 
 from autoprune.allocation.promotion import best_within
 from autoprune.allocation.uniform import baselines
-from autoprune.latency.evidence import refit
+from autoprune.latency.evidence import refit_table
 from autoprune.pipeline.deployment import deployed, measure_beside_dense
 from autoprune.pipeline.events import Events
 from autoprune.pipeline.prepare import Setup
@@ -60,7 +60,7 @@ def refitted(setup: Setup, rung: Sequence[TrialResult], events: Events) -> Setup
         return None
     events.note(f"more than {LARGEST_ERROR:.0%}: the latency table is fitted anew with them, and the search goes on")
     structure = setup.bench.structure
-    table = refit(setup.table, structure, structure.widths(policies), ratios)
+    table = refit_table(setup.table, structure, structure.widths(policies), ratios)
     table.save(setup.folder.table)
     return replace(setup, table=table, predictor=table.predictor(structure))
 

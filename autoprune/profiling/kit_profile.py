@@ -18,7 +18,7 @@ from autoprune.latency.predictor import GeometryIndex
 from autoprune.latency.prior import prior_ms
 from autoprune.latency.sampling import covering_widths, random_widths, scanned_widths, uniform_ladder
 from autoprune.latency.table import FIT, HELD_OUT, SCAN, LatencyTable, varying_operators
-from autoprune.profiling.policy_timer import Progress, make_bench
+from autoprune.profiling.policy_timer import Progress, make_policy_timer
 from autoprune.profiling.profile import as_prior, scanned_geometries
 from autoprune.records import SearchSpace
 from autoprune.structure import Structure
@@ -51,7 +51,7 @@ def make_kit(
     if kind.runtime != "onnxruntime":
         raise KitError(f"a kit holds ONNX models; {target_name} does not run them. Choose an ort target.")
     target = _somewhere(target_name, kind.provider, threads, batch, precision)
-    bench = make_bench(structure, target, seed=seed, on_progress=on_progress, constant_weights=True)
+    timer = make_policy_timer(structure, target, seed=seed, on_progress=on_progress, constant_weights=True)
     widths, roles = _policies(structure, space, scanned or space.levels, seed)
     planned = {
         "space": space.to_json(),
@@ -63,9 +63,9 @@ def make_kit(
     }
     fit_rows = [number for number, role in enumerate(roles) if role == FIT]
     return kit_bytes(
-        bench.models(widths, "building models"),
-        bench.dense,
-        bench.feeds,
+        timer.models(widths, "building models"),
+        timer.dense,
+        timer.feeds,
         provider=kind.provider,
         threads=threads,
         protocol=protocol or Protocol(),
@@ -98,9 +98,9 @@ def import_kit(results: Path, kit: Path, structure: Structure) -> LatencyTable:
     )
     target = target_of(found.target, **origin["target"])
     profiled = widths[[names[name] for name in manifest["profiled"]]]
-    bench = make_bench(structure, target, seed=origin["seed"], constant_weights=True)
+    timer = make_policy_timer(structure, target, seed=origin["seed"], constant_weights=True)
     numbers = GeometryIndex(varying, geometries).numbers(profiled)
-    prior, _ = prior_ms(geometries, numbers, found.kernels, bench.onnx, priced_operators(structure.operators))
+    prior, _ = prior_ms(geometries, numbers, found.kernels, timer.dense_onnx, priced_operators(structure.operators))
     return build_table(
         structure,
         space,
@@ -115,7 +115,7 @@ def import_kit(results: Path, kit: Path, structure: Structure) -> LatencyTable:
             again=ratios[roles == AGAIN],
             drift=found.timings.drift,
             repeated_blocks=found.timings.repeated_blocks,
-            notes=(*bench.notes, f"measured by a kit on {found.target['cpu']}"),
+            notes=(*timer.notes, f"measured by a kit on {found.target['cpu']}"),
         ),
     )
 

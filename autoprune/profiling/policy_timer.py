@@ -35,16 +35,16 @@ _TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
+class PolicyTimer:
     """Everything that stays the same while policies are measured. `notes` say what was out of the ordinary.
 
-    `onnx` is the dense export, `None` for targets that run PyTorch itself.
+    `dense_onnx` is the dense export, `None` for targets that run PyTorch itself.
     """
 
     structure: Structure
     target: Target
     seed: int
-    onnx: onnx.ModelProto | None
+    dense_onnx: onnx.ModelProto | None
     dense: Model
     feeds: Feeds
     build: Callable[[Policy], Model]
@@ -70,7 +70,7 @@ class Bench:
 
     def kernels(self, widths: np.ndarray) -> list[Kernels]:
         """What the runtime's profiler says about rows of widths `[P, U]`; empty where there is no profiler."""
-        if self.onnx is None:
+        if self.dense_onnx is None:
             return []
         return list(kernel_times(self.models(widths, "operators"), self.target, self.feeds))
 
@@ -80,14 +80,14 @@ def as_policy(unit_names: Sequence[str], row: np.ndarray) -> Policy:
     return Policy(space_id="", widths={name: int(w) for name, w in zip(unit_names, row, strict=True)})
 
 
-def make_bench(
+def make_policy_timer(
     structure: Structure,
     target: Target,
     *,
     seed: int = 0,
     on_progress: Progress | None = None,
     constant_weights: bool = False,
-) -> Bench:
+) -> PolicyTimer:
     """Prepare the dense model for a target and find out how policies become models.
 
     ONNX models are made by resizing the dense export, which is proven right on a random policy and on one without
@@ -104,7 +104,7 @@ def make_bench(
     if target.runtime == "torch":
         shrink = partial(_shrunk, structure)
         dense = structure.model
-        return Bench(**common, onnx=None, dense=dense, build=shrink, notes=())
+        return PolicyTimer(**common, dense_onnx=None, dense=dense, build=shrink, notes=())
     structure = _with_distinct_weights(structure)
     exported, origins = _dense_export(structure)
     if target.precision == "int8":
@@ -113,7 +113,7 @@ def make_bench(
         exported = with_constant_weights(exported)
     build, reason = _builder(structure, exported, origins, target, common["feeds"], constant_weights, seed)
     notes = (f"every policy was exported anew, which is slower: {reason}",) if reason else ()
-    return Bench(**common, onnx=exported, dense=serialized(exported), build=build, notes=notes)
+    return PolicyTimer(**common, dense_onnx=exported, dense=serialized(exported), build=build, notes=notes)
 
 
 def _with_distinct_weights(structure: Structure) -> Structure:

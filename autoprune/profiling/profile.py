@@ -18,7 +18,7 @@ from autoprune.latency.predictor import GeometryIndex
 from autoprune.latency.prior import prior_ms
 from autoprune.latency.sampling import covering_widths, every_other, random_widths, scanned_widths, uniform_ladder
 from autoprune.latency.table import FIT, HELD_OUT, SCAN, LatencyTable, varying_operators
-from autoprune.profiling.policy_timer import Bench, Progress, make_bench
+from autoprune.profiling.policy_timer import PolicyTimer, Progress, make_policy_timer
 from autoprune.records import Geometry, SearchSpace
 from autoprune.structure import Structure
 
@@ -62,7 +62,9 @@ def profile(
     Raises `StructureError` when the model cannot be exported and `LatencyError` when its exports cannot be timed.
     """
     work = _Profile(
-        bench=make_bench(structure, target, seed=seed, on_progress=on_progress, constant_weights=bool(target.address)),
+        timer=make_policy_timer(
+            structure, target, seed=seed, on_progress=on_progress, constant_weights=bool(target.address)
+        ),
         space=space,
         protocol=protocol or Protocol(),
         rng=np.random.default_rng(seed),
@@ -73,7 +75,7 @@ def profile(
     prior = work.scan(_SCAN_SHARE * max_seconds, _NODE_SHARE * max_seconds)
     work.space = space if narrow is None else narrow(work.useful(prior))
     prior = work.prior()
-    tested = random_widths(work.space, work.bench.unit_names, _HELD_OUT, work.rng)
+    tested = random_widths(work.space, work.timer.unit_names, _HELD_OUT, work.rng)
     work.time(tested, HELD_OUT)
     work.rounds(prior)
     again = work.measure(tested[:_REMEASURED], "measuring again")
@@ -111,7 +113,7 @@ def _thinned(levels: Sequence[int], most: int) -> Sequence[int]:
 class _Profile:
     """A profile in the making: what was timed so far, and with what."""
 
-    bench: Bench
+    timer: PolicyTimer
     space: SearchSpace
     protocol: Protocol
     rng: np.random.Generator
@@ -125,7 +127,7 @@ class _Profile:
     @property
     def varying(self) -> tuple[PricedOperator, ...]:
         """The operators that some unit changes."""
-        return varying_operators(self.bench.structure)[0]
+        return varying_operators(self.timer.structure)[0]
 
     @property
     def dense_ms(self) -> float:
@@ -147,13 +149,13 @@ class _Profile:
             drift=max(timings.drift for timings in self.timings),
             repeated_blocks=sum(timings.repeated_blocks for timings in self.timings),
             seconds=seconds,
-            notes=(*self.bench.notes, *self.notes),
+            notes=(*self.timer.notes, *self.notes),
         )
 
     def measure(self, widths: np.ndarray, stage: str) -> np.ndarray:
         """Ratios to the dense model, in random order: slow changes cannot tell kinds of policies apart."""
         order = self.rng.permutation(len(widths))
-        self.timings.append(self.bench.time(widths[order], stage, self.protocol))
+        self.timings.append(self.timer.time(widths[order], stage, self.protocol))
         return np.array(self.timings[-1].ratios)[np.argsort(order)]
 
     def time(self, widths: np.ndarray, role: str) -> None:
@@ -174,21 +176,21 @@ class _Profile:
             self.notes.append(f"scanning took {len(rows)} models, more than the time allows")
         self.space = SearchSpace(id=self.space.id, levels=widths)
         nodes = int(np.clip(node_seconds / (build_s + 2 * _LOAD_S + _NODE_RUNS * run_s), _LEAST_NODES, _MOST_NODES))
-        self.profiled = random_widths(self.space, self.bench.unit_names, nodes, self.rng)
-        self.kernels = self.bench.kernels(self.profiled)
+        self.profiled = random_widths(self.space, self.timer.unit_names, nodes, self.rng)
+        self.kernels = self.timer.kernels(self.profiled)
         self.time(rows, SCAN)
         return self.prior(scans_only=True)
 
     def _scan_rows(self, widths: Mapping[str, Sequence[int]]) -> np.ndarray:
-        return scanned_widths(self.space, self.bench.unit_names, self.varying, widths)
+        return scanned_widths(self.space, self.timer.unit_names, self.varying, widths)
 
     def _cost(self) -> tuple[float, float]:
         """Seconds of one run of the dense model, and of building and loading one policy."""
         smallest = np.array([[levels[0] for levels in self.space.levels.values()]])
         start = time.monotonic()
-        timed = self.bench.time(smallest, "a first look", replace(self.protocol, repeats=3, retries=0))
+        timed = self.timer.time(smallest, "a first look", replace(self.protocol, repeats=3, retries=0))
         took, run_s = time.monotonic() - start, timed.reference_ms / 1e3
-        if self.bench.target.address:
+        if self.timer.target.address:
             return run_s, _LOAD_S  # copying a kit takes long whatever it holds
         sample_s = max(run_s, self.protocol.sample_ms / 1e3) + run_s
         runs_s = 3 * (self.protocol.reference_samples + 1) * sample_s + 20 * run_s
@@ -198,17 +200,17 @@ class _Profile:
         """Geometries of the scans and (later) of every policy of the space, with their prior cost."""
         found = scanned_geometries(self.varying, self.evidence.widths)
         if not scans_only:
-            found |= dict.fromkeys(possible_geometries(self.varying, self.space, self.bench.unit_names))
+            found |= dict.fromkeys(possible_geometries(self.varying, self.space, self.timer.unit_names))
         geometries = tuple(found)
         numbers = GeometryIndex(self.varying, geometries).numbers(self.profiled)
-        priced = priced_operators(self.bench.structure.operators)
-        return as_prior(geometries, prior_ms(geometries, numbers, self.kernels, self.bench.onnx, priced)[0])
+        priced = priced_operators(self.timer.structure.operators)
+        return as_prior(geometries, prior_ms(geometries, numbers, self.kernels, self.timer.dense_onnx, priced)[0])
 
     def useful(self, prior: Mapping[Geometry, float]) -> dict[str, tuple[int, ...]]:
         """Useful widths of every unit, from the scans alone."""
         geometries, values = tuple(prior), np.array([*prior.values()])
         index = GeometryIndex(self.varying, geometries)
-        structure = self.bench.structure
+        structure = self.timer.structure
         fitted = self.fit(index, geometries, values)
         predictor = predictor_of(structure, self.space.levels, geometries, fitted)
         found = {stair.unit: stair.useful for stair in staircases(predictor, self.space, self.varying)}
@@ -217,13 +219,13 @@ class _Profile:
     def fit(self, index: GeometryIndex, geometries: Sequence[Geometry], prior_ms: np.ndarray) -> Fit:
         """The fit to the evidence so far."""
         return fit_evidence(
-            self.bench.structure, index, geometries, self.evidence, prior_ms,
-            dense_ms=self.dense_ms, noise=self.noise, runtime=self.bench.target.runtime,
+            self.timer.structure, index, geometries, self.evidence, prior_ms,
+            dense_ms=self.dense_ms, noise=self.noise, runtime=self.timer.target.runtime,
         )  # fmt: skip
 
     def rounds(self, prior: Mapping[Geometry, float]) -> None:
         """Time policies that cover the entries until the error of new ones no longer falls, or the time is over."""
-        names, index = self.bench.unit_names, GeometryIndex(self.varying, tuple(prior))
+        names, index = self.timer.unit_names, GeometryIndex(self.varying, tuple(prior))
         prior_values, geometries = np.array([*prior.values()]), tuple(prior)
         self.time(uniform_ladder(self.space, names), FIT)
         errors: list[float] = []

@@ -10,7 +10,7 @@ from autoprune.device.target import Target
 from autoprune.device.timing import Protocol
 from autoprune.latency.fitting import HeldOut, held_out
 from autoprune.latency.table import HELD_OUT, LatencyTable
-from autoprune.profiling.policy_timer import Progress, make_bench
+from autoprune.profiling.policy_timer import Progress, make_policy_timer
 from autoprune.structure import Structure
 
 CLOCK_TOLERANCE = 0.05
@@ -49,12 +49,14 @@ def check_table(
 
     Both as shares of the dense model's latency, because that is what budgets are; a faster clock alone changes nothing.
     """
-    bench = make_bench(structure, target, seed=seed, on_progress=on_progress, constant_weights=bool(target.address))
+    timer = make_policy_timer(
+        structure, target, seed=seed, on_progress=on_progress, constant_weights=bool(target.address)
+    )
     samples = [sample for sample in table.samples if sample.role == HELD_OUT][:_POLICIES]
-    widths = np.array([[sample.widths[name] for name in bench.unit_names] for sample in samples], dtype=np.int64)
+    widths = np.array([[sample.widths[name] for name in timer.unit_names] for sample in samples], dtype=np.int64)
     protocol = protocol or Protocol()
-    first = bench.time(widths, "measuring again", protocol)
-    second = bench.time(widths[:_REMEASURED], "noise", protocol)
+    first = timer.time(widths, "measuring again", protocol)
+    second = timer.time(widths[:_REMEASURED], "noise", protocol)
     predicted = table.predictor(structure).predict_with_sd(widths)
     return TableCheck(
         now=held_out(

@@ -17,7 +17,7 @@ from autoprune.device import measure
 from autoprune.device.kit import kit_bytes, kit_manifest, read_manifest
 from autoprune.device.measure import Protocol
 from autoprune.errors import KitError
-from autoprune.profiling.policy_timer import make_bench
+from autoprune.profiling.policy_timer import make_policy_timer
 from autoprune.structure import analyze
 from tests.device import kits
 from tests.device.kits import CONTENT, FEEDS, MANIFEST, PROFILED, PROTOCOL, TARGET, TIMED, made
@@ -100,11 +100,11 @@ def test_constant_weights_make_a_kit_small(target):
     given = {"provider": target.provider, "threads": 1, "protocol": PROTOCOL, "timed": range(3), "profiled": ()}
     sizes = []
     for constant in (False, True):
-        bench = make_bench(structure, target, constant_weights=constant)
-        models = list(bench.models(np.array([[256], [128], [64]]), "building"))
+        timer = make_policy_timer(structure, target, constant_weights=constant)
+        models = list(timer.models(np.array([[256], [128], [64]]), "building"))
         for model in models:
             onnx.checker.check_model(onnx.load_from_string(model))
-        sizes.append(len(kit_bytes(models, bench.dense, bench.feeds, **given)))
+        sizes.append(len(kit_bytes(models, timer.dense, timer.feeds, **given)))
     assert sizes[1] < 0.1 * sizes[0]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from autoprune.errors import LatencyError
-from autoprune.latency.evidence import Conditions, Evidence, build_table, occurrences, predictor_of, refit
+from autoprune.latency.evidence import Conditions, Evidence, build_table, occurrences, predictor_of, refit_table
 from autoprune.latency.geometries import possible_geometries
 from autoprune.latency.predictor import ABSENT, MISSING
 from autoprune.latency.table import CANDIDATE, FIT, HELD_OUT, SCAN, LatencyTable, varying_operators
@@ -246,7 +246,7 @@ def test_a_table_knows_what_removed_branches_save(structure_of, removing_space_o
     assert [0 in widths for widths in predictor.known_widths.values()] == [u.removable for u in structure.units]
     everything = np.array([[0 if u.removable else u.width for u in structure.units]])
     np.testing.assert_allclose(predictor.predict(everything), machine.ms(everything), rtol=0.02)
-    again = refit(loaded, structure, fitted[:3], machine.ratios(fitted[:3]))
+    again = refit_table(loaded, structure, fitted[:3], machine.ratios(fitted[:3]))
     assert again.held_out.mape_percent < 0.3
 
 

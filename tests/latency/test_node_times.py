@@ -10,7 +10,7 @@ from autoprune.latency.geometries import priced_operators
 from autoprune.latency.node_times import NodeOwners, node_times_ms
 from autoprune.onnxgraph.export import export_onnx
 from autoprune.onnxgraph.resizer import Resizer
-from autoprune.profiling.policy_timer import make_bench
+from autoprune.profiling.policy_timer import make_policy_timer
 from autoprune.structure import analyze
 from autoprune.task.transformers import ViT
 
@@ -36,11 +36,11 @@ def owner_of(priced, parameter):
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_every_priced_operator_gets_node_times(precision, net, structure_of, space_of, target):
     structure = structure_of(net)
-    bench = make_bench(structure, replace(target, precision=precision))
+    timer = make_policy_timer(structure, replace(target, precision=precision))
     priced = priced_operators(structure.operators)
     rows = np.array([list(space_of(net).smallest().widths.values())])
-    (found,) = bench.kernels(rows)
-    times = node_times_ms(found, NodeOwners(bench.onnx, priced))
+    (found,) = timer.kernels(rows)
+    times = node_times_ms(found, NodeOwners(timer.dense_onnx, priced))
     assert set(times) == {i for i, operator in enumerate(priced) if operator.present(rows)[0]}
     assert all(np.isfinite(cost) and cost >= 0 for cost in times.values())
 

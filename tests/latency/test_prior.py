@@ -6,7 +6,7 @@ import pytest
 from autoprune.device.timing import Kernels
 from autoprune.latency.geometries import possible_geometries, priced_operators
 from autoprune.latency.prior import prior_ms, work_ms
-from autoprune.profiling.policy_timer import make_bench
+from autoprune.profiling.policy_timer import make_policy_timer
 from autoprune.records import Geometry
 from tests.machines import index_of
 
@@ -100,12 +100,12 @@ def test_work_grows_with_everything_that_makes_work():
 
 def test_the_profiler_of_the_runtime_gives_a_prior(structure_of, space_of, target):
     structure, space = structure_of("depthwise"), space_of("depthwise")
-    bench = make_bench(structure, target)
+    timer = make_policy_timer(structure, target)
     priced = priced_operators(structure.operators)
     geometries = possible_geometries([op for op in priced if op.units], space, tuple(space.levels))
     rows = np.array([list(space.smallest().widths.values()), list(space.largest().widths.values())])
     numbers = index_of(structure, geometries).numbers(rows)
-    prior, unseen = prior_ms(geometries, numbers, bench.kernels(rows), bench.onnx, priced)
+    prior, unseen = prior_ms(geometries, numbers, timer.kernels(rows), timer.dense_onnx, priced)
     assert unseen == len(geometries) - len(set(numbers.ravel().tolist()))
     assert (prior > 0).all()
     assert np.isfinite(prior).all()

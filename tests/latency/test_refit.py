@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from autoprune.latency.evidence import Evidence, build_table, refit
+from autoprune.latency.evidence import Evidence, build_table, refit_table
 from autoprune.latency.table import CANDIDATE, FIT, HELD_OUT
 from tests.machines import (
     ORT,
@@ -21,7 +21,7 @@ def test_candidates_move_the_predictions_towards_them(table, structure_of, space
     candidates = rows_of(space, 4, seed=20)
     before = table.predictor(structure).predict(candidates)
     measured = before * 1.05
-    refitted = refit(table, structure, candidates, measured / table.dense_ms)
+    refitted = refit_table(table, structure, candidates, measured / table.dense_ms)
     after = refitted.predictor(structure).predict(candidates)
     assert (after > before).all()
     assert np.abs(after / measured - 1).mean() < 0.6 * 0.05
@@ -53,14 +53,14 @@ def test_a_refit_with_what_was_predicted_changes_little(table, structure_of, spa
     structure, space = structure_of("residual"), space_of("residual")
     candidates, new = rows_of(space, 4, seed=20), rows_of(space, 100, seed=21)
     before = table.predictor(structure)
-    refitted = refit(table, structure, candidates, before.predict(candidates) / table.dense_ms)
+    refitted = refit_table(table, structure, candidates, before.predict(candidates) / table.dense_ms)
     np.testing.assert_allclose(refitted.predictor(structure).predict(new), before.predict(new), rtol=0.005)
 
 
 def test_a_refit_keeps_what_was_measured(table, structure_of, space_of):
     structure = structure_of("residual")
     rows = rows_of(space_of("residual"), 2, seed=20)
-    refitted = refit(table, structure, rows, np.array([0.5, 0.6]))
+    refitted = refit_table(table, structure, rows, np.array([0.5, 0.6]))
     kept = ("target", "space", "structure", "seed", "dense_ms", "fixed", "known", "noise", "drift_percent", "notes")
     for field in kept:
         assert getattr(refitted, field) == getattr(table, field), field
@@ -75,11 +75,11 @@ def test_a_refit_keeps_what_was_measured(table, structure_of, space_of):
 def test_a_refit_may_be_refitted(table, structure_of, space_of):
     structure = structure_of("residual")
     rows = rows_of(space_of("residual"), 2, seed=20)
-    once = refit(table, structure, rows, np.array([0.5, 0.6]))
-    twice = refit(once, structure, rows, np.array([0.5, 0.6]))
+    once = refit_table(table, structure, rows, np.array([0.5, 0.6]))
+    twice = refit_table(once, structure, rows, np.array([0.5, 0.6]))
     assert twice.counts[CANDIDATE] == 4
     assert twice.refits == 2
-    at_once = refit(table, structure, np.concatenate([rows, rows]), np.array([0.5, 0.6, 0.5, 0.6]))
+    at_once = refit_table(table, structure, np.concatenate([rows, rows]), np.array([0.5, 0.6, 0.5, 0.6]))
     assert {g: e.latency_ms for g, e in twice.entries.items()} == pytest.approx(
         {g: e.latency_ms for g, e in at_once.entries.items()}
     )
@@ -91,4 +91,4 @@ def test_useful_widths_stay_when_a_table_is_fitted_anew(table, structure_of, spa
     candidates = rows_of(space_of("residual"), 4, seed=20)
     before = replace(table, useful=narrow)
     ratios = before.predictor(structure_of("residual")).predict(candidates) / before.dense_ms
-    assert refit(before, structure_of("residual"), candidates, ratios).useful == narrow
+    assert refit_table(before, structure_of("residual"), candidates, ratios).useful == narrow

@@ -16,7 +16,7 @@ from autoprune.onnxgraph.branches import remove_branches
 from autoprune.onnxgraph.export import export_onnx, is_transposed, plain_name, with_constant_weights
 from autoprune.onnxgraph.resizer import Resizer
 from autoprune.onnxgraph.sizes import learn_sizes
-from autoprune.profiling.policy_timer import make_bench
+from autoprune.profiling.policy_timer import make_policy_timer
 from autoprune.records import Policy
 from autoprune.structure import Structure, analyze
 from autoprune.task.models import MobileNetTiny, resnet8, resnet20
@@ -284,11 +284,11 @@ def test_a_resized_model_without_branches_is_what_the_shrunk_model_exports_to(
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_policies_without_branches_are_resized_and_run(precision, structure_of, removing_space_of, target):
-    bench = make_bench(structure_of("blocks"), replace(target, precision=precision))
-    assert not bench.notes
+    timer = make_policy_timer(structure_of("blocks"), replace(target, precision=precision))
+    assert not timer.notes
     rows = np.array([[levels[0] for levels in removing_space_of("blocks").levels.values()]])
-    (found,) = bench.kernels(rows)
-    assert len(found.names) < len(next(iter(bench.kernels(rows + 2))).names)
+    (found,) = timer.kernels(rows)
+    assert len(found.names) < len(next(iter(timer.kernels(rows + 2))).names)
 
 
 def test_a_branch_whose_removal_would_take_the_output_is_refused(dense_of):

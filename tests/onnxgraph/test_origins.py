@@ -10,7 +10,7 @@ from autoprune.errors import LatencyError
 from autoprune.onnxgraph.export import export_onnx
 from autoprune.onnxgraph.origins import Origin, find_origins, made_distinct, repeats
 from autoprune.onnxgraph.resizer import unnamed_weights
-from autoprune.profiling.policy_timer import make_bench
+from autoprune.profiling.policy_timer import make_policy_timer
 from autoprune.structure import analyze
 
 TABLE = np.arange(1, 13, dtype=np.float32).reshape(3, 4)
@@ -97,9 +97,9 @@ def test_tied_weights_are_held_by_one_of_their_names():
 
 @pytest.mark.parametrize("kind", ["arange", "buffer", "slice"])
 def test_positions_are_resized_without_the_exporter(kind):
-    """Making the bench proves it on random widths; the rows of zeros in `slice` have no origin until they differ."""
+    """Making the timer proves it on random widths; the rows of zeros in `slice` have no origin until they differ."""
     torch.manual_seed(0)
     structure = analyze(Positions(kind).eval(), (torch.randn(1, 6, 3),))
     assert any(m.parameter in {"table.weight", "row"} for unit in structure.units for m in unit.members)
-    assert make_bench(structure, make_target("ort-cpu")).notes == ()
+    assert make_policy_timer(structure, make_target("ort-cpu")).notes == ()
     assert not structure.model.row.detach().any()

@@ -11,7 +11,7 @@ from autoprune.errors import StructureError
 from autoprune.onnxgraph.export import plain_name
 from autoprune.onnxgraph.quantization import quantized
 from autoprune.onnxgraph.resizer import Resizer
-from autoprune.profiling.policy_timer import make_bench
+from autoprune.profiling.policy_timer import make_policy_timer
 from tests.small_nets import NETS
 
 
@@ -76,9 +76,9 @@ def test_the_full_widths_give_the_int8_model_itself(net, int8_of, structure_of, 
 
 @pytest.mark.parametrize("name", NETS)
 def test_int8_targets_need_no_export_of_every_policy(name, structure_of, target):
-    bench = make_bench(structure_of(name), replace(target, precision="int8"))
-    assert bench.notes == ()
-    assert any(i.data_type == TensorProto.INT8 for i in bench.onnx.graph.initializer)
+    timer = make_policy_timer(structure_of(name), replace(target, precision="int8"))
+    assert timer.notes == ()
+    assert any(i.data_type == TensorProto.INT8 for i in timer.dense_onnx.graph.initializer)
 
 
 def test_a_calibration_with_another_number_of_inputs_is_a_clear_error(dense_of, feeds):

@@ -12,8 +12,8 @@ from autoprune.device.connect import make_target
 from autoprune.errors import LatencyError
 from autoprune.onnxgraph import sizes as onnx_sizes
 from autoprune.onnxgraph.sizes import LearnedSizes, learn_sizes
-from autoprune.profiling import policy_timer as bench_module
-from autoprune.profiling.policy_timer import make_bench
+from autoprune.profiling import policy_timer as timer_module
+from autoprune.profiling.policy_timer import make_policy_timer
 from autoprune.records import Policy
 from autoprune.structure import analyze
 from autoprune.task.transformers import ViT
@@ -44,17 +44,17 @@ def test_a_product_with_a_sum_is_told():
 
 
 def test_a_transformer_is_resized_with_equal_norms_and_without_branches(monkeypatch: pytest.MonkeyPatch):
-    """Its proof, on random widths and without any branch, is part of making the bench."""
+    """Its proof, on random widths and without any branch, is part of making the timer."""
     torch.manual_seed(0)
     net = ViT(1, 8, 3, dim=8, depth=2, heads=2, hidden=6).eval()
     structure = analyze(net, (torch.zeros(1, 1, 8, 8),))
     assert {unit.kind for unit in structure.units} == {"channel", "head", "head_dim"}
     assert any(unit.removable for unit in structure.units)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    assert make_bench(structure, make_target("ort-cpu")).notes == ()
+    assert make_policy_timer(structure, make_target("ort-cpu")).notes == ()
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    monkeypatch.setattr(bench_module, "learn_sizes", lambda *_, **__: None)
-    (note,) = make_bench(structure, make_target("ort-cpu")).notes
+    monkeypatch.setattr(timer_module, "learn_sizes", lambda *_, **__: None)
+    (note,) = make_policy_timer(structure, make_target("ort-cpu")).notes
     assert "every policy was exported anew" in note
 
 
@@ -68,7 +68,7 @@ def test_shuffles_that_look_channels_up_are_resized():
     unit = structure.units[-1]
     narrow = Policy(space_id="", widths=structure.full_widths | {unit.name: 1})
     assert len(structure.lookups(narrow)[second]) < len(structure.lookups(small)[first])
-    assert make_bench(structure, make_target("ort-cpu")).notes == ()
+    assert make_policy_timer(structure, make_target("ort-cpu")).notes == ()
 
 
 def test_untrained_norms_of_other_channels_are_resized():
@@ -78,7 +78,7 @@ def test_untrained_norms_of_other_channels_are_resized():
     norms = [nn.Sequential(nn.ReLU(), nn.BatchNorm2d(6)) for _ in range(3)]
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2))
     net = nn.Sequential(a, norms[0], b, norms[1], c, norms[2], head).eval()
-    assert make_bench(analyze(net, (torch.zeros(1, 3, 8, 8),)), make_target("ort-cpu")).notes == ()
+    assert make_policy_timer(analyze(net, (torch.zeros(1, 3, 8, 8),)), make_target("ort-cpu")).notes == ()
 
 
 def test_group_norms_and_grouped_weights_that_are_computed_are_resized():
@@ -87,7 +87,7 @@ def test_group_norms_and_grouped_weights_that_are_computed_are_resized():
     grouped = nn.utils.parametrizations.weight_norm(nn.Conv1d(64, 64, 16, groups=4), dim=2)
     head = nn.Sequential(nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(64, 2))
     net = nn.Sequential(nn.Conv1d(1, 64, 3), nn.GroupNorm(64, 64), nn.GELU(), grouped, nn.GELU(), head).eval()
-    assert make_bench(analyze(net, (torch.zeros(1, 1, 24),)), make_target("ort-cpu")).notes == ()
+    assert make_policy_timer(analyze(net, (torch.zeros(1, 1, 24),)), make_target("ort-cpu")).notes == ()
 
 
 def test_rotary_positions_and_repeated_keys_are_resized():
@@ -95,7 +95,7 @@ def test_rotary_positions_and_repeated_keys_are_resized():
     torch.manual_seed(0)
     structure = analyze(Llama(), (torch.zeros(1, 7, dtype=torch.int64),))
     assert {unit.kind for unit in structure.units} == {"channel", "head", "head_dim"}
-    assert make_bench(structure, make_target("ort-cpu")).notes == ()
+    assert make_policy_timer(structure, make_target("ort-cpu")).notes == ()
 
 
 @pytest.mark.parametrize("channels", [[0, 1, 2, 3, 0, 1, 2, 3], [0, 0, 1, 1, 2, 2, 3, 3]], ids=["halves", "pairs"])

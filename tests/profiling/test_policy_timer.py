@@ -12,8 +12,8 @@ from autoprune.device.connect import make_target
 from autoprune.device.timing import named_feeds, open_session
 from autoprune.errors import LatencyError
 from autoprune.onnxgraph.resizer import Resizer
-from autoprune.profiling import policy_timer as bench_module
-from autoprune.profiling.policy_timer import as_policy, make_bench, random_feeds
+from autoprune.profiling import policy_timer as timer_module
+from autoprune.profiling.policy_timer import as_policy, make_policy_timer, random_feeds
 from autoprune.structure import analyze
 from tests.machines import QUICK
 
@@ -39,18 +39,18 @@ def conv_shapes(content):
 
 
 def test_models_are_resized_and_nothing_is_noted(net, structure_of, target):
-    assert make_bench(structure_of(net), target).notes == ()
+    assert make_policy_timer(structure_of(net), target).notes == ()
 
 
 def test_rows_of_widths_become_models_of_these_widths_and_progress_is_told(structure_of, target):
     told = []
     structure = structure_of("flat")
-    bench = make_bench(structure, target, on_progress=lambda *stage: told.append(stage))
-    assert bench.unit_names == tuple(unit.name for unit in structure.units)
-    column = bench.unit_names.index("features.0")
+    timer = make_policy_timer(structure, target, on_progress=lambda *stage: told.append(stage))
+    assert timer.unit_names == tuple(unit.name for unit in structure.units)
+    column = timer.unit_names.index("features.0")
     rows = np.array([[unit.width for unit in structure.units]] * 3)
     rows[:, column] = [8, 5, 2]
-    assert [conv_shapes(model) for model in bench.models(rows, "a stage")] == [
+    assert [conv_shapes(model) for model in timer.models(rows, "a stage")] == [
         [(8, 1, 3, 3)],
         [(5, 1, 3, 3)],
         [(2, 1, 3, 3)],
@@ -71,11 +71,11 @@ def test_a_policy_has_the_widths_of_its_row():
 def test_the_exporter_takes_over_when_resizing_cannot_be_proven(
     resizer, reason, constant, structure_of, space_of, target, monkeypatch
 ):
-    monkeypatch.setattr(bench_module, "Resizer", resizer)
-    bench = make_bench(structure_of("flat"), target, constant_weights=constant)
-    assert reason in bench.notes[0]
-    assert "every policy was exported anew" in bench.notes[0]
-    small = bench.build(space_of("flat").smallest())
+    monkeypatch.setattr(timer_module, "Resizer", resizer)
+    timer = make_policy_timer(structure_of("flat"), target, constant_weights=constant)
+    assert reason in timer.notes[0]
+    assert "every policy was exported anew" in timer.notes[0]
+    small = timer.build(space_of("flat").smallest())
     assert conv_shapes(small) == [(2, 1, 3, 3)]
     if constant:
         weights = {i.name: numpy_helper.to_array(i) for i in onnx.load_from_string(small).graph.initializer}
@@ -83,10 +83,10 @@ def test_the_exporter_takes_over_when_resizing_cannot_be_proven(
 
 
 def test_an_int8_policy_that_is_exported_anew_is_int8(structure_of, space_of, target, monkeypatch, feeds):
-    monkeypatch.setattr(bench_module, "Resizer", RefusingResizer)
+    monkeypatch.setattr(timer_module, "Resizer", RefusingResizer)
     int8 = replace(target, precision="int8")
-    bench = make_bench(structure_of("flat"), int8)
-    small = bench.build(space_of("flat").smallest())
+    timer = make_policy_timer(structure_of("flat"), int8)
+    small = timer.build(space_of("flat").smallest())
     kinds = {i.data_type for i in onnx.load_from_string(small).graph.initializer}
     assert onnx.TensorProto.INT8 in kinds
     session = open_session(small, target)
@@ -94,9 +94,9 @@ def test_an_int8_policy_that_is_exported_anew_is_int8(structure_of, space_of, ta
 
 
 def test_constant_weights_are_constant_in_every_model(structure_of, space_of, target):
-    bench = make_bench(structure_of("residual"), target, constant_weights=True)
-    assert bench.notes == ()
-    for content in (bench.dense, bench.build(space_of("residual").smallest())):
+    timer = make_policy_timer(structure_of("residual"), target, constant_weights=True)
+    assert timer.notes == ()
+    for content in (timer.dense, timer.build(space_of("residual").smallest())):
         for initializer in onnx.load_from_string(content).graph.initializer:
             value = numpy_helper.to_array(initializer)
             assert value.dtype.kind != "f" or np.ptp(value) == 0
@@ -118,42 +118,42 @@ class Gated(nn.Module):
 def test_equal_buffers_stay_what_they_are(buffer, target):
     torch.manual_seed(0)
     net = nn.Sequential(Gated(buffer), Gated(buffer.detach()), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2)).eval()
-    bench = make_bench(analyze(net, torch.zeros(1, 8)), target)
-    session = open_session(bench.dense, target)
-    assert np.isfinite(session.run(None, named_feeds(session, bench.feeds))[0]).all()
+    timer = make_policy_timer(analyze(net, torch.zeros(1, 8)), target)
+    session = open_session(timer.dense, target)
+    assert np.isfinite(session.run(None, named_feeds(session, timer.feeds))[0]).all()
 
 
 def test_a_resized_model_whose_outputs_are_no_numbers_is_not_proven(structure_of, target, monkeypatch):
-    monkeypatch.setattr(bench_module, "_difference", lambda *_: float("nan"))
-    assert "differs by nan" in make_bench(structure_of("flat"), target).notes[0]
+    monkeypatch.setattr(timer_module, "_difference", lambda *_: float("nan"))
+    assert "differs by nan" in make_policy_timer(structure_of("flat"), target).notes[0]
 
 
 def test_a_remote_provider_is_not_needed_to_build_models(structure_of, target):
     elsewhere = replace(target, provider="QNNExecutionProvider", address=Address(login="me@board"))
-    assert make_bench(structure_of("flat"), elsewhere).notes == ()
+    assert make_policy_timer(structure_of("flat"), elsewhere).notes == ()
 
 
 def test_pytorch_runs_the_shrunk_modules_themselves(structure_of, space_of):
     structure, space = structure_of("residual"), space_of("residual")
-    bench = make_bench(structure, make_target("torch-cpu"))
-    assert bench.onnx is None
-    assert bench.dense is structure.model
-    small = bench.build(space.smallest())
+    timer = make_policy_timer(structure, make_target("torch-cpu"))
+    assert timer.dense_onnx is None
+    assert timer.dense is structure.model
+    small = timer.build(space.smallest())
     assert isinstance(small, nn.Module)
     assert not small.training
     assert small.state_dict()["body.0.weight"].shape == (2, 2, 3, 3)
     rows = np.array([list(space.smallest().widths.values()), list(space.largest().widths.values())])
-    assert len(bench.time(rows, "timing", QUICK).ratios) == 2
-    assert bench.kernels(rows) == []
+    assert len(timer.time(rows, "timing", QUICK).ratios) == 2
+    assert timer.kernels(rows) == []
 
 
 def test_a_bench_times_and_profiles_rows(structure_of, space_of, target):
     space = space_of("flat")
-    bench = make_bench(structure_of("flat"), target)
+    timer = make_policy_timer(structure_of("flat"), target)
     rows = np.array([list(space.smallest().widths.values()), list(space.largest().widths.values())])
-    found = bench.time(rows, "timing", QUICK)
+    found = timer.time(rows, "timing", QUICK)
     assert len(found.ratios) == 2
-    first, second = bench.kernels(rows)
+    first, second = timer.kernels(rows)
     assert first.names
     assert len(first.names) == len(second.names)
 
@@ -191,9 +191,9 @@ class OfLogarithm(nn.Module):
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_a_model_of_positive_inputs_is_resized_and_fed_such(precision, target):
     structure = analyze(OfLogarithm(0.0).eval(), torch.rand(1, 8) + 0.1)
-    bench = make_bench(structure, replace(target, batch=3, precision=precision))
-    assert bench.notes == ()
-    (feed,) = bench.feeds
+    timer = make_policy_timer(structure, replace(target, batch=3, precision=precision))
+    assert timer.notes == ()
+    (feed,) = timer.feeds
     assert feed.shape == (3, 8)
     assert feed.flags["C_CONTIGUOUS"]
     assert (feed > 0).all()
@@ -202,5 +202,5 @@ def test_a_model_of_positive_inputs_is_resized_and_fed_such(precision, target):
 
 def test_a_model_without_numbers_on_its_examples_is_not_proven(target):
     structure = analyze(OfLogarithm(-9.0).eval(), torch.rand(1, 8))
-    (note,) = make_bench(structure, target).notes
+    (note,) = make_policy_timer(structure, target).notes
     assert "the PyTorch model gives NaN" in note

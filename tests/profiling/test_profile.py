@@ -13,7 +13,7 @@ from autoprune.latency.table import FIT, HELD_OUT, SCAN, LatencyTable, varying_o
 from autoprune.profiling import profile as profiling
 from autoprune.profiling.profile import MAX_SECONDS, as_prior, expected_seconds, profile, scanned_geometries
 from autoprune.records import Geometry, SearchSpace
-from tests.machines import QUICK, AdditiveMachine, simulated_bench, stairs
+from tests.machines import QUICK, AdditiveMachine, simulated_timer, stairs
 
 
 class Simulated:
@@ -22,11 +22,11 @@ class Simulated:
     def __init__(self, structure, space, target, monkeypatch, *, step=4, noise=0.003, **options):
         self.told, self.machine = [], AdditiveMachine(structure, stairs(step), noise=noise)
 
-        def make_bench(structure, target, *, seed, on_progress, constant_weights):
+        def make_policy_timer(structure, target, *, seed, on_progress, constant_weights):
             self.constant_weights = constant_weights
-            return simulated_bench(self.machine, target, on_progress=on_progress, seed=seed)
+            return simulated_timer(self.machine, target, on_progress=on_progress, seed=seed)
 
-        monkeypatch.setattr(profiling, "make_bench", make_bench)
+        monkeypatch.setattr(profiling, "make_policy_timer", make_policy_timer)
         self.table = profile(
             structure, space, target, seed=3, on_progress=lambda *stage: self.told.append(stage), **options
         )

@@ -6,7 +6,7 @@ import pytest
 from autoprune.latency.table import HELD_OUT
 from autoprune.profiling import table_check as check_module
 from autoprune.profiling.table_check import check_table
-from tests.machines import QUICK, AdditiveMachine, doubled, simulated_bench, simulated_table, stairs
+from tests.machines import QUICK, AdditiveMachine, doubled, simulated_table, simulated_timer, stairs
 
 
 @pytest.fixture
@@ -22,11 +22,11 @@ def checked(machine, target, monkeypatch):
     def check(table, machine=machine, **options):
         speed = options.pop("speed", 1.0)
 
-        def make_bench(structure, target, *, seed, on_progress, constant_weights):
+        def make_policy_timer(structure, target, *, seed, on_progress, constant_weights):
             assert not constant_weights
-            return simulated_bench(machine, target, on_progress=on_progress, speed=speed, seed=seed)
+            return simulated_timer(machine, target, on_progress=on_progress, speed=speed, seed=seed)
 
-        monkeypatch.setattr(check_module, "make_bench", make_bench)
+        monkeypatch.setattr(check_module, "make_policy_timer", make_policy_timer)
         return check_table(table, machine.structure, target, **options)
 
     return check
