@@ -223,7 +223,7 @@ EFFORT = Effort(
 
 def search(path: Path, **changes: object) -> Search:
     fields = {
-        "place": path / "study.db",
+        "location": path / "study.db",
         "space": SPACE,
         "dense_widths": DENSE,
         "predict": predict,

@@ -19,7 +19,7 @@ from autoprune.profiling.report import latency_shares
 from autoprune.runfolder import RunFolder, read_json, write_atomic, write_json
 from autoprune.structure import Structure
 from autoprune.study.copying import copy_studies
-from autoprune.study.location import OWN_FILE, Place, SharedStorage, absolute
+from autoprune.study.location import OWN_FILE, SharedStorage, StudyLocation, absolute
 from autoprune.study.storage import sole_controller
 from autoprune.task.batches import length
 from autoprune.training.dense import weights_to_bytes
@@ -35,7 +35,7 @@ def described_units(**options: Any) -> tuple[Structure, dict[str, tuple[int, ...
     return structure, dict(space_of(config, structure, table).levels), latency
 
 
-def studies_of(run_dir: Path) -> Place:
+def studies_of(run_dir: Path) -> StudyLocation:
     """Where the studies of a run are kept; `RunFolderError` when it has none."""
     run = Run(RunFolder(run_dir))
     if not run.folder.has_study:

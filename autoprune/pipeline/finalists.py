@@ -17,7 +17,7 @@ from autoprune.records import Policy
 from autoprune.runfolder import write_atomic
 from autoprune.search.explore import run_rung
 from autoprune.study.broker import Broker
-from autoprune.study.rung import Question
+from autoprune.study.spec import StudySpec
 from autoprune.study.storage import storage_errors
 from autoprune.trials import FrontModel, TrialResult, TrialSpec
 
@@ -127,7 +127,7 @@ def _fine_tune(
     setup: Setup, policies: Mapping[Policy, str], executor: Executor, events: Events
 ) -> dict[Policy, TrialResult]:
     """Run the full fine-tunes; returns what became of every one."""
-    question = Question(
+    study_spec = StudySpec(
         space=setup.space,
         fidelity=setup.effort.full,
         limits=tuple(setup.limits.values()),
@@ -141,10 +141,10 @@ def _fine_tune(
     timeout_s = executor.timeout_s
     with (
         storage_errors(setup.place),
-        closing(Broker(setup.place, question, setup.costs, timeout_s=timeout_s, keep=keep)) as broker,
+        closing(Broker(setup.place, study_spec, setup.costs, timeout_s=timeout_s, keep=keep)) as broker,
     ):
         broker.enqueue(policies)
-        results = run_rung(broker, executor, question.limits, "full", lambda p: events.advance(p.done, p.total))
+        results = run_rung(broker, executor, study_spec.limits, "full", lambda p: events.advance(p.done, p.total))
     _restore(setup, [r for r in results if r.policy in policies and r.status == "done"], executor, keep)
     return {result.policy: result for result in results}
 

@@ -143,7 +143,7 @@ def searched(setup: Setup, executor: Executor, events: Events) -> tuple[Setup, O
     matters = importance(setup.config, setup.bench.structure, setup.bench.task)
     while True:
         plan = Search(
-            place=setup.place,
+            location=setup.place,
             space=setup.space,
             dense_widths=setup.bench.structure.full_widths,
             predict=setup.costs,

@@ -38,7 +38,7 @@ from autoprune.search.effort import Effort
 from autoprune.search.strategies import STRATEGIES
 from autoprune.space import find_space, load_spec
 from autoprune.structure import Structure, analyze
-from autoprune.study.location import Place, SharedStorage
+from autoprune.study.location import SharedStorage, StudyLocation
 from autoprune.study.samplers import SAMPLERS
 from autoprune.task.base import Task
 from autoprune.task.batches import batches, length
@@ -78,7 +78,7 @@ class Setup:
         return float(self.predictor.predict([policy])[0])
 
     @property
-    def place(self) -> Place:
+    def place(self) -> StudyLocation:
         """Where the studies of the run are kept."""
         return place_of(self.config, self.folder)
 
@@ -87,7 +87,7 @@ class Setup:
         return Evaluator(bench=self.bench, predict_ms=self.predict_ms)
 
 
-def place_of(config: RunConfig, folder: RunFolder) -> Place:
+def place_of(config: RunConfig, folder: RunFolder) -> StudyLocation:
     """Where the studies of a run are kept: in its folder, unless it says otherwise."""
     return SharedStorage(config.storage, config.run_id) if config.storage else folder.study
 

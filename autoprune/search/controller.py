@@ -19,7 +19,7 @@ from autoprune.search.correlation import RankCorrelation, promotion_size, rank_c
 from autoprune.search.explore import SENSITIVITY, Explorer, OnProgress, Refit, Search, run_rung
 from autoprune.search.strategies import find_strategy
 from autoprune.study.broker import Broker
-from autoprune.study.rung import Question
+from autoprune.study.spec import StudySpec
 from autoprune.study.storage import storage_errors
 from autoprune.trials import Fidelity, TrialResult
 
@@ -87,8 +87,8 @@ class _Rung:
         As many of those as the rank correlation asks for, at most `most` for every limit.
         """
         search, fidelity, limits = self.search, self.fidelity, self.search.limits
-        question = Question(space=search.space, fidelity=fidelity, limits=limits, run_seed=search.run_seed)
-        with storage_errors(search.place), closing(self._broker(question)) as broker:
+        study_spec = StudySpec(space=search.space, fidelity=fidelity, limits=limits, run_seed=search.run_seed)
+        with storage_errors(search.location), closing(self._broker(study_spec)) as broker:
             pilot = max(2, most // _PILOT)
             wanted = promote(cheap, self.uniform, limits, pilot)
             found = self._scored(broker, wanted)
@@ -102,8 +102,8 @@ class _Rung:
                 correlation = rank_correlation(cheap, found, limits)
             return found, correlation
 
-    def _broker(self, question: Question) -> Broker:
-        return Broker(self.search.place, question, self.search.predict, timeout_s=self.executor.timeout_s)
+    def _broker(self, study_spec: StudySpec) -> Broker:
+        return Broker(self.search.location, study_spec, self.search.predict, timeout_s=self.executor.timeout_s)
 
     def _scored(self, broker: Broker, wanted: Mapping[Policy, str]) -> list[TrialResult]:
         """Results of the wanted policies alone: the study of a resumed search holds those that come later, too."""

@@ -23,8 +23,8 @@ from autoprune.records import Policy, SearchSpace
 from autoprune.search.effort import Effort
 from autoprune.search.sensitivity import anchor_policies, sensitivities
 from autoprune.study.broker import WINDOW, Broker
-from autoprune.study.location import Place
-from autoprune.study.rung import Question
+from autoprune.study.location import StudyLocation
+from autoprune.study.spec import StudySpec
 from autoprune.study.storage import storage_errors
 from autoprune.trials import TrialResult
 
@@ -55,13 +55,13 @@ Refit = Callable[[Mapping[Policy, float]], dict[Policy, str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """Everything that determines a search. `place` keeps its studies.
+    """Everything that determines a search. `location` keeps its studies.
 
     `additive` are the costs that the solver works with. `importance` says how much each channel matters, `[width]` by
     unit, for the strategies that go by it.
     """
 
-    place: Place
+    location: StudyLocation
     space: SearchSpace
     dense_widths: Mapping[str, int]
     predict: Predict
@@ -164,13 +164,15 @@ class Explorer:
             return []
         search = self.search
         fidelity = search.effort.rungs[0]
-        question = Question(space=search.space, fidelity=fidelity, limits=limits, run_seed=search.run_seed, stage=stage)
+        study_spec = StudySpec(
+            space=search.space, fidelity=fidelity, limits=limits, run_seed=search.run_seed, stage=stage
+        )
         window = max(WINDOW, _RESERVE * self._executor.slots)
         open_broker = partial(
-            Broker, search.place, question, search.predict, sampler=sampler, trials=search.effort.trials, window=window,
-            timeout_s=self._executor.timeout_s,
+            Broker, search.location, study_spec, search.predict, sampler=sampler, trials=search.effort.trials,
+            window=window, timeout_s=self._executor.timeout_s,
         )  # fmt: skip
-        with storage_errors(search.place), closing(open_broker()) as broker:
+        with storage_errors(search.location), closing(open_broker()) as broker:
             broker.enqueue(policies)
             name = stage or fidelity.name
             spare = any(best_within(list(self.apart.values()), limit, 1) for limit in limits)

@@ -18,7 +18,7 @@ from autoprune.budgets import Limit
 from autoprune.records import Policy, SearchSpace, digest_of
 from autoprune.search.allocator import Allocator
 from autoprune.search.surrogate import Surrogate, conditioned, expected_gain
-from autoprune.study.rung import SMALLEST_LOSS
+from autoprune.study.spec import SMALLEST_LOSS
 
 Losses = Mapping[Policy, float]
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoprune.records import Policy, SearchSpace
-from autoprune.study.rung import SMALLEST_LOSS
+from autoprune.study.spec import SMALLEST_LOSS
 
 Array = npt.NDArray[np.float64]
 

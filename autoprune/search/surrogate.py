@@ -18,7 +18,7 @@ from scipy.stats import norm
 
 from autoprune.records import Policy, SearchSpace
 from autoprune.search.sensitivity import by_unit
-from autoprune.study.rung import SMALLEST_LOSS
+from autoprune.study.spec import SMALLEST_LOSS
 
 Array = npt.NDArray[np.float64]
 Trend = Callable[[Sequence[Policy]], Array]

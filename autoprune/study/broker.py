@@ -28,10 +28,10 @@ from autoprune.allocation.limits import Predict, excess, violation
 from autoprune.records import Policy
 from autoprune.study.attempts import Running, given_up
 from autoprune.study.ledger import Ledger
-from autoprune.study.location import Place
+from autoprune.study.location import StudyLocation
 from autoprune.study.proposals import PROPOSALS_PER_LIMIT, Proposal
-from autoprune.study.rung import Question, objectives
 from autoprune.study.samplers import decode, finished_trial
+from autoprune.study.spec import StudySpec, objectives
 from autoprune.study.storage import open_study
 from autoprune.trials import TrialResult, TrialSpec, trial_seed
 
@@ -45,14 +45,14 @@ class Broker:
     Opening takes over a study whose controller died; there must be one controller at a time. `sampler=None` asks
     enqueued policies only. Of the sampler's trials at most `window` are under way. Policies that were given up because
     of a time limit shorter than `timeout_s` are tried again. `keep` gets every result that counts, before it is
-    recorded. Raises `RunFolderError` when the place cannot be used or its study answers another
-    question.
+    recorded. Raises `RunFolderError` when the location cannot be used or its study has another
+    specification.
     """
 
     def __init__(
         self,
-        place: Place,
-        question: Question,
+        location: StudyLocation,
+        study_spec: StudySpec,
         predict: Predict,
         *,
         sampler: str | None = None,
@@ -61,8 +61,8 @@ class Broker:
         timeout_s: float | None = None,
         keep: Callable[[TrialResult], None] | None = None,
     ) -> None:
-        self._question = question
-        self._space = question.space
+        self._study_spec = study_spec
+        self._space = study_spec.space
         self._predict = predict
         self._sampler = sampler
         self._trials = trials if sampler else 0
@@ -78,8 +78,8 @@ class Broker:
         self._slots = 0
         self._superseded = 0
         self._finished = 0
-        storage, self._study = open_study(place, question, self._finished_trial)
-        self._ledger = Ledger(storage, self._study, question)
+        storage, self._study = open_study(location, study_spec, self._finished_trial)
+        self._ledger = Ledger(storage, self._study, study_spec)
         # Of as many trials as now: a search that goes on with more, or with another table, asks the sampler again.
         self._trials = self._ledger.exhausted().get(str(self._trials), self._trials)
         recorded = self._ledger.trials()
@@ -168,7 +168,7 @@ class Broker:
         self._ledger.close()
 
     def _ask(self) -> TrialSpec | None:
-        proposals, most = 0, PROPOSALS_PER_LIMIT * len(self._question.limits)
+        proposals, most = 0, PROPOSALS_PER_LIMIT * len(self._study_spec.limits)
         while self._waiting or self._ready():
             if proposals == most and not self._waiting:
                 return self._exhausted()
@@ -238,7 +238,7 @@ class Broker:
 
     def _excess(self, policy: Policy) -> str:
         (costs,) = self._predict([policy])
-        loosest = min(self._question.limits, key=lambda limit: excess(costs, limit))
+        loosest = min(self._study_spec.limits, key=lambda limit: excess(costs, limit))
         return f"predicted {loosest.shown(costs)}: {excess(costs, loosest):.1%} beyond the loosest limit, {loosest}"
 
     def _busy(self) -> set[Policy]:
@@ -251,11 +251,11 @@ class Broker:
         return spec
 
     def _beyond(self, policy: Policy) -> float:
-        return violation(self._predict([policy])[0], self._question.limits)
+        return violation(self._predict([policy])[0], self._study_spec.limits)
 
     def _spec(self, number: int, policy: Policy, attempt: int = 1) -> TrialSpec:
-        fidelity = self._question.fidelity
-        seed = trial_seed(self._question.run_seed, fidelity)
+        fidelity = self._study_spec.fidelity
+        seed = trial_seed(self._study_spec.run_seed, fidelity)
         return TrialSpec(number=number, policy=policy, fidelity=fidelity, seed=seed, attempt=attempt)
 
     def _write(self, result: TrialResult) -> None:

@@ -1,4 +1,4 @@
-"""Copying the studies of a run from one place to another."""
+"""Copying the studies of a run from one location to another."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 import optuna
 from optuna.storages import BaseStorage
 
-from autoprune.study.location import Place, study_name
+from autoprune.study.location import StudyLocation, study_name
 from autoprune.study.storage import opened
 
 
-def copy_studies(source: Place, target: Place) -> list[str]:
-    """Copy every study of a run to another place; returns their names. It goes on where one before was cut off.
+def copy_studies(source: StudyLocation, target: StudyLocation) -> list[str]:
+    """Copy every study of a run to another location; returns their names. It goes on where one before was cut off.
 
     Raises `RunFolderError` when a study of that name is there that holds more than the beginning of ours.
     """

@@ -12,8 +12,8 @@ from optuna.trial import FrozenTrial, TrialState
 from autoprune.allocation.limits import Predict
 from autoprune.records import Policy
 from autoprune.study.proposals import Proposal, Proposals
-from autoprune.study.rung import Question, objectives
 from autoprune.study.samplers import constraint, distributions, encode
+from autoprune.study.spec import StudySpec, objectives
 from autoprune.study.storage import close_storage
 from autoprune.trials import TrialResult
 
@@ -28,11 +28,11 @@ class Ledger:
     A trial is known by its number. Opening gives up trials that a dead controller neither handed out nor finished.
     """
 
-    def __init__(self, storage: BaseStorage, study: optuna.Study, question: Question) -> None:
+    def __init__(self, storage: BaseStorage, study: optuna.Study, study_spec: StudySpec) -> None:
         self._storage = storage
         self._study = study
-        self._question = question
-        self._parameters = distributions(question.space)
+        self._study_spec = study_spec
+        self._parameters = distributions(study_spec.space)
         self._proposals: Proposals | None = None
         self._ids: dict[int, int] = {}
         for trial in study.get_trials(deepcopy=False):
@@ -49,7 +49,7 @@ class Ledger:
     def open_sampler(self, name: str, predict: Predict) -> None:
         """Propose by this sampler from now on, which knows the trials that are finished."""
         notes = self._study.user_attrs.get(_NOTES, {})
-        self._proposals = Proposals(self.trials(), notes, self._question, predict, name)
+        self._proposals = Proposals(self.trials(), notes, self._study_spec, predict, name)
 
     def draw(self, slot: int, attempt: int, known: Collection[Policy], queued: tuple[Policy, str] | None) -> Proposal:
         """What the sampler proposes (see `Proposals.draw`); it must be recorded next."""
@@ -72,7 +72,7 @@ class Ledger:
         trial = optuna.trial.create_trial(
             state=state,
             values=values,
-            params=encode(policy, self._question.space),
+            params=encode(policy, self._study_spec.space),
             distributions=self._parameters,
             user_attrs={"origin": proposal.origin, "digest": policy.digest(), **attributes},
             system_attrs={**proposal.attributes, **constraint(proposal.beyond)},

@@ -84,23 +84,23 @@ def absolute(url: str) -> str:
     return f"journal:{Path(path).resolve()}" if scheme == "journal" and path else url
 
 
-Place = Path | SharedStorage
+StudyLocation = Path | SharedStorage
 """A SQLite file, or a storage that is shared."""
 
 
-def study_name(place: Place, name: str) -> str:
-    """The name of a run's study in its place."""
-    return f"{place.run_id}/{name}" if isinstance(place, SharedStorage) else name
+def study_name(location: StudyLocation, name: str) -> str:
+    """The name of a run's study in its location."""
+    return f"{location.run_id}/{name}" if isinstance(location, SharedStorage) else name
 
 
-def file_of(place: Place) -> Path | None:
-    """The file that holds the studies of a place; `None` for a database server."""
-    if isinstance(place, Path):
-        return place
-    return place.path if place.scheme == "journal" else None
+def file_of(location: StudyLocation) -> Path | None:
+    """The file that holds the studies of a location; `None` for a database server."""
+    if isinstance(location, Path):
+        return location
+    return location.path if location.scheme == "journal" else None
 
 
-def is_empty(place: Place) -> bool:
-    """Whether nothing was written to the file of a place yet, or it is not there."""
-    file = file_of(place)
+def is_empty(location: StudyLocation) -> bool:
+    """Whether nothing was written to the file of a location yet, or it is not there."""
+    file = file_of(location)
     return file is not None and not (file.exists() and file.stat().st_size)

@@ -14,8 +14,8 @@ from autoprune.allocation.limit_fitting import fit_to_limit
 from autoprune.allocation.limits import Predict, violation
 from autoprune.budgets import Limit
 from autoprune.records import Policy, digest_of
-from autoprune.study.rung import Question
 from autoprune.study.samplers import CONSTRAINT, Parameters, Projected, decode, distributions, encode, make_sampler
+from autoprune.study.spec import StudySpec
 
 PROPOSALS_PER_LIMIT = 8
 
@@ -51,7 +51,7 @@ class Proposals:
         self,
         trials: Sequence[FrozenTrial],
         notes: Mapping[str, Any],
-        question: Question,
+        study_spec: StudySpec,
         predict: Predict,
         sampler: str,
     ) -> None:
@@ -59,8 +59,8 @@ class Proposals:
         self._copy.add_trials([_bare(trial) for trial in trials])
         for name, value in notes.items():
             self._copy._storage.set_study_system_attr(self._copy._study_id, name, value)
-        self._question = question
-        self._space = question.space
+        self._study_spec = study_spec
+        self._space = study_spec.space
         self._predict = predict
         self._sampler = sampler
         self._parameters = distributions(self._space)
@@ -71,8 +71,8 @@ class Proposals:
         It depends on what was told, the run's seed, the slot and the attempt alone. A `queued` policy with its origin
         is proposed as it is: a genetic sampler counts it to its generation.
         """
-        seed = int(digest_of([self._question.run_seed, "proposal", slot, attempt], length=8), 16)
-        limits = self._question.limits
+        seed = int(digest_of([self._study_spec.run_seed, "proposal", slot, attempt], length=8), 16)
+        limits = self._study_spec.limits
         # A limit near the floor admits few policies; after some attempts the slot goes to the next limit.
         turn = slot + attempt // PROPOSALS_PER_LIMIT
 

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autoprune.errors import unknown_name
 from autoprune.records import Policy, SearchSpace
-from autoprune.study.rung import objectives
+from autoprune.study.spec import objectives
 from autoprune.trials import TrialResult
 
 CONSTRAINT = "budget"

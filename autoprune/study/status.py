@@ -11,7 +11,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autoprune.allocation.promotion import best_within
 from autoprune.budgets import Limit
-from autoprune.study.location import Place, file_of, is_empty, study_name
+from autoprune.study.location import StudyLocation, file_of, is_empty, study_name
+from autoprune.study.spec import SPEC_KEY
 from autoprune.study.storage import opened
 from autoprune.trials import TrialResult
 
@@ -48,19 +49,19 @@ class StudyStatus:
         return self.open / self.per_minute if self.per_minute else None
 
 
-def study_states(place: Place) -> list[StudyStatus]:
+def study_states(location: StudyLocation) -> list[StudyStatus]:
     """The state of every study of a run, in the order in which they were begun."""
-    prefix = study_name(place, "")
-    file = file_of(place)
-    if file is not None and file.exists() and is_empty(place):
+    prefix = study_name(location, "")
+    file = file_of(location)
+    if file is not None and file.exists() and is_empty(location):
         return []  # its run is preparing
-    with opened(place, reading=True) as storage:
+    with opened(location, reading=True) as storage:
         studies = [s for s in storage.get_all_studies() if s.study_name.startswith(prefix)]
         found = []
         for study in sorted(studies, key=lambda s: s._study_id):
             trials = storage.get_all_trials(study._study_id, deepcopy=False)
-            question = study.user_attrs.get("question", {})
-            found.append(_status(study.study_name.removeprefix(prefix), trials, question.get("limits", ())))
+            stored = study.user_attrs.get(SPEC_KEY, {})
+            found.append(_status(study.study_name.removeprefix(prefix), trials, stored.get("limits", ())))
     return found
 
 

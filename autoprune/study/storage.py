@@ -27,8 +27,8 @@ from sqlalchemy.orm import Session
 
 from autoprune.errors import RunFolderError, UsageError
 from autoprune.records import digest_of
-from autoprune.study.location import Place, file_of, is_empty, study_name
-from autoprune.study.rung import Question
+from autoprune.study.location import StudyLocation, file_of, is_empty, study_name
+from autoprune.study.spec import SPEC_KEY, StudySpec
 from autoprune.trials import TrialResult
 
 _BUSY_SECONDS = 30.0
@@ -48,7 +48,7 @@ class _Database(RDBStorage):
     """Writes all parameters and attributes of a new trial at once, in a third of the time for thirty units.
 
     Optuna looks every parameter up among all trials first, to see that its distribution did not change, and the trial
-    before every attribute. Here all trials of a study have the distributions of its question, which is compared when
+    before every attribute. Here all trials of a study have the distributions of its `StudySpec`, which is compared when
     the study is opened. Should Optuna no longer call this method, it writes them its own way.
     """
 
@@ -93,59 +93,59 @@ def _rows(trial: FrozenTrial) -> dict[type[Any], list[dict[str, Any]]]:
 
 
 @contextmanager
-def storage_errors(place: Place) -> Iterator[None]:
+def storage_errors(location: StudyLocation) -> Iterator[None]:
     """Turn what the database raises (full disk, no permission, nobody there) into one `RunFolderError`."""
     try:
         yield
     except (OptunaError, SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
         cause = _root_cause(error)
-        if isinstance(error, OSError) and (isinstance(place, Path) or place.scheme != "journal"):
+        if isinstance(error, OSError) and (isinstance(location, Path) or location.scheme != "journal"):
             raise  # it comes from something else: databases have errors of their own
         if isinstance(error, ImportError):
             advice = "Install the database's client: pip install 'autoprune[cluster]'."
-        elif isinstance(place, Path):
+        elif isinstance(location, Path):
             advice = "Check that its folder can be written, has space left, and that it is a study of this program."
         else:
-            cause = place.redacted(cause)
+            cause = location.redacted(cause)
             advice = "Check that it is running and reachable from here, and run the same command again."
         raise RunFolderError(
-            f"the study {place} cannot be used: {cause}. What was finished is kept. {advice}"
+            f"the study {location} cannot be used: {cause}. What was finished is kept. {advice}"
         ) from error
 
 
-def open_storage(place: Place, *, reading: bool = False) -> BaseStorage:
-    """Open the storage of a place; raises what `storage_errors` turns into one error.
+def open_storage(location: StudyLocation, *, reading: bool = False) -> BaseStorage:
+    """Open the storage of a location; raises what `storage_errors` turns into one error.
 
     A file is made when there is none. With `reading` it must be there, and one of SQLite is not written to.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    file = file_of(place)
+    file = file_of(location)
     if reading and file is not None and not file.exists():
         raise RunFolderError(f"{file}, which holds the studies of this run, is gone. Restore it")
-    if isinstance(place, Path) and reading:
+    if isinstance(location, Path) and reading:
         # Beside a write-ahead log there is a file for readers, which cannot be made in a folder that is not ours.
-        ours = os.access(place.parent, os.W_OK) or Path(f"{place}-wal").exists()
-        quoted = quote(quote(str(place)))  # it is unquoted twice: as a part of this URL, and as one of its own
+        ours = os.access(location.parent, os.W_OK) or Path(f"{location}-wal").exists()
+        quoted = quote(quote(str(location)))  # it is unquoted twice: as a part of this URL, and as one of its own
         url = f"sqlite:///file:{quoted}?mode=ro&uri=true" + ("" if ours else "&immutable=1")
         options = {"connect_args": {"timeout": _BUSY_SECONDS}}
         return _Database(url, engine_kwargs=options, skip_compatibility_check=True, skip_table_creation=True)
-    if isinstance(place, Path):
+    if isinstance(location, Path):
         connect: dict[str, Any] = {"factory": _Connection, "timeout": _BUSY_SECONDS}
         # Quoted, or a path with ? or % would mean another file.
-        return _Database(f"sqlite:///{quote(str(place))}", engine_kwargs={"connect_args": connect})
-    if place.scheme == "journal":
+        return _Database(f"sqlite:///{quote(str(location))}", engine_kwargs={"connect_args": connect})
+    if location.scheme == "journal":
         try:
-            return JournalStorage(JournalFileBackend(str(place.path)))
+            return JournalStorage(JournalFileBackend(str(location.path)))
         except ValueError as error:
             raise RunFolderError(
-                f"the journal {place.path} is damaged: {error}. Restore it from a backup, or begin a run of its own."
+                f"the journal {location.path} is damaged: {error}. Restore it from a backup, or begin a run of its own."
             ) from error
     # A connection that the server ended meanwhile is replaced: it may be restarted while trials run.
     connect = {"connect_timeout": _CONNECT_SECONDS}
     try:
-        return _Database(place.expanded(), engine_kwargs={"pool_pre_ping": True, "connect_args": connect})
+        return _Database(location.expanded(), engine_kwargs={"pool_pre_ping": True, "connect_args": connect})
     except ValueError as error:
-        raise UsageError(f"{place} is no URL of a database: {place.redacted(str(error))}") from error
+        raise UsageError(f"{location} is no URL of a database: {location.redacted(str(error))}") from error
 
 
 def close_storage(storage: BaseStorage) -> None:
@@ -156,10 +156,10 @@ def close_storage(storage: BaseStorage) -> None:
 
 
 @contextmanager
-def opened(place: Place, *, reading: bool = False) -> Iterator[BaseStorage]:
-    """Open the storage of a place for a moment; `RunFolderError` when it cannot be used, or read if that is all."""
-    with storage_errors(place):
-        storage = open_storage(place, reading=reading)
+def opened(location: StudyLocation, *, reading: bool = False) -> Iterator[BaseStorage]:
+    """Open the storage of a location for a moment; `RunFolderError` when it cannot be used, or read if that is all."""
+    with storage_errors(location):
+        storage = open_storage(location, reading=reading)
         try:
             yield storage
         finally:
@@ -167,25 +167,25 @@ def opened(place: Place, *, reading: bool = False) -> Iterator[BaseStorage]:
 
 
 def open_study(
-    place: Place, question: Question, finished: Callable[[TrialResult], FrozenTrial]
+    location: StudyLocation, study_spec: StudySpec, finished: Callable[[TrialResult], FrozenTrial]
 ) -> tuple[BaseStorage, optuna.Study]:
-    """Open or create the study of a question; `RunFolderError` when the place cannot be used or it answers another.
+    """Open or create the study of a `StudySpec`; `RunFolderError` when it cannot be used or answers another question.
 
     Other limits are another study, called `rung-0.2` and so on. It begins with what those before it measured, as
     `finished` trials that take no slot: nothing is scored twice.
     """
-    with storage_errors(place):
-        storage, earlier, number = open_storage(place), list[FrozenTrial](), 1
+    with storage_errors(location):
+        storage, earlier, number = open_storage(location), list[FrozenTrial](), 1
         while True:
-            name = study_name(place, question.study_name) + (f".{number}" if number > 1 else "")
+            name = study_name(location, study_spec.study_name) + (f".{number}" if number > 1 else "")
             study = optuna.create_study(
                 study_name=name, storage=storage, directions=["minimize", "minimize"], load_if_exists=True
             )
-            theirs = study.user_attrs.get("question")
+            theirs = study.user_attrs.get(SPEC_KEY)
             if theirs is None:
                 _begin(study, earlier, finished)
-                study.set_user_attr("question", question.to_json())
-            if theirs is None or not _changed_limits(theirs, question, place):
+                study.set_user_attr(SPEC_KEY, study_spec.to_json())
+            if theirs is None or not _changed_limits(theirs, study_spec, location):
                 return storage, study
             earlier += study.get_trials(deepcopy=False)
             number += 1
@@ -200,44 +200,46 @@ def _begin(study: optuna.Study, earlier: Sequence[FrozenTrial], finished: Callab
         study.add_trial(finished(replace(result, number=number)))
 
 
-def check_storage(place: Place, *, made: bool, begun: bool) -> None:
-    """`RunFolderError` when a place cannot be used, before a search spends anything.
+def check_storage(location: StudyLocation, *, made: bool, begun: bool) -> None:
+    """`RunFolderError` when a location cannot be used, before a search spends anything.
 
     A run that `made` its file needs it, and what it has `begun` to write to it: all would be searched again without.
     """
-    file = file_of(place)
-    if file is not None and (made if not file.exists() else begun and is_empty(place)):
+    file = file_of(location)
+    if file is not None and (made if not file.exists() else begun and is_empty(location)):
         raise RunFolderError(
             f"{file}, which holds the studies of this run, is gone or empty. Restore it, or begin a run of its own "
             "with another --run-dir"
         )
-    if not isinstance(place, Path):
-        with opened(place):
+    if not isinstance(location, Path):
+        with opened(location):
             pass
 
 
 @contextmanager
-def sole_controller(place: Place) -> Iterator[None]:
+def sole_controller(location: StudyLocation) -> Iterator[None]:
     """Hold the studies of a run for one controller, on whatever host; `RunFolderError` that says who holds them.
 
     Of PostgreSQL it is the session that holds them, and so the lock ends with its process. Of files, the lease on the
     run folder is enough.
     """
-    if isinstance(place, Path) or place.scheme == "journal":
+    if isinstance(location, Path) or location.scheme == "journal":
         yield
         return
     name = f"autoprune {socket.gethostname()} {os.getpid()}"
     connect = {"connect_timeout": _CONNECT_SECONDS, "application_name": name}
-    engine = create_engine(place.expanded(), isolation_level="AUTOCOMMIT", connect_args=connect)
-    key, session = int(digest_of(place.run_id, length=15), 16), None
+    engine = create_engine(location.expanded(), isolation_level="AUTOCOMMIT", connect_args=connect)
+    key, session = int(digest_of(location.run_id, length=15), 16), None
     try:
-        with storage_errors(place):
+        with storage_errors(location):
             session = engine.connect()
             held = session.scalar(text("select pg_try_advisory_lock(:key)"), {"key": key})
             who = None if held else session.execute(text(_HOLDER), {"key": key}).first()
         if not held:
             host = f"{who[0]} since {who[1]:%Y-%m-%d %H:%M:%S}" if who else "another controller"
-            raise RunFolderError(f"run {place.run_id} in {place} is in use by {host}. Wait until it ends, or stop it.")
+            raise RunFolderError(
+                f"run {location.run_id} in {location} is in use by {host}. Wait until it ends, or stop it."
+            )
         yield
     finally:
         if session is not None:
@@ -252,13 +254,15 @@ where l.locktype = 'advisory' and l.granted and (l.classid::bigint << 32) + l.ob
 """
 
 
-def _changed_limits(theirs: Mapping[str, Any], question: Question, place: Place) -> bool:
+def _changed_limits(theirs: Mapping[str, Any], study_spec: StudySpec, location: StudyLocation) -> bool:
     """Whether a study answers the same question within other limits; `RunFolderError` when it is another one."""
-    ours = question.to_json()
+    ours = study_spec.to_json()
     changed = {key: f"{key} was {theirs.get(key)} and is {ours[key]}" for key in ours if theirs.get(key) != ours[key]}
     if changed.keys() - {"limits"}:
         reasons = ", ".join(changed.values())
-        raise RunFolderError(f"{question.study_name} in {place} answers another question: {reasons}. Use a new folder.")
+        raise RunFolderError(
+            f"{study_spec.study_name} in {location} answers another question: {reasons}. Use a new folder."
+        )
     return bool(changed)
 
 

@@ -189,7 +189,7 @@ def searched(given: argparse.Namespace, cluster: SimulatedCluster | Timed, worke
     tables = [CostTable(units=(n,), values=np.array(levels, dtype=float)) for n, levels in space.levels.items()]
     with TemporaryDirectory() as folder:
         search = Search(
-            place=Path(folder) / "study.db", space=space, dense_widths=space.largest().widths, predict=predict,
+            location=Path(folder) / "study.db", space=space, dense_widths=space.largest().widths, predict=predict,
             limits=tuple(Limit.of(latency_ms=share * most) for share in SHARES), effort=effort,
             run_seed=0, additive={"latency_ms": AdditiveCost(constant=0.0, tables=tuple(tables))},
             strategy=given.strategy, sampler=given.sampler,

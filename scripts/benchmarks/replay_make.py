@@ -117,7 +117,7 @@ def _opened(given: argparse.Namespace) -> Setup:
 def _guided(setup: Setup, limits: Sequence[Limit], executor: Executor) -> list[TrialResult]:
     """What a guided search scores, its sensitivities included."""
     search = Search(
-        place=setup.place,
+        location=setup.place,
         space=setup.space,
         dense_widths=setup.bench.structure.full_widths,
         predict=setup.costs,

@@ -34,7 +34,7 @@ from autoprune.search.controller import run_search
 from autoprune.search.effort import Effort
 from autoprune.search.explore import Search
 from autoprune.study import broker, proposals
-from autoprune.study.rung import Question
+from autoprune.study.spec import StudySpec
 from autoprune.trials import Fidelity, TrialResult, TrialSpec
 
 _TRIALS, _PROMOTED = 64, (12, 3)
@@ -110,7 +110,7 @@ def replay(
     """
     executor = TableExecutor(table)
     search = Search(
-        place=Path("in-memory"),
+        location=Path("in-memory"),
         space=table.space,
         dense_widths=table.space.largest().widths,
         predict=table.predict,
@@ -152,11 +152,11 @@ def replaying(table: ReplayTable) -> Iterator[None]:
     """Inside, the search stays in the table, and its studies are in memory."""
     storage, studies = _Memory(), {}
 
-    def open_study(path: Path, question: Question, finished: object) -> tuple[_Memory, optuna.Study]:
+    def open_study(path: Path, study_spec: StudySpec, finished: object) -> tuple[_Memory, optuna.Study]:
         del path, finished
-        if question.study_name not in studies:
-            studies[question.study_name] = optuna.create_study(storage=storage, directions=["minimize", "minimize"])
-        return storage, studies[question.study_name]
+        if study_spec.study_name not in studies:
+            studies[study_spec.study_name] = optuna.create_study(storage=storage, directions=["minimize", "minimize"])
+        return storage, studies[study_spec.study_name]
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with (

@@ -26,8 +26,8 @@ from autoprune.executors.process import ProcessExecutor
 from autoprune.pipeline.run import Run
 from autoprune.records import COSTS, Policy, SearchSpace
 from autoprune.study.broker import WINDOW, Broker
-from autoprune.study.rung import Question
 from autoprune.study.samplers import finished_trial
+from autoprune.study.spec import StudySpec
 from autoprune.study.storage import opened
 from autoprune.trials import Fidelity, Measurement, TrialResult, TrialSpec
 
@@ -126,16 +126,16 @@ def overhead(given: argparse.Namespace) -> None:
 
 def proposals(given: argparse.Namespace) -> None:
     """Milliseconds to take a result and to propose the next trial, over 30 units, on the default storage."""
-    question = Question(space=SPACE, fidelity=PROXY, limits=(Limit.of(latency_ms=400.0),), run_seed=0)
+    study_spec = StudySpec(space=SPACE, fidelity=PROXY, limits=(Limit.of(latency_ms=400.0),), run_seed=0)
     for finished in given.finished:
         with TemporaryDirectory() as folder:
             place = Path(folder) / "study.db"
-            Broker(place, question, predict).close()
+            Broker(place, study_spec, predict).close()
             with opened(place) as storage:
-                study = optuna.load_study(study_name=question.study_name, storage=storage)
+                study = optuna.load_study(study_name=study_spec.study_name, storage=storage)
                 study.add_trials([finished_trial(scored(spec), SPACE, 0.0) for spec in specs(finished)])
             with closing(
-                Broker(place, question, predict, sampler=given.sampler, trials=WINDOW + given.trials)
+                Broker(place, study_spec, predict, sampler=given.sampler, trials=WINDOW + given.trials)
             ) as broker:
                 waiting, asks, tells = broker.ask(), [], []
                 for _ in range(given.trials):

@@ -55,7 +55,7 @@ def inline_found(request, tmp_path_factory):
 def test_executors_find_the_same(tmp_path, executor, inline_found):
     search, found = inline_found
     with executor(fakes.shuffling) as running:
-        assert run_search(dataclasses.replace(search, place=tmp_path / "study.db"), running) == found
+        assert run_search(dataclasses.replace(search, location=tmp_path / "study.db"), running) == found
 
 
 @pytest.mark.parametrize("name", ["process_executor", "ray_executor"])

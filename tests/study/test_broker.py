@@ -14,7 +14,7 @@ from autoprune.budgets import Limit
 from autoprune.errors import RunFolderError
 from autoprune.records import SearchSpace
 from autoprune.study.broker import WINDOW, Broker
-from autoprune.study.rung import Question, objectives
+from autoprune.study.spec import StudySpec, objectives
 from autoprune.trials import trial_seed
 from tests.fakes import LIMITS, PROXY, SPACE, evaluate, latency_ms, predict
 
@@ -179,8 +179,8 @@ def test_optuna_can_read_the_study(tmp_path, opened):
 
 
 def test_no_connection_is_left_open(tmp_path):
-    question = Question(space=SPACE, fidelity=PROXY, limits=LIMITS, run_seed=1)
-    with closing(Broker(tmp_path / "study.db", question, predict)) as broker:
+    study_spec = StudySpec(space=SPACE, fidelity=PROXY, limits=LIMITS, run_seed=1)
+    with closing(Broker(tmp_path / "study.db", study_spec, predict)) as broker:
         broker.enqueue({SMALL: "uniform"})
     connection = sqlite3.connect(tmp_path / "study.db")
     connection.execute("PRAGMA locking_mode=EXCLUSIVE")

@@ -23,20 +23,20 @@ def test_what_is_no_storage(url: str, message: str) -> None:
 
 
 def test_a_password_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    place = SharedStorage("postgresql+psycopg://me:$PRUNE_PASSWORD@host/db", "run")
+    location = SharedStorage("postgresql+psycopg://me:$PRUNE_PASSWORD@host/db", "run")
     with pytest.raises(UsageError, match=r"refers to \$PRUNE_PASSWORD, which is not set"):
-        place.expanded()
+        location.expanded()
     monkeypatch.setenv("PRUNE_PASSWORD", "s3cret")
-    assert place.expanded() == "postgresql+psycopg://me:s3cret@host/db"
-    assert "s3cret" not in f"{place} {place!r} {place.redacted('password s3cret is wrong')}"
+    assert location.expanded() == "postgresql+psycopg://me:s3cret@host/db"
+    assert "s3cret" not in f"{location} {location!r} {location.redacted('password s3cret is wrong')}"
 
 
 @pytest.mark.parametrize("url", ["postgresql+psycopg://me:$PW@host/db", "postgresql+psycopg://me@host/db?password=$PW"])
 def test_a_password_may_hold_any_character(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PW", "p@ss/w#rd:x")
-    place = SharedStorage(url, "run")
-    assert place.expanded() == url.replace("$PW", "p%40ss%2Fw%23rd%3Ax")
-    assert place.redacted("no p@ss/w#rd:x, p%40ss%2Fw%23rd%3Ax") == "no $PW, $PW"
+    location = SharedStorage(url, "run")
+    assert location.expanded() == url.replace("$PW", "p%40ss%2Fw%23rd%3Ax")
+    assert location.redacted("no p@ss/w#rd:x, p%40ss%2Fw%23rd%3Ax") == "no $PW, $PW"
 
 
 def test_studies_of_a_shared_storage_carry_the_run() -> None:

@@ -11,14 +11,14 @@ from autoprune.errors import PolicyError, UsageError
 from autoprune.records import Policy
 from autoprune.study import samplers
 from autoprune.study.broker import Broker
-from autoprune.study.rung import Question
 from autoprune.study.samplers import SAMPLERS, decode, distributions, encode, make_sampler
+from autoprune.study.spec import StudySpec
 from tests.fakes import LIMITS, PROXY, SPACE, evaluate, predict
 
 
 def proposals(path, name, trials):
-    question = Question(space=SPACE, fidelity=PROXY, limits=LIMITS, run_seed=0)
-    with closing(Broker(path / "study.db", question, predict, sampler=name, trials=trials)) as broker:
+    study_spec = StudySpec(space=SPACE, fidelity=PROXY, limits=LIMITS, run_seed=0)
+    with closing(Broker(path / "study.db", study_spec, predict, sampler=name, trials=trials)) as broker:
         while specs := broker.ask():
             for spec in specs:
                 broker.finish(evaluate(spec))

@@ -13,7 +13,7 @@ from autoprune.executors.base import lost
 from autoprune.executors.inline import InlineExecutor
 from autoprune.search.controller import run_search
 from autoprune.study.broker import Broker
-from autoprune.study.rung import Question
+from autoprune.study.spec import StudySpec
 from autoprune.study.status import _throughput, study_states
 from autoprune.trials import TrialSpec
 from tests import fakes
@@ -43,16 +43,16 @@ def test_throughput_is_that_of_the_time_that_was_worked(
 
 
 def test_policies_that_were_tried_again_with_a_longer_limit_have_not_failed(tmp_path: Path) -> None:
-    question = Question(space=fakes.SPACE, fidelity=fakes.PROXY, limits=fakes.LIMITS, run_seed=1)
+    study_spec = StudySpec(space=fakes.SPACE, fidelity=fakes.PROXY, limits=fakes.LIMITS, run_seed=1)
     path = tmp_path / "study.db"
-    with closing(Broker(path, question, fakes.predict, sampler="random", trials=4, timeout_s=1.0)) as broker:
+    with closing(Broker(path, study_spec, fakes.predict, sampler="random", trials=4, timeout_s=1.0)) as broker:
         for spec in broker.ask():
             late: TrialSpec | None = spec
             while late is not None:
                 late = broker.finish(lost(late, "it took longer", seconds=1.5))
     (state,) = study_states(path)
     assert (state.counts, state.lost) == ({"failed": 4}, 20)
-    with closing(Broker(path, question, fakes.predict, sampler="random", trials=4)) as broker:
+    with closing(Broker(path, study_spec, fakes.predict, sampler="random", trials=4)) as broker:
         for spec in broker.ask():
             broker.finish(fakes.evaluate(spec))
     (state,) = study_states(path)

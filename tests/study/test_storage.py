@@ -29,41 +29,41 @@ def test_other_errors_pass() -> None:
 
 @pytest.mark.parametrize("torn", ['{"op_code": 0, "worker_id"\n', '{"op_code": 0, "worker_id": "\\x"}\n'])
 def test_a_damaged_journal_is_one_clear_message(tmp_path: Path, torn: str) -> None:
-    place = SharedStorage(f"journal:{tmp_path / 'studies.journal'}", "run")
-    place.path.write_text(torn + torn)
+    location = SharedStorage(f"journal:{tmp_path / 'studies.journal'}", "run")
+    location.path.write_text(torn + torn)
     with pytest.raises(RunFolderError, match=r"studies.journal is damaged: .* Restore it"):
-        open_storage(place)
+        open_storage(location)
 
 
 @pytest.mark.parametrize("kind", ["database", "journal"])
 def test_a_run_needs_the_file_with_its_studies(tmp_path: Path, kind: str) -> None:
     file = tmp_path / "studies"
-    place = SharedStorage(f"journal:{file}", "run") if kind == "journal" else file
-    check_storage(place, made=False, begun=False)
+    location = SharedStorage(f"journal:{file}", "run") if kind == "journal" else file
+    check_storage(location, made=False, begun=False)
     file.unlink(missing_ok=True)
     with pytest.raises(RunFolderError, match="studies, which holds the studies of this run, is gone or empty"):
-        check_storage(place, made=True, begun=False)
+        check_storage(location, made=True, begun=False)
     assert not file.exists()
     file.touch()
-    check_storage(place, made=True, begun=False)  # made a moment before it was cut off
+    check_storage(location, made=True, begun=False)  # made a moment before it was cut off
     with pytest.raises(RunFolderError, match="is gone or empty"):
-        check_storage(place, made=True, begun=True)
+        check_storage(location, made=True, begun=True)
 
 
 @pytest.mark.parametrize("kind", ["database", "journal"])
 def test_whoever_looks_on_changes_nothing(tmp_path: Path, kind: str) -> None:
     file = tmp_path / "studies"
-    place = SharedStorage(f"journal:{file}", "run") if kind == "journal" else file
+    location = SharedStorage(f"journal:{file}", "run") if kind == "journal" else file
     with pytest.raises(RunFolderError, match="studies, which holds the studies of this run, is gone"):
-        study_states(place)
+        study_states(location)
     assert not list(tmp_path.iterdir())
     file.touch()
-    assert study_states(place) == []
+    assert study_states(location) == []
     file.unlink()
-    with opened(place) as storage:
-        optuna.create_study(study_name=study_name(place, "rung-0"), storage=storage)
+    with opened(location) as storage:
+        optuna.create_study(study_name=study_name(location, "rung-0"), storage=storage)
     before = file.read_bytes()
-    assert [state.name for state in study_states(place)] == ["rung-0"]
+    assert [state.name for state in study_states(location)] == ["rung-0"]
     assert file.read_bytes() == before
 
 

@@ -23,7 +23,7 @@ from autoprune.records import Policy
 from autoprune.search.baselines.ddpg import Ddpg
 from autoprune.search.baselines.shared import Array, fitted, score_uniform
 from autoprune.search.explore import Explorer, Search
-from autoprune.study.rung import SMALLEST_LOSS
+from autoprune.study.spec import SMALLEST_LOSS
 
 _MOST_EPISODES = 400
 _TOGETHER = 8

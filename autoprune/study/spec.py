@@ -1,4 +1,4 @@
-"""What the study of one rung answers, and in which numbers."""
+"""Specification of the study of one rung, and its objectives."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from autoprune.budgets import Limit
 from autoprune.records import SearchSpace
 from autoprune.trials import Fidelity, Measurement
 
+SPEC_KEY = "question"
+"""User attribute of a study under which it keeps its specification."""
+
 SMALLEST_LOSS = 1e-9
 """Losses below this are the same to every sampler."""
 
@@ -20,7 +23,7 @@ def objectives(measurement: Measurement) -> tuple[float, float]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class StudySpec:
     """What a study answers: which policies of `space` score best at `fidelity` within the limits.
 
     Without limits any policy may be asked. `stage` names a study that is not the one of its rung.
