@@ -6,12 +6,14 @@ run.front()                                  # pandas.DataFrame
 best = run.pick(max_latency_ms=0.1)
 best.model(); best.export("model.onnx")
 
-Parts of it, without a task: `units`, `prune`, `recover`, `export_onnx`, `save`, `load`.
+Single stages, without a task: `units`, `prune`, `recover`, `export_onnx`, `save`, `load`.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
+import textwrap
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -50,15 +52,48 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'autoprune' has no attribute {name!r}")
-    module, _, found = _HOMES[name].partition(":")
-    return getattr(importlib.import_module(module), found)
+    module, _, attribute = _HOMES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *(name for name in globals() if name.startswith("__"))]
+
+
+def _search() -> Any:
+    return importlib.import_module("autoprune.pipeline").search
 
 
 class _CallablePackage(ModuleType):
-    """`autoprune.search` is the package of that stage, and the function that people call."""
+    """The package `autoprune.search`, which is at the same time the function that people call.
+
+    A function in its place would break `import autoprune.search.controller as controller`. `help()` and
+    `inspect.signature()` show the function.
+    """
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        return importlib.import_module("autoprune.pipeline").search(*args, **options)
+        return _search()(*args, **options)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(_search())
+
+    @property
+    def __doc__(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return f"autoprune.search{inspect.signature(_search())}\n\n{inspect.getdoc(_search())}\n\n{_options()}"
+
+
+def _options() -> str:
+    """The fields of `RunConfig` with their defaults, for `help(autoprune.search)`."""
+    from autoprune.config import RunConfig, field_docs
+
+    docs = field_docs()
+    lines = ["Options (fields of `autoprune.config.RunConfig`):"]
+    for name, field in RunConfig.model_fields.items():
+        default = "" if field.default_factory else f" = {field.default!r}"
+        lines.append(f"    {name}: {inspect.formatannotation(field.annotation)}{default}")
+        lines.append(textwrap.indent(docs[name], " " * 8))
+    return "\n".join(lines)
 
 
 if not TYPE_CHECKING:

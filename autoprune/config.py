@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import itertools
 import math
 import os
 import uuid
@@ -141,6 +144,21 @@ class RunConfig(BaseModel):
     def parsed_budgets(self) -> tuple[Budget, ...]:
         """The budgets that each give models: alternatives in latency, with all other limits added to every one."""
         return alternatives([Budget.parse(text) for text in self.budgets])
+
+
+def field_docs() -> dict[str, str]:
+    """Return the text under each field of `RunConfig`, read from the source file, where Python leaves it."""
+    (definition,) = ast.parse(inspect.getsource(RunConfig)).body
+    lines = definition.body if isinstance(definition, ast.ClassDef) else []
+    return {
+        field.target.id: inspect.cleandoc(text.value.value)
+        for field, text in itertools.pairwise(lines)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }
 
 
 def load_config(path: Path | None, given: dict[str, Any]) -> RunConfig:
