@@ -253,3 +253,18 @@ class LatencySample:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON value."""
         return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Staircase:
+    """Cost of the operators of one unit against its width, while all units that share these operators are full.
+
+    `latency_ms` and its standard deviation `sd_ms` have one value for each of the ascending `widths`. `useful` are the
+    widths that no larger one beats.
+    """
+
+    unit: str
+    widths: tuple[int, ...]
+    latency_ms: tuple[float, ...]
+    sd_ms: tuple[float, ...]
+    useful: tuple[int, ...]

@@ -30,10 +30,12 @@ def main() -> None:
     stairs = [stair for stair in stairs if not given.units or stair.unit in given.units]
     figure, axes = plt.subplots(1, len(stairs), figsize=(3.6 * len(stairs), 3.1), squeeze=False, layout="constrained")
     for axis, stair in zip(axes[0], stairs, strict=True):
-        us = stair.latency_ms * 1e3
+        us = [latency_ms * 1e3 for latency_ms in stair.latency_ms]
         axis.plot(stair.widths, us, ".-", color="#57606a", linewidth=1, markersize=4)
         chosen = [i for i, width in enumerate(stair.widths) if width in stair.useful]
-        axis.plot([stair.widths[i] for i in chosen], us[chosen], "o", color="#0969da", label="useful width")
+        axis.plot(
+            [stair.widths[i] for i in chosen], [us[i] for i in chosen], "o", color="#0969da", label="useful width"
+        )
         axis.set(title=stair.unit, xlabel="width", xlim=(0, None), ylim=(0, None))
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_ylabel("cost of the unit's operators, us")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from autoprune.latency.geometries import PricedOperator
 from autoprune.latency.predictor import LatencyPredictor
 from autoprune.latency.sampling import scan_contexts
-from autoprune.records import SearchSpace
+from autoprune.records import SearchSpace, Staircase
 
 TOLERANCE = 0.005
 """A width is useless when a larger one costs at most this share more."""
@@ -20,20 +19,6 @@ _SDS = 1.0
 
 _SURE_SDS = 2.0
 """A width that costs less than all useful ones by more than this is useful, whatever lies between them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Staircase:
-    """Cost of the operators of one unit against its width, with all units that share them at full width.
-
-    `latency_ms` and `sd_ms` `[widths]`; `useful` are the widths that no larger one beats.
-    """
-
-    unit: str
-    widths: tuple[int, ...]
-    latency_ms: np.ndarray
-    sd_ms: np.ndarray
-    useful: tuple[int, ...]
 
 
 def staircases(
@@ -52,8 +37,8 @@ def staircases(
             Staircase(
                 unit=name,
                 widths=tuple(map(int, widths[seen])),
-                latency_ms=costs[0][seen],
-                sd_ms=np.sqrt(np.mean(spreads[0][seen] ** 2, axis=1)),
+                latency_ms=tuple(costs[0][seen].tolist()),
+                sd_ms=tuple(np.sqrt(np.mean(spreads[0][seen] ** 2, axis=1)).tolist()),
                 useful=useful_among(widths, costs, spreads),
             )
         )

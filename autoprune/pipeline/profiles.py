@@ -12,7 +12,7 @@ from autoprune.device.address import split_address
 from autoprune.device.connect import make_target
 from autoprune.device.kit import read_manifest
 from autoprune.errors import UsageError
-from autoprune.latency.efficient_widths import Staircase, staircases
+from autoprune.latency.efficient_widths import staircases
 from autoprune.latency.table import LatencyTable, varying_operators
 from autoprune.pipeline.events import Events
 from autoprune.pipeline.prepare import check_names, open_task
@@ -20,6 +20,7 @@ from autoprune.pipeline.tables import profiled_table, space_of
 from autoprune.profiling.kit_profile import import_kit, make_kit
 from autoprune.profiling.report import accuracy_lines, check_lines
 from autoprune.profiling.table_check import CLOCK_TOLERANCE, check_table
+from autoprune.records import Staircase
 from autoprune.runfolder import write_atomic
 from autoprune.space import build_space, find_space, load_spec, needs_table
 from autoprune.structure import Structure, analyze

@@ -5,13 +5,13 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import plotly.graph_objects as go
-from plotly.io import to_html
+from typing import TYPE_CHECKING, Any
 
 from autoprune.report.tables import all_rungs, prediction_line, shown_ms, trust_lines
 from autoprune.runfolder import write_atomic
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2rem auto; padding: 0 1rem; color: #1b1f24; }
@@ -24,6 +24,8 @@ code { font-size: 13px; }
 
 def write_html(document: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> Path:
     """Write the page, atomically; it needs no network and no other file."""
+    from plotly.io import to_html  # 0.1 s that only a page needs
+
     measured = _is_measured(document)
     how = "measured beside the dense model" if measured else "predicted: the latency table is of another device"
     parts = [
@@ -68,6 +70,8 @@ def _table_line(document: Mapping[str, Any]) -> str:
 
 def front_figure(document: Mapping[str, Any]) -> go.Figure:
     """Test score against latency: dense, front, uniform."""
+    import plotly.graph_objects as go
+
     dense, models, baselines = document["dense"], document["models"], document["baselines"]
     how = "measured" if _is_measured(document) else "predicted"
     figure = go.Figure()

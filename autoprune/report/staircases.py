@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import plotly.graph_objects as go
-from plotly.io import to_html
-from plotly.subplots import make_subplots
 from rich.table import Table
 
-from autoprune.latency.efficient_widths import Staircase
+from autoprune.records import Staircase
 from autoprune.runfolder import write_atomic
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 _BARS = "▁▂▃▄▅▆▇█"
 _COLUMNS = 3
@@ -31,7 +31,7 @@ def staircase_table(stairs: Sequence[Staircase]) -> Table:
             stair.unit,
             f"{stair.widths[0]}-{stair.widths[-1]}",
             f"{stair.latency_ms[0] * 1e3:.1f}-{stair.latency_ms[-1] * 1e3:.1f} us",
-            sparkline(stair.latency_ms.tolist()),
+            sparkline(stair.latency_ms),
             " ".join(map(str, stair.useful)),
         )
     return table
@@ -46,6 +46,8 @@ def sparkline(values: Sequence[float]) -> str:
 
 def write_staircases(stairs: Sequence[Staircase], target: Mapping[str, Any], path: Path) -> Path:
     """Write a self-contained page with one plot for each unit, atomically."""
+    from plotly.io import to_html  # 0.1 s that only a page needs
+
     title = f"{target['name']}, {target['threads']} thread(s), batch {target['batch']}, {target['precision']}"
     page = f"<!doctype html><html lang=en><meta charset=utf-8><title>Staircases, {title}</title>"
     body = to_html(staircase_figure(stairs, title), include_plotlyjs=True, full_html=False)
@@ -55,14 +57,16 @@ def write_staircases(stairs: Sequence[Staircase], target: Mapping[str, Any], pat
 
 def staircase_figure(stairs: Sequence[Staircase], title: str) -> go.Figure:
     """Latency of each unit's operators against its width, with two standard deviations; useful widths are marked."""
+    from plotly.subplots import make_subplots
+
     rows = -(-len(stairs) // _COLUMNS)
     figure = make_subplots(rows=rows, cols=_COLUMNS, subplot_titles=[stair.unit for stair in stairs])
     for number, stair in enumerate(stairs):
         place = {"row": number // _COLUMNS + 1, "col": number % _COLUMNS + 1}
-        us, sd = stair.latency_ms * 1e3, stair.sd_ms * 1e3
+        us, two_sd = [1e3 * ms for ms in stair.latency_ms], [2e3 * ms for ms in stair.sd_ms]
         figure.add_scatter(
             x=stair.widths, y=us, mode="lines+markers", marker={"size": 4, "color": "#57606a"}, line={"width": 1},
-            error_y={"array": 2 * sd, "thickness": 0.7, "width": 0}, showlegend=False, **place,
+            error_y={"array": two_sd, "thickness": 0.7, "width": 0}, showlegend=False, **place,
         )  # fmt: skip
         chosen = [i for i, width in enumerate(stair.widths) if width in stair.useful]
         figure.add_scatter(
