@@ -1,12 +1,12 @@
 """(policy, fidelity, seed) -> measurement: prune, repair, briefly fine-tune, score."""
 
 from autoprune.evaluation.costs import additive_costs, cost_matrix, sizes
+from autoprune.evaluation.dense_model import RECONSTRUCTION_EXAMPLES, DenseModel
 from autoprune.evaluation.evaluator import Evaluator, EvaluatorFactory
-from autoprune.evaluation.workbench import RECONSTRUCTION_EXAMPLES, Bench
 
 __all__ = [
     "RECONSTRUCTION_EXAMPLES",
-    "Bench",
+    "DenseModel",
     "Evaluator",
     "EvaluatorFactory",
     "additive_costs",

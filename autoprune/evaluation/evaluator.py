@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from autoprune.errors import TrialError
-from autoprune.evaluation.workbench import Bench
+from autoprune.evaluation.dense_model import DenseModel
 from autoprune.latency.table import LatencyTable
 from autoprune.records import Policy
 from autoprune.runfolder import RunFolder
@@ -31,9 +31,12 @@ FULL = "full"
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluator:
-    """Scores trials on a bench. `predict_ms` gives the latency. The weights of full fine-tunes are in their results."""
+    """Scores policies that cut `dense_model`; `predict_ms` gives the latency of a policy.
 
-    bench: Bench
+    The result of a full fine-tune holds its weights.
+    """
+
+    dense_model: DenseModel
     predict_ms: PredictOne
 
     def __call__(self, spec: TrialSpec) -> TrialResult:
@@ -83,37 +86,37 @@ class Evaluator:
 
     def _repaired(self, spec: TrialSpec, passes: SamplePasses) -> GraphModel:
         # Shrinking is proven for policies that are fine-tuned; the proxy would spend a fifth of its time on it.
-        model = self.bench.shrink(spec.policy, prove=spec.fidelity.finetune_samples > 0)
-        self.bench.repair(model, spec.policy, passes)
+        model = self.dense_model.shrink(spec.policy, prove=spec.fidelity.finetune_samples > 0)
+        self.dense_model.repair(model, spec.policy, passes)
         return model
 
     def _finetune(self, model: GraphModel, spec: TrialSpec, passes: SamplePasses) -> None:
-        bench = self.bench
+        dense_model = self.dense_model
         if spec.fidelity.finetune_samples:
             finetune(
                 model,
-                bench.task,
+                dense_model.task,
                 samples=spec.fidelity.finetune_samples,
                 seed=spec.seed,
-                teacher=bench.dense,
+                teacher=dense_model.module,
                 passes=passes,
-                relative_cost=bench.relative_cost(spec.policy),
-                memory=bench.teacher,
+                relative_cost=dense_model.relative_cost(spec.policy),
+                memory=dense_model.teacher,
             )
 
     def _measure(self, model: GraphModel, spec: TrialSpec, passes: SamplePasses) -> Measurement:
-        bench, limit, prefixed = self.bench, spec.fidelity.val_samples, None
-        if not spec.fidelity.finetune_samples and bench.task.metric is None:
-            prefixed = bench.outputs_from_prefix(model, spec.policy, limit)
+        dense_model, limit, prefixed = self.dense_model, spec.fidelity.val_samples, None
+        if not spec.fidelity.finetune_samples and dense_model.task.metric is None:
+            prefixed = dense_model.outputs_from_prefix(model, spec.policy, limit)
         found = evaluate(
             model,
-            bench.task,
-            bench.task.val_set,
-            dense_outputs=bench.dense_outputs,
+            dense_model.task,
+            dense_model.task.val_set,
+            dense_outputs=dense_model.dense_outputs,
             limit=limit,
             outputs=prefixed[0] if prefixed else None,
             passes=passes,
-            relative_cost=prefixed[1] if prefixed else bench.relative_cost(spec.policy),
+            relative_cost=prefixed[1] if prefixed else dense_model.relative_cost(spec.policy),
         )
         if found.divergence is None:
             raise TrialError("the divergence from the dense model is missing")
@@ -122,7 +125,7 @@ class Evaluator:
             loss=found.divergence,
             latency_ms=self.predict_ms(spec.policy),
             latency_source="predicted",
-            **bench.sizes(spec.policy),
+            **dense_model.sizes(spec.policy),
         )
 
 
@@ -161,5 +164,5 @@ class EvaluatorFactory:
         dense = load_dense(task, folder.dense)
         structure = analyze(dense, task.example_inputs)
         predictor = LatencyTable.load(folder.table).predictor(structure)
-        bench = Bench.open(task, dense, structure, folder)
-        return Evaluator(bench=bench, predict_ms=lambda policy: float(predictor.predict([policy])[0]))
+        dense_model = DenseModel.open(task, dense, structure, folder)
+        return Evaluator(dense_model=dense_model, predict_ms=lambda policy: float(predictor.predict([policy])[0]))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from autoprune.config import RunConfig
-from autoprune.evaluation import RECONSTRUCTION_EXAMPLES, Bench
+from autoprune.evaluation import RECONSTRUCTION_EXAMPLES, DenseModel
 from autoprune.pipeline.events import Events
 from autoprune.pruning import SCORES as PLAIN_SCORES
 from autoprune.pruning import Calibration, channel_order, score_units
@@ -39,21 +39,21 @@ _PASSES: Mapping[str, float] = {"taylor": 1.0, "activation": FORWARD_SHARE}
 """Sample passes of one calibration example, for the scores that look at data."""
 
 
-def make_bench(
+def make_dense_model(
     config: RunConfig, folder: RunFolder, task: Task, dense: nn.Module, structure: Structure, events: Events
-) -> Bench:
-    """The bench of a run; ranks channels once, and says what is not reconstructed."""
+) -> DenseModel:
+    """Return the dense model of a run, its channels ranked; note the units that are not reconstructed."""
     if not folder.order.exists():
         _write_order(config, folder, task, structure)
-    bench = Bench.open(task, dense, structure, folder)
-    left = bench.not_reconstructed
+    dense_model = DenseModel.open(task, dense, structure, folder)
+    left = dense_model.not_reconstructed
     if config.reconstruct and left:
         events.note(
             f"no least squares for {len(left)} of {len(structure.units)} units ({', '.join(left[:3])}"
             f"{', ...' if len(left) > 3 else ''}): something that reads them is no convolution of one group and no "
             "linear layer; they are recovered by batch norms and fine-tuning alone"
         )
-    return bench
+    return dense_model
 
 
 def _write_order(config: RunConfig, folder: RunFolder, task: Task, structure: Structure) -> None:

@@ -86,16 +86,16 @@ def finetune_model(run_dir: Path, digest: str, epochs: float, events: Events) ->
 
 def _finetune(run: Run, candidate: Candidate, epochs: float, events: Events) -> Candidate:
     setup = prepare(run.config, run.folder, events, run.open_task())
-    task, policy = setup.bench.task, candidate.record.policy
-    model = load_model(setup.bench, run.folder, policy)
+    task, policy = setup.dense_model.task, candidate.record.policy
+    model = load_model(setup.dense_model, run.folder, policy)
     events.stage(f"Fine-tuning {candidate.digest}")
     finetune(
         model,
         task,
         samples=max(1, round(epochs * length(task.train_set))),
         seed=setup.config.seed,
-        teacher=setup.bench.dense,
-        relative_cost=setup.bench.relative_cost(policy),
+        teacher=setup.dense_model.module,
+        relative_cost=setup.dense_model.relative_cost(policy),
         on_progress=lambda done, total, loss: events.advance(done, total, f"loss {loss:.3f}"),
     )
     write_atomic(run.folder.model(candidate.digest).weights, weights_to_bytes(model))

@@ -27,7 +27,7 @@ def deployed(setup: Setup, model: nn.Module, path: Path) -> Model:
     `path` is written for PyTorch targets too: the ONNX file is part of every result. Raises `StructureError` for a
     model that cannot be exported or quantized.
     """
-    export_candidate(model, setup.bench.task.example_inputs, path)
+    export_candidate(model, setup.dense_model.task.example_inputs, path)
     if setup.target.runtime == "torch":
         return model
     if setup.target.precision == "fp32":
@@ -46,20 +46,20 @@ def deployed_dense(setup: Setup) -> Model:
     """The dense model as the target runs it, exported once."""
     path = setup.folder.dense_onnx
     if setup.target.runtime == "torch" and path.exists():
-        return setup.bench.dense
+        return setup.dense_model.module
     wanted = path if setup.target.precision == "fp32" else int8_path(path)
-    return wanted if wanted.exists() else deployed(setup, setup.bench.dense, path)
+    return wanted if wanted.exists() else deployed(setup, setup.dense_model.module, path)
 
 
 def measure_beside_dense(setup: Setup, models: Sequence[Model]) -> Timings:
     """Time models interleaved with the dense one, on the target."""
-    feeds = finite_feeds(setup.bench.structure, setup.target.batch)
+    feeds = finite_feeds(setup.dense_model.structure, setup.target.batch)
     return measure(models, deployed_dense(setup), setup.target, feeds)
 
 
 def _calibration(setup: Setup) -> list[Feeds]:
     """Training inputs that the activations' ranges are taken from."""
-    task = setup.bench.task
+    task = setup.dense_model.task
     count = min(_CALIBRATION_BATCHES * _CALIBRATION_EXAMPLES, length(task.train_set))
     rows = sample_rows(length(task.train_set), count, seed=setup.config.seed)
     inputs = [task.split(batch)[0] for batch in batches(task.train_set, _CALIBRATION_EXAMPLES, rows=rows)]

@@ -99,7 +99,9 @@ def search(
 
 def _run(setup: Setup, events: Events) -> None:
     deployed_dense(setup)
-    dense_test_score = score_on_test(setup, setup.bench.dense)  # now, to know early when test data cannot be scored
+    dense_test_score = score_on_test(
+        setup, setup.dense_model.module
+    )  # now, to know early when test data cannot be scored
     events.stage("Search")
     with executor_of(setup) as executor:
         slots = executor.slots
@@ -129,7 +131,7 @@ def _run(setup: Setup, events: Events) -> None:
         "rungs": rung_scores(setup, results),
         "rank_correlations": [correlation.to_json() for correlation in outcome.correlations],
         "unmet_budgets": unmet,
-        "not_reconstructed": setup.bench.not_reconstructed if setup.config.reconstruct else (),
+        "not_reconstructed": setup.dense_model.not_reconstructed if setup.config.reconstruct else (),
     }
     write_json(setup.folder.front, document | extra)
     if not document["models"]:
@@ -140,19 +142,19 @@ def _run(setup: Setup, events: Events) -> None:
 
 def searched(setup: Setup, executor: Executor, events: Events) -> tuple[Setup, Outcome]:
     """Search; while the predictions of the best candidates are wrong, fit the table anew and search on."""
-    matters = importance(setup.config, setup.bench.structure, setup.bench.task)
+    matters = importance(setup.config, setup.dense_model.structure, setup.dense_model.task)
     while True:
         plan = Search(
             location=setup.place,
             space=setup.space,
-            dense_widths=setup.bench.structure.full_widths,
+            dense_widths=setup.dense_model.structure.full_widths,
             predict=setup.costs,
             limits=tuple(setup.limits.values()),
             effort=widened(setup.effort, setup.table.refits),
             run_seed=setup.config.seed,
             strategy=setup.config.strategy,
             sampler=setup.config.sampler,
-            additive=additive_costs(setup.bench.structure, setup.predictor, setup.space),
+            additive=additive_costs(setup.dense_model.structure, setup.predictor, setup.space),
             importance=matters,
         )
         outcome = run_search(plan, executor, _Watcher(setup, events))
@@ -172,11 +174,11 @@ def search_passes(setup: Setup, outcome: Outcome, slots: int) -> dict[str, float
     The teacher sees the batches of a rung once in each of the `slots` where trials ran.
     """
     passes = {name: sum(r.sample_passes for r in rung) for name, rung in outcome.results.items()}
-    task = setup.bench.task
+    task = setup.dense_model.task
     distils = task.finetune_recipe.distill_weight > 0 or not task.trains
     shared = task.train_step is None and distils
     taught = sum(f.finetune_samples for f in setup.effort.rungs if shared and outcome.results[f.name])
-    matters = importance_passes(setup.config, length(setup.bench.task.train_set))
+    matters = importance_passes(setup.config, length(setup.dense_model.task.train_set))
     return passes | {
         "scores": read_json(setup.folder.order, "sample_passes")["sample_passes"] + matters,
         "teacher": FORWARD_SHARE * taught * slots,
@@ -223,13 +225,13 @@ def _announce(setup: Setup, slots: int, events: Events) -> None:
             f"{fidelity.finetune_samples:,} samples of fine-tuning" if fidelity.finetune_samples else "no fine-tuning"
         )
         events.note(f"{fidelity.name}: about {count} policies, {tuning}")
-    examples = length(setup.bench.task.val_set)
+    examples = length(setup.dense_model.task.val_set)
     share = float(np.mean([_share(setup, limit) for limit in setup.limits.values()]))
     apart = len(anchor_policies(setup.space)) if setup.config.strategy == "guided" else 0
     if apart:
         events.note(f"{SENSITIVITY}: {apart} policies, in each of which one unit is narrower")
     passes = effort.expected_passes(budgets=budgets, val_examples=examples, share=share, apart=apart)
-    each = seconds_per_pass(setup.bench.task, setup.bench.dense)
+    each = seconds_per_pass(setup.dense_model.task, setup.dense_model.module)
     minutes = max(passes * each / slots / 60, 0.1)
     events.note(f"about {passes:,.0f} sample passes, {minutes:.1f} min on {slots} worker(s)")
     proxy_seconds = share * proxy_passes(effort, examples) * each / slots

@@ -26,10 +26,10 @@ from autoprune.config import RunConfig
 from autoprune.device.connect import make_target
 from autoprune.device.target import Target, check_target, differences
 from autoprune.errors import RunFolderError, TaskError, unknown_name
-from autoprune.evaluation import Bench, Evaluator, additive_costs, cost_matrix, sizes
+from autoprune.evaluation import DenseModel, Evaluator, additive_costs, cost_matrix, sizes
 from autoprune.latency.predictor import LatencyPredictor
 from autoprune.latency.table import LatencyTable
-from autoprune.pipeline.channel_order import SCORES, make_bench
+from autoprune.pipeline.channel_order import SCORES, make_dense_model
 from autoprune.pipeline.events import Events
 from autoprune.pipeline.tables import latency_table, space_of
 from autoprune.records import COSTS, Policy, SearchSpace, digest_of
@@ -57,7 +57,7 @@ class Setup:
 
     config: RunConfig
     folder: RunFolder
-    bench: Bench
+    dense_model: DenseModel
     space: SearchSpace
     target: Target
     foreign: tuple[str, ...]
@@ -71,7 +71,7 @@ class Setup:
     def costs(self, policies: Sequence[Policy]) -> npt.NDArray[np.float64]:
         """Costs of policies `[P, K]` that the limits are about, latency as predicted; the others are 0."""
         limited = {name for limit in self.limits.values() for name in limit.limited}
-        return cost_matrix(self.bench.structure, self.predictor, policies, {"latency_ms", *limited})
+        return cost_matrix(self.dense_model.structure, self.predictor, policies, {"latency_ms", *limited})
 
     def predict_ms(self, policy: Policy) -> float:
         """Predicted latency of one policy."""
@@ -84,7 +84,7 @@ class Setup:
 
     def evaluator(self) -> Evaluator:
         """The evaluator in this process."""
-        return Evaluator(bench=self.bench, predict_ms=self.predict_ms)
+        return Evaluator(dense_model=self.dense_model, predict_ms=self.predict_ms)
 
 
 def place_of(config: RunConfig, folder: RunFolder) -> StudyLocation:
@@ -136,10 +136,10 @@ def prepare(config: RunConfig, folder: RunFolder, events: Events, task: Task) ->
     dense_costs = tuple(float(dense_sizes[name][0]) for name in COSTS)
     additive = additive_costs(structure, predictor, space)
     limits = reachable_limits(config, space, partial(cost_matrix, structure, predictor), dense_costs, additive)
-    trained = dense_model(config, folder, task, events)
+    trained = trained_dense(config, folder, task, events)
     dense.load_state_dict(trained.state_dict())
-    bench = make_bench(config, folder, task, dense, structure, events)
-    score = evaluate(dense, task, task.val_set, dense_outputs=bench.dense_outputs).score
+    dense_model = make_dense_model(config, folder, task, dense, structure, events)
+    score = evaluate(dense, task, task.val_set, dense_outputs=dense_model.dense_outputs).score
     events.note(f"dense: {task.metric_name} {score:.4f} on validation data, {table.dense_ms * 1e3:.0f} us measured")
     effort = Effort.derive(
         config.effort, train_examples=length(task.train_set), val_examples=length(task.val_set), trials=config.trials
@@ -147,7 +147,7 @@ def prepare(config: RunConfig, folder: RunFolder, events: Events, task: Task) ->
     return Setup(
         config=config,
         folder=folder,
-        bench=bench,
+        dense_model=dense_model,
         space=space,
         target=target,
         foreign=tuple(differences(target.fingerprint(), table.target)),
@@ -193,7 +193,7 @@ def environment() -> dict[str, object]:
     return {"python": platform.python_version(), "platform": platform.platform(), "versions": versions}
 
 
-def dense_model(config: RunConfig, folder: RunFolder, task: Task, events: Events) -> nn.Module:
+def trained_dense(config: RunConfig, folder: RunFolder, task: Task, events: Events) -> nn.Module:
     """The trained dense model: cached in the folder, given as a file, or trained once by the task's recipe."""
     if folder.dense.exists():
         return load_dense(task, folder.dense)

@@ -29,7 +29,7 @@ _MORE_TRIALS = 0.25
 
 def uniform_baselines(setup: Setup) -> dict[str, Policy]:
     """The uniform policy of every budget that has one."""
-    full_widths = setup.bench.structure.full_widths
+    full_widths = setup.dense_model.structure.full_widths
     found = baselines(setup.space, full_widths, setup.costs, list(setup.limits.values()))
     return {budget: found[limit] for budget, limit in setup.limits.items() if limit in found}
 
@@ -59,7 +59,7 @@ def refitted(setup: Setup, rung: Sequence[TrialResult], events: Events) -> Setup
         write_json(setup.folder.settled, answered | {"candidates": len(policies), "largest_error": worst})
         return None
     events.note(f"more than {LARGEST_ERROR:.0%}: the latency table is fitted anew with them, and the search goes on")
-    structure = setup.bench.structure
+    structure = setup.dense_model.structure
     table = refit_table(setup.table, structure, structure.widths(policies), ratios)
     table.save(setup.folder.table)
     return replace(setup, table=table, predictor=table.predictor(structure))
@@ -71,5 +71,5 @@ def measured_ratios(setup: Setup, policies: Sequence[Policy]) -> np.ndarray:
         return np.array([setup.predict_ms(policy) for policy in policies]) / setup.table.dense_ms
     with setup.folder.scratch() as folder:
         paths = [folder / f"{number}.onnx" for number in range(len(policies))]
-        models = [deployed(setup, setup.bench.shrink(p), path) for p, path in zip(policies, paths, strict=True)]
+        models = [deployed(setup, setup.dense_model.shrink(p), path) for p, path in zip(policies, paths, strict=True)]
         return np.array(measure_beside_dense(setup, models).ratios)

@@ -13,7 +13,7 @@ from torch import nn
 
 from autoprune.config import RunConfig, load_config
 from autoprune.errors import RunFolderError, UsageError
-from autoprune.evaluation import Bench
+from autoprune.evaluation import DenseModel
 from autoprune.front import latency_of, pick
 from autoprune.pipeline.prepare import open_task
 from autoprune.pipeline.verification import from_json, load_model
@@ -53,8 +53,8 @@ class Candidate:
         It is a graph module; `native` asks for the model's own classes, and raises `StructureError` where they cannot
         be had.
         """
-        found, bench = load_model(self.run.bench, self.run.folder, self.record.policy), self.run.bench
-        return as_native(bench.structure.model, found, bench.structure.example_inputs) if native else found
+        found, dense_model = load_model(self.run.dense_model, self.run.folder, self.record.policy), self.run.dense_model
+        return as_native(dense_model.structure.model, found, dense_model.structure.example_inputs) if native else found
 
     def export(self, path: str | Path) -> Path:
         """Copy the verified ONNX model to `path`."""
@@ -143,12 +143,17 @@ class Run:
         return open_task(self.config)
 
     @cached_property
-    def bench(self) -> Bench:
+    def dense_model(self) -> DenseModel:
         """Task, dense model, structure and channel order of the run."""
         task = self.open_task()
         dense = load_dense(task, self.folder.dense)
         structure = analyze(dense, task.example_inputs)
-        return Bench.open(task, dense, structure, self.folder)
+        return DenseModel.open(task, dense, structure, self.folder)
+
+    @property
+    def bench(self) -> DenseModel:
+        """The earlier name of `dense_model`."""
+        return self.dense_model
 
 
 OBJECT_TASK = "(object)"

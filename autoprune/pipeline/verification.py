@@ -16,7 +16,7 @@ from autoprune.allocation.limits import fits
 from autoprune.budgets import Budget
 from autoprune.device.timing import Model
 from autoprune.errors import AutopruneError, RunFolderError
-from autoprune.evaluation import Bench
+from autoprune.evaluation import DenseModel
 from autoprune.export.onnx_file import OnnxModule
 from autoprune.export.verify import parity
 from autoprune.front import hypervolume, latency_of, non_dominated
@@ -46,12 +46,12 @@ def meets(setup: Setup, budget: str, policy: Policy, ratio: float, tolerance: fl
     return bool(fits([latency_ms, *setup.costs([policy])[0, 1:]], limit))
 
 
-def load_model(bench: Bench, folder: RunFolder, policy: Policy) -> GraphModel:
+def load_model(dense_model: DenseModel, folder: RunFolder, policy: Policy) -> GraphModel:
     """The fine-tuned model of a policy, in evaluation mode; `RunFolderError` when its weights are absent or wrong."""
     path = folder.model(policy.digest()).weights
     if not path.exists():
         raise RunFolderError(f"there is no fine-tuned model {policy.digest()} in {folder.path}; run the search again")
-    model = bench.structure.shrink(policy, keep_best(bench.order, policy), prove=False)
+    model = dense_model.structure.shrink(policy, keep_best(dense_model.order, policy), prove=False)
     try:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -74,7 +74,7 @@ def whole(path: Path) -> bool:
 def _export(setup: Setup, policy: Policy, model: GraphModel) -> tuple[ModelFolder, Model]:
     """Write `policy.json` and `model.onnx` of a fine-tuned policy; and the form that the target runs."""
     files = setup.folder.model(policy.digest())
-    kept = {name: indices.tolist() for name, indices in keep_best(setup.bench.order, policy).items()}
+    kept = {name: indices.tolist() for name, indices in keep_best(setup.dense_model.order, policy).items()}
     write_json(files.policy, policy.to_json() | {"digest": policy.digest(), "kept": kept})
     return files, deployed(setup, model, files.onnx)
 
@@ -100,7 +100,7 @@ def verify_model(setup: Setup, policy: Policy, budget: str | None, strategy: str
         digest=policy.digest(),
         policy=policy,
         **{key: found[key] for key in keys},
-        **setup.bench.sizes(policy),
+        **setup.dense_model.sizes(policy),
         fidelity="full",
         strategy=strategy,
         budget=budget,
@@ -110,19 +110,19 @@ def verify_model(setup: Setup, policy: Policy, budget: str | None, strategy: str
 
 
 def _verified(setup: Setup, policy: Policy) -> dict[str, Any]:
-    task, bench = setup.bench.task, setup.bench
-    model = load_model(bench, setup.folder, policy)
+    task, dense_model = setup.dense_model.task, setup.dense_model
+    model = load_model(dense_model, setup.folder, policy)
     files, target_model = _export(setup, policy, model)
     difference = parity(model, files.onnx, real_inputs(setup))
     # A quantized model scores differently, and it is the one that will be deployed.
     scored = OnnxModule(int8_path(files.onnx)) if setup.target.precision == "int8" else model
     return {
-        "score": evaluate(scored, task, task.val_set, dense_outputs=bench.dense_outputs).score,
+        "score": evaluate(scored, task, task.val_set, dense_outputs=dense_model.dense_outputs).score,
         "test_score": score_on_test(setup, scored),
         "metric": task.metric_name,
         "onnx_relative_difference": difference,
         **_latencies(setup, policy, target_model),
-        **bench.sizes(policy),
+        **dense_model.sizes(policy),
     }
 
 
@@ -163,18 +163,18 @@ def clock_notes(setup: Setup, models: Sequence[FrontModel]) -> list[str]:
 
 def real_inputs(setup: Setup) -> tuple[torch.Tensor, ...]:
     """Inputs of a few validation examples, batch dimension first."""
-    task = setup.bench.task
+    task = setup.dense_model.task
     rows = sample_rows(length(task.val_set), _PARITY_EXAMPLES)
     return task.split(take(task.val_set, rows))[0]
 
 
 def score_on_test(setup: Setup, model: torch.nn.Module) -> float:
     """Score on the test data, which nothing else looks at."""
-    task = setup.bench.task
+    task = setup.dense_model.task
     outputs = None
     try:
         if task.metric is None and not task.classifies:
-            outputs = predict_outputs(setup.bench.dense, task, task.test_set)
+            outputs = predict_outputs(setup.dense_model.module, task, task.test_set)
         return evaluate(model, task, task.test_set, dense_outputs=outputs).score
     except AutopruneError as error:
         raise type(error)(f"on the test data: {error}") from error
@@ -192,7 +192,7 @@ def front_document(setup: Setup, models: Sequence[FrontModel], dense_test_score:
     reference = (dense["latency_ms_measured"], dense["score"] - _HYPERVOLUME_SHARE * abs(dense["score"]))
     area = hypervolume([latency_of(m) for m in front], [m.score for m in front], reference)
     return {
-        "metric": setup.bench.task.metric_name,
+        "metric": setup.dense_model.task.metric_name,
         "dense": dense,
         "models": [to_json(m) for m in front],
         "baselines": [to_json(m) for m in models if m.strategy == "uniform"],
@@ -210,12 +210,12 @@ def front_document(setup: Setup, models: Sequence[FrontModel], dense_test_score:
 
 
 def _dense_entry(setup: Setup, test_score: float) -> dict[str, Any]:
-    bench = setup.bench
+    dense_model = setup.dense_model
     return {
         "score": setup.dense_score,
         "test_score": test_score,
         "latency_ms_measured": setup.table.dense_ms,
-        **bench.sizes(bench.structure.dense_policy()),
+        **dense_model.sizes(dense_model.structure.dense_policy()),
     }
 
 

@@ -1,7 +1,7 @@
 """Variants of the guided search with one thing changed each, out of the package's own parts.
 
-A variant changes the configuration, the space, the search's parts while it runs, or the bench that the chosen policy is
-fine-tuned on. What it does not name is that of the guided search.
+A variant changes the configuration, the space, the search's parts while it runs, or the dense model that the chosen policy
+cuts. What it does not name is that of the guided search.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from autoprune.allocation.additive import Additive, AdditiveCost, CostTable
 from autoprune.allocation.limits import fits
 from autoprune.allocation.solver import Solver
 from autoprune.budgets import Limit
-from autoprune.evaluation import Bench
+from autoprune.evaluation import DenseModel
 from autoprune.pipeline.channel_order import calibration
 from autoprune.pipeline.prepare import Setup
 from autoprune.pruning import channel_order, score_units
@@ -43,8 +43,8 @@ def _same_space(setup: Setup) -> SearchSpace:
     return setup.space
 
 
-def _same_bench(setup: Setup) -> Bench:
-    return setup.bench
+def _same_dense_model(setup: Setup) -> DenseModel:
+    return setup.dense_model
 
 
 def _nothing(setup: Setup) -> AbstractContextManager[object]:
@@ -56,7 +56,7 @@ class Variant:
     """One row of the ablation.
 
     `options` are those of the run. `space` is what is searched and `swapped` a context in which the search runs.
-    `rungs` says how many of the rungs choose the policy, and `bench` what it is repaired and fine-tuned on.
+    `rungs` says how many of the rungs choose the policy, and `dense_model` what it cuts.
     """
 
     what: str
@@ -64,7 +64,7 @@ class Variant:
     space: Callable[[Setup], SearchSpace] = _same_space
     swapped: Callable[[Setup], AbstractContextManager[object]] = _nothing
     rungs: int = 3
-    bench: Callable[[Setup], Bench] = _same_bench
+    dense_model: Callable[[Setup], DenseModel] = _same_dense_model
 
     @property
     def scores_alike(self) -> bool:
@@ -149,7 +149,9 @@ def _swapped(owner: object, name: str, value: object) -> Callable[[Setup], Abstr
 
 def _taylor(explorer: Explorer, setup: Setup) -> Table:
     """Summed Taylor importance of the channels that a level removes."""
-    importance = score_units(setup.bench.structure, "taylor", calibration(setup.bench.task, setup.config.seed))
+    importance = score_units(
+        setup.dense_model.structure, "taylor", calibration(setup.dense_model.task, setup.config.seed)
+    )
     return lost_importance(replace(explorer.search, importance=importance))
 
 
@@ -187,8 +189,8 @@ def _space(setup: Setup, levels: Mapping[str, tuple[int, ...]]) -> SearchSpace:
 
 def every_level(setup: Setup) -> SearchSpace:
     """A3: all multiples of four that the table knows, instead of the widths that pay."""
-    removable = {unit.name for unit in setup.bench.structure.units if unit.removable}
-    full = setup.bench.structure.full_widths
+    removable = {unit.name for unit in setup.dense_model.structure.units if unit.removable}
+    full = setup.dense_model.structure.full_widths
     levels = {}
     for name, scanned in setup.table.space.levels.items():
         found = {width for width in scanned if width % _GRID == 0 and width} | {full[name]}
@@ -198,7 +200,7 @@ def every_level(setup: Setup) -> SearchSpace:
 
 def inner_widths(setup: Setup) -> SearchSpace:
     """A4: units inside a residual branch alone; the streams stay whole."""
-    inner = {unit.name for unit in setup.bench.structure.units if unit.removable}
+    inner = {unit.name for unit in setup.dense_model.structure.units if unit.removable}
     levels = {name: found if name in inner else found[-1:] for name, found in setup.space.levels.items()}
     return _space(setup, levels)
 
@@ -214,17 +216,19 @@ def _unpolished(setup: Setup) -> Iterator[None]:
         yield
 
 
-def _ranked(score: str) -> Callable[[Setup], Bench]:
-    def bench(setup: Setup) -> Bench:
-        data = calibration(setup.bench.task, setup.config.seed)
-        return replace(setup.bench, order=channel_order(score_units(setup.bench.structure, score, data)))
+def _ranked(score: str) -> Callable[[Setup], DenseModel]:
+    def dense_model(setup: Setup) -> DenseModel:
+        data = calibration(setup.dense_model.task, setup.config.seed)
+        return replace(setup.dense_model, order=channel_order(score_units(setup.dense_model.structure, score, data)))
 
-    return bench
+    return dense_model
 
 
-def _undistilled(setup: Setup) -> Bench:
-    task = setup.bench.task
-    return replace(setup.bench, task=replace(task, finetune_recipe=replace(task.finetune_recipe, distill_weight=0.0)))
+def _undistilled(setup: Setup) -> DenseModel:
+    task = setup.dense_model.task
+    return replace(
+        setup.dense_model, task=replace(task, finetune_recipe=replace(task.finetune_recipe, distill_weight=0.0))
+    )
 
 
 VARIANTS: Mapping[str, Variant] = {
@@ -238,14 +242,14 @@ VARIANTS: Mapping[str, Variant] = {
     "A5b": Variant(what="a quadratic prior as sensitivities", swapped=_prior(_quadratic)),
     "A5c": Variant(what="every level measured", swapped=_swapped(explore, "anchor_policies", single_unit_policies)),
     "A6": Variant(what="no least squares", options={"reconstruct": False}),
-    "A7-l2": Variant(what="channels by l2 inside the found widths", bench=_ranked("l2")),
-    "A7-taylor": Variant(what="channels by Taylor inside the found widths", bench=_ranked("taylor")),
-    "A7-random": Variant(what="random channels inside the found widths", bench=_ranked("random")),
+    "A7-l2": Variant(what="channels by l2 inside the found widths", dense_model=_ranked("l2")),
+    "A7-taylor": Variant(what="channels by Taylor inside the found widths", dense_model=_ranked("taylor")),
+    "A7-random": Variant(what="random channels inside the found widths", dense_model=_ranked("random")),
     "A8": Variant(what="the solver's answer alone", swapped=_swapped(guided, "Refinement", SolverAlone)),
     "A8b": Variant(what="a surrogate that learns nothing", swapped=_swapped(refine, "Surrogate", Unlearned)),
     "A9-proxy": Variant(what="chosen by the proxy", rungs=1),
     "A9-brief": Variant(what="chosen by the brief rung", rungs=2),
-    "A10": Variant(what="no distillation in the fine-tune", bench=_undistilled),
+    "A10": Variant(what="no distillation in the fine-tune", dense_model=_undistilled),
 }
 """By row: ALGORITHM rows A1 to A10, the full algorithm first."""
 

@@ -54,7 +54,7 @@ def ablate(given: argparse.Namespace, name: str, seed: int, missing: Mapping[str
         for part, spent in search_passes(setup, outcome, slots).items()
         if part in used or part not in {rung.name for rung in setup.effort.rungs}
     )
-    tuned = replace(setup, bench=variant.bench(setup))
+    tuned = replace(setup, dense_model=variant.dense_model(setup))
     seconds = time.monotonic() - start
     for budget in [budget for budget in missing if budget in limits and missing[budget]]:
         policy, ratio, meets = chosen(setup, budget, outcome.results[used[-1]], "guided")

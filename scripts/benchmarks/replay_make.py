@@ -81,7 +81,7 @@ def planned(setup: Setup, limits: Sequence[Limit], guided: Sequence[TrialResult]
     dense_ms = setup.predict_ms(space.largest())
     bands = [Limit.of(latency_ms=share * dense_ms) for share in _BANDS]
     for limit in (*limits, *bands):
-        uniform = uniform_policy(space, setup.bench.structure.full_widths, setup.costs, limit)
+        uniform = uniform_policy(space, setup.dense_model.structure.full_widths, setup.costs, limit)
         found |= {uniform: "uniform"} if uniform is not None else {}
     found = dict.fromkeys((result.policy for result in guided), "guided") | found
     for limit in limits:
@@ -119,7 +119,7 @@ def _guided(setup: Setup, limits: Sequence[Limit], executor: Executor) -> list[T
     search = Search(
         location=setup.place,
         space=setup.space,
-        dense_widths=setup.bench.structure.full_widths,
+        dense_widths=setup.dense_model.structure.full_widths,
         predict=setup.costs,
         limits=tuple(limits),
         effort=Effort(
@@ -131,7 +131,7 @@ def _guided(setup: Setup, limits: Sequence[Limit], executor: Executor) -> list[T
             finalists=1,
         ),
         run_seed=setup.config.seed,
-        additive=additive_costs(setup.bench.structure, setup.predictor, setup.space),
+        additive=additive_costs(setup.dense_model.structure, setup.predictor, setup.space),
     )
     return [result for found in run_search(search, executor).results.values() for result in found]
 

@@ -187,14 +187,16 @@ class Found:
 
 def append_curve(given: argparse.Namespace, setup: Setup, policy: Policy, points: Sequence[int], found: Found) -> None:
     """Append a policy's points to the CSV file, and print them; one without a score when it misses its budget."""
-    bench = setup.bench
-    model = bench.shrink(policy)
-    bench.repair(model, policy, SamplePasses())
-    sizes, cost = bench.sizes(policy), bench.relative_cost(policy)
+    dense_model = setup.dense_model
+    model = dense_model.shrink(policy)
+    dense_model.repair(model, policy, SamplePasses())
+    sizes, cost = dense_model.sizes(policy), dense_model.relative_cost(policy)
     for point in points if found.fits else [0]:
         start, score = time.monotonic(), None
         if found.fits:
-            ((_, score),) = curve(model, bench.task, bench.dense, relative_cost=cost, points=[point], seed=found.seed)
+            ((_, score),) = curve(
+                model, dense_model.task, dense_model.module, relative_cost=cost, points=[point], seed=found.seed
+            )
         row = Row(
             method=found.method,
             model=given.model,

@@ -16,22 +16,22 @@ import numpy as np
 import torch
 
 from autoprune import Run
-from autoprune.evaluation import Bench, Evaluator
+from autoprune.evaluation import DenseModel, Evaluator
 from autoprune.records import Policy
 from autoprune.training.sample_passes import SamplePasses
 from autoprune.training.scoring import evaluate
 from autoprune.trials import Fidelity, FrontModel, TrialSpec, trial_seed
 
 
-def test_scores(bench: Bench, policy: Policy, samples: int, seeds: int) -> np.ndarray:
+def test_scores(dense_model: DenseModel, policy: Policy, samples: int, seeds: int) -> np.ndarray:
     """Test score `[seeds]` after fine-tuning on `samples` examples."""
-    evaluator = Evaluator(bench=bench, predict_ms=lambda _policy: 0.0)
+    evaluator = Evaluator(dense_model=dense_model, predict_ms=lambda _policy: 0.0)
     fidelity = Fidelity(name="benchmark", rung=0, finetune_samples=samples)
     scores = []
     for seed in range(seeds if samples else 1):
         spec = TrialSpec(number=0, policy=policy, fidelity=fidelity, seed=trial_seed(seed, fidelity))
         model = evaluator.recovered(spec, SamplePasses())
-        scores.append(evaluate(model, bench.task, bench.task.test_set, dense_outputs=None).score)
+        scores.append(evaluate(model, dense_model.task, dense_model.task.test_set, dense_outputs=None).score)
     return np.array(scores)
 
 
@@ -40,7 +40,7 @@ def compare(run: Run, best: FrontModel, uniform: FrontModel, samples: list[int],
     ratios = f"measured {best.latency_ratio:.1%} against {uniform.latency_ratio:.1%} of dense"
     print(f"\n{best.budget}: {best.digest} against uniform {uniform.digest}, {ratios}")
     for count in samples:
-        ours, theirs = (test_scores(run.bench, model.policy, count, seeds) for model in (best, uniform))
+        ours, theirs = (test_scores(run.dense_model, model.policy, count, seeds) for model in (best, uniform))
         difference = ours - theirs
         error = difference.std(ddof=1) / len(difference) ** 0.5 if len(difference) > 1 else float("nan")
         print(

@@ -11,7 +11,7 @@ from autoprune.trials import Fidelity, TrialSpec
 
 
 def test_rows_are_policies_and_columns_are_costs(finished: autoprune.Run) -> None:
-    structure = finished.bench.structure
+    structure = finished.dense_model.structure
     predictor = LatencyTable.load(finished.folder.table).predictor(structure)
     policies = [structure.dense_policy(), *(m.policy for m in [*finished.models, *finished.baselines])]
     costs = cost_matrix(structure, predictor, policies)
@@ -19,31 +19,31 @@ def test_rows_are_policies_and_columns_are_costs(finished: autoprune.Run) -> Non
     assert costs.dtype == np.float64
     np.testing.assert_array_equal(costs[:, 0], predictor.predict(policies))
     for row, policy in zip(costs, policies, strict=True):
-        assert dict(zip(COSTS[1:], row[1:].tolist(), strict=True)) == finished.bench.sizes(policy)
+        assert dict(zip(COSTS[1:], row[1:].tolist(), strict=True)) == finished.dense_model.sizes(policy)
     some = cost_matrix(structure, predictor, policies, {"latency_ms", "bytes"})
     kept = [name in ("latency_ms", "bytes") for name in COSTS]
     np.testing.assert_array_equal(some, np.where(kept, costs, 0.0))
-    weights = finished.bench.dense.state_dict().values()
+    weights = finished.dense_model.module.state_dict().values()
     assert costs[0, COSTS.index("bytes")] == sum(t.nbytes for t in weights if t.is_floating_point())
 
 
 def test_a_trial_costs_what_was_predicted(finished: autoprune.Run) -> None:
     """The search keeps a trial within a limit by the prediction, and promotes it by the measurement."""
-    bench = finished.bench
-    predictor = LatencyTable.load(finished.folder.table).predictor(bench.structure)
+    dense_model = finished.dense_model
+    predictor = LatencyTable.load(finished.folder.table).predictor(dense_model.structure)
 
     def costs(policy: Policy) -> list[float]:
-        return cost_matrix(bench.structure, predictor, [policy])[0].tolist()
+        return cost_matrix(dense_model.structure, predictor, [policy])[0].tolist()
 
     policy = finished.models[0].policy
     spec = TrialSpec(number=0, policy=policy, fidelity=Fidelity(name="proxy", rung=0, val_samples=20), seed=0)
-    found = Evaluator(bench=bench, predict_ms=lambda p: costs(p)[0])(spec).measurement
+    found = Evaluator(dense_model=dense_model, predict_ms=lambda p: costs(p)[0])(spec).measurement
     assert found is not None
     assert list(found.costs()) == costs(policy)
 
 
 def test_additive_costs_sum_to_the_exact_ones(finished: autoprune.Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    structure = finished.bench.structure
+    structure = finished.dense_model.structure
     table = LatencyTable.load(finished.folder.table)
     predictor = table.predictor(structure)
     rng = np.random.default_rng(0)

@@ -61,7 +61,7 @@ def test_a_limit_on_weight_bytes_holds_beside_every_latency(searched: Search, tm
         assert model["bytes"] <= 0.4 * dense["bytes"]
         assert model["activation_bytes"] <= 0.9 * dense["activation_bytes"]
         assert model["meets_budget"]
-    assert document["models"][0]["bytes"] == run.bench.sizes(run.models[0].policy)["bytes"]
+    assert document["models"][0]["bytes"] == run.dense_model.sizes(run.models[0].policy)["bytes"]
     console, page = shown(document, tmp_path)
     budget = document["models"][0]["budget"]
     assert all(text in console for text in (budget, "activations", f"{dense['bytes'] / 1e3:.3g} kB"))
@@ -104,7 +104,7 @@ def test_a_budget_that_no_policy_meets_names_every_floor(searched: Search) -> No
 
 def test_latency_is_met_within_noise_and_all_else_exactly(setup: Setup, copied: autoprune.Run) -> None:
     policy = copied.models[0].policy
-    bytes_ = setup.bench.sizes(policy)["bytes"]
+    bytes_ = setup.dense_model.sizes(policy)["bytes"]
     half_ms = setup.table.dense_ms / 2
 
     def met(ratio: float, most: float) -> bool:
@@ -120,7 +120,7 @@ def test_latency_is_met_within_noise_and_all_else_exactly(setup: Setup, copied: 
 def test_the_dense_model_fits_its_own_costs(setup: Setup) -> None:
     assert setup.dense_costs[0] == setup.table.dense_ms
     assert fits(setup.dense_costs, Limit(most=setup.dense_costs))
-    sizes = setup.bench.sizes(setup.bench.structure.dense_policy())
+    sizes = setup.dense_model.sizes(setup.dense_model.structure.dense_policy())
     assert setup.dense_costs[1:] == tuple(sizes.values())
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from autoprune.config import RunConfig
-from autoprune.pipeline.channel_order import importance, importance_passes, make_bench
+from autoprune.pipeline.channel_order import importance, importance_passes, make_dense_model
 from autoprune.pipeline.events import Silent
 from autoprune.runfolder import RunFolder, read_json
 from autoprune.structure import analyze
@@ -25,36 +25,36 @@ class Notes(Silent):
         self.notes.append(text)
 
 
-def bench_of(folder, task=None, events=None, **options):
+def dense_model_of(folder, task=None, events=None, **options):
     task = task or tiny.make_task()
     dense = build_dense(task)
     structure = analyze(dense, task.example_inputs)
     run = RunFolder(folder)
-    return make_bench(RunConfig(**options), run, task, dense, structure, events or Silent()), read_json(run.order)
+    return make_dense_model(RunConfig(**options), run, task, dense, structure, events or Silent()), read_json(run.order)
 
 
 def test_the_surgeons_order_and_the_reconstruction_are_the_default(tmp_path):
-    bench, written = bench_of(tmp_path)
+    dense_model, written = dense_model_of(tmp_path)
     assert written["scores"] == "obs"
-    assert bench.reconstruction is not None
-    assert bench.not_reconstructed == ()
-    examples = min(512, len(bench.task.train_set))
+    assert dense_model.reconstruction is not None
+    assert dense_model.not_reconstructed == ()
+    examples = min(512, len(dense_model.task.train_set))
     assert written["sample_passes"] == pytest.approx(FORWARD_SHARE * (examples + 256), rel=0.5)
-    for unit in bench.structure.units:
-        assert sorted(bench.order[unit.name]) == list(range(unit.width))
+    for unit in dense_model.structure.units:
+        assert sorted(dense_model.order[unit.name]) == list(range(unit.width))
 
 
 def test_an_order_that_is_there_is_taken(tmp_path):
-    first, _ = bench_of(tmp_path, scores="l2")
-    again, _ = bench_of(tmp_path, scores="random")
+    first, _ = dense_model_of(tmp_path, scores="l2")
+    again, _ = dense_model_of(tmp_path, scores="random")
     assert again.order == first.order
 
 
 def test_without_reconstruction_and_scores_on_data_nothing_is_passed(tmp_path):
-    bench, written = bench_of(tmp_path, scores="l2", reconstruct=False)
-    assert bench.reconstruction is None
+    dense_model, written = dense_model_of(tmp_path, scores="l2", reconstruct=False)
+    assert dense_model.reconstruction is None
     assert written["sample_passes"] == 0
-    assert len(bench.not_reconstructed) == len(bench.structure.units)
+    assert len(dense_model.not_reconstructed) == len(dense_model.structure.units)
 
 
 def test_units_that_are_not_reconstructed_are_named(tmp_path):
@@ -71,11 +71,11 @@ def test_units_that_are_not_reconstructed_are_named(tmp_path):
     model(torch.zeros(shape))
     events = Notes()
     structure = analyze(model.eval(), (torch.zeros(shape),))
-    bench = make_bench(RunConfig(), RunFolder(tmp_path), task, model, structure, events)
-    assert 0 < len(bench.not_reconstructed) < len(structure.units)
+    dense_model = make_dense_model(RunConfig(), RunFolder(tmp_path), task, model, structure, events)
+    assert 0 < len(dense_model.not_reconstructed) < len(structure.units)
     (note,) = events.notes
     assert "no least squares for" in note
-    assert bench.not_reconstructed[0] in note
+    assert dense_model.not_reconstructed[0] in note
 
 
 def test_importance_is_for_the_strategies_that_go_by_it():

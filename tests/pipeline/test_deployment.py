@@ -112,7 +112,7 @@ def test_predictions_that_are_wrong_make_the_table_be_fitted_anew_and_the_search
     assert any("the latency table is fitted anew" in note for note in notes)
     assert table.refits == 1
     assert table.counts["candidate"] == len(asked[0])
-    structure = again.bench.structure
+    structure = again.dense_model.structure
     was, now = (t.predictor(structure).predict(asked[0]) for t in (before, table))
     assert now.mean() > was.mean() * 1.01
     assert len([row for row in study_rows(folder) if row[0] == "rung-0"]) > trials_before

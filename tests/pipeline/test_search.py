@@ -176,7 +176,7 @@ def test_a_task_object_runs_in_this_process(copied: autoprune.Run, tmp_path: Pat
     run = autoprune.search(task, run_dir=tmp_path / "object", table=str(copied.folder.table), **options)
     assert [m.strategy for m in run.models] == ["uniform"]
     with pytest.raises(UsageError, match="pass it again"):
-        _ = autoprune.Run.open(run.folder.path).bench
+        _ = autoprune.Run.open(run.folder.path).dense_model
     assert autoprune.Run.open(run.folder.path, task).pick(knee=True).model()(task.example_inputs[0]).shape == (1, 10)
 
 

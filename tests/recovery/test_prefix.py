@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from autoprune import memory_limits
-from autoprune.evaluation import Bench, Evaluator
-from autoprune.evaluation.workbench import reconstruction_of
+from autoprune.evaluation import DenseModel, Evaluator
+from autoprune.evaluation.dense_model import reconstruction_of
 from autoprune.pruning import channel_order, score_units
 from autoprune.records import Policy
 from autoprune.recovery.least_squares import Reconstruction
@@ -23,64 +23,68 @@ from tests.pipeline import tiny
 
 
 @pytest.fixture(scope="module")
-def bench() -> Bench:
+def dense_model() -> DenseModel:
     task = tiny.make_task()
     dense = build_dense(task)
     structure = analyze(dense, task.example_inputs)
     order = channel_order(score_units(structure, "l2"))
-    return Bench(
+    return DenseModel(
         task=task,
-        dense=dense,
+        module=dense,
         structure=structure,
         order=order,
         reconstruction=reconstruction_of(task, structure, 0),
     )
 
 
-def repaired(bench: Bench, widths: dict[str, int]):
-    policy = Policy(space_id="", widths=bench.structure.full_widths | widths)
-    model = bench.shrink(policy)
-    bench.repair(model, policy, SamplePasses())
+def repaired(dense_model: DenseModel, widths: dict[str, int]):
+    policy = Policy(space_id="", widths=dense_model.structure.full_widths | widths)
+    model = dense_model.shrink(policy)
+    dense_model.repair(model, policy, SamplePasses())
     return model, policy
 
 
-def test_every_unit_alone_gives_the_outputs_of_the_whole_model(bench: Bench) -> None:
+def test_every_unit_alone_gives_the_outputs_of_the_whole_model(dense_model: DenseModel) -> None:
     shared = 0
-    for unit in bench.structure.units:
+    for unit in dense_model.structure.units:
         for width in (unit.width // 2, unit.width // 4):
-            model, policy = repaired(bench, {unit.name: width})
-            found = bench.outputs_from_prefix(model, policy, 40)
+            model, policy = repaired(dense_model, {unit.name: width})
+            found = dense_model.outputs_from_prefix(model, policy, 40)
             if found is None:
                 continue
             shared += 1
             outputs, cost = found
-            wanted = predict_outputs(model, bench.task, bench.task.val_set, limit=40)
+            wanted = predict_outputs(model, dense_model.task, dense_model.task.val_set, limit=40)
             assert torch.allclose(outputs, wanted, atol=1e-5)
-            assert 0 < cost < bench.relative_cost(policy)
+            assert 0 < cost < dense_model.relative_cost(policy)
     assert shared >= 2
 
 
-def test_a_model_that_changes_from_the_start_has_no_prefix(bench: Bench) -> None:
-    model, policy = repaired(bench, {bench.structure.units[0].name: 3})
-    assert bench.outputs_from_prefix(model, policy, 40) is None
+def test_a_model_that_changes_from_the_start_has_no_prefix(dense_model: DenseModel) -> None:
+    model, policy = repaired(dense_model, {dense_model.structure.units[0].name: 3})
+    assert dense_model.outputs_from_prefix(model, policy, 40) is None
 
 
-def test_values_that_take_too_much_memory_are_not_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_that_take_too_much_memory_are_not_kept(
+    dense_model: DenseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(memory_limits, "PREFIX_BYTES", 10)
-    model, policy = repaired(bench, {bench.structure.units[-1].name: 3})
-    bench._prefixes.clear()
-    assert bench.outputs_from_prefix(model, policy, 40) is None
-    bench._prefixes.clear()
+    model, policy = repaired(dense_model, {dense_model.structure.units[-1].name: 3})
+    dense_model._prefixes.clear()
+    assert dense_model.outputs_from_prefix(model, policy, 40) is None
+    dense_model._prefixes.clear()
 
 
-def test_a_proxy_scores_the_same_and_counts_fewer_passes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    unit = bench.structure.units[-1]
-    policy = Policy(space_id="", widths=bench.structure.full_widths | {unit.name: unit.width // 2})
+def test_a_proxy_scores_the_same_and_counts_fewer_passes(
+    dense_model: DenseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit = dense_model.structure.units[-1]
+    policy = Policy(space_id="", widths=dense_model.structure.full_widths | {unit.name: unit.width // 2})
     proxy = Fidelity(name="proxy", rung=0, val_samples=40)
     spec = TrialSpec(number=0, policy=policy, fidelity=proxy, seed=0)
-    evaluator = Evaluator(bench=bench, predict_ms=lambda _policy: 1.0)
+    evaluator = Evaluator(dense_model=dense_model, predict_ms=lambda _policy: 1.0)
     quick = evaluator(spec)
-    monkeypatch.setattr(Bench, "outputs_from_prefix", lambda *_: None)
+    monkeypatch.setattr(DenseModel, "outputs_from_prefix", lambda *_: None)
     whole = evaluator(spec)
     assert quick.measurement.loss == pytest.approx(whole.measurement.loss, rel=1e-4)
     assert quick.measurement.score == whole.measurement.score

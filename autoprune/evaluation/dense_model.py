@@ -1,4 +1,4 @@
-"""A workbench: task, trained dense model, structure, channel order and reconstruction, as every stage needs them."""
+"""The trained dense model of a task, with its structure, the order of its channels, and what repairs its cut models."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ _FEWEST_EXAMPLES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
-    """What is the same for all trials of a run.
+class DenseModel:
+    """A trained dense model and everything that is the same for all policies that cut it.
 
-    `order` ranks the channels of each unit, most important first. With a `reconstruction`, what reads pruned channels
-    makes up for them by least squares.
+    `module` is the model itself. `order` ranks the channels of each unit, most important first. A `reconstruction`
+    adjusts the readers of pruned channels by least squares; without one, batch norms alone are recalibrated.
     """
 
     task: Task
-    dense: nn.Module
+    module: nn.Module
     structure: Structure
     order: dict[str, list[int]]
     reconstruction: Reconstruction | None = None
 
     @classmethod
-    def open(cls, task: Task, dense: nn.Module, structure: Structure, folder: RunFolder) -> Bench:
-        """The bench of a run, from what its folder says about channels."""
+    def open(cls, task: Task, dense: nn.Module, structure: Structure, folder: RunFolder) -> DenseModel:
+        """Return the dense model of a run, with the channel order that its folder holds."""
         channels = read_json(folder.order, "reconstruct", "seed", "order")
         reconstruction = None
         if channels["reconstruct"]:
             reconstruction = reconstruction_of(task, structure, channels["seed"])
-        return cls(task=task, dense=dense, structure=structure, order=channels["order"], reconstruction=reconstruction)
+        return cls(task=task, module=dense, structure=structure, order=channels["order"], reconstruction=reconstruction)
 
     @property
     def not_reconstructed(self) -> tuple[str, ...]:
@@ -124,7 +124,7 @@ class Bench:
     @cached_property
     def dense_outputs(self) -> Tensor:
         """Outputs of the dense model on the validation data; every divergence is measured against them."""
-        return predict_outputs(self.dense, self.task, self.task.val_set)
+        return predict_outputs(self.module, self.task, self.task.val_set)
 
 
 def reconstruction_of(task: Task, structure: Structure, seed: int) -> Reconstruction:
