@@ -1,7 +1,7 @@
 """Variants of the guided search with one thing changed each, out of the package's own parts.
 
-A variant changes the configuration, the space, the search's parts while it runs, or the dense model that the chosen policy
-cuts. What it does not name is that of the guided search.
+A variant changes the configuration, the space, the search's parts while it runs, or the dense model that the chosen
+policy cuts. What it does not name is that of the guided search.
 """
 
 from __future__ import annotations
