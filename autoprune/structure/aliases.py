@@ -1,4 +1,4 @@
-"""Which nodes of a graph share memory: views, in-place operators and parts of tuples keep that of their input."""
+"""Shared memory in a graph: views, in-place operators and parts of tuples use the memory of their input."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ import operator
 import torch
 from torch import fx
 
-# Their schema promises a new tensor, but in evaluation they return their input.
 _IDENTITIES = frozenset({"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"})
+"""Operators that return their input in evaluation, though their schema promises a new tensor."""
 
 
 def owners(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
-    """The node that allocated the memory of every activation; weights, and views of weights, have none."""
-    found: dict[fx.Node, fx.Node] = {}
+    """Return the node that allocated the memory of every activation; weights and views of weights are left out."""
+    allocated_by: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         if node.op not in ("placeholder", "call_function") or not tensors_of(node):
             continue
         if not _aliases(node):
-            found[node] = node
-        elif node.all_input_nodes[0] in found:
-            found[node] = found[node.all_input_nodes[0]]
-    return found
+            allocated_by[node] = node
+        elif node.all_input_nodes[0] in allocated_by:
+            allocated_by[node] = allocated_by[node.all_input_nodes[0]]
+    return allocated_by
 
 
 def is_in_place(node: fx.Node) -> bool:
-    """Whether a node changes an argument."""
+    """Return whether a node writes into one of its arguments."""
     schema = getattr(node.target, "_schema", None)
     return node.op == "call_function" and schema is not None and schema.is_mutable
 
 
 def tensors_of(node: fx.Node) -> list[torch.Tensor]:
-    """The tensors that a node returns, as they were at capture time."""
+    """Return the tensors that a node returned at capture time."""
     value = node.meta.get("val")
     values = value if isinstance(value, (list, tuple)) else [value]
     return [tensor for tensor in values if isinstance(tensor, torch.Tensor)]
 
 
 def _aliases(node: fx.Node) -> bool:
-    """Whether the output of a node is (a part of) its first input: views, in-place operators, parts of a tuple."""
+    """Return whether a node's output is its first input or a part of it: views, in-place operators, parts of tuples."""
     if node.op == "placeholder" or not node.all_input_nodes:
         return False
     if node.target is operator.getitem:

@@ -1,4 +1,4 @@
-"""State of one pass over one graph: the labels of every value so far."""
+"""State of one pass over one graph (the labels of every value so far), and the ties that rules share."""
 
 from __future__ import annotations
 
@@ -15,10 +15,16 @@ from autoprune.structure.nodes import shape_of
 
 @dataclass
 class Analysis:
-    """State of one pass over one graph: values by node, group labels by grouped operator, operators without a rule.
+    """State of one pass over one graph, which every rule reads and extends.
 
-    `constants` are the integer buffers, by name. `heads` and `head_dims` are the labels along which activations are
-    multiplied with activations, as in attention. Labels below `_first_other` are those of parameters.
+    - `parameters` and `constants`: values of floating-point parameters, and integer buffers, by state-dict name.
+    - `values`: the value of every node so far (a list for several outputs).
+    - `groups`: the labels of the groups of grouped operators.
+    - `heads`: labels of dimensions that two activations and their product share, such as the heads of attention.
+    - `head_dims`: labels of the other dimensions of such products.
+    - `unsupported`: names of nodes whose operator has no rule, by operator.
+
+    Labels below `_first_other` belong to parameters.
     """
 
     labels: Labels
@@ -35,40 +41,46 @@ class Analysis:
         self._first_other = 1 + max((int(c.max()) for c in arrays), default=0)
 
     def value(self, argument: Any) -> Value:
-        """Value of a tensor argument; one without labels for anything that has none."""
-        found = self.values.get(argument) if isinstance(argument, fx.Node) else None
-        if isinstance(found, Value):
-            return found
+        """Return the value of a tensor argument; a value without labels for anything else."""
+        known = self.values.get(argument) if isinstance(argument, fx.Node) else None
+        if isinstance(known, Value):
+            return known
         return Value(shape_of(argument) if isinstance(argument, fx.Node) else ())
 
     def every_value(self, node: fx.Node) -> list[Value]:
-        """All values of a node: of its tensor, or of each of several."""
-        found = self.values.get(node)
-        return found if isinstance(found, list) else [found] if isinstance(found, Value) else []
+        """Return the values of all outputs of a node."""
+        known = self.values.get(node)
+        return known if isinstance(known, list) else [known] if isinstance(known, Value) else []
 
     def of_parameters(self, value: Value) -> bool:
-        """Whether anything that could be removed from a parameter occurs in a value."""
+        """Return whether a value has a free label of a parameter."""
         roots = [self.labels.roots(c) for c in value.components]
         return any(bool(((r > 0) & (r < self._first_other)).any()) for r in roots)
 
     def tensors(self, node: fx.Node) -> list[Value]:
-        """Values of all tensor operands."""
+        """Return the values of all tensor operands of a node."""
         return [self.value(n) for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
 
 
 Rule = Callable[[Analysis, fx.Node], Any]
-"""Ties the labels of a node's operands and returns the value of its output (a list for several outputs)."""
+"""A function that ties the labels of a node's operands and returns its output's value (a list for several outputs)."""
 
 
 def tie(labels: Labels, sides: Sequence[Sequence[Array]], reason: str) -> list[Array]:
-    """Tie what meets along one dimension (a list of components each); returns the components of the result."""
+    """Tie the operands that meet along one dimension; return the components of the result.
+
+    Each of `sides` is the list of an operand's components along that dimension.
+    """
     for side in sides[1:]:
         labels.equate(sides[0], side, reason)
     return list(max(sides, key=len)) if sides and all(sides) else []
 
 
 def align(labels: Labels, operands: Sequence[Value], shape: tuple[int, ...], name: str) -> Value:
-    """Tie operands of one broadcast along each output dimension; an operand of size 1 there is not involved."""
+    """Tie the operands of a broadcast along each dimension of the output `shape`; return the output's value.
+
+    An operand of size 1 along a dimension is not tied there. `name` is that of the operator, for reasons.
+    """
     result: dict[int, list[Array]] = {}
     for dim in range(len(shape)):
         sides = []
@@ -82,5 +94,5 @@ def align(labels: Labels, operands: Sequence[Value], shape: tuple[int, ...], nam
 
 
 def passing(value: Value, dims: Sequence[int]) -> tuple[Array, ...]:
-    """Components of the dimensions `dims`, for an output of the same rank and the same sizes there."""
+    """Return the components along `dims`, for an output of the same rank and the same sizes there."""
     return tuple(c for c in value.components if any(c.shape[d] > 1 for d in dims))

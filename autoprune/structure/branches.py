@@ -1,9 +1,13 @@
-"""Residual branches that can be removed: what is no longer there once all channels of a unit are gone.
+"""Residual branches that can be removed: a unit may have width 0 when the rest of the model runs without it.
 
-A value without channels is absent. What is computed from absent values is absent too, constants such as biases
-included, until an addition: `x + absent` is `x`. What only served absent values is dead. A unit is removable when its
-absence ends at additions, in the evaluation and in the training graph. An activation behind such an addition that would
-only repeat the one before the branch (`relu(relu(x))`) is left out too.
+A value without channels is *absent*. Values that are computed from absent values are absent, too, biases included,
+until an addition: `x + absent` is `x`. Operators and parameters that only serve absent values are *dead*.
+
+In `y = relu(x + conv2(relu(conv1(x))))` with `x = relu(...)` and width 0 between the convolutions, `conv1` and `conv2`
+are dead and the addition passes `x` on. The last `relu` would repeat the one that made `x`, so it does not run either.
+
+A unit is *removable* when its absence ends at additions, in the evaluation graph and in the training graph. Absence
+that reaches an output, or an operator that needs the value, makes the unit not removable.
 """
 
 from __future__ import annotations
@@ -33,18 +37,19 @@ _PASSING = {
     rules.reshaping, rules.expansion, rules.unchanged, rules.item, rules.ignored, rules.matrix_product,
     rules.attention, rules.glu,
 }  # fmt: skip
-"""Rules of operators whose output is absent when any input is."""
+"""Rules of operators whose output is absent when any input is absent."""
 
 Covers = Mapping[tuple[str, str], frozenset[int]]
-"""Units that alone hold all indices of some dimension, by ("parameter" | mode, name)."""
+"""Indices of the units of which each holds all indices of some dimension, by `("parameter" | mode, name)`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Branches:
-    """When nodes run and tensors exist; nothing is listed that always does. `units` are those that may have width 0.
+    """Gates of nodes and tensors that are not always there.
 
-    `runs` and `present` are by (mode, node name): an addition or activation that is bypassed is present but does not
-    run. `tensors` is by canonical state-dict name.
+    - `units`: indices of the removable units.
+    - `runs` and `present`: gates by (mode, node name). A bypassed addition or activation is present but does not run.
+    - `tensors`: gates by canonical state-dict name.
     """
 
     units: frozenset[int] = frozenset()
@@ -53,41 +58,50 @@ class Branches:
     tensors: Mapping[str, Gate] = field(default_factory=dict)
 
     def idle(self, mode: str, removed: AbstractSet[int]) -> set[str]:
-        """Names of the nodes that do not run when the units `removed` have width 0."""
+        """Return the names of the nodes of a mode that do not run when the units `removed` have width 0."""
         return {name for (of, name), gate in self.runs.items() if of == mode and not gate.open_without(removed)}
 
     def absent(self, mode: str, removed: AbstractSet[int]) -> set[str]:
-        """Names of the nodes whose values are absent."""
+        """Return the names of the nodes of a mode whose values are absent when the units `removed` have width 0."""
         return {name for (of, name), gate in self.present.items() if of == mode and not gate.open_without(removed)}
 
     def dead_tensors(self, removed: AbstractSet[int]) -> set[str]:
-        """Canonical names of the parameters and buffers that nothing reads any more."""
+        """Return the canonical names of the parameters and buffers that nothing reads without the units `removed`."""
         return {name for name, gate in self.tensors.items() if not gate.open_without(removed)}
 
 
 def find_branches(
     captures: Mapping[bool, Capture], channels: Mapping[Site, Channels], canonical: Mapping[str, str], units: int
 ) -> Branches:
-    """Which of the `units` (a number) are removable, alone and all together, and what goes with them."""
-    covers = _covers(channels)
-    found = _Finder({c.mode: c.graph for c in captures.values()}, covers, canonical)
-    alone = [found.try_without(frozenset([unit])) for unit in range(units)]
+    """Find the removable units and everything that goes with them.
+
+    Args:
+        captures: both graphs.
+        channels: of every labelled dimension.
+        canonical: first name of every tensor.
+        units: number of units.
+
+    Returns:
+        Gates under which any subset of the removable units may have width 0.
+    """
+    finder = _Finder({c.mode: c.graph for c in captures.values()}, _covers(channels), canonical)
+    alone = [finder.try_without(frozenset([unit])) for unit in range(units)]
     removable = frozenset(unit for unit, (blamed, ends) in enumerate(alone) if ends and not blamed)
-    while removable and (blamed := found.try_without(removable)[0]):
-        # Each of two branches that are added to each other can go, but not both.
+    while removable and (blamed := finder.try_without(removable)[0]):
+        # Either of two branches that are added to each other can go, but not both.
         removable -= {max(blamed)}
-    return found.branches(removable) if removable else Branches()
+    return finder.branches(removable) if removable else Branches()
 
 
 def _covers(channels: Mapping[Site, Channels]) -> Covers:
     covers: dict[tuple[str, str], frozenset[int]] = defaultdict(frozenset)
-    for (kind, name, _), found in channels.items():
-        covers[kind, name] |= {unit for unit, channel in found.of_unit.items() if (channel >= 0).all()}
+    for (kind, name, _), of_site in channels.items():
+        covers[kind, name] |= {unit for unit, channel in of_site.of_unit.items() if (channel >= 0).all()}
     return covers
 
 
 class _Finder:
-    """Passes absence through the graphs of both modes."""
+    """A pass of absence through the graphs of both modes."""
 
     def __init__(self, graphs: Mapping[str, fx.Graph], covers: Covers, canonical: Mapping[str, str]) -> None:
         self._graphs = graphs
@@ -96,10 +110,10 @@ class _Finder:
             mode: [(node, node.all_input_nodes, covers.get(self._key(mode, node), frozenset())) for node in graph.nodes]
             for mode, graph in graphs.items()
         }
-        """Nodes with their inputs and the units that alone hold a dimension of them."""
+        """Nodes of each mode, each with its inputs and the units that cover one of its dimensions."""
 
     def try_without(self, candidates: frozenset[int]) -> tuple[set[int], bool]:
-        """Units of `candidates` whose absence reaches what cannot do without; and whether it ends at an addition."""
+        """Return the units of `candidates` that some node cannot do without, and if absence ends at an addition."""
         blamed, ends = set[int](), False
         for mode in self._graphs:
             present, guilty = self._presence(mode, candidates)
@@ -110,7 +124,7 @@ class _Finder:
         return blamed, ends
 
     def branches(self, removable: frozenset[int]) -> Branches:
-        """Everything that depends on removable units."""
+        """Return the gates of all nodes and tensors that depend on removable units."""
         runs: dict[tuple[str, str], Gate] = {}
         presence: dict[tuple[str, str], Gate] = {}
         needed: dict[str, Gate] = {}
@@ -126,7 +140,7 @@ class _Finder:
                 if node.op == "get_attr" and not _is_counter(node):
                     name = self._name(node)
                     needed[name] = needed.get(name, NEVER) | alive[node]
-        # A tensor that nothing reads at any width is the model's own affair.
+        # Tensors that nothing reads at any width are kept as they are.
         tensors = {name: gate for name, gate in needed.items() if gate != NEVER}
         self._add_counters(runs, tensors)
         return Branches(
@@ -137,7 +151,7 @@ class _Finder:
         )
 
     def _add_counters(self, runs: dict[tuple[str, str], Gate], tensors: dict[str, Gate]) -> None:
-        """Counters that are written but never read (of batches, in batch norms) go with the rest of their module."""
+        """Add counters that are written but never read (batches of a batch norm) with the gate of their module."""
         modules: dict[str, Gate] = {}
         for name, gate in tensors.items():
             module = name.rpartition(".")[0]
@@ -156,7 +170,7 @@ class _Finder:
         return ("parameter", self._name(node)) if node.op == "get_attr" else (mode, node.name)
 
     def _presence(self, mode: str, candidates: frozenset[int]) -> tuple[dict[fx.Node, Gate], set[int]]:
-        """When every value is present, and the units whose absence reaches what cannot do without."""
+        """Return the gate of every value, and the units whose absence some node cannot do without."""
         present: dict[fx.Node, Gate] = {}
         blamed: set[int] = set()
         for node, inputs, covered in self._steps[mode]:
@@ -171,20 +185,20 @@ class _Finder:
                 if combined is None:
                     blamed.update(*(gate.units for gate in gates.values()))
                     if blamed == candidates:
-                        break  # nothing is left to be found out
+                        break  # every candidate is ruled out already
                 of_inputs = all_of(gates.values()) if combined is None else combined
             present[node] = of_inputs & Gate(frozenset([own]))
         return present, blamed
 
 
 def _combined(node: fx.Node, gates: Mapping[fx.Node, Gate]) -> Gate | None:
-    """When the output of a node is present, by its inputs; `None` for one that cannot do without some of them."""
+    """Return when the output of a node is present, given its inputs; `None` if it cannot do without some input."""
     every = all_of(gates.values())
     rule = rules.rule_for(node.target) if node.op == "call_function" else None
     if node.op == "output":
         return None
     if not node.users or node.target in _PRODUCTS or rule in _PASSING:
-        return every  # without users: an assertion, or a write, which goes with what it is about
+        return every  # a node without users is an assertion or a write, which goes with its inputs
     if rule is not rules.pointwise:
         return None
     operands = [n for n in gates if isinstance(n.meta.get("val"), torch.Tensor)]
@@ -200,7 +214,7 @@ def _combined(node: fx.Node, gates: Mapping[fx.Node, Gate]) -> Gate | None:
 
 
 def may_be_bypassed(node: fx.Node) -> bool:
-    """Whether a node that does not run may pass an operand on."""
+    """Return whether a node that does not run may pass an operand on."""
     return node.target in ADDITIONS or _activation(node) is not None
 
 
@@ -209,7 +223,10 @@ def _all_present(node: fx.Node, present: Mapping[fx.Node, Gate]) -> Gate:
 
 
 def _repeats(node: fx.Node, present: Mapping[fx.Node, Gate]) -> fx.Node | None:
-    """The addition before an activation that does nothing once it is bypassed: what stays went through the same."""
+    """Return the addition before an activation that repeats an earlier one when that addition is bypassed.
+
+    The operand that stays has passed the same activation already.
+    """
     addition = node.args[0] if _activation(node) else None
     if not isinstance(addition, fx.Node) or addition.target not in ADDITIONS:
         return None
@@ -218,13 +235,13 @@ def _repeats(node: fx.Node, present: Mapping[fx.Node, Gate]) -> fx.Node | None:
 
 
 def _activation(node: fx.Node) -> tuple[object, ...] | None:
-    """Which activation a node is, if applying it twice is applying it once."""
+    """Return which activation a node is, if applying it twice equals applying it once; else `None`."""
     name = getattr(getattr(node.target, "overloadpacket", None), "_qualified_op_name", "").removesuffix("_")
     return (name, *node.args[1:]) if name in _IDEMPOTENT else None
 
 
 def _alive(graph: fx.Graph, present: Mapping[fx.Node, Gate]) -> dict[fx.Node, Gate]:
-    """When every node is present and serves an output; a write serves whoever reads that memory later."""
+    """Return when every node is present and serves an output; a write serves later readers of that memory."""
     memory = owners(graph)
     needed: dict[fx.Node, Gate] = defaultdict(lambda: NEVER)
     read_later: dict[fx.Node | None, Gate] = defaultdict(lambda: NEVER)
@@ -246,4 +263,5 @@ def _alive(graph: fx.Graph, present: Mapping[fx.Node, Gate]) -> dict[fx.Node, Ga
 
 
 def _is_counter(node: fx.Node) -> bool:
+    """Return whether a tensor is only written in place."""
     return bool(node.users) and all(is_in_place(user) and not user.users for user in node.users)

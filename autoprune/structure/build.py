@@ -1,4 +1,4 @@
-"""From a model to its structure: capture both modes, pass labels through both graphs, close, and count."""
+"""`analyze`: from a model to its structure, stage by stage as the package lists them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from autoprune.structure.modes import capture_both
 from autoprune.structure.operators import find_operators
 from autoprune.structure.recurrent import name_hidden
 from autoprune.structure.recurrent_layers import GATES
-from autoprune.structure.rules import analyse
+from autoprune.structure.rules import pass_labels
 from autoprune.structure.structure import Fixed, Structure
 from autoprune.structure.units import Channels, Site, find_units
 
@@ -29,29 +29,49 @@ Array = np.ndarray
 
 
 def analyze(model: nn.Module, example_inputs: ExampleInputs) -> Structure:
-    """Find the units of a model: capture both modes, pass labels through both graphs, close, and count.
+    """Find what can be pruned in a model, which is left as it was.
 
-    Raises `StructureError` when the model is not accepted, cannot be traced, or nothing in it can be pruned.
+    Args:
+        model: any module that `torch.export` can trace, on the CPU.
+        example_inputs: one tensor, tensors in the order of `forward`, or tensors by its keywords; batch first.
+
+    Returns:
+        The units of the model, the sizes of every policy, and `shrink`.
+
+    Raises:
+        StructureError: the model is not accepted, cannot be traced, or has nothing to prune.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> structure = analyze(model, torch.randn(2, 4))
+        >>> [(unit.name, unit.width) for unit in structure.units]
+        [('0', 8)]
+        >>> structure.params(np.array([[8], [4]]))
+        array([58, 30])
     """
     model, inputs = adapted(accepted(model), keywords_of(example_inputs)), as_inputs(example_inputs)
     captures = capture_both(model, inputs)
     tensors = module_tensors(model)
-    for found in captures.values():
-        tensors |= found.constants
+    for capture in captures.values():
+        tensors |= capture.constants
+    return _structure_of(model, inputs, captures, tensors)
+
+
+def _structure_of(
+    model: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    captures: Mapping[bool, Capture],
+    tensors: Mapping[str, torch.Tensor],
+) -> Structure:
+    """Build the structure of a captured model; `tensors` are its parameters, buffers and constants by name."""
     canonical = _canonical(tensors)
     labels = Labels()
     values = {n: _initial(labels, t) for n, t in tensors.items() if canonical[n] == n and t.is_floating_point()}
-    shared = {name: values[canonical[name]] for name in tensors if canonical[name] in values}
-    whole_numbers = {name: t.detach() for name, t in tensors.items() if not t.is_floating_point()}
-    states = {training: analyse(found.graph, labels, shared, whole_numbers) for training, found in captures.items()}
-    _fix_unused(labels, values, captures, canonical)
-    roles = {
-        "head": [array for state in states.values() for array in state.heads],
-        "head_dim": [array for state in states.values() for array in state.head_dims],
-    }
-    units, channels = find_units(labels, _sites(values, states), roles)
+    states = _label_graphs(labels, values, captures, tensors, canonical)
+    units, channels = find_units(labels, _sites(values, states), _roles(states))
     if not units:
-        raise StructureError("nothing in this model can be pruned: " + _why(labels, values, states))
+        raise StructureError("nothing in this model can be pruned: " + _why_nothing(states))
     units = name_hidden(units, captures, canonical)
     full = np.array([unit.width for unit in units], dtype=np.int64)
     branches = find_branches(captures, channels, canonical, len(units))
@@ -71,13 +91,37 @@ def analyze(model: nn.Module, example_inputs: ExampleInputs) -> Structure:
     )
 
 
+def _label_graphs(
+    labels: Labels,
+    values: Mapping[str, Value],
+    captures: Mapping[bool, Capture],
+    tensors: Mapping[str, torch.Tensor],
+    canonical: Mapping[str, str],
+) -> dict[bool, Analysis]:
+    """Pass the labels of parameters through both graphs; `values` are by canonical name."""
+    by_name = {name: values[canonical[name]] for name in tensors if canonical[name] in values}
+    integers = {name: t.detach() for name, t in tensors.items() if not t.is_floating_point()}
+    states = {mode: pass_labels(capture.graph, labels, by_name, integers) for mode, capture in captures.items()}
+    _fix_unused(labels, values, captures, canonical)
+    return states
+
+
+def _roles(states: Mapping[bool, Analysis]) -> dict[str, list[Array]]:
+    """Labels that make a unit one of heads, or of channels inside heads."""
+    return {
+        "head": [array for state in states.values() for array in state.heads],
+        "head_dim": [array for state in states.values() for array in state.head_dims],
+    }
+
+
 def _canonical(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """First name of every tensor: tied parameters share one."""
+    """Return the first name of every tensor: the names of a tied parameter share one."""
     first: dict[int, str] = {}
     return {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
 
 
 def _initial(labels: Labels, tensor: torch.Tensor) -> Value:
+    """Return a value with a label of its own for every index of every dimension of a tensor."""
     shape = tuple(tensor.shape)
     return Value.of_dims(shape, {d: [labels.fresh(size)] for d, size in enumerate(shape) if size > 1})
 
@@ -85,7 +129,7 @@ def _initial(labels: Labels, tensor: torch.Tensor) -> Value:
 def _fix_unused(
     labels: Labels, values: Mapping[str, Value], captures: Mapping[bool, Capture], canonical: Mapping[str, str]
 ) -> None:
-    """Parameters that no graph reads would look like free units."""
+    """Fix the parameters that no graph reads, because they would look like free units."""
     used = {
         canonical.get(str(n.target)) for c in captures.values() for n in c.graph.nodes if n.op == "get_attr" and n.users
     }
@@ -94,9 +138,9 @@ def _fix_unused(
 
 
 def _sites(values: Mapping[str, Value], states: Mapping[bool, Analysis]) -> dict[Site, list[Array]]:
-    """Every labelled dimension of parameters and of node outputs in both graphs, and the groups of convolutions.
+    """Return the components of every labelled dimension: of parameters, of nodes in both graphs, and of groups.
 
-    A recurrent layer has those of its first output, the sequence.
+    Of a recurrent layer, the first output (the sequence) is taken.
     """
     sites: dict[Site, list[Array]] = {}
     for name, value in values.items():
@@ -105,8 +149,8 @@ def _sites(values: Mapping[str, Value], states: Mapping[bool, Analysis]) -> dict
                 sites["parameter", name, dim] = value.along(dim)
     for training, state in states.items():
         mode = "train" if training else "eval"
-        for node, found in state.values.items():
-            value = found[0] if isinstance(found, list) and node.target in GATES else found
+        for node, outputs in state.values.items():
+            value = outputs[0] if isinstance(outputs, list) and node.target in GATES else outputs
             if isinstance(value, Value) and node.op == "call_function":
                 for component in value.components:
                     dim = int(np.argmax(component.shape))
@@ -117,15 +161,15 @@ def _sites(values: Mapping[str, Value], states: Mapping[bool, Analysis]) -> dict
 
 
 def _fixed(labels: Labels, values: Mapping[str, Value], channels: Mapping[Site, Channels]) -> tuple[Fixed, ...]:
-    """Channel dimensions (0 and 1) of weights that no unit touches, with the reason."""
-    found = []
+    """Return the channel dimensions (0 and 1) of weights that no unit touches, with the reason."""
+    fixed = []
     for name, value in values.items():
         for dim in (0, 1) if len(value.shape) > 1 else ():
             if value.shape[dim] > 1 and not channels["parameter", name, dim].of_unit:
                 reasons = (labels.reason(int(x)) for x in value.along(dim)[0])
                 reason = next((r for r in reasons if r), "no consistent set of its indices can go")
-                found.append(Fixed(parameter=name, dim=dim, size=value.shape[dim], reason=reason))
-    return tuple(found)
+                fixed.append(Fixed(parameter=name, dim=dim, size=value.shape[dim], reason=reason))
+    return tuple(fixed)
 
 
 def _dims(name: str, tensor: torch.Tensor, channels: Mapping[Site, Channels], full: Array) -> tuple[Dim, ...]:
@@ -133,7 +177,8 @@ def _dims(name: str, tensor: torch.Tensor, channels: Mapping[Site, Channels], fu
     return tuple(Dim.of(c, full) if c else Dim(size) for c, size in zip(sites, tensor.shape, strict=True))
 
 
-def _why(labels: Labels, values: Mapping[str, Value], states: Mapping[bool, Analysis]) -> str:
+def _why_nothing(states: Mapping[bool, Analysis]) -> str:
+    """Return why a model has no unit, for the message of an error."""
     unsupported = sorted(states[False].unsupported)
     if unsupported:
         return f"these operators have no rule and fix what they touch: {', '.join(unsupported)}."

@@ -1,4 +1,15 @@
-"""Closures: the smallest sets of labels that can be removed without removing anything that is fixed."""
+"""Closures: the smallest sets of labels that can be removed without removing anything that is fixed.
+
+Removing one label may force others. With the equations `removed(c0) == removed(g0) or removed(i0)` and
+`removed(c1) == removed(g0) or removed(i1)`:
+
+- removing `g0` (a group) forces `c0` and `c1`: the closure of `g0` is `{g0, c0, c1}`;
+- removing `i0` (a place in every group) forces `c0`: the closure of `i0` is `{i0, c0}`;
+- removing `c0` alone needs one of its causes, so closures start from causes.
+
+A closure that reaches label 0 is not removable. A closure that contains another one is not minimal. The closures that
+remain are the *atoms*: each is one channel, one head, one group.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +20,13 @@ from collections.abc import Set as AbstractSet
 from autoprune.structure.labels import Equation
 
 Atom = frozenset[int]
-"""Representatives that are removed together."""
+"""A smallest set of labels (representatives) that can be removed alone."""
 
 
 def minimal_closures(seeds: AbstractSet[int], equations: Sequence[Equation]) -> list[Atom]:
-    """Minimal removable sets that hold one of the labels `seeds`, in order of their smallest label.
+    """Return the minimal removable sets that hold one of the labels `seeds`, in order of their smallest label.
 
-    What is only ever a whole goes with one of its causes, so that sets begin with causes.
+    Sets are grown from causes, because a label that is only ever a whole goes with one of its causes.
     """
     of_label: dict[int, list[Equation]] = defaultdict(list)
     for equation in equations:
@@ -28,7 +39,7 @@ def minimal_closures(seeds: AbstractSet[int], equations: Sequence[Equation]) -> 
 
 
 def _minimal(closures: Iterable[Atom]) -> list[Atom]:
-    """Those that hold no other one."""
+    """Return the closures that contain no other closure."""
     by_label: dict[int, list[Atom]] = defaultdict(list)
     kept: list[Atom] = []
     for closure in sorted(closures, key=lambda c: (len(c), min(c))):
@@ -43,9 +54,9 @@ def _wholes(cause: int, family: int, equations: Mapping[int, Sequence[Equation]]
 
 
 def _closure(seed: int, equations: Mapping[int, Sequence[Equation]]) -> Atom | None:
-    """All labels that go when `seed` goes; `None` when no consistent set exists or a fixed label is reached.
+    """Return all labels that go when `seed` goes; `None` when no consistent set exists or a fixed label is reached.
 
-    A removed cause removes the whole. A cause goes too once everything that it is a cause of in one family is gone.
+    A removed cause removes its whole. A cause is removed once all its wholes in one family are removed.
     """
     removed, queue = {seed}, [seed]
     while queue:

@@ -15,35 +15,34 @@ from autoprune.structure.nodes import argument, concrete, shape_of
 
 
 def pointwise(state: Analysis, node: fx.Node) -> Value:
-    """Element-wise with broadcasting: operands are aligned at the right, and labels tied along every dimension."""
+    """Rule of element-wise operators: operands are broadcast, and labels are tied along every dimension."""
     return align(state.labels, state.tensors(node), shape_of(node), str(node.target))
 
 
 def unchanged(state: Analysis, node: fx.Node) -> Value:
-    """What keeps the shape and the labels of its first operand: casts, copies, dropout, creation like another."""
+    """Rule of casts, copies, dropout, `zeros_like`: the output has the shape and labels of the first operand."""
     return state.value(node.args[0])
 
 
 def ignored(state: Analysis, node: fx.Node) -> None:
-    """Sizes and assertions: no tensor comes out."""
+    """Rule of sizes and assertions, which return no tensor."""
 
 
 def glu(state: Analysis, node: fx.Node) -> Value:
-    """`glu`: the halves of a dimension are tied."""
+    """Rule of `glu`: the two halves of a dimension are tied."""
     x, shape = state.value(node.args[0]), shape_of(node)
     dim = argument(node, "dim") % len(shape)
     halves: list[list[np.ndarray]] = [[], []]
     for component in x.components:
-        for half, part in zip(
-            halves, np.split(component, 2, dim) if component.shape[dim] > 1 else [component] * 2, strict=True
-        ):
+        parts = np.split(component, 2, dim) if component.shape[dim] > 1 else [component] * 2
+        for half, part in zip(halves, parts, strict=True):
             half.append(part)
     values = [separable(state, node, shape, half) for half in halves]
     return align(state.labels, values, shape, str(node.target))
 
 
 def concatenation(state: Analysis, node: fx.Node) -> Value:
-    """Join the label arrays along one dimension; the other dimensions are aligned."""
+    """Rule of `cat`: labels are joined along one dimension and tied along all other dimensions."""
     labels, shape = state.labels, shape_of(node)
     operands = [state.value(a) for a in node.args[0] if shape_of(a) != (0,)]  # type: ignore[union-attr]
     dim = argument(node, "dim") % len(shape)
@@ -63,7 +62,7 @@ def _hide(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
 
 
 def stacking(state: Analysis, node: fx.Node) -> Value:
-    """`stack`: all operands have one shape, so they are aligned; the new dimension is fixed."""
+    """Rule of `stack`: operands are tied along all their dimensions; the new dimension is fixed."""
     shape = shape_of(node)
     dim = argument(node, "dim") % len(shape)
     operands = [state.value(a) for a in node.args[0]]  # type: ignore[union-attr]
@@ -72,12 +71,12 @@ def stacking(state: Analysis, node: fx.Node) -> Value:
 
 
 def reduction(state: Analysis, node: fx.Node) -> Any:
-    """Mean, sum, variance or norm over dimensions: what is left of a labelled dimension is reduced."""
+    """Rule of mean, sum, variance and norm: living indices of a labelled dimension are reduced."""
     return _reduced(state, node, fixes=False)
 
 
 def selection(state: Analysis, node: fx.Node) -> Any:
-    """Softmax, maximum, sorting, running sums: the dimension that is compared along is fixed."""
+    """Rule of softmax, maximum, sorting and running sums: the dimension that is compared along is fixed."""
     return _reduced(state, node, fixes=True)
 
 
@@ -93,15 +92,15 @@ def _reduced(state: Analysis, node: fx.Node, *, fixes: bool) -> Any:
     parts = [c for c in x.components if all(c.shape[d] == 1 for d in reduced)]
     value = node.meta["val"]
     shapes = [concrete(v.shape) for v in value] if isinstance(value, (list, tuple)) else [shape_of(node)]
-    found = []
+    outputs = []
     for shape in shapes:
         kept = parts if len(shape) == rank else [c.squeeze(tuple(reduced)) for c in parts]
-        found.append(Value(shape, tuple(kept)))
-    return found if isinstance(value, (list, tuple)) else found[0]
+        outputs.append(Value(shape, tuple(kept)))
+    return outputs if isinstance(value, (list, tuple)) else outputs[0]
 
 
 def pool(state: Analysis, node: fx.Node) -> Any:
-    """Pooling and resizing of the trailing dimensions; channels pass, labelled spatial dimensions are fixed."""
+    """Rule of pooling and resizing: channels pass, labelled spatial (trailing) dimensions are fixed."""
     x = state.value(node.args[0])
     name = str(node.target).split(".")[1]
     spatial = next((int(digit) for digit in "123" if f"{digit}d" in name), len(x.shape) - 2)
@@ -114,7 +113,7 @@ def pool(state: Analysis, node: fx.Node) -> Any:
 
 
 def patches(state: Analysis, node: fx.Node) -> Value:
-    """`im2col`: every channel becomes as many rows as the kernel has places."""
+    """Rule of `im2col`: every channel becomes as many rows as the kernel has places."""
     x, shape = state.value(node.args[0]), shape_of(node)
     state.labels.fix_value(x, "a spatial dimension of im2col", range(2, len(x.shape)))
     rows = [np.repeat(c, shape[1] // x.shape[1]) for c in x.along(1)]
@@ -123,7 +122,7 @@ def patches(state: Analysis, node: fx.Node) -> Value:
 
 
 def merged_patches(state: Analysis, node: fx.Node) -> Value:
-    """`col2im`: the rows of one channel are tied."""
+    """Rule of `col2im`: the rows of one channel are tied."""
     x, shape = state.value(node.args[0]), shape_of(node)
     places = x.shape[1] // shape[1]
     state.labels.fix_value(x, "places of patches", [2])
@@ -136,7 +135,7 @@ def merged_patches(state: Analysis, node: fx.Node) -> Value:
 
 
 def padding(state: Analysis, node: fx.Node) -> Value:
-    """Padding: constants added to a labelled dimension are free; other kinds of padding fix it."""
+    """Rule of padding: constants added to a labelled dimension are free; other kinds of padding fix it."""
     x, shape = state.value(node.args[0]), shape_of(node)
     amounts = list(concrete(argument(node, "pad")))
     padded = {len(shape) - 1 - k // 2 for k in range(len(amounts)) if amounts[k]}
@@ -157,7 +156,7 @@ def padding(state: Analysis, node: fx.Node) -> Value:
 
 
 def indexing(state: Analysis, node: fx.Node) -> Value:
-    """`x[indices]`: the dimensions that are looked up are fixed, the others pass."""
+    """Rule of `x[indices]`: the dimensions that are looked up are fixed, and all other dimensions pass."""
     x = state.value(node.args[0])
     indices: list[Any] = list(node.args[1])  # type: ignore[arg-type]
     dims = [d for d, index in enumerate(indices) if index is not None]
@@ -168,12 +167,13 @@ def indexing(state: Analysis, node: fx.Node) -> Value:
     zeros = [None if n is None else torch.zeros(shape_of(n), dtype=torch.int64) for n in indices]
     parts = []
     for component in passing(x, [d for d in range(len(x.shape)) if d not in dims]):
-        found = torch.ops.aten.index.Tensor(torch.from_numpy(component).expand(x.shape), zeros)
-        parts.append(_distinct(found.numpy()))
+        indexed = torch.ops.aten.index.Tensor(torch.from_numpy(component).expand(x.shape), zeros)
+        parts.append(_collapsed(indexed.numpy()))
     return separable(state, node, shape_of(node), parts)
 
 
-def _distinct(labels: np.ndarray) -> np.ndarray:
+def _collapsed(labels: np.ndarray) -> np.ndarray:
+    """Give the size 1 to dimensions along which nothing changes."""
     for dim in range(labels.ndim):
         first = np.take(labels, [0], dim)
         labels = first if (labels == first).all() else labels
@@ -181,7 +181,7 @@ def _distinct(labels: np.ndarray) -> np.ndarray:
 
 
 def lookup(state: Analysis, node: fx.Node) -> Value:
-    """`index_select` and `gather`: labels follow an index that is known, else the dimension is fixed."""
+    """Rule of `index_select` and `gather`: labels follow a constant index; else the dimension is fixed."""
     x, shape = state.value(node.args[0]), shape_of(node)
     dim = argument(node, "dim") % len(x.shape)
     index = state.constants.get(str(getattr(node.args[2], "target", "")))

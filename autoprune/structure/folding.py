@@ -1,4 +1,4 @@
-"""Captured graphs in a simpler form: blocks of other modes inlined, shuffles of one dimension as one lookup."""
+"""Simpler captured graphs: blocks in other modes are inlined, and shuffles of one dimension become one lookup."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from autoprune.structure.nodes import concrete, shape_of
 
 aten = torch.ops.aten
 _MODE_BLOCKS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
-"""Higher-order operators that run a block in another mode, and how many arguments come before the block."""
+"""Higher-order operators that run a block in another mode, and the position of the block among the arguments."""
 _VIEWS = {aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints}
 _CHAIN = _VIEWS | {
     aten.permute.default, aten.transpose.int, aten.contiguous.default, aten.clone.default, aten.unflatten.int,
@@ -23,12 +23,12 @@ _SHUFFLES = {aten.channel_shuffle.default, aten.native_channel_shuffle.default}
 
 
 def is_mode_block(node: fx.Node) -> bool:
-    """Whether a node runs a part of the graph with gradients off, or with another setting of autocast."""
+    """Return whether a node runs a part of the graph with gradients off, or with another setting of autocast."""
     return node.op == "call_function" and getattr(node.target, "__name__", "") in _MODE_BLOCKS
 
 
 def inline_blocks(graph: fx.Graph, root: torch.nn.Module) -> None:
-    """Replace `with torch.no_grad()` and `autocast` blocks by what they compute."""
+    """Replace blocks of `torch.no_grad()` and `autocast` by their own nodes, in place; `root` holds the blocks."""
     for node in list(graph.nodes):
         if not is_mode_block(node):
             continue
@@ -57,7 +57,7 @@ def _detached(graph: fx.Graph, value: fx.Node) -> fx.Node:
 
 
 def _copied(block: fx.Graph, place: fx.Node, inputs: Sequence[Any]) -> Any:
-    """Copy the nodes of a block before `place`; returns its outputs."""
+    """Copy the nodes of a block to before `place`; return the block's outputs."""
     new: dict[fx.Node, Any] = dict(zip((n for n in block.nodes if n.op == "placeholder"), inputs, strict=True))
     for node in block.nodes:
         if node.op == "output":
@@ -73,17 +73,19 @@ def fold_shuffles(graph: fx.Graph, mode: str) -> dict[str, tuple[torch.Tensor, s
     """Replace view-transpose-view chains that only permute one dimension by `index_select` with a constant.
 
     Such a chain splits its dimension into factors, which would tie all channels of a factor; a lookup ties nothing.
-    Returns the constants by name, each with the node and the dimension that it looks up.
+
+    Returns:
+        The constants (indices `[size]`) by name, each with the node and the dimension that it looks up.
     """
-    found: dict[str, tuple[torch.Tensor, str, int]] = {}
+    lookups: dict[str, tuple[torch.Tensor, str, int]] = {}
     for node in list(graph.nodes):
         source = _source_of_chain(node)
         moved = _moved(source, node) if source is not None else None
         if source is None or moved is None:
             continue
         dim, index = moved
-        name = f"constant_{mode}_shuffle_{len(found)}"
-        found[name] = index, source.name, dim
+        name = f"constant_{mode}_shuffle_{len(lookups)}"
+        lookups[name] = index, source.name, dim
         with graph.inserting_before(node):
             constant = graph.create_node("get_attr", name)
             constant.meta["val"] = index
@@ -94,11 +96,11 @@ def fold_shuffles(graph: fx.Graph, mode: str) -> dict[str, tuple[torch.Tensor, s
             before = cast(fx.Node, node.args[0])
             graph.erase_node(node)
             node = before
-    return found
+    return lookups
 
 
 def _source_of_chain(node: fx.Node) -> fx.Node | None:
-    """What a shuffle begins with: `node` ends a chain of moves whose shape is that of its start."""
+    """Return the start of the chain of moves that `node` ends, if both have one shape and the chain transposes."""
     if node.target in _SHUFFLES:
         return cast(fx.Node, node.args[0])
     if node.op != "call_function" or node.target not in _VIEWS:
@@ -114,7 +116,7 @@ def _source_of_chain(node: fx.Node) -> fx.Node | None:
 
 
 def _moved(source: fx.Node, node: fx.Node) -> tuple[int, torch.Tensor] | None:
-    """The one dimension that a chain permutes, and where each index comes from."""
+    """Return the one dimension that a chain permutes, and the source index of each index `[size]`."""
     shape = shape_of(source)
     before = torch.arange(math.prod(shape)).reshape(shape)
     after = _run(source, node, before)
@@ -127,13 +129,11 @@ def _moved(source: fx.Node, node: fx.Node) -> tuple[int, torch.Tensor] | None:
 
 
 def _run(source: fx.Node, node: fx.Node, x: torch.Tensor) -> torch.Tensor:
+    """Run the chain from `source` to `node` on other elements."""
     if node is not source:
         x = _run(source, cast(fx.Node, node.args[0]), x)
         args, kwargs = map_arg((node.args[1:], node.kwargs), lambda n: concrete(n.meta["val"]))
-        target = (
-            aten.reshape.default
-            if node.target in _VIEWS and node.target is not aten.flatten.using_ints
-            else node.target
-        )
+        is_view = node.target in _VIEWS and node.target is not aten.flatten.using_ints
+        target = aten.reshape.default if is_view else node.target  # a view would refuse transposed memory
         x = cast(Any, target)(x, *args, **kwargs)
     return x

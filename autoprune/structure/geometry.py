@@ -1,4 +1,13 @@
-"""Exact arithmetic of sizes: every dimension as a polynomial in the unit widths, and what an operator costs."""
+"""Exact arithmetic of sizes: every dimension as a polynomial in the widths of units, and the cost of an operator.
+
+A dimension that joins 8 channels of unit 0 (full width 8) with 5 fixed channels has the size `5 + 1 * w0`. Rows of an
+attention projection with 4 heads (unit 1) of 16 channels (unit 2) have the size `1 * w1 * w2`: a row lives while both
+its head and its channel of the head do. `Dim` holds such a polynomial and evaluates it for many policies at once:
+
+>>> import numpy as np
+>>> Dim(5, ((1, (0,)),))(np.array([[8], [3]]))
+array([13,  8])
+"""
 
 from __future__ import annotations
 
@@ -16,12 +25,15 @@ from autoprune.structure.units import Channels, Site
 Array = np.ndarray
 CAPTURE_BATCH = 3
 Along = Callable[[fx.Node, int], "Dim"]
-"""Size of a dimension of a node."""
+"""A function that returns the size of one dimension of a node."""
 
 
 @dataclass(frozen=True)
 class Dim:
-    """Exact size of one dimension: `constant + sum(coefficient * product of the widths of some units)`."""
+    """Exact size of one dimension: `constant + sum(coefficient * product of the widths of some units)`.
+
+    `terms` holds `(coefficient, indices of units)`. A constant dimension has no terms.
+    """
 
     constant: int
     terms: tuple[tuple[int, tuple[int, ...]], ...] = ()
@@ -32,26 +44,26 @@ class Dim:
         return tuple(sorted({u for _, units in self.terms for u in units}))
 
     def __call__(self, widths: Array) -> Array:
-        """Sizes `[P]` (int64) for widths `[P, U]`."""
+        """Return the sizes `[P]` (int64) for widths `[P, U]` (policies, units)."""
         total = np.full(len(widths), self.constant, dtype=np.int64)
         for coefficient, units in self.terms:
             total += coefficient * np.prod(widths[:, list(units)], axis=1, dtype=np.int64)
         return total
 
     def __mul__(self, other: Dim) -> Dim:
-        """Size of two dimensions together."""
+        """Return the size of two dimensions merged into one."""
         mine, others = ((self.constant, ()), *self.terms), ((other.constant, ()), *other.terms)
         products = [(a * b, tuple(sorted((*u, *v)))) for a, u in mine for b, v in others if a * b]
         constant = sum(c for c, units in products if not units)
         return Dim(constant, tuple((c, units) for c, units in products if units))
 
     def per_example(self) -> Dim:
-        """Size for one example, of a dimension that was captured with the batch in it."""
+        """Return the size for one example of a dimension that was captured with the batch in it."""
         return Dim(self.constant // CAPTURE_BATCH, tuple((c // CAPTURE_BATCH, units) for c, units in self.terms))
 
     @classmethod
     def of(cls, channels: Channels, unit_widths: Array) -> Dim:
-        """Polynomial of the living count of a dimension; `unit_widths` `[U]` are the full widths."""
+        """Return the polynomial of a dimension's living indices; `unit_widths` `[U]` are the full widths."""
         names = sorted(channels.of_unit)
         if not names:
             return cls(channels.size)
@@ -60,42 +72,48 @@ class Dim:
         constant, terms = 0, []
         for pattern, count in zip(patterns, counts, strict=True):
             units = tuple(u for u, inside in zip(names, pattern, strict=True) if inside)
-            full = int(np.prod(unit_widths[list(units)])) if units else 1
             if units:
-                terms.append((int(count) // full, units))
+                terms.append((int(count) // int(np.prod(unit_widths[list(units)])), units))
             else:
                 constant = int(count)
         return cls(constant, tuple(terms))
 
 
 def size_along(node: fx.Node, axis: int, channels: Mapping[Site, Channels], unit_widths: Array) -> Dim:
-    """Size of one dimension of a node of the evaluation graph, for one example."""
-    found = channels.get(("eval", node.name, axis))
-    size = Dim.of(found, unit_widths) if found else Dim(output_shape(node)[axis])
+    """Return the size of one dimension of a node of the evaluation graph, for one example."""
+    of_axis = channels.get(("eval", node.name, axis))
+    size = Dim.of(of_axis, unit_widths) if of_axis else Dim(output_shape(node)[axis])
     return size.per_example() if axis in symbolic_dims(node) else size
 
 
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 RECURRENT = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
-"""Gates of recurrent layers."""
+"""Number of gates (blocks of rows in each weight) of recurrent layers."""
 
 ATTENTION = "scaled_dot_product_attention"
 PRODUCTS = {"matmul": 0, "bmm": 0, "mm": 0, "addmm": 1, "baddbmm": 1}
-"""Matrix products, and where their two factors begin among the arguments."""
+"""Matrix products, and the position of the first of their two factors among the arguments."""
 EINSUM = "einsum"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Operator:
-    """One node of the evaluation graph that costs time. Spatial sizes are those of the output, for one example.
+    """One node of the evaluation graph that costs time, with its sizes for one example.
 
-    Sequences have `height` 0 and their length as `width`; windows and other leading dimensions count as `height`.
-    Recurrent layers have their number of directions as `groups` and the hidden sizes of all of them as `c_out`.
-    Attention has its heads as `groups`, the length of queries as `width`, that of keys as `kernel`, and the sizes of a
-    head as channels; a matrix product has its matrices as `groups`, its rows as `width` and its inner size as `c_in`; a
-    linear layer that mixes tokens has its channels as `groups`; an einsum has as `c_in` what it sums over and as
-    `c_out` what it keeps. `positions` are those of the input, where a transposed convolution multiplies. `gate` is when
-    it runs.
+    `height` and `width` are the spatial sizes of the output. What the size fields mean depends on the operator:
+
+    - Images: `height`, `width`. Sequences: `height` 0 and their length as `width`. Windows and other leading
+      dimensions count as `height`.
+    - Recurrent layers: `groups` is the number of directions, `c_out` the hidden sizes of all directions together.
+    - Attention: `groups` is the number of heads, `width` the length of queries, `kernel` the length of keys, and
+      `c_in` and `c_out` are the sizes of one head.
+    - Matrix products: `groups` is the number of matrices, `width` the rows, `c_in` the inner size.
+    - Linear layers that mix tokens: `groups` is the number of channels.
+    - Einsums: `c_in` is the product of the sizes that are summed over, `c_out` of the sizes that are kept.
+    - Transposed convolutions: `positions` is the number of places of the input, where they multiply (else 0).
+
+    `inputs` are the names of the nodes whose activations it reads, `parameters` the state-dict names that it reads, and
+    `gate` says at which widths it runs.
     """
 
     node: str
@@ -115,17 +133,20 @@ class Operator:
 
     @property
     def units(self) -> tuple[int, ...]:
-        """Indices of the units that its channel counts, or whether it runs, depend on."""
+        """Indices of the units that the operator's channel counts, or its gate, depend on, ascending."""
         return tuple(sorted({*self.c_in.units, *self.c_out.units, *self.groups.units, *self.gate.units}))
 
     @property
     def costs(self) -> list[object]:
-        """Everything that its cost depends on, as a plain JSON value; its name and its place are left out."""
+        """Everything that the operator's cost depends on, as a plain JSON value, without its name and its place."""
         sizes = [[dim.constant, dim.terms] for dim in (self.c_in, self.c_out, self.groups)]
         return [self.op, *sizes, self.height, self.width, self.kernel, self.stride, self.dilation, self.positions]
 
     def macs(self, widths: Array) -> Array:
-        """Multiply-accumulates for one example, `[P]`: convolutions, linear layers, products, attention; else 0."""
+        """Return the multiply-accumulates for one example, int64 `[P]` for widths `[P, U]`.
+
+        Convolutions, linear and recurrent layers, matrix products and attention count; all other operators have 0.
+        """
         if self.op in (*PRODUCTS, ATTENTION, EINSUM):
             attends = self.op == ATTENTION
             wide = self.c_in(widths) + self.c_out(widths) if attends else self.c_in(widths) * self.c_out(widths)
@@ -145,7 +166,7 @@ class Operator:
 
 
 def output_shape(node: fx.Node) -> tuple[int, ...]:
-    """Shape of a node's tensor, or of its first one where it returns several; `()` where it returns none."""
+    """Return the shape of a node's tensor, or of the first of several; `()` for a node that returns none."""
     value = node.meta.get("val")
     first = value[0] if isinstance(value, (tuple, list)) and value else value
     return tuple(concrete(first.shape)) if isinstance(first, torch.Tensor) else ()

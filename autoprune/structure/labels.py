@@ -1,12 +1,20 @@
-"""Labels: which index of which tensor disappears together with which other.
+"""Labels: which index of which tensor disappears together with which other index.
 
-Every index of every parameter dimension carries a *label*. Operators unite labels that must live or die together
-(union-find), and record OR-equations where an index dies with any of several causes (`removed(c) == removed(g) or
-removed(i)`, as in grouped convolutions and attention heads). Label 0 is *fixed*: it is never removed.
+Every index of every parameter dimension carries a *label*, a whole number. Operators tie labels in two ways:
+
+- *Union*: two labels live or die together (union-find). In `linear2(relu(linear1(x)))` row 3 of `linear1.weight`
+  writes the number that column 3 of `linear2.weight` reads, so both indices end with one label.
+- *OR-equation*: an index (the *whole*) is removed exactly when any of its *causes* is. Channel `c` of a convolution
+  with groups of 4 channels goes when its group goes, or when its place in every group goes:
+  `removed(c) == removed(group[c // 4]) or removed(place[c % 4])`. Attention heads have the same form.
+
+Label 0 is *fixed*: it is never removed. Inputs and outputs of the model are fixed, and operators without a rule fix all
+that they read.
 
 A `Value` describes a tensor by *components*: integer arrays of the tensor's rank in which one dimension is full and the
-others are 1. An element is removed if and only if any of its labels is. A dimension of size above 1 without a component
-is fixed. Dimensions that a broadcast made have labels of their own, which belong to no parameter: they are free.
+others have size 1. For `x [N, C, H, W]` the component of the channels has the shape `[1, C, 1, 1]`. An element of the
+tensor is removed if and only if any of its labels is. A dimension of size above 1 without a component is fixed.
+A dimension that a broadcast made has labels that belong to no parameter: it is free.
 """
 
 from __future__ import annotations
@@ -18,23 +26,23 @@ import numpy as np
 
 Array = np.ndarray
 Equation = tuple[int, tuple[int, ...], int]
-"""`(whole, causes, family)`: the whole is removed exactly when any of its causes is; one tie makes one family."""
+"""`(whole, causes, family)`: the whole is removed exactly when any cause is. Equations of one tie share a family."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """Labels of one tensor: its shape at capture time and the components that vary along its dimensions."""
+    """Labels of one tensor: its shape at capture time, and its components (see the module)."""
 
     shape: tuple[int, ...]
     components: tuple[Array, ...] = ()
 
     def along(self, dim: int) -> list[Array]:
-        """The components of dimension `dim`, each as a 1-d array of labels."""
+        """Return the components of dimension `dim`, each as an array of labels `[size]`."""
         return [c.reshape(-1) for c in self.components if c.shape[dim] > 1]
 
     @classmethod
     def of_dims(cls, shape: tuple[int, ...], labels: Mapping[int, Sequence[Array]]) -> Value:
-        """Build a value from 1-d label arrays per dimension."""
+        """Build a value of a shape from the label arrays `[size]` of each dimension."""
         parts = []
         for dim, arrays in labels.items():
             rank_shape = [1] * len(shape)
@@ -44,7 +52,7 @@ class Value:
 
 
 class Labels:
-    """Union-find over labels, with the OR-equations and the reason why a label is fixed."""
+    """Union-find over labels, with the OR-equations and the reason why each fixed label is fixed."""
 
     def __init__(self) -> None:
         self._parent = np.zeros(1, dtype=np.int64)
@@ -56,7 +64,7 @@ class Labels:
         self._wholes: dict[tuple[bytes, ...], Array] = {}
 
     def fresh(self, count: int) -> Array:
-        """New labels, shape `[count]`."""
+        """Return new labels `[count]`."""
         start, self._count = self._count, self._count + count
         if self._count > len(self._parent):
             room = max(self._count, 2 * len(self._parent))
@@ -65,12 +73,12 @@ class Labels:
         return np.arange(start, start + count)
 
     def roots(self, labels: Array) -> Array:
-        """Representatives of an array of labels, same shape; 0 for those that are fixed."""
+        """Return the representatives of an array of labels, of the same shape; 0 where a label is fixed."""
         roots = self._representatives(np.asarray(labels))
         return np.where(self._why[roots] > 0, 0, roots)
 
     def reason(self, label: int) -> str | None:
-        """Why a label is fixed, or `None` when it is free."""
+        """Return why a label is fixed, or `None` when it is free."""
         why = int(self._why[self._representatives(np.array([label]))[0]])
         return self._reasons[why - 1] if why else None
 
@@ -90,11 +98,11 @@ class Labels:
         return label
 
     def union(self, a: Array, b: Array) -> None:
-        """Tie two label arrays of the same shape, index by index."""
+        """Unite two label arrays of the same shape, index by index."""
         a, b = self._representatives(np.ravel(a)), self._representatives(np.ravel(b))
         fixed_a, fixed_b = self._why[a], self._why[b]
-        one = (a != b) & ((fixed_a > 0) != (fixed_b > 0))
-        np.maximum.at(self._why, np.where(fixed_a > 0, b, a)[one], np.maximum(fixed_a, fixed_b)[one])
+        one_fixed = (a != b) & ((fixed_a > 0) != (fixed_b > 0))
+        np.maximum.at(self._why, np.where(fixed_a > 0, b, a)[one_fixed], np.maximum(fixed_a, fixed_b)[one_fixed])
         both_free = (a != b) & (fixed_a == 0) & (fixed_b == 0)
         for x, y in np.unique(np.stack([a, b], axis=1)[both_free], axis=0).tolist():
             x, y = self._find(x), self._find(y)
@@ -104,7 +112,7 @@ class Labels:
                 self._why[low] = max(self._why[low], self._why[high])
 
     def fix(self, labels: Array, reason: str) -> None:
-        """Never remove these labels; `reason` is kept for the user."""
+        """Fix labels for good; `reason` is kept for the user."""
         roots = np.unique(self._representatives(np.ravel(labels)))
         roots = roots[self._why[roots] == 0]
         if len(roots):
@@ -113,21 +121,21 @@ class Labels:
             self._why[roots] = 1 + self._reasons.index(reason)
 
     def fix_value(self, value: Value, reason: str, dims: Iterable[int] | None = None) -> None:
-        """Fix every component of a value, or only those that vary along `dims`."""
+        """Fix every component of a value, or only the components that vary along `dims`."""
         dims = None if dims is None else set(dims)
         for component in value.components:
             if dims is None or any(component.shape[d] > 1 for d in dims):
                 self.fix(component, reason)
 
     def either(self, whole: Array, causes: Sequence[Array]) -> None:
-        """`removed(whole[k]) == removed(causes[0][k]) or removed(causes[1][k]) or ...`, all arrays of one shape."""
+        """Record `removed(whole[k]) == removed(causes[0][k]) or removed(causes[1][k]) or ...`; all have one shape."""
         if len(causes) == 1:
             self.union(whole, causes[0])
         else:
             self._equations.append(np.unique(np.stack([np.ravel(whole), *map(np.ravel, causes)], axis=1), axis=0))
 
     def equate(self, a: Sequence[Array], b: Sequence[Array], reason: str) -> None:
-        """Tie two lists of components of one dimension; an empty side is fixed and fixes the other."""
+        """Tie two lists of components of one dimension; an empty list stands for a fixed side and fixes the other."""
         if not a or not b:
             for labels in (*a, *b):
                 self.fix(labels, reason)
@@ -141,7 +149,7 @@ class Labels:
             self.either(self.whole(a), b)
 
     def whole(self, components: Sequence[Array]) -> Array:
-        """One label for every index of a dimension with several components; the same ones for the same components."""
+        """Return one label `[size]` for every index of a dimension; equal components get the same labels again."""
         if len(components) == 1:
             return components[0]
         key = tuple(component.tobytes() for component in components)
@@ -151,9 +159,10 @@ class Labels:
         return self._wholes[key]
 
     def factors(self, component: Array) -> list[Array]:
-        """Split a component that varies along several dimensions into one for each, tied to it by an equation.
+        """Split a component that varies along several dimensions into one component for each dimension.
 
-        Slices that are equal share a label: what repeats for every example of a batch stays that way.
+        An OR-equation ties the parts to the component. Equal slices share a label, so that labels that repeat for
+        every example of a batch still do.
         """
         key = (component.shape, component.tobytes())
         if key not in self._factors:
@@ -169,7 +178,10 @@ class Labels:
         return self._factors[key]
 
     def simplified(self) -> list[Equation]:
-        """Equations over representatives, with fixed causes dropped and single causes united, until nothing changes."""
+        """Return the equations over representatives, simplified until nothing changes.
+
+        A fixed whole fixes its causes, a fixed cause is dropped, and a single cause is united with its whole.
+        """
         while True:
             changed, kept = False, dict[bytes, Array]()
             for equations in self._equations:
@@ -196,6 +208,6 @@ class Labels:
 
 
 def _pattern(labels: Array) -> bytes:
-    """Which indices of a component share a label, whatever the labels are."""
+    """Return which indices of a component share a label, as bytes that do not depend on the labels' numbers."""
     _, first, which = np.unique(labels, return_index=True, return_inverse=True)
     return first[which].tobytes()

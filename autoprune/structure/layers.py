@@ -13,7 +13,10 @@ from autoprune.structure.nodes import argument, shape_of
 
 
 def convolution(state: Analysis, node: fx.Node) -> Value:
-    """`x [N, C, ...]`, `weight [O, C / groups, ...]`: C meets the weight; spatial dimensions are fixed."""
+    """Rule of convolutions, `x [N, C, ...]`, `weight [O, C / groups, ...]`: the channels C meet the weight.
+
+    Spatial dimensions are fixed.
+    """
     labels, x, weight = state.labels, state.value(node.args[0]), state.value(node.args[1])
     groups = argument(node, "groups")
     _fix_spatial(state, x, weight)
@@ -27,7 +30,7 @@ def convolution(state: Analysis, node: fx.Node) -> Value:
 
 
 def transposed_convolution(state: Analysis, node: fx.Node) -> Value:
-    """`x [N, C, ...]`, `weight [C, O / groups, ...]`: input and output exchange their places in the weight."""
+    """Rule of transposed convolutions, `x [N, C, ...]`, `weight [C, O / groups, ...]`."""
     labels, x, weight = state.labels, state.value(node.args[0]), state.value(node.args[1])
     groups = argument(node, "groups")
     _fix_spatial(state, x, weight)
@@ -49,7 +52,7 @@ def _fix_spatial(state: Analysis, x: Value, weight: Value) -> None:
 
 
 Factor = tuple[Sequence[Array], int]
-"""Components of one factor of a channel dimension, and its size."""
+"""Components of one factor of a channel dimension, and the factor's size."""
 
 
 def _grouped(
@@ -61,9 +64,18 @@ def _grouped(
     total: int,
     made: Factor | None = None,
 ) -> list[Array]:
-    """Input `c == G[g] or I[i]`, output `o == G[g] or Q[q]`; factors of size 1 are left out.
+    """Tie the channels of a grouped convolution: input `c == G[g] or I[i]`, output `o == G[g] or Q[q]`.
 
-    `inside` is I; `total` counts the outputs `out`; `made` is Q, which is new unless given.
+    Channel `c` is place `i` of group `g`. Factors of size 1 are left out.
+
+    Args:
+        state: receives the labels G of the groups.
+        node: the convolution.
+        x: its input.
+        out: components of its output channels.
+        inside: the factor I, places inside a group of input channels.
+        total: number of output channels.
+        made: the factor Q, places inside a group of output channels (default: new labels).
     """
     labels, groups = state.labels, argument(node, "groups")
     group = labels.fresh(groups)
@@ -82,7 +94,7 @@ def _grouped(
 
 
 def _biased(state: Analysis, node: fx.Node, x: Value, out: Sequence[Array], dim: int) -> Value:
-    """Output of a layer with channels `out` along `dim`; other dimensions of its input pass."""
+    """Return the output of a layer with channels `out` along `dim`, tied to its bias; other dimensions of `x` pass."""
     shape = shape_of(node)
     bias = state.value(argument(node, "bias"))
     if bias.shape and shape[dim] > 1:
@@ -92,7 +104,7 @@ def _biased(state: Analysis, node: fx.Node, x: Value, out: Sequence[Array], dim:
 
 
 def linear(state: Analysis, node: fx.Node) -> Value:
-    """`x [..., C]`, `weight [O, C]`: C meets the weight's dimension 1; the other dimensions of x pass."""
+    """Rule of `linear`, `x [..., C]`, `weight [O, C]`: C meets the weight; other dimensions of x pass."""
     x, weight = state.value(node.args[0]), state.value(node.args[1])
     last = len(x.shape) - 1
     if x.shape[last] > 1:
@@ -101,7 +113,7 @@ def linear(state: Analysis, node: fx.Node) -> Value:
 
 
 def batch_norm(state: Analysis, node: fx.Node) -> Value:
-    """`x [N, C, ...]` with weight, bias and running statistics `[C]`; also `instance_norm`."""
+    """Rule of `batch_norm` and `instance_norm`, `x [N, C, ...]`: C meets weight, bias and running statistics `[C]`."""
     x = state.value(node.args[0])
     for argument_node in node.args[1:5]:
         value = state.value(argument_node)
@@ -111,20 +123,19 @@ def batch_norm(state: Analysis, node: fx.Node) -> Value:
 
 
 def layer_norm(state: Analysis, node: fx.Node) -> Value:
-    """`layer_norm` and `rms_norm` over the last dimensions: the weight meets them; statistics follow what is left."""
+    """Rule of `layer_norm` and `rms_norm`: the last dimensions meet the weight; statistics are over living indices."""
     x = state.value(node.args[0])
     lead = len(x.shape) - len(argument(node, "normalized_shape"))
     for source in node.all_input_nodes[1:]:
         weight = state.value(source)
         for dim in range(len(weight.shape)):
             if weight.shape[dim] > 1:
-                reason = "normalises a fixed input"
-                state.labels.equate(weight.along(dim), x.along(lead + dim), reason)
+                state.labels.equate(weight.along(dim), x.along(lead + dim), "normalises a fixed input")
     return Value(x.shape, x.components)
 
 
 def group_norm(state: Analysis, node: fx.Node) -> Value:
-    """`x [N, C, ...]` in groups: channel `c == G[g] or I[i]`, so that all groups keep one size."""
+    """Rule of `group_norm`, `x [N, C, ...]`: channel `c == G[g] or I[i]`, so that all groups keep one size."""
     labels, x, groups = state.labels, state.value(node.args[0]), argument(node, "num_groups")
     channels, inside = x.along(1), x.shape[1] // groups
     for source in node.all_input_nodes[1:]:
@@ -138,7 +149,7 @@ def group_norm(state: Analysis, node: fx.Node) -> Value:
 
 
 def prelu(state: Analysis, node: fx.Node) -> Value:
-    """`prelu(x, weight)`: a weight per channel aligns with dimension 1."""
+    """Rule of `prelu(x, weight)`: a weight for each channel meets dimension 1."""
     x, weight = state.value(node.args[0]), state.value(node.args[1])
     if weight.shape and weight.shape[0] > 1:
         state.labels.equate(weight.along(0), x.along(1), "meets a fixed operand in prelu")
@@ -146,7 +157,7 @@ def prelu(state: Analysis, node: fx.Node) -> Value:
 
 
 def embedding(state: Analysis, node: fx.Node) -> Value:
-    """`embedding(weight [V, E], indices)`: the vocabulary is fixed, E passes."""
+    """Rule of `embedding(weight [V, E], indices)`: the vocabulary V is fixed, E passes."""
     weight, shape = state.value(node.args[0]), shape_of(node)
     state.labels.fix_value(weight, "is looked up by index", [0])
     return Value.of_dims(shape, {len(shape) - 1: weight.along(1)})

@@ -1,9 +1,13 @@
-"""Both modes of a model: the training graph exported, the evaluation graph switched from it and checked.
+"""Both modes of a model: the training graph is exported, the evaluation graph is switched from it and checked.
 
-Exporting is most of the time of an analysis, and the two modes of most models differ in flags alone. A switched graph
-is taken only if it runs the same operators with the same sizes and numbers as the model in evaluation mode, on random
-parameters, and its outputs are the same bit for bit; a model that does something else in evaluation mode (it drops
-auxiliary outputs, say) is exported twice.
+A model has two graphs: `dropout(x, 0.5, train=True)` in training is `dropout(x, 0.5, train=False)` in evaluation, and
+batch norms take statistics of the batch or their running ones. Exporting is most of the time of an analysis, and the
+two graphs of most models differ in such flags alone. So the training graph is exported, and a copy is *switched*: its
+flags are turned off, and the noise of stochastic depth is taken out.
+
+The switched graph must pass a check on random parameters: it runs the same operators with the same sizes and numbers
+as the model in evaluation mode, and its outputs are equal bit for bit. A model that does something else in evaluation
+mode (it drops auxiliary outputs, for example) fails the check and is exported twice.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from autoprune.structure.capture import Capture, export, finished, quiet, with_batch
+from autoprune.structure.capture import Capture, export, quiet, simplified, with_batch
 from autoprune.structure.module import compiled
 from autoprune.structure.proof import randomize
 
@@ -27,31 +31,32 @@ aten = torch.ops.aten
 
 _CHECK_BATCH = 2
 _FLAGS = ("train", "training", "use_input_stats")
-"""What ATen calls the argument that lets an operator drop values, or take statistics of the batch."""
+"""ATen's names of the argument that lets an operator drop values, or take statistics of the batch."""
 
 _DRAWS = {aten.bernoulli_.float, aten.bernoulli.p}
 _SCALES = {aten.div_.Tensor, aten.div.Tensor}
 _EMPTY = {aten.empty.memory_format, aten.new_empty.default, aten.sym_size.int}
-"""What the noise of stochastic depth is made of, besides."""
+"""Operators that make the tensor which stochastic depth fills with noise."""
 
 _BOOKKEEPING = {aten.lift_fresh.default, aten.lift_fresh_copy.default, aten._assert_tensor_metadata.default}
-"""What the exporter writes around tensors made of Python numbers, and beside conversions."""
+"""Operators that the exporter adds around tensors made of Python numbers, and beside conversions."""
 
 
 def capture_both(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> dict[bool, Capture]:
     """Capture the evaluation graph (False) and the training graph (True) of a model, which is left as it was.
 
-    Raises `StructureError` with the exporter's reason when the model cannot be traced.
+    Raises:
+        StructureError: the model cannot be traced; the message has the exporter's reason.
     """
     training = export(model, example_inputs, training=True)
     evaluation = switched(training)
-    if not does_the_same(evaluation, copy.deepcopy(model).eval(), example_inputs):
+    if not computes_the_same(evaluation, copy.deepcopy(model).eval(), example_inputs):
         evaluation = export(model, example_inputs, training=False)
-    return {found.training: finished(found) for found in (evaluation, training)}
+    return {capture.training: simplified(capture) for capture in (evaluation, training)}
 
 
 def switched(training: Capture) -> Capture:
-    """A copy of an exported training graph that drops nothing, uses running statistics and no longer counts batches."""
+    """Return a copy of a training graph that drops nothing, uses running statistics and counts no batches."""
     graph, new = fx.Graph(), dict[fx.Node, fx.Node]()
     for node in training.graph.nodes:
         if not _counts_batches(node):
@@ -65,13 +70,14 @@ def switched(training: Capture) -> Capture:
 
 
 def _counts_batches(node: fx.Node) -> bool:
+    """Return whether a node adds 1 to a batch norm's number of batches."""
     if node.target is not aten.add_.Tensor or node.users:
         return False
     return str(node.all_input_nodes[0].target).endswith("num_batches_tracked")
 
 
 def _drop_noise(node: fx.Node) -> None:
-    """Take out a random factor of a residual branch (stochastic depth), drawn and divided by the share that stays."""
+    """Take out a random factor of a residual branch (stochastic depth), and its division by the share that stays."""
     for user in list(node.users):
         if user.target in _SCALES and user.args[0] is node:
             _drop_noise(user)
@@ -83,7 +89,7 @@ def _drop_noise(node: fx.Node) -> None:
 
 
 def _erase_with_sources(node: fx.Node) -> None:
-    """Erase a node that nothing reads, with the empty tensor and the sizes that only it was made of."""
+    """Erase a node that nothing reads, and the empty tensor and the sizes that only this node read."""
     sources = node.all_input_nodes
     node.graph.erase_node(node)
     for source in sources:
@@ -92,13 +98,13 @@ def _erase_with_sources(node: fx.Node) -> None:
 
 
 def _switch(node: fx.Node) -> None:
-    """Let an operator do what it does in evaluation mode."""
+    """Turn the flags of an operator to evaluation mode."""
     if not isinstance(node.target, OpOverload):
         return
     names = [argument.name for argument in node.target._schema.arguments]
     given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
     if "running_mean" in names and given["running_mean"] is None:
-        return  # without running statistics those of the batch are used in both modes
+        return  # without running statistics, both modes take the statistics of the batch
     off: dict[str, Any] = {name: False for name in _FLAGS if name in given}
     if node.target is aten.scaled_dot_product_attention.default and "dropout_p" in given:
         off["dropout_p"] = 0.0
@@ -106,8 +112,11 @@ def _switch(node: fx.Node) -> None:
     node.kwargs = {name: off.get(name, value) for name, value in node.kwargs.items()}
 
 
-def does_the_same(found: Capture, model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> bool:
-    """Whether an exported graph does what `model` does in the mode that it is in; its parameters become random ones."""
+def computes_the_same(capture: Capture, model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> bool:
+    """Return whether a graph computes what `model` computes in its current mode.
+
+    The parameters of `model` are overwritten by random numbers.
+    """
     generator = torch.Generator().manual_seed(0)
     inputs = [with_batch(x, _CHECK_BATCH) for x in example_inputs]
     try:
@@ -116,18 +125,18 @@ def does_the_same(found: Capture, model: nn.Module, example_inputs: Sequence[tor
                 if tensor.is_floating_point():
                     randomize(tensor, generator)
             expected, calls = _recorded(model, inputs)
-            for name, tensor in found.constants.items():
+            for name, tensor in capture.constants.items():
                 model.register_buffer(name, tensor)
-            own, own_calls = _recorded(lambda *x: compiled(found.graph)(model, *x), inputs)
-    except Exception:  # whatever a user's forward raises on random parameters
+            outputs, graph_calls = _recorded(lambda *x: compiled(capture.graph)(model, *x), inputs)
+    except Exception:  # a user's forward may raise anything on random parameters
         return False
     leaves, spec = pytree.tree_flatten(expected)
-    return spec == found.out_spec and calls == own_calls and _equal(leaves, pytree.tree_leaves(own))
+    return spec == capture.out_spec and calls == graph_calls and _equal(leaves, pytree.tree_leaves(outputs))
 
 
 @contextmanager
 def _as_exported() -> Iterator[None]:
-    """Let a model do what it does while it is exported: no fused attention, and `torch.compiler.is_exporting()`."""
+    """Let a model behave as in an export: no fused attention, and `torch.compiler.is_exporting()` is true."""
     flags = {name: getattr(torch.compiler, name) for name in ("_is_exporting_flag", "_is_compiling_flag")}
     fused = torch.backends.mha.get_fastpath_enabled()
     try:
@@ -142,13 +151,13 @@ def _as_exported() -> Iterator[None]:
 
 
 def _recorded(call: Callable[..., Any], inputs: Sequence[torch.Tensor]) -> tuple[Any, list[Any]]:
-    """The outputs of a call, and what it ran."""
+    """Return the outputs of a call, and the operators that it ran (see `_Recorder`)."""
     with _Recorder() as recorder:
         return call(*inputs), recorder.calls
 
 
 class _Recorder(TorchDispatchMode):
-    """Notes every operator that computes something, with the sizes of its tensors and its other arguments."""
+    """Record of every operator that computes something, with the sizes of its tensors and its other arguments."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -164,8 +173,8 @@ class _Recorder(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def _equal(expected: Sequence[Any], found: Sequence[Any]) -> bool:
-    return len(expected) == len(found) and all(
+def _equal(expected: Sequence[Any], outputs: Sequence[Any]) -> bool:
+    return len(expected) == len(outputs) and all(
         torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b
-        for a, b in zip(expected, found, strict=True)
+        for a, b in zip(expected, outputs, strict=True)
     )

@@ -1,4 +1,4 @@
-"""A module that runs captured graphs on parameters of its own, under the original state-dict names."""
+"""`GraphModel`: a module that runs captured graphs on its own parameters, under the original state-dict names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from autoprune.structure.whole_layers import with_stand_ins
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
-    """An input of a model: its `keyword` if it is passed by one, its type such as "float32", and an example's shape."""
+    """An input of a model: its keyword (`None`: by position), its type such as "float32", and the examples' shape."""
 
     keyword: str | None
     dtype: str
@@ -28,7 +28,7 @@ class Input:
 
 @dataclass(frozen=True, kw_only=True)
 class PrunedTo:
-    """What a model was cut to: the width of every unit, the channels of it that were kept, and what it takes."""
+    """The cut that made a model: the width of every unit, its kept channels (none listed: the first ones), inputs."""
 
     widths: Mapping[str, int]
     kept: Mapping[str, Sequence[int]]
@@ -36,11 +36,13 @@ class PrunedTo:
 
 
 class GraphModel(nn.Module):
-    """A captured model: `train()` and `eval()` choose the graph, both share the parameters.
+    """A captured model: `train()` and `eval()` choose the graph, and both graphs share the parameters.
 
-    It trains, moves between devices and types, deep-copies, exports and has the state-dict names of the model that was
-    captured. It has none of the original's Python attributes or methods; inputs are tensors, by position or by name.
-    What `forward` makes or casts to the type of the parameters follows them when they are converted.
+    It trains, moves between devices and types, deep-copies, exports, and has the state-dict names of the captured
+    model. It has none of the original's Python attributes or methods. Inputs are tensors, by position or by name.
+    Tensors that `forward` makes or casts follow the parameters when these are converted to another type.
+
+    `pruned_to` says how the model was cut; `None` for a model that was not.
     """
 
     def __init__(
@@ -51,15 +53,19 @@ class GraphModel(nn.Module):
             _register(self, name, tensor, name in persistent)
         self.captures = dict(captures)
         self.pruned_to: PrunedTo | None = None
-        self._forwards = {mode: compiled(found.graph) for mode, found in captures.items()}
+        self._forwards = {mode: compiled(capture.graph) for mode, capture in captures.items()}
 
     @property
     def input_names(self) -> tuple[str, ...]:
-        """Names of the inputs, as the captured model's `forward` calls them."""
+        """Names of the inputs in the captured model's `forward`."""
         return tuple(str(node.target) for node in self.captures[False].graph.nodes if node.op == "placeholder")
 
     def forward(self, *inputs: torch.Tensor, **named: torch.Tensor) -> Any:
-        """Run the graph of the current mode on inputs by position or by name; outputs nest as the captured model's."""
+        """Run the graph of the current mode; outputs nest as those of the captured model.
+
+        Raises:
+            TypeError: an input given by name is not one of `input_names`, or one is missing.
+        """
         if named:
             inputs = (*inputs, *self._in_order(named, self.input_names[len(inputs) :]))
         outputs = self._forwards[self.training](self, *inputs)
@@ -71,16 +77,16 @@ class GraphModel(nn.Module):
         return [named[name] for name in names]
 
     def evaluation_graph(self) -> fx.GraphModule:
-        """The evaluation graph over the same parameters, for an `fx.Interpreter`; nodes keep their captured names."""
+        """Return the evaluation graph over the same parameters, for an `fx.Interpreter`; nodes keep their names."""
         return fx.GraphModule(self, self.captures[False].graph)
 
     def evaluate_from(self, known: dict[fx.Node, Any]) -> Any:
-        """Outputs in evaluation mode from the values of some nodes on; these are not run."""
+        """Return the outputs in evaluation mode, given the values of some nodes; these nodes are not run."""
         outputs = fx.Interpreter(self.evaluation_graph()).run(initial_env=known)
         return pytree.tree_unflatten(outputs, self.captures[False].out_spec)
 
     def with_stand_ins(self) -> GraphModel:
-        """The same model on the same tensors, in evaluation mode, as an exporter traces it fastest (`whole_layers`)."""
+        """Return an evaluation model on the same tensors that an exporter traces fast (see `whole_layers`)."""
         new = copy.copy(self)
         new.training = False
         new._forwards = {False: compiled(with_stand_ins(self.captures[False].graph))}
@@ -93,7 +99,7 @@ class GraphModel(nn.Module):
         converted = {dtype: after[name].dtype for name, dtype in before.items() if after[name].dtype != dtype}
         if converted:
             self.captures = {m: replace(c, graph=_of_types(c.graph, converted)) for m, c in self.captures.items()}
-            self._forwards = {mode: compiled(found.graph) for mode, found in self.captures.items()}
+            self._forwards = {mode: compiled(capture.graph) for mode, capture in self.captures.items()}
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphModel:
@@ -108,7 +114,7 @@ class GraphModel(nn.Module):
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in evaluation mode; at the end every module of it has its own mode again."""
+    """Put a model in evaluation mode; at the end each of its modules is put back to the mode it had."""
     modes = {module: module.training for module in model.modules()}
     try:
         yield model.eval()
@@ -118,6 +124,7 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _register(root: nn.Module, name: str, tensor: torch.Tensor, persistent: bool) -> None:
+    """Register a tensor under a dotted name, with plain modules on the way."""
     *path, leaf = name.split(".")
     owner = root
     for part in path:
@@ -131,7 +138,7 @@ def _register(root: nn.Module, name: str, tensor: torch.Tensor, persistent: bool
 
 
 def _of_types(graph: fx.Graph, converted: Mapping[torch.dtype, torch.dtype]) -> fx.Graph:
-    """A copy of a graph in which types that nodes name are converted."""
+    """Return a copy of a graph in which the types that nodes name are converted."""
 
     def follow(value: Any) -> Any:
         return converted.get(value, value) if isinstance(value, torch.dtype) else value
@@ -146,7 +153,7 @@ def _of_types(graph: fx.Graph, converted: Mapping[torch.dtype, torch.dtype]) -> 
 
 
 def compiled(graph: fx.Graph) -> Any:
-    """Python function `forward(self, *inputs)` of a graph; it reads parameters as attributes of `self`."""
+    """Return the Python function `forward(self, *inputs)` of a graph, which reads parameters from `self`."""
     code = graph.python_code("self")
     scope = dict(code.globals)
     exec(compile(code.src, "<autoprune graph>", "exec"), scope)

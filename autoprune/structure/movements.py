@@ -1,4 +1,4 @@
-"""Operators that only move elements: labels go through the same ATen operator as the data.
+"""Rules of operators that only move elements: labels go through the same ATen operator as the data.
 
 Label arrays are expanded without copying (repeated dimensions have stride 0), so that most operators cost nothing.
 """
@@ -33,11 +33,11 @@ MOVEMENTS = {
     aten.repeat_interleave.self_int, aten.movedim.intlist, aten.mT.default,
 }  # fmt: skip
 _UNEVEN = {aten.roll.default, aten.unfold.default}
-"""Along a labelled dimension these are not the same operator once some indices are gone."""
+"""Operators that move elements to other places once some indices of a labelled dimension are gone."""
 
 
 def movement(state: Analysis, node: fx.Node) -> Any:
-    """Permute, slice, split, ...: run the same operator on the label arrays."""
+    """Rule of permute, slice, split and others in `MOVEMENTS`: run the same operator on the label arrays."""
     x = state.value(node.args[0])
     _fix_uneven(state, node, x)
     args, kwargs = map_arg((node.args[1:], node.kwargs), lambda n: concrete(n.meta["val"]))
@@ -54,13 +54,13 @@ def movement(state: Analysis, node: fx.Node) -> Any:
 
 
 def reshaping(state: Analysis, node: fx.Node) -> Value:
-    """View, flatten, squeeze, ...: row-major order stays, so each run of dimensions is reshaped by itself."""
+    """Rule of view, flatten, squeeze and others in `RESHAPES`: each run of dimensions is reshaped by itself."""
     x, shape = state.value(node.args[0]), shape_of(node)
     return separable(state, node, shape, [reshaped(c, x.shape, shape) for c in x.components])
 
 
 def reshaped(component: Array, before: tuple[int, ...], after: tuple[int, ...]) -> Array:
-    """A component of a tensor of shape `before` for the same elements in shape `after`."""
+    """Reshape a component of a tensor of shape `before` to shape `after`; elements keep their row-major order."""
     labels, shape = component, [1] * len(after)
     for inside, outside in _runs(before, after):
         if any(component.shape[d] > 1 for d in inside):
@@ -73,7 +73,11 @@ def reshaped(component: Array, before: tuple[int, ...], after: tuple[int, ...]) 
 
 
 def _runs(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Pair up the shortest runs of dimensions with equal products, in order; together they are all dimensions."""
+    """Split both shapes into the shortest runs of dimensions with equal products, pair by pair.
+
+    >>> _runs((6, 4), (2, 3, 4))
+    [([0], [0, 1]), ([1], [2])]
+    """
     runs: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(before) or j < len(after):
@@ -95,7 +99,7 @@ def _runs(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], 
 
 
 def _collapsed(labels: torch.Tensor) -> Array:
-    """Give dimensions along which nothing changes the size 1."""
+    """Give the size 1 to dimensions along which nothing changes."""
     for dim in range(labels.dim()):
         first = labels.narrow(dim, 0, 1)
         if labels.stride(dim) == 0 or labels.shape[dim] == 1 or bool((labels == first).all()):
@@ -104,7 +108,10 @@ def _collapsed(labels: torch.Tensor) -> Array:
 
 
 def separable(state: Analysis, node: fx.Node, shape: tuple[int, ...], components: Sequence[Array]) -> Value:
-    """A value whose components vary along one dimension each: those of several are split, single channels fixed."""
+    """Return a value whose components vary along one dimension each.
+
+    A component of several dimensions is split, or fixed if the batch is among them; a single channel is fixed.
+    """
     symbolic = symbolic_dims(node)
     kept = []
     for component in components:
@@ -123,6 +130,7 @@ def separable(state: Analysis, node: fx.Node, shape: tuple[int, ...], components
 
 
 def _fix_uneven(state: Analysis, node: fx.Node, x: Value) -> None:
+    """Fix the dimensions along which an operator would not do the same on fewer indices."""
     if node.target is aten.slice.Tensor and argument(node, "step") != 1:
         state.labels.fix_value(x, "is sliced with a step", [argument(node, "dim") % len(x.shape)])
     elif node.target in _UNEVEN:
@@ -132,13 +140,13 @@ def _fix_uneven(state: Analysis, node: fx.Node, x: Value) -> None:
 
 
 def item(state: Analysis, node: fx.Node) -> Any:
-    """One output of an operator with several."""
-    found = state.values.get(node.args[0])  # type: ignore[arg-type]
-    return found[cast(int, node.args[1])] if isinstance(found, list) else Value(shape_of(node))
+    """Rule of `getitem`: one output of an operator with several."""
+    outputs = state.values.get(node.args[0])  # type: ignore[arg-type]
+    return outputs[cast(int, node.args[1])] if isinstance(outputs, list) else Value(shape_of(node))
 
 
 def repetition(state: Analysis, node: fx.Node) -> Value:
-    """`repeat`: labels repeat along a labelled dimension; one that grows out of size 1 is free, as in `expand`."""
+    """Rule of `repeat`: labels repeat along a labelled dimension; a dimension that grows out of size 1 is free."""
     x, shape = state.value(node.args[0]), shape_of(node)
     lead = len(shape) - len(x.shape)
     parts = []
@@ -149,7 +157,7 @@ def repetition(state: Analysis, node: fx.Node) -> Value:
 
 
 def expansion(state: Analysis, node: fx.Node) -> Value:
-    """`expand`: a dimension that grows out of size 1 is free, it has new labels that belong to no parameter."""
+    """Rule of `expand`: a dimension that grows out of size 1 is free, with labels that belong to no parameter."""
     x, shape = state.value(node.args[0]), shape_of(node)
     lead = len(shape) - len(x.shape)
     parts = [c.reshape([1] * lead + list(c.shape)) for c in x.components]
@@ -157,13 +165,13 @@ def expansion(state: Analysis, node: fx.Node) -> Value:
 
 
 def _grown(before: tuple[int, ...], after: tuple[int, ...]) -> list[int]:
-    """Dimensions that a broadcast made."""
+    """Return the dimensions of `after` that a broadcast made."""
     lead = len(after) - len(before)
     return [d for d in range(len(after)) if d < lead or (before[d - lead] == 1 and after[d] > 1)]
 
 
 def created(state: Analysis, node: fx.Node, dims: Sequence[int] | None = None) -> Value:
-    """`zeros`, `full`, ...: every dimension (or those listed) is free; those of the batch carry no labels."""
+    """Rule of `zeros`, `full` and others: all dimensions, or `dims`, are free; batch dimensions carry no labels."""
     shape, symbolic = shape_of(node), symbolic_dims(node)
     dims = range(len(shape)) if dims is None else dims
     return Value.of_dims(shape, {d: [state.labels.fresh(shape[d])] for d in dims if shape[d] > 1 and d not in symbolic})

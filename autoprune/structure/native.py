@@ -1,4 +1,4 @@
-"""The user's own classes at pruned sizes: their modules changed in place, where that provably computes the same."""
+"""The user's own classes at pruned sizes: a copy of the model gets the pruned tensors and must pass a check."""
 
 from __future__ import annotations
 
@@ -22,35 +22,43 @@ from autoprune.structure.references import InFloat64
 
 _INSTEAD = "Use the graph module (native=False): it trains, exports, compiles and has the same parameter names."
 _GROUPS = {"group_norm": 1} | {f"conv{kind}{n}d": 6 for n in (1, 2, 3) for kind in ("", "_transpose")}
-"""Where an operator has its number of groups."""
+"""Position of the argument that holds an operator's number of groups."""
 
 
 def native(model: nn.Module, pruned: GraphModel, example_inputs: ExampleInputs) -> nn.Module:
-    """A copy of the dense `model`, in its own classes, with the parameters of `pruned` and their sizes.
+    """Return a copy of the dense model, in its own classes, with the parameters and sizes of `pruned`.
 
     Parameters and buffers are replaced, and the size attributes of convolutions, linear and recurrent layers, norms and
-    embeddings.
-    On random parameters and inputs it must then give what the graph module gives, in evaluation, and run in training;
-    otherwise `StructureError` says why not.
+    embeddings follow. The copy is checked on random parameters and inputs.
+
+    Args:
+        model: the dense model, which is left as it was.
+        pruned: made by `Structure.shrink` from that model.
+        example_inputs: of the dense model.
+
+    Raises:
+        StructureError: in evaluation the copy does not give the outputs of `pruned`, or it does not run in training;
+            its own forward then holds sizes, or runs a branch that was removed.
     """
-    found = copy.deepcopy(accepted(model))
-    _replace_tensors(found, module_tensors(pruned))
-    for name, module in found.named_modules():
+    copied = copy.deepcopy(accepted(model))
+    _replace_tensors(copied, module_tensors(pruned))
+    for name, module in copied.named_modules():
         _resize(module, _groups_of(pruned, f"{name}.weight" if name else "weight"))
-    _require_equal(found, pruned, example_inputs)
-    found = own_class(found)
-    found.__dict__["pruned_to"] = pruned.pruned_to  # for `save`
-    return found.train(pruned.training)
+    _require_equal(copied, pruned, example_inputs)
+    copied = own_class(copied)
+    copied.__dict__["pruned_to"] = pruned.pruned_to  # for `save`
+    return copied.train(pruned.training)
 
 
 def _replace_tensors(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    gone = [n for n, _ in [*model.named_parameters(), *model.named_buffers()] if n not in state]
-    if gone:
+    """Replace all parameters and buffers of a model by copies of those in `state`."""
+    missing = [n for n, _ in [*model.named_parameters(), *model.named_buffers()] if n not in state]
+    if missing:
         raise StructureError(
-            f"the policy removes a residual branch or something unused ({', '.join(gone[:3])}), and the model's own "
+            f"the policy removes a residual branch or an unused layer ({', '.join(missing[:3])}), and the model's own "
             f"forward would still run it. {_INSTEAD}"
         )
-    copies = {id(tensor): copy.deepcopy(tensor) for tensor in state.values()}  # tied ones stay tied
+    copies = {id(tensor): copy.deepcopy(tensor) for tensor in state.values()}  # tied tensors stay tied
     for name, module in model.named_modules():
         for own in cast("list[dict[str, Any]]", [module._parameters, module._buffers]):
             for leaf, tensor in own.items():
@@ -59,13 +67,13 @@ def _replace_tensors(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _groups_of(pruned: GraphModel, weight: str) -> int | None:
-    """Groups of the convolution or group norm that reads a weight in the evaluation graph."""
+    """Return the groups of the convolution or group norm that reads a weight in the evaluation graph."""
     graph = pruned.evaluation_graph().graph
     for node in graph.nodes:
         if node.op == "get_attr" and node.target == weight:
             for user in node.users:
-                place = _GROUPS.get(str(user.target).removeprefix("aten.").partition(".")[0])
-                groups = user.args[place] if place is not None and len(user.args) > place else None
+                position = _GROUPS.get(str(user.target).removeprefix("aten.").partition(".")[0])
+                groups = user.args[position] if position is not None and len(user.args) > position else None
                 if isinstance(groups, int):
                     return groups
     return None
@@ -106,39 +114,40 @@ def _gates(module: nn.RNNBase) -> int:
     return {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
 
 
-def _require_equal(found: nn.Module, pruned: GraphModel, example_inputs: ExampleInputs) -> None:
+def _require_equal(native_model: nn.Module, pruned: GraphModel, example_inputs: ExampleInputs) -> None:
+    """Raise `StructureError` unless both models give equal outputs in evaluation and the native one also trains."""
     generator = torch.Generator().manual_seed(0)
-    # The user's model takes keywords where the examples are given by keyword; the graph module has their order.
-    ours = adapted(copy.deepcopy(found), keywords_of(example_inputs)).double().eval()
-    theirs = copy.deepcopy(pruned).double().eval()
-    random = {name: random_parameter(t, generator) for name, t in ours.state_dict().items()}
-    ours.load_state_dict(random)
-    theirs.load_state_dict(random)
+    # The user's model takes keywords where the examples are given by keyword; the graph module takes them in order.
+    own = adapted(copy.deepcopy(native_model), keywords_of(example_inputs)).double().eval()
+    graph = copy.deepcopy(pruned).double().eval()
+    random = {name: random_parameter(t, generator) for name, t in own.state_dict().items()}
+    own.load_state_dict(random)
+    graph.load_state_dict(random)
     inputs = [random_like(x, PROOF_BATCH, generator) for x in as_inputs(example_inputs)]
     try:
         with torch.no_grad(), InFloat64():
-            difference = _largest(theirs(*inputs), ours(*inputs))
+            difference = _difference(graph(*inputs), own(*inputs))
             with torch.random.fork_rng(devices=[]):
-                ours.train()(*inputs)
+                own.train()(*inputs)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise StructureError(
-            f"the model's own forward does not run at the pruned sizes ({type(error).__name__}: {reason}): it holds "
-            f"sizes of its own. {_INSTEAD}"
+            f"the model's own forward does not run at the pruned sizes ({type(error).__name__}: {reason}): dense sizes "
+            f"are written in it. {_INSTEAD}"
         ) from error
     if not difference <= TOLERANCE:
         raise StructureError(
             f"the model's own forward computes something else at the pruned sizes (relative difference "
-            f"{difference:.2g}): it holds sizes of its own. {_INSTEAD}"
+            f"{difference:.2g}, allowed {TOLERANCE:g}): dense sizes are written in it. {_INSTEAD}"
         )
 
 
-def _largest(wanted: Any, got: Any) -> float:
-    """Largest relative difference of outputs; infinite where shapes or nesting differ."""
-    ours, theirs = _tensors_of(wanted), _tensors_of(got)
-    if not ours or [t.shape for t in ours] != [t.shape for t in theirs]:
+def _difference(expected: Any, outputs: Any) -> float:
+    """Return the largest relative difference of outputs; infinite where shapes or nesting differ."""
+    expected_tensors, tensors = _tensors_of(expected), _tensors_of(outputs)
+    if not expected_tensors or [t.shape for t in expected_tensors] != [t.shape for t in tensors]:
         return float("inf")
-    return output_difference(ours, theirs)
+    return output_difference(expected_tensors, tensors)
 
 
 def _tensors_of(outputs: Any) -> Sequence[Tensor]:

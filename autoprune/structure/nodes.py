@@ -1,4 +1,4 @@
-"""What a node of a captured graph says about itself: shapes at capture time, symbolic sizes, arguments by name."""
+"""Facts that a node of a captured graph carries: shapes at capture time, symbolic sizes, arguments by name."""
 
 from __future__ import annotations
 
@@ -9,27 +9,24 @@ from torch import fx
 
 
 def concrete(value: Any, batch: int = 3) -> Any:
-    """Turn symbolic sizes into the integers that they had during capture (the batch size)."""
+    """Turn symbolic sizes, also in lists and tuples, into the integers that they had during capture."""
     if isinstance(value, torch.SymInt):
         hint = value.node.hint
         return int(hint) if hint is not None else batch
     if isinstance(value, (list, tuple, torch.Size)):
-        return (
-            type(value)(concrete(v, batch) for v in value)
-            if not isinstance(value, torch.Size)
-            else tuple(concrete(v, batch) for v in value)
-        )
+        kind = tuple if isinstance(value, torch.Size) else type(value)
+        return kind(concrete(v, batch) for v in value)
     return value
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:
-    """Shape of a node's tensor at capture time; `()` when the node is not one tensor."""
+    """Return the shape of a node's tensor at capture time; `()` when the node is not one tensor."""
     value = node.meta.get("val")
     return concrete(value.shape) if isinstance(value, torch.Tensor) else ()
 
 
 def symbolic_dims(node: fx.Node) -> set[int]:
-    """Dimensions of a node's (first) tensor whose size depends on the batch."""
+    """Return the dimensions of a node's (first) tensor whose size depends on the batch."""
     value = node.meta.get("val")
     first = value[0] if isinstance(value, (list, tuple)) and value else value
     sizes = first.shape if isinstance(first, torch.Tensor) else ()
@@ -37,7 +34,7 @@ def symbolic_dims(node: fx.Node) -> set[int]:
 
 
 def argument(node: fx.Node, name: str) -> Any:
-    """An argument of an ATen operator by its name in the schema, with the default of the schema."""
+    """Return an argument of an ATen operator by its name in the schema, or the schema's default."""
     for position, parameter in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
         if parameter.name == name:
             given = node.args[position] if position < len(node.args) else node.kwargs.get(name)

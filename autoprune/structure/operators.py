@@ -35,8 +35,10 @@ _CHANNELS_LAST = ("linear", "layer_norm", "rms_norm", ATTENTION, *PRODUCTS, *REC
 def find_operators(
     graph: fx.Graph, channels: Mapping[Site, Channels], unit_widths: Array, branches: Branches
 ) -> tuple[Operator, ...]:
-    """All tensor operators of an evaluation graph in order, with channel counts as polynomials."""
+    """Return all tensor operators of an evaluation graph in order, with channel counts as polynomials.
 
+    `unit_widths` `[U]` are the full widths.
+    """
     axes = _channel_axes(graph)
 
     def along(node: fx.Node, axis: int) -> Dim:
@@ -67,6 +69,7 @@ def find_operators(
 
 
 def _activations(node: fx.Node) -> list[fx.Node]:
+    """Return the tensor inputs of a node that are no parameters."""
     return [n for n in node.all_input_nodes if n.op != "get_attr" and isinstance(n.meta.get("val"), torch.Tensor)]
 
 
@@ -79,14 +82,14 @@ def _layer_sizes(
     linear = _op_name(node) == "linear"
 
     def labelled(of: fx.Node, axis: int) -> list[int]:
-        """Other dimensions that follow widths, such as heads."""
+        """Return the dimensions besides `axis` whose size follows widths, such as heads."""
         dims = set(range(len(output_shape(of)))) - _batch_dims(of) - {axis}
         return [d for d in sorted(dims) if along(of, d).units]
 
     def channels_of(of: fx.Node, axis: int) -> Dim:
         if len(output_shape(of)) <= axis:
             return Dim(1)
-        apart = [] if linear else labelled(of, axis)  # of a linear layer they are repetitions
+        apart = [] if linear else labelled(of, axis)  # a linear layer is repeated along such dimensions
         return math.prod((along(of, d) for d in apart), start=along(of, axis))
 
     own = labelled(node, axes[node])
@@ -109,13 +112,13 @@ def _layer_sizes(
 
 
 def _positions(node: fx.Node, axes: Mapping[fx.Node, int]) -> int:
-    """Places of one example."""
+    """Return the number of places (all dimensions but channels) of one example."""
     apart = {*_batch_dims(node), axes.get(node, 1)}
     return math.prod(size for dim, size in enumerate(output_shape(node)) if dim not in apart)
 
 
 def _product_sizes(node: fx.Node, along: Along) -> dict[str, Any]:
-    """Sizes of a matrix product or of attention; labelled rows count as matrices, for their number follows widths."""
+    """Return the sizes of a matrix product or attention; rows whose number follows widths count as matrices."""
     first = PRODUCTS.get(_op_name(node), 0)
     x, y = (cast(fx.Node, n) for n in node.args[first : first + 2])
     attends = _op_name(node) == ATTENTION
@@ -136,14 +139,14 @@ def _product_sizes(node: fx.Node, along: Along) -> dict[str, Any]:
 
 
 def _einsum_sizes(node: fx.Node, along: Along) -> dict[str, Any]:
-    """What an einsum sums over and what it keeps, each as one size."""
+    """Return the size that an einsum sums over and the size that it keeps."""
     operands = cast(Sequence[fx.Node], node.args[1])
     terms, kept = einsum_names(str(node.args[0]), [len(output_shape(n)) for n in operands], len(output_shape(node)))
     sizes: dict[Hashable, Dim] = {}
     for operand, names in zip(operands, terms, strict=True):
         for dim, name in enumerate(names):
             size = along(operand, dim)
-            # One of size 1 may stand for all places of another operand.
+            # A size of 1 may stand for all places of another operand.
             sizes[name] = size if size != Dim(1) else sizes.get(name, size)
     return {
         "c_in": math.prod((size for name, size in sizes.items() if name not in kept), start=Dim(1)),
@@ -153,7 +156,7 @@ def _einsum_sizes(node: fx.Node, along: Along) -> dict[str, Any]:
 
 
 def _channel_axes(graph: fx.Graph) -> dict[fx.Node, int]:
-    """Which dimension of every tensor holds its channels: 1 after convolutions, the last one after linear layers."""
+    """Return the channel dimension of every tensor: 1 after convolutions, the last after linear layers."""
     axes: dict[fx.Node, int] = {}
     for node in graph.nodes:
         rank, name = len(output_shape(node)), _op_name(node) if node.op == "call_function" else ""
@@ -170,7 +173,7 @@ def _channel_axes(graph: fx.Graph) -> dict[fx.Node, int]:
 
 
 def _batch_dims(node: fx.Node) -> set[int]:
-    """Dimensions whose size is symbolic: the batch, wherever a permutation put it; the first one if none is."""
+    """Return the dimensions of symbolic size (the batch, wherever it was moved); the first if there is none."""
     value = node.meta.get("val")
     first = value[0] if isinstance(value, (tuple, list)) else value
     assert isinstance(first, torch.Tensor)
@@ -178,13 +181,13 @@ def _batch_dims(node: fx.Node) -> set[int]:
 
 
 def _op_name(node: fx.Node) -> str:
+    """Return the name of a node's operator, without namespace and without the `_` of in-place operators."""
     packet = getattr(node.target, "overloadpacket", None)
-    name = (
-        packet._qualified_op_name.split("::")[-1]
-        if packet is not None
-        else getattr(node.target, "__name__", str(node.target))
-    )
-    return name.removesuffix("_")  # in-place operators cost what the others cost
+    if packet is None:
+        name = getattr(node.target, "__name__", str(node.target))
+    else:
+        name = packet._qualified_op_name.split("::")[-1]
+    return name.removesuffix("_")  # an in-place operator costs the same
 
 
 def _groups(node: fx.Node) -> int:
@@ -195,7 +198,7 @@ def _groups(node: fx.Node) -> int:
 
 
 def _window(node: fx.Node) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Kernel, stride and dilation (`()` for none) of a convolution or pooling."""
+    """Return kernel, stride and dilation (`()` for none) of a convolution or pooling."""
     name = _op_name(node)
     if name.startswith("conv"):
         kernel = shape_of(node.args[1])[2:]  # type: ignore[arg-type]

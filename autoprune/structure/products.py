@@ -12,16 +12,16 @@ from autoprune.structure.labels import Array, Value
 from autoprune.structure.nodes import argument, shape_of
 
 Names = Sequence[Hashable]
-"""One name for every dimension of a tensor; dimensions of one name are multiplied index by index."""
+"""One name for every dimension of a tensor; dimensions with equal names are multiplied index by index."""
 
 
 def matrix_product(state: Analysis, node: fx.Node) -> Value:
-    """`matmul`, `mm`, `bmm`: the inner dimensions meet, leading ones are broadcast."""
+    """Rule of `matmul`, `mm` and `bmm`: the inner dimensions meet, leading dimensions are broadcast."""
     return _matmul(state, node, node.args[0], node.args[1])
 
 
 def shifted_product(state: Analysis, node: fx.Node) -> Value:
-    """`addmm`, `baddbmm`: a matrix product that is added to the first operand."""
+    """Rule of `addmm` and `baddbmm`: a matrix product that is added to the first operand."""
     product = _matmul(state, node, node.args[1], node.args[2])
     return align(state.labels, [product, state.value(node.args[0])], shape_of(node), str(node.target))
 
@@ -36,19 +36,25 @@ def _matmul(state: Analysis, node: fx.Node, first: object, second: object) -> Va
 
 
 def _leading(count: int) -> list[int]:
-    """Names of leading dimensions, counted from the right."""
+    """Return the names of leading dimensions, counted from the right."""
     return list(range(-count, 0))
 
 
 def einsum(state: Analysis, node: fx.Node) -> Value:
-    """`einsum`: every letter is one name; those of an ellipsis are aligned at the right."""
+    """Rule of `einsum`: every letter is one name; dimensions of an ellipsis are aligned at the right."""
     operands = [state.value(n) for n in node.args[1]]  # type: ignore[union-attr]
     terms, output = einsum_names(str(node.args[0]), [len(v.shape) for v in operands], len(shape_of(node)))
     return _contract(state, node, list(zip(operands, terms, strict=True)), output)
 
 
 def einsum_names(equation: str, ranks: Sequence[int], rank: int) -> tuple[Sequence[Names], Names]:
-    """Names of the dimensions of every operand of an einsum, and those of its output, given their ranks."""
+    """Return the names of the dimensions of every operand of an einsum, and of its output.
+
+    `ranks` are those of the operands, `rank` is that of the output.
+
+    >>> einsum_names("bij,bjk->bik", [3, 3], 3)
+    ([['b', 'i', 'j'], ['b', 'j', 'k']], ['b', 'i', 'k'])
+    """
     inputs, _, output = equation.replace(" ", "").partition("->")
     if not output:
         letters = inputs.replace(",", "").replace(".", "")
@@ -64,7 +70,10 @@ def _named(term: str, rank: int) -> list[Hashable]:
 
 
 def _contract(state: Analysis, node: fx.Node, operands: Sequence[tuple[Value, Names]], output: Names) -> Value:
-    """Tie equal names of all operands and pass those of the output on; an operand of size 1 is not involved."""
+    """Tie dimensions with equal names and pass the dimensions of the output on; an operand of size 1 is not tied.
+
+    A name that two operands and the output have is one of heads: there is one product for each of its indices.
+    """
     met: dict[Hashable, list[list[Array]]] = {}
     for value, names in operands:
         for dim, name in enumerate(names):
@@ -81,9 +90,9 @@ def _contract(state: Analysis, node: fx.Node, operands: Sequence[tuple[Value, Na
 
 
 def attention(state: Analysis, node: fx.Node) -> Value:
-    """`scaled_dot_product_attention(q [..., h, l, e], k [..., h, s, e], v [..., h, s, f], mask [..., h, l, s])`.
+    """Rule of attention: `q [..., h, l, e]`, `k [..., h, s, e]`, `v [..., h, s, f]`, `mask [..., h, l, s]`.
 
-    With grouped queries head `h` of `q` meets head `h // (heads of q / heads of k)` of `k` and `v`.
+    With grouped queries, head `h` of `q` meets head `h // (heads of q / heads of k)` of `k` and `v`.
     """
     labels = state.labels
     q, k, v = (state.value(n) for n in node.args[:3])
@@ -103,7 +112,7 @@ def attention(state: Analysis, node: fx.Node) -> Value:
 
 
 def _repeated(value: Value, repeats: int, group: Array) -> Value:
-    """Keys or values for the heads of queries: head `h == K[h // repeats] or G[h % repeats]`."""
+    """Return keys or values repeated for the heads of queries: head `h == K[h // repeats] or G[h % repeats]`."""
     dim = len(value.shape) - 3
     shape = (*value.shape[:dim], repeats * value.shape[dim], *value.shape[dim + 1 :])
     others = Value(shape, tuple(c for c in value.components if c.shape[dim] == 1))

@@ -1,8 +1,14 @@
-"""The built-in proof: a shrunk model computes what the dense model computes with the removed entries zeroed.
+"""The proof: a shrunk model computes what the dense model computes with the removed entries zeroed.
 
-It runs on randomised parameters (zero-initialised layers would make 0 == 0), with another batch size than the capture,
-with dropout off, in float64, on the evaluation graph and, where it does anything else then, on the training graph. A
-removed branch adds zeros. Statistics of the dense model (`references`) are taken over what lives.
+Cutting hidden feature 3 of `linear2(relu(linear1(x)))` must equal setting row 3 of `linear1.weight`, entry 3 of
+`linear1.bias` and column 3 of `linear2.weight` to zero. Both models run on the same random inputs and parameters, and
+their outputs are compared. A wrong rule, a forgotten size or a wrong slice shows as a difference or as an error.
+
+- Parameters are random, because zero-initialised layers would compare 0 with 0.
+- The batch size differs from that of the capture, so that a size which was written down shows.
+- Everything is in float64 with dropout off, so that a difference is no rounding and no chance.
+- The training graph is compared, too, unless it computes the same as the evaluation graph.
+- A removed branch adds zeros, and statistics of the dense model are over living entries (`references`).
 """
 
 from __future__ import annotations
@@ -20,9 +26,9 @@ from autoprune.structure.units import Site
 
 PROOF_BATCH, LARGE_BATCH = 5, 2
 _LARGE = 50_000
-"""Examples with more elements are proven with `LARGE_BATCH`: the proof would take longer than all the rest."""
+"""Elements of an example above which the batch is `LARGE_BATCH`: the proof would take longer than all other stages."""
 TOLERANCE = 1e-6
-"""Largest difference relative to the largest output: far above float64 rounding, also through training batch norms."""
+"""Largest allowed difference relative to the largest output: far above float64 rounding, also of batch norms."""
 
 
 def largest_difference(
@@ -33,20 +39,29 @@ def largest_difference(
     example_inputs: Sequence[torch.Tensor],
     absent: Mapping[bool, AbstractSet[str]],
 ) -> float:
-    """Largest relative output difference of both modes (0: equal; `inf`: shapes differ or the shrunk model fails).
+    """Return the largest relative difference of outputs over both modes.
 
-    `absent` names, for each mode, the nodes whose values the dense model must not add to anything.
+    Args:
+        dense: the uncut model.
+        shrunk: the model that was cut by `masks`.
+        masks: which indices live, bool `[size]` for every labelled dimension.
+        canonical: first name of every tensor.
+        example_inputs: of the model; random inputs of their shapes are drawn.
+        absent: for training (True) and evaluation (False), the nodes whose values count as zeros in additions.
+
+    Returns:
+        0 for equal outputs; `inf` when shapes differ or a model fails.
     """
     try:
         compared = _Comparison(dense, shrunk, masks, canonical, example_inputs)
         modes = absent.keys() if compared.modes_differ() or absent[False] != absent[True] else {False}
         return max(compared.difference(training, absent[training]) for training in modes)
-    except (RuntimeError, LookupError, TypeError, ValueError):  # sizes that do not fit, or a parameter that is gone
+    except (RuntimeError, LookupError, TypeError, ValueError):  # sizes do not fit, or a parameter is missing
         return float("inf")
 
 
 class _Comparison:
-    """Both models on the same random inputs and parameters, with removed entries zeroed and without them."""
+    """Both models on the same random inputs and parameters: entries are zeroed in one and cut from the other."""
 
     def __init__(
         self,
@@ -76,27 +91,27 @@ class _Comparison:
                 self._zeroed[first], self._sliced[first] = both
 
     def modes_differ(self) -> bool:
-        """Whether the training graphs compute anything else than the evaluation graphs, or are cut otherwise."""
+        """Return whether training graphs and evaluation graphs compute or are cut differently."""
         cuts = {
             mode: {site[1:]: mask.tobytes() for site, mask in self._masks.items() if site[0] == mode}
             for mode in ("eval", "train")
         }
         graphs = [model.captures for model in (self._dense, self._shrunk)]
         return cuts["eval"] != cuts["train"] or any(
-            steps(found[False].graph) != steps(found[True].graph) for found in graphs
+            steps(captures[False].graph) != steps(captures[True].graph) for captures in graphs
         )
 
     def difference(self, training: bool, absent: AbstractSet[str]) -> float:
-        """The largest one of a mode."""
+        """Return the largest relative difference of outputs in one mode."""
         zeroed, sliced = self._fresh(self._zeroed), self._fresh(self._sliced)
-        found, small = self._dense.captures[training], self._shrunk.captures[training]
+        dense, small = self._dense.captures[training], self._shrunk.captures[training]
         with torch.no_grad():
-            reference = Reference(found, zeroed, small.graph, self._masks, self._canonical, absent)
+            reference = Reference(dense, zeroed, small.graph, self._masks, self._canonical, absent)
             expected = reference.outputs(*self._inputs)
             return output_difference(expected, Reference(small, sliced).outputs(*self._inputs))
 
     def _fresh(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """By every name of theirs; buffers are copies, because training changes them."""
+        """Return tensors by all their names; buffers are copied, because training changes them."""
         buffers = {self._canonical[name] for name, _ in self._dense.named_buffers(remove_duplicate=False)}
         own = {name: tensor.clone() if name in buffers else tensor for name, tensor in tensors.items()}
         return {name: own[self._canonical[name]] for name in _tensors(self._dense)}
@@ -107,21 +122,21 @@ def _tensors(model: GraphModel) -> dict[str, torch.Tensor]:
 
 
 def random_like(x: torch.Tensor, batch: int, generator: torch.Generator) -> torch.Tensor:
-    """A random input of `batch` items in float64; integers repeat the first item."""
+    """Return a random input of `batch` examples in float64; of integers, the first example is repeated."""
     if not x.is_floating_point() or not x.dim():
         return x[:1].expand(batch, *x.shape[1:]).clone() if x.dim() else x
     return torch.randn((batch, *x.shape[1:]), generator=generator, dtype=torch.float64)
 
 
 def random_parameter(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """A random tensor of the same shape in float64, drawn in float32, which is faster."""
+    """Return a random tensor of the same shape in float64, drawn in float32, which is faster."""
     return randomize(torch.empty(tensor.shape), generator).double()
 
 
 def randomize(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Overwrite a parameter or buffer and return it.
+    """Overwrite a parameter or buffer by random numbers and return it.
 
-    Matrices and kernels: normal, scaled by fan-in. Vectors (biases, norms, variances): uniform in 0.5 to 1.5.
+    Matrices and kernels are normal, scaled by fan-in; vectors (biases, norms, variances) are uniform in 0.5 to 1.5.
     """
     if tensor.dim() < 2:
         return tensor.uniform_(0.5, 1.5, generator=generator)
@@ -132,7 +147,7 @@ def randomize(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 def _cut_both_ways(
     tensor: torch.Tensor, name: str, masks: Mapping[Site, np.ndarray]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tensor with removed entries zeroed (in place), and without them."""
+    """Return the tensor with removed entries zeroed (in place), and a tensor without these entries."""
     sliced = tensor
     for dim in range(tensor.dim()):
         mask = masks.get(("parameter", name, dim))
@@ -143,17 +158,20 @@ def _cut_both_ways(
     return tensor, sliced
 
 
-def output_difference(expected: object, found: object) -> float:
-    """Largest one of nested outputs, relative to each one's largest; infinite where one value alone is not finite."""
+def output_difference(expected: object, outputs: object) -> float:
+    """Return the largest difference of nested outputs, relative to the largest entry of each expected tensor.
+
+    `inf` when shapes differ, or an entry is not finite in one side alone; equal infinities do not count.
+    """
     worst = 0.0
-    for a, b in zip(pytree.tree_leaves(expected), pytree.tree_leaves(found), strict=True):
+    for a, b in zip(pytree.tree_leaves(expected), pytree.tree_leaves(outputs), strict=True):
         if not isinstance(a, torch.Tensor):
             continue
         if a.shape != b.shape:
             return float("inf")
         if a.is_floating_point() and a.numel():
             scale = float(a[a.isfinite()].abs().max()) if bool(a.isfinite().any()) else 0.0
-            differ = a != b  # not where both are the same infinity, as of masked scores
+            differ = a != b  # equal infinities, such as masked scores, are no difference
             a, b = a[differ], b[differ]
             if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
                 return float("inf")

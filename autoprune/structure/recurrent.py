@@ -1,4 +1,4 @@
-"""Labels of recurrent layers: the blocks of their weights, one for each gate."""
+"""Rule of recurrent layers: the rows of their weights are blocks, one for each gate, with the same labels."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _HIDDEN_WEIGHT = "weight_hh_"
 
 
 def recurrent(state: Analysis, node: fx.Node) -> list[Value]:
-    """One layer: `x [.., C]`, weights `[gates * H, C]` and `[gates * H, H]`: every gate has the hidden labels.
+    """Rule of one layer, `x [.., C]`, weights `[gates * H, C]` and `[gates * H, H]`: gates share the hidden labels H.
 
-    Both directions of a layer share their labels: one operator runs them at one width.
+    Both directions of a layer share their labels, because one operator runs both at one width.
     """
     labels, x = state.labels, state.value(node.args[0])
     states = [state.value(s) for s in states_of(node)]
@@ -30,7 +30,7 @@ def recurrent(state: Analysis, node: fx.Node) -> list[Value]:
     last, directions = len(x.shape) - 1, 2 if node.args[7] else 1
     labels.fix_value(x, "a step of a recurrent layer", range(last))
     if is_projected(node):
-        # At equal sizes of cell and projection the operator takes the projection for a bias.
+        # At equal sizes of cell and projection, the operator takes the projection for a bias.
         for value in (x, *states, *weights):
             labels.fix_value(value, "is of a recurrent layer with projections (proj_size)")
         return outputs
@@ -53,16 +53,16 @@ def recurrent(state: Analysis, node: fx.Node) -> list[Value]:
 def name_hidden(
     units: Sequence[Unit], captures: Mapping[bool, Capture], canonical: Mapping[str, str]
 ) -> tuple[Unit, ...]:
-    """The units with those of recurrent layers marked as `hidden` and named by module and layer: `encoder.l0`."""
+    """Return the units with those of recurrent layers of the kind `hidden`, named by module and layer: `encoder.l0`."""
     nodes = [n for n in captures[False].graph.nodes if n.target in GATES]
     weights = [canonical[str(w.target)] for n in nodes for w in n.args[2][1:2] if w.op == "get_attr"]
     taken = {unit.name for unit in units}
-    found = []
+    named = []
     for unit in units:
         names = [m.parameter for m in unit.members if m.dim == 0 and m.parameter in weights]
         if names:
             name = names[0].replace(_HIDDEN_WEIGHT, "")
             unit = replace(unit, kind="hidden", name=name if name not in taken else unit.name)
             taken.add(unit.name)
-        found.append(unit)
-    return tuple(found)
+        named.append(unit)
+    return tuple(named)

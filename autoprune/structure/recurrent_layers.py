@@ -1,8 +1,8 @@
-"""Stacked recurrent operators taken apart: one node for each layer, so that every layer has a width of its own.
+"""Stacked recurrent operators taken apart: one node for each layer, so that every layer has its own width.
 
-`aten.lstm` and its kin run all layers with one tensor of initial states, and so with one width. Layer after layer they
-compute the same, with the dropout between layers as a node. Initial states that are created by the graph are created
-anew for each layer; others are sliced, and final states are joined again only for readers of more than one of them.
+`aten.lstm`, `gru` and `rnn` run all layers with one tensor of initial states, and so with one width. One node for each
+layer computes the same, with the dropout between layers as a further node. Initial states that the graph creates are
+created for each layer; other initial states are sliced. Final states are joined only for nodes that read several.
 """
 
 from __future__ import annotations
@@ -22,29 +22,30 @@ GATES: dict[Any, int] = {
     aten.rnn_tanh.input: 1,
     aten.rnn_relu.input: 1,
 }
-"""Recurrent operators `(x, states, weights, ...)`, and how many blocks of rows their weights have."""
+"""Recurrent operators `(x, states, weights, ...)`, and the number of blocks of rows (gates) in their weights."""
 
 CREATORS: dict[Any, int] = {
     aten.zeros.default: 0, aten.ones.default: 0, aten.full.default: 0,
     aten.new_zeros.default: 1, aten.new_ones.default: 1, aten.new_full.default: 1,
 }  # fmt: skip
-"""Operators that fill a new tensor with one number, and which argument has its sizes."""
+"""Operators that fill a new tensor with one number, and the position of the argument that has its sizes."""
 
-_CONVERSIONS = {  # their output has the sizes of their first argument
+_CONVERSIONS = {
     aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.contiguous.default, aten.alias.default,
     aten.detach.default, aten.zeros_like.default, aten.ones_like.default,
 }  # fmt: skip
+"""Operators whose output has the sizes of their first argument."""
 
 
 def is_projected(node: fx.Node) -> bool:
-    """Whether a recurrent layer has projected outputs (`proj_size`): a further weight for each direction."""
+    """Return whether a recurrent layer has projected outputs (`proj_size`): a further weight for each direction."""
     biased, bidirectional = bool(node.args[3]), bool(node.args[7])
     weights: Sequence[fx.Node] = node.args[2]  # type: ignore[assignment]
     return len(weights) > (4 if biased else 2) * (2 if bidirectional else 1)
 
 
 def states_of(node: fx.Node) -> list[fx.Node]:
-    """Initial states of a recurrent operator: hidden, and cells of an LSTM."""
+    """Return the initial states of a recurrent operator: the hidden state, and the cells of an LSTM."""
     given: Any = node.args[1]
     return list(given) if isinstance(given, (list, tuple)) else [given]
 
@@ -60,6 +61,7 @@ def unstack(graph: fx.Graph) -> None:
 
 
 def _unstack(graph: fx.Graph, node: fx.Node) -> None:
+    """Replace one stacked operator by one node for each layer."""
     x, given, weights, biased, layers, dropout, training, bidirectional, batch_first = node.args
     directions, each = 2 if bidirectional else 1, len(weights) // layers  # type: ignore[arg-type,operator]
     states, values = states_of(node), node.meta["val"]
@@ -70,11 +72,11 @@ def _unstack(graph: fx.Graph, node: fx.Node) -> None:
             mine = weights[layer * each : (layer + 1) * each]  # type: ignore[index]
             state = own if isinstance(given, (list, tuple)) else own[0]
             args = (x, state, mine, biased, 1, 0.0, training, bidirectional, batch_first)
-            found = graph.call_function(node.target, args)  # type: ignore[arg-type]
-            found.meta["val"] = (values[0], *(value[:directions] for value in values[1:]))
-            x, *last = [_item(graph, found, number) for number in range(1 + len(states))]
-            for final, one in zip(finals, last, strict=True):
-                final.append(one)
+            single = graph.call_function(node.target, args)  # type: ignore[arg-type]
+            single.meta["val"] = (values[0], *(value[:directions] for value in values[1:]))
+            x, *last = [_item(graph, single, number) for number in range(1 + len(states))]
+            for of_layers, of_layer in zip(finals, last, strict=True):
+                of_layers.append(of_layer)
             if training and dropout and layer < layers - 1:  # type: ignore[operator]
                 x = _new(graph, aten.dropout.default, (x, dropout, True), values[0])
     for user in list(node.users):
@@ -90,7 +92,7 @@ def _unstack(graph: fx.Graph, node: fx.Node) -> None:
 
 
 def _part(graph: fx.Graph, state: fx.Node, start: int, count: int) -> fx.Node:
-    """Initial states of one layer: created anew where the graph creates them, else sliced."""
+    """Return the initial states of one layer: created where the graph creates the stacked ones, else sliced."""
     value = state.meta["val"]
     if not _is_created(state):
         part = value[start : start + count]
@@ -107,13 +109,14 @@ def _part(graph: fx.Graph, state: fx.Node, start: int, count: int) -> fx.Node:
 
 
 def _is_created(state: fx.Node) -> bool:
+    """Return whether the graph itself creates a state, possibly with conversions after it."""
     while state.target in _CONVERSIONS:
         state = state.all_input_nodes[0]
     return state.target in CREATORS
 
 
 def _replace_final(graph: fx.Graph, joined: fx.Node, finals: Sequence[fx.Node], directions: int) -> None:
-    """Let readers of a tensor of final states read those of their layer, or all of them joined."""
+    """Let each reader of a tensor of final states read the state of its layer, or all states joined."""
     for reader in list(joined.users):
         if reader.target is aten.select.int and reader.args[1] == 0:
             index = int(reader.args[2]) % (len(finals) * directions)  # type: ignore[arg-type]
@@ -135,7 +138,7 @@ def _new(graph: fx.Graph, target: Callable[..., Any], args: tuple[Any, ...], val
 
 
 def _erase_unused(node: fx.Node) -> None:
-    """Erase a node that nothing reads any more, and what only served it."""
+    """Erase a node that nothing reads, and the nodes that only served it."""
     if node.op == "call_function" and not node.users:
         sources = node.all_input_nodes
         node.graph.erase_node(node)

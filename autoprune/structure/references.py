@@ -1,8 +1,9 @@
-"""The dense model that a shrunk one is compared with: removed entries are zeroed, and statistics know about it.
+"""The dense model that a shrunk model is compared with: removed entries are zeroed, and statistics leave them out.
 
-A mean over a dimension of which a part was removed is one over what lives. So that nodes with statistics agree, their
-input is gathered, the operator of the shrunk graph runs, and its output is scattered. Weights of a norm are applied
-after that, and products of activations have one side zeroed: what is paired with what stays that of the dense model.
+A mean over 8 channels of which 3 are removed must be one over 5, not over 8 with 3 zeros. So a node with statistics
+gathers its living entries, runs the operator of the shrunk graph on them, and scatters the output to the dense places.
+The weight and bias of a norm are applied after that. A product of two activations has the removed entries of one side
+zeroed, so that the dense model still pairs the same entries.
 """
 
 from __future__ import annotations
@@ -41,23 +42,23 @@ _PRODUCTS: dict[Any, int] = {
     aten.conv2d.default: 1, aten.conv3d.default: 1, aten.conv2d.padding: 1, aten.conv1d.padding: 1,
     aten.conv_transpose1d.default: 1, aten.conv_transpose2d.input: 1,
 }  # fmt: skip
-"""The operand of which removed entries are zeroed."""
+"""Products, and the position of the operand whose removed entries are zeroed."""
 _SHORTER = (torch.float32, torch.float16, torch.bfloat16)
 Masks = Mapping[Site, np.ndarray]
 
 
 def steps(graph: fx.Graph) -> list[Any]:
-    """What a `Reference` computes, step by step: graphs with equal steps compute the same on the same tensors."""
+    """Return the steps that a `Reference` runs: graphs with equal steps compute the same on the same tensors."""
     places = {node: place for place, node in enumerate(graph.nodes)}
-    found = []
+    taken = []
     for node in graph.nodes:
         args = node.args
         if node.target in _DROPOUTS:
             args = args[:1]
         elif node.target is aten.scaled_dot_product_attention.default:
             args = (*args[:4], 0.0, *args[5:])
-        found.append((node.op, node.target, map_arg((args, node.kwargs), lambda n: f"%{places[n]}")))
-    return found
+        taken.append((node.op, node.target, map_arg((args, node.kwargs), lambda n: f"%{places[n]}")))
+    return taken
 
 
 def _widened(value: Any) -> Any:
@@ -65,19 +66,20 @@ def _widened(value: Any) -> Any:
 
 
 class InFloat64(TorchDispatchMode):
-    """Keeps in float64 what operators would cast to a shorter type."""
+    """A mode in which operators that cast to a shorter type cast to float64."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run one operator."""
+        """Run one operator with the widened types."""
         return func(*pytree.tree_map(_widened, args), **pytree.tree_map(_widened, kwargs or {}))
 
 
 class Reference(fx.Interpreter):
-    """Runs a captured graph on other tensors, with dropout off; every other random node draws the same numbers.
+    """An interpreter of a captured graph on other tensors, in float64, with dropout off.
 
-    With `masks`, the graph is that of a dense model and `small` the one that was cut by them.
+    Random nodes are seeded by their names. With `masks`, the graph is that of a dense model, `small` is the graph that
+    was cut by them, and `absent` are the nodes whose values count as zeros in additions.
     """
 
     def __init__(
@@ -98,7 +100,7 @@ class Reference(fx.Interpreter):
         self._absent = absent
 
     def outputs(self, *inputs: torch.Tensor) -> Any:
-        """Outputs for copies of the inputs."""
+        """Return the outputs for copies of the inputs."""
         before = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)
         try:
@@ -109,36 +111,37 @@ class Reference(fx.Interpreter):
             torch.set_default_dtype(before)
 
     def fetch_attr(self, target: str) -> torch.Tensor:
-        """A parameter, buffer or constant by name."""
+        """Return a parameter, buffer or constant by name."""
         return self._tensors[target]
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operator; what it would cast to a shorter type stays in float64."""
+        """Run an operator; a cast to a shorter type gives float64."""
         if target is aten._assert_tensor_metadata.default:
             return None
         args, kwargs = pytree.tree_map(_widened, (args, kwargs))
         return target(*args, **kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run one node, as its kind asks for; where a removed entry is not a number (0 / 0), it is 0."""
-        value = self._answer(n)
+        """Run one node as its kind needs it; a removed entry that is not a number (0 / 0) becomes 0."""
+        value = self._value_of(n)
         computed = n.op == "call_function" and isinstance(value, torch.Tensor) and value.is_floating_point()
-        if computed and not value.sum().isfinite():  # much faster than every entry
+        if computed and not value.sum().isfinite():  # much faster than testing every entry
             self.env[n] = value
             return self._zeroed(n)
         return value
 
-    def _answer(self, n: fx.Node) -> Any:
+    def _value_of(self, n: fx.Node) -> Any:
+        """Choose how to run a node, so that removed entries count as they do in the shrunk model."""
         if torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ()):
             torch.manual_seed(zlib.crc32(n.name.encode()))
         if n.target in _DROPOUTS:
             return self.env[n.args[0]]  # type: ignore[index]
-        gone = [m for m in n.all_input_nodes if m.name in self._absent] if n.target in ADDITIONS else []
-        if gone and len(gone) < len(n.all_input_nodes):
-            return self._call(n, {m: torch.zeros_like(self.env[m]) for m in gone})
+        absent = [m for m in n.all_input_nodes if m.name in self._absent] if n.target in ADDITIONS else []
+        if absent and len(absent) < len(n.all_input_nodes):
+            return self._call(n, {m: torch.zeros_like(self.env[m]) for m in absent})
         if n.target is aten.scaled_dot_product_attention.default and len(n.args) > 4:
             return self._attention(n)
-        if not self._is_cut(n) or n.name not in self._small:  # nothing counts that a removed branch computes
+        if not self._is_cut(n) or n.name not in self._small:  # values of a removed branch do not matter
             return super().run_node(n)
         if n.target is aten.batch_norm.default and n.args[5] and set(self._living(n.args[0])) - {1}:  # type: ignore[arg-type]
             return self._gathered(n)
@@ -162,33 +165,36 @@ class Reference(fx.Interpreter):
         return self.call_function(node.target, args, kwargs)  # type: ignore[arg-type]
 
     def _attention(self, node: fx.Node) -> torch.Tensor:
-        """Attention without its own dropout."""
+        """Run attention without its own dropout."""
         args, kwargs = map_arg((node.args, node.kwargs), lambda m: self.env[m])
         if self._is_cut(node):
             args = (args[0], self._zeroed(node.args[1]), *args[2:])  # type: ignore[arg-type]
         return self.call_function(node.target, (*args[:4], 0.0, *args[5:]), kwargs)  # type: ignore[arg-type]
 
     def _is_cut(self, node: fx.Node) -> bool:
+        """Return whether any input of an operator was cut."""
         return node.op == "call_function" and any(self._living(m) for m in node.all_input_nodes)
 
     def _living(self, node: fx.Node) -> dict[int, torch.Tensor]:
-        """Living indices of every dimension of a node that was cut; not those that are merged with the batch."""
+        """Return the living indices of every dimension of a node that was cut, except dimensions with the batch."""
         value = self.env.get(node)
         if not isinstance(value, torch.Tensor):
             return {}
         kind, name = self._mode, node.name
         if node.op == "get_attr":
             kind, name = "parameter", self._canonical.get(str(node.target), "")
-        found = {d: self._masks.get((kind, name, d)) for d in range(value.dim()) if d not in symbolic_dims(node)}
-        return {d: torch.from_numpy(np.flatnonzero(mask)) for d, mask in found.items() if mask is not None}
+        masks = {d: self._masks.get((kind, name, d)) for d in range(value.dim()) if d not in symbolic_dims(node)}
+        return {d: torch.from_numpy(np.flatnonzero(mask)) for d, mask in masks.items() if mask is not None}
 
     def _zeroed(self, node: fx.Node) -> torch.Tensor:
+        """Return a node's value with removed entries set to zero."""
         value = self.env[node]
         for dim, living in self._living(node).items():
             value = torch.zeros_like(value).index_copy(dim, living, value.index_select(dim, living))
         return value
 
     def _taken(self, node: fx.Node) -> Any:
+        """Return the living entries of a node's value."""
         value = self.env[node]
         if isinstance(value, torch.Tensor):
             for dim, living in self._living(node).items():
@@ -196,21 +202,22 @@ class Reference(fx.Interpreter):
         return value
 
     def _gathered(self, node: fx.Node) -> Any:
-        """Run the operator of the shrunk graph on what lives; behind a removed branch it reads another node there."""
+        """Run the operator of the shrunk graph on living entries; behind a removed branch it reads another node."""
         small = self._small[node.name]
         taken = {s: self._taken(m) for s, m in zip(small.all_input_nodes, node.all_input_nodes, strict=True)}
         args, kwargs = map_arg((small.args, small.kwargs), lambda m: taken[m])
-        found = self.call_function(small.target, args, kwargs)  # type: ignore[arg-type]
-        if isinstance(found, torch.Tensor):
-            return self._scattered(found, node, node.meta["val"].dim())
-        return tuple(self._scattered(x, part, x.dim()) for x, part in zip(found, self._parts(node), strict=True))
+        outputs = self.call_function(small.target, args, kwargs)  # type: ignore[arg-type]
+        if isinstance(outputs, torch.Tensor):
+            return self._scattered(outputs, node, node.meta["val"].dim())
+        return tuple(self._scattered(x, part, x.dim()) for x, part in zip(outputs, self._parts(node), strict=True))
 
     def _parts(self, node: fx.Node) -> list[fx.Node | None]:
+        """Return the nodes that take the single outputs of a node with several (`None`: nothing reads it)."""
         by_index = {user.args[1]: user for user in node.users}
         return [by_index.get(k) for k in range(len(node.meta["val"]))]
 
     def _scattered(self, value: torch.Tensor, node: fx.Node | None, rank: int) -> torch.Tensor:
-        """Put living indices back to where they are in the dense model, zeros elsewhere."""
+        """Put living entries back to their dense places, with zeros elsewhere."""
         if node is None:
             return value
         for dim in range(rank):
@@ -222,7 +229,7 @@ class Reference(fx.Interpreter):
         return value
 
     def _norm(self, node: fx.Node) -> torch.Tensor:
-        """Statistics over what lives; the weight and the bias are those of the dense model."""
+        """Run a norm with statistics over living entries, and with the dense model's weight and bias."""
         small = self._small[node.name]
         names = [parameter.name for parameter in node.target._schema.arguments]  # type: ignore[union-attr]
         given = dict(zip(names, small.args, strict=False)) | dict(small.kwargs)

@@ -1,4 +1,4 @@
-"""Sizes that are written in a graph: what each operator's arguments become for the living indices."""
+"""Sizes that are written in a graph: how each operator's arguments change when some indices are removed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from autoprune.structure.nodes import argument, concrete, shape_of
 aten = torch.ops.aten
 Array = np.ndarray
 Living = Callable[[str, int], Array | None]
-"""Mask of living indices of a dimension of a node (`-1`: its groups), or `None` when nothing there can be removed."""
+"""A function from a node's name and a dimension (`-1`: its groups) to the mask of living indices (`None`: all live)."""
 Rewrite = Callable[[fx.Node, fx.Node, Living], fx.Node | None]
-"""Changes the arguments of a new node, or returns one that takes its place; the old one is the dense graph's."""
+"""A function `(old, new, living)` that changes the arguments of the new graph's node, or returns another node for it.
+
+`old` is the node of the dense graph.
+"""
 
 
 def _set(new: fx.Node, name: str, value: Any) -> None:
-    """Give an argument, by its name in the schema, another value."""
+    """Set an argument by its name in the schema."""
     for position, parameter in enumerate(new.target._schema.arguments):  # type: ignore[union-attr]
         if parameter.name == name:
             if parameter.kwarg_only or position > len(new.args):
@@ -31,6 +34,7 @@ def _set(new: fx.Node, name: str, value: Any) -> None:
 
 
 def _groups(old: fx.Node, new: fx.Node, living: Living) -> None:
+    """Set the number of groups of a convolution or group norm."""
     mask = living(old.name, -1)
     if mask is not None:
         name = "num_groups" if old.target is aten.group_norm.default else "groups"
@@ -38,7 +42,10 @@ def _groups(old: fx.Node, new: fx.Node, living: Living) -> None:
 
 
 def _sizes(name: str) -> Rewrite:
-    """Explicit sizes of labelled dimensions follow their living counts; `-1` adjusts itself, and so does the batch."""
+    """Return a rewrite of the argument `name`: written sizes of labelled dimensions become living counts.
+
+    A size of -1 and the size of the batch adjust themselves.
+    """
 
     def rewrite(old: fx.Node, new: fx.Node, living: Living) -> None:
         sizes = list(argument(new, name))
@@ -59,7 +66,7 @@ def _sizes(name: str) -> Rewrite:
 
 
 def _unflatten(old: fx.Node, new: fx.Node, living: Living) -> None:
-    """`unflatten(x, dim, sizes)`."""
+    """Rewrite `unflatten(x, dim, sizes)`: sizes become living counts."""
     dim = argument(old, "dim") % len(shape_of(cast(fx.Node, old.args[0])))
     masks = [living(old.name, dim + k) for k in range(len(argument(old, "sizes")))]
     sizes = argument(new, "sizes")
@@ -68,7 +75,7 @@ def _unflatten(old: fx.Node, new: fx.Node, living: Living) -> None:
 
 
 def _repeats(old: fx.Node, new: fx.Node, living: Living) -> None:
-    """`repeat(x, repeats)`: dimensions that grew out of size 1 follow their living counts."""
+    """Rewrite `repeat(x, repeats)`: repeats of dimensions that grew out of size 1 become living counts."""
     source, repeats = shape_of(cast(fx.Node, old.args[0])), list(argument(new, "repeats"))
     lead = len(repeats) - len(source)
     for dim in range(len(repeats)):
@@ -79,6 +86,7 @@ def _repeats(old: fx.Node, new: fx.Node, living: Living) -> None:
 
 
 def _normalized_shape(old: fx.Node, new: fx.Node, living: Living) -> None:
+    """Rewrite the `normalized_shape` of layer and RMS norms."""
     sizes = list(argument(old, "normalized_shape"))
     lead = len(shape_of(old)) - len(sizes)
     masks = [living(old.name, lead + k) for k in range(len(sizes))]
@@ -86,7 +94,7 @@ def _normalized_shape(old: fx.Node, new: fx.Node, living: Living) -> None:
 
 
 def _source_mask(old: fx.Node, living: Living) -> tuple[int, int, Array | None]:
-    """The dimension that an operator works along, its size, and its mask in the input."""
+    """Return the dimension that an operator works along, its size, and its mask in the input."""
     source = cast(fx.Node, old.args[0])
     shape = shape_of(source)
     dim = argument(old, "dim") % len(shape)
@@ -94,7 +102,7 @@ def _source_mask(old: fx.Node, living: Living) -> tuple[int, int, Array | None]:
 
 
 def _slice(old: fx.Node, new: fx.Node, living: Living) -> None:
-    """`slice(x, dim, start, end, step)`: bounds move to the living counts before them."""
+    """Rewrite `slice(x, dim, start, end, step)`: a bound becomes the living count before it."""
     dim, size, mask = _source_mask(old, living)
     if mask is None or mask.all():
         return
@@ -104,7 +112,7 @@ def _slice(old: fx.Node, new: fx.Node, living: Living) -> None:
 
 
 def _select(old: fx.Node, new: fx.Node, living: Living) -> None:
-    """`select(x, dim, index)`: the index moves to the living count before it."""
+    """Rewrite `select(x, dim, index)`: the index becomes the living count before it."""
     _, size, mask = _source_mask(old, living)
     index = argument(old, "index")
     if mask is not None and isinstance(index, int):
@@ -112,7 +120,7 @@ def _select(old: fx.Node, new: fx.Node, living: Living) -> None:
 
 
 def _split(old: fx.Node, new: fx.Node, living: Living) -> None:
-    """`split` and `chunk` with a labelled dimension become `split_with_sizes` of the living counts."""
+    """Rewrite `split` and `chunk` along a labelled dimension to `split_with_sizes` of the living counts."""
     dim, _, mask = _source_mask(old, living)
     if mask is None:
         return
@@ -124,7 +132,7 @@ def _split(old: fx.Node, new: fx.Node, living: Living) -> None:
 
 
 def _padding(old: fx.Node, new: fx.Node, living: Living) -> None:
-    """Constants added to a labelled dimension follow its living counts."""
+    """Rewrite the amounts of padding added to a labelled dimension to living counts."""
     amounts, rank = list(argument(new, "pad")), len(shape_of(old))
     for dim in range(rank):
         mask, place = living(old.name, dim), 2 * (rank - 1 - dim)
@@ -136,7 +144,7 @@ def _padding(old: fx.Node, new: fx.Node, living: Living) -> None:
 
 
 def _attention(old: fx.Node, new: fx.Node, living: Living) -> None:
-    """The default scale of attention is that of the dense head, which a narrower one must be told."""
+    """Write the dense head's default scale down, because a narrower head would have another default."""
     query = cast(fx.Node, old.args[0])
     width = shape_of(query)[-1]
     if argument(old, "scale") is None and living(query.name, len(shape_of(query)) - 1) is not None:
@@ -144,7 +152,7 @@ def _attention(old: fx.Node, new: fx.Node, living: Living) -> None:
 
 
 def _symbolic_size(old: fx.Node, new: fx.Node, living: Living) -> fx.Node | None:
-    """The size of a dimension that merges channels with the batch: its readers work with that of the dense model."""
+    """Scale the size of a dimension that merges channels with the batch back to the dense size that readers expect."""
     source, dim = cast(fx.Node, old.args[0]), cast(int, old.args[1])
     mask = living(source.name, dim)
     if mask is None or mask.all():
@@ -153,7 +161,7 @@ def _symbolic_size(old: fx.Node, new: fx.Node, living: Living) -> fx.Node | None
 
 
 def _scaled(graph: fx.Graph, size: fx.Node, factor: int, divisor: int) -> fx.Node:
-    """A size that is known at run time, times a ratio."""
+    """Return a node for a size known at run time, times `factor / divisor`."""
     return graph.call_function(operator.floordiv, (graph.call_function(operator.mul, (size, factor)), divisor))
 
 

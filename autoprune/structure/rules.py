@@ -1,7 +1,16 @@
-"""How labels pass through each ATen operator: one function per family, in a literal table.
+"""Rules: how labels pass through each ATen operator, as a literal table of one function for each family.
 
-A rule receives the analysis state and the node, ties the labels of its tensor arguments, and returns the value of its
-output. An operator without a rule fixes the labels of its inputs and is listed by name.
+How to add a rule (an operator without one fixes all that it reads, and `Structure.unsupported` lists it):
+
+1. Is an existing family right? Add the operator to `RULES`, `UNCHANGED`, `ELEMENTWISE` or `movements.MOVEMENTS`: done.
+2. Else write `def my_rule(state: Analysis, node: fx.Node) -> Value` in `elements` (no weights), `layers` (weights),
+   `products` or `movements`, and add it to `RULES`. It reads `state.value(node.args[0])`, ties labels with
+   `analysis.align` / `tie` or `state.labels.equate` / `fix_value`, and returns the `Value` of the output (a list for
+   several outputs). Copy `glu` (ties halves) or `linear` (meets a weight). A raised `ValueError` means "not this case".
+3. Are sizes written in the arguments of its node (groups, view sizes)? Add a function to `rewrites.REWRITES`.
+   Is it absent whenever an input is? Add the rule to `branches._PASSING`. Does it average? See `references`.
+4. Test: add a small net that uses it to `NETS` in `tests/nets.py` (or `FAMILIES` in `tests/structure/family_nets.py`).
+   `tests/structure/test_structure.py` then cuts it at random and compares it with the dense net, sizes included.
 """
 
 from __future__ import annotations
@@ -50,10 +59,17 @@ from autoprune.structure.recurrent_layers import GATES
 aten = torch.ops.aten
 
 
-def analyse(
+def pass_labels(
     graph: fx.Graph, labels: Labels, parameters: dict[str, Value], constants: Mapping[str, torch.Tensor]
 ) -> Analysis:
-    """Pass labels through a graph. Inputs carry none, outputs are fixed; `parameters` holds the values by name."""
+    """Pass labels through a captured graph. Inputs carry no labels, and outputs are fixed.
+
+    Args:
+        graph: one mode of a model.
+        labels: receives all ties.
+        parameters: values of floating-point tensors by state-dict name.
+        constants: integer tensors by state-dict name.
+    """
     state = Analysis(labels, parameters, constants)
     for node in graph.nodes:
         if node.op == "get_attr":
@@ -67,13 +83,14 @@ def analyse(
 
 
 def _apply(state: Analysis, node: fx.Node) -> None:
+    """Apply the rule of a node's operator; without one, fix all that the node reads."""
     rule = rule_for(node.target)
     if rule is not None:
         try:
             state.values[node] = rule(state, node)
             return
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):
-            state.values.pop(node, None)  # a case that the rule does not know; what it has tied only constrains more
+            state.values.pop(node, None)  # the rule does not know this case; its ties so far only constrain more
     read = [value for source in node.all_input_nodes for value in state.every_value(source)]
     touched = any(state.of_parameters(value) for value in read)
     for value in read:
@@ -188,18 +205,19 @@ UNCHANGED = {
     aten.ones_like.default, aten.full_like.default, aten.empty_like.default, aten.view.dtype,
     aten.bernoulli_.float,
 }  # fmt: skip
+"""Operators whose output has the shape and the labels of their first operand."""
 
-# Element-wise in effect, though they do not carry the tag.
 ELEMENTWISE = {
     aten.relu6_.default, aten.log_sigmoid.default, aten.hardswish.default, aten.hardswish_.default,
     aten.copy_.default, aten.where.ScalarOther, aten.where.ScalarSelf, aten.softplus.default, aten.selu.default,
     aten.silu.default, aten.mish.default, aten.gelu.default, aten.masked_fill.Scalar, aten.masked_fill_.Scalar,
     aten.masked_fill.Tensor, aten.relu6.default, aten.div.Tensor_mode,
 }  # fmt: skip
+"""Operators that are element-wise in effect, though they lack PyTorch's tag `pointwise`."""
 
 
 def rule_for(target: Any) -> Rule | None:
-    """The rule of an operator, or `None` when there is none."""
+    """Return the rule of an operator, or `None` when there is none."""
     if target in RULES:
         return RULES[target]
     if target in UNCHANGED:

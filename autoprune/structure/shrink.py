@@ -21,8 +21,8 @@ Array = np.ndarray
 
 
 def living_masks(channels: Mapping[Site, Channels], keep: Mapping[int, Array]) -> dict[Site, Array]:
-    """Living mask of every labelled dimension; `keep[u]` is the boolean mask over the channels of unit `u`."""
-    return {site: found.living(keep) for site, found in channels.items() if found.of_unit}
+    """Return which indices of every labelled dimension live; `keep[u]` `[width]` is the mask of unit `u`'s channels."""
+    return {site: of_site.living(keep) for site, of_site in channels.items() if of_site.of_unit}
 
 
 def slice_tensors(
@@ -32,10 +32,14 @@ def slice_tensors(
     dead: AbstractSet[str] = frozenset(),
     lookups: Mapping[str, Site] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Kept parts of all parameters and buffers but the `dead` ones (canonical names).
+    """Return the living parts of all parameters, buffers and constants.
 
-    A tensor with several names is cut once and shared again. `lookups` are constants that hold positions in a
-    dimension.
+    Args:
+        tensors: by name; a tensor with several names is cut once and shared again.
+        masks: which indices live, bool `[size]` for every labelled dimension.
+        canonical: first name of every tensor.
+        dead: canonical names of tensors to leave out.
+        lookups: constants that hold positions in a dimension, by name with that dimension.
     """
     cut: dict[str, torch.Tensor] = {}
     living = [name for name in tensors if canonical[name] not in dead]
@@ -56,15 +60,15 @@ def slice_tensors(
 
 
 def renumbered(index: torch.Tensor, mask: Array) -> torch.Tensor:
-    """Positions in a dimension, of what lives there, after it was cut."""
+    """Return the positions in a cut dimension of the entries of `index` that live; `mask` `[size]` says which do."""
     living = torch.from_numpy(mask).to(index.device)
     return (living.cumsum(0) - 1)[index[living[index]]]
 
 
 def rewrite(capture: Capture, masks: Mapping[Site, Array], idle: AbstractSet[str] = frozenset()) -> Capture:
-    """Copy a captured graph with groups, view sizes, slice bounds and split sizes for the living indices.
+    """Copy a captured graph with the groups, view sizes, slice bounds and split sizes of the living indices.
 
-    Nodes named in `idle` are left out; an addition or activation among them passes its remaining operand on.
+    Nodes named in `idle` are left out; an idle addition or activation passes its remaining operand on.
     """
     graph = fx.Graph()
     new: dict[fx.Node, fx.Node] = {}
@@ -90,7 +94,7 @@ def rewrite(capture: Capture, masks: Mapping[Site, Array], idle: AbstractSet[str
 
 
 def _is_written_later(bypassed: fx.Node, operand: fx.Node, idle: AbstractSet[str]) -> bool:
-    """Whether a later node that is not `idle` writes into the output of a bypassed node or into its operand."""
+    """Return whether a later node that is not `idle` writes into a bypassed node's output or operand."""
     memory = owners(bypassed.graph)
     shared = {memory.get(bypassed), memory.get(operand)}
     nodes = [node for node in bypassed.graph.nodes if node.name not in idle or node is bypassed]

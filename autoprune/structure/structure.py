@@ -41,8 +41,13 @@ class Fixed:
 class Structure:
     """Everything that pruning needs to know about one model. Build it with `analyze`; nothing in it changes.
 
-    `widths` arguments are int64 arrays `[P, U]`: one row for each policy, one column for each unit, in order. Only a
-    unit that is `removable` may have width 0, which removes the residual branch that it is in.
+    `widths` arguments are int64 arrays `[P, U]`: one row for each of P policies, one column for each of U units, in
+    order. Only a `removable` unit may have width 0, which removes the residual branch that it is in.
+
+    `fixed` are the weight dimensions that no unit cuts, `unsupported` the nodes of operators without a rule, by
+    operator. `channels` maps every labelled dimension to its channels, `canonical` every state-dict name to the first
+    name of its tensor, `captures` training (True) and evaluation (False) to their graphs, and `dims` every tensor to
+    the sizes of its dimensions.
     """
 
     model: nn.Module
@@ -61,7 +66,7 @@ class Structure:
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
         """Parameters, buffers and captured constants by name."""
-        constants = {name: tensor for found in self.captures.values() for name, tensor in found.constants.items()}
+        constants = {name: tensor for capture in self.captures.values() for name, tensor in capture.constants.items()}
         return module_tensors(self.model) | constants
 
     @property
@@ -70,17 +75,21 @@ class Structure:
         return {unit.name: unit.width for unit in self.units}
 
     def dense_policy(self, space_id: str = "") -> Policy:
-        """The policy that keeps everything."""
+        """Return the policy that keeps everything."""
         return Policy(space_id=space_id, widths=self.full_widths)
 
     def digest(self) -> str:
-        """Names the structure: the same units over the same parameter shapes and operators give the same digest."""
+        """Return the structure's name: equal units, parameter shapes and operators give equal digests."""
         shapes = {name: list(t.shape) for name, t in module_tensors(self.model).items()}
         members = [[u.name, u.width, [[m.parameter, m.dim, m.per_channel] for m in u.members]] for u in self.units]
         return digest_of([shapes, members, [operator.costs for operator in self.operators]])
 
     def widths(self, policies: Sequence[Policy]) -> Array:
-        """Widths of policies as an int64 matrix `[P, U]`; `PolicyError` when one does not fit this structure."""
+        """Return the widths of policies, int64 `[P, U]`.
+
+        Raises:
+            PolicyError: a policy has other units, or a width that its unit cannot have.
+        """
         names = [unit.name for unit in self.units]
         rows = np.empty((len(policies), len(names)), dtype=np.int64)
         for row, policy in zip(rows, policies, strict=True):
@@ -101,19 +110,23 @@ class Structure:
         return rows
 
     def params(self, widths: Array) -> Array:
-        """Number of parameters, `[P]`; a shared parameter counts once."""
+        """Return the number of parameters, int64 `[P]`; a tied parameter counts once."""
         return self._total(widths, "params")
 
     def bytes(self, widths: Array) -> Array:
-        """Bytes of parameters and floating-point buffers, `[P]`."""
+        """Return the bytes of parameters and floating-point buffers, int64 `[P]`."""
         return self._total(widths, "bytes")
 
     def _total(self, widths: Array, cost: str) -> Array:
-        found = (size(widths) for name, _, size in self.tensor_costs() if name == cost)
-        return sum(found, np.zeros(len(widths), dtype=np.int64))
+        sizes = (size(widths) for name, _, size in self.tensor_costs() if name == cost)
+        return sum(sizes, np.zeros(len(widths), dtype=np.int64))
 
     def tensor_costs(self) -> Iterator[tuple[str, tuple[int, ...], Callable[[Array], Array]]]:
-        """What `params` and `bytes` sum: the cost, the units it depends on, and its `[P]` for widths `[P, U]`."""
+        """Yield the terms that `params` and `bytes` sum.
+
+        Each is the cost ("params" or "bytes"), the indices of the units that it depends on, and a function from widths
+        `[P, U]` to its amount `[P]`.
+        """
         for name, tensor in self.tensors.items():
             if self.canonical[name] != name:
                 continue
@@ -125,11 +138,11 @@ class Structure:
                 yield "bytes", units, partial(_numel, dims, gate, tensor.element_size())
 
     def macs(self, widths: Array) -> Array:
-        """Multiply-accumulates of convolutions, linear and recurrent layers for one example, `[P]`."""
+        """Return the multiply-accumulates for one example, int64 `[P]` (see `Operator.macs`)."""
         return sum((op.macs(widths) for op in self.operators), np.zeros(len(widths), dtype=np.int64))
 
     def peak_activation_bytes(self, widths: Array) -> Array:
-        """Bytes of the activations of one example that live at once, at the worst moment of evaluation, `[P]`."""
+        """Return the peak bytes of living activations for one example in evaluation, int64 `[P]` (see `memory`)."""
         patterns, of_row = np.unique(widths == 0, axis=0, return_inverse=True)
         peak = np.empty(len(widths), dtype=np.int64)
         for number, pattern in enumerate(patterns):
@@ -140,26 +153,30 @@ class Structure:
     def _memory(self, removed: frozenset[int]) -> Memory:
         if removed not in self._memories:
             full = np.array([unit.width for unit in self.units], dtype=np.int64)
-            left = rewrite(self.captures[False], {}, self.branches.idle("eval", removed))
-            self._memories[removed] = Memory.of(left.graph, self.channels, full)
+            remaining = rewrite(self.captures[False], {}, self.branches.idle("eval", removed))
+            self._memories[removed] = Memory.of(remaining.graph, self.channels, full)
         return self._memories[removed]
 
     def removed(self, policy: Policy) -> frozenset[int]:
-        """Indices of the units that a policy gives width 0."""
+        """Return the indices of the units that a policy gives width 0."""
         return frozenset(np.flatnonzero(self.widths([policy])[0] == 0).tolist())
 
     def masks(self, policy: Policy, keep: Mapping[str, Array] | None = None) -> dict[Site, Array]:
-        """Living mask of every labelled dimension. `keep`: kept channel indices of each unit (default: the first ones).
+        """Return which indices live, bool `[size]` for every labelled dimension.
 
-        Raises `PolicyError` when the indices do not fit the widths.
+        Args:
+            policy: the width of every unit.
+            keep: distinct channel indices `[width]` by unit (default: the first `width` channels).
+
+        Raises:
+            PolicyError: the policy or the indices do not fit.
         """
         widths = self.widths([policy])[0]
         kept = {}
         for number, unit in enumerate(self.units):
-            indices = (
-                np.arange(widths[number]) if keep is None or unit.name not in keep else np.asarray(keep[unit.name])
-            )
-            indices = indices.astype(np.int64) if not len(indices) else indices  # an empty list is one of floats
+            chosen = None if keep is None else keep.get(unit.name)
+            indices = np.arange(widths[number]) if chosen is None else np.asarray(chosen)
+            indices = indices.astype(np.int64) if not len(indices) else indices  # an empty list becomes floats
             if len(np.unique(indices)) != widths[number] or not np.isin(indices, np.arange(unit.width)).all():
                 raise PolicyError(
                     f"{unit.name!r} keeps {widths[number]} distinct channels below {unit.width}; got {indices}"
@@ -170,35 +187,43 @@ class Structure:
         return living_masks(self.channels, kept)
 
     def kept(self, policy: Policy, keep: Mapping[str, Array] | None = None) -> dict[str, tuple[Array | None, ...]]:
-        """Kept indices of every dimension of every parameter and buffer by state-dict name (`None`: all of them).
+        """Return the kept indices of every dimension of parameters and buffers, by state-dict name (`None`: all).
 
-        Those of removed branches are left out.
+        Tensors of removed branches are left out. `policy` and `keep` are those of `masks`.
         """
         masks = self.masks(policy, keep)
         dead = self.branches.dead_tensors(self.removed(policy))
-        found = {}
+        kept_indices = {}
         for name, tensor in module_tensors(self.model).items():
             if self.canonical[name] in dead:
                 continue
             of_dims = [masks.get(("parameter", self.canonical[name], dim)) for dim in range(tensor.dim())]
-            found[name] = tuple(None if mask is None else np.flatnonzero(mask) for mask in of_dims)
-        return found
+            kept_indices[name] = tuple(None if mask is None else np.flatnonzero(mask) for mask in of_dims)
+        return kept_indices
 
     def lookups(self, policy: Policy) -> dict[str, Array]:
-        """Constants that hold positions in a dimension, as a policy has them, in the order of the evaluation graph."""
+        """Return the constants that hold positions in a dimension, at a policy's widths.
+
+        They are int64 arrays by name, in the order of the evaluation graph.
+        """
         capture, masks = self.captures[False], self.masks(policy)
-        found = {}
+        positions = {}
         for name, place in capture.lookups.items():
             index, mask = capture.constants[name], masks.get((capture.mode, *place))
-            found[name] = (index if mask is None else renumbered(index, mask)).numpy()
-        return found
+            positions[name] = (index if mask is None else renumbered(index, mask)).numpy()
+        return positions
 
     def shrink(self, policy: Policy, keep: Mapping[str, Array] | None = None, *, prove: bool = True) -> GraphModel:
-        """Build the really smaller model of a policy; the dense model is left alone.
+        """Build the really smaller model of a policy; the dense model is left as it was.
 
-        `keep` holds the kept channel indices of each unit (default: the first ones). The proof compares it with the
-        dense model whose removed entries are zeroed and whose removed branches add zeros, and raises `ProofError`
-        naming the units that break it.
+        Args:
+            policy: the width of every unit.
+            keep: distinct channel indices `[width]` by unit (default: the first `width` channels).
+            prove: compare the result with the dense model whose removed entries are zero (see `proof`).
+
+        Raises:
+            PolicyError: the policy or the indices do not fit.
+            ProofError: the result computes something else; the message names the units that break it.
         """
         masks, removed = self.masks(policy, keep), self.removed(policy)
         shrunk = self._build(masks, removed)
@@ -215,18 +240,18 @@ class Structure:
 
     def _inputs(self) -> tuple[Input, ...]:
         keywords = view_keywords(self.model) or (None,) * len(self.example_inputs)
-        found = zip(keywords, self.example_inputs, strict=True)
         return tuple(
-            Input(keyword=k, dtype=str(x.dtype).removeprefix("torch."), shape=tuple(x.shape)) for k, x in found
+            Input(keyword=keyword, dtype=str(x.dtype).removeprefix("torch."), shape=tuple(x.shape))
+            for keyword, x in zip(keywords, self.example_inputs, strict=True)
         )
 
     def evaluation_graph(self) -> fx.GraphModule:
-        """The dense model as an interpretable graph in evaluation mode, whose nodes have the names of `channels`."""
+        """Return the dense model's evaluation graph as a module; its nodes have the names of `channels`."""
         return self._build({}).eval().evaluation_graph()
 
     def _build(self, masks: Mapping[Site, Array], removed: AbstractSet[int] = frozenset()) -> GraphModel:
-        found, dead = self.branches, self.branches.dead_tensors(removed)
-        captures = {m: rewrite(c, masks, found.idle(c.mode, removed)) for m, c in self.captures.items()}
+        dead = self.branches.dead_tensors(removed)
+        captures = {m: rewrite(c, masks, self.branches.idle(c.mode, removed)) for m, c in self.captures.items()}
         lookups = {name: (c.mode, *place) for c in self.captures.values() for name, place in c.lookups.items()}
         tensors = slice_tensors(self.tensors, masks, self.canonical, dead, lookups)
         return GraphModel(captures, tensors, set(self.model.state_dict()))
@@ -236,7 +261,7 @@ class Structure:
         return largest_difference(self._build({}), shrunk, masks, self.canonical, self.example_inputs, absent)
 
     def _culprits(self, policy: Policy, keep: Mapping[str, Array] | None) -> list[str]:
-        """Units that break the proof when they alone are cut (all that are cut, when none does)."""
+        """Return the units that break the proof when cut alone; all units that are cut, when none does."""
         cut = [u.name for u in self.units if policy.widths[u.name] < u.width]
         guilty = []
         for name in cut:

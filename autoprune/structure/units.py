@@ -1,8 +1,13 @@
-"""From labels to units: which channels go together, and which of them may be chosen freely.
+"""From labels to units: groups of channels of which any may be kept.
 
-An *atom* is a smallest set of labels that can be removed alone: the closure of one label under unions and
-OR-equations that never reaches label 0 (`closures`). Atoms that touch the same dimensions equally often are
-interchangeable: they are the channels of one unit. Dimensions with the same labels are looked at once.
+An *atom* is a smallest set of labels that can be removed alone (`closures`). Two atoms that touch the same dimensions
+equally often are interchangeable: they are two channels of one unit. In `linear2(relu(linear1(x)))` with 8 hidden
+features there are 8 atoms. Each touches one row of `linear1.weight`, one entry of `linear1.bias` and one column of
+`linear2.weight`, so they are one unit of width 8.
+
+Sizes must be polynomials in the widths (`geometry`): a dimension may not have 3 indices for one channel and 2 for
+another. Units that break this rule are fixed, and the grouping is repeated. Dimensions with the same labels have one
+*pattern*, which is looked at once.
 """
 
 from __future__ import annotations
@@ -18,26 +23,26 @@ from autoprune.structure.closures import Atom, minimal_closures
 from autoprune.structure.labels import Array, Labels
 
 Site = tuple[str, str, int]
-"""A dimension: ("parameter", state-dict name, dim), or ("eval" | "train", node name, dim; -1: groups)."""
+"""A dimension: `("parameter", state-dict name, dim)` or `("eval" | "train", node name, dim)`; dim -1: the groups."""
 
 
 @dataclass(frozen=True)
 class Channels:
-    """Which channel of which unit each index of one dimension belongs to.
+    """The channels that each index of one dimension of `size` indices belongs to.
 
-    `size` indices; `of_unit[u]` has shape `[size]`, the channel number in unit `u`, or -1. An index lives while every
-    channel it belongs to is kept.
+    `of_unit[u]` `[size]` is the number of each index's channel in unit `u`, or -1. An index lives while every channel
+    that it belongs to is kept.
     """
 
     size: int
     of_unit: Mapping[int, Array]
 
     def first(self, size: int) -> Channels:
-        """The first `size` indices alone."""
+        """Return the channels of the first `size` indices alone."""
         return Channels(size, {unit: channel[:size] for unit, channel in self.of_unit.items()})
 
     def living(self, keep: Mapping[int, Array]) -> Array:
-        """Boolean mask `[size]`; `keep[u]` is the boolean mask over the channels of unit `u`."""
+        """Return which indices live, bool `[size]`; `keep[u]` `[width]` says which channels of unit `u` are kept."""
         mask = np.ones(self.size, dtype=bool)
         for unit, channel in self.of_unit.items():
             mask &= (channel < 0) | keep[unit][channel]
@@ -47,11 +52,16 @@ class Channels:
 def find_units(
     labels: Labels, sites: Mapping[Site, list[Array]], roles: Mapping[str, Sequence[Array]] | None = None
 ) -> tuple[tuple[Unit, ...], dict[Site, Channels]]:
-    """Units and, for every site, the channels of its indices.
+    """Group labels into units; return the units and the channels of every dimension.
 
-    `sites` maps each labelled dimension to its components (1-d label arrays). Atoms whose living counts would not be a
-    product of widths are fixed, and the search for units starts again. `roles` are the labels that make a unit of
-    another kind than "channel".
+    Args:
+        labels: all ties. Units whose living counts would not be a product of widths are fixed in it, and the grouping
+            is repeated.
+        sites: components of each labelled dimension, arrays of labels `[size]`.
+        roles: labels by the kind of unit that they make; all other units have the kind "channel".
+
+    Returns:
+        The units, in order of the first dimension that they cut, and the channels of every site.
     """
     while True:
         equations = labels.simplified()
@@ -59,11 +69,11 @@ def find_units(
         of_parameters = {of_site[site] for site in sites if site[0] == "parameter"}
         seeds = {int(x) for p in of_parameters for array in patterns[p] for x in np.unique(array)} - {0}
         homes = _Homes(minimal_closures(seeds, equations), patterns)
-        found = [homes.channels(pattern) for pattern in patterns]
-        ragged = homes.overlapping() | {unit for _, conflicts in found for unit in conflicts}
-        ragged |= {unit for channels, _ in found for unit in _ragged(channels, homes.widths)}
+        of_patterns = [homes.channels(pattern) for pattern in patterns]
+        ragged = homes.overlapping() | {unit for _, conflicts in of_patterns for unit in conflicts}
+        ragged |= {unit for channels, _ in of_patterns for unit in _ragged(channels, homes.widths)}
         if not ragged:
-            channels = {site: found[of_site[site]][0] for site in sites}
+            channels = {site: of_patterns[of_site[site]][0] for site in sites}
             return _as_units(homes, channels, labels, roles or {}), channels
         for unit in ragged:
             members = np.array(sorted(x for atom in homes.atoms_of(unit) for x in atom))
@@ -71,7 +81,7 @@ def find_units(
 
 
 def _patterns(labels: Labels, sites: Mapping[Site, list[Array]]) -> tuple[list[list[Array]], dict[Site, int]]:
-    """The distinct lists of representatives, and which of them every site has."""
+    """Return the distinct patterns (lists of representatives), and the number of every site's pattern."""
     by_labels: dict[tuple[bytes, ...], int] = {}
     by_roots: dict[tuple[bytes, ...], int] = {}
     patterns: list[list[Array]] = []
@@ -88,14 +98,14 @@ def _patterns(labels: Labels, sites: Mapping[Site, list[Array]]) -> tuple[list[l
 
 
 class _Homes:
-    """Atoms grouped into units, and in which atoms every label is."""
+    """Atoms grouped into units, and the atoms that hold each label."""
 
     def __init__(self, atoms: list[Atom], patterns: Sequence[Sequence[Array]]) -> None:
         self._atoms = atoms
         self._layers = _layers(atoms)
         groups = self._interchangeable(patterns)
         self._groups = groups
-        self._unit = np.full(len(atoms) + 1, -1, dtype=np.int64)  # the last one stands for "no atom"
+        self._unit = np.full(len(atoms) + 1, -1, dtype=np.int64)  # the last entry stands for "no atom"
         self._channel = np.full(len(atoms) + 1, -1, dtype=np.int64)
         for unit, members in enumerate(groups):
             self._unit[members] = unit
@@ -103,24 +113,24 @@ class _Homes:
 
     @property
     def widths(self) -> list[int]:
-        """Channels of every unit."""
+        """Number of channels of every unit."""
         return [len(members) for members in self._groups]
 
     def atoms_of(self, unit: int) -> list[Atom]:
-        """The label sets of the channels of a unit."""
+        """Return the label sets of the channels of a unit."""
         return [self._atoms[n] for n in self._groups[unit]]
 
     def overlapping(self) -> set[int]:
-        """Units whose channels share a label, so that their number removed would depend on which are chosen."""
-        found = set()
+        """Return the units whose channels share a label: the number of labels removed would depend on the choice."""
+        overlapping = set()
         for unit in range(len(self._groups)):
             atoms = self.atoms_of(unit)
             if sum(map(len, atoms)) != len(frozenset().union(*atoms)):
-                found.add(unit)
-        return found
+                overlapping.add(unit)
+        return overlapping
 
     def channels(self, pattern: Sequence[Array]) -> tuple[Channels, set[int]]:
-        """Channels of one pattern, and the units of which an index would belong to two channels at once."""
+        """Return the channels of one pattern, and the units that have two channels at one index."""
         of_unit: dict[int, Array] = {}
         conflicts: set[int] = set()
         for numbers in self._numbers(pattern):
@@ -134,17 +144,17 @@ class _Homes:
         return Channels(len(pattern[0]), dict(sorted(of_unit.items()))), conflicts
 
     def _numbers(self, pattern: Sequence[Array]) -> list[Array]:
-        """Numbers of the atoms of every index: one array for each component and each atom that a label may be in."""
-        found = []
+        """Return the numbers of the atoms of every index (`-1`: none), one array for each component and layer."""
+        arrays = []
         for array in pattern:
             for layer in self._layers:
                 numbers = layer[np.minimum(array, len(layer) - 1)]
                 if (numbers >= 0).any():
-                    found.append(numbers)
-        return found
+                    arrays.append(numbers)
+        return arrays
 
     def _interchangeable(self, patterns: Sequence[Sequence[Array]]) -> list[Array]:
-        """Group atoms by how often they occur in each pattern; numbers of a group in order of their first index."""
+        """Group atoms by how often they occur in each pattern; a group is in order of the atoms' first index."""
         signature = np.zeros(len(self._atoms), dtype=np.uint64)
         first = np.full((len(self._atoms), 2), -1, dtype=np.int64)
         for place, pattern in enumerate(patterns):
@@ -163,12 +173,12 @@ class _Homes:
         for kind in np.unique(signature[present]):
             members = present[signature[present] == kind]
             groups.append(members[np.argsort(first[members, 1], kind="stable")])
-        # Factors of one dimension begin at the same index: the outer one (heads) comes before the inner one.
+        # Factors of one dimension begin at the same index: the outer factor (heads) comes before the inner factor.
         return sorted(groups, key=lambda m: (*first[m[0]].tolist(), -first[m[min(1, len(m) - 1)], 1]))
 
 
 def _layers(atoms: Sequence[Atom]) -> list[Array]:
-    """Layer `k` maps a label to the number of the `k`-th atom that it is in (`-1`: none)."""
+    """Return arrays of which the `k`-th maps a label to the number of the `k`-th atom that holds it (`-1`: none)."""
     labels = np.array([x for atom in atoms for x in atom], dtype=np.int64)
     numbers = np.repeat(np.arange(len(atoms)), [len(atom) for atom in atoms])
     order = np.argsort(labels, kind="stable")
@@ -183,7 +193,10 @@ def _layers(atoms: Sequence[Atom]) -> list[Array]:
 
 
 def _mixed(place: np.uint64, counts: Array) -> Array:
-    """A number for every (pattern, count) whose sums do not meet by accident (splitmix64)."""
+    """Return one number for every (pattern, count) such that sums do not collide by accident.
+
+    Source: splitmix64 (Steele, Lea, Flood 2014).
+    """
     with np.errstate(over="ignore"):
         z = (place << np.uint64(32)) + counts
         z = (z + np.uint64(0x9E3779B97F4A7C15)) * np.uint64(0xBF58476D1CE4E5B9)
@@ -192,19 +205,20 @@ def _mixed(place: np.uint64, counts: Array) -> Array:
 
 
 def _ragged(channels: Channels, widths: Sequence[int]) -> set[int]:
-    """Units of this site whose channels do not each cover as many indices together with every partner channel."""
+    """Return the units whose channels do not all cover equally many indices with every partner channel."""
     if not channels.of_unit:
         return set()
     names = sorted(channels.of_unit)
     numbers = np.stack([channels.of_unit[u] for u in names], axis=1)
     patterns, which = np.unique(numbers >= 0, axis=0, return_inverse=True)
-    bad: set[int] = set()
+    ragged: set[int] = set()
     for number, pattern in enumerate(patterns):
         units = [u for u, inside in zip(names, pattern, strict=True) if inside]
-        combos, counts = np.unique(numbers[which.ravel() == number][:, pattern], axis=0, return_counts=True)
-        if units and (len(combos) != int(np.prod([widths[u] for u in units])) or counts.min() != counts.max()):
-            bad.update(units)
-    return bad
+        combinations, counts = np.unique(numbers[which.ravel() == number][:, pattern], axis=0, return_counts=True)
+        every = int(np.prod([widths[u] for u in units]))
+        if units and (len(combinations) != every or counts.min() != counts.max()):
+            ragged.update(units)
+    return ragged
 
 
 def _as_units(
@@ -212,8 +226,8 @@ def _as_units(
 ) -> tuple[Unit, ...]:
     marked = {role: {int(x) for a in arrays for x in labels.roots(a)} - {0} for role, arrays in roles.items()}
     members: list[list[Member]] = [[] for _ in homes.widths]
-    for (kind, name, dim), found in channels.items():
-        for number, channel in found.of_unit.items() if kind == "parameter" else ():
+    for (kind, name, dim), of_site in channels.items():
+        for number, channel in of_site.of_unit.items() if kind == "parameter" else ():
             per_channel = int((channel >= 0).sum()) // homes.widths[number]
             members[number].append(Member(parameter=name, dim=dim, per_channel=per_channel))
     units, taken = [], Counter[str]()
@@ -227,7 +241,7 @@ def _as_units(
 
 
 def _unit_name(members: Sequence[Member]) -> str:
-    """Path of the module that produces the channels: the first weight that the unit cuts along dimension 0."""
+    """Return the path of the module that produces the channels: of the first weight that is cut along dimension 0."""
     producers = [m for m in members if m.dim == 0 and m.parameter.endswith("weight")]
     first = (producers or list(members))[0].parameter
     return first.rpartition(".")[0] or first

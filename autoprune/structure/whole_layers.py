@@ -1,7 +1,8 @@
-"""Recurrent layers as operators that know their shapes, while a model is exported.
+"""Recurrent layers as operators that know their output shapes, while a model is exported.
 
-`torch.export` runs `aten.lstm` and its kin step by step to learn the shapes of their outputs, though the graph gets one
-node: minutes for sequences of hundreds of steps. Within `whole_layers` modules call stand-ins with the same arguments.
+`torch.export` runs `aten.lstm`, `gru` and `rnn` step by step to learn the shapes of their outputs, though the graph
+gets one node. That takes minutes for sequences of hundreds of steps. Within `whole_layers`, modules call *stand-ins*:
+operators with the same arguments whose shapes are known without running them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _ARGUMENTS = (
 
 
 def _shapes(x: Tensor, states: Tensor | Sequence[Tensor], *rest: Any) -> tuple[Tensor, ...]:
-    """The sequence of outputs, and final states that are shaped as the initial ones."""
+    """Return empty tensors shaped as the sequence of outputs and the final states."""
     given = [states] if isinstance(states, Tensor) else states
     width = given[0].shape[-1] * (2 if rest[-2] else 1)
     return x.new_empty((*x.shape[:2], width)), *(state.new_empty(state.shape) for state in given)
@@ -39,22 +40,22 @@ def _stand_in(name: str) -> Any:
 
 
 STAND_INS: dict[Any, Any] = {_stand_in(name): layer for name, layer in _LAYERS.items()}
-"""What each stand-in stands for."""
+"""The layer that each stand-in stands for."""
 _OF_LAYERS = {layer: stand_in for stand_in, layer in STAND_INS.items()}
 
 
 def with_stand_ins(graph: fx.Graph) -> fx.Graph:
-    """A copy of a captured graph that calls stand-ins."""
-    found, new = fx.Graph(), dict[fx.Node, fx.Node]()
+    """Return a copy of a captured graph that calls stand-ins."""
+    copied, new = fx.Graph(), dict[fx.Node, fx.Node]()
     for node in graph.nodes:
-        new[node] = found.node_copy(node, lambda n: new[n])
+        new[node] = copied.node_copy(node, lambda n: new[n])
         new[node].target = _OF_LAYERS.get(node.target, node.target)
-    return found
+    return copied
 
 
 @contextmanager
 def whole_layers() -> Iterator[None]:
-    """Let `nn.LSTM`, `nn.GRU` and `nn.RNN` call stand-ins; packed sequences are left as they are."""
+    """Let `nn.LSTM`, `nn.GRU` and `nn.RNN` call stand-ins; packed sequences still call the layers."""
     try:
         for stand_in, name in zip(STAND_INS, _LAYERS, strict=True):
             setattr(torch._VF, name, partial(_call, stand_in, getattr(torch._VF, name)))
@@ -65,5 +66,5 @@ def whole_layers() -> Iterator[None]:
 
 
 def _call(stand_in: Callable[..., Any], layer: Callable[..., Any], *args: Any) -> Any:
-    packed = not isinstance(args[3], bool)  # sizes of the steps come before the states, and weights are fourth
+    packed = not isinstance(args[3], bool)  # a packed call has the sizes of steps second, and so the weights fourth
     return layer(*args) if packed else stand_in(*args)
