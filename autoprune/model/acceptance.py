@@ -1,4 +1,4 @@
-"""Models and inputs as people hand them over: unwrapped, or refused by one clear message before any tracing."""
+"""Models and inputs as users hand them over: unwrapped, or refused with one clear message before any tracing."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from torch.nn.utils.weight_norm import WeightNorm
 from autoprune.errors import StructureError
 
 ExampleInputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
-"""One tensor, tensors in the order of `forward`, or tensors by its keywords; the batch dimension is the first."""
+"""One tensor, tensors in the order of `forward`, or tensors by the keywords of `forward`; each with the batch first."""
 
 _PARALLEL = (DataParallel, DistributedDataParallel)
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torchao.", "bitsandbytes.")
 
-# Old-style hooks that compute a weight before every call: a copy of such a module has no weight of its own.
 _HOOKS: tuple[tuple[type, str, str], ...] = (
     (BasePruningMethod, "is masked", "torch.nn.utils.prune.remove(module, name)"),
     (WeightNorm, "has weight norm as a hook", "torch.nn.utils.remove_weight_norm(module)"),
     (SpectralNorm, "has spectral norm as a hook", "torch.nn.utils.remove_spectral_norm(module)"),
 )
+"""Old-style hooks that compute a weight before every call, the fault, and the remedy: the weight is no parameter."""
 
 
 def unwrap(model: Any) -> Any:
-    """The module inside `torch.compile`, `DataParallel` and `DistributedDataParallel`, however nested."""
+    """Return the module inside `torch.compile`, `DataParallel` and `DistributedDataParallel`, however nested."""
     while True:
         if isinstance(model, _PARALLEL):
             model = model.module
@@ -44,9 +44,10 @@ def unwrap(model: Any) -> Any:
 
 
 def accepted(model: Any) -> nn.Module:
-    """The module to prune, unwrapped; it is not changed.
+    """Return the module to prune, unwrapped and not changed.
 
-    Raises `StructureError` for what is no module, is scripted, quantized, masked, uninitialised, or not on the CPU.
+    Raises:
+        StructureError: the model is no module, or is scripted, quantized, complex, masked, lazy, or not on the CPU.
     """
     model = unwrap(model)
     if not isinstance(model, nn.Module):
@@ -58,46 +59,42 @@ def accepted(model: Any) -> nn.Module:
         _refuse_module(name or "the model", module)
     tensors = [*model.named_parameters(), *model.named_buffers()]
     for name, tensor in tensors:
-        if tensor.is_complex():
-            raise StructureError(
-                f"{name} is complex ({tensor.dtype}); keep real and imaginary parts in two real tensors"
-            )
-        if tensor.is_quantized or (isinstance(tensor, nn.Parameter) and not tensor.dtype.is_floating_point):
-            raise StructureError(f"{name} is quantized ({tensor.dtype}); prune the float model, then quantize it")
+        _refuse_tensor(name, tensor)
     devices = sorted({str(tensor.device) for _, tensor in tensors})
     if devices not in ([], ["cpu"]):
         hint = (
             "a module on `meta` has no values: build it on the CPU"
             if "meta" in devices
-            else "move all of it there with model.cpu(); what comes back can be moved to any device"
+            else "move all tensors there with model.cpu(); the pruned model can be moved to any device"
         )
-        raise StructureError(f"a model must be on the CPU as a whole; its tensors are on {', '.join(devices)}; {hint}")
+        raise StructureError(f"all of a model must be on the CPU; its tensors are on {', '.join(devices)}; {hint}")
     return model
 
 
 def as_inputs(example_inputs: ExampleInputs) -> tuple[Tensor, ...]:
-    """Example inputs as a tuple, by keyword ones in their order.
+    """Return example inputs as a tuple; inputs by keyword are in the order of the dict.
 
-    Raises `StructureError` for what is no tensor, and for tensors without an example.
+    Raises:
+        StructureError: an input is no tensor, is not on the CPU, or has no example.
     """
     given = example_inputs
     values: Any = given.values() if isinstance(given, Mapping) else (given,) if isinstance(given, Tensor) else given
-    found = tuple(values) if isinstance(values, Sequence) or isinstance(given, Mapping) else (values,)
-    if not found or not all(isinstance(x, Tensor) for x in found):
-        kinds = ", ".join(type(x).__name__ for x in found)
-        raise StructureError(f"example inputs are a tensor, a tuple of tensors or a dict of them; got ({kinds})")
-    for x in found:
+    inputs = tuple(values) if isinstance(values, Sequence) or isinstance(given, Mapping) else (values,)
+    if not inputs or not all(isinstance(x, Tensor) for x in inputs):
+        kinds = ", ".join(type(x).__name__ for x in inputs)
+        raise StructureError(f"example inputs are a tensor, a tuple of tensors or a dict of tensors; got ({kinds})")
+    for x in inputs:
         if x.dim() and not len(x):
             raise StructureError(f"example inputs hold at least one example; got shape {tuple(x.shape)}")
         if x.device.type != "cpu":
             raise StructureError(f"example inputs must be on the CPU, as the model; got one on {x.device}")
-    return found
+    return inputs
 
 
 def users_line(error: BaseException, function: str | None = None) -> str:
-    """Where in the user's own code an error came from: ` (model.py, line 8: `if x.sum() > 0:`)`, or nothing.
+    """Return the line of the user's code that raised: ` (model.py, line 8: `if x.sum() > 0:`)`, or `""` if unknown.
 
-    With `function`, in the innermost one of that name.
+    With `function`, only lines inside functions of that name count. The innermost line is taken.
     """
     ours = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*ours, "<"))]
@@ -108,12 +105,19 @@ def users_line(error: BaseException, function: str | None = None) -> str:
     return f" ({Path(last.filename).name}, line {last.lineno}: `{last.line}`)"
 
 
+def _refuse_tensor(name: str, tensor: Tensor) -> None:
+    if tensor.is_complex():
+        raise StructureError(f"{name} is complex ({tensor.dtype}); keep real and imaginary parts in two real tensors")
+    if tensor.is_quantized or (isinstance(tensor, nn.Parameter) and not tensor.dtype.is_floating_point):
+        raise StructureError(f"{name} is quantized ({tensor.dtype}); prune the float model, then quantize it")
+
+
 def _refuse_module(name: str, module: nn.Module) -> None:
     if type(module).__module__.startswith(_QUANTIZED):
         raise StructureError(f"{name} is quantized ({type(module).__name__}); prune the float model, then quantize it")
     if any(is_lazy(tensor) for tensor in [*module._parameters.values(), *module._buffers.values()]):
         raise StructureError(f"{name} is lazy and has no weights yet; call the model once before pruning it")
     for hook in module._forward_pre_hooks.values():
-        for kind, what, remedy in _HOOKS:
+        for kind, fault, remedy in _HOOKS:
             if isinstance(hook, kind):
-                raise StructureError(f"{name} {what}; make its weight plain first: {remedy}")
+                raise StructureError(f"{name} {fault}; make its weight plain first: {remedy}")

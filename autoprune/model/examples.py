@@ -1,4 +1,4 @@
-"""Data as people hold them, read as items `(inputs..., target)`: dicts by key, loaders by what they load from."""
+"""Data sets as users hold them, read as items `(inputs..., target)`: dicts by key, loaders by their data set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from autoprune.model.randomness import seeded
 
 
 def as_tensors(item: object) -> tuple[Tensor, ...]:
-    """One data item as a tuple of tensors; numbers and numpy arrays become tensors. Raises `TaskError` for others."""
+    """Return one data item as a tuple of tensors; numbers and numpy arrays become tensors.
+
+    Raises:
+        TaskError: a part cannot become a tensor.
+    """
     parts = item if isinstance(item, tuple | list) else (item,)
     try:
         return tuple(torch.as_tensor(part) for part in parts)
@@ -27,18 +31,18 @@ def as_tensors(item: object) -> tuple[Tensor, ...]:
 
 
 def is_dataset(value: object) -> bool:
-    """Whether a value can serve as a map-style data set: it has a length and can be indexed."""
+    """Return whether a value can serve as a map-style data set: it has a length and can be indexed."""
     # An `IterableDataset` inherits a `__getitem__` that only raises.
     return isinstance(value, Sized) and hasattr(value, "__getitem__") and not isinstance(value, IterableDataset)
 
 
 def is_data(value: object) -> bool:
-    """Whether a value is a map-style data set or an iterable of batches."""
+    """Return whether a value is a map-style data set or an iterable of batches."""
     return (is_dataset(value) or isinstance(value, Iterable)) and not isinstance(value, str | Tensor | Mapping)
 
 
 def item_of(source: Any, row: int) -> Any:
-    """One item of a user's data set; `TaskError` with the place when reading it fails."""
+    """Return one item of a user's data set; raise `TaskError` with the failing line when reading it fails."""
     try:
         return source[row]
     except Exception as error:
@@ -49,9 +53,12 @@ def item_of(source: Any, row: int) -> Any:
 
 @dataclass(frozen=True)
 class Items(Dataset[tuple[Tensor, ...]]):
-    """A map-style data set of tuples of tensors over one of dicts (`keys` in order; none: tuples already) or a loader.
+    """A map-style data set of tuples of tensors, over a data set of dicts or over the data set of a loader.
 
-    `collate` makes a batch of items, and `batch_size` is that of the loader the user gave (`None`: a data set).
+    - `source`: the user's data set.
+    - `keys`: of its dicts, in the order of the tuple (`()`: its items are tuples already).
+    - `collate`: makes a batch of items (`None`: PyTorch's default).
+    - `batch_size`: of the loader that the user gave (`None`: the user gave a data set).
     """
 
     source: Dataset[Any]
@@ -68,7 +75,7 @@ class Items(Dataset[tuple[Tensor, ...]]):
         return as_tensors(_parts(item_of(self.source, row), self.keys))
 
     def take(self, rows: Sequence[int]) -> tuple[Tensor, ...]:
-        """The items at `rows` as one batch; `TaskError` when they cannot be batched."""
+        """Return the items at `rows` as one batch; raise `TaskError` when they cannot be batched."""
         items = [item_of(self.source, row) for row in rows]
         if self.collate is not None:
             return as_tensors(_parts(self.collate(items), self.keys))
@@ -79,7 +86,7 @@ class Items(Dataset[tuple[Tensor, ...]]):
 
 
 def original(dataset: Dataset[Any]) -> Any:
-    """What the user gave for a data set, or for a `Subset` of one: a data set of the same items, or a loader."""
+    """Return the data as the user gave it, for a data set or a `Subset`: a data set of the same items, or a loader."""
     rows = None
     if isinstance(dataset, Subset) and isinstance(dataset.dataset, Items):
         dataset, rows = dataset.dataset, dataset.indices
@@ -92,15 +99,22 @@ def original(dataset: Dataset[Any]) -> Any:
 
 
 def items_of(name: str, data: Any, inputs: tuple[str, ...], target: str, *, all_keys: bool, labelled: bool) -> Any:
-    """A map-style data set of tuples for what the user gave as `name`.
+    """Return a map-style data set of tuples for the data that the user gave.
 
-    `inputs` are the keys of a dict's inputs. They are followed by `target` (default: the one key that is left) when the
-    task is `labelled`, and by all further keys with `all_keys`. Raises `TaskError` for data without items, without one
-    of the keys, or whose target is not clear.
+    Args:
+        name: of the data in the task, for messages.
+        data: a map-style data set, a loader, or an iterable of batches.
+        inputs: keys of the model's inputs, where items are dicts.
+        target: key of the target (default: the only other key that holds numbers).
+        all_keys: whether all further keys with numbers follow.
+        labelled: whether the target follows the inputs.
+
+    Raises:
+        TaskError: the data has no items, an item lacks a key, or the target is not clear.
     """
     source, collate, batch_size = data, None, None
     if not is_dataset(data):
-        with seeded(0):  # every process that loads the task shall read the same
+        with seeded(0):  # all processes that load the task must read the same items
             source, collate, batch_size = _loaded(name, data)
     if not len(source):
         raise TaskError(f"a task's {name} must hold at least one item; it is empty")
@@ -116,12 +130,14 @@ def items_of(name: str, data: Any, inputs: tuple[str, ...], target: str, *, all_
 
 
 def _parts(item: Any, keys: tuple[str, ...]) -> Any:
+    """Return the parts of a dict by key, in order; without keys, the item itself."""
     return tuple(item[key] for key in keys) if keys else item
 
 
 def _keys(
     name: str, item: Mapping[str, Any], inputs: tuple[str, ...], target: str, *, all_keys: bool, labelled: bool
 ) -> tuple[str, ...]:
+    """Return the keys of a dict item that make its tuple (arguments as in `items_of`)."""
     if not inputs:
         raise TaskError(
             f"items of {name} are dicts, so example_inputs must be one too: the model's keywords and a tensor for each"
@@ -134,8 +150,8 @@ def _keys(
         others = [target, *(key for key in others if key != target)]
     if labelled and not target and len(others) != 1:
         raise TaskError(
-            f"which part of an item of {name} is the target? Say so by `target=`: besides the inputs it has "
-            f"{', '.join(others) or 'nothing'}"
+            f"an item of {name} must have one target; besides the inputs it has {', '.join(others) or 'nothing'}. Name "
+            "the target by `target=`"
         )
     return (*inputs, *(others if all_keys else others[:1] if labelled else ()))
 
@@ -149,30 +165,33 @@ def _is_number_like(value: Any) -> bool:
 
 
 def _loaded(name: str, loader: Iterable[Any]) -> tuple[Any, Callable[[list[Any]], Any], int]:
-    """What a loader loads from, how it makes a batch, and its batch size; any but a `DataLoader` is read at once."""
+    """Return a loader's data set, its function that makes a batch, and its batch size.
+
+    An iterable that is no `DataLoader` over a map-style data set is read into memory.
+    """
     source = getattr(loader, "dataset", None)
     size = getattr(loader, "batch_size", None)
     if isinstance(loader, DataLoader) and is_dataset(source) and loader.collate_fn is not None:
         if size is None and loader.batch_sampler is not None:
-            size = 32  # a batch sampler of the user's own has no one size
+            size = 32  # a user's batch sampler may give batches of different sizes
         if size is not None:
             return source, loader.collate_fn, size
-    found, held = [], 0
+    batches, held_bytes = [], 0
     for batch in loader:
         parts = tuple(batch.values()) if isinstance(batch, Mapping) else batch
         tensors = as_tensors(parts)
         if any(tensor.ndim == 0 for tensor in tensors) or len({len(tensor) for tensor in tensors}) != 1:
             shapes = [tuple(tensor.shape) for tensor in tensors]
-            raise TaskError(f"{name} is no data set, so it must give batches, of equally long tensors; got {shapes}")
-        found.append(dict(zip(batch, tensors, strict=True)) if isinstance(batch, Mapping) else tensors)
-        held += sum(tensor.nbytes for tensor in tensors)
-        if held > memory_limits.ITERABLE_DATA_BYTES:
+            raise TaskError(f"{name} is no data set, so it must give batches of equally long tensors; got {shapes}")
+        batches.append(dict(zip(batch, tensors, strict=True)) if isinstance(batch, Mapping) else tensors)
+        held_bytes += sum(tensor.nbytes for tensor in tensors)
+        if held_bytes > memory_limits.ITERABLE_DATA_BYTES:
             raise TaskError(
-                f"{name} is read into memory once, for it has no items by number, and is larger than "
+                f"{name} cannot be indexed, so it is read into memory, and it is larger than "
                 f"{memory_limits.ITERABLE_DATA_BYTES >> 30} GiB; give a map-style data set, or a DataLoader over one"
             )
-    items = [item for batch in found for item in _split(batch)]
-    return items, default_collate, len(next(iter(_tensors(found[0])))) if found else 1
+    items = [item for batch in batches for item in _split(batch)]
+    return items, default_collate, len(next(iter(_tensors(batches[0])))) if batches else 1
 
 
 def _tensors(batch: Any) -> Iterable[Tensor]:
@@ -180,6 +199,6 @@ def _tensors(batch: Any) -> Iterable[Tensor]:
 
 
 def _split(batch: Any) -> Iterable[Any]:
-    """The items of a batch, in the form of the batch."""
+    """Return the items of a batch, each in the form of the batch (dicts or tuples)."""
     rows = zip(*_tensors(batch), strict=True)
     return (dict(zip(batch, row, strict=True)) for row in rows) if isinstance(batch, Mapping) else rows

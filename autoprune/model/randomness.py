@@ -1,4 +1,4 @@
-"""Data sets, augmentations and models may draw from the global random states of torch, `random` and numpy."""
+"""The global random states of torch, `random` and numpy, from which data sets, augmentations and models draw."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ import torch
 
 @contextmanager
 def seeded(seed: int, step: int | None = None) -> Iterator[None]:
-    """Seed the global random states of torch (CPU), `random` and numpy by `seed`, or by it and a `step` from 0 on.
+    """Seed the global random states of torch (CPU), `random` and numpy; at the end they are put back.
 
-    They are what they were before at the end. Worker processes of a `DataLoader` that is iterated meanwhile follow,
-    for it draws their seeds from torch's.
+    Worker processes of a `DataLoader` that is iterated meanwhile follow, because their seeds are drawn from torch's.
+
+    Args:
+        seed: any whole number.
+        step: a number from 0 on that is mixed into the seed (`None`: the seed alone, as `torch.manual_seed` takes it).
     """
     if step is not None:
         seed = int(np.random.SeedSequence([seed % 2**64, step]).generate_state(1)[0])
-    # Not `torch.manual_seed`: it visits every kind of device, which takes longer than reading a small batch.
+    # `torch.manual_seed` visits every kind of device, which takes longer than reading a small batch.
     states = torch.default_generator.get_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
     torch.default_generator.manual_seed(seed)
     random.seed(seed)

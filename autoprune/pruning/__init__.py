@@ -1,4 +1,4 @@
-"""Which channels go: scores of a unit's channels, rankings, `prune` = scores + shrink, and the list of units."""
+"""Which channels go: scores of channels, rankings, `prune` (scores, then shrink), and the table of units."""
 
 from autoprune.pruning.listing import shares, units
 from autoprune.pruning.prune import prune

@@ -1,4 +1,4 @@
-"""`units` = what can be pruned in a model, as a table: what each unit is worth, what keeps its width, and why."""
+"""`units`: a table of everything that can be pruned in a model, and of all dimensions that cannot, with the reason."""
 
 from __future__ import annotations
 
@@ -13,12 +13,29 @@ COLUMNS = ("name", "kind", "width", "removable", "params_share", "macs_share", "
 
 
 def units(model: nn.Module, example_inputs: ExampleInputs) -> pd.DataFrame:
-    """Units of a model, in order, then the dimensions that keep their width (`kind` "fixed", with the `reason`).
+    """List the units of a model, in order, and then the dimensions that keep their width.
 
-    `params_share` and `macs_share` are the shares of the model's parameters and multiply-accumulates that go when a
-    single channel of the unit is left; shares of different units overlap. `members` are the parameter dimensions that
-    a unit cuts, `weight[dim]`, with ` xK` where each channel is K indices.
-    Raises `StructureError` for a model that cannot be traced or has nothing to prune.
+    Args:
+        model: any module that `torch.export` can trace; it is not changed.
+        example_inputs: tensors with the batch dimension first, in the order of `forward` or by its keywords.
+
+    Returns:
+        One row for each unit or fixed dimension. `params_share` and `macs_share` are the shares (0 to 1) of the model's
+        parameters and multiply-accumulates that go when the unit has a single channel; shares of different units
+        overlap. `members` are the parameter dimensions that the unit cuts, `weight[dim]`, with ` xK` where each channel
+        has K indices. A fixed dimension has the `kind` "fixed" and a `reason`.
+
+    Raises:
+        StructureError: the model cannot be traced or has nothing to prune.
+
+    Example:
+        >>> import autoprune, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> table = autoprune.units(model, torch.randn(1, 4))
+        >>> table["members"].tolist()
+        ['0.weight[0], 0.bias[0], 2.weight[1]', '0.weight[1]', '2.weight[0]']
+        >>> table["reason"].tolist()
+        ['', 'reads a fixed input', 'an output of the model']
     """
     structure = analyze(model, example_inputs)
     rows = [*_unit_rows(structure), *_fixed_rows(structure)]
@@ -26,23 +43,23 @@ def units(model: nn.Module, example_inputs: ExampleInputs) -> pd.DataFrame:
 
 
 def shares(structure: Structure) -> dict[str, tuple[float, float]]:
-    """Shares of parameters and of multiply-accumulates that go when each unit alone has a single channel."""
+    """Return the shares of parameters and of multiply-accumulates that go when each unit alone has a single channel."""
     full = np.array([[unit.width for unit in structure.units]])
     widths = np.repeat(full, len(structure.units), axis=0)
     np.fill_diagonal(widths, 1)
-    found = [1 - cost(widths) / np.maximum(cost(full), 1) for cost in (structure.params, structure.macs)]
-    return {unit.name: (float(found[0][n]), float(found[1][n])) for n, unit in enumerate(structure.units)}
+    params, macs = [1 - cost(widths) / np.maximum(cost(full), 1) for cost in (structure.params, structure.macs)]
+    return {unit.name: (float(params[n]), float(macs[n])) for n, unit in enumerate(structure.units)}
 
 
 def _unit_rows(structure: Structure) -> list[tuple[object, ...]]:
-    found = shares(structure)
+    of_units = shares(structure)
     return [
         (
             unit.name,
             unit.kind,
             unit.width,
             unit.removable,
-            *found[unit.name],
+            *of_units[unit.name],
             ", ".join(
                 f"{m.parameter}[{m.dim}]" + (f" x{m.per_channel}" if m.per_channel > 1 else "") for m in unit.members
             ),

@@ -1,4 +1,4 @@
-"""`prune` = scores + shrink: a new, really smaller module; the dense model is untouched."""
+"""`prune`: score the channels of every unit and return a new, really smaller module."""
 
 from __future__ import annotations
 
@@ -30,8 +30,6 @@ def prune(
 ) -> nn.Module:
     """Keep a share of the channels of every unit and return a new module that trains, evaluates and exports.
 
-    It is a `GraphModel`: the traced graphs of both modes under the model's own parameter names.
-
     Args:
         model: any module that `torch.export` can trace; it is not changed.
         example_inputs: tensors with the batch dimension first, in the order of `forward` or by its keywords.
@@ -43,22 +41,39 @@ def prune(
         choose: which units take part, by name (default: all).
         native: return the model's own classes with smaller parameters, where that provably computes the same.
 
-    Raises `StructureError` for a model that cannot be traced, has nothing to prune or no native form, `ProofError`
-    when the result would not compute the same, `UsageError` for a bad argument.
+    Returns:
+        A `GraphModel`: the traced graphs of both modes, with the model's parameter names. With `native`, a module of
+        the model's own class.
+
+    Raises:
+        StructureError: the model cannot be traced, has nothing to prune, or has no native form.
+        ProofError: the result would not compute what the model computes without the removed channels.
+        UsageError: an argument is not as described.
+
+    Example:
+        >>> import autoprune, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        >>> small = autoprune.prune(model, torch.randn(1, 4), keep=0.5)
+        >>> [tuple(parameter.shape) for parameter in small.parameters()]
+        [(8, 4), (8,), (2, 8), (2,)]
     """
+    _require_valid(keep, ranking, choose)
+    structure = analyze(model, example_inputs)
+    values = score_units(structure, scores, calibration)
+    chosen = {name: of_unit for name, of_unit in values.items() if choose is None or choose(name)}
+    if ranking == "global":
+        widths = global_widths(chosen, keep, multiple_of)
+    else:
+        widths = {name: round_width(keep * len(v), len(v), multiple_of) for name, v in chosen.items()}
+    policy = Policy(space_id=structure.digest(), widths=structure.full_widths | widths)
+    pruned = structure.shrink(policy, keep_best(channel_order(values), policy))
+    return as_native(structure.model, pruned, structure.example_inputs) if native else pruned
+
+
+def _require_valid(keep: object, ranking: str, choose: object) -> None:
     if not isinstance(keep, Real) or not 0 < keep <= 1:
         raise UsageError(f"the share of kept channels is above 0 and at most 1; got {keep!r}")
     if ranking not in ("local", "global"):
         raise UsageError(f"the ranking is `local` or `global`; got {ranking!r}")
     if choose is not None and not callable(choose):
         raise UsageError(f"`choose` is a function of a unit's name; got {choose!r}. For a list, `names.__contains__`")
-    structure = analyze(model, example_inputs)
-    values = score_units(structure, scores, calibration)
-    chosen = {name: found for name, found in values.items() if choose is None or choose(name)}
-    if ranking == "global":
-        widths = global_widths(chosen, keep, multiple_of)
-    else:
-        widths = {name: round_width(keep * len(found), len(found), multiple_of) for name, found in chosen.items()}
-    policy = Policy(space_id=structure.digest(), widths=structure.full_widths | widths)
-    pruned = structure.shrink(policy, keep_best(channel_order(values), policy))
-    return as_native(structure.model, pruned, structure.example_inputs) if native else pruned

@@ -1,7 +1,7 @@
-"""How much each channel of a unit matters: plain functions of a unit, higher is more important.
+"""Scores: how much each channel of a unit matters; higher is more important.
 
-Every score has shape `[width]`, is finite and not negative, and sums over all parameters that the unit cuts, so that
-coupled channels are judged together.
+A score is a function `(scorer, unit) -> [width]` in `SCORES`. Its values are finite and not negative. It sums over all
+parameters that the unit cuts, so that coupled channels are judged together.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ from autoprune.structure.module import evaluating
 aten = torch.ops.aten
 Array = np.ndarray
 Batch = tuple[tuple[torch.Tensor, ...], torch.Tensor | None]
-"""Inputs and target (`None` when the task has no labels) of one batch."""
+"""Inputs, and target (`None`: no labels), of one batch."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Data that some scores look at: a few hundred training examples in batches.
+    """Data for the scores that need it: a few hundred training examples.
 
-    `loss` is needed by `taylor` alone; `seed` feeds the `random` score.
+    - `batches`: inputs and target of each batch; `taylor` and `activation` need them.
+    - `loss`: from outputs and target to the mean loss of a batch, a scalar; `taylor` needs it.
+    - `seed`: of the score `random`.
     """
 
     batches: Sequence[Batch] = ()
@@ -55,11 +57,11 @@ _FILTERS: dict[Any, tuple[int, int]] = {
     aten.mm.default: (1, 1),
     aten.addmm.default: (2, 1),
 } | dict.fromkeys(_TRANSPOSED, (1, 1))
-"""Operators whose weight does not have its filters along dimension 0: which argument it is, and the dimension."""
+"""Operators whose weight does not have its filters along dimension 0: the weight's position, and the dimension."""
 
 
 class Scorer:
-    """Scores of the units of one structure; gradients and activations are taken once for all units."""
+    """Everything that scores read of one structure; gradients and activations are computed once for all units."""
 
     def __init__(self, structure: Structure, calibration: Calibration) -> None:
         self.structure = structure
@@ -67,32 +69,32 @@ class Scorer:
         self.tensors = structure.tensors
 
     def members(self, unit: int) -> list[tuple[str, int, Array]]:
-        """Parameter name, dimension and channel of every index (`-1`: none), for all that the unit cuts."""
-        found = self.structure.channels
+        """Return the parameter dimensions that a unit cuts: name, dimension, and channel of every index (-1: none)."""
         return [
-            (name, dim, sites.of_unit[unit])
-            for (kind, name, dim), sites in found.items()
-            if kind == "parameter" and unit in sites.of_unit and isinstance(self.tensors[name], nn.Parameter)
+            (name, dim, channels.of_unit[unit])
+            for (kind, name, dim), channels in self.structure.channels.items()
+            if kind == "parameter" and unit in channels.of_unit and isinstance(self.tensors[name], nn.Parameter)
         ]
 
     @cached_property
     def filter_dims(self) -> dict[str, int]:
-        """The dimension along which a weight has one filter for each channel that it puts out; 0 for those left out."""
-        found: dict[str, int] = {}
+        """Dimension along which a weight has one filter for each output channel, by name; 0 for absent names."""
+        dims: dict[str, int] = {}
         for node in self.structure.captures[False].graph.nodes:
-            place, dim = _FILTERS.get(node.target, (0, 0))
-            source = node.args[place] if dim else None
+            position, dim = _FILTERS.get(node.target, (0, 0))
+            source = node.args[position] if dim else None
             if isinstance(source, fx.Node) and source.op == "get_attr":
                 name = self.structure.canonical.get(str(source.target), "")
                 depthwise = node.target in _TRANSPOSED and node.args[6:7] > (1,) and self.tensors[name].shape[1] == 1
-                found[name] = 0 if depthwise else dim
-        return found
+                dims[name] = 0 if depthwise else dim
+        return dims
 
     @cached_property
     def gradients(self) -> dict[str, torch.Tensor]:
-        """Gradient of the summed calibration loss by parameter; the model and its own gradients are left alone.
+        """Gradient of the summed calibration loss by parameter name; the model and its own gradients stay as they are.
 
-        Raises `UsageError` without data and a loss, and when every parameter is frozen.
+        Raises:
+            UsageError: data or loss is missing, or every parameter is frozen.
         """
         self.calibration.require("taylor")
         model, loss = self.structure.model, self.calibration.loss
@@ -126,7 +128,7 @@ class Scorer:
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a graph and sums mean absolute activations over examples, along some dimensions of some nodes."""
+    """An interpreter that sums mean absolute activations over examples, along the given dimensions of nodes."""
 
     def __init__(self, module: fx.GraphModule, dims: Sequence[tuple[str, int]]) -> None:
         super().__init__(module)
@@ -143,13 +145,14 @@ class _Recorder(fx.Interpreter):
 
 
 def _sum_by_channel(values: torch.Tensor, dim: int, channel: Array, width: int) -> Array:
-    """Sum a parameter-shaped tensor over everything but the channels of `dim`: `[width]`."""
+    """Sum a tensor in the shape of a parameter over everything but the channels of `dim`; return `[width]`."""
     per_index = values.detach().double().transpose(0, dim).reshape(values.shape[dim], -1).sum(1).numpy()
     inside = channel >= 0
     return np.bincount(channel[inside], weights=per_index[inside], minlength=width)
 
 
 def _norm(scorer: Scorer, unit: int, power: int) -> Array:
+    """Return the norm of the weights (not of vectors such as biases) of every channel."""
     width = scorer.structure.units[unit].width
     total = np.zeros(width)
     for name, dim, channel in scorer.members(unit):
@@ -159,12 +162,15 @@ def _norm(scorer: Scorer, unit: int, power: int) -> Array:
 
 
 def l1(scorer: Scorer, unit: int) -> Array:
-    """Sum of absolute weights (Li et al. 2017), over producers and consumers."""
+    """Sum of absolute weights, over layers that write the channel and layers that read it.
+
+    Source: Li et al. 2017, "Pruning Filters for Efficient ConvNets", which sums over the writing layer alone.
+    """
     return _norm(scorer, unit, 1)
 
 
 def l2(scorer: Scorer, unit: int) -> Array:
-    """Euclidean norm of the weights, over producers and consumers."""
+    """Euclidean norm of the weights, over layers that write the channel and layers that read it."""
     return _norm(scorer, unit, 2)
 
 
@@ -175,7 +181,10 @@ def random(scorer: Scorer, unit: int) -> Array:
 
 
 def fpgm(scorer: Scorer, unit: int) -> Array:
-    """Distance of a filter to all others of its layer (He et al. 2019): those in the middle can be replaced."""
+    """Summed distance of a filter to all other filters of its layer: a filter in the middle can be replaced.
+
+    Source: He et al. 2019, "Filter Pruning via Geometric Median".
+    """
     width = scorer.structure.units[unit].width
     total = np.zeros(width)
     for name, dim, channel in scorer.members(unit):
@@ -188,18 +197,24 @@ def fpgm(scorer: Scorer, unit: int) -> Array:
 
 
 def bn_scale(scorer: Scorer, unit: int) -> Array:
-    """Absolute scale of the batch norms on the channels (Liu et al. 2017); falls back to `l2` where there are none."""
+    """Absolute scale of the batch norms on the channels; `l2` where there is no batch norm.
+
+    Source: Liu et al. 2017, "Learning Efficient Convolutional Networks through Network Slimming".
+    """
     width = scorer.structure.units[unit].width
-    total, found = np.zeros(width), False
+    total, normed = np.zeros(width), False
     for name, dim, channel in scorer.members(unit):
         if f"{name.rpartition('.')[0]}.running_var" in scorer.tensors and name.endswith("weight"):
             total += _sum_by_channel(scorer.tensors[name].abs(), dim, channel, width)
-            found = True
-    return total if found else l2(scorer, unit)
+            normed = True
+    return total if normed else l2(scorer, unit)
 
 
 def taylor(scorer: Scorer, unit: int) -> Array:
-    """First-order change of the loss when the channel goes: |sum of weight times gradient| (Molchanov et al. 2019)."""
+    """First-order change of the mean loss when the channel goes: |sum of weight times gradient| for each parameter.
+
+    Source: Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", which squares that sum.
+    """
     width = scorer.structure.units[unit].width
     total = np.zeros(width)
     for name, dim, channel in scorer.members(unit):
@@ -210,12 +225,12 @@ def taylor(scorer: Scorer, unit: int) -> Array:
 
 
 def activation(scorer: Scorer, unit: int) -> Array:
-    """Mean absolute activation of the channel on calibration data, over all nodes that carry it."""
+    """Mean absolute activation of the channel on calibration data, summed over all nodes that carry it."""
     width = scorer.structure.units[unit].width
     total = np.zeros(width)
-    for (kind, node, dim), sites in scorer.structure.channels.items():
-        if kind == "eval" and unit in sites.of_unit and (node, dim) in scorer.activations:
-            channel = sites.of_unit[unit]
+    for (kind, node, dim), channels in scorer.structure.channels.items():
+        if kind == "eval" and unit in channels.of_unit and (node, dim) in scorer.activations:
+            channel = channels.of_unit[unit]
             inside = channel >= 0
             total += np.bincount(channel[inside], weights=scorer.activations[node, dim][inside], minlength=width)
     return total
@@ -230,12 +245,23 @@ SCORES: dict[str, Callable[[Scorer, int], Array]] = {
     "taylor": taylor,
     "activation": activation,
 }
+"""Scores by name; each takes a `Scorer` and the index of a unit, and returns `[width]`."""
 
 
 def score_units(structure: Structure, score: str, calibration: Calibration | None = None) -> dict[str, Array]:
-    """Scores of all units, `unit name -> [width]`.
+    """Score the channels of all units.
 
-    Raises `UsageError` for an unknown score or missing data, `TaskError` when a score is not finite.
+    Args:
+        structure: of the model whose channels are scored.
+        score: a key of `SCORES`.
+        calibration: data for `taylor` and `activation`, seed for `random`.
+
+    Returns:
+        Scores `[width]` by unit name; higher is more important.
+
+    Raises:
+        UsageError: the score is unknown, or its data is missing.
+        TaskError: a score is not finite.
     """
     if score not in SCORES:
         raise unknown_name("score", score, SCORES)

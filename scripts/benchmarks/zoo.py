@@ -1,7 +1,7 @@
 """Cut published architectures to half width, prove the result, export it, and put Torch-Pruning beside it.
 
 Every model runs in its own process with a time limit. Needs the extra `zoo`. Results go to a CSV file, one line for
-each model; run it again to go on with those that are missing. A summary is printed at the end.
+each model; a second run goes on with the missing models. A summary is printed at the end.
 
     python scripts/benchmarks/zoo.py --out zoo.csv [--only resnet,vit] [--onnx] [--torch-pruning] [--limit 120]
 """
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """Rows of an earlier run, numbers as numbers."""
+    """Read the rows of an earlier run, numbers as numbers."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -82,6 +82,7 @@ def _number(text: str) -> float | str:
 
 
 def _in_process(name: str, limit: float, flags: list[str], status: str = "status") -> dict[str, Any]:
+    """Run one model in a process of its own; return its row, or a `status` of "timeout" or "crash"."""
     command = [sys.executable, __file__, "--worker", name, *flags]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
@@ -94,7 +95,7 @@ def _in_process(name: str, limit: float, flags: list[str], status: str = "status
 
 
 def _run(name: str, onnx: bool) -> dict[str, Any]:
-    """Analyse, cut every unit to half, measure the proof's difference; `exact` when it is below 1e-5."""
+    """Analyse a model and cut every unit to half; the status is `exact` when the proof's difference is below 1e-5."""
     from autoprune.errors import AutopruneError
     from autoprune.records import Policy
 
@@ -128,7 +129,7 @@ def _run(name: str, onnx: bool) -> dict[str, Any]:
 
 
 def _in_onnx(structure: Structure, small: nn.Module, inputs: tuple[torch.Tensor, ...]) -> dict[str, Any]:
-    """Outputs of the small model's ONNX file beside PyTorch's, and its latency (1 thread, batch 1) beside dense."""
+    """Compare the small model's ONNX file with PyTorch, and its latency (1 thread, batch 1) with the dense model's."""
     from autoprune.device.connect import make_target
     from autoprune.errors import AutopruneError
     from autoprune.export.verify import measure
@@ -152,19 +153,19 @@ def _in_onnx(structure: Structure, small: nn.Module, inputs: tuple[torch.Tensor,
 
 
 def _onnx_difference(model: nn.Module, path: Path, inputs: tuple[torch.Tensor, ...]) -> float:
-    """Largest relative difference of any output."""
+    """Return the largest relative difference of any output."""
     session = onnxruntime.InferenceSession(path)
-    found = session.run(None, {i.name: x.numpy() for i, x in zip(session.get_inputs(), inputs, strict=True)})
+    outputs = session.run(None, {i.name: x.numpy() for i, x in zip(session.get_inputs(), inputs, strict=True)})
     with torch.no_grad():
         expected = [t for t in pytree.tree_leaves(model(*inputs)) if isinstance(t, torch.Tensor)]
     return max(
         float(np.abs(a.numpy() - b).max() / max(1e-12, float(a.abs().max())))
-        for a, b in zip(expected, found, strict=True)
+        for a, b in zip(expected, outputs, strict=True)
     )
 
 
 def _peer(name: str) -> dict[str, Any]:
-    """Torch-Pruning out of the box on the same model: half the channels everywhere but in the outputs."""
+    """Run Torch-Pruning out of the box on the same model: half the channels everywhere but in the outputs."""
     import torch_pruning as tp  # pyright: ignore[reportMissingImports]: in the extra `zoo`
 
     model, inputs = zoo_models.build(name)

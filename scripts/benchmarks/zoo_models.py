@@ -1,4 +1,4 @@
-"""Published architectures with random weights, by name: what `benchmark_zoo.py` runs. Nothing is downloaded."""
+"""Published architectures with random weights, by name: run by `zoo.py`. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 Built = tuple[nn.Module, tuple[Tensor, ...]]
+"""A model and its example inputs."""
 
 _TORCHVISION = (
     "alexnet", "vgg11_bn", "resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "densenet121", "googlenet",
@@ -31,7 +32,7 @@ rexnet_100 tinynet_e lcnet_050 fbnetc_100 hardcorenas_a mobilenetv4_conv_small
 _SHORT = (
     "beit_base_patch16_224", "cait_xxs24_224", "xcit_nano_12_p16_224", "convit_tiny", "tnt_s_patch16_224",
 )  # fmt: skip
-"""Long stacks of equal blocks that are shortened to 4."""
+"""Architectures of many equal blocks, of which 4 are built."""
 
 
 class Logits(nn.Module):
@@ -61,49 +62,73 @@ class Pooled(nn.Module):
         return self.head(self.model(x, **self.options)[0].mean(1))
 
 
+_LAYERS: dict[str, Any] = {
+    "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128,
+}  # fmt: skip
+"""Sizes of a small transformer."""
+_TEXT: dict[str, Any] = _LAYERS | {"vocab_size": 100}
+
+
 def _tokens() -> Tensor:
     return torch.randint(0, 90, (2, 16))
 
 
 def _transformers() -> dict[str, Callable[[], Built]]:
+    return _encoders() | _decoders() | _of_signals()
+
+
+def _encoders() -> dict[str, Callable[[], Built]]:
     import transformers as hf  # pyright: ignore[reportMissingImports]: in the extra `zoo`
 
-    small: dict[str, Any] = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 100}
-    wide = small | {"intermediate_size": 128}
-    llama = wide | {"num_key_value_heads": 2, "pad_token_id": 0, "use_cache": False, "tie_word_embeddings": False}
-    image = {k: v for k, v in wide.items() if k != "vocab_size"} | {"image_size": 64, "num_labels": 5}
-    pixels = (torch.randn(2, 3, 64, 64),)
     return {
-        "bert": lambda: (Logits(hf.BertForSequenceClassification(hf.BertConfig(**wide))), (_tokens(),)),
-        "roberta": lambda: (Logits(hf.RobertaForSequenceClassification(hf.RobertaConfig(**wide))), (_tokens(),)),
+        "bert": lambda: (Logits(hf.BertForSequenceClassification(hf.BertConfig(**_TEXT))), (_tokens(),)),
+        "roberta": lambda: (Logits(hf.RobertaForSequenceClassification(hf.RobertaConfig(**_TEXT))), (_tokens(),)),
         "electra": lambda: (
-            Logits(hf.ElectraForSequenceClassification(hf.ElectraConfig(**wide, embedding_size=32))), (_tokens(),),
+            Logits(hf.ElectraForSequenceClassification(hf.ElectraConfig(**_TEXT, embedding_size=32))), (_tokens(),),
         ),
         "albert": lambda: (
-            Logits(hf.AlbertForSequenceClassification(hf.AlbertConfig(**wide, embedding_size=32))), (_tokens(),),
+            Logits(hf.AlbertForSequenceClassification(hf.AlbertConfig(**_TEXT, embedding_size=32))), (_tokens(),),
         ),
         "distilbert": lambda: (
             Logits(hf.DistilBertForSequenceClassification(hf.DistilBertConfig(
                 n_layers=2, dim=64, n_heads=4, hidden_dim=128, vocab_size=100))), (_tokens(),),
         ),
+        "t5_encoder": lambda: (
+            Pooled(hf.T5EncoderModel(hf.T5Config(
+                num_layers=2, d_model=64, num_heads=4, d_kv=16, d_ff=128, vocab_size=100)), 64), (_tokens(),),
+        ),
+    }  # fmt: skip
+
+
+def _decoders() -> dict[str, Callable[[], Built]]:
+    import transformers as hf  # pyright: ignore[reportMissingImports]: in the extra `zoo`
+
+    llama = _TEXT | {"num_key_value_heads": 2, "pad_token_id": 0, "use_cache": False, "tie_word_embeddings": False}
+    return {
         "gpt2": lambda: (
             Logits(hf.GPT2LMHeadModel(hf.GPT2Config(
                 n_layer=2, n_embd=64, n_head=4, vocab_size=100, use_cache=False))), (_tokens(),),
         ),
         "gpt_neox": lambda: (
-            Logits(hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**wide, use_cache=False))), (_tokens(),),
+            Logits(hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**_TEXT, use_cache=False))), (_tokens(),),
         ),
         "llama": lambda: (Logits(hf.LlamaForCausalLM(hf.LlamaConfig(**llama))), (_tokens(),)),
         "mistral": lambda: (Logits(hf.MistralForCausalLM(hf.MistralConfig(**llama))), (_tokens(),)),
         "qwen2": lambda: (Logits(hf.Qwen2ForCausalLM(hf.Qwen2Config(**llama))), (_tokens(),)),
         "qwen3": lambda: (Logits(hf.Qwen3ForCausalLM(hf.Qwen3Config(**llama, head_dim=16))), (_tokens(),)),
-        "t5_encoder": lambda: (
-            Pooled(hf.T5EncoderModel(hf.T5Config(
-                num_layers=2, d_model=64, num_heads=4, d_kv=16, d_ff=128, vocab_size=100)), 64), (_tokens(),),
-        ),
+    }  # fmt: skip
+
+
+def _of_signals() -> dict[str, Callable[[], Built]]:
+    """Return transformers for sound and for images."""
+    import transformers as hf  # pyright: ignore[reportMissingImports]: in the extra `zoo`
+
+    image = _LAYERS | {"image_size": 64, "num_labels": 5}
+    pixels = (torch.randn(2, 3, 64, 64),)
+    return {
         "wav2vec2": lambda: (
             Logits(hf.Wav2Vec2ForSequenceClassification(hf.Wav2Vec2Config(
-                **wide, conv_dim=(32, 32, 32), conv_stride=(5, 2, 2), conv_kernel=(10, 3, 3),
+                **_TEXT, conv_dim=(32, 32, 32), conv_stride=(5, 2, 2), conv_kernel=(10, 3, 3),
                 num_feat_extract_layers=3, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4,
                 mask_time_prob=0.0, layerdrop=0.0, classifier_proj_size=32))), (torch.randn(2, 1600),),
         ),
@@ -115,13 +140,13 @@ def _transformers() -> dict[str, Callable[[], Built]]:
 
 
 def names() -> list[str]:
-    """All architectures, each as `library/name`."""
+    """Return all architectures, each as `library/name`."""
     hf = [f"transformers/{name}" for name in _transformers()]
     return [*(f"torchvision/{n}" for n in _TORCHVISION), *(f"timm/{n}" for n in _TIMM), *hf]
 
 
 def build(name: str) -> Built:
-    """An architecture with random weights and example inputs; small images where the architecture takes them."""
+    """Build an architecture with random weights and its example inputs; images are small where that is possible."""
     library, _, architecture = name.partition("/")
     torch.manual_seed(0)
     if library == "transformers":

@@ -161,7 +161,7 @@ def test_a_layer_with_spectral_norm_goes_on_being_normed():
 
 
 class Blocks(nn.Module):
-    """Parts in single precision whatever is around them, and without gradients."""
+    """A net with parts in single precision under any autocast, and parts without gradients."""
 
     def __init__(self):
         super().__init__()

@@ -48,12 +48,12 @@ class Encoder(nn.Module):
 
 def sentences(count, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    found = []
+    items = []
     for number in range(count):
         mask = (torch.arange(6) < 3 + number % 4).long()
         ids = (torch.randint(0, 4, (6,), generator=generator) + 4 * (number % 3)) * mask
-        found.append({"input_ids": ids, "attention_mask": mask, "labels": number % 3, "text": "not a number"})
-    return found
+        items.append({"input_ids": ids, "attention_mask": mask, "labels": number % 3, "text": "not a number"})
+    return items
 
 
 def encoder_task(**changes):
@@ -112,7 +112,7 @@ def test_outputs_by_function_and_by_key():
     def build():
         return Structured(*toy_model())
 
-    for outputs in ("out", lambda found: found["out"]):
+    for outputs in ("out", lambda outputs: outputs["out"]):
         task = toy_task(build_model=build, outputs=outputs, train_set=data)
         check_task(task)
         model = task.build_model()
@@ -159,8 +159,8 @@ def test_the_metric_sees_the_data_as_given():
 
 def test_a_metric_on_a_loader():
     def accuracy(model, loader):
-        found = [(model(x).argmax(1) == y).float().mean() for x, y in loader]
-        return float(torch.stack(found).mean())
+        hits = [(model(x).argmax(1) == y).float().mean() for x, y in loader]
+        return float(torch.stack(hits).mean())
 
     loader = DataLoader(toy_data(32, 1), batch_size=8)
     task = toy_task(val_set=loader, train_set=DataLoader(toy_data(96, 0), batch_size=8, shuffle=True), metric=accuracy)
@@ -194,8 +194,8 @@ def test_an_own_step_distils_what_it_asks_of_the_model():
     task = toy_task(train_step=step, loss=None, finetune_recipe=Recipe(distill_weight=1.0, batch_size=16, lr=0.01))
     teacher = toy_task().build_model()
     student = copy.deepcopy(teacher)
-    found = finetune(student, task, samples=16, seed=0, teacher=teacher)
-    assert abs(found.train_loss) < 10
+    result = finetune(student, task, samples=16, seed=0, teacher=teacher)
+    assert abs(result.train_loss) < 10
 
 
 @pytest.mark.parametrize(
@@ -236,8 +236,8 @@ def test_regression_and_dense_prediction():
 def test_embeddings_without_labels_keep_them_for_the_metric():
     def recall(model, data):
         images, labels = data.tensors
-        found = F.normalize(model(images))
-        near = (found @ found.T).fill_diagonal_(-2).argmax(1)
+        features = F.normalize(model(images))
+        near = (features @ features.T).fill_diagonal_(-2).argmax(1)
         return float((labels[near] == labels).float().mean())
 
     task = toy_task(loss=None, metric=recall)

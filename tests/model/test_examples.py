@@ -24,14 +24,14 @@ def test_a_data_set_of_tuples_stays_as_it_is():
 
 
 def test_dicts_are_read_by_key():
-    found = read(DICTS, ("image",), "label")
-    images, labels = take(found, torch.tensor([3, 1]))
+    data = read(DICTS, ("image",), "label")
+    images, labels = take(data, torch.tensor([3, 1]))
     assert torch.equal(images, DATA.tensors[0][[3, 1]])
     assert labels.tolist() == [3, 1]
-    assert found[3][1] == 3
-    assert take(Subset(found, [5, 3]), torch.tensor([1]))[1].tolist() == [3]
-    assert original(found) is DICTS
-    assert original(Subset(found, [2]))[0] is DICTS[2]
+    assert data[3][1] == 3
+    assert take(Subset(data, [5, 3]), torch.tensor([1]))[1].tolist() == [3]
+    assert original(data) is DICTS
+    assert original(Subset(data, [2]))[0] is DICTS[2]
 
 
 def test_the_target_is_the_key_that_is_left_or_asked_for():
@@ -39,7 +39,7 @@ def test_the_target_is_the_key_that_is_left_or_asked_for():
     assert read(alone, ("image",)).keys == ("image", "label")
     assert read(DICTS, ("image",), labelled=False).keys == ("image",)
     assert read(DICTS, ("image",), "label", all_keys=True).keys == ("image", "label", "weight")
-    with pytest.raises(TaskError, match="Say so by `target=`: besides the inputs it has label, weight"):
+    with pytest.raises(TaskError, match=r"besides the inputs it has label, weight\. Name the target by `target=`"):
         read(DICTS, ("image",))
     with pytest.raises(TaskError, match="needs pixels; it has image, text, label, weight"):
         read(DICTS, ("pixels",), "label")
@@ -52,21 +52,21 @@ def test_a_data_loader_gives_its_data_set_and_its_collate_function():
         images, labels = default_collate(items)
         return images * 2, labels
 
-    found = read(DataLoader(DATA, batch_size=4, shuffle=True, collate_fn=doubled))
-    assert length(found) == 10
-    images, labels = take(found, torch.tensor([7, 0]))
+    data = read(DataLoader(DATA, batch_size=4, shuffle=True, collate_fn=doubled))
+    assert length(data) == 10
+    images, labels = take(data, torch.tensor([7, 0]))
     assert torch.equal(images, 2 * DATA.tensors[0][[7, 0]])
     assert labels.tolist() == [3, 0]
-    assert torch.equal(found[7][0], images[0])
-    batches = list(original(Subset(found, [0, 1, 2, 3, 4])))
+    assert torch.equal(data[7][0], images[0])
+    batches = list(original(Subset(data, [0, 1, 2, 3, 4])))
     assert [len(labels) for _, labels in batches] == [4, 1]
     assert torch.equal(batches[0][0], 2 * DATA.tensors[0][:4])
 
 
 def test_a_data_loader_of_dicts():
-    found = read(DataLoader(DICTS, batch_size=5), ("image",), "label")
-    assert take(found, torch.tensor([2]))[1].tolist() == [2]
-    assert set(next(iter(original(found)))) == set(DICTS[0])
+    data = read(DataLoader(DICTS, batch_size=5), ("image",), "label")
+    assert take(data, torch.tensor([2]))[1].tolist() == [2]
+    assert set(next(iter(original(data)))) == set(DICTS[0])
 
 
 class Stream(IterableDataset):
@@ -78,23 +78,23 @@ class Stream(IterableDataset):
     "loader", [DataLoader(Stream(), batch_size=4), iter([DATA[:4], DATA[4:10]]), (DATA[i : i + 5] for i in (0, 5))]
 )
 def test_other_iterables_of_batches_are_kept(loader):
-    found = read(loader)
-    assert isinstance(found, Items)
-    images, labels = take(found, torch.arange(10))
+    data = read(loader)
+    assert isinstance(data, Items)
+    images, labels = take(data, torch.arange(10))
     assert torch.equal(images, DATA.tensors[0])
     assert torch.equal(labels, DATA.tensors[1])
-    assert sum(len(labels) for _, labels in original(found)) == 10
+    assert sum(len(labels) for _, labels in original(data)) == 10
 
 
 def test_an_iterable_of_dicts():
-    found = read(iter([{"image": DATA.tensors[0], "label": DATA.tensors[1]}]), ("image",))
-    assert take(found, torch.tensor([6]))[1].tolist() == [2]
+    data = read(iter([{"image": DATA.tensors[0], "label": DATA.tensors[1]}]), ("image",))
+    assert take(data, torch.tensor([6]))[1].tolist() == [2]
 
 
 def test_what_gives_no_batches_is_refused(monkeypatch):
-    with pytest.raises(TaskError, match="must give batches, of equally long tensors"):
+    with pytest.raises(TaskError, match="must give batches of equally long tensors"):
         read(iter([1]))
-    with pytest.raises(TaskError, match="must give batches, of equally long tensors"):
+    with pytest.raises(TaskError, match="must give batches of equally long tensors"):
         read(iter([(torch.zeros(3), torch.zeros(2))]))
     with pytest.raises(TaskError, match="must hold at least one item"):
         read(iter([]))
@@ -110,8 +110,8 @@ def test_items_of_different_shapes_are_refused():
 
 
 def test_a_plain_set_is_read_again_as_it_is():
-    found = read(DICTS, ("image",), "label")
-    assert read(found) is found
+    data = read(DICTS, ("image",), "label")
+    assert read(data) is data
     assert original(TensorDataset(torch.zeros(1))).tensors[0].shape == (1,)
 
 

@@ -20,9 +20,9 @@ def draws(*at):
 def test_seed_and_step_decide_all_three(seed):
     assert draws(seed) == draws(seed)
     assert draws(seed, 3) == draws(seed, 3)
-    found = [draws(seed), draws(seed + 1), draws(seed, 0), draws(seed, 1), draws(seed + 1, 0)]
-    for of_one_source in zip(*found, strict=True):
-        assert len(set(of_one_source)) == len(found)
+    drawn_by_seed = [draws(seed), draws(seed + 1), draws(seed, 0), draws(seed, 1), draws(seed + 1, 0)]
+    for of_one_source in zip(*drawn_by_seed, strict=True):
+        assert len(set(of_one_source)) == len(drawn_by_seed)
 
 
 def test_torch_is_seeded_as_by_itself():

@@ -21,12 +21,12 @@ scores = st.dictionaries(st.sampled_from("abc"), st.lists(st.floats(0, 100), min
 def test_local_rankings_are_nested_and_keep_the_best(values: dict, wide: int, narrow: int) -> None:
     order = channel_order(values)
     narrow, wide = sorted((narrow, wide))
-    for name, found in values.items():
-        widths = [Policy(space_id="", widths={name: min(w, len(found))}) for w in (narrow, wide)]
+    for name, of_unit in values.items():
+        widths = [Policy(space_id="", widths={name: min(w, len(of_unit))}) for w in (narrow, wide)]
         small, large = (set(keep_best(order, policy)[name].tolist()) for policy in widths)
         assert small <= large
-        dropped = set(range(len(found))) - small
-        assert not dropped or min(found[i] for i in small) >= max(found[i] for i in dropped)
+        dropped = set(range(len(of_unit))) - small
+        assert not dropped or min(of_unit[i] for i in small) >= max(of_unit[i] for i in dropped)
 
 
 @given(scores, st.floats(0.01, 1), st.integers(1, 8))
@@ -89,7 +89,7 @@ def test_full_keep_changes_nothing() -> None:
 
 def test_nothing_is_kept_of_a_removed_unit() -> None:
     order = {"a": [2, 0, 1], "b": [1, 0]}
-    found = keep_best(order, Policy(space_id="", widths={"a": 0, "b": 1}))
-    assert found["a"].shape == (0,)
-    assert found["a"].dtype == found["b"].dtype == "int64"
-    assert found["b"].tolist() == [1]
+    kept = keep_best(order, Policy(space_id="", widths={"a": 0, "b": 1}))
+    assert kept["a"].shape == (0,)
+    assert kept["a"].dtype == kept["b"].dtype == "int64"
+    assert kept["b"].tolist() == [1]

@@ -1,4 +1,4 @@
-"""A small net of every published family: the structure that makes it special, and little else."""
+"""A small net of every published family: the structure that is special to it, and little else."""
 
 from __future__ import annotations
 
@@ -150,4 +150,4 @@ FAMILIES = {
     "convnext": (ConvNext, [IMAGE], {"stem": ("channel", 8), "up": ("channel", 14)}),
     "standardised": (Standardised, [IMAGE], {"a": ("channel", 8), "b": ("channel", 6), "c": ("channel", 6)}),
 }
-"""By name: how to build it, the shapes of one example, and some of the units that must be found, with their kinds."""
+"""Families by name: how to build the net, the shapes of one example, and some expected units with kind and width."""

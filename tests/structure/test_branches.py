@@ -1,4 +1,4 @@
-"""Removable residual branches: which ones there are, what goes with them, and that the rest computes the same."""
+"""Removable residual branches: which ones there are, what goes with them, and the rest computes the same."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def without(structure: Structure, *names: str) -> Policy:
 
 @st.composite
 def cuts(draw: st.DrawFn, structure: Structure) -> tuple[Policy, dict[str, np.ndarray]]:
-    """Any policy, each removable unit gone in half of them."""
+    """Policies of any widths; each removable unit has width 0 in half of the draws."""
     keep = {}
     for unit in structure.units:
         gone = unit.removable and draw(st.booleans())
@@ -119,8 +119,8 @@ def test_all_blocks_of_resnet20_gone_is_a_net_of_shortcuts() -> None:
 def test_one_inner_unit_at_zero_makes_the_other_meaningless() -> None:
     structure = analysed("bottleneck")
     policies = [policy_of(structure, a=0, b=5), policy_of(structure, a=0, b=2), policy_of(structure, a=4, b=0)]
-    found = [structure.shrink(policy) for policy in policies]
-    assert all(list(model.state_dict()) == ["stem.weight", "stem.bias", "head.weight", "head.bias"] for model in found)
+    models = [structure.shrink(policy) for policy in policies]
+    assert all(list(model.state_dict()) == ["stem.weight", "stem.bias", "head.weight", "head.bias"] for model in models)
     assert len(set(structure.params(structure.widths(policies)).tolist())) == 1
 
 

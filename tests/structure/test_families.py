@@ -1,4 +1,4 @@
-"""Every published family: its units are found, and any cut of them is exact in evaluation and in training."""
+"""Every published family: its units are as expected, and any cut is exact in evaluation and in training."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def halved(structure: Structure, seed: int) -> tuple[Policy, dict[str, np.ndarra
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_expected_units_are_found(name: str) -> None:
-    found = {unit.name: (unit.kind, unit.width) for unit in analysed(name).units}
+def test_units_are_as_expected(name: str) -> None:
+    units = {unit.name: (unit.kind, unit.width) for unit in analysed(name).units}
     expected = FAMILIES[name][2]
-    assert {unit: found.get(unit) for unit in expected} == expected
+    assert {unit: units.get(unit) for unit in expected} == expected
     assert not analysed(name).unsupported
 
 

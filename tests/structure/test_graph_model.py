@@ -1,4 +1,4 @@
-"""What the documentation says a graph module can do."""
+"""Everything that the documentation promises of a graph module."""
 
 import copy
 

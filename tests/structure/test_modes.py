@@ -56,8 +56,8 @@ def _stochastic_depth(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def _attend(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
     rows = x.flatten(2).transpose(1, 2)
-    found = F.scaled_dot_product_attention(rows, rows, rows, dropout_p=0.5 if net.training else 0.0)
-    return found.transpose(1, 2).reshape(x.shape)
+    rows = F.scaled_dot_product_attention(rows, rows, rows, dropout_p=0.5 if net.training else 0.0)
+    return rows.transpose(1, 2).reshape(x.shape)
 
 
 def _mask_unless_exporting(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -109,12 +109,12 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 @pytest.mark.parametrize("case", _SWITCHED)
 def test_evaluation_is_switched_from_training(case: str, exported: list[bool]) -> None:
-    """What is switched runs the operators of an export in evaluation mode."""
+    """A switched graph runs the operators of an export in evaluation mode."""
     model, x = _SWITCHED[case]
-    found = modes.capture_both(model, (x,))
+    captures = modes.capture_both(model, (x,))
     assert exported == [True]
     expected = modes.finished(modes.export(model, (x,), training=False))
-    own = found[False]
+    own = captures[False]
     assert [n.target for n in own.graph.nodes if n.op == "call_function"] == [
         n.target for n in expected.graph.nodes if n.op == "call_function"
     ]

@@ -28,7 +28,7 @@ NETS = {
 
 
 def halved(structure: Structure) -> tuple[Policy, dict[str, np.ndarray]]:
-    """About half of every unit, other channels in each."""
+    """Policy and channels of about half of every unit, chosen at random."""
     rng = np.random.default_rng(0)
     keep = {u.name: np.sort(rng.choice(u.width, u.width // 2 - n % 2, False)) for n, u in enumerate(structure.units)}
     return Policy(space_id="", widths={name: len(kept) for name, kept in keep.items()}), keep
@@ -63,9 +63,9 @@ def test_every_gate_keeps_the_same_hidden_units(kind: str) -> None:
         rows = (blocks + keep[name]).ravel().tolist()
         for end in (f"l{layer}", f"l{layer}_reverse"):
             for parameter in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-                found = kept[f"net.{parameter}_{end}"][0]
-                assert found is not None
-                assert found.tolist() == rows
+                indices = kept[f"net.{parameter}_{end}"][0]
+                assert indices is not None
+                assert indices.tolist() == rows
             recurrent = kept[f"net.weight_hh_{end}"][1]
             assert recurrent is not None
             assert recurrent.tolist() == keep[name].tolist()
@@ -95,13 +95,13 @@ def test_the_proof_notices_a_gate_that_is_cut_elsewhere() -> None:
     site = ("parameter", "net.weight_hh_l0", 0)
     bent = masks | {site: np.roll(masks[site], 1)}
     absent: dict[bool, set[str]] = {False: set(), True: set()}
-    found = [
+    differences = [
         largest_difference(
             structure._build({}), structure._build(cut), cut, structure.canonical, structure.example_inputs, absent
         )
         for cut in (masks, bent)
     ]
-    assert found[0] <= TOLERANCE < found[1]
+    assert differences[0] <= TOLERANCE < differences[1]
 
 
 def test_a_given_state_and_projections_keep_the_width_and_say_why() -> None:
@@ -124,7 +124,7 @@ def test_a_given_state_and_projections_keep_the_width_and_say_why() -> None:
     ):
         structure = analyze(Given(**options), inputs)
         assert set(structure.full_widths) == units
-        assert any(reason in found.reason for found in structure.fixed if found.parameter.startswith("net."))
+        assert any(reason in fixed.reason for fixed in structure.fixed if fixed.parameter.startswith("net."))
         structure.shrink(*halved(structure))
 
 

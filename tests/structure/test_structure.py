@@ -65,8 +65,8 @@ def test_shrunk_equals_the_dense_model_with_removed_channels_zeroed(name: str, d
     policy, keep = data.draw(cuts(name))
     shrunk = structure.shrink(policy, keep)
     expected = outputs(zeroed(name, structure, policy, keep), structure.example_inputs)
-    found = outputs(shrunk, structure.example_inputs)
-    for a, b in zip(expected, found, strict=True):
+    got = outputs(shrunk, structure.example_inputs)
+    for a, b in zip(expected, got, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
@@ -268,7 +268,7 @@ def test_a_model_that_cannot_be_traced_says_why_and_prints_nothing(capfd: pytest
 
 def test_a_class_of_outputs_that_export_does_not_know_is_named_until_it_is_registered() -> None:
     @dataclass
-    class Found:
+    class Logits:
         logits: torch.Tensor
 
     class Net(nn.Module):
@@ -276,12 +276,12 @@ def test_a_class_of_outputs_that_export_does_not_know_is_named_until_it_is_regis
             super().__init__()
             self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 2)
 
-        def forward(self, x: torch.Tensor) -> Found:
-            return Found(self.second(self.first(x)))
+        def forward(self, x: torch.Tensor) -> Logits:
+            return Logits(self.second(self.first(x)))
 
     x = torch.randn(2, 4)
-    with pytest.raises(StructureError, match=r"register_dataclass\(Found\) first"):
+    with pytest.raises(StructureError, match=r"register_dataclass\(Logits\) first"):
         analyze(Net(), (x,))
-    torch.export.register_dataclass(Found, serialized_type_name="Found")
+    torch.export.register_dataclass(Logits, serialized_type_name="Logits")
     structure = analyze(Net(), (x,))
-    assert isinstance(structure.shrink(structure.dense_policy())(x), Found)
+    assert isinstance(structure.shrink(structure.dense_policy())(x), Logits)

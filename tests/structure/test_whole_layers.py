@@ -74,8 +74,8 @@ def test_packed_sequences_are_left_as_they_are(kind: str) -> None:
     packed = pack_padded_sequence(x, torch.tensor([_STEPS, 3]), batch_first=True)
     expected, _ = pad_packed_sequence(layer(packed)[0], batch_first=True)
     with whole_layers():
-        found, _ = pad_packed_sequence(layer(packed)[0], batch_first=True)
-    assert torch.equal(found, expected)
+        sequence, _ = pad_packed_sequence(layer(packed)[0], batch_first=True)
+    assert torch.equal(sequence, expected)
 
 
 def test_modules_call_the_operators_again_afterwards() -> None:
