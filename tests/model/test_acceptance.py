@@ -122,7 +122,7 @@ class Branching(nn.Module):
 
 
 def test_control_flow_on_values_is_located(capfd):
-    with pytest.raises(StructureError, match=r"test_accept.py, line \d+: `if x.sum\(\) > 0:`.*must not branch"):
+    with pytest.raises(StructureError, match=r"test_acceptance.py, line \d+: `if x.sum\(\) > 0:`.*must not branch"):
         prune(Branching(), (X,))
     assert capfd.readouterr() == ("", "")
 

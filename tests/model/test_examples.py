@@ -99,7 +99,7 @@ def test_what_gives_no_batches_is_refused(monkeypatch):
     with pytest.raises(TaskError, match="must hold at least one item"):
         read(iter([]))
     monkeypatch.setattr("autoprune.memory_limits.ITERABLE_DATA_BYTES", 100)
-    with pytest.raises(TaskError, match="read into memory once"):
+    with pytest.raises(TaskError, match="so it is read into memory"):
         read(iter([DATA[:4]]))
 
 
