@@ -70,7 +70,7 @@ def prune(
     return as_native(structure.model, pruned, structure.example_inputs) if native else pruned
 
 
-def _require_valid(keep: object, ranking: str, choose: object) -> None:
+def _require_valid(keep: float, ranking: str, choose: object) -> None:
     if not isinstance(keep, Real) or not 0 < keep <= 1:
         raise UsageError(f"the share of kept channels is above 0 and at most 1; got {keep!r}")
     if ranking not in ("local", "global"):
