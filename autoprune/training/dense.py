@@ -16,9 +16,9 @@ from autoprune.training.finetune import OnProgress, finetune
 
 
 def train_dense(task: Task, *, seed: int = 0, on_progress: OnProgress | None = None) -> nn.Module:
-    """Build the task's model and train it by the task's recipe; without a recipe it is trained already.
+    """Build the task's model, train it by the task's recipe (a model without a recipe is trained already), return it.
 
-    The result, in evaluation mode, depends on the seed and the number of threads alone.
+    The returned model is in evaluation mode, and depends on the seed and the number of threads alone.
     """
     model = build_dense(task, seed=seed)
     if task.recipe is not None:
@@ -28,7 +28,7 @@ def train_dense(task: Task, *, seed: int = 0, on_progress: OnProgress | None = N
 
 
 def build_dense(task: Task, *, seed: int = 0) -> nn.Module:
-    """The task's model in evaluation mode, with initial weights drawn from `seed`."""
+    """Build the task's model in evaluation mode, with initial weights drawn from `seed`."""
     with seeded(seed):
         return task.build_model().eval()
 
@@ -36,7 +36,8 @@ def build_dense(task: Task, *, seed: int = 0) -> nn.Module:
 def load_dense(task: Task, path: Path) -> nn.Module:
     """Build the task's model and load its weights from a safetensors file.
 
-    Raises `TaskError` for an absent or damaged file, and for weights whose names or shapes are not the model's.
+    Raises:
+        TaskError: the file is absent or damaged, or its weights do not have the names or shapes of the model's.
     """
     if not path.is_file():
         raise TaskError(f"there is no weights file {path}; give a .safetensors file of the dense model")
@@ -45,7 +46,7 @@ def load_dense(task: Task, path: Path) -> nn.Module:
     except (SafetensorError, OSError) as error:
         raise TaskError(
             f"{path} is not a readable safetensors file: {error}. Restore it, or delete it if it is part of a "
-            "run, which makes it anew"
+            "run, which makes it again"
         ) from error
     model = build_dense(task)
     require_same_shapes(model.state_dict(), weights, path)
@@ -54,12 +55,12 @@ def load_dense(task: Task, path: Path) -> nn.Module:
 
 
 def weights_to_bytes(model: nn.Module, metadata: dict[str, str] | None = None) -> bytes:
-    """Parameters and buffers of a model as the content of a safetensors file; tied tensors are stored once per name."""
+    """Return the content of a safetensors file of all parameters and buffers; tied tensors are stored once per name."""
     return save({name: value.detach().clone().contiguous() for name, value in model.state_dict().items()}, metadata)
 
 
 def require_same_shapes(own: dict[str, Tensor], given: dict[str, Tensor], path: Path) -> None:
-    """Raise `TaskError` listing what differs when the tensors of a file do not have a model's names and shapes."""
+    """Raise a `TaskError` that lists the differences when tensors of a file do not have a model's names and shapes."""
     problems = [f"{name} is absent" for name in own.keys() - given.keys()]
     problems += [f"{name} is not in the model" for name in given.keys() - own.keys()]
     for name in own.keys() & given.keys():

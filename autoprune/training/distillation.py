@@ -1,7 +1,9 @@
-"""How far a model's outputs are from the dense model's: to score with, and to train with.
+"""Distance of a model's outputs from the dense model's: to score with, and to train with.
 
-Class logits `[N, C]` are compared as probabilities (Kullback-Leibler, in nats), all other outputs by their squared
-error relative to the dense outputs' mean square, so that both read 0 for equal outputs whatever their scale.
+Class logits `[N, C]` are compared as probabilities (Kullback-Leibler divergence, in nats), all other outputs by their
+squared error relative to the mean square of the dense outputs. Both are 0 for equal outputs.
+
+Source: knowledge distillation with a temperature, Hinton et al. 2015, https://arxiv.org/abs/1503.02531.
 """
 
 from __future__ import annotations
@@ -19,13 +21,27 @@ def are_logits(outputs: Tensor, *, classifies: bool) -> bool:
 
 
 def divergence(outputs: Tensor, dense_outputs: Tensor, *, classifies: bool) -> float:
-    """Mean over examples of KL(dense || model) for class logits, relative squared error otherwise; 0 when equal."""
+    """Return the distance of a model's outputs from the dense model's, 0 when they are equal.
+
+    Args:
+        outputs: the model's outputs `[N, ...]`.
+        dense_outputs: the dense model's outputs on the same examples, of the same shape.
+        classifies: whether targets are class indices, so that outputs `[N, C]` are logits.
+
+    Returns:
+        The mean over examples of KL(dense || model) in nats for class logits, else the squared error as a share of the
+        mean square of `dense_outputs`.
+    """
     with torch.no_grad():
         return float(_compare(outputs, dense_outputs, classifies=classifies, temperature=1.0))
 
 
 def distillation_loss(outputs: Tensor, dense_outputs: Tensor, *, classifies: bool, temperature: float) -> Tensor:
-    """Differentiable `divergence` at a temperature, multiplied by its square so that gradients keep their size."""
+    """Return a differentiable `divergence` `[]` in float32 for training.
+
+    Logits are divided by `temperature`; the loss is multiplied by its square, so that gradients keep their size (Hinton
+    et al. 2015). Outputs that are no logits have no temperature.
+    """
     return _compare(outputs, dense_outputs, classifies=classifies, temperature=temperature)
 
 

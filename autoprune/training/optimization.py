@@ -1,4 +1,4 @@
-"""The pieces of a training loop: schedule, optimizer, number format."""
+"""Parts of a training loop: learning-rate schedule, optimizer, number format."""
 
 from __future__ import annotations
 
@@ -15,18 +15,24 @@ from autoprune.errors import UsageError
 from autoprune.task.base import Precision, Recipe
 
 _WARM_UP = 0.05
+"""Share of the training in which the cosine schedule rises linearly from 0."""
+
 _RISE = 0.25
+_START = 0.04
+"""Share of the training in which the one-cycle schedule rises, and the rate it starts at as a share of the peak."""
 
 
 def _cosine(progress: float) -> float:
+    """Half a cosine after a linear warm-up. Source: Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983."""
     if progress < _WARM_UP:
         return progress / _WARM_UP
     return 0.5 * (1 + math.cos(math.pi * (progress - _WARM_UP) / (1 - _WARM_UP)))
 
 
 def _one_cycle(progress: float) -> float:
+    """A long linear rise, then half a cosine. Source: Smith and Topin 2018, https://arxiv.org/abs/1708.07120."""
     if progress < _RISE:
-        return 0.04 + 0.96 * progress / _RISE
+        return _START + (1 - _START) * progress / _RISE
     return 0.5 * (1 + math.cos(math.pi * (progress - _RISE) / (1 - _RISE)))
 
 
@@ -34,14 +40,17 @@ _SCHEDULES: Mapping[str, Callable[[float], float]] = MappingProxyType({"cosine":
 
 
 def learning_rate(recipe: Recipe, progress: float) -> float:
-    """Learning rate when the share `progress` of all examples was seen: above 0 in the middle of every step."""
+    """Return the learning rate at `progress`, the share of all examples that was trained on (0 to 1, both excluded)."""
     return recipe.lr * _SCHEDULES[recipe.schedule](progress)
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
-    """SGD with Nesterov momentum, or AdamW; weight decay on matrices and filters alone, not on biases and norms.
+    """Make the recipe's optimizer: SGD with Nesterov momentum, or AdamW (https://arxiv.org/abs/1711.05101).
 
-    Raises `UsageError` for a model in which nothing can be trained.
+    Weight decay applies to matrices and filters, not to biases and norms.
+
+    Raises:
+        UsageError: no parameter of the model requires a gradient.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
@@ -60,9 +69,9 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
 
 
 def uses_bf16(precision: Precision) -> bool:
-    """Whether to compute in bf16: on demand, or by itself where the CPU multiplies bf16 matrices in hardware (AMX).
+    """Whether to compute in bf16: for `bf16`, and for `auto` where the CPU multiplies bf16 matrices in hardware (AMX).
 
-    CPUs that only emulate bf16, or only have its dot product, gain too little or lose.
+    Other CPUs emulate bf16 or have only its dot product; they gain too little, or lose.
     """
     if precision == "auto":
         return bool(torch.cpu._is_amx_tile_supported())
@@ -70,5 +79,5 @@ def uses_bf16(precision: Precision) -> bool:
 
 
 def autocast(precision: Precision) -> AbstractContextManager[object]:
-    """A context in which the model computes in the number format of a recipe."""
+    """Return a context in which the model computes in the number format of a recipe."""
     return torch.autocast("cpu", torch.bfloat16) if uses_bf16(precision) else nullcontext()

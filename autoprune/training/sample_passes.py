@@ -1,4 +1,4 @@
-"""Counting search cost in sample passes: 1 is forward + backward of the dense model for one example."""
+"""Search cost in sample passes: 1 is forward + backward of the dense model for one example."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from autoprune.trials import FORWARD_SHARE
 
 
 class SamplePasses:
-    """A counter for everything that touches data. `relative_cost` is the model's MACs relative to the dense model."""
+    """A counter of sample passes; `relative_cost` is the number of MACs of a model as a share of the dense model's."""
 
     def __init__(self) -> None:
         self._total = 0.0

@@ -1,4 +1,4 @@
-"""Scoring a model: the task's metric, and how far its outputs are from the dense model's."""
+"""Scores of a model: the task's metric, and the divergence of its outputs from the dense model's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ EVALUATION_BATCH = 125
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """A model's score (the task's metric, higher is better) and divergence from the dense model (None: not asked)."""
+    """A model's score on `examples` items: the task's metric, higher is better.
+
+    `divergence` is the distance of the outputs from the dense model's, `None` when dense outputs were not given.
+    """
 
     score: float
     divergence: float | None
@@ -32,9 +35,17 @@ class Evaluation:
 def predict_outputs(
     model: nn.Module, task: Task, dataset: Dataset[Any], *, limit: int = 0, batch_size: int = EVALUATION_BATCH
 ) -> Tensor:
-    """Outputs `[N, ...]` of the model in evaluation mode on a data set, or on a fixed sample of `limit` of its items.
+    """Return outputs `[N, ...]` of the model in evaluation mode, on a data set or a fixed sample of its items.
 
-    The sample is the same for every model. Raises `TrialError` for outputs that are not finite.
+    Args:
+        model: is left in evaluation mode.
+        task: tells inputs and targets of an item apart.
+        dataset: one of the task's data sets.
+        limit: number of items in the sample, which is the same for every model; 0 takes all.
+        batch_size: items that pass through the model at once.
+
+    Raises:
+        TrialError: an output is not finite.
     """
     model.eval()
     rows = sample_rows(length(dataset), limit)
@@ -55,13 +66,23 @@ def evaluate(
     passes: SamplePasses | None = None,
     relative_cost: float = 1.0,
 ) -> Evaluation:
-    """Score a model on a data set, or on a fixed sample of `limit` of its items; leaves it in evaluation mode.
+    """Score a model on a data set or a fixed sample of its items, and leave the model in evaluation mode.
 
-    `outputs` are those of the model on these items, where they are known already.
+    Args:
+        model: the model to score.
+        task: gives the metric.
+        dataset: one of the task's data sets.
+        dense_outputs: `predict_outputs` of the dense model on the *whole* data set. The divergence needs them, and so
+            does a task that has neither a metric of its own nor class targets.
+        limit: number of items in the sample, which is the same for every model; 0 takes all.
+        outputs: outputs of the model on these items, where they are known already.
+        passes: counts the cost of running the model.
+        relative_cost: MACs of the model as a share of the dense model's.
 
-    `dense_outputs` are `predict_outputs` of the dense model on the *whole* data set; the divergence needs them, and so
-    does a task that has neither a metric of its own nor class targets. Raises `TrialError` for a score or outputs that
-    are not finite.
+    Raises:
+        TrialError: the score or an output is not finite.
+        TaskError: the task's metric failed, or did not return a number.
+        UsageError: `dense_outputs` are missing, or do not cover the data set.
     """
     rows = sample_rows(length(dataset), limit)
     reference = _reference(dense_outputs, dataset, rows)
@@ -132,7 +153,7 @@ def _score(
 
 
 def _accuracy(outputs: Tensor, task: Task, dataset: Dataset[Any], rows: Tensor) -> float:
-    """Share of the rows whose largest logit is that of the target."""
-    found = [task.split(batch)[1] for batch in batches(dataset, EVALUATION_BATCH, rows=rows)]
-    targets = torch.cat([target for target in found if target is not None])
+    """Share of the rows whose largest logit is the target's; ignored targets do not count."""
+    by_batch = [task.split(batch)[1] for batch in batches(dataset, EVALUATION_BATCH, rows=rows)]
+    targets = torch.cat([targets for targets in by_batch if targets is not None])
     return (outputs.argmax(dim=1) == targets)[targets != IGNORED].double().mean().item()

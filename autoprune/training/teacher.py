@@ -1,4 +1,4 @@
-"""What the dense model says about the batches of a fine-tuning, kept for all those that see the same batches."""
+"""Outputs of the dense model on the batches of a fine-tuning, kept for all fine-tunings on the same batches."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from autoprune import memory_limits
 class TeacherMemory:
     """Outputs of one teacher on the batches of one fine-tuning, step by step.
 
-    Fine-tunings with the same seed, number of samples and batch size draw the same augmented batches, whatever model
-    they train. `fits` says which one it is; another one starts anew. Data may still differ, where a data set draws from
-    a random state of its own: a checksum of the inputs tells. Outputs are kept while they take at most
-    `memory_limits.TEACHER_BYTES`.
+    Fine-tunings with the same seed, number of samples and recipe draw the same augmented batches, for every model that
+    they train: `schedule` is any value that identifies such a sequence, and a new one empties the memory. The inputs of
+    a step may differ all the same, where a data set draws from a random state of its own: a checksum of the inputs
+    decides. Outputs are kept while they take at most `memory_limits.TEACHER_BYTES`.
     """
 
-    _fits: object = None
+    _schedule: object = None
     _outputs: list[Tensor] = field(default_factory=list)
     _checksums: list[int] = field(default_factory=list)
     _bytes: int = 0
 
-    def recall(self, fits: object, step: int, inputs: Sequence[Tensor]) -> Tensor | None:
-        """The teacher's outputs on the inputs of that step, `None` when they are not known."""
-        if fits != self._fits:
-            self._fits, self._outputs, self._checksums, self._bytes = fits, [], [], 0
+    def recall(self, schedule: object, step: int, inputs: Sequence[Tensor]) -> Tensor | None:
+        """Return the teacher's outputs on the inputs of that step, `None` when they are not known."""
+        if schedule != self._schedule:
+            self._schedule, self._outputs, self._checksums, self._bytes = schedule, [], [], 0
         if step >= len(self._outputs) or _checksum(inputs) != self._checksums[step]:
             return None
         return self._outputs[step]
 
     def keep(self, step: int, inputs: Sequence[Tensor], outputs: Tensor) -> bool:
-        """Remember the outputs of the next step of the fine-tuning that was asked for last; whether there is room."""
+        """Keep the outputs of the next step of the schedule last recalled; return whether there was room."""
         if step != len(self._outputs) or self._bytes + outputs.nbytes > memory_limits.TEACHER_BYTES:
             return False
         self._outputs.append(outputs)
@@ -47,8 +47,8 @@ class TeacherMemory:
 
 def _checksum(inputs: Sequence[Tensor]) -> int:
     """CRC-32 of shapes and contents: depends on the order of values, and takes about 0.3 ms for 1 MB."""
-    found = 0
+    checksum = 0
     for tensor in inputs:
-        found = zlib.crc32(repr(tuple(tensor.shape)).encode(), found)
-        found = zlib.crc32(tensor.detach().flatten().view(torch.uint8).numpy().data, found)
-    return found
+        checksum = zlib.crc32(repr(tuple(tensor.shape)).encode(), checksum)
+        checksum = zlib.crc32(tensor.detach().flatten().view(torch.uint8).numpy().data, checksum)
+    return checksum

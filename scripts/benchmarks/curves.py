@@ -16,7 +16,7 @@ from torch import nn
 
 from autoprune.recovery.batchnorm import recalibrate
 from autoprune.task.base import Task
-from autoprune.training.batch_schedule import times_shown
+from autoprune.training.batch_schedule import repeats_per_batch
 from autoprune.training.finetune import finetune
 from autoprune.training.scoring import evaluate, predict_outputs
 from autoprune.trials import FORWARD_SHARE
@@ -77,8 +77,8 @@ def samples_for(passes: int, relative_cost: float, batch_size: int) -> int:
     Each costs a forward and a backward pass of a model of `relative_cost`, and a forward pass of the dense teacher when
     it is shown for the first time.
     """
-    times = times_shown(relative_cost)
-    return times * max(batch_size, math.floor(passes / (times * relative_cost + FORWARD_SHARE)))
+    repeats = repeats_per_batch(relative_cost)
+    return repeats * max(batch_size, math.floor(passes / (repeats * relative_cost + FORWARD_SHARE)))
 
 
 def score_on_test(model: nn.Module, task: Task, dense: nn.Module) -> float:

@@ -6,8 +6,8 @@ from torch.utils.data import TensorDataset
 
 from autoprune import memory_limits
 from autoprune.task.base import Recipe
-from autoprune.training import batch_schedule as lessons_module
-from autoprune.training.batch_schedule import Lesson, repeated, shuffled, times_shown
+from autoprune.training import batch_schedule
+from autoprune.training.batch_schedule import TrainingBatch, repeated, repeats_per_batch, shuffled
 from autoprune.training.finetune import finetune
 from autoprune.training.sample_passes import SamplePasses
 from tests.task.toys import toy_model, toy_task
@@ -16,18 +16,18 @@ NUMBERS = TensorDataset(torch.arange(96.0)[:, None], torch.arange(96) % 4)
 
 
 def numbered(count):
-    return [Lesson((torch.tensor([float(number)]),)) for number in range(count)]
+    return [TrainingBatch((torch.tensor([float(number)]),)) for number in range(count)]
 
 
 def order(shown):
-    return [int(lesson.batch[0]) for lesson in shown]
+    return [int(batch.tensors[0]) for batch in shown]
 
 
 @pytest.mark.parametrize(
-    ("relative_cost", "times"), [(2.0, 1), (1.0, 1), (0.45, 1), (0.19, 2), (0.11, 3), (0.05, 4), (0.0, 4)]
+    ("relative_cost", "repeats"), [(2.0, 1), (1.0, 1), (0.45, 1), (0.19, 2), (0.11, 3), (0.05, 4), (0.0, 4)]
 )
-def test_small_models_are_shown_more_for_every_question(relative_cost, times):
-    assert times_shown(relative_cost) == times
+def test_smaller_models_repeat_a_batch_more_often(relative_cost, repeats):
+    assert repeats_per_batch(relative_cost) == repeats
 
 
 @pytest.mark.parametrize(("samples", "augmented"), [(96 * 3, 96 * 2), (100, 4), (96, 0), (10, 0)])
@@ -45,30 +45,30 @@ def test_without_plain_epochs_everything_is_augmented():
     assert all((batch[0] >= 1000).all() for batch in shuffled(task, 4, 50, seed=0))
 
 
-def test_all_lessons_come_again_in_windows_and_new_orders(monkeypatch):
-    monkeypatch.setattr(lessons_module, "_WINDOW", 8)
-    found = order(repeated(numbered(20), 3, seed=0))
-    assert Counter(found) == dict.fromkeys(range(20), 3)
-    assert found[:8] == list(range(8))
-    assert sorted(found[8:16]) == sorted(found[16:24]) == list(range(8))
-    assert found[8:16] != found[16:24]
-    assert found[24:32] == list(range(8, 16))
-    assert sorted(found[48:52]) == [16, 17, 18, 19]
+def test_all_batches_are_repeated_in_windows_and_new_orders(monkeypatch):
+    monkeypatch.setattr(batch_schedule, "_WINDOW", 8)
+    numbers = order(repeated(numbered(20), 3, seed=0))
+    assert Counter(numbers) == dict.fromkeys(range(20), 3)
+    assert numbers[:8] == list(range(8))
+    assert sorted(numbers[8:16]) == sorted(numbers[16:24]) == list(range(8))
+    assert numbers[8:16] != numbers[16:24]
+    assert numbers[24:32] == list(range(8, 16))
+    assert sorted(numbers[48:52]) == [16, 17, 18, 19]
 
 
 def test_a_window_holds_no_more_than_memory_allows(monkeypatch):
     monkeypatch.setattr(memory_limits, "REPEATED_BATCHES_BYTES", 8)  # two numbers in float32
-    found = order(repeated(numbered(7), 2, seed=0))
-    assert found[:3] == [0, 1, 2]
-    assert sorted(found[3:6]) == [0, 1, 2]
-    assert found[6:9] == [3, 4, 5]
+    numbers = order(repeated(numbered(7), 2, seed=0))
+    assert numbers[:3] == [0, 1, 2]
+    assert sorted(numbers[3:6]) == [0, 1, 2]
+    assert numbers[6:9] == [3, 4, 5]
 
 
-def test_once_is_once_and_keeps_nothing():
+def test_batches_that_are_not_repeated_keep_their_order():
     assert order(repeated(numbered(5), 1, seed=0)) == list(range(5))
 
 
-def test_the_teacher_of_a_small_model_is_asked_once_for_several_looks():
+def test_the_teacher_of_a_small_model_runs_once_for_a_repeated_batch():
     asked = []
 
     class Teacher(torch.nn.Module):
@@ -82,10 +82,10 @@ def test_the_teacher_of_a_small_model_is_asked_once_for_several_looks():
 
     passes = SamplePasses()
     recipe = Recipe(batch_size=16, precision="fp32", channels_last=False)
-    found = finetune(
+    result = finetune(
         toy_model(), toy_task(), samples=100, seed=0, recipe=recipe, teacher=Teacher(), passes=passes, relative_cost=0.1
     )
-    assert found.samples == 102  # three looks at each of 34 examples
+    assert result.samples == 102  # 34 examples, three times each
     assert sum(asked) == 34
     assert passes.total == pytest.approx(102 * 0.1 + 34 / 3)
 

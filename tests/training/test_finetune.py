@@ -45,14 +45,14 @@ def test_the_seed_decides_everything(optimizer, schedule):
     recipe = Recipe(batch_size=16, lr=0.01, optimizer=optimizer, schedule=schedule, precision="fp32")
     task = toy_task(augment=flip, build_model=lambda: nn.Sequential(toy_model(), nn.Dropout(0.2)))
     start = nn.Sequential(fresh(), nn.Dropout(0.2))
-    found = []
+    trained = []
     for seed in (1, 1, 2):
         model = copy.deepcopy(start)
-        torch.manual_seed(len(found))  # the surrounding random state must not matter
+        torch.manual_seed(len(trained))  # the surrounding random state must not matter
         finetune(model, task, samples=80, seed=seed, recipe=recipe)
-        found.append(weights(model))
-    assert torch.equal(found[0], found[1])
-    assert not torch.equal(found[0], found[2])
+        trained.append(weights(model))
+    assert torch.equal(trained[0], trained[1])
+    assert not torch.equal(trained[0], trained[2])
 
 
 def test_the_random_state_is_left_alone():

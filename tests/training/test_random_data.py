@@ -1,4 +1,4 @@
-"""Data sets that augment by themselves: what is learned depends on the seed, and every picture on its own teaching."""
+"""Data sets that augment by themselves: the seed decides the result, and every picture has its own teacher outputs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from autoprune.task.base import Recipe, Task
-from autoprune.training import finetune as finetune_module
-from autoprune.training.batch_schedule import shuffled
+from autoprune.training.batch_schedule import TrainingBatch, shuffled
 from autoprune.training.finetune import finetune
+from autoprune.training.objective import LossTerm, Objective
 from autoprune.training.sample_passes import SamplePasses
 from autoprune.training.teacher import TeacherMemory
 from tests.task.toys import toy_data, toy_model, toy_task
@@ -67,35 +67,36 @@ def weights(model: nn.Module) -> Tensor:
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
-    """Inputs of every step, and what the teacher is believed to say about them."""
-    found: list[tuple[Tensor, Tensor]] = []
-    step = finetune_module._step
+    """Inputs of every step, and the teacher outputs that it is trained with."""
+    steps: list[tuple[Tensor, Tensor]] = []
+    terms = Objective.terms
 
-    def spied(model, optimizer, objective, lesson, rate):
-        found.append((lesson.batch[0], lesson.taught))
-        return step(model, optimizer, objective, lesson, rate)
+    def spied(self: Objective, model: nn.Module, batch: TrainingBatch) -> list[LossTerm]:
+        assert batch.teacher_outputs is not None
+        steps.append((batch.tensors[0], batch.teacher_outputs))
+        return terms(self, model, batch)
 
-    monkeypatch.setattr(finetune_module, "_step", spied)
-    return found
+    monkeypatch.setattr(Objective, "terms", spied)
+    return steps
 
 
 def require_right(shown: list[tuple[Tensor, Tensor]], teacher: nn.Module) -> None:
     assert shown
-    for inputs, taught in shown:
-        assert torch.allclose(teacher(inputs), taught, atol=1e-6)
+    for inputs, teacher_outputs in shown:
+        assert torch.allclose(teacher(inputs), teacher_outputs, atol=1e-6)
 
 
 @pytest.mark.parametrize("source", GLOBAL)
 @pytest.mark.parametrize("make", [Flipped, flipping_loader])
 def test_the_seed_decides_what_data_draw(source: str, make: Callable[..., object]) -> None:
-    task, found = task_with(make(GLOBAL[source])), []
+    task, trained = task_with(make(GLOBAL[source])), []
     for seed in (1, 1, 2):
         GLOBAL[source]()  # the surrounding random state must not matter
         model = model_of(8)
         finetune(model, task, samples=96, seed=seed)
-        found.append(weights(model))
-    assert torch.equal(found[0], found[1])
-    assert not torch.equal(found[0], found[2])
+        trained.append(weights(model))
+    assert torch.equal(trained[0], trained[1])
+    assert not torch.equal(trained[0], trained[2])
 
 
 def test_the_seed_decides_what_an_augmentation_draws_from_global_states() -> None:

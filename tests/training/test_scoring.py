@@ -28,10 +28,10 @@ def echo_task(targets=RIGHT, **changes) -> Task:
 def test_accuracy_by_hand():
     wrong_third = torch.where(torch.arange(40) < 10, (RIGHT + 1) % 4, RIGHT)
     task = echo_task(wrong_third)
-    found = evaluate(Echo(), task, task.val_set)
-    assert found.score == 0.75
-    assert found.divergence is None
-    assert found.examples == 40
+    evaluation = evaluate(Echo(), task, task.val_set)
+    assert evaluation.score == 0.75
+    assert evaluation.divergence is None
+    assert evaluation.examples == 40
 
 
 def test_targets_that_losses_leave_out_are_neither_right_nor_wrong():
@@ -50,26 +50,26 @@ def test_a_metric_or_an_item_that_fails_says_where():
             raise OSError("60.png is truncated")
 
     task = toy_task(metric=reads_a_label)
-    with pytest.raises(TaskError, match=r"failed: KeyError: 'label' \(test_evaluate.py, line \d+: `raise KeyError"):
+    with pytest.raises(TaskError, match=r"failed: KeyError: 'label' \(test_scoring.py, line \d+: `raise KeyError"):
         evaluate(nn.Identity(), task, task.val_set)
-    with pytest.raises(TaskError, match=r"item 0 of Torn cannot be read: OSError: 60.png is truncated \(test_evaluate"):
+    with pytest.raises(TaskError, match=r"item 0 of Torn cannot be read: OSError: 60.png is truncated \(test_scoring"):
         predict_outputs(nn.Identity(), task, Torn([0, 1]))
 
 
 def test_equal_outputs_have_no_divergence_and_other_ones_do():
     task = echo_task()
     assert evaluate(Echo(), task, task.val_set, dense_outputs=LOGITS).divergence == pytest.approx(0, abs=1e-6)
-    found = evaluate(Echo(), task, task.val_set, dense_outputs=LOGITS.roll(1, dims=1))
-    assert found.divergence is not None
-    assert found.divergence > 1
+    evaluation = evaluate(Echo(), task, task.val_set, dense_outputs=LOGITS.roll(1, dims=1))
+    assert evaluation.divergence is not None
+    assert evaluation.divergence > 1
 
 
 def test_a_limit_takes_the_same_rows_of_outputs_targets_and_dense_outputs():
     task = echo_task()
-    found = evaluate(Echo(), task, task.val_set, dense_outputs=LOGITS, limit=7)
-    assert found.examples == 7
-    assert found.score == 1
-    assert found.divergence == pytest.approx(0, abs=1e-6)
+    evaluation = evaluate(Echo(), task, task.val_set, dense_outputs=LOGITS, limit=7)
+    assert evaluation.examples == 7
+    assert evaluation.score == 1
+    assert evaluation.divergence == pytest.approx(0, abs=1e-6)
 
 
 def test_predicted_outputs_do_not_depend_on_the_batch_size():
