@@ -206,6 +206,10 @@ def _policy_from(space_id: str, widths: dict[str, int]) -> Policy:
     return Policy(space_id=space_id, widths=widths)
 
 
+_GEOMETRY_KEYS = {"out_rows": "height", "out_columns": "width"}
+"""Keys in a latency table of the fields whose names in Python differ."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
     """Everything that the cost of one operator depends on, for one example; the key of a latency table.
@@ -218,8 +222,8 @@ class Geometry:
     op: str
     c_in: int
     c_out: int
-    height: int = 0
-    width: int = 0
+    out_rows: int = 0
+    out_columns: int = 0
     kernel: tuple[int, ...] = ()
     stride: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
@@ -231,8 +235,22 @@ class Geometry:
         """The part that no width changes: channels and groups are 0."""
         return replace(self, c_in=0, c_out=0, groups=0)
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON value; the output's rows and columns are its `height` and `width`."""
+        return {_GEOMETRY_KEYS.get(name, name): value for name, value in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Geometry:
+        """Inverse of `to_json`."""
+        names = {key: name for name, key in _GEOMETRY_KEYS.items()}
+        fields: dict[str, Any] = {
+            names.get(key, key): tuple(field) if isinstance(field, list) else field for key, field in value.items()
+        }
+        return cls(**fields)
+
     def __str__(self) -> str:
-        size = f" {self.height}x{self.width}" if self.height else f" {self.width}" if self.width else ""
+        rows = f"{self.out_rows}x" if self.out_rows else ""
+        size = f" {rows}{self.out_columns}" if rows or self.out_columns else ""
         kernel = f" k{'x'.join(map(str, self.kernel))}" if self.kernel else ""
         stride = f" s{'x'.join(map(str, self.stride))}" if self.stride and set(self.stride) != {1} else ""
         dilation = f" d{'x'.join(map(str, self.dilation))}" if self.dilation else ""

@@ -43,7 +43,7 @@ def stairs(step, overhead_ms=0.002):
     """Cost of a geometry on vector registers of `step` lanes: channels are rounded up to whole registers."""
 
     def cost(g):
-        positions = max(1, g.height) * max(1, g.width)
+        positions = max(1, g.out_rows) * max(1, g.out_columns)
         lanes_in, lanes_out = (math.ceil(max(1, c) / step) * step for c in (g.c_in, g.c_out))
         work = lanes_out if g.groups > 1 or g.op == "relu" else lanes_in * lanes_out
         return overhead_ms + 2e-5 * positions * work * math.prod(g.kernel or (1,))

@@ -138,8 +138,21 @@ def test_a_unit_has_channels() -> None:
 
 
 def test_a_geometry_reads_well() -> None:
-    found = Geometry(op="conv2d", c_in=16, c_out=32, height=14, width=14, kernel=(3, 3), stride=(2, 2), fused="relu")
+    found = Geometry(
+        op="conv2d", c_in=16, c_out=32, out_rows=14, out_columns=14, kernel=(3, 3), stride=(2, 2), fused="relu"
+    )
     assert str(found) == "conv2d+relu 16->32 14x14 k3x3 s2x2"
+
+
+def test_a_geometry_keeps_the_keys_of_tables_made_before() -> None:
+    geometry = Geometry(op="conv2d", c_in=16, c_out=32, out_rows=14, out_columns=7, kernel=(3, 3), fused="relu")
+    stored = {
+        "op": "conv2d", "c_in": 16, "c_out": 32, "height": 14, "width": 7, "kernel": [3, 3], "stride": [],
+        "dilation": [], "groups": 1, "fused": "relu",
+    }  # fmt: skip
+    assert Geometry.from_json(stored) == geometry
+    assert json.loads(json.dumps(geometry.to_json())) == stored
+    assert list(geometry.to_json()) == list(stored)
 
 
 def test_widths_may_be_numpy_integers():

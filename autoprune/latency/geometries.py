@@ -40,8 +40,8 @@ class PricedOperator:
     c_in: Dim
     c_out: Dim
     groups: Dim
-    height: int
-    width: int
+    out_rows: int
+    out_columns: int
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
@@ -74,8 +74,8 @@ class PricedOperator:
             op=self.op,
             c_in=0,
             c_out=0,
-            height=self.height,
-            width=self.width,
+            out_rows=self.out_rows,
+            out_columns=self.out_columns,
             kernel=self.kernel,
             stride=self.stride,
             dilation=self.dilation,
@@ -217,8 +217,8 @@ def _priced(charge: _Charge, carrier: str, gate: Gate, unless: Gate) -> PricedOp
         c_in=head.c_in,
         c_out=head.c_out,
         groups=head.groups,
-        height=head.height,
-        width=head.width,
+        out_rows=head.out_rows,
+        out_columns=head.out_columns,
         kernel=tuple(head.kernel),
         stride=tuple(head.stride),
         dilation=tuple(head.dilation),

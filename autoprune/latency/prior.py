@@ -58,7 +58,7 @@ def prior_ms(
 
 def work_ms(geometry: Geometry) -> float:
     """What an operator would cost if multiplications and memory traffic were all that counts."""
-    positions = max(1, geometry.height) * max(1, geometry.width)
+    positions = max(1, geometry.out_rows) * max(1, geometry.out_columns)
     traffic = positions * (max(1, geometry.c_in) + max(1, geometry.c_out)) / _ELEMENTS_PER_MS
     macs = positions * _work(geometry) * float(np.prod(geometry.kernel or (1,))) / _MACS_PER_MS
     return _OVERHEAD_MS + traffic + macs

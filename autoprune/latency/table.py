@@ -154,7 +154,7 @@ class LatencyTable:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON value with a checksum, so that a file that was cut off or edited by hand is recognised."""
-        entries = [vars(geometry) | vars(entry) for geometry, entry in self.entries.items()]
+        entries = [geometry.to_json() | vars(entry) for geometry, entry in self.entries.items()]
         document = vars(self) | {
             "schema": SCHEMA,
             "space": self.space.to_json(),
@@ -225,9 +225,9 @@ def varying_operators(structure: Structure) -> tuple[tuple[PricedOperator, ...],
 
 def _entry(value: dict[str, Any]) -> tuple[Geometry, Entry]:
     costs = {"latency_ms", "prior_ms", "spread_ms"}
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k not in costs}
+    fields = {key: v for key, v in value.items() if key not in costs}
     spread = tuple(float(v) for v in value["spread_ms"])
     if len(spread) != DRAWS:
         raise LatencyError(f"an entry has {DRAWS} posterior draws; got {len(spread)}")
     entry = Entry(latency_ms=float(value["latency_ms"]), prior_ms=float(value["prior_ms"]), spread_ms=spread)
-    return Geometry(**fields), entry
+    return Geometry.from_json(fields), entry

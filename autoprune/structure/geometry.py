@@ -100,14 +100,14 @@ EINSUM = "einsum"
 class Operator:
     """One node of the evaluation graph that costs time, with its sizes for one example.
 
-    `height` and `width` are the spatial sizes of the output. What the size fields mean depends on the operator:
+    `out_rows` and `out_columns` are the spatial sizes of the output. What the size fields mean depends on the operator:
 
-    - Images: `height`, `width`. Sequences: `height` 0 and their length as `width`. Windows and other leading
-      dimensions count as `height`.
+    - Images: `out_rows`, `out_columns`. Sequences: `out_rows` 0 and their length as `out_columns`. Windows and
+      other leading dimensions count as `out_rows`.
     - Recurrent layers: `groups` is the number of directions, `c_out` the hidden sizes of all directions together.
-    - Attention: `groups` is the number of heads, `width` the length of queries, `kernel` the length of keys, and
+    - Attention: `groups` is the number of heads, `out_columns` the length of queries, `kernel` the length of keys, and
       `c_in` and `c_out` are the sizes of one head.
-    - Matrix products: `groups` is the number of matrices, `width` the rows, `c_in` the inner size.
+    - Matrix products: `groups` is the number of matrices, `out_columns` the rows, `c_in` the inner size.
     - Linear layers that mix tokens: `groups` is the number of channels.
     - Einsums: `c_in` is the product of the sizes that are summed over, `c_out` of the sizes that are kept.
     - Transposed convolutions: `positions` is the number of places of the input, where they multiply (else 0).
@@ -122,8 +122,8 @@ class Operator:
     c_in: Dim
     c_out: Dim
     groups: Dim
-    height: int = 0
-    width: int = 0
+    out_rows: int = 0
+    out_columns: int = 0
     kernel: tuple[int, ...] = ()
     stride: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
@@ -140,7 +140,8 @@ class Operator:
     def costs(self) -> list[object]:
         """Everything that the operator's cost depends on, as a plain JSON value, without its name and its place."""
         sizes = [[dim.constant, dim.terms] for dim in (self.c_in, self.c_out, self.groups)]
-        return [self.op, *sizes, self.height, self.width, self.kernel, self.stride, self.dilation, self.positions]
+        fixed = [self.out_rows, self.out_columns, self.kernel, self.stride, self.dilation, self.positions]
+        return [self.op, *sizes, *fixed]
 
     def macs(self, widths: Array) -> Array:
         """Return the multiply-accumulates for one example, int64 `[P]` for widths `[P, U]`.
@@ -150,17 +151,17 @@ class Operator:
         if self.op in (*PRODUCTS, ATTENTION, EINSUM):
             attends = self.op == ATTENTION
             wide = self.c_in(widths) + self.c_out(widths) if attends else self.c_in(widths) * self.c_out(widths)
-            places = max(self.width, 1) * int(np.prod(self.kernel or (1,)))
+            places = max(self.out_columns, 1) * int(np.prod(self.kernel or (1,)))
             return places * self.groups(widths) * wide * self.gate(widths)
         if self.op in RECURRENT:
             reads = self.c_in(widths) + self.c_out(widths) // self.groups(widths)
-            return RECURRENT[self.op] * self.width * self.c_out(widths) * reads * self.gate(widths)
+            return RECURRENT[self.op] * self.out_columns * self.c_out(widths) * reads * self.gate(widths)
         if self.op == "linear":
-            places = self.groups(widths) * max(self.height, 1) * max(self.width, 1)
+            places = self.groups(widths) * max(self.out_rows, 1) * max(self.out_columns, 1)
             return places * self.c_out(widths) * self.c_in(widths) * self.gate(widths)
         if self.op not in _CONVOLUTIONS:
             return np.zeros(len(widths), dtype=np.int64)
-        positions = self.positions or max(self.height, 1) * max(self.width, 1)
+        positions = self.positions or max(self.out_rows, 1) * max(self.out_columns, 1)
         macs = positions * int(np.prod(self.kernel or (1,))) * self.c_out(widths) * self.c_in(widths)
         return macs // np.maximum(self.groups(widths), 1) * self.gate(widths)
 

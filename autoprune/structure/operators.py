@@ -97,13 +97,13 @@ def _layer_sizes(
     extent = [shape[d] for d in range(len(shape)) if d not in {*batch, axes[node], *own}]
     repeated = math.prod(shape[d] // CAPTURE_BATCH for d in batch if shape[d] > CAPTURE_BATCH)
     extent = [repeated, *extent] if repeated > 1 else extent
-    height, width = [0, 0, math.prod(extent[:-1]) if len(extent) > 1 else 0, *extent[-1:]][-2:]
+    rows, columns = [0, 0, math.prod(extent[:-1]) if len(extent) > 1 else 0, *extent[-1:]][-2:]
     return {
         "c_in": channels_of(sources[0], axes.get(sources[0], 1)) if sources else Dim(0),
         "c_out": channels_of(node, axes[node]),
         "groups": Dim.of(groups, unit_widths) if groups else repeats * Dim(_groups(node)),
-        "height": height if extent else 0,
-        "width": width if extent else 0,
+        "out_rows": rows if extent else 0,
+        "out_columns": columns if extent else 0,
         "kernel": kernel,
         "stride": stride,
         "dilation": dilation,
@@ -133,7 +133,7 @@ def _product_sizes(node: fx.Node, along: Along) -> dict[str, Any]:
         "c_in": along(x, rank_x - 1),
         "c_out": along(node, rank - 1) if has_columns else Dim(1),
         "groups": matrices,
-        "width": 0 if rows.units else rows.constant,
+        "out_columns": 0 if rows.units else rows.constant,
         "kernel": output_shape(y)[-2:-1] if attends else (),
     }
 

@@ -146,7 +146,7 @@ def single_operator(geometry: Geometry, batch: int) -> tuple[bytes, np.ndarray]:
     g = geometry
     rng = np.random.default_rng(0)
     stride = g.stride or (1, 1)
-    image = [batch, g.c_in, g.height * stride[0], g.width * stride[-1]]
+    image = [batch, g.c_in, g.out_rows * stride[0], g.out_columns * stride[-1]]
     weights, nodes = {}, []
     if g.op == "conv2d":
         weights["w"] = rng.standard_normal((g.c_out, g.c_in // g.groups, *g.kernel)).astype(np.float32)
@@ -156,8 +156,8 @@ def single_operator(geometry: Geometry, batch: int) -> tuple[bytes, np.ndarray]:
                 "Conv", ["x", "w"], ["y"], kernel_shape=g.kernel, strides=stride, pads=pads, group=g.groups
             )
         )
-    elif g.op == "linear" and g.width > 1:  # of every token
-        image = [batch, g.width, g.c_in]
+    elif g.op == "linear" and g.out_columns > 1:  # of every token
+        image = [batch, g.out_columns, g.c_in]
         weights["w"] = rng.standard_normal((g.c_in, g.c_out)).astype(np.float32)
         nodes.append(helper.make_node("MatMul", ["x", "w"], ["y"]))
     elif g.op == "linear":
@@ -165,7 +165,7 @@ def single_operator(geometry: Geometry, batch: int) -> tuple[bytes, np.ndarray]:
         weights["w"] = rng.standard_normal((g.c_out, g.c_in)).astype(np.float32)
         nodes.append(helper.make_node("Gemm", ["x", "w"], ["y"], transB=1))
     elif g.op == "scaled_dot_product_attention":
-        image = [batch, g.groups, g.width, g.c_in]
+        image = [batch, g.groups, g.out_columns, g.c_in]
         nodes += [
             helper.make_node("Transpose", ["x"], ["t"], perm=[0, 1, 3, 2]),
             helper.make_node("MatMul", ["x", "t"], ["products"]),
@@ -173,14 +173,14 @@ def single_operator(geometry: Geometry, batch: int) -> tuple[bytes, np.ndarray]:
             helper.make_node("MatMul", ["weights", "x"], ["y"]),
         ]
     elif g.op == "layer_norm":
-        image = [batch, max(g.width, 1), g.c_in]
+        image = [batch, max(g.out_columns, 1), g.c_in]
         weights["w"] = np.ones(g.c_in, dtype=np.float32)
         nodes.append(helper.make_node("LayerNormalization", ["x", "w"], ["y"]))
     elif g.op in ("transpose", "permute", "unbind"):
-        image = [batch, max(g.c_in, 1), max(g.height, 1), max(g.width, 1)]
+        image = [batch, max(g.c_in, 1), max(g.out_rows, 1), max(g.out_columns, 1)]
         nodes.append(helper.make_node("Transpose", ["x"], ["y"], perm=[0, 2, 1, 3]))
     elif g.op == "lstm":
-        image, hidden = [g.width, batch, g.c_in], g.c_out // g.groups
+        image, hidden = [g.out_columns, batch, g.c_in], g.c_out // g.groups
         for name, size in (("w", g.c_in), ("r", hidden)):
             weights[name] = rng.standard_normal((g.groups, 4 * hidden, size)).astype(np.float32)
         direction = "forward" if g.groups == 1 else "bidirectional"
@@ -192,7 +192,7 @@ def single_operator(geometry: Geometry, batch: int) -> tuple[bytes, np.ndarray]:
         image = [batch, g.c_in, 7, 7]
         nodes.append(helper.make_node("GlobalAveragePool", ["x"], ["y"]))
     else:
-        image = [batch, g.c_in, max(g.height, 1), max(g.width, 1)]
+        image = [batch, g.c_in, max(g.out_rows, 1), max(g.out_columns, 1)]
         nodes.append(helper.make_node("Relu", ["x"], ["y"]))
     value = "y"
     for step in filter(None, g.fused.split("+")):

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from autoprune.latency.monotonicity import disjoint, monotone, ordered_chains
 from autoprune.records import Geometry
 
-CONV = Geometry(op="conv2d", c_in=0, c_out=0, height=4, width=4, kernel=(3, 3))
+CONV = Geometry(op="conv2d", c_in=0, c_out=0, out_rows=4, out_columns=4, kernel=(3, 3))
 
 
 def chains_of(geometries):
@@ -41,7 +41,7 @@ def test_both_widths_give_chains_but_never_together():
 
 @pytest.mark.parametrize(
     "other",
-    [{"op": "linear"}, {"height": 8}, {"kernel": (1, 1)}, {"stride": (2, 2)}, {"fused": "relu"}, {"groups": 2}],
+    [{"op": "linear"}, {"out_rows": 8}, {"kernel": (1, 1)}, {"stride": (2, 2)}, {"fused": "relu"}, {"groups": 2}],
 )
 def test_different_operators_are_not_ordered(other):
     geometries = [replace(CONV, c_in=4, c_out=8), replace(CONV, c_in=4, c_out=24, **other)]

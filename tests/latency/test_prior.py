@@ -86,11 +86,11 @@ def test_without_a_profiler_the_work_decides(world):
 
 
 def test_work_grows_with_everything_that_makes_work():
-    small = Geometry(op="conv2d", c_in=8, c_out=8, height=4, width=4, kernel=(3, 3))
+    small = Geometry(op="conv2d", c_in=8, c_out=8, out_rows=4, out_columns=4, kernel=(3, 3))
     for larger in (
         replace(small, c_in=16),
         replace(small, c_out=16),
-        replace(small, height=8),
+        replace(small, out_rows=8),
         replace(small, kernel=(5, 5)),
     ):
         assert work_ms(larger) > work_ms(small) > 0

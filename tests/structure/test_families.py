@@ -71,5 +71,5 @@ def test_attention_has_a_geometry_that_follows_heads_and_their_size() -> None:
     attention = next(op for op in structure.operators if op.op == "scaled_dot_product_attention")
     widths = structure.widths([Policy(space_id="", widths=structure.full_widths | {"blocks.0.qkv": 2})])
     sizes = [int(dim(widths)[0]) for dim in (attention.groups, attention.c_in, attention.c_out)]
-    assert (sizes, attention.width, attention.kernel) == ([2, 4, 4], 17, (17,))
+    assert (sizes, attention.out_columns, attention.kernel) == ([2, 4, 4], 17, (17,))
     assert attention.macs(widths)[0] == 2 * 17 * 17 * (4 + 4)

@@ -36,7 +36,7 @@ def test_operators_of_a_net_with_groups_and_pooling() -> None:
     assert [(int(op.c_in(widths)[0]), int(op.c_out(widths)[0])) for op in convolutions] == [(2, 12), (12, 8), (8, 3)]
     assert convolutions[1].kernel == (3, 3)
     assert convolutions[1].stride == (1, 1)
-    assert (convolutions[1].height, convolutions[1].width) == (8, 8)
+    assert (convolutions[1].out_rows, convolutions[1].out_columns) == (8, 8)
     assert convolutions[1].inputs == ("relu",)
 
 
@@ -60,7 +60,7 @@ def test_what_moves_heads_is_as_large_as_the_heads_are_many_and_wide() -> None:
     weights = next(op for op in structure.operators if op.op == "softmax")
 
     def elements(op: Operator) -> list[int]:
-        return (op.c_out(widths) * op.groups(widths) * max(op.height, 1) * max(op.width, 1)).tolist()
+        return (op.c_out(widths) * op.groups(widths) * max(op.out_rows, 1) * max(op.out_columns, 1)).tolist()
 
     assert elements(moves) == [17 * 3 * 3 * 4, 17 * 3 * 1 * 4, 17 * 3 * 3 * 2]
     assert elements(weights) == [3 * 17 * 17, 17 * 17, 3 * 17 * 17]
