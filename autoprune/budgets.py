@@ -1,4 +1,4 @@
-"""Budgets: what a model may cost, in the costs of `records.COSTS`. Continues `records`; the same rules hold.
+"""Budgets: the most that a model may cost, in the costs of `records.COSTS`. Continues `records`; the same rules hold.
 
 A budget is one text, such as `50%`, `1.2ms`, `bytes:1MB` or `33%,params:50%,activation_bytes:100kB`: limits on named
 costs, joined by commas. All of them must be met; of two limits on the same cost the tighter one counts. Several
@@ -56,16 +56,16 @@ class Limit:
         return tuple(name for name, most in zip(COSTS, self.most, strict=True) if math.isfinite(most))
 
     def shown(self, costs: Iterable[float]) -> str:
-        """The limited ones of some costs `[K]`, for a message: `0.8 ms, 1,000 bytes`."""
+        """Write those of some costs `[K]` that are limited, for a message: `0.8 ms, 1,000 bytes`."""
         return ", ".join(_shown(n, c) for n, c in zip(COSTS, costs, strict=True) if n in self.limited)
 
     def to_json(self) -> dict[str, float]:
-        """Plain JSON value: the finite maxima by name."""
+        """Return a plain JSON value: the finite maxima by name."""
         return {name: most for name, most in zip(COSTS, self.most, strict=True) if math.isfinite(most)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Limit:
-        """Inverse of `to_json`."""
+        """Build the limit that `to_json` wrote."""
         return cls.of(**value)
 
     def __str__(self) -> str:
@@ -106,7 +106,7 @@ class Bound:
         raise BudgetError(f"a budget is a share of the dense model or an amount, above 0; got {text!r}. {_HINT}")
 
     def most(self, dense: float) -> float:
-        """The maximum, for a dense model of that cost."""
+        """Return the maximum, for a dense model of that cost."""
         # Multiplied first: 29 % of 100 parameters are 29, not a little less.
         return self.number * dense / 100 if self.unit == "%" else self.number * _UNITS[self.cost][self.unit]
 
@@ -117,7 +117,15 @@ class Bound:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What a model may cost on the target: bounds that must all be met. `str` gives it back as written."""
+    """Bounds on the costs of a model that must all be met. `str` gives the budget back as written.
+
+    Example:
+        >>> budget = Budget.parse("50%,bytes:1MB")
+        >>> str(budget)
+        '50%,bytes:1MB'
+        >>> print(budget.limit([0.8, 50_000, 9e6, 200_000, 80_000]))
+        0.4 ms, 1,000,000 bytes
+    """
 
     bounds: tuple[Bound, ...]
 
@@ -135,7 +143,11 @@ class Budget:
         return any(bound.cost == "latency" for bound in self.bounds)
 
     def limit(self, dense: Sequence[float]) -> Limit:
-        """The maxima, for a dense model of the costs `dense` `[K]`; of two on the same cost the tighter one."""
+        """Return the maxima in numbers; of two bounds on the same cost the tighter one.
+
+        Args:
+            dense: costs of the dense model, `[K]` in the order of `COSTS`.
+        """
         most = dict.fromkeys(COSTS, math.inf)
         for bound in self.bounds:
             name = _COLUMNS[bound.cost]
@@ -147,14 +159,19 @@ class Budget:
 
 
 def alternatives(budgets: Sequence[Budget]) -> tuple[Budget, ...]:
-    """The budgets that each give models: those with a latency, with the bounds of all others added (see above)."""
+    """Return the budgets that each give models: those that limit latency, each with the bounds of all others added.
+
+    Example:
+        >>> [str(budget) for budget in alternatives([Budget.parse(text) for text in ("50%", "33%", "bytes:1MB")])]
+        ['50%,bytes:1MB', '33%,bytes:1MB']
+    """
     always = tuple(bound for budget in budgets if not budget.timed for bound in budget.bounds)
     timed = [Budget(bounds=budget.bounds + always) for budget in budgets if budget.timed]
     return tuple(dict.fromkeys(timed)) or (Budget(bounds=always),)
 
 
 def latency_limit_ms(text: str, dense_ms: float) -> float:
-    """Read a latency alone, as a share of `dense_ms` or a time; `BudgetError` for another cost."""
+    """Read a latency in milliseconds, from a share of `dense_ms` or a time; `BudgetError` for another cost."""
     bound = Bound.parse(text)
     if bound.cost != "latency":
         raise BudgetError(f"a latency is a share of the dense model's or a time; got {text!r}. Write `50%` or `1.2ms`.")
@@ -162,7 +179,7 @@ def latency_limit_ms(text: str, dense_ms: float) -> float:
 
 
 def _plain(number: float) -> str:
-    """All digits of a number and no exponent: what `parse` reads as the same number."""
+    """Write all digits of a number without an exponent, so that `parse` reads the same number."""
     return format(Decimal(repr(number)).normalize(), "f") if math.isfinite(number) else str(number)
 
 

@@ -32,10 +32,10 @@ FOUNDATION = (
     "reconstruct",
     "seed",
 )
-"""What a run folder is about: a run that differs in one of these needs a folder of its own."""
+"""Fields that a run folder is bound to: a run that differs in one of these needs a folder of its own."""
 
 QUESTION = ("space", "strategy", "sampler", "effort", "trials")
-"""What its search answers besides the budgets: may change until the first trial. Other budgets make new studies."""
+"""Fields that may change until the first trial. Budgets may change at any time: other budgets make new studies."""
 
 _SCHEMA = 1  # of `run.yaml`, as the run folder writes it: a file of another version may mean something else
 
@@ -64,8 +64,8 @@ class RunConfig(BaseModel):
     precision: Literal["fp32", "int8"] = "fp32"
     """Arithmetic of the deployed model: fp32, or int8 by static quantization."""
     budgets: tuple[str, ...] = Field(default=("50%", "33%"), min_length=1)
-    """What a model may cost: a share of the dense latency (`50%`), a time (`1.2ms`), another cost (`bytes:1MB`,
-    `params:50%`, `macs:10M`, `activation_bytes:100kB`), or several of them joined by commas (`50%,bytes:1MB`). Budgets
+    """Limits on the cost of a model: a share of the dense latency (`50%`), a time (`1.2ms`), another cost (`bytes:1MB`,
+    `params:50%`, `macs:10M`, `activation_bytes:100kB`), or several limits joined by commas (`50%,bytes:1MB`). Budgets
     that limit latency are alternatives, each of which gives models; one that names no latency is added to every one of
     those; if none names latency, all together form one budget."""
     strategy: str = "guided"
@@ -78,10 +78,10 @@ class RunConfig(BaseModel):
     trials: int | None = Field(default=None, ge=1)
     """Policies to score at the cheapest fidelity; derived from the effort when left out."""
     scores: str = "obs"
-    """How the channels of a unit are ranked: `obs` by what their removal costs after all that reads them made up for
-    it, or one of the scores of `autoprune.pruning.SCORES`."""
+    """How the channels of a unit are ranked: `obs` by the error that remains after the layers that read them were
+    refitted, or one of the scores of `autoprune.pruning.SCORES`."""
     reconstruct: bool = True
-    """Whether what reads pruned channels makes up for them by least squares."""
+    """Whether layers that read pruned channels are refitted by least squares."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of everything."""
     table: str | None = None
@@ -95,12 +95,12 @@ class RunConfig(BaseModel):
     ray_address: str | None = None
     """The Ray cluster: HOST:PORT, or `auto` for the one that this host is part of; one is started when left out."""
     resources: dict[str, float] = Field(default_factory=lambda: {"cpu": 1.0})
-    """What a trial takes of a Ray node, such as `cpu=1,gpu=0.25`."""
+    """Resources of a Ray node that one trial takes, such as `cpu=1,gpu=0.25`."""
     storage: str | None = None
     """Where the studies are kept: `postgresql+psycopg://USER:$PASSWORD@HOST/DATABASE` or `journal:PATH`, with `$NAME`
-    for what the environment holds; a file of the run folder when left out."""
+    for variables of the environment; a file of the run folder when left out."""
     run_id: str = Field(default_factory=lambda: uuid.uuid4().hex[:12], min_length=1)
-    """What the names of this run's studies begin with in a storage that is shared."""
+    """Prefix of the names of this run's studies in a storage that several runs share."""
     trial_timeout: float | None = Field(default=None, gt=0)
     """Seconds after which a trial is ended and tried again; no limit when left out. Not for `inline`."""
     worker_threads: int = Field(default=1, ge=1)
@@ -136,13 +136,13 @@ class RunConfig(BaseModel):
 
     @property
     def slots(self) -> int:
-        """How many trials run at the same time on this host."""
+        """Number of trials that run at the same time on this host."""
         if self.executor == "inline":
             return 1
         return self.workers or max(1, min(os.cpu_count() or 1, 8))
 
     def parsed_budgets(self) -> tuple[Budget, ...]:
-        """The budgets that each give models: alternatives in latency, with all other limits added to every one."""
+        """Return the budgets that each give models: alternatives in latency, each with all other limits."""
         return alternatives([Budget.parse(text) for text in self.budgets])
 
 
@@ -162,9 +162,19 @@ def field_docs() -> dict[str, str]:
 
 
 def load_config(path: Path | None, given: dict[str, Any]) -> RunConfig:
-    """Configuration from a YAML file (optional) and options that win over it.
+    """Build the configuration from a YAML file and options.
 
-    Raises `ConfigError` naming the file, the key and the known keys, or the schema that this version cannot read.
+    Args:
+        path: YAML file with fields of `RunConfig`, or `None`.
+        given: fields of `RunConfig`; they win over the file.
+
+    Raises:
+        ConfigError: for a file that cannot be read, an unknown key or a wrong value (the message names the file, the
+            key and the known keys), or a schema of another version.
+
+    Example:
+        >>> load_config(None, {"budgets": ["50%"], "seed": 1}).effort
+        'small'
     """
     values = read_yaml(path) if path else {}
     schema = values.pop("schema", _SCHEMA)
@@ -179,7 +189,7 @@ def load_config(path: Path | None, given: dict[str, Any]) -> RunConfig:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Mapping in a YAML file; `ConfigError` names the file and the line, also of a key that is given twice."""
+    """Read the mapping in a YAML file; `ConfigError` names the file and the line, also of a key that is given twice."""
     try:
         text = path.read_text()
         _refuse_repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader))
@@ -198,7 +208,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _refuse_repeated_keys(root: yaml.Node | None) -> None:
-    """`ComposerError` for a key that is written twice in a mapping; PyYAML keeps the last one without a word."""
+    """Raise `ComposerError` for a key that is written twice in a mapping; PyYAML keeps the last one without a word."""
     waiting, seen = [root], set[int]()
     while waiting:
         node = waiting.pop()
@@ -209,15 +219,15 @@ def _refuse_repeated_keys(root: yaml.Node | None) -> None:
             waiting += node.value
             continue
         waiting += [value for _, value in node.value]
-        found: set[tuple[str, str]] = set()
+        keys: set[tuple[str, str]] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if (key.tag, key.value) in found:
+            if (key.tag, key.value) in keys:
                 raise ComposerError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
-            found.add((key.tag, key.value))
+            keys.add((key.tag, key.value))
 
 
 def without_booleans(value: Any) -> Any:
-    """What is given for a key that wants numbers: `ValueError` for booleans, which pydantic would take as 0 and 1."""
+    """Return a value that must hold numbers; `ValueError` for booleans, which pydantic would take as 0 and 1."""
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
     if any(isinstance(part, bool) for part in parts):
         raise ValueError(f"wants numbers (yes, no, on and off are booleans in YAML); got {value!r}")
@@ -225,7 +235,7 @@ def without_booleans(value: Any) -> Any:
 
 
 def validation_message(source: object, error: ValidationError, known: Iterable[str], nested: Iterable[str] = ()) -> str:
-    """One line for a pydantic error: file, key, rule, value, and what keys are known there."""
+    """Write a pydantic error as one line: file, key, rule, value, and the keys that are known there."""
     parts = []
     for problem in error.errors():
         key = ".".join(str(x) for x in problem["loc"])

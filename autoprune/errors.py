@@ -1,6 +1,6 @@
-"""Every error that autoprune raises on purpose.
+"""The errors that autoprune raises on purpose.
 
-Each message states the rule, what was found, and what to do about it. The command line prints the message alone and
+Each message states the rule, the value that breaks it, and the remedy. The command line prints the message alone and
 exits with code 2; from Python, `except AutopruneError` catches them all.
 
     AutopruneError
@@ -26,7 +26,17 @@ from collections.abc import Iterable
 
 
 class AutopruneError(Exception):
-    """Base of all errors that are meant for the user."""
+    """Base of all errors that are meant for the user.
+
+    Example:
+        >>> import autoprune
+        >>> from autoprune.budgets import Budget
+        >>> try:
+        ...     Budget.parse("fast")
+        ... except autoprune.AutopruneError as error:
+        ...     print(error)
+        a budget is a share of the dense model or an amount, above 0; got 'fast'. Write `50%` or `1.2ms`, ...
+    """
 
 
 class UsageError(AutopruneError, ValueError):
@@ -82,7 +92,17 @@ class VerificationError(AutopruneError):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
-    """Build the error for a name that is not in a closed list: names the near misses and lists all known ones."""
+    """Build the error for a name that is not in a closed list; its message has the nearest name and all known ones.
+
+    Args:
+        kind: what the name stands for, such as `strategy`.
+        name: the name that was given.
+        known: the names that would have been accepted.
+
+    Example:
+        >>> print(unknown_name("effort", "smal", ["small", "medium", "large"]))
+        unknown effort 'smal'. Did you mean 'small'? Known: large, medium, small.
+    """
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""

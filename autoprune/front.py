@@ -16,20 +16,23 @@ from autoprune.trials import FrontModel
 Floats = npt.ArrayLike
 
 
-def dominates(a: tuple[float, float], b: tuple[float, float]) -> bool:
-    """Whether `a` is no worse than `b` in both and better in one; each is `(latency_ms, score)`.
-
-    A point does not dominate its own duplicate.
-    """
-    return a[0] <= b[0] and a[1] >= b[1] and a != b
-
-
 def non_dominated(latency_ms: Floats, score: Floats) -> npt.NDArray[np.bool_]:
-    """Mask of the points that no other point dominates.
+    """Return a mask of the points that no other point dominates.
 
-    Exact duplicates of such a point are all kept; of points with equal latency only those of the best score are, and of
-    points with equal score only those of the lowest latency. Empty in, empty out. Memory grows with the square of the
-    number of points.
+    A point dominates another when it is no worse in both and better in one. So exact duplicates of a point on the front
+    are all kept; of points with equal latency only the best score is, and of points with equal score only the lowest
+    latency. Empty in, empty out. Memory grows with the square of the number of points.
+
+    Args:
+        latency_ms: `[points]`, finite.
+        score: `[points]`, finite, higher is better.
+
+    Returns:
+        Booleans `[points]`.
+
+    Example:
+        >>> non_dominated([1.0, 2.0, 3.0], [0.90, 0.95, 0.94]).tolist()
+        [True, True, False]
     """
     latency, value = _checked(latency_ms, score)
     no_worse = (latency[:, None] <= latency) & (value[:, None] >= value)
@@ -38,10 +41,22 @@ def non_dominated(latency_ms: Floats, score: Floats) -> npt.NDArray[np.bool_]:
 
 
 def hypervolume(latency_ms: Floats, score: Floats, reference: tuple[float, float]) -> float:
-    """Exact area that the points dominate, bounded by `reference = (latency_ms, score)`.
+    """Return the exact area that the points dominate, bounded by `reference = (latency_ms, score)`.
 
-    The unit is milliseconds times the score's unit. Points that are not better than the reference in both add nothing,
-    so the area of no points is 0. Compare two areas only when they have the same reference.
+    Points that are not better than the reference in both add nothing, so the area of no points is 0. Compare two areas
+    only when they have the same reference.
+
+    Args:
+        latency_ms: `[points]`, finite.
+        score: `[points]`, finite, higher is better.
+        reference: the slowest latency and the lowest score that count.
+
+    Returns:
+        Area in milliseconds times the score's unit.
+
+    Example:
+        >>> hypervolume([1.0, 2.0], [0.5, 1.0], reference=(3.0, 0.0))
+        1.5
     """
     latency, value = _checked(latency_ms, score)
     worst_ms, worst_score = _checked([reference[0]], [reference[1]])
@@ -54,10 +69,21 @@ def hypervolume(latency_ms: Floats, score: Floats, reference: tuple[float, float
 
 
 def knee(latency_ms: Floats, score: Floats) -> int:
-    """Index of the point of the front that lies farthest above the chord from its fastest to its best point.
+    """Return the index of the front's point that lies farthest above the chord from its fastest to its best point.
 
     Both axes are scaled to the extent of the front, so units do not matter. Dominated points are never chosen. Where
-    nothing lies above the chord (one or two points, straight or hollow fronts) it is the point with the best score.
+    nothing lies above the chord (one or two points, straight or hollow fronts) the point with the best score is it.
+
+    Args:
+        latency_ms: `[points]`, finite, at least one.
+        score: `[points]`, finite, higher is better.
+
+    Raises:
+        UsageError: when there is no point.
+
+    Example:
+        >>> knee([1.0, 2.0, 3.0], [0.50, 0.90, 0.95])
+        1
     """
     latency, value = _checked(latency_ms, score)
     front = np.flatnonzero(non_dominated(latency, value))
@@ -77,7 +103,16 @@ def pick(
     """Choose one model: the best score within `max_latency_ms`, else the fastest with `min_score`, or the knee.
 
     Latency is the measured one where a model was measured, otherwise the predicted one. The limits also restrict the
-    knee. Raises `UsageError` when nothing was asked for or nothing qualifies (and then names the nearest model).
+    knee.
+
+    Args:
+        models: the models to choose from.
+        max_latency_ms: largest latency in milliseconds.
+        min_score: smallest score on validation data.
+        knee: choose the best compromise of latency and score, see `knee`.
+
+    Raises:
+        UsageError: when no limit and no knee was asked for, or no model qualifies (the message names the nearest one).
     """
     if max_latency_ms is None and min_score is None and not knee:
         raise UsageError("say which model to pick: give a largest latency, a smallest score, or ask for the knee")
@@ -97,7 +132,7 @@ def pick(
 
 
 def latency_of(model: FrontModel) -> float:
-    """The model's measured latency in milliseconds, or the predicted one while it has not been measured."""
+    """Return a model's measured latency in milliseconds, or the predicted one when it has not been measured."""
     return model.latency_ms_predicted if model.latency_ms_measured is None else model.latency_ms_measured
 
 

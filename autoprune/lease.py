@@ -1,7 +1,8 @@
-"""A lease on a folder: one process at a time, wherever it runs, and the next one as soon as it is dead.
+"""A lease on a folder: one process holds it at a time, on whichever host, and its death frees it.
 
 On one host the kernel's file lock decides: it dies with its process. Where other hosts see the folder but not the lock,
-the holder's heartbeat does: a counter in the file, watched for a while. No clock of any host is compared with another.
+the holder's heartbeat decides: a counter in the file, watched for ten seconds. No clock of one host is compared with
+that of another.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 @dataclass(frozen=True, kw_only=True)
 class Holder:
-    """Who holds a lease: `born` tells a process from a later one of the same number."""
+    """The process that holds a lease; `born` tells it from a later process of the same number."""
 
     host: str
     pid: int
@@ -39,7 +40,7 @@ class Holder:
 
     @classmethod
     def here(cls) -> Holder:
-        """This process, from now on."""
+        """Describe this process, from now on."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         return cls(host=_host(), pid=os.getpid(), born=_born(os.getpid()), since=now)
 
@@ -49,18 +50,26 @@ class Holder:
 
 @contextmanager
 def held(path: Path, beat_s: float = BEAT_SECONDS) -> Iterator[None]:
-    """Hold the lease in the file `path`; `RunFolderError` that says who holds it while somebody does."""
+    """Hold the lease in the file `path` for the length of a `with` block.
+
+    Args:
+        path: file of the lease; made when it is absent.
+        beat_s: seconds between two heartbeats.
+
+    Raises:
+        RunFolderError: when another process holds the lease (the message says which), or the file cannot be used.
+    """
     try:
         opened = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise RunFolderError(f"the lease {path} cannot be used: {error.strerror}. Choose another --run-dir.") from error
-    # Not in append mode, where Linux writes at the end whatever place is asked for.
+    # Not in append mode, where Linux writes at the end of the file and ignores the offset.
     with os.fdopen(opened, "r+") as file:
         locked = _lock(file)
-        there = _read(path)
-        if locked is False or (there is not None and _alive(path, there, locked, beat_s)):
+        other = _read(path)
+        if locked is False or (other is not None and _alive(path, other, locked, beat_s)):
             raise RunFolderError(
-                f"the run folder {path.parent} is in use by {there or 'another process'}. "
+                f"the run folder {path.parent} is in use by {other or 'another process'}. "
                 "Wait until it ends, stop it, or choose another --run-dir."
             )
         me, stop = Holder.here(), threading.Event()
@@ -77,17 +86,17 @@ def held(path: Path, beat_s: float = BEAT_SECONDS) -> Iterator[None]:
 
 
 def holder(path: Path) -> Holder | None:
-    """Who holds or last held the lease in this file without giving it back."""
+    """Return the process that holds the lease in this file, or that died with it; `None` when it was given back."""
     return _read(path)
 
 
 def is_gone(holder: Holder) -> bool:
-    """Whether a holder on this host runs no longer; of another host that cannot be told at a glance."""
+    """Return whether a holder on this host no longer runs; always false for a holder on another host."""
     return holder.host == _host() and _born(holder.pid) != holder.born
 
 
 def _lock(file: Any) -> bool | None:
-    """Whether the kernel gave us the lock; `None` where the file system has none."""
+    """Return whether the kernel gave us the lock; `None` where the file system has no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
@@ -95,12 +104,12 @@ def _lock(file: Any) -> bool | None:
         return None if error.errno in _NO_LOCKS else False
 
 
-def _alive(path: Path, there: Holder, locked: bool | None, beat_s: float) -> bool:
-    if there.host == _host():
-        return not locked and not is_gone(there)
+def _alive(path: Path, other: Holder, locked: bool | None, beat_s: float) -> bool:
+    if other.host == _host():
+        return not locked and not is_gone(other)
     for _ in range(_BEATS_MISSED):
         time.sleep(beat_s)
-        if _read(path) != there:
+        if _read(path) != other:
             return True
     return False
 
@@ -109,7 +118,7 @@ def _beat(file: Any, me: Holder, stop: threading.Event, beat_s: float) -> None:
     beat = 0
     while not stop.wait(beat_s):
         beat += 1
-        with suppress(OSError):  # a disk that is full for a moment does not end the lease of who holds the lock
+        with suppress(OSError):  # a disk that is full for a moment does not end the lease
             _write(file, replace(me, beat=beat))
 
 
@@ -127,14 +136,14 @@ def _read(path: Path) -> Holder | None:
 
 
 def _host() -> str:
-    """Name of this host and of its boot: after a reboot nothing of before lives."""
+    """Return the name of this host and of its boot: no process survives a reboot."""
     with suppress(OSError):
         return f"{socket.gethostname()} {Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
     return socket.gethostname()
 
 
 def _born(pid: int) -> str:
-    """When a process began, in ticks since boot; empty when there is none."""
+    """Return when a process began, in ticks since boot; empty when there is no such process."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     return ""

@@ -1,23 +1,34 @@
-"""Every value that crosses a stage, and the words they are named with.
+"""Values that cross a stage, and the words they are named with.
 
 Glossary (one meaning each):
 
     task            model + example inputs + train / validation / test data + loss + metric
-    unit            the smallest thing the search decides about: a set of coupled channels whose members change together
-    width           how many channels of a unit are kept; 0 removes the residual branch that the unit is in
+    dense model     the trained model of a task before anything is pruned; every ratio is a share of it
+    unit            the smallest thing the search decides about: a set of coupled channels, attention heads, FFN columns
+                    or recurrent hidden units, whose members change together
+    width           how many channels (heads, ...) of a unit are kept; 0 removes the residual branch that the unit is in
     level           a width that the search may choose for a unit
-    space           which units take part and the levels of each
-    policy          one width for every unit of a space
+    space           which units take part and the levels of each (a YAML file in `search_spaces/`)
+    policy          one width for every unit of a space; `digest()` names it everywhere
+    cut             which channels of every unit stay and which go, at the widths of one policy
     target          the measured device: runtime, provider, threads, precision, batch, host
-    latency table   measured cost of operator geometries on one target, and the predictor built on it
+    kit             a zip file of models and one script, for a device that cannot run autoprune
+    geometry        all that the latency of one operator depends on; the key of a latency table
+    latency table   measured latencies of geometries on one target, and the predictor built on them
     cost            one of `COSTS`: what running or shipping a model takes
     budget          what a model may cost on the target: `2.5ms`, `50%` of the dense model, `50%,bytes:1MB`
     limit           a budget in numbers: a maximum for every cost
-    effort          what the search may spend: trials, sample passes
+    effort          what the search may spend: trials, minutes, sample passes
     fidelity        how expensively a policy is scored: proxy < brief < longer < full
-    trial           one policy scored at one fidelity
-    recovery        whatever repairs a pruned model: BN recalibration, fine-tuning, distillation
+    rung            the trials of one fidelity
+    trial           one policy scored at one fidelity; an attempt is one try to run it
+    study           the trials of one rung within some limits, as Optuna stores them
+    recovery        whatever repairs a pruned model: least-squares reconstruction, BN recalibration, fine-tuning,
+                    distillation
     sample pass     forward + backward of the dense model for one example: the unit of all reported search cost
+    front           the models of a run that no other model beats in both latency and score
+
+"Prune" means removing weights. Trials are stopped, never pruned.
 
 All values are frozen and keyword-only, validate themselves and survive a JSON round trip (`to_json` / `from_json`).
 Units of measure are part of the names. This module never imports torch.
@@ -38,7 +49,7 @@ from typing import Any
 from autoprune.errors import PolicyError
 
 COSTS: tuple[str, ...] = ("latency_ms", "params", "macs", "bytes", "activation_bytes")
-"""What a model costs, in the order of every cost array `[K]`; `bytes` are those of the weights, the last the peak."""
+"""Costs of a model, in the order of every cost array `[K]`; `bytes` are of the weights, `activation_bytes` the peak."""
 
 
 def digest_of(value: object, length: int = 12) -> str:
@@ -60,7 +71,7 @@ class Member:
 class Unit:
     """A set of coupled channels; `members` are the parameter dimensions that change together with its width.
 
-    A `removable` unit may have width 0: what is left computes without the residual branch that it is in.
+    A `removable` unit may have width 0: the model then computes without the residual branch that the unit is in.
     """
 
     name: str
@@ -92,23 +103,27 @@ class SearchSpace:
 
     @property
     def unit_names(self) -> tuple[str, ...]:
-        """All units, in the order of the structure."""
+        """Names of all units, in the order of the structure."""
         return tuple(self.levels)
 
     @cached_property
     def searched(self) -> tuple[str, ...]:
-        """Units with more than one level."""
+        """Names of the units with more than one level, in the order of the structure."""
         return tuple(name for name, levels in self.levels.items() if len(levels) > 1)
 
     @property
     def size(self) -> int:
-        """How many policies the space holds."""
+        """Number of policies in the space."""
         return math.prod(len(levels) for levels in self.levels.values())
 
     def policy(self, widths: Mapping[str, int]) -> Policy:
         """Build a policy of this space; units that are left out keep their largest level.
 
-        Raises `PolicyError` for a name or a width that the space does not have.
+        Args:
+            widths: channels to keep, by unit name.
+
+        Raises:
+            PolicyError: for a name or a width that the space does not have.
         """
         for name, width in widths.items():
             if name not in self.levels:
@@ -118,11 +133,11 @@ class SearchSpace:
         return Policy(space_id=self.id, widths={n: widths.get(n, levels[-1]) for n, levels in self.levels.items()})
 
     def places(self, policy: Policy) -> list[int]:
-        """Which of its levels every searched unit has in a policy of this space."""
+        """Return the index of the level that each searched unit has in a policy: `[searched units]`."""
         return [self.levels[name].index(policy.widths[name]) for name in self.searched]
 
     def at(self, places: Sequence[int]) -> Policy:
-        """Inverse of `places`."""
+        """Build the policy of some level indices `[searched units]`: the inverse of `places`."""
         widths = {name: levels[-1] for name, levels in self.levels.items()}
         for name, place in zip(self.searched, places, strict=True):
             widths[name] = self.levels[name][place]
@@ -132,7 +147,7 @@ class SearchSpace:
         return (_space_from, (self.id, dict(self.levels)))
 
     def neighbours(self, policy: Policy) -> Iterator[Policy]:
-        """The policies with one unit a level down or up."""
+        """Yield the policies that differ in one unit, by one level down or up."""
         for name in self.searched:
             levels = self.levels[name]
             place = levels.index(policy.widths[name])
@@ -141,20 +156,20 @@ class SearchSpace:
                     yield self.policy({**policy.widths, name: levels[near]})
 
     def largest(self) -> Policy:
-        """The policy with every unit at its largest level."""
+        """Return the policy with every unit at its largest level."""
         return self.policy({})
 
     def smallest(self) -> Policy:
-        """The policy with every unit at its smallest level."""
+        """Return the policy with every unit at its smallest level."""
         return self.policy({name: levels[0] for name, levels in self.levels.items()})
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value."""
+        """Return a plain JSON value."""
         return {"id": self.id, "levels": {name: list(levels) for name, levels in self.levels.items()}}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> SearchSpace:
-        """Inverse of `to_json`."""
+        """Build the value that `to_json` wrote."""
         return cls(id=value["id"], levels={name: tuple(levels) for name, levels in value["levels"].items()})
 
 
@@ -182,16 +197,16 @@ class Policy:
         return (_policy_from, (self.space_id, dict(self.widths)))
 
     def digest(self) -> str:
-        """Twelve hex digits that name this policy, independent of the order of its units."""
+        """Return twelve hex digits that name this policy, independent of the order of its units."""
         return digest_of({"space": self.space_id, "widths": dict(self.widths)})
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value."""
+        """Return a plain JSON value."""
         return {"space_id": self.space_id, "widths": dict(self.widths)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Policy:
-        """Inverse of `to_json`; `PolicyError` when the value is not a policy."""
+        """Build the policy that `to_json` wrote; `PolicyError` when the value is not a policy."""
         try:
             return cls(space_id=value["space_id"], widths=dict(value["widths"]))
         except (KeyError, TypeError) as error:
@@ -212,11 +227,11 @@ _GEOMETRY_KEYS = {"out_rows": "height", "out_columns": "width"}
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """Everything that the cost of one operator depends on, for one example; the key of a latency table.
+    """All that the latency of one operator depends on, for one example; the key of a latency table.
 
-    `fused` names what the runtime folds into the operator. Sizes that do not apply are 0, a dilation of 1 is `()`.
-    Never holds a layer name. Batch, threads and precision belong to the table's target. What the sizes of recurrent
-    layers and attention are: see `structure.geometry.Operator`.
+    `fused` names the operators that the runtime folds into this one. Sizes that do not apply are 0, a dilation of 1 is
+    `()`. A geometry never holds a layer name. Batch, threads and precision belong to the table's target.
+    `structure.geometry.Operator` says which sizes recurrent layers and attention have.
     """
 
     op: str
@@ -232,7 +247,7 @@ class Geometry:
 
     @property
     def kind(self) -> Geometry:
-        """The part that no width changes: channels and groups are 0."""
+        """The part of the geometry that no width changes: channels and groups are 0."""
         return replace(self, c_in=0, c_out=0, groups=0)
 
     def to_json(self) -> dict[str, Any]:
@@ -269,7 +284,7 @@ class LatencySample:
     runs: int
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value."""
+        """Return a plain JSON value."""
         return asdict(self)
 
 

@@ -4,8 +4,8 @@ run.yaml                resolved configuration
 environment.json        versions, host
 dense.safetensors       weights of the dense model
 order.json              channels of each unit, most important first
-settled.json            how well the table predicted the best candidates when the search was over
-sensitivity.json        what each unit loses at each level, alone, and at which that was measured
+settled.json            error of the table for the best candidates, when the search was over
+sensitivity.json        loss of every unit at each level with all others full, and which of it was measured
 latency_table.json      the table that predicted every latency
 study.db                Optuna studies, one for each fidelity; or study.json, which says where they are
 front.json              the result
@@ -99,7 +99,7 @@ class RunFolder:
 
     @property
     def settled(self) -> Path:
-        """How well the latency table predicted the best candidates, for which budgets, when the search was over."""
+        """Error of the latency table for the best candidates of each budget, when the search was over."""
         return self.path / "settled.json"
 
     @property
@@ -114,7 +114,7 @@ class RunFolder:
 
     @property
     def shared_study(self) -> Path:
-        """Says that the studies of the run are kept elsewhere, and where."""
+        """Where the studies of the run are kept, when that is not `study.db`."""
         return self.path / "study.json"
 
     @property
@@ -124,7 +124,7 @@ class RunFolder:
 
     @property
     def has_results(self) -> bool:
-        """Whether policies were scored and what came of it was written."""
+        """Whether policies were scored and their results were written."""
         return self.sensitivity.exists() or self.front.exists()
 
     @property
@@ -134,7 +134,7 @@ class RunFolder:
 
     @property
     def lease(self) -> Path:
-        """Who works on the run."""
+        """Lease of the process that works on the run."""
         return self.path / ".lock"
 
     @property
@@ -143,11 +143,11 @@ class RunFolder:
         return self.path / "report.html"
 
     def model(self, digest: str) -> ModelFolder:
-        """Files of the model with this policy digest (the folder may not exist yet)."""
+        """Return the files of the model with this policy digest (the folder may not exist yet)."""
         return ModelFolder(self.path / "models" / digest)
 
     def create(self) -> None:
-        """Make the folder; `RunFolderError` when that is not allowed or the place is not a folder."""
+        """Make the folder; `RunFolderError` when it cannot be written or its path is a file."""
         try:
             (self.path / "models").mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
@@ -159,7 +159,7 @@ class RunFolder:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A folder for a moment, of who holds the run: those that a killed one left are removed, too."""
+        """Yield a temporary folder inside the run; folders that a killed process left are removed first."""
         for left in self.path.glob(f"{_SCRATCH}*"):
             shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=self.path, prefix=_SCRATCH) as folder:
@@ -167,7 +167,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for one controller; a second one gets `RunFolderError` that says who holds it."""
+        """Hold the folder for one controller; a second one gets a `RunFolderError` that names the first."""
         with held(self.lease):
             yield
 
@@ -176,9 +176,9 @@ class RunFolder:
         write_json(self.shared_study, {"storage": storage, "run_id": run_id})
 
     def read_config(self) -> dict[str, Any] | None:
-        """Stored configuration, or `None` for a new folder; `RunFolderError` for another schema version.
+        """Return the stored configuration, or `None` for a new folder; `RunFolderError` for another schema version.
 
-        Without the latency table that the run was given, once the folder has one of its own.
+        Once the folder has a latency table of its own, the path of the table that the run was given is left out.
         """
         if not self.config.exists():
             return None
@@ -198,16 +198,24 @@ class RunFolder:
 
 
 def _check_schema(path: Path, value: Any) -> None:
-    found = value.get("schema") if isinstance(value, dict) else None
-    if found != SCHEMA:
+    schema = value.get("schema") if isinstance(value, dict) else None
+    if schema != SCHEMA:
         raise RunFolderError(
-            f"{path} has schema {found!r}; this version of autoprune reads {SCHEMA}. "
+            f"{path} has schema {schema!r}; this version of autoprune reads {SCHEMA}. "
             "Use the version that wrote it, or choose another --run-dir."
         )
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
-    """JSON object with a schema version and some keys; `RunFolderError` when it is absent, torn or another."""
+    """Read a JSON object of a run.
+
+    Args:
+        path: the file.
+        *keys: keys that the object must have.
+
+    Raises:
+        RunFolderError: when the file is absent, torn, of another schema version, or lacks a key.
+    """
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError as error:
@@ -233,7 +241,8 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 def write_atomic(path: Path, data: bytes) -> None:
     """Write to a temporary name, flush to disk, rename: the old file survives a crash or a full disk.
 
-    Raises `RunFolderError` when the folder cannot be written or the disk is full.
+    Raises:
+        RunFolderError: when the folder cannot be written or the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -247,6 +256,6 @@ def write_atomic(path: Path, data: bytes) -> None:
         with suppress(OSError):
             temporary.unlink()
         raise RunFolderError(
-            f"{path} cannot be written: {error.strerror or error}. What was there before is unchanged; "
+            f"{path} cannot be written: {error.strerror or error}. The file is as it was before; "
             "free some space or choose another folder, and run the same command again."
         ) from error

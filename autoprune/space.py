@@ -34,11 +34,11 @@ _WIDTH_KEYS = ("min_keep", "max_keep", "multiple_of", "steps")
 _DEFAULTS = {"min_keep": 0.125, "max_keep": 1.0, "removable": True}
 
 Useful = Mapping[str, Sequence[int]]
-"""Widths of every unit that a latency table found useful."""
+"""Widths of every unit that no larger width beats on a latency table."""
 
 
 class LevelRule(BaseModel):
-    """How the levels of some units are made. `None` leaves the value of the enclosing rule."""
+    """Rule that gives the levels of some units. `None` leaves the value of the enclosing rule."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -75,14 +75,14 @@ class SpaceSpec(LevelRule):
 
 
 def builtin_spaces() -> dict[str, Path]:
-    """Files of the built-in search spaces by name."""
+    """Return the files of the built-in search spaces by name."""
     package = Path(__file__).parent
     folders = [package / "search_spaces", package.parent / "search_spaces"]
     return {path.stem: path for folder in folders if folder.is_dir() for path in sorted(folder.glob("*.yaml"))}
 
 
 def find_space(name_or_path: str) -> Path:
-    """Path of a built-in space or of a user's file; an unknown name lists the known ones."""
+    """Return the path of a built-in space or of a user's file; the error for an unknown name lists the known ones."""
     known = builtin_spaces()
     if name_or_path in known:
         return known[name_or_path]
@@ -104,7 +104,7 @@ def load_spec(path: Path) -> SpaceSpec:
 
 
 def needs_table(spec: SpaceSpec) -> bool:
-    """Whether some levels of a space come from a latency table."""
+    """Return whether some levels of a space come from a latency table."""
     return EFFICIENT in (spec.levels, *(rule.levels for rule in spec.overrides.values()))
 
 
@@ -115,12 +115,20 @@ def build_space(
     source: object = "search space",
     useful: Useful | None = None,
 ) -> SearchSpace:
-    """Levels of every unit; units that do not take part keep their full width as the only level.
+    """Build a search space: units that do not take part keep their full width as the only level.
 
-    Where the levels are `efficient` they are the `useful` widths of a latency table; without one, all that it should
-    scan: at most 32 a unit, in steps of a power of two.
+    `efficient` levels are the `useful` widths. Without a latency table they are the widths that a table should scan: at
+    most 32 a unit, in steps of a power of two.
 
-    Raises `ConfigError` for a pattern that matches no unit, an empty list of levels, or a space with nothing to search.
+    Args:
+        spec: content of a search-space file.
+        units: units of the model.
+        structure_digest: names the structure; a part of the space's `id`.
+        source: the file, for messages.
+        useful: widths by unit that no larger width beats on the latency table.
+
+    Raises:
+        ConfigError: for a pattern that matches no unit, an empty list of levels, or a space with nothing to search.
     """
     names = [unit.name for unit in units]
     for key, patterns in (("include", spec.include), ("exclude", spec.exclude), ("overrides", spec.overrides)):
@@ -128,14 +136,14 @@ def build_space(
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise ConfigError(f"{source}: {key}: {pattern!r} matches no unit. Units: {', '.join(names)}.")
     levels = {unit.name: _levels(spec, unit, source, useful) for unit in units}
-    if not any(len(found) > 1 for found in levels.values()):
+    if not any(len(widths) > 1 for widths in levels.values()):
         why = (
             " (no smaller width of any unit that the rules allow is measurably faster on this target; `levels` of its "
             "own searches all)"
         )
         why = why if useful else ""
         raise ConfigError(f"{source}: leaves nothing to search: every unit has one level{why}: {levels}")
-    key = {"structure": structure_digest, "levels": {name: list(found) for name, found in levels.items()}}
+    key = {"structure": structure_digest, "levels": {name: list(widths) for name, widths in levels.items()}}
     return SearchSpace(id=digest_of(key), levels=levels)
 
 
@@ -148,24 +156,24 @@ def _levels(spec: SpaceSpec, unit: Unit, source: object, useful: Useful | None) 
         if fnmatchcase(unit.name, pattern):
             rule |= _given(override, rule)
     if rule["levels"] == EFFICIENT:
-        found = _efficient(unit, rule, useful)
+        levels = _efficient(unit, rule, useful)
     elif rule["levels"] is not None:
-        found = sorted({level for level in rule["levels"] if level <= unit.width})
+        levels = sorted({level for level in rule["levels"] if level <= unit.width})
     else:
-        found = _stepped(unit.width, rule)
+        levels = _stepped(unit.width, rule)
     smallest = 0 if unit.removable else 1
-    if found and unit.removable and rule["removable"] and not isinstance(rule["levels"], tuple):
-        found = [0, *found]
-    if not found or found[0] < smallest:
+    if levels and unit.removable and rule["removable"] and not isinstance(rule["levels"], tuple):
+        levels = [0, *levels]
+    if not levels or levels[0] < smallest:
         raise ConfigError(
             f"{source}: unit {unit.name!r} (width {unit.width}) needs levels from {smallest} to {unit.width}; "
-            f"{rule} gives {list(found) or 'none'}. Change `levels`, `multiple_of` or the keep ratios, or exclude it."
+            f"{rule} gives {list(levels) or 'none'}. Change `levels`, `multiple_of` or the keep ratios, or exclude it."
         )
-    return tuple(found)
+    return tuple(levels)
 
 
 def _stepped(width: int, rule: Mapping[str, Any]) -> list[int]:
-    """Multiples between the keep ratios, or those next above equal steps of the width; and the full width."""
+    """Return multiples between the keep ratios, or those next above equal steps of the width; and the full width."""
     multiple, low, high = rule["multiple_of"] or 1, rule["min_keep"] * width, rule["max_keep"] * width
     steps = rule["steps"] or math.ceil(width / multiple)
     size = width / steps if rule["steps"] else multiple
@@ -174,9 +182,9 @@ def _stepped(width: int, rule: Mapping[str, Any]) -> list[int]:
 
 
 def _efficient(unit: Unit, rule: Mapping[str, Any], useful: Useful | None) -> list[int]:
-    """Useful widths between the keep ratios, thinned to `steps` of them; or the candidates that a table should scan.
+    """Return the useful widths between the keep ratios, thinned to `steps`; or the widths that a table should scan.
 
-    A table of another space has widths that are no multiples of this one's `multiple_of`: those are left out.
+    Useful widths that are no multiples of `multiple_of` are left out: a table of another space may have such.
     """
     width, low, high = unit.width, rule["min_keep"] * unit.width, rule["max_keep"] * unit.width
     if useful is None:
@@ -194,9 +202,9 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def _given(rule: LevelRule, before: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a rule sets; one that describes levels replaces explicit ones of the enclosing rule."""
+    """Return the keys that a rule sets; a rule that describes levels replaces explicit ones of the enclosing rule."""
     values = rule.model_dump(include=set(LevelRule.model_fields))
-    found = {key: value for key, value in values.items() if value is not None}
-    if found.keys() & set(_WIDTH_KEYS) and before["levels"] != EFFICIENT:
-        found.setdefault("levels", None)
-    return found
+    given = {key: value for key, value in values.items() if value is not None}
+    if given.keys() & set(_WIDTH_KEYS) and before["levels"] != EFFICIENT:
+        given.setdefault("levels", None)
+    return given

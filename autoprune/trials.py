@@ -1,4 +1,4 @@
-"""What trials are asked, what they answer, and the models that come out. Continues `records`; the same rules hold."""
+"""Trials, their results, and the models of a front. Continues `records`; the same rules hold."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from autoprune.errors import UsageError
 from autoprune.records import COSTS, Policy, digest_of
 
 Status = Literal["done", "infeasible", "stopped", "failed", "lost"]
-"""`failed` is the policy's own fault; a trial is `lost` when what it ran on was: its worker, its host, its time."""
+"""A trial `failed` by its policy's own fault; it is `lost` when its worker, its host or its time was lost."""
 
 FORWARD_SHARE = 1 / 3
-"""Sample passes of a forward pass alone: a backward pass multiplies about twice as often."""
+"""Sample passes of a forward pass alone: a backward pass takes about twice as many multiplications."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class Fidelity:
     """How expensively a policy is scored: `finetune_samples` training examples after BN recalibration.
 
     `rung` orders fidelities from cheap to dear; the proxy has no fine-tuning at all. `val_samples` caps the validation
-    examples that the score is taken on (0: all of them).
+    examples that the score is taken on (0: all).
     """
 
     name: str
@@ -31,23 +31,23 @@ class Fidelity:
     val_samples: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value."""
+        """Return a plain JSON value."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Fidelity:
-        """Inverse of `to_json`."""
+        """Build the value that `to_json` wrote."""
         return cls(**value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What one trial found.
+    """Score and costs of one policy at one fidelity.
 
     `score` is the task's metric on validation data (higher is better); `loss` is the divergence from the dense model's
-    outputs on the same data (lower is better, less noisy than the score). `latency_source` says which.
-    `bytes` counts parameters and float buffers in fp32, `activation_bytes` the live activations of one example at their
-    peak.
+    outputs on the same data (lower is better, less noisy than the score). `latency_source` says whether `latency_ms`
+    was predicted or measured. `bytes` counts parameters and float buffers in fp32, `activation_bytes` the live
+    activations of one example at their peak.
     """
 
     score: float
@@ -65,16 +65,16 @@ class Measurement:
                 raise UsageError(f"a measurement must be finite; {name} is {getattr(self, name)}")
 
     def costs(self) -> tuple[float, ...]:
-        """The costs `[K]`, in the order of `COSTS`."""
+        """Return the costs `[K]`, in the order of `COSTS`."""
         return tuple(float(getattr(self, name)) for name in COSTS)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value."""
+        """Return a plain JSON value."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Measurement:
-        """Inverse of `to_json`."""
+        """Build the value that `to_json` wrote."""
         return cls(**value)
 
 
@@ -82,8 +82,8 @@ class Measurement:
 class TrialSpec:
     """One policy to be scored at one fidelity: all that an executor needs to know.
 
-    A trial that is run again keeps its number and its seed and is another `attempt`: only the result of the last one
-    counts.
+    A trial that is run again keeps its number and its seed and is another `attempt`. Only the result of the last
+    attempt counts.
     """
 
     number: int
@@ -95,10 +95,10 @@ class TrialSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialResult:
-    """What became of a trial: a measurement when it is `done`, a reason when it `failed` or was `lost`.
+    """Outcome of a trial: a measurement when it is `done`, a reason when it `failed` or was `lost`.
 
-    `weights` is the safetensors file of a model that is to be kept. It is no part of the JSON value. `undone` says that
-    its fine-tuning ended with a lower score than it had begun with, so that the repaired model is what was kept.
+    `weights` is the safetensors file of a model that is to be kept; it is no part of the JSON value. `undone` says that
+    fine-tuning ended with a lower score than it had begun with, so that the model before fine-tuning was kept.
     """
 
     number: int
@@ -122,7 +122,7 @@ class TrialResult:
 
     @classmethod
     def without_measurement(cls, spec: TrialSpec, status: Status, reason: str, seconds: float = 0.0) -> TrialResult:
-        """The result of a trial that measured nothing, and why."""
+        """Build the result of a trial that measured nothing, with the reason."""
         return cls(
             number=spec.number,
             policy=spec.policy,
@@ -135,7 +135,7 @@ class TrialResult:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value."""
+        """Return a plain JSON value."""
         return {name: value for name, value in vars(self).items() if name != "weights"} | {
             "policy": self.policy.to_json(),
             "fidelity": self.fidelity.to_json(),
@@ -144,7 +144,7 @@ class TrialResult:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> TrialResult:
-        """Inverse of `to_json`."""
+        """Build the value that `to_json` wrote."""
         measurement = value["measurement"]
         return cls(
             **dict(value)
@@ -157,16 +157,16 @@ class TrialResult:
 
 
 def trial_seed(run_seed: int, fidelity: Fidelity) -> int:
-    """Seed of a trial, from the run seed and the fidelity alone: the same in every executor and order.
+    """Return the seed of a trial, from the run seed and the fidelity alone: the same in every executor and order.
 
-    All policies of a rung see the same batches in the same order: what differs between them are the policies.
+    All policies of a rung see the same batches in the same order, so that results differ by the policies alone.
     """
     return int(digest_of([run_seed, fidelity.to_json()], length=8), 16) & 0x7FFFFFFF
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrontModel:
-    """One model of `front.json`: a policy with what was predicted and, once verified, what was measured."""
+    """One model of `front.json`: a policy with its predicted and, once verified, its measured latency and scores."""
 
     digest: str
     policy: Policy

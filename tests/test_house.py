@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import pytest
 
-from tests.import_graph import IMPORTS, SOURCES, TREES, chain, circles
+from tests.import_graph import IMPORTS, PACKAGE, SOURCES, TREES, chain, circles
 
 PLANNING = {
     "allocation", "budgets", "cli", "config", "errors", "executors", "front", "lease", "records", "report",
@@ -67,6 +69,17 @@ def test_functions_are_short() -> None:
     lines = {f"{name}.{function.name}": _body_lines(function) for name in SOURCES for function in _functions(name)}
     long = {name for name, count in lines.items() if count > MOST_FUNCTION_LINES}
     _only(long, LONG_FUNCTIONS, [f"{name} has {lines[name]} lines" for name in long])
+
+
+def test_no_public_name_is_unused() -> None:
+    """A module-level function or class is used by the package, by a script, or is a public name."""
+    scripts = [path.read_text() for path in (PACKAGE.parent / "scripts").rglob("*.py")]
+    words = Counter(re.findall(r"\w+", "\n".join([*(path.read_text() for path in SOURCES.values()), *scripts])))
+    defined = [
+        node for tree in TREES.values() for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+    ]
+    names = {node.name for node in defined if not node.decorator_list and not node.name.startswith("__")}
+    assert {name for name in names if words[name] < 2} == set()
 
 
 def _room(name: str) -> str:

@@ -188,7 +188,7 @@ def tasks() -> None:
     """List the built-in tasks and models."""
     from autoprune.task.builtin import MODELS, TASKS
 
-    _listing("task", {name: f"{found.summary}; model {found.default_model}" for name, found in TASKS.items()})
+    _listing("task", {name: f"{task.summary}; model {task.default_model}" for name, task in TASKS.items()})
     print("models:", ", ".join(MODELS))
 
 

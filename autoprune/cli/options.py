@@ -1,4 +1,4 @@
-"""What the commands share: options with one meaning each, and the console."""
+"""Options with one meaning each that several commands share, and the console."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of everythi
 
 
 def given_options(**values: Any) -> dict[str, Any]:
-    """The options that were given; the others keep their default, or what a resumed run was started with."""
+    """Return the options that were given; the others keep their default, or the value that a resumed run has."""
     return {key: value for key, value in values.items() if value is not None}
 
 
 def say(text: str) -> None:
-    """Print what may hold a name or a path of the user's as it is: rich would read `[...]` and `:...:` as its own."""
+    """Print text as it is, with names and paths of the user's: rich would read `[...]` and `:...:` as markup."""
     out.print(Text(text), soft_wrap=True)
 
 
 @contextmanager
 def interruptible() -> Iterator[list[int]]:
-    """SIGINT, and SIGTERM as Slurm and Kubernetes send it, raise `KeyboardInterrupt`; yields what was received.
+    """Let SIGINT, and SIGTERM as Slurm and Kubernetes send it, raise `KeyboardInterrupt`; yield the signals received.
 
-    A second signal while things are being closed changes nothing: they are closed within seconds. Python drops an
-    exception that is raised inside a destructor or a weak reference's callback: then it is raised again after a second.
+    A second signal during the clean-up changes nothing: the clean-up takes seconds. Python drops an exception that is
+    raised inside a destructor or a weak reference's callback: so it is raised again after a second.
     """
     received: list[int] = []
     again = hasattr(signal, "setitimer")  # not on Windows
@@ -80,7 +80,7 @@ def interruptible() -> Iterator[list[int]]:
 
 
 def _interrupted() -> bool:
-    """Whether a `KeyboardInterrupt` is being handled: things are being closed because of it."""
+    """Return whether a `KeyboardInterrupt` is being handled, that is, the clean-up runs."""
     error = sys.exc_info()[1]
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__

@@ -31,7 +31,7 @@ _READ_WITH = {
     "destination": (*_MODEL, *_MEASURING, "space", "explain"),
     "explain": (*_MODEL, "table"),
 }
-"""What each way to use the command reads besides its own option; the first that is given decides."""
+"""Options that each use of the command reads besides its own one; the first use that is given decides."""
 
 profile_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
@@ -83,7 +83,7 @@ def profile(
 
 
 def _refuse_ignored(context: typer.Context) -> None:
-    """`UsageError` for options that nothing would read."""
+    """Raise `UsageError` for options that nothing would read."""
     options = {parameter.name: parameter.opts[0] for parameter in context.command.params if parameter.name}
     sources = {name: context.get_parameter_source(name) for name in options}
     given = {name: options[name] for name, source in sources.items() if source and source.name == "COMMANDLINE"}
@@ -105,9 +105,9 @@ def _explain(path: Path, given: dict[str, object]) -> None:
 
     if path.suffix == ".html":
         raise UsageError(f"the page would be written over the table {path}; give the table another name, such as .json")
-    found, stairs = profiles.explained(path, **given)
+    table, stairs = profiles.explained(path, **given)
     out.print(staircase_table(stairs))
-    page = write_staircases(stairs, found.target, path.with_suffix(".html"))
+    page = write_staircases(stairs, table.target, path.with_suffix(".html"))
     say(str(page))
 
 

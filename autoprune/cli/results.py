@@ -1,4 +1,4 @@
-"""`autoprune front`, `pick`, `finetune`, `export`, `verify` and `report`: what a run found."""
+"""`autoprune front`, `pick`, `finetune`, `export`, `verify` and `report`: the models of a run."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def pick(
     run = Run.open(run_dir)
     dense_ms = run.document["dense"]["latency_ms_measured"]
     limit = latency_limit_ms(max_latency, dense_ms) * (1 + BUDGET_TOLERANCE) if max_latency else None
-    found = run.pick(max_latency_ms=limit, min_score=min_score, knee=knee)
-    print(json.dumps(to_json(found.record) | {"onnx": str(found.onnx_path)}, indent=1))
+    candidate = run.pick(max_latency_ms=limit, min_score=min_score, knee=knee)
+    print(json.dumps(to_json(candidate.record) | {"onnx": str(candidate.onnx_path)}, indent=1))
 
 
 def finetune(
@@ -71,7 +71,7 @@ def finetune(
     policy: Policy,
     epochs: Annotated[float, typer.Option("--epochs", help="Epochs of fine-tuning, from the current weights.")],
 ) -> None:
-    """Fine-tune a model of the run further, export it anew and verify it."""
+    """Fine-tune a model of the run further, export it again and verify it."""
     from autoprune.pipeline.commands import finetune_model
     from autoprune.report import ConsoleEvents
 

@@ -44,7 +44,7 @@ def status(
 
 
 def finished(folder: RunFolder) -> bool:
-    """Whether a run has its front: of the budgets that it has now, which may have been others before."""
+    """Return whether a run has a front for the budgets that it has now, which may have been others before."""
     from autoprune.pipeline.run import Run
     from autoprune.runfolder import read_json
 
@@ -53,7 +53,7 @@ def finished(folder: RunFolder) -> bool:
 
 
 def status_lines(run_dir: Path) -> Iterator[str]:
-    """What `status` prints; `RunFolderError` when there is no run."""
+    """Yield the lines that `status` prints; `RunFolderError` when there is no run."""
     from autoprune.lease import holder, is_gone
     from autoprune.pipeline.prepare import place_of
     from autoprune.pipeline.run import Run
@@ -86,7 +86,7 @@ def status_lines(run_dir: Path) -> Iterator[str]:
 
 
 def _workers(folder: RunFolder) -> str:
-    """How many workers the controller has, as far as it has said so."""
+    """Describe the workers of the controller; empty before the run has noted them."""
     from autoprune.errors import RunFolderError
     from autoprune.runfolder import read_json
 

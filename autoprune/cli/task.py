@@ -1,4 +1,4 @@
-"""`autoprune init` and `autoprune check`: write a task of one's own, and see whether it works."""
+"""`autoprune init` and `autoprune check`: write a task of your own, and see whether it works."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def check(
         ),
     )  # fmt: skip
     with out.status("Checking ..."):
-        found = check_up(config)
-    out.print(check_table(found.findings))
-    if found.structure is not None and (found.structure.fixed or found.structure.unsupported):
-        out.print(fixed_table(found.structure.fixed, found.structure.unsupported))
-    if found.estimates:
-        out.print(estimate_table(found.estimates))
-        say(basis_line(found.seconds_per_pass, config.slots, found.table_seconds))
-    if not found.works:
+        checkup = check_up(config)
+    out.print(check_table(checkup.findings))
+    if checkup.structure is not None and (checkup.structure.fixed or checkup.structure.unsupported):
+        out.print(fixed_table(checkup.structure.fixed, checkup.structure.unsupported))
+    if checkup.estimates:
+        out.print(estimate_table(checkup.estimates))
+        say(basis_line(checkup.seconds_per_pass, config.slots, checkup.table_seconds))
+    if not checkup.works:
         raise typer.Exit(1)
