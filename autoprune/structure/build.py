@@ -121,7 +121,7 @@ def _canonical(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
 
 
 def _initial(labels: Labels, tensor: torch.Tensor) -> Value:
-    """Return a value with a label of its own for every index of every dimension of a tensor."""
+    """Return a value with a new label for every index of every dimension of a tensor."""
     shape = tuple(tensor.shape)
     return Value.of_dims(shape, {d: [labels.fresh(size)] for d, size in enumerate(shape) if size > 1})
 

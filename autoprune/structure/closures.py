@@ -56,7 +56,8 @@ def _wholes(cause: int, family: int, equations: Mapping[int, Sequence[Equation]]
 def _closure(seed: int, equations: Mapping[int, Sequence[Equation]]) -> Atom | None:
     """Return all labels that go when `seed` goes; `None` when no consistent set exists or a fixed label is reached.
 
-    A removed cause removes its whole. A cause is removed once all its wholes in one family are removed.
+    A removed cause removes its whole. A removed whole without a removed cause removes every cause of which all wholes
+    in that family are removed.
     """
     removed, queue = {seed}, [seed]
     while queue:

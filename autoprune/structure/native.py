@@ -115,7 +115,7 @@ def _gates(module: nn.RNNBase) -> int:
 
 
 def _require_equal(native_model: nn.Module, pruned: GraphModel, example_inputs: ExampleInputs) -> None:
-    """Raise `StructureError` unless both models give equal outputs in evaluation and the native one also trains."""
+    """Raise `StructureError` unless both models give equal outputs and the native model also runs in training."""
     generator = torch.Generator().manual_seed(0)
     # The user's model takes keywords where the examples are given by keyword; the graph module takes them in order.
     own = adapted(copy.deepcopy(native_model), keywords_of(example_inputs)).double().eval()

@@ -72,7 +72,7 @@ def _named(term: str, rank: int) -> list[Hashable]:
 def _contract(state: Analysis, node: fx.Node, operands: Sequence[tuple[Value, Names]], output: Names) -> Value:
     """Tie dimensions with equal names and pass the dimensions of the output on; an operand of size 1 is not tied.
 
-    A name that two operands and the output have is one of heads: there is one product for each of its indices.
+    A name that two operands and the output share is a dimension of heads: each of its indices has a product.
     """
     met: dict[Hashable, list[list[Array]]] = {}
     for value, names in operands:

@@ -232,7 +232,7 @@ def _as_units(
             members[number].append(Member(parameter=name, dim=dim, per_channel=per_channel))
     units, taken = [], Counter[str]()
     for number, width in enumerate(homes.widths):
-        kind = next((role for role, those in marked.items() if those & homes.atoms_of(number)[0]), "channel")
+        kind = next((role for role, of_role in marked.items() if of_role & homes.atoms_of(number)[0]), "channel")
         name = _unit_name(members[number])
         taken[name] += 1
         suffix = f"#{taken[name]}" if taken[name] > 1 else ""

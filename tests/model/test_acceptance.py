@@ -73,7 +73,7 @@ def scripted(model):
     ],
 )
 @pytest.mark.filterwarnings("ignore:Lazy modules")
-def test_what_cannot_be_pruned_gets_one_message(make, message):
+def test_a_model_that_cannot_be_pruned_gets_one_message(make, message):
     with pytest.raises(StructureError, match=message):
         prune(make(), (X,))
 

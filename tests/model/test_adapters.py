@@ -185,7 +185,7 @@ def test_an_own_training_step_on_dict_batches():
     assert evaluate(small, task, task.val_set).score > 0.8
 
 
-def test_an_own_step_distils_what_it_asks_of_the_model():
+def test_an_own_step_distils_on_the_inputs_that_it_gives_the_model():
     """With weight 1 the step's own loss counts for nothing: its calls say which inputs the teacher is asked on."""
 
     def step(model, batch):

@@ -91,7 +91,7 @@ def test_an_iterable_of_dicts():
     assert take(data, torch.tensor([6]))[1].tolist() == [2]
 
 
-def test_what_gives_no_batches_is_refused(monkeypatch):
+def test_data_that_gives_no_batches_is_refused(monkeypatch):
     with pytest.raises(TaskError, match="must give batches of equally long tensors"):
         read(iter([1]))
     with pytest.raises(TaskError, match="must give batches of equally long tensors"):

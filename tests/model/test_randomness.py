@@ -17,7 +17,7 @@ def draws(*at):
 
 
 @pytest.mark.parametrize("seed", [0, -1, 2**40])
-def test_seed_and_step_decide_all_three(seed):
+def test_seed_and_step_decide_the_draws_of_torch_random_and_numpy(seed):
     assert draws(seed) == draws(seed)
     assert draws(seed, 3) == draws(seed, 3)
     drawn_by_seed = [draws(seed), draws(seed + 1), draws(seed, 0), draws(seed, 1), draws(seed + 1, 0)]

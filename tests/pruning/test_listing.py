@@ -5,7 +5,7 @@ from torch import nn
 import autoprune
 
 
-def test_units_with_their_shares_and_what_is_fixed():
+def test_units_with_their_shares_and_fixed_dimensions():
     model = nn.Sequential(nn.Linear(4, 10, bias=False), nn.ReLU(), nn.Linear(10, 3, bias=False))
     table = autoprune.units(model, torch.zeros(1, 4))
     unit = table.iloc[0]

@@ -60,7 +60,7 @@ def test_prune_returns_a_smaller_module_that_trains(ranking: str) -> None:
     assert small(*inputs).shape == (2, 3)
 
 
-def test_prune_only_what_is_chosen() -> None:
+def test_only_chosen_units_are_pruned() -> None:
     net, inputs = make_net("residual")
     small = prune(net, inputs, keep=0.5, multiple_of=1, choose=lambda name: name == "c2")
     assert small.get_parameter("c2.weight").shape[:2] == (3, 6)

@@ -124,14 +124,14 @@ def test_one_inner_unit_at_zero_makes_the_other_meaningless() -> None:
     assert len(set(structure.params(structure.widths(policies)).tolist())) == 1
 
 
-def test_what_two_branches_share_stays_until_both_are_gone() -> None:
+def test_a_norm_of_two_branches_stays_until_both_are_gone() -> None:
     structure = analysed("pre_activation")
     for gone, shared in (({"a"}, True), ({"b"}, True), ({"a", "b"}, False)):
         state = structure.shrink(without(structure, *gone)).state_dict()
         assert ("norm.weight" in state) == ("norm.num_batches_tracked" in state) == shared
 
 
-def test_a_branch_within_a_branch_goes_alone_or_with_it() -> None:
+def test_an_inner_branch_goes_alone_or_with_the_outer_one() -> None:
     structure = analysed("nested")
     names = [
         {n.partition(".")[0] for n in structure.shrink(without(structure, *gone)).state_dict()} for gone in ("b", "a")
@@ -172,7 +172,7 @@ def test_the_proof_refuses_a_branch_that_still_adds_something(monkeypatch: pytes
         structure.shrink(policy_of(structure, c1=4, c2=0))
 
 
-def test_zero_for_a_unit_that_is_not_removable_is_one_clear_error() -> None:
+def test_width_zero_of_a_unit_that_is_not_removable_is_refused() -> None:
     structure = analysed("residual")
     message = "the width of 'c1' is 1 to 6; got 0, which would remove more than a residual branch"
     with pytest.raises(PolicyError, match=message):

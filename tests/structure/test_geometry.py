@@ -49,7 +49,7 @@ def test_a_flattened_dimension_counts_every_position() -> None:
     assert linear.c_in(widths).tolist() == [2 * 4 * 4]
 
 
-def test_what_moves_heads_is_as_large_as_the_heads_are_many_and_wide() -> None:
+def test_sizes_of_operators_that_move_heads_follow_their_number_and_width() -> None:
     build, shapes, _ = FAMILIES["vit, softmax"]
     structure = analyze(build().eval(), [torch.rand(2, *shape) for shape in shapes])
     names = [unit.name for unit in structure.units]
@@ -88,7 +88,7 @@ def convolved(size: int = 8, **options: Any) -> Structure:
     return analyze(Convolved(**options).eval(), (torch.zeros(1, 3, size, size),))
 
 
-def test_a_digest_tells_apart_what_costs_otherwise() -> None:
+def test_models_with_other_costs_have_other_digests() -> None:
     same, again = convolved(), convolved()
     others = [convolved(pooled=True), convolved(dilation=2), convolved(size=16)]
     assert same.digest() == again.digest()

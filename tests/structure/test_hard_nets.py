@@ -165,7 +165,9 @@ class Prelu(nn.Module):
         (Prelu, (2, 2, 8, 8), {"a"}),
     ],
 )
-def test_what_is_free_is_proven_and_the_rest_is_fixed(kind: type[nn.Module], shape: tuple[int, ...], free: set) -> None:
+def test_free_units_are_listed_and_random_cuts_are_proven(
+    kind: type[nn.Module], shape: tuple[int, ...], free: set
+) -> None:
     structure = analyze(kind().eval(), (torch.randn(shape),))
     assert {u.name for u in structure.units} >= free
     for seed in range(3):

@@ -10,7 +10,7 @@ pairs = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), max_size=40)
 
 
 def classes(edges: list[tuple[int, int]], fixed: set[int]) -> dict[int, frozenset[int]]:
-    """Connected components of labels 0 to 30 by brute force; label 0 is joined to all that are fixed."""
+    """Connected components of labels 0 to 30 by brute force; label 0 is joined to all fixed labels."""
     member = {i: {i} for i in range(31)}
     for a, b in [*edges, *((0, f) for f in fixed)]:
         joined = member[a] | member[b]
@@ -34,7 +34,7 @@ def test_union_find_agrees_with_connected_components(edges: list[tuple[int, int]
         assert (roots[i] == 0) == (0 in wanted[i])
 
 
-def test_reasons_are_kept_for_what_was_fixed() -> None:
+def test_fixed_labels_keep_their_reason() -> None:
     labels = Labels()
     a, b = labels.fresh(2), labels.fresh(2)
     labels.union(a, b)

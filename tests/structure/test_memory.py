@@ -34,7 +34,7 @@ def _flat(value: Any) -> list[Tensor]:
 
 
 def counted(structure: Structure, policy: Policy) -> int:
-    """Peak by running the shrunk model: what the arithmetic must give."""
+    """Peak of a run of the shrunk model, which the arithmetic must give."""
     shrunk = structure.shrink(policy).eval()
     graph = shrunk.captures[False].graph
     watched = Watched(fx.GraphModule(shrunk, graph))
@@ -50,7 +50,7 @@ def policies(structure: Structure, count: int) -> list[Policy]:
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_the_peak_is_what_running_the_model_needs(name: str) -> None:
+def test_the_peak_equals_the_memory_that_a_run_needs(name: str) -> None:
     structure = analyze(*make_net(name))
     chosen = policies(structure, 6)
     peaks = structure.peak_activation_bytes(structure.widths(chosen))

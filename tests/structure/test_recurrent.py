@@ -35,7 +35,7 @@ def halved(structure: Structure) -> tuple[Policy, dict[str, np.ndarray]]:
 
 
 @pytest.mark.parametrize(("kind", "features"), NETS.values(), ids=NETS)
-def test_a_shrunk_net_computes_what_the_net_without_these_hidden_units_computes(kind: str, features: dict) -> None:
+def test_a_shrunk_net_equals_the_net_without_these_hidden_units(kind: str, features: dict) -> None:
     net, inputs = make_recurrent(kind, **features)
     structure = analyze(net, inputs)
     assert not structure.unsupported
@@ -71,7 +71,7 @@ def test_every_gate_keeps_the_same_hidden_units(kind: str) -> None:
             assert recurrent.tolist() == keep[name].tolist()
 
 
-def test_layers_have_widths_of_their_own_unless_a_state_ties_them() -> None:
+def test_each_layer_has_its_own_width_unless_a_state_ties_layers() -> None:
     free = analyze(*make_recurrent("LSTM", layers=2))
     assert free.full_widths == {"net.l0": HIDDEN, "net.l1": HIDDEN}
     tied = analyze(*make_recurrent("LSTM", layers=2, state="learned"))

@@ -162,7 +162,7 @@ def test_training_and_evaluation_graphs_differ_where_dropout_does() -> None:
     assert not torch.equal(shrunk(*inputs), shrunk(*inputs))
 
 
-def test_an_operator_without_a_rule_fixes_what_it_touches_and_is_listed() -> None:
+def test_an_operator_without_a_rule_fixes_its_inputs_and_is_listed() -> None:
     class Accumulated(nn.Module):
         def __init__(self) -> None:
             super().__init__()

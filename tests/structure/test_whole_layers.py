@@ -39,7 +39,7 @@ class _Outputs(nn.Module):
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("kind", _LAYERS)
 def test_the_graph_has_the_operator_with_its_shapes(kind: str, batch_first: bool) -> None:
-    """Stand-ins leave nothing but the shapes that the operators would have had."""
+    """Stand-ins give the shapes that the operators give."""
     model = _Outputs(_LAYERS[kind](4, 5, num_layers=2, bidirectional=True, batch_first=batch_first))
     x = torch.randn(3, _STEPS, 4)  # the exporter repeats the first example, or step
     graph = export(model, (x,), training=False).graph
