@@ -262,6 +262,13 @@ def score_units(structure: Structure, score: str, calibration: Calibration | Non
     Raises:
         UsageError: the score is unknown, or its data is missing.
         TaskError: a score is not finite.
+
+    Example:
+        >>> from autoprune.structure import analyze
+        >>> model = nn.Sequential(nn.Linear(2, 3, bias=False), nn.Linear(3, 1, bias=False))
+        >>> _ = nn.init.constant_(model[0].weight, 2), nn.init.constant_(model[1].weight, 1)
+        >>> score_units(analyze(model, torch.randn(2, 2)), "l1")
+        {'0': array([5., 5., 5.])}
     """
     if score not in SCORES:
         raise unknown_name("score", score, SCORES)

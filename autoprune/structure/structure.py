@@ -224,6 +224,13 @@ class Structure:
         Raises:
             PolicyError: the policy or the indices do not fit.
             ProofError: the result computes something else; the message names the units that break it.
+
+        Example:
+            >>> from autoprune.structure import analyze
+            >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+            >>> small = analyze(model, torch.randn(2, 4)).shrink(Policy(space_id="", widths={"0": 3}))
+            >>> small.get_parameter("0.weight").shape
+            torch.Size([3, 4])
         """
         masks, removed = self.masks(policy, keep), self.removed(policy)
         shrunk = self._build(masks, removed)
