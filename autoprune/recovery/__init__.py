@@ -1,1 +1,1 @@
-"""What repairs a pruned model: batch-norm recalibration, fine-tuning, distillation; and how it is scored."""
+"""Repair of pruned models without labels or gradients: least squares, channel order, batch norms."""

@@ -37,11 +37,21 @@ def recalibrate(
     passes: SamplePasses | None = None,
     relative_cost: float = 1.0,
 ) -> None:
-    """Replace the running statistics of `model`, in place, by their averages over `examples` of the training data.
+    """Replace the running statistics of `model`, in place, by their averages over some of the training data.
 
-    Works on every module whose `train()` mode makes a forward pass update buffers named `...running_mean` and
-    `...running_var` by a fixed momentum, traced graphs included. Parameters stay, the model is left in evaluation mode;
-    a model without such buffers is left alone and costs nothing. `dataset` replaces the task's training data.
+    Works on every module whose forward pass in training mode updates buffers named `...running_mean` and
+    `...running_var` by a fixed momentum, traced graphs included. Parameters stay, and the model is left in evaluation
+    mode. A model without such buffers is left alone and costs nothing.
+
+    Args:
+        model: a pruned model.
+        task: gives the training data.
+        examples: training examples to average over, rounded down to whole batches.
+        batch_size: examples that pass through the model at once; all batches are of this size.
+        seed: decides which examples are drawn, and dropout.
+        dataset: replaces the task's training data.
+        passes: counts the cost of the forward passes.
+        relative_cost: MACs of the model as a share of the dense model's.
     """
     model.eval()
     if not _running_buffers(model):
@@ -62,9 +72,9 @@ def recalibrate(
 def recalibrate_on(
     model: nn.Module, probe: tuple[Tensor, ...], inputs: Iterable[tuple[Tensor, ...]], *, seed: int = 0
 ) -> int:
-    """As `recalibrate`, on batches of inputs that weigh the same; `probe` is a small batch of them.
+    """Recalibrate on batches of inputs, all of the same size; `probe` is a small batch to read the momenta off.
 
-    Returns how many passes over `probe` it took.
+    Returns the number of passes over `probe`, 0 for a model without running statistics.
     """
     model.eval()
     if not _running_buffers(model):
@@ -102,7 +112,7 @@ def _find_momenta(model: nn.Module, probe: tuple[Tensor, ...], *, seed: int) -> 
     statistics = []
     for buffer, first, second in zip(buffers, low, high, strict=True):
         momentum = 1 - ((second - first) / _MARKER).median()
-        if momentum > 1e-4:  # otherwise it stays as good as it is
+        if momentum > 1e-4:  # below that a pass says nothing about the batch
             statistics.append(_Statistic(buffer=buffer, momentum=momentum))
     return statistics, passes
 
@@ -110,7 +120,7 @@ def _find_momenta(model: nn.Module, probe: tuple[Tensor, ...], *, seed: int) -> 
 def _after_pass(
     model: nn.Module, buffers: list[Tensor], probe: tuple[Tensor, ...], *, start: float, seed: int
 ) -> list[Tensor]:
-    """What buffers that start from one number hold after a pass; the same dropout in all of them."""
+    """Return the values of buffers after a pass, when all started from one number; every pass has the same dropout."""
     torch.manual_seed(seed)
     _reset(model, buffers, start)
     model(*probe)

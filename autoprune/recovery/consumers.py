@@ -1,4 +1,4 @@
-"""What reads prunable channels: convolutions and linear layers whose weights can make up for channels that go."""
+"""Consumers of prunable channels: convolutions and linear layers whose weights can compensate for removed channels."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv1d.padding, 
 class Consumer:
     """A weight that reads prunable channels along its dimension 1, with `per_index` columns for each index there.
 
-    `node` uses it in the evaluation graph. `units` are those whose channels it reads, with the channel of every index
-    (-1: none). `centred`: its output has an intercept that can be adapted.
+    `node` is the node of the evaluation graph that uses the weight. `units` maps each unit whose channels the weight
+    reads to the channel of every index (-1: none). With `centred` the output has an intercept that can be adapted.
     """
 
     weight: str
@@ -37,11 +37,11 @@ class Consumer:
     units: Mapping[int, np.ndarray]
 
     def columns(self, indices: np.ndarray) -> np.ndarray:
-        """Columns of the flattened weight for some indices of dimension 1."""
+        """Return the columns of the flattened weight for some indices of dimension 1."""
         return (indices[:, None] * self.per_index + np.arange(self.per_index)).ravel()
 
     def blocks(self, unit: int) -> Tensor:
-        """Columns of every channel of a unit: int64 `[width, columns per channel]`."""
+        """Return the columns of every channel of a unit: int64 `[width, columns per channel]`."""
         channel = self.units[unit]
         order = np.argsort(channel, kind="stable")
         inside = order[channel[order] >= 0]
@@ -50,11 +50,12 @@ class Consumer:
 
 
 def find_consumers(structure: Structure) -> tuple[Consumer, ...]:
-    """Convolutions in one group and linear layers whose input can be pruned; their weights are used in one place.
+    """Return the convolutions in one group and linear layers that read prunable channels with a weight of their own.
 
-    Layers with prunable channels among their examples are left out: which examples live depends on the batch.
+    Left out are layers wider than `memory_limits.RECONSTRUCTION_COLUMNS`, and layers that have prunable channels in the
+    batch dimension: which examples are kept would then depend on the batch.
     """
-    found: list[Consumer] = []
+    consumers: list[Consumer] = []
     users = _users(structure)
     adapted = adapted_norms(structure)
     for name, nodes in users.items():
@@ -66,8 +67,8 @@ def find_consumers(structure: Structure) -> tuple[Consumer, ...]:
         if not small or len(nodes) != 1 or not _reads_plainly(structure, nodes[0], name):
             continue
         if not _batch_is_pruned(structure, nodes[0]):
-            found.append(_consumer(structure, name, nodes[0], users, adapted))
-    return tuple(found)
+            consumers.append(_consumer(structure, name, nodes[0], users, adapted))
+    return tuple(consumers)
 
 
 def _users(structure: Structure) -> dict[str, list[fx.Node]]:
@@ -88,7 +89,7 @@ def _reads_plainly(structure: Structure, node: fx.Node, weight: str) -> bool:
 
 
 def _batch_is_pruned(structure: Structure, node: fx.Node) -> bool:
-    """Whether the places of a layer depend on both the batch and channels, such as heads folded into the batch.
+    """Whether the output positions of a layer mix batch and prunable channels, such as heads folded into the batch.
 
     Channels in dimensions of their own are fine as long as the batch is dimension 0 alone.
     """
@@ -123,7 +124,7 @@ def _consumer(
 
 
 def adapted_norms(structure: Structure) -> set[str]:
-    """Batch norms of the evaluation graph whose statistics are taken from the batch in training, not frozen ones."""
+    """Return the batch norms of the evaluation graph that take batch statistics in training: all but frozen ones."""
     live = {
         str(node.args[3].target)
         for node in structure.captures[True].graph.nodes
@@ -139,62 +140,73 @@ def adapted_norms(structure: Structure) -> set[str]:
 def covered_units(
     structure: Structure, consumers: Iterable[Consumer], recurrent: Iterable[Direction] = ()
 ) -> frozenset[int]:
-    """Units of which every reader is among the consumers and recurrent layers or needs no repair (depthwise layers)."""
+    """Return the units whose readers all are among the given consumers and recurrent layers, or need no repair.
+
+    Depthwise layers need none: a channel that is kept does not depend on the removed ones.
+    """
     known = {c.node for c in consumers} | {direction.node for direction in recurrent}
     return frozenset(unit for unit, nodes in readers_of(structure).items() if nodes <= known)
 
 
 def input_windows(node: fx.Node, args: tuple[Any, ...]) -> Tensor:
-    """What a consumer's weight is multiplied with at every place of its output: `[N, H, W, ...]`, a view."""
+    """Return the input windows of a consumer, one for each output position: `[N, H, W, ...]`, a view."""
     return _rows(args[0]) if node.target is aten.linear.default else _windows(args)
 
 
-def output_places(node: fx.Node, output: Tensor) -> Tensor:
-    """The output of a consumer at the same places: `[N, H, W, O]`, a view."""
+def output_positions(node: fx.Node, output: Tensor) -> Tensor:
+    """Return the output of a consumer by position, as `input_windows` orders them: `[N, H, W, O]`, a view."""
     if node.target is aten.linear.default:
         return _rows(output)
     return output.permute(0, 2, 3, 1) if output.dim() == 4 else output.permute(0, 2, 1).unsqueeze(1)
 
 
-def living_places(node: fx.Node, masks: Mapping[tuple[str, str, int], np.ndarray]) -> Tensor | None:
-    """Which places of the dense model's output a consumer has in a pruned one: bool `[H * W]`, `None` for all of them.
+def kept_positions(node: fx.Node, masks: Mapping[tuple[str, str, int], np.ndarray]) -> Tensor | None:
+    """Return which output positions of the dense model are left in the pruned one: bool `[H * W]`, `None` for all.
 
-    A linear layer has a place for every index of the dimensions between the first and the last one of its input, and
-    those may be channels, as in layers that mix tokens or that all heads share.
+    A linear layer has a position for every index of the dimensions between the first and the last one of its input.
+    These may be channels, as in layers that mix tokens, or that all heads share.
     """
     shape = node.meta["val"].shape
     between = {dim: masks.get(("eval", node.name, dim)) for dim in range(1, len(shape) - 1)}
     if node.target is not aten.linear.default or all(mask is None or mask.all() for mask in between.values()):
         return None
-    living = np.ones(1, dtype=bool)
+    kept = np.ones(1, dtype=bool)
     for dim, mask in between.items():
-        living = np.logical_and.outer(living, np.ones(int(shape[dim]), dtype=bool) if mask is None else mask).ravel()
-    return torch.from_numpy(living)
+        kept = np.logical_and.outer(kept, np.ones(int(shape[dim]), dtype=bool) if mask is None else mask).ravel()
+    return torch.from_numpy(kept)
 
 
-def some_places(windows: Tensor, count: int, generator: torch.Generator, living: Tensor | None = None) -> Tensor:
-    """Windows at up to `count` random places of every example, other ones for each: `[rows, D]`.
+def sample_windows(windows: Tensor, count: int, generator: torch.Generator, kept: Tensor | None = None) -> Tensor:
+    """Draw up to `count` random positions of every example, each example its own, and return their windows `[rows, D]`.
 
-    With `living` `[H * W]`, `windows` hold the living places alone: the same are drawn as among all, and those that do
-    not live are left out.
+    Args:
+        windows: `[N, H, W, ...]`, which are flattened to `D` numbers each.
+        count: positions of each example.
+        generator: the same state draws the same positions.
+        kept: bool `[H * W]` over the positions of the dense model, when `windows` hold only the kept ones. The draw is
+            then the same as among all positions, without those that were removed.
     """
-    total = windows.shape[1] * windows.shape[2] if living is None else len(living)
-    places = torch.rand((len(windows), total), generator=generator).argsort(1)[:, :count]
-    examples = torch.arange(len(windows))[:, None].expand_as(places)
-    if living is not None:
-        drawn = living[places]
-        examples, places = examples[drawn], (living.cumsum(0) - 1)[places[drawn]]
-    width = windows.shape[2]
-    return windows[examples, places // width, places % width].reshape(examples.numel(), *windows.shape[3:]).flatten(1)
+    total = windows.shape[1] * windows.shape[2] if kept is None else len(kept)
+    positions = torch.rand((len(windows), total), generator=generator).argsort(1)[:, :count]
+    examples = torch.arange(len(windows))[:, None].expand_as(positions)
+    if kept is not None:
+        drawn = kept[positions]
+        examples, positions = examples[drawn], (kept.cumsum(0) - 1)[positions[drawn]]
+    columns = windows.shape[2]
+    return (
+        windows[examples, positions // columns, positions % columns]
+        .reshape(examples.numel(), *windows.shape[3:])
+        .flatten(1)
+    )
 
 
 def _rows(x: Tensor) -> Tensor:
-    """Inputs of a linear layer as windows `[N, rows, 1, D]`."""
+    """View the inputs of a linear layer as windows `[N, rows, 1, D]`."""
     return x.reshape(len(x), -1, 1, x.shape[-1])
 
 
 def _windows(args: tuple[Any, ...]) -> Tensor:
-    """All input windows of a convolution `[N, H, W, C, kernel height, kernel width]`: a view of the padded input."""
+    """View the padded input of a convolution as windows `[N, H, W, C, kernel height, kernel width]`."""
     defaults: tuple[Any, ...] = (None, None, None, 1, 0, 1)
     given: tuple[Any, ...] = (*args, *defaults[len(args) :])
     x, kernel, padding = given[0], tuple(given[1].shape[2:]), given[4]

@@ -1,4 +1,4 @@
-"""What a policy changes in the graph of a model: the nodes behind everything that it removes."""
+"""Influence of a policy on the graph of a model: the nodes behind everything that it removes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from autoprune.structure.aliases import is_in_place, owners
 
 @dataclass(frozen=True, kw_only=True)
 class Influence:
-    """Names of nodes of a shrunk graph that some removed channel or branch changes.
+    """Names of the nodes of a shrunk graph that removed channels and branches influence.
 
-    `touched`: their value is not the dense model's. `fed`: what they read first is not; the others are only cut
-    themselves.
+    The value of a `touched` node differs from the dense model's. So does the first input of a `fed` node; touched nodes
+    that are not fed are only narrower themselves.
     """
 
     touched: set[str]
@@ -25,9 +25,14 @@ class Influence:
 
 
 def influence(structure: Structure, graph: fx.Graph, masks: Mapping[tuple[str, str, int], np.ndarray]) -> Influence:
-    """What living `masks` change in the evaluation graph of a shrunk model.
+    """Return the nodes that a policy changes in the evaluation graph of a shrunk model.
 
-    Once a changed node has written in place, all that later read the same memory, by whatever name, are changed too.
+    Once a changed node has written in place, all nodes that read the same memory later are changed, too.
+
+    Args:
+        structure: the dense model.
+        graph: evaluation graph of the shrunk model.
+        masks: `Structure.masks` of the policy: bool masks of the kept indices.
     """
     narrower = {(kind, name) for (kind, name, _), mask in masks.items() if not mask.all()}
     sources = {n.name: n.all_input_nodes for n in structure.captures[False].graph.nodes}

@@ -1,12 +1,16 @@
-"""Least-squares reconstruction: after channels go, the weights that read them make up for the loss.
+"""Least-squares reconstruction: the weights that read removed channels are fitted to the dense model's outputs.
 
-Layer after layer, in the order of the graph: with X the input windows of a consumer in the *pruned* model, on
-calibration data, and Y what the dense model puts out at the same places, its new weights are the ridge regression of Y
-on X, with an intercept where the layer has a bias or feeds a batch norm. The ridge pulls towards the kept weights of
-the dense model, so that they stay what they were where the data says nothing. So each layer also makes up for the
-errors of those before it. Batch norms take the statistics of the same data as they are passed. No labels, no gradients.
+It takes calibration inputs, no labels and no gradients, and works layer after layer in the order of the graph:
 
-The regression onto dense outputs is that of channel pruning (He et al. 2017) and OSSCAR (Meng et al. 2024).
+- X `[rows, D]` are the input windows of a layer in the *pruned* model, Y `[rows, O]` the outputs of the same layer in
+  the dense model at the same positions. The new weights are the ridge regression of Y on X, with an intercept where the
+  layer has a bias or feeds a batch norm. Since X comes from the pruned model, each layer also compensates for the
+  errors of the layers before it.
+- The ridge pulls towards the kept weights of the dense model: they stay as they are where the data says nothing.
+- A batch norm takes the statistics of the same data.
+
+Source: regression onto dense outputs in channel pruning, He et al. 2017 (https://arxiv.org/abs/1707.06168), and OSSCAR,
+Meng et al. 2024 (https://arxiv.org/abs/2403.12983).
 """
 
 from __future__ import annotations
@@ -30,21 +34,21 @@ from autoprune.recovery.consumers import (
     covered_units,
     find_consumers,
     input_windows,
-    living_places,
-    output_places,
-    some_places,
+    kept_positions,
+    output_positions,
+    sample_windows,
 )
 from autoprune.recovery.influence import Influence, influence
+from autoprune.recovery.moments import ridged
 from autoprune.recovery.prefix import PrefixCache
 from autoprune.recovery.recurrent import Direction, find_directions, hidden_state, weights_of
-from autoprune.recovery.ridge import ridged
 from autoprune.structure import GraphModel, Structure
 
 Array = np.ndarray
 Masks = Mapping[tuple[str, str, int], Array]
 
 _RIDGE = 1e-3
-"""Added to the diagonal of X^T X, as a share of its mean."""
+"""Added to the diagonal of X^T X, as a share of the mean of that diagonal."""
 
 _POSITIONS = 32
 """Positions of one example that a layer is fitted at, fewer where their targets take too much memory."""
@@ -54,14 +58,19 @@ _FEWEST_POSITIONS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruction:
-    """Repairs pruned models of one dense model on some of its training inputs (`inputs`: tensors `[N, ...]`)."""
+    """Repairs pruned models of one dense model on calibration inputs.
+
+    Args:
+        structure: the dense model.
+        inputs: the model's inputs, tensors `[N, ...]` of some N = 256 training examples.
+    """
 
     structure: Structure
     inputs: tuple[Tensor, ...]
 
     @cached_property
     def consumers(self) -> Mapping[str, Consumer]:
-        """What is fitted, by its node in the evaluation graph."""
+        """Convolutions and linear layers that are fitted, by their node in the evaluation graph."""
         return {consumer.node: consumer for consumer in find_consumers(self.structure)}
 
     @cached_property
@@ -71,7 +80,7 @@ class Reconstruction:
 
     @property
     def covered(self) -> frozenset[int]:
-        """Units of which every reader is reconstructed or needs it not (depthwise layers)."""
+        """Units whose readers are all reconstructed, or need no reconstruction (depthwise layers)."""
         return covered_units(self.structure, self.consumers.values(), itertools.chain(*self.recurrent.values()))
 
     @property
@@ -80,25 +89,35 @@ class Reconstruction:
         return len(self.inputs[0])
 
     def apply(self, model: GraphModel, masks: Masks) -> set[str]:
-        """Repair a shrunk model with living `masks`, in place, from its dense weights; returns the nodes that were run.
+        """Repair a shrunk model in place, starting from its dense weights.
 
-        Weights and batch norms that no removed channel influences are left alone, and what comes before the first of
-        them is the dense model's. Raises `TrialError` when activations are not finite.
+        Weights and batch norms that no removed channel influences are left alone; nodes before the first influenced
+        one are not run, but taken from the dense model.
+
+        Args:
+            model: a model of `Structure.shrink`.
+            masks: `Structure.masks` of the same policy and channels: bool masks of the kept indices.
+
+        Returns:
+            The names of the nodes that were run.
+
+        Raises:
+            TrialError: activations of the pruned model are not finite.
         """
         graph = model.evaluation_graph()
-        found = influence(self.structure, graph.graph, masks)
-        fitter = _Fitter(graph, self, masks, found)
-        starts = self._prefix.starts(graph.graph, found.touched)
+        influenced = influence(self.structure, graph.graph, masks)
+        fitter = _Fitter(graph, self, masks, influenced)
+        starts = self._prefix.starts(graph.graph, influenced.touched)
         with torch.no_grad():
             if starts is None:
                 fitter.run(*self.inputs)
                 return {node.name for node in graph.graph.nodes}
             for start in starts:
                 fitter.run(initial_env=start)
-        return found.touched
+        return influenced.touched
 
     def touched(self, graph: fx.Graph, masks: Masks) -> set[str]:
-        """Nodes of a shrunk graph whose value some removed channel or branch changes."""
+        """Return the nodes of a shrunk graph whose value some removed channel or branch changes."""
         return influence(self.structure, graph, masks).touched
 
     @cached_property
@@ -118,13 +137,13 @@ class Reconstruction:
 
     @property
     def _steps(self) -> Mapping[str, tuple[Tensor, ...]]:
-        """What recurrent layers of the dense model read, `[rows, C + H]` for each direction."""
+        """Inputs and hidden states `[rows, C + H]` of each direction of the dense model's recurrent layers, by node."""
         return self._recorded.steps
 
     @property
     def _targets(self) -> Mapping[str, Tensor]:
-        """Outputs of the dense model `[rows, O]` at the places that each consumer is fitted at."""
-        return self._recorded.found
+        """Outputs `[rows, O]` of the dense model at the positions that each consumer is fitted at, by node."""
+        return self._recorded.targets
 
     @cached_property
     def _recorded(self) -> _Recorder:
@@ -134,30 +153,32 @@ class Reconstruction:
         return recorder
 
     def weights(self, direction: Direction) -> list[Tensor]:
-        """Dense weights of one direction of a recurrent layer."""
+        """Return the dense weights of one direction of a recurrent layer."""
         return [self.structure.tensors[name].detach() for name in direction.weights]
 
     def _steps_of(self, node: fx.Node, args: tuple[Any, ...], outputs: Tensor) -> tuple[Tensor, ...]:
         state = hidden_state(args)
-        return tuple(self._some(d.columns(args[0], state, outputs), node.name) for d in self.recurrent[node.name])
+        return tuple(self._sample(d.columns(args[0], state, outputs), node.name) for d in self.recurrent[node.name])
 
-    def _some(self, windows: Tensor, node: str, living: Tensor | None = None) -> Tensor:
-        """Always the same places for the same node, in the dense and, of those that live, in every pruned model."""
-        place = [*self.consumers, *self.recurrent].index(node)
-        return some_places(windows, self._positions, torch.Generator().manual_seed(place), living)
+    def _sample(self, windows: Tensor, node: str, kept: Tensor | None = None) -> Tensor:
+        """Sample the same positions of a node in the dense model and, of the kept ones, in every pruned model."""
+        seed = [*self.consumers, *self.recurrent].index(node)
+        return sample_windows(windows, self._positions, torch.Generator().manual_seed(seed), kept)
 
 
 class _Recorder(fx.Interpreter):
+    """Runs the dense model and keeps the targets of every regression."""
+
     def __init__(self, module: fx.GraphModule, reconstruction: Reconstruction) -> None:
         super().__init__(module)
         self._reconstruction = reconstruction
-        self.found: dict[str, Tensor] = {}
+        self.targets: dict[str, Tensor] = {}
         self.steps: dict[str, tuple[Tensor, ...]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         output = super().run_node(n)
         if n.name in self._reconstruction.consumers:
-            self.found[n.name] = self._reconstruction._some(output_places(n, output), n.name)
+            self.targets[n.name] = self._reconstruction._sample(output_positions(n, output), n.name)
         if n.name in self._reconstruction.recurrent:
             args, _ = self.fetch_args_kwargs_from_env(n)
             self.steps[n.name] = self._reconstruction._steps_of(n, args, output[0])
@@ -167,11 +188,13 @@ class _Recorder(fx.Interpreter):
 class _Fitter(fx.Interpreter):
     """Runs the evaluation graph of a pruned model and repairs every touched layer before it is used."""
 
-    def __init__(self, module: fx.GraphModule, reconstruction: Reconstruction, masks: Masks, found: Influence) -> None:
+    def __init__(
+        self, module: fx.GraphModule, reconstruction: Reconstruction, masks: Masks, influenced: Influence
+    ) -> None:
         super().__init__(module)
         self._reconstruction = reconstruction
         self._masks = masks
-        self._influence = found
+        self._influence = influenced
 
     def run_node(self, n: fx.Node) -> Any:
         if n.name in self._influence.touched:
@@ -190,34 +213,34 @@ class _Fitter(fx.Interpreter):
 
     def _fit(self, node: fx.Node, args: tuple[Any, ...]) -> None:
         reconstruction, consumer = self._reconstruction, self._reconstruction.consumers[node.name]
-        windows, living = input_windows(node, args), living_places(node, self._masks)
-        rows = reconstruction._some(windows, node.name, living)
+        windows, kept = input_windows(node, args), kept_positions(node, self._masks)
+        rows = reconstruction._sample(windows, node.name, kept)
         target = reconstruction._targets[node.name]
-        if living is not None:
-            places = living.expand(len(windows), -1)[:, :, None, None]
-            target = target[reconstruction._some(places, node.name).flatten()]
-        alive = self._alive(consumer.weight, 0)
-        if alive is not None:
-            target = target[:, alive]
+        if kept is not None:
+            is_kept = kept.expand(len(windows), -1)[:, :, None, None]
+            target = target[reconstruction._sample(is_kept, node.name).flatten()]
+        outputs = self._kept(consumer.weight, 0)
+        if outputs is not None:
+            target = target[:, outputs]
         if not len(rows):
-            return  # of the few places that are looked at, none is left
+            return  # none of the sampled positions is left
         missing = target - F.linear(rows, args[1].flatten(1), *args[2:3])
         change, offset = _regression(rows, missing, centred=consumer.centred)
         if not bool(torch.isfinite(change).all()):
-            raise TrialError(f"what {consumer.weight!r} reads in the pruned model is not finite")
+            raise TrialError(f"activations must be finite; the input of {consumer.weight!r} in the pruned model is not")
         args[1].add_(change.reshape(args[1].shape))
         if consumer.bias is not None:
             args[2].add_(offset)
 
     def _fit_recurrent(self, node: fx.Node, args: tuple[Any, ...]) -> None:
-        """Onto the dense model's pre-activations, as if the hidden states that are kept were the dense model's."""
+        """Fit a recurrent layer to the dense model's pre-activations, with the dense model's kept hidden states."""
         reconstruction = self._reconstruction
         for direction, dense in zip(reconstruction.recurrent[node.name], reconstruction._steps[node.name], strict=True):
             mine, full = weights_of(direction, args), reconstruction.weights(direction)
-            rows, hidden = (self._alive(direction.weights[1], dim) for dim in (0, 1))
+            rows, hidden = (self._kept(direction.weights[1], dim) for dim in (0, 1))
             states = dense[:, full[0].shape[1] :]
             states = states if hidden is None else states[:, hidden]
-            inputs = reconstruction._some(direction.inputs(args[0])[:, :, None], node.name)
+            inputs = reconstruction._sample(direction.inputs(args[0])[:, :, None], node.name)
             columns = torch.cat([inputs, states], dim=1)
             size = mine[1].shape[1]
             for part in direction.parts:
@@ -228,20 +251,23 @@ class _Fitter(fx.Interpreter):
                 missing = target - direction.sums(part, columns, mine)
                 change, offset = _regression(direction.read(part, columns, mine), missing, centred=direction.centred)
                 if not bool(torch.isfinite(change).all()):
-                    raise TrialError(f"what {direction.weights[0]!r} reads in the pruned model is not finite")
+                    raise TrialError(
+                        f"activations must be finite; the input of {direction.weights[0]!r} in the pruned model is not"
+                    )
                 kept = direction.matrix(mine)[part.first * size : part.last * size]
                 bias = direction.sums(part, torch.zeros_like(columns[:1]), mine)[0]
                 direction.assign(part, direction.read(part, kept, mine) + change, bias + offset, mine)
 
-    def _alive(self, weight: str, dim: int) -> Tensor | None:
+    def _kept(self, weight: str, dim: int) -> Tensor | None:
         mask = self._masks.get(("parameter", weight, dim))
         return None if mask is None else torch.from_numpy(np.flatnonzero(mask))
 
 
 def _regression(rows: Tensor, target: Tensor, *, centred: bool) -> tuple[Tensor, Tensor]:
-    """Weights `[O, D]` and intercept `[O]` (0 unless `centred`) that map `rows` `[R, D]` to `target` `[R, O]`.
+    """Return the ridge regression of `target` `[R, O]` on `rows` `[R, D]`: weights `[O, D]` and an intercept `[O]`.
 
-    The ridge pulls the weights to 0: give what is missing as the target, and they change no more than the rows ask for.
+    The intercept is 0 unless `centred`. The ridge pulls the weights to 0, so a target of residuals changes weights only
+    where the rows ask for it.
     """
     x, y = (each.mean(0) if centred else each.new_zeros(each.shape[1]) for each in (rows, target))
     inputs, outputs = rows - x, target - y

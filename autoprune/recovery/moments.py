@@ -1,4 +1,4 @@
-"""Second moments of what every consumer of prunable channels reads, on calibration data."""
+"""Second moments of the inputs of every consumer of prunable channels, on calibration data."""
 
 from __future__ import annotations
 
@@ -11,33 +11,34 @@ import torch
 from torch import Tensor, fx
 
 from autoprune.errors import TaskError
-from autoprune.recovery.consumers import Consumer, find_consumers, input_windows, some_places
+from autoprune.recovery.consumers import Consumer, find_consumers, input_windows, sample_windows
 from autoprune.recovery.recurrent import Direction, find_directions, hidden_state
 from autoprune.structure import Structure
 
 _POSITIONS = (64, 256)
-"""Least and most positions of one example that are looked at, drawn anew for each; neighbours say much the same."""
+"""Least and most positions of one example that are sampled, others for each: neighbours are much alike."""
 
 _ENTRIES = 200_000
-"""Numbers of one example that are looked at, within these bounds: a product of moments takes their square."""
+"""Numbers of one example that are sampled, within the bounds on positions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Moments:
-    """Mean `[D]` and raw second moment `[D, D]` of the columns of a consumer, float64."""
+    """Mean `[D]` and raw second moment `[D, D]` of the input columns of a consumer, float64."""
 
     mean: Tensor
     raw: Tensor
 
     def second(self, *, centred: bool) -> Tensor:
-        """Covariance, or the raw second moment."""
+        """Return the covariance when `centred`, else the raw second moment: `[D, D]`."""
         return self.raw - torch.outer(self.mean, self.mean) if centred else self.raw
 
 
 def collect_moments(structure: Structure, batches: Iterable[tuple[Tensor, ...]]) -> dict[str, Moments]:
-    """Moments of every consumer over batches of inputs, by the name of its (first) weight.
+    """Return the moments of every consumer over batches of model inputs, by the name of its (first) weight.
 
-    Raises `TaskError` when activations are not finite.
+    Raises:
+        TaskError: an activation is not finite.
     """
     consumers = find_consumers(structure)
     reader = _MomentReader(structure.evaluation_graph(), {c.node: c for c in consumers}, find_directions(structure))
@@ -47,10 +48,16 @@ def collect_moments(structure: Structure, batches: Iterable[tuple[Tensor, ...]])
     for name, (_, raw, _) in reader.sums.items():
         if not bool(torch.isfinite(raw).all()):
             raise TaskError(
-                f"what {name!r} reads must be finite on calibration data; it is not. "
+                f"activations must be finite on calibration data; the input of {name!r} is not. "
                 "Check the weights and the data for NaN and infinity."
             )
     return {name: Moments(mean=total / count, raw=raw / count) for name, (total, raw, count) in reader.sums.items()}
+
+
+def ridged(matrix: Tensor, share: float) -> Tensor:
+    """Return `matrix` `[D, D]` with a share of its mean diagonal added to the diagonal, so that it can be inverted."""
+    extra = share * float(matrix.diagonal().mean())
+    return matrix + torch.eye(len(matrix), dtype=matrix.dtype) * max(extra, 1e-12)
 
 
 class _MomentReader(fx.Interpreter):
@@ -78,7 +85,7 @@ class _MomentReader(fx.Interpreter):
 
     def _add(self, name: str, windows: Tensor) -> None:
         count = int(np.clip(_ENTRIES // windows[0, 0, 0].numel(), *_POSITIONS))
-        columns = some_places(windows, count, self._generator).double()
+        columns = sample_windows(windows, count, self._generator).double()
         total, raw, rows = columns.sum(0), columns.T @ columns, len(columns)
         if name in self.sums:
             before = self.sums[name]

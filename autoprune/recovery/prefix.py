@@ -1,4 +1,4 @@
-"""Running models that begin like the dense one: what comes before the first change is computed once for all of them."""
+"""Shared prefixes: pruned models that begin like the dense model reuse its activations before their first change."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from autoprune.structure.aliases import is_in_place, owners
 
 @dataclass
 class PrefixCache:
-    """Runs pruned models on fixed batches of inputs, from the first node on that a policy changes.
+    """Runs pruned models on fixed batches of inputs, from the first node that a policy changes.
 
-    Holds the dense model's values at one boundary: policies that change the same unit come one after the other.
+    Holds the dense model's values at one boundary alone: a search scores policies that change the same unit one after
+    the other.
     """
 
     structure: Structure
@@ -29,7 +30,10 @@ class PrefixCache:
     _values: list[Mapping[str, Any]] = field(default_factory=list)
 
     def outputs(self, model: GraphModel, changed: AbstractSet[str]) -> Tensor | None:
-        """Outputs `[N, ...]` of a model whose `changed` nodes are not the dense one's; `None` without a prefix."""
+        """Return outputs `[N, ...]` of a model that differs from the dense one in its `changed` nodes.
+
+        `None` where no node before the first change computes anything.
+        """
         starts = self.starts(model.evaluation_graph().graph, changed)
         if starts is None:
             return None
@@ -37,7 +41,7 @@ class PrefixCache:
             return torch.cat([model.evaluate_from(start) for start in starts])
 
     def starts(self, graph: fx.Graph, changed: AbstractSet[str]) -> Iterator[dict[fx.Node, Any]] | None:
-        """For each batch, what an interpreter of a pruned model's `graph` goes on from; `None` without a prefix."""
+        """Return the node values that a pruned model's `graph` starts from, batch by batch; `None` without a prefix."""
         boundary, prefix = self._split(graph, changed)
         if not boundary:
             return None
@@ -49,7 +53,7 @@ class PrefixCache:
         return ({n: _cloned(values.get(n.name)) for n in nodes} for values in self._values)
 
     def _split(self, graph: fx.Graph, changed: AbstractSet[str]) -> tuple[frozenset[str], set[str]]:
-        """Unchanged nodes that changed ones read, and all unchanged ones that compute something from the inputs."""
+        """Return the boundary (unchanged nodes that changed ones read) and all unchanged nodes behind the inputs."""
         prefix = {n.name for n in graph.nodes if n.op in ("placeholder", "call_function") and n.name not in changed}
         if not any(n.op == "call_function" and n.name in prefix for n in graph.nodes):
             return frozenset(), prefix
@@ -66,33 +70,33 @@ class PrefixCache:
             reader = _Reader(graph, boundary)
             with torch.no_grad():
                 reader.run(*batch)
-            held += sum(x.nbytes for x in pytree.tree_leaves(reader.found) if isinstance(x, Tensor))
+            held += sum(x.nbytes for x in pytree.tree_leaves(reader.values) if isinstance(x, Tensor))
             if held > memory_limits.PREFIX_BYTES:
                 self._values = []
                 return
-            self._values.append(reader.found)
+            self._values.append(reader.values)
 
 
 class _Reader(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, boundary: frozenset[str]) -> None:
         super().__init__(module)
         self._boundary = boundary
-        self.found: dict[str, Any] = {}
+        self.values: dict[str, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if n.name in self._boundary:
-            self.found[n.name] = _cloned(value)  # a later node may write into it
+            self.values[n.name] = _cloned(value)  # a later node may write into it
         return value
 
 
 def _cloned(value: Any) -> Any:
-    """A copy of a value of one or several tensors, so that a model that works in place leaves it to the next one."""
+    """Copy a value of one or several tensors, so that a model that works in place does not change it for the next."""
     return pytree.tree_map_only(Tensor, Tensor.clone, value)
 
 
 def _is_written(graph: fx.Graph, boundary: AbstractSet[fx.Node], prefix: AbstractSet[str]) -> bool:
-    """Whether values of a boundary share memory that something writes into: kept one by one, they would not see it."""
+    """Whether values of a boundary share memory that a node writes into: separate copies would not see the write."""
     memory = owners(graph)
     held = [memory.get(node) for node in boundary]
     writers = [node for node in graph.nodes if is_in_place(node) and memory.get(node) in held]

@@ -1,4 +1,4 @@
-"""Which nodes read which units: layers, and products with weights, that sum over prunable channels."""
+"""Readers of units: layers, and products with weights, that sum over prunable channels."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ _PRODUCTS: dict[Any, int] = {
 
 
 def readers_of(structure: Structure) -> dict[int, set[str]]:
-    """Names of the nodes of the evaluation graph that sum over channels of each unit, by the unit's index.
+    """Return the names of the nodes that sum over channels of each unit in the evaluation graph, by the unit's index.
 
-    What the operator says decides, not the place in the weight: transposed convolutions read along dimension 0 of it,
-    embeddings read nothing. Grouped layers do not read the units whose channels are whole groups, and products of
-    activations alone have no weights that could make up for anything.
+    The operator decides, not the dimension of the weight: transposed convolutions read along dimension 0 of theirs,
+    embeddings read nothing. Grouped layers do not read units whose channels are whole groups. Products of activations
+    alone have no weights that could compensate for anything.
     """
-    found: dict[int, set[str]] = {}
+    readers: dict[int, set[str]] = {}
     variable: set[fx.Node] = set()
     for node in structure.captures[False].graph.nodes:
         if node.op == "placeholder" or variable.intersection(node.all_input_nodes):
             variable.add(node)
         for operand, dim in _summed(node, variable):
             for unit in _units(structure, operand, dim) - _units_at(structure, ("eval", node.name, -1)):
-                found.setdefault(unit, set()).add(node.name)
-    return found
+                readers.setdefault(unit, set()).add(node.name)
+    return readers
 
 
 def _summed(node: fx.Node, variable: set[fx.Node]) -> Iterator[tuple[Any, int]]:
-    """Operands of a layer, or of a product with weights, and the dimension of each that is summed over."""
+    """Yield the operands of a layer, or of a product with weights, with the dimension of each that is summed over."""
     if node.target in _CHANNELS:
         yield node.args[0], _CHANNELS[node.target]
     elif node.target in GATES:

@@ -1,4 +1,4 @@
-"""`recover`: the reconstruction alone, for any model and a few batches of its inputs."""
+"""`recover`: prune and reconstruct any model from a few batches of its inputs, without a task."""
 
 from __future__ import annotations
 
@@ -33,19 +33,38 @@ def recover(
 ) -> nn.Module:
     """Shrink a trained model to a policy and repair it without labels or gradients: least squares and batch norms.
 
-    All batches together pass through the model at once; some 256 examples are enough.
+    All batches together pass through the model at once; 256 examples are usually enough.
 
     Args:
         model: the dense model, which is not changed.
         policy: widths by unit name; units that are left out keep their full width.
         batches: inputs of a few hundred training examples, batch dimension first and without targets: tensors, or
             tuples or dicts of them, as `forward` takes them.
-        scores: how channels are ranked in units that some reader of theirs keeps from being reconstructed.
+        scores: how channels are ranked (`l2`, ...) in units that cannot be reconstructed, because a layer that reads
+            them cannot.
         native: return the model's own classes with smaller parameters, where that provably computes the same.
 
-    Returns a new module in evaluation mode, with the same names of parameters. Raises `UsageError` without batches
-    or for those that do not fit, `PolicyError` for a unit or a width that the model does not have, `StructureError` for
-    one that cannot be traced, `TaskError` when its activations are not finite.
+    Returns:
+        A new, smaller module in evaluation mode, whose parameters have the same names.
+
+    Raises:
+        UsageError: there are no batches, or they do not fit each other or the model.
+        PolicyError: the model has no such unit, or the unit no such width.
+        StructureError: the model cannot be traced.
+        TaskError: activations of the dense model are not finite.
+        TrialError: activations of the pruned model are not finite.
+
+    Source:
+        Channel pruning by regression, He et al. 2017 (https://arxiv.org/abs/1707.06168); the order of channels is that
+        of the optimal brain surgeon, Hassibi and Stork 1993.
+
+    Example:
+        >>> import torch, autoprune
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+        >>> smaller = autoprune.recover(model, {"0": 8}, [torch.randn(256, 8)])
+        >>> [tuple(weight.shape) for name, weight in smaller.named_parameters() if name.endswith("weight")]
+        [(8, 8), (4, 8)]
     """
     joined = _joined(batches)
     inputs = as_inputs(joined)
@@ -65,7 +84,7 @@ def recover(
 
 
 def _check(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """`UsageError` for a model in too short a type, and for more inputs than it takes."""
+    """Raise `UsageError` for a model in float16 or bfloat16, and for more inputs than the model takes."""
     short = {p.dtype for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)}
     if short:
         raise UsageError(
@@ -80,15 +99,15 @@ def _check(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
 
 
 def _joined(batches: Iterable[Batch]) -> tuple[Tensor, ...] | dict[str, Tensor]:
-    """All batches as one; `UsageError` when there are none or they are no equally long tensors of the same names."""
+    """Join all batches to one; `UsageError` without batches, and for tensors of other names or unequal lengths."""
     if isinstance(batches, Tensor | Mapping):
-        raise UsageError(f"batches are a list of them; got one {type(batches).__name__}, so pass [batch]")
-    found = [_tensors(batch) for batch in batches]
-    if not found:
+        raise UsageError(f"batches are a list of batches; got one {type(batches).__name__}, so pass [batch]")
+    named = [_tensors(batch) for batch in batches]
+    if not named:
         raise UsageError("a reconstruction needs at least one batch of inputs; got none")
-    if any(batch.keys() != found[0].keys() for batch in found):
-        raise UsageError(f"all batches hold the same inputs; got {sorted({', '.join(map(str, b)) for b in found})}")
-    joined = {key: torch.cat([batch[key] for batch in found]) for key in found[0]}
+    if any(batch.keys() != named[0].keys() for batch in named):
+        raise UsageError(f"all batches hold the same inputs; got {sorted({', '.join(map(str, b)) for b in named})}")
+    joined = {key: torch.cat([batch[key] for batch in named]) for key in named[0]}
     return joined if all(isinstance(key, str) for key in joined) else tuple(joined.values())
 
 

@@ -1,8 +1,8 @@
-"""Recurrent layers as readers of prunable channels: what their gates add up is linear in input and last hidden state.
+"""Recurrent layers as readers of prunable channels: pre-activations of gates are linear in input and hidden state.
 
 The weights of a layer can therefore be fitted to the dense model's pre-activations like those of a linear layer, with
-`[x_t, h_(t-1)]` as the input. In a GRU the new gate multiplies the part of the hidden state by the reset gate, so that
-both of its parts are fitted on their own.
+`[x_t, h_(t-1)]` as the input. The new gate of a GRU multiplies its hidden-state part by the reset gate before it adds
+the input part, so the two parts are fitted separately.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Direction:
-    """One direction of a recurrent layer: `weights` are names of those for input and hidden state, then biases if any.
+    """One direction of a recurrent layer.
 
-    `units` maps each unit that it reads to the channel of every column of `[input, hidden]` (-1: none).
+    `weights` are the names of the input weight, the hidden-state weight and, where the layer has them, the two biases.
+    `units` maps each unit that the direction reads to the channel of every column of `[input, hidden]` (-1: none).
     """
 
     node: str
@@ -47,11 +48,11 @@ class Direction:
 
     @property
     def centred(self) -> bool:
-        """Whether it has an intercept."""
+        """Whether the direction has biases, and with them an intercept."""
         return len(self.weights) > 2
 
     def blocks(self, unit: int) -> Tensor:
-        """Columns of every channel of a unit: int64 `[width, columns per channel]`."""
+        """Return the columns of every channel of a unit: int64 `[width, columns per channel]`."""
         channel = self.units[unit]
         order = np.argsort(channel, kind="stable")
         inside = order[channel[order] >= 0]
@@ -62,7 +63,7 @@ class Direction:
         return torch.cat([tensors[0].detach(), tensors[1].detach()], dim=1)
 
     def columns(self, x: Tensor, state: Tensor, outputs: Tensor) -> Tensor:
-        """What the gates read at every step `[N, T, 1, C + H]`, from inputs, initial state and outputs."""
+        """Return the input and last hidden state of every step `[N, T, 1, C + H]`, from inputs, state and outputs."""
         x, outputs = self.inputs(x), self.inputs(outputs)
         hidden = state.shape[-1]
         start = state[int(self.reverse)][:, None]
@@ -71,11 +72,11 @@ class Direction:
         return torch.cat([x, before], dim=2)[:, :, None]
 
     def inputs(self, x: Tensor) -> Tensor:
-        """A sequence with the batch first: `[N, T, C]`."""
+        """Put the batch of a sequence first: `[N, T, C]`."""
         return x if self.batch_first else x.transpose(0, 1)
 
     def sums(self, part: Part, columns: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-        """What the gates of a part add up `[R, rows]` for `columns` `[R, C + H]`."""
+        """Return the pre-activations `[R, rows]` of the gates of a part for `columns` `[R, C + H]`."""
         rows = self._rows(part, tensors)
         inputs = tensors[0].shape[1]
         total = torch.zeros(1)
@@ -86,7 +87,7 @@ class Direction:
         return total
 
     def read(self, part: Part, columns: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-        """The columns that a part reads."""
+        """Return the columns that a part reads."""
         inputs = tensors[0].shape[1]
         return columns[:, 0 if part.reads_input else inputs : None if part.reads_hidden else inputs]
 
@@ -109,13 +110,13 @@ class Direction:
 
 
 def find_directions(structure: Structure) -> dict[str, tuple[Direction, ...]]:
-    """Directions of all recurrent layers that read prunable channels with weights of their own, by node."""
+    """Return the directions of all recurrent layers that read prunable channels with weights of their own, by node."""
     graph = structure.captures[False].graph
     readers: dict[str, set[fx.Node]] = {}
     for node in graph.nodes:
         if node.op == "get_attr":
             readers.setdefault(structure.canonical.get(str(node.target), ""), set()).update(node.users)
-    found = {}
+    directions_of = {}
     for node in graph.nodes:
         if node.target not in GATES or is_projected(node):
             continue
@@ -124,8 +125,8 @@ def find_directions(structure: Structure) -> dict[str, tuple[Direction, ...]]:
         each = len(names) // (2 if node.args[7] else 1)
         directions = [_direction(structure, node, names[k : k + each], k > 0) for k in range(0, len(names), each)]
         if all(names) and len(set(names)) == len(names) and own and any(d.units for d in directions):
-            found[node.name] = tuple(directions)
-    return found
+            directions_of[node.name] = tuple(directions)
+    return directions_of
 
 
 def _direction(structure: Structure, node: fx.Node, names: Sequence[str], reverse: bool) -> Direction:
@@ -139,7 +140,7 @@ def _direction(structure: Structure, node: fx.Node, names: Sequence[str], revers
     gates = GATES[node.target]
     parts = (Part(first=0, last=gates),)
     if node.target is aten.gru.input:
-        new = Part(first=2, last=3)  # the reset gate stands between what it reads of the state and of the input
+        new = Part(first=2, last=3)  # the reset gate multiplies the hidden-state part alone
         parts = (Part(first=0, last=2), replace(new, reads_hidden=False), replace(new, reads_input=False))
     return Direction(
         node=node.name,
@@ -152,11 +153,11 @@ def _direction(structure: Structure, node: fx.Node, names: Sequence[str], revers
 
 
 def hidden_state(args: Sequence[Any]) -> Tensor:
-    """Initial hidden state `[directions, N, H]` among the arguments of a recurrent operator."""
+    """Return the initial hidden state `[directions, N, H]` from the arguments of a recurrent operator."""
     return args[1][0] if isinstance(args[1], (list, tuple)) else args[1]
 
 
 def weights_of(direction: Direction, args: Sequence[Any]) -> list[Tensor]:
-    """The weights of one direction among the arguments of a recurrent operator."""
+    """Return the weights of one direction from the arguments of a recurrent operator."""
     each = len(direction.weights)
     return list(args[2][each:] if direction.reverse else args[2][:each])

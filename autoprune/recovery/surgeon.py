@@ -1,8 +1,11 @@
-"""The optimal brain surgeon's channel order: first goes what costs least after all its readers made up for it.
+"""The optimal brain surgeon's channel order: the channel whose removal costs least, after all its readers adapted.
 
-For a reader with weights W over the columns of its input windows and H their second moment, taking block B of columns
-away costs W_B (H^-1_BB)^-1 W_B^T, and the best other weights follow in closed form (Hassibi and Stork 1993, Frantar and
-Alistarh 2022). Costs of several readers of one channel are added as shares of what each puts out.
+For a reader with weights W `[O, D]` whose input columns have the second moment H `[D, D]`, removing the block B of
+columns costs trace(W_B (H^-1_BB)^-1 W_B^T) in squared output error, and the best remaining weights follow in closed
+form. Costs of several readers of one channel are added, each as a share of the energy of that reader's outputs.
+
+Source: Hassibi and Stork 1993 (optimal brain surgeon); Frantar and Alistarh 2022, https://arxiv.org/abs/2208.11580
+(layer by layer, blocks of weights).
 """
 
 from __future__ import annotations
@@ -14,28 +17,36 @@ import torch
 from torch import Tensor
 
 from autoprune.recovery.consumers import covered_units, find_consumers
-from autoprune.recovery.moments import Moments
+from autoprune.recovery.moments import Moments, ridged
 from autoprune.recovery.recurrent import find_directions
-from autoprune.recovery.ridge import ridged
 from autoprune.structure import Structure
 
 Array = np.ndarray
 
 _DAMPING = 1e-2
-"""Added to the diagonal of H, as a share of its mean: its inverse is updated many times."""
+"""Added to the diagonal of H, as a share of the mean of that diagonal: the inverse of H is updated many times."""
 
 _STEPS = 128
-"""A unit of more channels than this loses several in one step."""
+"""Steps of one elimination: wider units lose several channels in one step."""
 
 
 def surgeon_order(
     structure: Structure, moments: Mapping[str, Moments], fallback: Mapping[str, Sequence[int]]
 ) -> dict[str, list[int]]:
-    """Channels of every unit, most important first; `fallback` ranks the units with a reader that has no moments."""
+    """Rank the channels of every unit.
+
+    Args:
+        structure: the dense model, whose weights are read.
+        moments: `collect_moments` of the model on calibration data.
+        fallback: an order of channels by unit, for units with a reader that has no moments.
+
+    Returns:
+        The channel numbers of every unit by its name, most important first.
+    """
     consumers = tuple(c for c in find_consumers(structure) if c.weight in moments)
     recurrent = [d for ds in find_directions(structure).values() for d in ds if d.weights[0] in moments]
     covered = covered_units(structure, consumers, recurrent)
-    found = {}
+    order = {}
     for number, unit in enumerate(structure.units):
         readers = [
             _Reader(
@@ -55,26 +66,26 @@ def surgeon_order(
             for d in recurrent
             if number in d.units
         ]
-        found[unit.name] = _ranked(unit.width, readers) if number in covered else list(fallback[unit.name])
-    return found
+        order[unit.name] = _ranked(unit.width, readers) if number in covered else list(fallback[unit.name])
+    return order
 
 
 def _ranked(width: int, readers: Sequence[_Reader]) -> list[int]:
-    """Greedy backward elimination: take away what costs least, let all readers adapt, repeat."""
-    alive, removed = np.ones(width, dtype=bool), []
-    while alive.any():
-        channels = np.flatnonzero(alive)
+    """Eliminate channels greedily: remove the cheapest, let all readers adapt, repeat."""
+    left, removed = np.ones(width, dtype=bool), []
+    while left.any():
+        channels = np.flatnonzero(left)
         scores = sum(reader.scores(channels) for reader in readers)
-        worst = channels[np.argsort(np.asarray(scores), kind="stable")[: max(1, width // _STEPS)]]
+        cheapest = channels[np.argsort(np.asarray(scores), kind="stable")[: max(1, width // _STEPS)]]
         for reader in readers:
-            reader.remove(worst)
-        alive[worst] = False
-        removed += worst.tolist()
+            reader.remove(cheapest)
+        left[cheapest] = False
+        removed += cheapest.tolist()
     return removed[::-1]
 
 
 class _Reader:
-    """A layer while the channels of one unit, `blocks` of its columns, are taken away: weights, inverse moment."""
+    """Weights and inverse second moment of a layer from which the channels of one unit, `blocks` of columns, go."""
 
     def __init__(self, weight: Tensor, second: Tensor, blocks: Tensor) -> None:
         self._weight = weight.double()
@@ -83,14 +94,14 @@ class _Reader:
         self._blocks = blocks
 
     def scores(self, channels: Array) -> Array:
-        """Relative loss of removing each of the channels: `[channels]`."""
+        """Return the cost of removing each of the channels alone, as a share of the output energy: `[channels]`."""
         blocks = self._blocks[channels]
         inner = self._inverse[blocks[:, :, None], blocks[:, None, :]]
         weights = self._weight[:, blocks].permute(1, 2, 0)
         return ((weights * torch.linalg.solve(inner, weights)).sum((1, 2)) / self._energy).numpy()
 
     def remove(self, channels: Array) -> None:
-        """Update weights and inverse for channels that went."""
+        """Adapt the weights and the inverse to the removal of channels."""
         gone = self._blocks[channels].flatten()
         rows = self._inverse[gone]
         gain = torch.linalg.solve(rows[:, gone], rows)

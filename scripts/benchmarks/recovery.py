@@ -1,4 +1,4 @@
-"""What one-shot reconstruction recovers: every unit at a share of its width, no fine-tuning.
+"""Benchmark of one-shot reconstruction: every unit at a share of its width, without fine-tuning.
 
 For each share and channel order (`l2` norms, optimal brain surgeon): batch norms recalibrated alone, and every layer
 fitted by least squares. Prints score and divergence on at most 2,000 validation examples.
@@ -59,9 +59,9 @@ def main() -> None:
                 else:
                     recalibrate(model, task)
                 seconds = time.perf_counter() - start
-                found = evaluate(model, task, task.val_set, dense_outputs=outputs, limit=_VAL_EXAMPLES)
+                evaluation = evaluate(model, task, task.val_set, dense_outputs=outputs, limit=_VAL_EXAMPLES)
                 how = "least squares" if solve else "batch norms"
-                line = f"score {found.score:.4f} divergence {found.divergence:.3f} in {seconds:.1f} s"
+                line = f"score {evaluation.score:.4f} divergence {evaluation.divergence:.3f} in {seconds:.1f} s"
                 print(f"{share:6.0%} {name:4} {how:14} {line}", flush=True)
 
 

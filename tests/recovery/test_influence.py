@@ -52,9 +52,9 @@ def test_readers_of_written_memory_are_touched_and_repaired(kind: str) -> None:
     reconstruction.apply(shrunk, masks)
     assert not torch.equal(shrunk.state_dict()["last.weight"], model.last.weight)
     assert torch.equal(shrunk.state_dict()["stem.weight"], model.stem.weight)
-    found = PrefixCache(structure=structure, batches=((x,),)).outputs(shrunk, changed)
+    outputs = PrefixCache(structure=structure, batches=((x,),)).outputs(shrunk, changed)
     with torch.no_grad():
-        assert found is None or torch.allclose(found, shrunk(x), atol=1e-6)
+        assert outputs is None or torch.allclose(outputs, shrunk(x), atol=1e-6)
 
 
 def test_what_was_read_before_the_write_stays() -> None:

@@ -55,8 +55,8 @@ def duplicated():
 def difference(model, other, batches):
     with torch.no_grad():
         expected = torch.cat([model(*x) for x in batches])
-        found = torch.cat([other(*x) for x in batches])
-    return float((expected - found).square().mean() / expected.square().mean())
+        outputs = torch.cat([other(*x) for x in batches])
+    return float((expected - outputs).square().mean() / expected.square().mean())
 
 
 def repaired(structure, policy, batches):
@@ -75,9 +75,9 @@ def test_the_solution_is_the_least_squares_fit_with_an_intercept():
     design = torch.cat([hidden[:, :5], torch.ones(len(hidden), 1)], dim=1)
     wanted = model[2](hidden.float()).detach().double()
     best = torch.linalg.lstsq(design, wanted).solution
-    found = torch.cat([shrunk(x) for (x,) in batches]).detach().double()
+    outputs = torch.cat([shrunk(x) for (x,) in batches]).detach().double()
     least = (design @ best - wanted).square().mean()
-    assert least <= (found - wanted).square().mean() < 1.01 * least
+    assert least <= (outputs - wanted).square().mean() < 1.01 * least
     assert torch.equal(shrunk.state_dict()["0.weight"], model[0].weight[:5])
 
 
@@ -137,8 +137,8 @@ def test_orders_are_permutations_and_pay_off_on_fresh_data():
 def test_every_reader_of_a_stream_is_a_consumer():
     model = Residual().eval()
     structure = analyze(model, (torch.zeros(1, 2, 8, 8),))
-    found = {c.weight: c.centred for c in find_consumers(structure)}
-    assert found == {"inner.weight": True, "outer.weight": True, "head.weight": True}
+    centred = {c.weight: c.centred for c in find_consumers(structure)}
+    assert centred == {"inner.weight": True, "outer.weight": True, "head.weight": True}
     assert len(covered_units(structure, [])) == 0
 
 
@@ -268,8 +268,8 @@ def test_batches_are_tensors_tuples_or_dicts_of_them():
     model, x = mlp(), torch.randn(64, 4)
     wanted = recover(model, {"0": 4}, [(x,)]).state_dict()
     for batches in ([x], [x[:30], [x[30:]]], [{"input": x[:30]}, {"input": x[30:]}]):
-        found = recover(model, {"0": 4}, batches).state_dict()
-        assert all(torch.equal(value, found[name]) for name, value in wanted.items())
+        repeated = recover(model, {"0": 4}, batches).state_dict()
+        assert all(torch.equal(value, repeated[name]) for name, value in wanted.items())
 
 
 def test_bad_calls_say_what_is_wrong():
@@ -277,7 +277,7 @@ def test_bad_calls_say_what_is_wrong():
         recover(mlp(), {"0": 4}, [])
     with pytest.raises(UsageError, match=r"tuple or dict of input tensors; got ndarray"):
         recover(mlp(), {"0": 4}, [torch.zeros(3, 4).numpy()])
-    with pytest.raises(UsageError, match=r"are a list of them; got one Tensor"):
+    with pytest.raises(UsageError, match=r"are a list of batches; got one Tensor"):
         recover(mlp(), {"0": 4}, torch.zeros(3, 4))
     with pytest.raises(UsageError, match=r"forward takes \(1\), without targets; got 2 tensors"):
         recover(mlp(), {"0": 4}, [(torch.zeros(3, 4), torch.zeros(3))])
@@ -287,7 +287,7 @@ def test_bad_calls_say_what_is_wrong():
         recover(mlp(), {"0": 4}, [{"input": torch.zeros(3, 4)}, {"x": torch.zeros(3, 4)}])
     with pytest.raises(UsageError, match=r"more digits than torch.bfloat16 has: recover model.float\(\)"):
         recover(mlp().bfloat16(), {"0": 4}, [torch.zeros(3, 4).bfloat16()])
-    with pytest.raises(TaskError, match=r"'2.weight' reads must be finite"):
+    with pytest.raises(TaskError, match=r"the input of '2.weight' is not"):
         recover(mlp(), {"0": 4}, [(torch.full((3, 4), float("nan")),)])
     with pytest.raises(PolicyError, match="no unit nope; it has 0"):
         recover(mlp(), {"nope": 4}, inputs_of((4,)))

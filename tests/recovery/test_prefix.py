@@ -49,11 +49,11 @@ def test_every_unit_alone_gives_the_outputs_of_the_whole_model(dense_model: Dens
     for unit in dense_model.structure.units:
         for width in (unit.width // 2, unit.width // 4):
             model, policy = repaired(dense_model, {unit.name: width})
-            found = dense_model.outputs_from_prefix(model, policy, 40)
-            if found is None:
+            reused = dense_model.outputs_from_prefix(model, policy, 40)
+            if reused is None:
                 continue
             shared += 1
-            outputs, cost = found
+            outputs, cost = reused
             wanted = predict_outputs(model, dense_model.task, dense_model.task.val_set, limit=40)
             assert torch.allclose(outputs, wanted, atol=1e-5)
             assert 0 < cost < dense_model.relative_cost(policy)
@@ -133,6 +133,6 @@ def test_models_that_write_in_place_leave_the_prefix_as_it_was() -> None:
         policy = Policy(space_id="", widths=structure.full_widths | {unit.name: width})
         shrunk = structure.shrink(policy).eval()
         changed = reconstruction.touched(shrunk.evaluation_graph().graph, structure.masks(policy))
-        found = cache.outputs(shrunk, changed)
+        shared = cache.outputs(shrunk, changed)
         with torch.no_grad():
-            assert found is None or torch.allclose(found, shrunk(x), atol=1e-6)
+            assert shared is None or torch.allclose(shared, shrunk(x), atol=1e-6)

@@ -1,4 +1,4 @@
-"""Least squares of linear layers whose places are channels: those of the dense model that went have no counterpart."""
+"""Least squares of linear layers whose positions are channels: removed positions have no counterpart."""
 
 from __future__ import annotations
 
