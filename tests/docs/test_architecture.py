@@ -2,10 +2,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import draw_architecture
 import pytest
 
 from tests.docs.blocks import ROOT
+from tests.docs.scripts import load_script
+
+draw_architecture = load_script("draw_architecture")
 
 EDGES = draw_architecture.imports(ROOT / "autoprune")
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
-import draw_results
 import pytest
 
 from tests.docs.blocks import ROOT
+from tests.docs.scripts import load_script
+
+draw_results = load_script("draw_results")
 
 
 def test_the_figure_has_the_numbers_of_the_table() -> None:
