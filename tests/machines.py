@@ -8,11 +8,11 @@ import numpy as np
 
 from autoprune.device.timing import Protocol, Timings
 from autoprune.latency.evidence import Conditions, Evidence, build_table, fit_evidence
-from autoprune.latency.geometries import possible_geometries, priced_operators
+from autoprune.latency.geometries import PricedOperators, possible_geometries, priced_operators
 from autoprune.latency.predictor import GeometryIndex
 from autoprune.latency.prior import work_ms
 from autoprune.latency.sampling import covering_widths, random_widths
-from autoprune.latency.table import FIT, HELD_OUT, varying_operators
+from autoprune.latency.table import FIT, HELD_OUT
 from autoprune.profiling.policy_timer import PolicyTimer
 from autoprune.records import LatencySample, SearchSpace
 from autoprune.structure import Structure
@@ -120,7 +120,7 @@ def simulated_table(machine, space: SearchSpace, target, *, policies=120, tested
     structure: Structure = machine.structure
     rng = np.random.default_rng(seed)
     names = tuple(space.levels)
-    varying, _ = varying_operators(structure)
+    varying = PricedOperators.of(structure).varying
     prior = {g: work_ms(g) for g in possible_geometries(varying, space, names)}
     fitted = covering_widths(space, names, index_of(structure, prior), policies, np.zeros(len(prior)), rng)
     held = random_widths(space, names, tested, rng)
@@ -128,6 +128,7 @@ def simulated_table(machine, space: SearchSpace, target, *, policies=120, tested
     evidence = evidence.plus(held, machine.ratios(held), HELD_OUT)
     return build_table(
         structure,
+        PricedOperators.of(structure),
         space,
         target.fingerprint(),
         evidence,
@@ -146,7 +147,7 @@ def simulated_table(machine, space: SearchSpace, target, *, policies=120, tested
 
 
 def index_of(structure, geometries):
-    return GeometryIndex(varying_operators(structure)[0], tuple(geometries))
+    return GeometryIndex(PricedOperators.of(structure).varying, tuple(geometries))
 
 
 def doubled(table):
@@ -160,7 +161,7 @@ def rows_of(space, count, seed):
 
 
 def prior_of(structure, space):
-    varying, _ = varying_operators(structure)
+    varying = PricedOperators.of(structure).varying
     return {g: work_ms(g) for g in possible_geometries(varying, space, space.unit_names)}
 
 

@@ -12,9 +12,10 @@ import numpy as np
 from autoprune.errors import LatencyError
 from autoprune.latency.efficient_widths import staircases
 from autoprune.latency.fitting import Fit, HeldOut, fit, held_out
+from autoprune.latency.geometries import PricedOperators
 from autoprune.latency.monotonicity import ordered_chains
 from autoprune.latency.predictor import MISSING, Costs, GeometryIndex, LatencyPredictor, Prediction
-from autoprune.latency.table import CANDIDATE, HELD_OUT, Entry, LatencyTable, ProfiledPolicy, varying_operators
+from autoprune.latency.table import CANDIDATE, HELD_OUT, Entry, LatencyTable, ProfiledPolicy
 from autoprune.records import Geometry, SearchSpace
 from autoprune.structure import Structure
 
@@ -123,17 +124,15 @@ def fit_evidence(
     )
 
 
-def predictor_of(
-    structure: Structure, known: Mapping[str, Sequence[int]], geometries: Sequence[Geometry], found: Fit
-) -> LatencyPredictor:
-    """The predictor of a fit; `known` are the widths of every unit that it has entries for."""
-    index = GeometryIndex(varying_operators(structure)[0], geometries)
-    costs = Costs(entries_ms=found.entries_ms, spread_ms=found.spread_ms)
-    return LatencyPredictor(index, known, costs, (found.remainder_ms, found.remainder_spread_ms))
+def predictor_of(index: GeometryIndex, known: Mapping[str, Sequence[int]], fitted: Fit) -> LatencyPredictor:
+    """Return the predictor of a fit; `known` are the widths of every unit that have entries."""
+    costs = Costs(entries_ms=fitted.entries_ms, spread_ms=fitted.spread_ms)
+    return LatencyPredictor(index, known, costs, (fitted.remainder_ms, fitted.remainder_spread_ms))
 
 
 def build_table(
     structure: Structure,
+    priced: PricedOperators,
     space: SearchSpace,
     target: Mapping[str, Any],
     evidence: Evidence,
@@ -145,17 +144,16 @@ def build_table(
     `prior` names the geometries of the table with their prior cost in milliseconds; `target` is a fingerprint. Raises
     `LatencyError` without two fitted policies or without any held-out one.
     """
-    varying, constant = varying_operators(structure)
     geometries, prior_ms, dense_ms = tuple(prior), np.array([*prior.values()]), conditions.dense_ms
-    index = GeometryIndex(varying, geometries)
+    index = GeometryIndex(priced.varying, geometries)
     found = fit_evidence(
         structure, index, geometries, evidence, prior_ms,
         dense_ms=dense_ms, noise=conditions.noise, runtime=target["runtime"], seed=conditions.seed,
     )  # fmt: skip
     known = _known_widths(structure, space, evidence)
-    stairs = staircases(predictor_of(structure, known, geometries, found), space, varying)
+    stairs = staircases(predictor_of(index, known, found), space, priced.varying)
     found, proof = _proven(found, index, evidence, conditions)
-    predicted = predictor_of(structure, known, geometries, found).predict_with_sd(evidence.widths)
+    predicted = predictor_of(index, known, found).predict_with_sd(evidence.widths)
     return LatencyTable(
         target=dict(target),
         space=space,
@@ -167,7 +165,7 @@ def build_table(
         remainder_ms=found.remainder_ms,
         remainder_spread_ms=tuple(map(float, found.remainder_spread_ms)),
         entries=_entries(geometries, prior_ms, found),
-        fixed=tuple(str(op.geometry(op.sizes(evidence.widths[:1])[0])) for op in constant),
+        fixed=tuple(str(op.geometry(op.sizes(evidence.widths[:1])[0])) for op in priced.constant),
         known=known,
         useful=known | {stair.unit: stair.useful for stair in stairs},
         held_out=proof,
@@ -194,6 +192,7 @@ def refit_table(table: LatencyTable, structure: Structure, widths: np.ndarray, r
     )
     found = build_table(
         structure,
+        PricedOperators.of(structure),
         table.space,
         table.target,
         before.plus(widths, ratios, CANDIDATE),

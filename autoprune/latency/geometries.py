@@ -1,17 +1,17 @@
-"""What a runtime charges for: the operators of a graph, with everything that it fuses into one counted as one."""
+"""Charges of a runtime: the operators of a graph, where an operator and everything fused into it are one charge."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from autoprune.records import Geometry, SearchSpace
-from autoprune.structure import Dim, Operator
+from autoprune.structure import Dim, Operator, Structure
 from autoprune.structure.gates import NEVER, Gate
 
 _FREE = frozenset(
@@ -29,9 +29,10 @@ _MOST_COMBINATIONS = 100_000
 class PricedOperator:
     """One charge of the runtime: an operator, and the names of the element-wise ones that ride on it (`fused`).
 
-    `node` is the operator's name in the captured graph, `carrier` that of the operator that is charged for it in the
-    dense model; `parameters` are state-dict names. It is charged while `gate` is open and `unless` is not: an
-    activation behind a removed branch is one of its own, which it is not unless the branch is removed.
+    `node` is the operator's name in the captured graph. `carrier` is the node that the dense model charges for it: the
+    same node, or the operator it rides on there. `parameters` are state-dict names. The operator is charged while
+    `gate` is open and `unless` is closed. `unless` closes when a branch is removed: only then is an activation behind
+    that branch a charge of its own.
     """
 
     node: str
@@ -51,11 +52,11 @@ class PricedOperator:
     unless: Gate
 
     def present(self, widths: np.ndarray) -> np.ndarray:
-        """Whether it is charged at all: bool `[P]` for widths `[P, U]`."""
+        """Return whether the operator is charged at all: bool `[P]` for widths `[P, U]`."""
         return self.gate(widths) & ~self.unless(widths)
 
     def sizes(self, widths: np.ndarray) -> np.ndarray:
-        """Channels in, channels out and groups: int64 `[P, 3]` for widths `[P, U]`."""
+        """Return channels in, channels out and groups: int64 `[P, 3]` for widths `[P, U]`."""
         return np.stack([self.c_in(widths), self.c_out(widths), self.groups(widths)], axis=1)
 
     def geometry(self, sizes: Iterable[int]) -> Geometry:
@@ -90,30 +91,66 @@ class PricedOperator:
         return tuple(sorted({*sized, *self.gate.units, *self.unless.units}))
 
 
-def priced_operators(operators: Sequence[Operator]) -> tuple[PricedOperator, ...]:
-    """Charges of the dense model in graph order, then those that only models without some branch have.
+@dataclass(frozen=True, kw_only=True)
+class PricedOperators:
+    """All charges of one structure: computed once with `of`, then handed to every function that needs them.
 
-    The operators are grouped anew without each removable unit: what a removed branch carried becomes a charge of its
-    own or rides on another one. How removed branches combine is not looked at: each changes the charges around itself.
+    `all` holds them in the order of `priced_operators`, `varying` those whose cost some unit changes. The others,
+    `constant`, make up the remainder of a latency table.
+    """
+
+    all: tuple[PricedOperator, ...]
+    varying: tuple[PricedOperator, ...]
+    constant: tuple[PricedOperator, ...]
+
+    @classmethod
+    def of(cls, structure: Structure) -> PricedOperators:
+        """Return the charges of a structure."""
+        priced = priced_operators(structure.operators)
+        varying = tuple(operator for operator in priced if operator.units)
+        return cls(all=priced, varying=varying, constant=tuple(op for op in priced if not op.units))
+
+
+_Key = tuple[str, str]
+"""Name of a charge: the node of its operator, and the operators that are fused into it."""
+
+
+def priced_operators(operators: Sequence[Operator]) -> tuple[PricedOperator, ...]:
+    """Return the charges of the dense model in graph order, then the charges that only a removed branch causes.
+
+    A removed branch changes the charges beside it: an activation that rode on the branch becomes a charge of its own,
+    or rides on another operator. The operators are therefore grouped again without each removable unit, one unit at a
+    time; how several removed branches combine is not looked at.
     """
     dense = _charges(operators)
-    carriers = {node: charge.head.node for charge in dense.values() for node in (charge.head.node, *charge.riders)}
-    units = sorted({unit for operator in operators for unit in operator.gate.units})
-    others = {unit: _charges(without(operators, {unit})) for unit in units}
-    makers: dict[tuple[str, str], set[int]] = {}
-    priced = []
+    removable = sorted({unit for operator in operators for unit in operator.gate.units})
+    without_unit = {unit: _charges(without(operators, {unit})) for unit in removable}
+    return (*_charges_of_dense(dense, without_unit), *_charges_of_removal(dense, without_unit))
+
+
+def _charges_of_dense(
+    dense: Mapping[_Key, _Charge], without_unit: Mapping[int, Mapping[_Key, _Charge]]
+) -> Iterator[PricedOperator]:
+    """Charges of the dense model: each ends when a unit is removed without which it is grouped differently."""
     for key, charge in dense.items():
-        changers = {u for u in units if key not in others[u]}
-        gate = charge.head.gate & _all_above_zero({u for u in changers if charge.head.gate.open_without({u})})
-        priced.append(_priced(charge, charge.head.node, gate, NEVER))
-    for unit, charges in others.items():
+        gate = charge.head.gate
+        regrouping = {u for u, charges in without_unit.items() if key not in charges and gate.open_without({u})}
+        yield _priced(charge, charge.head.node, gate & _all_above_zero(regrouping), NEVER)
+
+
+def _charges_of_removal(
+    dense: Mapping[_Key, _Charge], without_unit: Mapping[int, Mapping[_Key, _Charge]]
+) -> Iterator[PricedOperator]:
+    """Charges that the dense model does not have: each exists while any of the units that cause it is removed."""
+    carriers = {node: charge.head.node for charge in dense.values() for node in (charge.head.node, *charge.riders)}
+    causes: dict[_Key, set[int]] = {}
+    for unit, charges in without_unit.items():
         for key in charges.keys() - dense.keys():
-            makers.setdefault(key, set()).add(unit)
-    for key, units_of in makers.items():
-        charge = others[min(units_of)][key]
+            causes.setdefault(key, set()).add(unit)
+    for key, units in causes.items():
+        charge = without_unit[min(units)][key]
         carrier = carriers.get(charge.head.node, charge.head.node)
-        priced.append(_priced(charge, carrier, charge.head.gate, _all_above_zero(units_of)))
-    return tuple(priced)
+        yield _priced(charge, carrier, charge.head.gate, _all_above_zero(units))
 
 
 def without(operators: Sequence[Operator], removed: AbstractSet[int]) -> list[Operator]:
@@ -136,18 +173,18 @@ def without(operators: Sequence[Operator], removed: AbstractSet[int]) -> list[Op
 
 @dataclass(frozen=True, kw_only=True)
 class _Charge:
-    """An operator and the names of all that ride on it; `fused` are the operators of those that are shown."""
+    """An operator, the nodes that ride on it, and the operators among them that its key names (`fused`)."""
 
     head: Operator
     riders: tuple[str, ...]
     fused: str
 
 
-def _charges(operators: Sequence[Operator]) -> dict[tuple[str, str], _Charge]:
+def _charges(operators: Sequence[Operator]) -> dict[_Key, _Charge]:
     """Group operators as ONNX Runtime does: weights + batch norm, then an addition and an activation, in one charge.
 
     A follower rides only on an operator whose output nothing else reads. An addition of two such operators rides on
-    the later one. Reshapes and dropout cost nothing. By name of the operator and what is fused into it.
+    the later one. Reshapes and dropout cost nothing.
     """
     readers = Counter(name for operator in operators for name in operator.inputs)
     heads: list[Operator] = []
@@ -183,16 +220,16 @@ def _all_above_zero(units: AbstractSet[int]) -> Gate:
 def possible_geometries(
     priced: Sequence[PricedOperator], space: SearchSpace, unit_names: Sequence[str], *, seed: int = 0
 ) -> tuple[Geometry, ...]:
-    """Every geometry that a policy of `space` can produce, in a stable order, without repetition.
+    """Return every geometry that a policy of `space` can produce, in a stable order, without repetition.
 
     An operator that depends on more than 100,000 combinations of levels is sampled instead.
     """
     rng = np.random.default_rng(seed)
-    found: dict[Geometry, None] = {}
+    geometries: dict[Geometry, None] = {}
     for operator in priced:
         widths = _combinations(operator.units, space, unit_names, rng)
-        found |= dict.fromkeys(operator.geometries(widths))
-    return tuple(found)
+        geometries |= dict.fromkeys(operator.geometries(widths))
+    return tuple(geometries)
 
 
 def _may_ride(op: str, fused: Sequence[str]) -> bool:

@@ -1,16 +1,12 @@
-"""The prior of a table: what the runtime's profiler says about every geometry, or what its work suggests."""
+"""The prior of a table: the profiled time of every geometry, or what its work suggests."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-import onnx
 
-from autoprune.device.timing import Kernels
-from autoprune.latency.geometries import PricedOperator
-from autoprune.latency.node_times import NodeOwners, node_times_ms
 from autoprune.records import Geometry
 from autoprune.structure.geometry import RECURRENT
 
@@ -21,43 +17,27 @@ _ELEMENTS_PER_MS = 1e6
 """Rough costs of a small operator on one core. Only their proportions matter: the fit scales them to the evidence."""
 
 
-def prior_ms(
-    geometries: Sequence[Geometry],
-    numbers: np.ndarray,
-    kernels: Iterable[Kernels],
-    dense: onnx.ModelProto | None,
-    priced: Sequence[PricedOperator],
-) -> tuple[np.ndarray, int]:
-    """Prior cost of every geometry, float64 `[E]`; and how many of them no profiled model held.
+def prior_ms(geometries: Sequence[Geometry], profiled_ms: Mapping[int, float]) -> np.ndarray:
+    """Return the prior cost of every geometry in milliseconds, float64 `[E]`, all above 0.
 
-    `numbers` `[P, varying operators]` are the geometries of the profiled policies, `kernels` what the profiler said
-    about each, `priced` all operators, those that no unit changes included.
+    A geometry that no profiled model held takes the time of the nearest profiled one of its kind, scaled by the root of
+    their work. Without any of its kind, and for runtimes without a profiler, its work alone decides.
 
-    A geometry that was not seen takes the time of the nearest of its kind, scaled by the root of the work; without any
-    such, and for runtimes without a profiler, the work alone decides.
+    Args:
+        geometries: The `E` geometries of a table.
+        profiled_ms: Milliseconds by position in `geometries`, of those that profiled models held.
     """
-    found: dict[int, list[float]] = defaultdict(list)
-    if dense is not None:
-        owners = NodeOwners(dense, priced)
-        columns: dict[str, list[int]] = defaultdict(list)
-        for column, operator in enumerate(op for op in priced if op.units):
-            columns[operator.carrier].append(column)
-        for row, times in zip(numbers, kernels, strict=False):
-            for operator, cost in node_times_ms(times, owners).items():
-                # Where a branch is gone, what it carried is charged elsewhere.
-                held = [int(row[c]) for c in columns[priced[operator].carrier] if row[c] >= 0]
-                if len(held) == 1:
-                    found[held[0]].append(cost)
-    known = {number: max(float(np.median(costs)), _LEAST_MS) for number, costs in found.items()}
-    kinds: dict[Geometry, list[int]] = defaultdict(list)
+    known = {number: max(ms, _LEAST_MS) for number, ms in profiled_ms.items()}
+    by_kind: dict[Geometry, list[int]] = defaultdict(list)
     for number in known:
-        kinds[geometries[number].kind].append(number)
-    prior = [known[i] if i in known else _nearest_ms(geometries, i, known, kinds) for i in range(len(geometries))]
-    return np.array(prior), len(geometries) - len(known)
+        by_kind[geometries[number].kind].append(number)
+    return np.array(
+        [known[i] if i in known else _nearest_ms(geometries, i, known, by_kind) for i in range(len(geometries))]
+    )
 
 
 def work_ms(geometry: Geometry) -> float:
-    """What an operator would cost if multiplications and memory traffic were all that counts."""
+    """Return what an operator would cost in milliseconds if only multiplications and memory traffic counted."""
     positions = max(1, geometry.out_rows) * max(1, geometry.out_columns)
     traffic = positions * (max(1, geometry.c_in) + max(1, geometry.c_out)) / _ELEMENTS_PER_MS
     macs = positions * _work(geometry) * float(np.prod(geometry.kernel or (1,))) / _MACS_PER_MS

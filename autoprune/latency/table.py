@@ -15,7 +15,7 @@ import numpy as np
 from autoprune.device.target import Target, differences
 from autoprune.errors import LatencyError
 from autoprune.latency.fitting import DRAWS, HeldOut
-from autoprune.latency.geometries import PricedOperator, priced_operators
+from autoprune.latency.geometries import PricedOperators
 from autoprune.latency.predictor import Costs, GeometryIndex, LatencyPredictor
 from autoprune.records import Geometry, SearchSpace, digest_of
 from autoprune.runfolder import write_atomic
@@ -102,7 +102,7 @@ class LatencyTable:
     def predictor(self, structure: Structure) -> LatencyPredictor:
         """The predictor for the profiled structure; `LatencyError` for any other, whose remainder is unknown."""
         self.require_structure(structure)
-        index = GeometryIndex(varying_operators(structure)[0], tuple(self.entries))
+        index = GeometryIndex(PricedOperators.of(structure).varying, tuple(self.entries))
         costs = Costs(
             entries_ms=np.array([entry.latency_ms for entry in self.entries.values()]),
             spread_ms=np.array([entry.spread_ms for entry in self.entries.values()]).T,
@@ -215,12 +215,6 @@ class LatencyTable:
         if document.get("checksum") != digest_of(content, length=32):
             raise LatencyError("it was changed after it was measured: its checksum does not fit its content")
         return table
-
-
-def varying_operators(structure: Structure) -> tuple[tuple[PricedOperator, ...], tuple[PricedOperator, ...]]:
-    """Operators of a structure that some unit changes, and those that none does: the remainder."""
-    priced = priced_operators(structure.operators)
-    return tuple(op for op in priced if op.units), tuple(op for op in priced if not op.units)
 
 
 def _entry(value: dict[str, Any]) -> tuple[Geometry, Entry]:

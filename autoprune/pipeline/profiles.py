@@ -13,7 +13,8 @@ from autoprune.device.connect import make_target
 from autoprune.device.kit import read_manifest
 from autoprune.errors import UsageError
 from autoprune.latency.efficient_widths import staircases
-from autoprune.latency.table import LatencyTable, varying_operators
+from autoprune.latency.geometries import PricedOperators
+from autoprune.latency.table import LatencyTable
 from autoprune.pipeline.events import Events
 from autoprune.pipeline.prepare import check_names, open_task
 from autoprune.pipeline.tables import profiled_table, space_of
@@ -76,7 +77,7 @@ def explained(path: Path, **options: Any) -> tuple[LatencyTable, tuple[Staircase
     """A table and the staircase of every unit."""
     table = LatencyTable.load(path)
     structure = structure_of(load_config(None, options))
-    return table, staircases(table.predictor(structure), table.space, varying_operators(structure)[0])
+    return table, staircases(table.predictor(structure), table.space, PricedOperators.of(structure).varying)
 
 
 def write_kit(destination: Path, events: Events, **options: Any) -> None:

@@ -13,11 +13,12 @@ from autoprune.device.target import Target, check_target, target_of
 from autoprune.device.timing import Protocol
 from autoprune.errors import KitError
 from autoprune.latency.evidence import Conditions, Evidence, build_table, occurrences
-from autoprune.latency.geometries import possible_geometries, priced_operators
+from autoprune.latency.geometries import PricedOperators, possible_geometries
 from autoprune.latency.predictor import GeometryIndex
 from autoprune.latency.prior import prior_ms
 from autoprune.latency.sampling import covering_widths, random_widths, scanned_widths, uniform_ladder
-from autoprune.latency.table import FIT, HELD_OUT, SCAN, LatencyTable, varying_operators
+from autoprune.latency.table import FIT, HELD_OUT, SCAN, LatencyTable
+from autoprune.profiling.node_times import profiled_ms
 from autoprune.profiling.policy_timer import Progress, make_policy_timer
 from autoprune.profiling.profile import as_prior, scanned_geometries
 from autoprune.records import SearchSpace
@@ -91,7 +92,8 @@ def import_kit(results: Path, kit: Path, structure: Structure) -> LatencyTable:
     space = SearchSpace.from_json(origin["space"])
     fitted = roles != AGAIN
     evidence = Evidence(widths=widths[fitted], ratios=ratios[fitted], roles=tuple(roles[fitted].tolist()))
-    varying, _ = varying_operators(structure)
+    priced = PricedOperators.of(structure)
+    varying = priced.varying
     geometries = tuple(
         scanned_geometries(varying, evidence.widths)
         | dict.fromkeys(possible_geometries(varying, space, tuple(space.levels)))
@@ -100,9 +102,10 @@ def import_kit(results: Path, kit: Path, structure: Structure) -> LatencyTable:
     profiled = widths[[names[name] for name in manifest["profiled"]]]
     timer = make_policy_timer(structure, target, seed=origin["seed"], constant_weights=True)
     numbers = GeometryIndex(varying, geometries).numbers(profiled)
-    prior, _ = prior_ms(geometries, numbers, found.kernels, timer.dense_onnx, priced_operators(structure.operators))
+    prior = prior_ms(geometries, profiled_ms(numbers, found.kernels, timer.dense_onnx, priced))
     return build_table(
         structure,
+        priced,
         space,
         target.fingerprint(),
         evidence,
@@ -126,7 +129,7 @@ def _policies(
     """Policies of a kit, int64 `[P, U]`, and the role of each."""
     rng = np.random.default_rng(seed)
     names = tuple(space.levels)
-    varying, _ = varying_operators(structure)
+    varying = PricedOperators.of(structure).varying
     scans = scanned_widths(space, names, varying, scanned)
     ladder = uniform_ladder(space, names)
     geometries = tuple(scanned_geometries(varying, scans) | dict.fromkeys(possible_geometries(varying, space, names)))

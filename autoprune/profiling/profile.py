@@ -13,11 +13,12 @@ from autoprune.device.timing import Kernels, Protocol, Timings
 from autoprune.latency.efficient_widths import staircases
 from autoprune.latency.evidence import Conditions, Evidence, build_table, fit_evidence, occurrences, predictor_of
 from autoprune.latency.fitting import Fit
-from autoprune.latency.geometries import PricedOperator, possible_geometries, priced_operators
+from autoprune.latency.geometries import PricedOperator, PricedOperators, possible_geometries
 from autoprune.latency.predictor import GeometryIndex
 from autoprune.latency.prior import prior_ms
 from autoprune.latency.sampling import covering_widths, every_other, random_widths, scanned_widths, uniform_ladder
-from autoprune.latency.table import FIT, HELD_OUT, SCAN, LatencyTable, varying_operators
+from autoprune.latency.table import FIT, HELD_OUT, SCAN, LatencyTable
+from autoprune.profiling.node_times import profiled_ms
 from autoprune.profiling.policy_timer import PolicyTimer, Progress, make_policy_timer
 from autoprune.records import Geometry, SearchSpace
 from autoprune.structure import Structure
@@ -65,6 +66,7 @@ def profile(
         timer=make_policy_timer(
             structure, target, seed=seed, on_progress=on_progress, constant_weights=bool(target.address)
         ),
+        priced=PricedOperators.of(structure),
         space=space,
         protocol=protocol or Protocol(),
         rng=np.random.default_rng(seed),
@@ -81,6 +83,7 @@ def profile(
     again = work.measure(tested[:_REMEASURED], "measuring again")
     return build_table(
         structure,
+        work.priced,
         work.space,
         target.fingerprint(),
         work.evidence,
@@ -98,7 +101,7 @@ def expected_seconds(
     """
     names = tuple(unit.name for unit in structure.units)
     widths = {name: _thinned(found, 4) for name, found in space.levels.items()}
-    policies = len(scanned_widths(space, names, varying_operators(structure)[0], widths))
+    policies = len(scanned_widths(space, names, PricedOperators.of(structure).varying, widths))
     policies += _HELD_OUT + _LEAST_ROUNDS * _ROUND + _REMEASURED
     return max(max_seconds, policies * _seconds_each(run_s, _LOAD_S, Protocol()))
 
@@ -114,6 +117,7 @@ class _Profile:
     """A profile in the making: what was timed so far, and with what."""
 
     timer: PolicyTimer
+    priced: PricedOperators
     space: SearchSpace
     protocol: Protocol
     rng: np.random.Generator
@@ -127,7 +131,7 @@ class _Profile:
     @property
     def varying(self) -> tuple[PricedOperator, ...]:
         """The operators that some unit changes."""
-        return varying_operators(self.timer.structure)[0]
+        return self.priced.varying
 
     @property
     def dense_ms(self) -> float:
@@ -203,16 +207,15 @@ class _Profile:
             found |= dict.fromkeys(possible_geometries(self.varying, self.space, self.timer.unit_names))
         geometries = tuple(found)
         numbers = GeometryIndex(self.varying, geometries).numbers(self.profiled)
-        priced = priced_operators(self.timer.structure.operators)
-        return as_prior(geometries, prior_ms(geometries, numbers, self.kernels, self.timer.dense_onnx, priced)[0])
+        known_ms = profiled_ms(numbers, self.kernels, self.timer.dense_onnx, self.priced)
+        return as_prior(geometries, prior_ms(geometries, known_ms))
 
     def useful(self, prior: Mapping[Geometry, float]) -> dict[str, tuple[int, ...]]:
         """Useful widths of every unit, from the scans alone."""
         geometries, values = tuple(prior), np.array([*prior.values()])
         index = GeometryIndex(self.varying, geometries)
-        structure = self.timer.structure
         fitted = self.fit(index, geometries, values)
-        predictor = predictor_of(structure, self.space.levels, geometries, fitted)
+        predictor = predictor_of(index, self.space.levels, fitted)
         found = {stair.unit: stair.useful for stair in staircases(predictor, self.space, self.varying)}
         return {name: found.get(name, tuple(levels)) for name, levels in self.space.levels.items()}
 

@@ -26,8 +26,9 @@ from autoprune.device.target import Target
 from autoprune.device.timing import Protocol
 from autoprune.latency.evidence import occurrences
 from autoprune.latency.fitting import spearman
+from autoprune.latency.geometries import PricedOperators
 from autoprune.latency.predictor import GeometryIndex
-from autoprune.latency.table import FIT, HELD_OUT, LatencyTable, varying_operators
+from autoprune.latency.table import FIT, HELD_OUT, LatencyTable
 from autoprune.profiling.profile import profile
 from autoprune.records import Geometry
 from autoprune.space import build_space, find_space, load_spec
@@ -121,13 +122,13 @@ def shuffled(widths: np.ndarray, ms: np.ndarray, seed: int) -> tuple[np.ndarray,
 def profiler_ms(structure: Structure, table: LatencyTable, widths: np.ndarray) -> np.ndarray:
     """Sum of what the runtime's profiler reported for every operator, `[P]`."""
     geometries = tuple(table.entries)
-    numbers = GeometryIndex(varying_operators(structure)[0], geometries).numbers(widths)
+    numbers = GeometryIndex(PricedOperators.of(structure).varying, geometries).numbers(widths)
     return occurrences(numbers, len(geometries)) @ np.array([entry.prior_ms for entry in table.entries.values()])
 
 
 def isolated_ms(structure: Structure, target: Target, widths: np.ndarray) -> np.ndarray:
     """Sum of the latencies of all operators, each timed alone, `[P]`."""
-    varying, _ = varying_operators(structure)
+    varying = PricedOperators.of(structure).varying
     geometries: dict[Geometry, None] = {}
     for operator in varying:
         geometries |= dict.fromkeys(operator.geometries(widths))

@@ -6,9 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoprune.latency.efficient_widths import staircases, useful_among
-from autoprune.latency.geometries import possible_geometries
+from autoprune.latency.geometries import PricedOperators, possible_geometries
 from autoprune.latency.predictor import Costs, GeometryIndex, LatencyPredictor
-from autoprune.latency.table import varying_operators
 from autoprune.records import SearchSpace
 from tests.machines import stairs
 
@@ -120,7 +119,7 @@ def test_the_largest_width_is_useful_and_the_useful_ones_are_dearer_and_dearer(v
 
 
 def predictor_of(structure, space, cost, sd=0.0):
-    priced, _ = varying_operators(structure)
+    priced = PricedOperators.of(structure).varying
     geometries = possible_geometries(priced, space, tuple(space.levels))
     rng = np.random.default_rng(0)
     costs = Costs(entries_ms=np.array([cost(g) for g in geometries]), spread_ms=rng.normal(0, sd, (8, len(geometries))))
@@ -179,7 +178,7 @@ def test_a_unit_with_one_width_has_no_staircase(structure_of, space_of):
 
 def test_known_widths_without_entries_are_left_out(structure_of, space_of):
     structure, narrow, wide = structure_of("flat"), space_of("flat", 4), space_of("flat", 2)
-    priced, _ = varying_operators(structure)
+    priced = PricedOperators.of(structure).varying
     geometries = possible_geometries(priced, narrow, tuple(narrow.levels))
     costs = Costs(entries_ms=np.array([stairs(1)(g) for g in geometries]), spread_ms=np.zeros((8, len(geometries))))
     predictor = LatencyPredictor(GeometryIndex(priced, geometries), wide.levels, costs, (0.0, np.zeros(8)))

@@ -7,9 +7,9 @@ import pytest
 
 from autoprune.errors import LatencyError
 from autoprune.latency.evidence import Conditions, Evidence, build_table, occurrences, predictor_of, refit_table
-from autoprune.latency.geometries import possible_geometries
+from autoprune.latency.geometries import PricedOperators, possible_geometries
 from autoprune.latency.predictor import ABSENT, MISSING
-from autoprune.latency.table import CANDIDATE, FIT, HELD_OUT, SCAN, LatencyTable, varying_operators
+from autoprune.latency.table import CANDIDATE, FIT, HELD_OUT, SCAN, LatencyTable
 from tests.machines import (
     ORT,
     AdditiveMachine,
@@ -88,7 +88,7 @@ def test_luck_on_held_out_policies_does_not_make_sure(structure_of, space_of):
     posterior = fitted_to(structure, prior, evidence, machine.dense_ms)
     counts = occurrences(index.numbers(held), len(prior))
     lucky = evidence.plus(held, posterior.predict(counts) / machine.dense_ms, HELD_OUT)
-    table = build_table(structure, space, ORT, lucky, prior, timed_once(machine))
+    table = build_table(structure, PricedOperators.of(structure), space, ORT, lucky, prior, timed_once(machine))
     sds = [sample.sd_ms for sample in table.samples if sample.role == HELD_OUT]
     quarter = replace(
         posterior,
@@ -140,7 +140,9 @@ def test_held_out_policies_do_not_change_the_fit(structure_of, space_of):
     for factor in (1.0, 1.5):
         evidence = Evidence.none(3).plus(fitted, machine.ratios(fitted), SCAN)
         evidence = evidence.plus(held, factor * machine.ratios(held), HELD_OUT)
-        found.append(build_table(structure, space, ORT, evidence, prior, timed_once(machine)))
+        found.append(
+            build_table(structure, PricedOperators.of(structure), space, ORT, evidence, prior, timed_once(machine))
+        )
     assert [e.latency_ms for e in found[0].entries.values()] == [e.latency_ms for e in found[1].entries.values()]
     assert found[1].held_out.bias_percent < -30
     spreads = [np.abs([e.spread_ms for e in table.entries.values()]).mean() for table in found]
@@ -153,7 +155,15 @@ def test_without_held_out_policies_nothing_is_proven(structure_of, space_of):
     rows = rows_of(space, 30, 0)
     evidence = Evidence.none(3).plus(rows, machine.ratios(rows), FIT)
     with pytest.raises(LatencyError, match="needs held-out policies"):
-        build_table(structure, space, ORT, evidence, prior_of(structure, space), timed_once(machine))
+        build_table(
+            structure,
+            PricedOperators.of(structure),
+            space,
+            ORT,
+            evidence,
+            prior_of(structure, space),
+            timed_once(machine),
+        )
 
 
 @pytest.mark.parametrize(("dense_ms", "noise"), [(0.0, 0.1), (np.nan, 0.1), (np.inf, 0.1), (1.0, -0.1), (1.0, np.nan)])
@@ -219,7 +229,7 @@ def test_a_predictor_of_a_fit_predicts_as_the_fit_does(structure_of, space_of):
     index = index_of(structure, prior)
     found = fitted_to(structure, prior, evidence, machine.dense_ms)
     counts = occurrences(index.numbers(rows), len(prior))
-    predicted = predictor_of(structure, space.levels, tuple(prior), found).predict_with_sd(rows)
+    predicted = predictor_of(index, space.levels, found).predict_with_sd(rows)
     np.testing.assert_allclose(predicted.latency_ms, found.predict(counts))
     np.testing.assert_allclose(predicted.sd_ms, found.sd_ms(counts), rtol=1e-4)
 
@@ -231,12 +241,14 @@ def test_a_table_knows_what_removed_branches_save(structure_of, removing_space_o
     """Its prior is the one that scales: half the cost of everything."""
     structure, space = structure_of("blocks"), removing_space_of("blocks")
     machine = AdditiveMachine(structure, noise=0.001)
-    varying, _ = varying_operators(structure)
+    varying = PricedOperators.of(structure).varying
     prior = {g: machine.cost(g) / 2 for g in possible_geometries(varying, space, space.unit_names)}
     fitted, held = rows_of(space, 100, 0), rows_of(space, 30, 1)
     units = len(structure.units)
     evidence = Evidence.none(units).plus(fitted, machine.ratios(fitted), FIT).plus(held, machine.ratios(held), HELD_OUT)
-    table = build_table(structure, space, target.fingerprint(), evidence, prior, timed_once(machine))
+    table = build_table(
+        structure, PricedOperators.of(structure), space, target.fingerprint(), evidence, prior, timed_once(machine)
+    )
     assert (held == 0).any()
     assert table.held_out.mape_percent < 0.3
     table.save(tmp_path / "table.json")

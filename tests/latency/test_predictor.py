@@ -7,9 +7,8 @@ from torch import nn
 
 from autoprune.errors import MissingEntryError, PolicyError
 from autoprune.latency import predictor as predictor_module
-from autoprune.latency.geometries import possible_geometries
+from autoprune.latency.geometries import PricedOperators, possible_geometries
 from autoprune.latency.predictor import ABSENT, MISSING, Costs, GeometryIndex, LatencyPredictor
-from autoprune.latency.table import varying_operators
 from autoprune.records import Policy, SearchSpace
 from autoprune.structure import analyze
 
@@ -22,7 +21,7 @@ class World:
     def __init__(self, structure, space):
         rng = np.random.default_rng(0)
         self.space, self.names = space, list(space.levels)
-        self.priced, _ = varying_operators(structure)
+        self.priced = PricedOperators.of(structure).varying
         self.geometries = possible_geometries(self.priced, space, self.names)
         self.entries_ms = rng.uniform(0.1, 1, size=len(self.geometries))
         self.spread_ms = rng.normal(0, 0.05, size=(DRAWS, len(self.geometries)))

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from autoprune.device.timing import Kernels
-from autoprune.latency.geometries import possible_geometries, priced_operators
+from autoprune.latency.geometries import PricedOperators, possible_geometries
 from autoprune.latency.prior import prior_ms, work_ms
+from autoprune.profiling.node_times import profiled_ms
 from autoprune.profiling.policy_timer import make_policy_timer
 from autoprune.records import Geometry
 from tests.machines import index_of
@@ -15,22 +16,23 @@ from tests.machines import index_of
 def world(structure_of, space_of, dense_of):
     """Geometries of the residual net, priced operators, dense export, space, index, and the node of every parameter."""
     structure, space, dense = structure_of("residual"), space_of("residual"), dense_of("residual")
-    priced = priced_operators(structure.operators)
-    geometries = possible_geometries([op for op in priced if op.units], space, tuple(space.levels))
+    priced = PricedOperators.of(structure)
+    geometries = possible_geometries(priced.varying, space, tuple(space.levels))
     nodes = {name: node.name for node in dense.graph.node for name in node.input}
     return geometries, priced, dense, space, index_of(structure, geometries), nodes
 
 
 def profiled(world, rows, ms_of):
-    """Prior of made-up kernels: every operator of a policy takes `ms_of(geometry)`."""
+    """Prior of made-up kernels, where every operator of a policy takes `ms_of(geometry)`, and the profiled times."""
     geometries, priced, dense, _, index, nodes = world
-    weighted = [op for op in priced if any(name in nodes for name in op.parameters)]
+    weighted = [op for op in priced.all if any(name in nodes for name in op.parameters)]
     kernels = []
     for row in rows:
         held = [op for op in weighted if op.present(row[None])[0]]
         names = tuple(nodes[next(n for n in op.parameters if n in nodes)] for op in held)
         kernels.append(Kernels(names=names, ms=np.array([[ms_of(op.geometries(row[None])[0]) for op in held]] * 3)))
-    return prior_ms(geometries, index.numbers(rows), kernels, dense, priced)
+    known_ms = profiled_ms(index.numbers(rows), kernels, dense, priced)
+    return prior_ms(geometries, known_ms), known_ms
 
 
 def cost(geometry):
@@ -40,14 +42,14 @@ def cost(geometry):
 def test_what_was_profiled_is_believed_and_counted(world):
     geometries, priced, _, space, _, _ = world
     rows = np.array([[levels[-1] for levels in space.levels.values()], [levels[0] for levels in space.levels.values()]])
-    prior, unseen = profiled(world, rows, cost)
-    seen = {key for op in priced for key in op.geometries(rows) if op.units}
+    prior, known_ms = profiled(world, rows, cost)
+    seen = {key for op in priced.all for key in op.geometries(rows) if op.units}
     weighted = {g for g in seen if g.op in ("conv2d", "linear")}
     assert len(weighted) == 12
     for geometry, found in zip(geometries, prior, strict=True):
         if geometry in weighted:
             assert found == pytest.approx(cost(geometry))
-    assert unseen == len(geometries) - len(weighted)
+    assert {geometries[number] for number in known_ms} == weighted
     assert (prior > 0).all()
 
 
@@ -80,8 +82,9 @@ def test_a_kernel_that_took_no_microsecond_still_costs_something(world):
 
 def test_without_a_profiler_the_work_decides(world):
     geometries, priced, _, _, index, _ = world
-    prior, unseen = prior_ms(geometries, index.numbers(np.empty((0, 3), dtype=np.int64)), [], None, priced)
-    assert unseen == len(geometries)
+    known_ms = profiled_ms(index.numbers(np.empty((0, 3), dtype=np.int64)), [], None, priced)
+    assert known_ms == {}
+    prior = prior_ms(geometries, known_ms)
     np.testing.assert_allclose(prior, [work_ms(g) for g in geometries])
 
 
@@ -101,11 +104,12 @@ def test_work_grows_with_everything_that_makes_work():
 def test_the_profiler_of_the_runtime_gives_a_prior(structure_of, space_of, target):
     structure, space = structure_of("depthwise"), space_of("depthwise")
     timer = make_policy_timer(structure, target)
-    priced = priced_operators(structure.operators)
-    geometries = possible_geometries([op for op in priced if op.units], space, tuple(space.levels))
+    priced = PricedOperators.of(structure)
+    geometries = possible_geometries(priced.varying, space, tuple(space.levels))
     rows = np.array([list(space.smallest().widths.values()), list(space.largest().widths.values())])
     numbers = index_of(structure, geometries).numbers(rows)
-    prior, unseen = prior_ms(geometries, numbers, timer.kernels(rows), timer.dense_onnx, priced)
-    assert unseen == len(geometries) - len(set(numbers.ravel().tolist()))
+    known_ms = profiled_ms(numbers, timer.kernels(rows), timer.dense_onnx, priced)
+    assert set(known_ms) == set(numbers.ravel().tolist())
+    prior = prior_ms(geometries, known_ms)
     assert (prior > 0).all()
     assert np.isfinite(prior).all()

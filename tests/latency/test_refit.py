@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from autoprune.latency.evidence import Evidence, build_table, refit_table
+from autoprune.latency.geometries import PricedOperators
 from autoprune.latency.table import CANDIDATE, FIT, HELD_OUT
 from tests.machines import (
     ORT,
@@ -43,7 +44,9 @@ def test_a_candidate_weighs_more_than_a_sample(structure_of, space_of):
     errors = []
     for role in (CANDIDATE, FIT):
         evidence = before.plus(candidates, measured, role)
-        table = build_table(structure, space, ORT, evidence, prior, timed_once(machine, noise=0.004))
+        table = build_table(
+            structure, PricedOperators.of(structure), space, ORT, evidence, prior, timed_once(machine, noise=0.004)
+        )
         predicted = table.predictor(structure).predict(candidates) / machine.dense_ms
         errors.append(np.abs(predicted / measured - 1).mean())
     assert errors[0] < 0.8 * errors[1]

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from autoprune.latency.evidence import occurrences
-from autoprune.latency.geometries import possible_geometries
+from autoprune.latency.geometries import PricedOperators, possible_geometries
 from autoprune.latency.predictor import ABSENT, GeometryIndex
 from autoprune.latency.sampling import (
     covering_widths,
@@ -15,7 +15,6 @@ from autoprune.latency.sampling import (
     scanned_widths,
     uniform_ladder,
 )
-from autoprune.latency.table import varying_operators
 from autoprune.records import SearchSpace
 from autoprune.structure import analyze
 
@@ -24,7 +23,7 @@ from autoprune.structure import analyze
 def world(net, structure_of, space_of):
     structure, space = structure_of(net), space_of(net)
     names = tuple(unit.name for unit in structure.units)
-    priced, _ = varying_operators(structure)
+    priced = PricedOperators.of(structure).varying
     geometries = possible_geometries(priced, space, names)
     return space, names, priced, GeometryIndex(priced, geometries), len(geometries)
 
@@ -120,19 +119,19 @@ def test_the_ladder_goes_from_the_smallest_to_the_largest_policy(world):
 def test_partners_share_an_operator(structure_of):
     structure = structure_of("residual")
     names = [unit.name for unit in structure.units]
-    priced, _ = varying_operators(structure)
+    priced = PricedOperators.of(structure).varying
     stem, inner = names.index("stem.0"), names.index("inner.0")
     (stream,) = {0, 1, 2} - {stem, inner}
     assert partners_of(stem, priced) == {inner, stream}
     assert partners_of(inner, priced) == {stem, stream}
     flat = structure_of("flat")
-    assert partners_of(0, varying_operators(flat)[0]) == {1}
+    assert partners_of(0, PricedOperators.of(flat).varying) == {1}
 
 
 def test_partners_are_full_then_half_and_all_others_small(structure_of, space_of):
     structure, space = structure_of("depthwise"), space_of("depthwise")
     names = tuple(unit.name for unit in structure.units)
-    priced, _ = varying_operators(structure)
+    priced = PricedOperators.of(structure).varying
     for unit in range(len(names)):
         full, half = scan_contexts(unit, space, names, priced)
         for other in {*range(len(names))} - {unit}:
@@ -178,7 +177,7 @@ def test_blocks_of_one_stage_share_their_scans():
         assert len(inner) == blocks
         levels = {u.name: tuple(range(1, 9)) if u.name in inner else (u.width,) for u in structure.units}
         space = SearchSpace(id="s", levels=levels)
-        return scanned_widths(space, space.unit_names, varying_operators(structure)[0], levels)
+        return scanned_widths(space, space.unit_names, PricedOperators.of(structure).varying, levels)
 
     assert len(rows_of(3)) == len(rows_of(1)) >= 8
 
@@ -195,7 +194,7 @@ def test_only_given_widths_are_scanned_and_units_with_one_width_are_not(world):
 @pytest.fixture
 def removing(structure_of, removing_space_of):
     structure, space = structure_of("blocks"), removing_space_of("blocks")
-    return space, space.unit_names, varying_operators(structure)[0], [u.removable for u in structure.units]
+    return space, space.unit_names, PricedOperators.of(structure).varying, [u.removable for u in structure.units]
 
 
 def test_random_policies_remove_an_eighth_of_what_they_may(removing):

@@ -8,7 +8,8 @@ from autoprune.device.address import Address
 from autoprune.device.connect import make_target
 from autoprune.errors import LatencyError, RunFolderError
 from autoprune.latency.fitting import DRAWS
-from autoprune.latency.table import CANDIDATE, FIT, HELD_OUT, SCAN, LatencyTable, varying_operators
+from autoprune.latency.geometries import PricedOperators
+from autoprune.latency.table import CANDIDATE, FIT, HELD_OUT, SCAN, LatencyTable
 from autoprune.records import digest_of
 from tests.machines import doubled
 
@@ -194,9 +195,10 @@ def test_samples_are_counted_by_role(table):
 
 
 def test_operators_are_split_by_whether_a_unit_changes_them(structure_of):
-    varying, constant = varying_operators(structure_of("upsampling"))
+    priced = PricedOperators.of(structure_of("upsampling"))
+    varying, constant = priced.varying, priced.constant
     assert all(op.units for op in varying)
     assert not any(op.units for op in constant)
     assert constant == ()
     assert {op.op for op in varying} == {"conv2d", "conv_transpose2d", "mean", "linear"}
-    assert varying_operators(structure_of("residual"))[1] == ()
+    assert PricedOperators.of(structure_of("residual")).constant == ()

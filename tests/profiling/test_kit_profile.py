@@ -13,8 +13,8 @@ import pytest
 
 from autoprune.device.kit import kit_bytes, read_manifest
 from autoprune.errors import KitError, UsageError
-from autoprune.latency.geometries import possible_geometries
-from autoprune.latency.table import FIT, HELD_OUT, SCAN, LatencyTable, varying_operators
+from autoprune.latency.geometries import PricedOperators, possible_geometries
+from autoprune.latency.table import FIT, HELD_OUT, SCAN, LatencyTable
 from autoprune.profiling import kit_profile
 from autoprune.profiling.kit_profile import AGAIN, import_kit, make_kit
 from tests.machines import QUICK
@@ -93,7 +93,7 @@ def test_the_models_of_a_kit_are_those_of_its_widths(kit):
 
 def test_the_table_has_every_entry_and_held_out_policies(imported, structure_of, space_of, target):
     structure, space = structure_of("residual"), space_of("residual", 4)
-    varying, _ = varying_operators(structure)
+    varying = PricedOperators.of(structure).varying
     assert set(possible_geometries(varying, space, tuple(space.levels))) <= set(imported.entries)
     assert imported.target == target.fingerprint()
     assert imported.space == space

@@ -8,8 +8,8 @@ import pytest
 from autoprune.device.address import Address
 from autoprune.device.timing import Protocol
 from autoprune.errors import LatencyError
-from autoprune.latency.geometries import possible_geometries
-from autoprune.latency.table import FIT, HELD_OUT, SCAN, LatencyTable, varying_operators
+from autoprune.latency.geometries import PricedOperators, possible_geometries
+from autoprune.latency.table import FIT, HELD_OUT, SCAN, LatencyTable
 from autoprune.profiling import profile as profiling
 from autoprune.profiling.profile import MAX_SECONDS, as_prior, expected_seconds, profile, scanned_geometries
 from autoprune.records import Geometry, SearchSpace
@@ -117,7 +117,7 @@ def test_only_useful_widths_reach_narrow_and_its_space_is_profiled(simulated, sp
             assert all(width in useful[name] for name, width in sample.widths.items())
     assert any(width not in useful[n] for s in table.samples for n, width in s.widths.items() if s.role == SCAN)
     assert dict(table.known) == dict(levels)
-    varying, _ = varying_operators(found.machine.structure)
+    varying = PricedOperators.of(found.machine.structure).varying
     assert set(possible_geometries(varying, table.space, tuple(useful))) <= set(table.entries)
     assert found.error_of(rows_of(table.space, 200)).mean() < 0.01
 
@@ -180,7 +180,7 @@ def test_a_remote_target_gets_constant_weights(simulated, structure_of, space_of
 
 def test_scanned_geometries_are_those_of_the_rows(structure_of, removing_space_of):
     structure, space = structure_of("residual"), removing_space_of("residual")
-    varying, _ = varying_operators(structure)
+    varying = PricedOperators.of(structure).varying
     rows = rows_of(space, 7)
     found = scanned_geometries(varying, rows)
     wanted = {op.geometry(op.sizes(row[None])[0]) for op in varying for row in rows if op.present(row[None])[0]}
@@ -206,7 +206,7 @@ def real(structure_of, space_of, target):
 
 def test_a_real_table_answers_for_the_whole_space(real, structure_of):
     structure = structure_of("residual")
-    varying, _ = varying_operators(structure)
+    varying = PricedOperators.of(structure).varying
     assert set(possible_geometries(varying, real.space, tuple(real.space.levels))) <= set(real.entries)
     rows = rows_of(real.space, 500)
     found = real.predictor(structure).predict_with_sd(rows)

@@ -7,9 +7,9 @@ import torch
 from autoprune.device.runner import kernel_times
 from autoprune.device.timing import Kernels
 from autoprune.latency.geometries import priced_operators
-from autoprune.latency.node_times import NodeOwners, node_times_ms
 from autoprune.onnxgraph.export import export_onnx
 from autoprune.onnxgraph.resizer import Resizer
+from autoprune.profiling.node_times import NodeOwners, node_times_ms
 from autoprune.profiling.policy_timer import make_policy_timer
 from autoprune.structure import analyze
 from autoprune.task.transformers import ViT

@@ -7,13 +7,14 @@ only serve as the prior of a fit to end-to-end times.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
 
 from autoprune.device.timing import Kernels
-from autoprune.latency.geometries import PricedOperator
+from autoprune.latency.geometries import PricedOperator, PricedOperators
 from autoprune.onnxgraph.export import plain_name
 from autoprune.structure.gates import NEVER
 
@@ -85,6 +86,33 @@ def node_times_ms(kernels: Kernels, owners: NodeOwners) -> dict[int, float]:
         if owner is not None:
             found[owner] = found.get(owner, 0.0) + kernels.ms[:, position]
     return {owner: float(np.median(ms)) for owner, ms in found.items() if len(ms)}
+
+
+def profiled_ms(
+    numbers: np.ndarray, kernels: Iterable[Kernels], dense: onnx.ModelProto | None, priced: PricedOperators
+) -> dict[int, float]:
+    """Return the median milliseconds of every geometry that some profiled model held, by its position in the table.
+
+    Args:
+        numbers: Positions of the geometries of the profiled policies, int64 `[P, varying operators]`.
+        kernels: Times of the kernels of each profiled policy; empty for runtimes without a profiler.
+        dense: The dense export; `None` for runtimes without a profiler.
+        priced: The charges of the structure.
+    """
+    if dense is None:
+        return {}
+    owners = NodeOwners(dense, priced.all)
+    columns: dict[str, list[int]] = defaultdict(list)
+    for column, operator in enumerate(priced.varying):
+        columns[operator.carrier].append(column)
+    times_ms: dict[int, list[float]] = defaultdict(list)
+    for row, times in zip(numbers, kernels, strict=False):
+        for operator, ms in node_times_ms(times, owners).items():
+            # Where a branch is removed, an operator that rode on it is charged elsewhere.
+            held = [int(row[column]) for column in columns[priced.all[operator].carrier] if row[column] >= 0]
+            if len(held) == 1:
+                times_ms[held[0]].append(ms)
+    return {number: float(np.median(times)) for number, times in times_ms.items()}
 
 
 def _following_kernel(names: Sequence[str], position: int) -> str:
