@@ -1,4 +1,4 @@
-"""What people see: progress and tables in the terminal, and a self-contained HTML page."""
+"""Progress and tables in the terminal, and a self-contained HTML page."""
 
 from autoprune.report.checks import basis_line, check_table, estimate_table
 from autoprune.report.console import ConsoleEvents

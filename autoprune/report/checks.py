@@ -1,4 +1,4 @@
-"""What `autoprune check` found: one row for each stage, and how long a search would take."""
+"""Tables of `autoprune check`: one row for each stage, and how long a search would take."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.text import Text
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One stage: whether it works (`None`: could not be tried), what it says, and the seconds it took."""
+    """Outcome of one stage: whether it works (`None`: could not be tried), its message, and the seconds it took."""
 
     stage: str
     works: bool | None
@@ -21,7 +21,7 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a search of an effort takes for one budget: at most so many sample passes, and about so many seconds."""
+    """Cost of a search of one effort and budget: at most `sample_passes`, and about `seconds`."""
 
     effort: str
     policies: int
@@ -37,14 +37,14 @@ def check_table(findings: Sequence[Finding]) -> Table:
     table.add_column("what it says", overflow="fold")
     table.add_column("seconds", justify="right", no_wrap=True)
     words = {True: ("works", "green"), False: ("fails", "red"), None: ("skipped", "yellow")}
-    for found in findings:
-        word, style = words[found.works]
-        table.add_row(found.stage, f"[{style}]{word}[/]", Text(found.text), f"{found.seconds:.1f}")
+    for finding in findings:
+        word, style = words[finding.works]
+        table.add_row(finding.stage, f"[{style}]{word}[/]", Text(finding.text), f"{finding.seconds:.1f}")
     return table
 
 
 def basis_line(seconds_per_pass: float, workers: int, table_seconds: float) -> str:
-    """What the estimates were computed from."""
+    """Return a line that says how the search times were computed."""
     table = f"; the latency table comes on top, about {_duration(table_seconds)}" if table_seconds else ""
     return (
         f"Search time: sample passes times {seconds_per_pass * 1e3:.3g} ms, measured on one thread here, over "
@@ -57,8 +57,9 @@ def estimate_table(estimates: Sequence[Estimate]) -> Table:
     table = Table(title="A search with one budget", title_justify="left", title_style="bold")
     for title in ("effort", "policies", "sample passes", "time"):
         table.add_column(title, justify="left" if title == "effort" else "right")
-    for found in estimates:
-        table.add_row(found.effort, str(found.policies), f"{found.sample_passes:,.0f}", _duration(found.seconds))
+    for estimate in estimates:
+        passes = f"{estimate.sample_passes:,.0f}"
+        table.add_row(estimate.effort, str(estimate.policies), passes, _duration(estimate.seconds))
     return table
 
 

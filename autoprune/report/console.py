@@ -25,7 +25,7 @@ _LAST_SECONDS = 4.0
 
 
 class ConsoleEvents:
-    """Shows stages, facts and progress. `with` keeps the live bar and takes it away at the end. `clock` in seconds."""
+    """Shows stages, facts and progress; `with` shows the live bar and removes it at the end. `clock` is in seconds."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -63,7 +63,7 @@ class ConsoleEvents:
             self._bar.stop()
 
     def stage(self, title: str) -> None:
-        """Print the title of a stage and start its bar anew."""
+        """Print the title of a stage and restart its bar."""
         self._title, self._started, self._printed = title, self._clock(), self._clock()
         self._console.print(Text(title, style="bold cyan"))
         if self._bar is not None:

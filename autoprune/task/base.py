@@ -1,4 +1,4 @@
-"""`Task` (model, data, loss, metric) and `Recipe` (how a model is trained): all that the user has to describe."""
+"""`Task` (model, data, loss, metric) and `Recipe` (how a model is trained): everything that a user describes."""
 
 from __future__ import annotations
 
@@ -41,25 +41,42 @@ _RANGES = {
 class Recipe:
     """How a model is trained, dense or pruned.
 
-    `clip_norm` 0 clips nothing. `distill_weight` is the share of the distillation loss when there is a teacher.
-    SGD uses Nesterov momentum; for AdamW `momentum` is the first beta. `precision` `auto` takes bf16 where the CPU has
-    matrix units for it. `channels_last` is a wish: models that cannot run that way run contiguous.
-    `label_smoothing` applies where the task's loss is `torch.nn.functional.cross_entropy`.
+    Raises:
+        UsageError: a value is out of its range; the message names the field, the range and the value.
+
+    Example:
+        >>> import autoprune
+        >>> recipe = autoprune.Recipe(optimizer="adamw", lr=1e-3, batch_size=32)
+        >>> recipe.schedule, recipe.weight_decay
+        ('cosine', 0.0005)
     """
 
     epochs: float = 4
+    """Passes over the training data for the dense model. Pruned models are trained on what the search can spend."""
     batch_size: int = 128
+    """Examples of a training step, at least 2."""
     optimizer: Optimizer = "sgd"
+    """`sgd` with Nesterov momentum, or `adamw`."""
     lr: float = 0.05
+    """Peak learning rate."""
     schedule: Schedule = "cosine"
+    """Learning rate over the training: `cosine` rises for 5 %, `one-cycle` for 25 %; both then fall to 0."""
     weight_decay: float = 5e-4
+    """Decay of matrices and filters; biases and norms do not decay."""
     momentum: float = 0.9
+    """Momentum of SGD, the first beta of AdamW."""
     clip_norm: float = 5.0
+    """Largest norm of the gradient of a step; 0 clips nothing."""
     label_smoothing: float = 0.0
+    """Used where the task's loss is `torch.nn.functional.cross_entropy`."""
     distill_weight: float = 0.9
+    """Share of the distillation loss, when there is a teacher; the task's loss has the rest."""
     temperature: float = 4.0
+    """Temperature of the distillation loss for class logits."""
     precision: Precision = "auto"
+    """Number format of training: `fp32`, `bf16`, or `auto` for bf16 where the CPU has matrix units for it."""
     channels_last: bool = True
+    """Store filters channels last, which is faster on CPUs; models that cannot run that way run contiguous."""
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
@@ -73,7 +90,7 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A model to compress, with its data and what counts as good.
+    """A model to compress, with its data, loss and metric.
 
     Only `build_model`, `example_inputs` and the data are mandatory.
 
@@ -84,24 +101,48 @@ class Task:
             dicts that hold the keywords of `example_inputs` and the target. All items have the same shapes. Or loaders:
             of a `DataLoader` over a map-style data set its data set and `collate_fn` are used (order, batch size and
             workers are not); any other iterable of batches must be finite and fit into memory, where it is kept.
-            What they draw at random from torch, `random` or numpy is seeded in training.
+            Random numbers that data sets draw from torch, `random` or numpy are seeded in training.
         loss: `loss(outputs, target)`, a scalar tensor. With None there are no labels: recovery distils to the outputs
             of the dense model. What follows the inputs in an item is then left to `metric` and `train_step`.
-        target: key of the target in dict items; the one that is left besides the inputs when not given.
+        name: appears in reports and run folders; the name of the function `build_model` by default.
+        target: key of the target in dict items; by default the only key besides the inputs.
         train_step: `train_step(model, batch)`, a scalar tensor, for losses that `loss` cannot express; batches are
-            tuples or dicts as the data give them. Distillation compares the outputs of the calls of `model` that it
-            makes with the dense model's.
-        outputs: which part of the model's outputs counts, where it does not return one tensor with the batch dimension
-            first: a function of them, or the name of an attribute or a key.
-        metric: `metric(model, data)`, higher for better models; `data` is the data set (or loader) as given, or some
-            of its items. The default is accuracy where targets are class indices, else closeness to the dense outputs.
+            tuples or dicts as the data give them. Distillation compares the outputs of every call of `model` in the
+            step with the dense model's.
+        outputs: which part of the model's outputs counts, where the model does not return one tensor with the batch
+            dimension first: a function of the outputs, or the name of an attribute or a key.
+        metric: `metric(model, data)`, a number that is higher for better models; `data` is the data set (or loader) as
+            given, or some of its items. The default is accuracy where targets are class indices, else closeness to the
+            dense outputs.
+        metric_name: appears in reports; the name of the function `metric` by default.
         augment: `augment(inputs, generator)` changes a batch of the first input; when a teacher helps, not in the last
             epoch.
-        recipe: trains the dense model from scratch; None says that `build_model` returns trained weights.
+        recipe: trains the dense model from scratch; with None `build_model` returns trained weights.
         finetune_recipe: trains pruned models.
 
     A task holds its plain form, which all later stages read: data sets of tuples, and a model that takes tensors in
-    order (or by keyword) and returns one. Raises `TaskError` naming the field that is absent or of a wrong type.
+    order (or by keyword) and returns one.
+
+    Raises:
+        TaskError: a field is absent or of a wrong type; the message names the field.
+
+    Example:
+        >>> import autoprune, torch
+        >>> from torch import nn
+        >>> from torch.utils.data import TensorDataset
+        >>> def data(examples):
+        ...     return TensorDataset(torch.randn(examples, 8), torch.randint(0, 4, (examples,)))
+        >>> task = autoprune.Task(
+        ...     name="mine",
+        ...     build_model=lambda: nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)),
+        ...     example_inputs=(torch.zeros(1, 8),),
+        ...     train_set=data(64),
+        ...     val_set=data(16),
+        ...     test_set=data(16),
+        ...     loss=nn.functional.cross_entropy,
+        ... )
+        >>> task.metric_name
+        'accuracy'
     """
 
     build_model: Callable[[], nn.Module] = _REQUIRED

@@ -20,7 +20,7 @@ def length(dataset: Dataset[Any]) -> int:
 
 
 def take(dataset: Dataset[Any], rows: Tensor) -> tuple[Tensor, ...]:
-    """The items at `rows` (int64, 1-d) as one batch: a tuple of tensors, batch dimension first."""
+    """Return the items at `rows` (int64 `[N]`) as one batch: a tuple of tensors `[N, ...]`."""
     if type(dataset) is TensorDataset:
         return tuple(tensor[rows] for tensor in dataset.tensors)
     if type(dataset) is Subset:
@@ -35,7 +35,7 @@ def take(dataset: Dataset[Any], rows: Tensor) -> tuple[Tensor, ...]:
 
 
 def batches(dataset: Dataset[Any], batch_size: int, *, rows: Tensor | None = None) -> Iterator[tuple[Tensor, ...]]:
-    """All items, or those at `rows`, in order, in batches of `batch_size`; the last one may be smaller.
+    """Yield all items, or those at `rows`, in order, in batches of `batch_size`; the last batch may be smaller.
 
     Data sets that draw at random give the same batches every time.
     """
@@ -47,7 +47,7 @@ def batches(dataset: Dataset[Any], batch_size: int, *, rows: Tensor | None = Non
 
 
 def sample_rows(size: int, count: int, *, seed: int = 0) -> Tensor:
-    """`count` different row numbers below `size`, ascending; all of them when `count` is 0 or not below `size`.
+    """Draw `count` different row numbers below `size`, ascending; all rows when `count` is 0 or not below `size`.
 
     For one seed a smaller sample is part of every larger one.
     """

@@ -10,7 +10,7 @@ TEMPLATE = '''\
 """A task for autoprune. It runs as it is; put your model and data in. Then:
 
     autoprune check --task {file}:make_task       # does every stage work, and how long will a search take?
-    autoprune units --task {file}:make_task       # what can be pruned, what is left alone, and why
+    autoprune units --task {file}:make_task       # which layers can be pruned, which cannot, and why
     autoprune search --task {file}:make_task --budget 50% --run-dir runs/mine
 """
 
@@ -23,7 +23,7 @@ import autoprune
 
 
 def build_model() -> nn.Module:
-    """Your model with trained weights, on the CPU, in float32."""
+    """Return your model with trained weights, on the CPU, in float32."""
     model = nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1),
         nn.BatchNorm2d(16),
@@ -39,7 +39,7 @@ def build_model() -> nn.Module:
 
 
 def data(examples: int) -> TensorDataset:
-    """Any map-style data set of (input, target), or of dicts; a DataLoader over one does too."""
+    """Return a map-style data set of (input, target) or of dicts, or a DataLoader over such a data set."""
     return TensorDataset(torch.randn(examples, 3, 32, 32), torch.randint(0, 10, (examples,)))
 
 
@@ -47,17 +47,17 @@ def make_task() -> autoprune.Task:
     return autoprune.Task(
         name="mine",
         build_model=build_model,
-        # Batch dimension first. A model with keywords: {{"input_ids": ids, "attention_mask": mask}}.
+        # Batch dimension first. For a model that takes keywords: {{"input_ids": ids, "attention_mask": mask}}.
         example_inputs=(torch.zeros(1, 3, 32, 32),),
         train_set=data(512),
         val_set=data(128),  # chooses between policies
-        test_set=data(128),  # looked at once, for the final numbers
+        test_set=data(128),  # used once, for the final numbers
         loss=F.cross_entropy,  # loss(outputs, target); leave it out to distil to the dense model's outputs
-        # outputs="logits",  # where forward returns a dict, a dataclass or a tuple: a name, or a function of it
+        # outputs="logits",  # for a forward that returns a dict, a dataclass or a tuple: a name, or a function
         # metric=my_metric,  # metric(model, data), higher is better; the default is accuracy
         # train_step=my_step,  # train_step(model, batch) -> loss, where loss(outputs, target) is not enough
         # target="labels",  # which key of dict items is the target
-        # recipe=autoprune.Recipe(epochs=10),  # trains the dense model, where build_model returns untrained weights
+        # recipe=autoprune.Recipe(epochs=10),  # trains the dense model, if build_model returns untrained weights
         # finetune_recipe=autoprune.Recipe(optimizer="adamw", lr=1e-3, batch_size=32),  # trains the pruned models
     )
 '''
