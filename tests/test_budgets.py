@@ -28,7 +28,7 @@ bounds = st.sampled_from(list(UNITS)).flatmap(
         | st.builds(Bound, cost=st.just(cost), number=st.floats(0.001, 100), unit=st.just("%"))
     )
 )
-budgets = st.builds(lambda found: Budget(bounds=tuple(found)), st.lists(bounds, min_size=1, max_size=4))
+budgets = st.builds(lambda chosen: Budget(bounds=tuple(chosen)), st.lists(bounds, min_size=1, max_size=4))
 
 
 def most(text: str, cost: str) -> float:
@@ -133,12 +133,12 @@ def test_latencies_are_alternatives_and_all_else_is_added_to_each(given_texts: l
 
 @given(st.lists(budgets, min_size=1, max_size=4))
 def test_one_alternative_for_every_budget_with_a_latency(given_budgets: list[Budget]) -> None:
-    found = alternatives(given_budgets)
+    combined = alternatives(given_budgets)
     timed = [budget for budget in given_budgets if budget.timed]
-    assert 1 <= len(found) <= max(len(timed), 1)
+    assert 1 <= len(combined) <= max(len(timed), 1)
     always = {bound for budget in given_budgets if not budget.timed for bound in budget.bounds}
-    assert all(always <= set(budget.bounds) for budget in found)
-    assert {bound for budget in found for bound in budget.bounds} == {b for bs in given_budgets for b in bs.bounds}
+    assert all(always <= set(budget.bounds) for budget in combined)
+    assert {bound for budget in combined for bound in budget.bounds} == {b for bs in given_budgets for b in bs.bounds}
 
 
 limits = st.builds(Limit.of, **{name: st.floats(1e-9, 1e12) | st.just(math.inf) for name in COSTS})

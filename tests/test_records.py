@@ -44,8 +44,8 @@ def test_the_digest_does_not_depend_on_the_order_of_units(policy: Policy) -> Non
 
 def test_the_digest_is_the_same_in_another_process() -> None:
     code = "from autoprune.records import Policy; print(Policy(space_id='s', widths={'b': 2, 'a': 1}).digest())"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == Policy(space_id="s", widths={"a": 1, "b": 2}).digest() == "48c13aed3c2d"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert printed.stdout.strip() == Policy(space_id="s", widths={"a": 1, "b": 2}).digest() == "48c13aed3c2d"
 
 
 def test_policies_of_other_widths_or_spaces_differ() -> None:
@@ -138,10 +138,10 @@ def test_a_unit_has_channels() -> None:
 
 
 def test_a_geometry_reads_well() -> None:
-    found = Geometry(
+    geometry = Geometry(
         op="conv2d", c_in=16, c_out=32, out_rows=14, out_columns=14, kernel=(3, 3), stride=(2, 2), fused="relu"
     )
-    assert str(found) == "conv2d+relu 16->32 14x14 k3x3 s2x2"
+    assert str(geometry) == "conv2d+relu 16->32 14x14 k3x3 s2x2"
 
 
 def test_a_geometry_keeps_the_keys_of_tables_made_before() -> None:

@@ -22,20 +22,20 @@ def test_levels_are_multiples_within_the_keep_ratios_and_the_full_width() -> Non
 
 
 def test_steps_are_rounded_up_to_multiples() -> None:
-    found = levels(multiple_of=4, steps=8)
-    assert found == {"stem": (4, 8, 12, 16), "body.0": (4, 8, 12, 16, 20, 24, 28, 32), "body.1": (4, 8, 12, 16, 20)}
+    widths = levels(multiple_of=4, steps=8)
+    assert widths == {"stem": (4, 8, 12, 16), "body.0": (4, 8, 12, 16, 20, 24, 28, 32), "body.1": (4, 8, 12, 16, 20)}
     assert levels(multiple_of=8, steps=2)["body.1"] == (16, 20)
 
 
 def test_include_and_exclude() -> None:
-    found = levels(include=["body.*"], exclude=["*.1"], multiple_of=16)
-    assert found == {"stem": (16,), "body.0": (16, 32), "body.1": (20,)}
+    widths = levels(include=["body.*"], exclude=["*.1"], multiple_of=16)
+    assert widths == {"stem": (16,), "body.0": (16, 32), "body.1": (20,)}
 
 
 def test_overrides_win_and_later_ones_over_earlier() -> None:
-    found = levels(multiple_of=8, overrides={"body.*": {"levels": [4, 32, 20]}, "body.1": {"multiple_of": 10}})
-    assert found["body.0"] == (4, 20, 32)
-    assert found["body.1"] == (10, 20)
+    widths = levels(multiple_of=8, overrides={"body.*": {"levels": [4, 32, 20]}, "body.1": {"multiple_of": 10}})
+    assert widths["body.0"] == (4, 20, 32)
+    assert widths["body.1"] == (10, 20)
 
 
 BLOCK = [replace(UNITS[1], removable=True), UNITS[2]]
@@ -56,9 +56,9 @@ BLOCK = [replace(UNITS[1], removable=True), UNITS[2]]
     ],
 )
 def test_removable_units_may_have_width_0(keys: dict[str, object], wanted: tuple[int, ...]) -> None:
-    found = build_space(SpaceSpec.model_validate(keys), BLOCK, "digest").levels
-    assert found["body.0"] == wanted
-    assert 0 not in found["body.1"]
+    widths = build_space(SpaceSpec.model_validate(keys), BLOCK, "digest").levels
+    assert widths["body.0"] == wanted
+    assert 0 not in widths["body.1"]
 
 
 def test_useful_widths_do_not_thin_out_width_0() -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import errno
 import json
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,33 +18,6 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     return int(stopped.value.code or 0)
-
-
-def test_help_names_every_command_and_needs_no_torch() -> None:
-    check = "import sys, atexit; atexit.register(lambda: print('torch' in sys.modules)); sys.argv[1:] = ['--help']; "
-    code = check + "from autoprune.cli.main import main; main()"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    commands = (
-        "init",
-        "check",
-        "search",
-        "profile",
-        "units",
-        "front",
-        "pick",
-        "finetune",
-        "export",
-        "verify",
-        "report",
-        "status",
-        "dashboard",
-        "study",
-        "tasks",
-        "spaces",
-        "targets",
-    )
-    assert all(f"\n  {name} " in found for name in commands)
-    assert found.splitlines()[-1] == "False"
 
 
 @pytest.mark.parametrize(

@@ -18,22 +18,22 @@ Calls = list[tuple[str, dict[str, Any]]]
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """What the command asks for, instead of doing it."""
-    found: Calls = []
+    made: Calls = []
 
     def check(path: Path, events: object, **options: Any) -> bool:
-        found.append(("check", options))
+        made.append(("check", options))
         return True
 
     def table(path: Path, events: object, **options: Any) -> None:
-        found.append(("out", options))
+        made.append(("out", options))
 
     def kit(path: Path, events: object, **options: Any) -> None:
-        found.append(("kit", options))
+        made.append(("kit", options))
 
     monkeypatch.setattr(profiles, "check_profile", check)
     monkeypatch.setattr(profiles, "profile_table", table)
     monkeypatch.setattr(profiles, "write_kit", kit)
-    return found
+    return made
 
 
 @pytest.mark.parametrize(
