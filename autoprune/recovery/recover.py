@@ -39,7 +39,7 @@ def recover(
         model: the dense model, which is not changed.
         policy: widths by unit name; units that are left out keep their full width.
         batches: inputs of a few hundred training examples, batch dimension first and without targets: tensors, or
-            tuples or dicts of them, as `forward` takes them.
+            tuples or dicts of tensors, as `forward` takes them.
         scores: how channels are ranked (`l2`, ...) in units that cannot be reconstructed, because a layer that reads
             them cannot.
         native: return the model's own classes with smaller parameters, where that provably computes the same.

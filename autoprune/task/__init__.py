@@ -1,1 +1,1 @@
-"""What to compress: the task, its data, the built-in tasks and loading a user's own."""
+"""The task to compress: its model and data, the built-in tasks, and loading a user's own."""

@@ -1,7 +1,7 @@
-"""Finding a task by its specification: a built-in name, `package.module:function` or `path/to/file.py:function`.
+"""Tasks by their specification: a built-in name, `package.module:function` or `path/to/file.py:function`.
 
 The same specification gives the same task in every process that runs in the same folder, so workers reload it.
-`sys.path` is left alone, but what lies beside a task stays importable: its functions may import when they are called.
+`sys.path` is left alone, but modules beside a task stay importable: its functions may import when they are called.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ def load_task(spec: str, model: str | None = None, data_dir: Path | None = None)
 
 @dataclass(frozen=True)
 class _Beside(MetaPathFinder):
-    """Finds what lies in the folder of a task that was loaded, when nothing else of that name is found."""
+    """Finds modules in the folder of a task that was loaded, where nothing else has their name."""
 
     folder: str
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The module or package of that name in the folder; those inside a package are found by its own path."""
+        """Return the module or package of that name in the folder; a package finds its own modules by its own path."""
         return PathFinder.find_spec(fullname, [self.folder], target) if path is None else None
 
 

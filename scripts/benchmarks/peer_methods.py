@@ -125,11 +125,11 @@ class FastNas:
         }
         constraints = {self._limit: f"{100 * (1 - share):g}%"}
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            found, _ = self._library.prune(
+            pruned, _ = self._library.prune(
                 model, [("fastnas", self._space())], constraints, self._task.example_inputs, config=search
             )
         counter.remove()
-        return found
+        return pruned
 
     def _space(self) -> Mapping[str, Any]:
         space = self._library.fastnas.FastNASConfig()

@@ -64,7 +64,7 @@ class Order:
         return any(row.answers(self.method, self.label, budget, seed) for row in rows)
 
     def share_file(self, budget: str, seed: int) -> Path:
-        """Where the share that was found is kept: timed again, another one might fit."""
+        """File that keeps the share that meets a budget: timed again, another share might."""
         return Path(self.out).with_suffix("") / f"{self.method}-{self.label}-{budget}-{seed}.json"
 
     @property
@@ -159,15 +159,15 @@ class Ladder:
 
     def _try(self, shares: Iterable[float]) -> None:
         """Add the shares that the peer can prune to, with a model that can be exported."""
-        found: dict[float, tuple[nn.Module, Path]] = {}
+        exported: dict[float, tuple[nn.Module, Path]] = {}
         for share in shares:
             try:
                 model = self._peer.prune(share)
-                found[share] = model, self._stopwatch.export(model)
+                exported[share] = model, self._stopwatch.export(model)
             except Exception as error:
                 self._reason = one_line(error)
-        ratios = self._stopwatch.ratios([file for _, file in found.values()])
-        for (share, (model, file)), ratio in zip(found.items(), ratios, strict=True):
+        ratios = self._stopwatch.ratios([file for _, file in exported.values()])
+        for (share, (model, file)), ratio in zip(exported.items(), ratios, strict=True):
             self._probes[share] = Probe(share=share, model=model, onnx=file, ratio=ratio)
 
 
@@ -192,9 +192,9 @@ def run(order: Order) -> None:
         try:
             wanted = [budget for budget in order.budgets if order.missing(budget, seed)]
             for budget in [budget for budget in wanted if order.begun(budget, seed)]:
-                found = json.loads(order.share_file(budget, seed).read_text())
+                kept = json.loads(order.share_file(budget, seed).read_text())
                 peer = METHODS[order.method](task, dense, seed)
-                _append_curve(order, Row(**found["row"]), peer.prune(found["share"]), task, dense)
+                _append_curve(order, Row(**kept["row"]), peer.prune(kept["share"]), task, dense)
                 wanted.remove(budget)
             if wanted:
                 _search(order, task, dense, seed, wanted)
@@ -213,8 +213,8 @@ def _search(order: Order, task: Task, dense: nn.Module, seed: int, budgets: Sequ
         prepared = time.perf_counter() - start
         for budget in budgets:
             start = time.perf_counter()
-            found = ladder.largest(stopwatch.limit(budget))
-            probe = found or ladder.fastest()
+            largest = ladder.largest(stopwatch.limit(budget))
+            probe = largest or ladder.fastest()
             params, macs = sizes(probe.model, task)
             row = Row(
                 method=order.method,
@@ -229,7 +229,7 @@ def _search(order: Order, task: Task, dense: nn.Module, seed: int, budgets: Sequ
                 macs=macs,
                 seconds=prepared + time.perf_counter() - start,
             )
-            if found is None:
+            if largest is None:
                 _append(order, row)
                 continue
             file = order.share_file(budget, seed)
@@ -238,14 +238,14 @@ def _search(order: Order, task: Task, dense: nn.Module, seed: int, budgets: Sequ
             _append_curve(order, row, probe.model, task, dense)
 
 
-def _append_curve(order: Order, found: Row, model: nn.Module, task: Task, dense: nn.Module) -> None:
+def _append_curve(order: Order, timed: Row, model: nn.Module, task: Task, dense: nn.Module) -> None:
     """Fine-tune and test at every missing point; each row is in the file before the next point begins."""
-    relative_cost = found.macs / sizes(dense, task)[1]
-    for point in order.missing(found.budget, found.seed):
+    relative_cost = timed.macs / sizes(dense, task)[1]
+    for point in order.missing(timed.budget, timed.seed):
         start = time.perf_counter()
-        [(_, score)] = curve(model, task, dense, relative_cost=relative_cost, points=[point], seed=found.seed)
-        seconds = found.seconds + time.perf_counter() - start
-        _append(order, replace(found, passes=point, test_score=score, seconds=seconds))
+        [(_, score)] = curve(model, task, dense, relative_cost=relative_cost, points=[point], seed=timed.seed)
+        seconds = timed.seconds + time.perf_counter() - start
+        _append(order, replace(timed, passes=point, test_score=score, seconds=seconds))
 
 
 def _append(order: Order, row: Row) -> None:

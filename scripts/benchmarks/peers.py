@@ -8,7 +8,7 @@ fine-tuning are the very same functions. The first run DOWNLOADS the tools and P
 ones use what is there. A peer prunes to a share of what it counts; the share with the least pruned whose *measured*
 latency (ONNX Runtime on the CPU, 1 thread, batch 1) fits the budget is taken. Its test score after every number of
 sample passes in `--points` is appended to a CSV file (`curves.Row` explains the columns). Run it again to go on: the
-shares that were found are in the folder beside that file.
+shares that meet the budgets are in the folder beside that file.
 
 Search passes: the Taylor scores' gradient examples count 1 each; FastNAS's scores, and the batch-norm recalibration
 before each of them, 1/3 per example, as if all its candidates were as large as the dense model; latency measurements
