@@ -10,7 +10,7 @@ from typing import Any, Literal
 from autoprune.errors import UsageError
 from autoprune.records import COSTS, Policy, digest_of
 
-Status = Literal["done", "infeasible", "stopped", "failed", "lost"]
+Status = Literal["done", "infeasible", "failed", "lost"]
 """A trial `failed` by its policy's own fault; it is `lost` when its worker, its host or its time was lost."""
 
 FORWARD_SHARE = 1 / 3

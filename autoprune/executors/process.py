@@ -22,8 +22,6 @@ from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from tqdm import tqdm
-
 from autoprune.errors import AutopruneError, UsageError
 from autoprune.executors.base import Executor, Factory, describe, guarded, lost, worker_environment
 from autoprune.trials import TrialResult, TrialSpec
@@ -153,7 +151,7 @@ def _serve(factory: Factory, pipe: Any, parent: int) -> None:
     """Body of a worker: prepare once, then answer trials until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with(parent)
-    tqdm.set_lock(threading.RLock())  # torch.fx makes progress bars, whose semaphores a killed process would leak
+    _avoid_semaphores()
     with contextlib.suppress(EOFError, OSError):
         try:
             evaluate = factory()
@@ -164,6 +162,14 @@ def _serve(factory: Factory, pipe: Any, parent: int) -> None:
         pipe.send(("ready", None))
         while True:
             pipe.send(("result", guarded(evaluate, pipe.recv())))
+
+
+def _avoid_semaphores() -> None:
+    """Give tqdm a lock of threads: torch.fx makes progress bars, and a killed process would leak tqdm's semaphores."""
+    with contextlib.suppress(ImportError):  # torch does without it
+        from tqdm import tqdm
+
+        tqdm.set_lock(threading.RLock())
 
 
 def _die_with(parent: int) -> None:

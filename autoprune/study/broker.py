@@ -5,7 +5,7 @@ The study in SQLite is the only record. What a trial goes through, and what is o
     asked       parameters, constraint, `origin`, `digest` and `slot`, in one transaction: RUNNING
     attempted   one more entry in `attempts`: why it failed or was lost; it stays RUNNING and is tried again
     finished    `result` (the whole TrialResult); it stays RUNNING while proposals must not know it yet
-    told        its state: COMPLETE, PRUNED (infeasible, stopped) or FAIL
+    told        its state: COMPLETE, PRUNED (infeasible) or FAIL
 
 so that at every moment a dead controller's RUNNING trial can be told its result or handed out again; a proposal that
 was not recorded is drawn again, and what was enqueued and not handed out is enqueued again by who goes on.

@@ -9,6 +9,7 @@ import optuna
 from optuna.storages import BaseStorage
 
 from autoprune.study.location import StudyLocation, study_name
+from autoprune.study.optuna_private import study_id
 from autoprune.study.storage import opened
 
 
@@ -18,7 +19,7 @@ def copy_studies(source: StudyLocation, target: StudyLocation) -> list[str]:
     Raises `RunFolderError` when a study of that name is there that holds more than the beginning of ours.
     """
     with opened(source, reading=True) as origin, opened(target) as into:
-        studies = sorted(origin.get_all_studies(), key=lambda study: study._study_id)  # as they were begun
+        studies = sorted(origin.get_all_studies(), key=study_id)  # as they were begun
         prefix = study_name(source, "")
         plain = [s.study_name.removeprefix(prefix) for s in studies if s.study_name.startswith(prefix)]
         for name in plain:

@@ -11,15 +11,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autoprune.allocation.limits import Predict
 from autoprune.records import Policy
+from autoprune.study.optuna_private import close_storage, study_id, trial_id
 from autoprune.study.proposals import Proposal, Proposals
 from autoprune.study.samplers import constraint, distributions, encode
 from autoprune.study.spec import StudySpec, objectives
-from autoprune.study.storage import close_storage
 from autoprune.trials import TrialResult
 
 _NOTES = "sampler_notes"
 _LOST = "controller lost"
-_STATES = {"infeasible": TrialState.PRUNED, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
+_STATES = {"infeasible": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
 class Ledger:
@@ -37,7 +37,7 @@ class Ledger:
         self._ids: dict[int, int] = {}
         for trial in study.get_trials(deepcopy=False):
             if not trial.state.is_finished():
-                self._ids[trial.number] = trial._trial_id
+                self._ids[trial.number] = trial_id(trial)
                 if not {"result", "slot"} & trial.user_attrs.keys():
                     self._set(trial.number, "reason", _LOST)
                     self._end(trial.number, TrialState.FAIL, None)
@@ -77,10 +77,10 @@ class Ledger:
             user_attrs={"origin": proposal.origin, "digest": policy.digest(), **attributes},
             system_attrs={**proposal.attributes, **constraint(proposal.beyond)},
         )
-        trial_id = self._storage.create_new_trial(self._study._study_id, trial)
-        number = self._storage.get_trial_number_from_id(trial_id)
+        key = self._storage.create_new_trial(study_id(self._study), trial)
+        number = self._storage.get_trial_number_from_id(key)
         if not state.is_finished():
-            self._ids[number] = trial_id
+            self._ids[number] = key
         elif self._proposals is not None:
             self._proposals.tell(number, state, values)
         return number

@@ -14,15 +14,13 @@ from autoprune.allocation.limit_fitting import fit_to_limit
 from autoprune.allocation.limits import Predict, violation
 from autoprune.budgets import Limit
 from autoprune.records import Policy, digest_of
+from autoprune.study.optuna_private import generation_of, sampler_notes, write_sampler_notes
 from autoprune.study.samplers import CONSTRAINT, Parameters, Projected, decode, distributions, encode, make_sampler
 from autoprune.study.spec import StudySpec
 
 PROPOSALS_PER_LIMIT = 8
 
 _PROJECTIONS = 8
-
-_KEPT = ":generation"
-"""End of the attributes that a genetic sampler finds its populations by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +55,7 @@ class Proposals:
     ) -> None:
         self._copy = optuna.create_study(directions=["minimize", "minimize"])
         self._copy.add_trials([_bare(trial) for trial in trials])
-        for name, value in notes.items():
-            self._copy._storage.set_study_system_attr(self._copy._study_id, name, value)
+        write_sampler_notes(self._copy, notes)
         self._study_spec = study_spec
         self._space = study_spec.space
         self._predict = predict
@@ -88,14 +85,12 @@ class Proposals:
         beyond = violation(self._predict([policy])[0], limits)
         trial.set_constraint(CONSTRAINT, beyond)
         origin = queued[1] if queued else "repair" if sampler.moved else "sampler"
-        attributes = self._copy._storage.get_trial_system_attrs(trial._trial_id)
-        kept = {key: value for key, value in attributes.items() if key.endswith(_KEPT)}
-        return Proposal(policy=policy, origin=origin, beyond=beyond, attributes=kept)
+        return Proposal(policy=policy, origin=origin, beyond=beyond, attributes=generation_of(self._copy, trial))
 
     @property
     def notes(self) -> dict[str, Any]:
         """What the sampler noted about the study: the parents of each generation (ids, which are numbers in memory)."""
-        return dict(self._copy._storage.get_study_system_attrs(self._copy._study_id))
+        return sampler_notes(self._copy)
 
     def tell(self, number: int, state: TrialState, values: Sequence[float] | None) -> None:
         """What became of a trial: the sampler knows it from now on."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Container, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import optuna
@@ -16,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autoprune.errors import unknown_name
 from autoprune.records import Policy, SearchSpace
+from autoprune.study.optuna_private import FIXED_PARAMETERS, StudyView, constraint_attribute, read_trials
 from autoprune.study.spec import objectives
 from autoprune.trials import TrialResult
 
@@ -37,31 +37,17 @@ _READ = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
 Parameters = dict[str, Any]
 
 
-class _Recent:
-    """A study as TPE sees it: the newest finished trials and the front of all others, and those that run.
+def _recent(study: optuna.Study) -> list[FrozenTrial]:
+    """The newest finished trials, the front of all older ones, and the trials that run, by number.
 
-    TPE places a kernel at every trial that it reads, so its proposals took longer with every trial. What is left out
-    are old trials that others beat: of the many that say where not to look.
+    TPE places a kernel at every trial that it reads, so each of its proposals took longer than the one before. The
+    trials that are left out are old and beaten by others: a few of the many that say where not to look.
     """
-
-    def __init__(self, study: optuna.Study) -> None:
-        self._study = study
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._study, name)
-
-    @cached_property
-    def _read(self) -> list[FrozenTrial]:
-        trials = self._study._get_trials(deepcopy=False, states=_READ)
-        finished = [trial for trial in trials if trial.state != TrialState.RUNNING]
-        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
-        old, new = finished[:-_REMEMBERED], finished[-_REMEMBERED:]
-        return sorted((*_front(old), *new, *running), key=lambda trial: trial.number)
-
-    def _get_trials(
-        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
-    ) -> list[FrozenTrial]:
-        return [trial for trial in self._read if states is None or trial.state in states]
+    trials = read_trials(study, _READ)
+    finished = [trial for trial in trials if trial.state != TrialState.RUNNING]
+    running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+    old, new = finished[:-_REMEMBERED], finished[-_REMEMBERED:]
+    return sorted((*_front(old), *new, *running), key=lambda trial: trial.number)
 
 
 def _front(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -80,7 +66,8 @@ class _Tpe(TPESampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> Parameters:
-        return super().sample_relative(cast(optuna.Study, _Recent(study)), trial, search_space)
+        view = cast(optuna.Study, StudyView(study, _recent(study)))
+        return super().sample_relative(view, trial, search_space)
 
 
 def _tpe(seed: int) -> BaseSampler:
@@ -141,7 +128,7 @@ def finished_trial(result: TrialResult, space: SearchSpace, beyond: float) -> Fr
 
 def constraint(beyond: float) -> dict[str, float]:
     """The attribute of a trial in which Optuna keeps how far it is beyond the loosest limit."""
-    return {f"constraints:{CONSTRAINT}": beyond}
+    return constraint_attribute(CONSTRAINT, beyond)
 
 
 class Projected(BaseSampler):
@@ -173,7 +160,7 @@ class Projected(BaseSampler):
         # Every trial of the study has all parameters: the inner sampler need not read them all to find out (a quarter
         # of its time). It also sees enqueued trials: NSGA-II assigns their generation here.
         sampled = self._inner.sample_relative(study, trial, search_space)
-        if "fixed_params" in trial.system_attrs:
+        if FIXED_PARAMETERS in trial.system_attrs:
             return {}
         for name, distribution in search_space.items():
             if name not in sampled:

@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from autoprune.allocation.promotion import best_within
 from autoprune.budgets import Limit
 from autoprune.study.location import StudyLocation, file_of, is_empty, study_name
+from autoprune.study.optuna_private import study_id
 from autoprune.study.spec import SPEC_KEY
 from autoprune.study.storage import opened
 from autoprune.trials import TrialResult
@@ -58,8 +59,8 @@ def study_states(location: StudyLocation) -> list[StudyStatus]:
     with opened(location, reading=True) as storage:
         studies = [s for s in storage.get_all_studies() if s.study_name.startswith(prefix)]
         found = []
-        for study in sorted(studies, key=lambda s: s._study_id):
-            trials = storage.get_all_trials(study._study_id, deepcopy=False)
+        for study in sorted(studies, key=study_id):
+            trials = storage.get_all_trials(study_id(study), deepcopy=False)
             stored = study.user_attrs.get(SPEC_KEY, {})
             found.append(_status(study.study_name.removeprefix(prefix), trials, stored.get("limits", ())))
     return found

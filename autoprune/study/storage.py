@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import os
 import socket
 import sqlite3
@@ -15,19 +13,17 @@ from typing import Any
 from urllib.parse import quote
 
 import optuna
-from optuna.distributions import distribution_to_json
 from optuna.exceptions import OptunaError
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages._rdb import models
+from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
-from sqlalchemy import create_engine, insert, select, text
+from sqlalchemy import create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session
 
 from autoprune.errors import RunFolderError, UsageError
 from autoprune.records import digest_of
 from autoprune.study.location import StudyLocation, file_of, is_empty, study_name
+from autoprune.study.optuna_private import Database, close_storage
 from autoprune.study.spec import SPEC_KEY, StudySpec
 from autoprune.trials import TrialResult
 
@@ -42,54 +38,6 @@ class _Connection(sqlite3.Connection):
         super().__init__(*args, **kwargs)
         self.execute("PRAGMA journal_mode=WAL")
         self.execute("PRAGMA synchronous=NORMAL")
-
-
-class _Database(RDBStorage):
-    """Writes all parameters and attributes of a new trial at once, in a third of the time for thirty units.
-
-    Optuna looks every parameter up among all trials first, to see that its distribution did not change, and the trial
-    before every attribute. Here all trials of a study have the distributions of its `StudySpec`, which is compared when
-    the study is opened. Should Optuna no longer call this method, it writes them its own way.
-    """
-
-    def _get_prepared_new_trial(
-        self, study_id: int, template_trial: FrozenTrial | None, session: Session
-    ) -> models.TrialModel:
-        bare = copy.copy(template_trial)
-        if bare is not None:
-            bare.params, bare.distributions, bare.user_attrs, bare.system_attrs = {}, {}, {}, {}
-        trial = super()._get_prepared_new_trial(study_id, bare, session)
-        if template_trial is not None:
-            for model, rows in _rows(template_trial).items():
-                if rows:
-                    session.execute(insert(model), [{"trial_id": trial.trial_id, **row} for row in rows])
-        return trial
-
-    def get_trial_number_from_id(self, trial_id: int) -> int:
-        """Read the number alone: Optuna reads the whole trial for it, a quarter of the time of recording one."""
-        number = select(models.TrialModel.number).where(models.TrialModel.trial_id == trial_id)
-        with self.engine.connect() as connection:
-            return connection.execute(number).scalar_one()
-
-
-def _rows(trial: FrozenTrial) -> dict[type[Any], list[dict[str, Any]]]:
-    """What Optuna's tables hold of the parameters and attributes of a trial."""
-    parameters = [
-        {
-            "param_name": name,
-            "param_value": distribution.to_internal_repr(trial.params[name]),
-            "distribution_json": distribution_to_json(distribution),
-        }
-        for name, distribution in trial.distributions.items()
-    ]
-    attributes = {
-        models.TrialUserAttributeModel: trial.user_attrs,
-        models.TrialSystemAttributeModel: trial.system_attrs,
-    }
-    return {models.TrialParamModel: parameters} | {
-        model: [{"key": key, "value_json": json.dumps(value)} for key, value in given.items()]
-        for model, given in attributes.items()
-    }
 
 
 @contextmanager
@@ -128,11 +76,11 @@ def open_storage(location: StudyLocation, *, reading: bool = False) -> BaseStora
         quoted = quote(quote(str(location)))  # it is unquoted twice: as a part of this URL, and as one of its own
         url = f"sqlite:///file:{quoted}?mode=ro&uri=true" + ("" if ours else "&immutable=1")
         options = {"connect_args": {"timeout": _BUSY_SECONDS}}
-        return _Database(url, engine_kwargs=options, skip_compatibility_check=True, skip_table_creation=True)
+        return Database(url, engine_kwargs=options, skip_compatibility_check=True, skip_table_creation=True)
     if isinstance(location, Path):
         connect: dict[str, Any] = {"factory": _Connection, "timeout": _BUSY_SECONDS}
         # Quoted, or a path with ? or % would mean another file.
-        return _Database(f"sqlite:///{quote(str(location))}", engine_kwargs={"connect_args": connect})
+        return Database(f"sqlite:///{quote(str(location))}", engine_kwargs={"connect_args": connect})
     if location.scheme == "journal":
         try:
             return JournalStorage(JournalFileBackend(str(location.path)))
@@ -143,16 +91,9 @@ def open_storage(location: StudyLocation, *, reading: bool = False) -> BaseStora
     # A connection that the server ended meanwhile is replaced: it may be restarted while trials run.
     connect = {"connect_timeout": _CONNECT_SECONDS}
     try:
-        return _Database(location.expanded(), engine_kwargs={"pool_pre_ping": True, "connect_args": connect})
+        return Database(location.expanded(), engine_kwargs={"pool_pre_ping": True, "connect_args": connect})
     except ValueError as error:
         raise UsageError(f"{location} is no URL of a database: {location.redacted(str(error))}") from error
-
-
-def close_storage(storage: BaseStorage) -> None:
-    """Give back what a storage holds open."""
-    if isinstance(storage, RDBStorage):
-        storage.remove_session()
-        storage.engine.dispose()
 
 
 @contextmanager

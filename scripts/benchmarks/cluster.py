@@ -33,6 +33,7 @@ from autoprune.runfolder import RunFolder
 from autoprune.search.controller import run_search
 from autoprune.search.effort import Effort
 from autoprune.search.explore import Search
+from autoprune.study.optuna_private import study_id
 from autoprune.study.storage import opened
 from autoprune.trials import Fidelity, TrialResult, TrialSpec
 
@@ -119,7 +120,7 @@ def recorded_seconds(run_dir: Path) -> np.ndarray:
     with opened(place) as storage:
         for study in storage.get_all_studies():
             results: list[dict[str, Any]] = [
-                t.user_attrs["result"] for t in storage.get_all_trials(study._study_id) if "result" in t.user_attrs
+                t.user_attrs["result"] for t in storage.get_all_trials(study_id(study)) if "result" in t.user_attrs
             ]
             found[study.study_name] = [r["seconds"] for r in results if r["status"] == "done"]
     return np.array(max(found.values(), key=sum))

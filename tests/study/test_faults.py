@@ -17,7 +17,8 @@ from autoprune.errors import RunFolderError
 from autoprune.executors.inline import InlineExecutor
 from autoprune.executors.process import ProcessExecutor
 from autoprune.search.controller import run_search
-from autoprune.study.storage import close_storage, open_storage
+from autoprune.study.optuna_private import close_storage, study_id
+from autoprune.study.storage import open_storage
 from tests import fakes
 from tests.search.test_controller import ROOT, assert_gone
 
@@ -37,7 +38,7 @@ def undisturbed(tmp_path_factory):
 
 def states(folder):
     storage = open_storage(folder / "study.db")
-    found = {t.state.name for s in storage.get_all_studies() for t in storage.get_all_trials(s._study_id)}
+    found = {t.state.name for s in storage.get_all_studies() for t in storage.get_all_trials(study_id(s))}
     close_storage(storage)
     return found
 

@@ -9,8 +9,9 @@ from sqlalchemy.exc import OperationalError
 
 from autoprune.errors import RunFolderError, UsageError
 from autoprune.study.location import SharedStorage, study_name
+from autoprune.study.optuna_private import close_storage
 from autoprune.study.status import study_states
-from autoprune.study.storage import check_storage, close_storage, open_storage, opened, storage_errors
+from autoprune.study.storage import check_storage, open_storage, opened, storage_errors
 
 
 def test_a_full_disk_is_one_message_with_its_cause() -> None:
