@@ -1,6 +1,8 @@
-"""Moving a policy onto a limit: never waste a trial on a policy that costs too much or is needlessly small."""
+"""Moving a policy onto a limit, so that no trial is spent on one that costs too much or is needlessly small."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,9 @@ _CHUNK = 32
 """Points of a walk that are predicted at once."""
 
 Indices = npt.NDArray[np.int64]
+
+FitToLimit = Callable[[Policy, SearchSpace, Predict, Limit, np.random.Generator], Policy | None]
+"""The signature of `fit_to_limit`."""
 
 
 def fit_to_limit(

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,20 @@ _INFEASIBLE = 2
 
 Sensitivities = Mapping[str, Array]
 """Loss of every level of every unit of the space, in the order of its levels; the largest level has 0."""
+
+
+Widen = Callable[[Policy, SearchSpace, Predict, Limit], Policy]
+"""The signature of `polished`."""
+
+
+class Allocation(Protocol):
+    """What is asked of a solver: `Solver`, or another that answers the same question."""
+
+    def solve(
+        self, sensitivities: Sensitivities, limit: Limit, *, differ_from: Sequence[Policy] = (), by: int = 2
+    ) -> Policy | None:
+        """Return the policy of least summed sensitivity within the limit; see `Solver.solve`."""
+        ...
 
 
 class Solver:

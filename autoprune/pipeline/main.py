@@ -31,6 +31,7 @@ from autoprune.search.controller import Outcome, run_search
 from autoprune.search.effort import proxy_passes
 from autoprune.search.explore import SENSITIVITY, Progress, Search
 from autoprune.search.sensitivity import anchor_policies
+from autoprune.search.strategies import Strategy
 from autoprune.study.location import SharedStorage
 from autoprune.study.samplers import GP_SECONDS
 from autoprune.study.storage import check_storage, sole_controller
@@ -140,8 +141,13 @@ def _run(setup: Setup, events: Events) -> None:
         )
 
 
-def searched(setup: Setup, executor: Executor, events: Events) -> tuple[Setup, Outcome]:
-    """Search; while the predictions of the best candidates are wrong, fit the table anew and search on."""
+def searched(
+    setup: Setup, executor: Executor, events: Events, strategy: Strategy | None = None
+) -> tuple[Setup, Outcome]:
+    """Search; while the predictions of the best candidates are wrong, fit the table again and search on.
+
+    `strategy` takes the place of the one that the configuration names.
+    """
     matters = importance(setup.config, setup.dense_model.structure, setup.dense_model.task)
     while True:
         plan = Search(
@@ -157,7 +163,7 @@ def searched(setup: Setup, executor: Executor, events: Events) -> tuple[Setup, O
             additive=additive_costs(setup.dense_model.structure, setup.predictor, setup.space),
             importance=matters,
         )
-        outcome = run_search(plan, executor, _Watcher(setup, events))
+        outcome = run_search(plan, executor, _Watcher(setup, events), strategy)
         if outcome.sensitivities is not None:
             measured = _measured(setup, outcome.results[SENSITIVITY])
             table = {"divergence": _by_level(setup, outcome.sensitivities), "measured": measured}

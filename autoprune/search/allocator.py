@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from autoprune.allocation.limit_fitting import fit_to_limit
 from autoprune.allocation.limits import Predict, fits
-from autoprune.allocation.solver import Solver, polished
+from autoprune.allocation.solver import Allocation, Widen, polished
 from autoprune.budgets import Limit
 from autoprune.records import Policy, SearchSpace
 from autoprune.search.sensitivity import by_unit
@@ -27,9 +27,10 @@ class Allocator:
     """
 
     space: SearchSpace
-    solver: Solver
+    solver: Allocation
     table: Mapping[str, Array]
     predict: Predict
+    widen: Widen = polished
 
     @property
     def removable(self) -> bool:
@@ -55,7 +56,7 @@ class Allocator:
             if fitted is None:
                 return None
             found = fitted
-        return polished(found, self.space, self.predict, limit)
+        return self.widen(found, self.space, self.predict, limit)
 
     def additive(self, policies: Sequence[Policy]) -> Array:
         """Summed sensitivities of policies, `[P]`."""

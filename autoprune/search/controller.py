@@ -17,7 +17,7 @@ from autoprune.executors.base import Executor
 from autoprune.records import Policy
 from autoprune.search.correlation import RankCorrelation, promotion_size, rank_correlation
 from autoprune.search.explore import SENSITIVITY, Explorer, OnProgress, Refit, Search, run_rung
-from autoprune.search.strategies import find_strategy
+from autoprune.search.strategies import Strategy, find_strategy
 from autoprune.study.broker import Broker
 from autoprune.study.spec import StudySpec
 from autoprune.study.storage import storage_errors
@@ -43,7 +43,9 @@ class Outcome:
     sensitivities: Mapping[str, npt.NDArray[np.float64]] | None = None
 
 
-def run_search(search: Search, executor: Executor, on_event: OnProgress | None = None) -> Outcome:
+def run_search(
+    search: Search, executor: Executor, on_event: OnProgress | None = None, strategy: Strategy | None = None
+) -> Outcome:
     """Run or resume a search.
 
     Finished trials of an earlier call are kept. `BudgetError` when a limit is below what the space reaches,
@@ -51,7 +53,7 @@ def run_search(search: Search, executor: Executor, on_event: OnProgress | None =
     executor is the caller's job.
     """
     require_reachable(search.space, search.predict, {str(limit): limit for limit in search.limits})
-    strategy = find_strategy(search.strategy)
+    strategy = strategy or find_strategy(search.strategy)
     uniform = baselines(search.space, search.dense_widths, search.predict, search.limits)
     explorer = Explorer(search, uniform, executor, on_event)
     refit = strategy(explorer)
@@ -88,7 +90,10 @@ class _Rung:
         """
         search, fidelity, limits = self.search, self.fidelity, self.search.limits
         study_spec = StudySpec(space=search.space, fidelity=fidelity, limits=limits, run_seed=search.run_seed)
-        with storage_errors(search.location), closing(self._broker(study_spec)) as broker:
+        with (
+            storage_errors(search.location),
+            closing(search.open_broker(study_spec, timeout_s=self.executor.timeout_s)) as broker,
+        ):
             pilot = max(2, most // _PILOT)
             wanted = promote(cheap, self.uniform, limits, pilot)
             found = self._scored(broker, wanted)
@@ -101,9 +106,6 @@ class _Rung:
                 found = self._scored(broker, wanted | promote(cheap, self.uniform, limits, needed))
                 correlation = rank_correlation(cheap, found, limits)
             return found, correlation
-
-    def _broker(self, study_spec: StudySpec) -> Broker:
-        return Broker(self.search.location, study_spec, self.search.predict, timeout_s=self.executor.timeout_s)
 
     def _scored(self, broker: Broker, wanted: Mapping[Policy, str]) -> list[TrialResult]:
         """Results of the wanted policies alone: the study of a resumed search holds those that come later, too."""

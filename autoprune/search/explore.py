@@ -1,19 +1,19 @@
-"""The cheapest rung as a strategy sees it: policies go in, losses come out."""
+"""The proxy rung as a strategy sees it: policies go in, losses come out."""
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from autoprune.allocation.additive import Additive
+from autoprune.allocation.limit_fitting import FitToLimit, fit_to_limit
 from autoprune.allocation.limits import Predict
 from autoprune.allocation.promotion import best_within
 from autoprune.budgets import Limit
@@ -25,11 +25,13 @@ from autoprune.search.sensitivity import anchor_policies, sensitivities
 from autoprune.study.broker import WINDOW, Broker
 from autoprune.study.location import StudyLocation
 from autoprune.study.spec import StudySpec
-from autoprune.study.storage import storage_errors
+from autoprune.study.storage import OpenStudy, open_study, storage_errors
 from autoprune.trials import TrialResult
 
 SENSITIVITY = "sensitivity"
-_RESERVE = 2
+"""Name of the stage in which single units are narrowed; its policies need not fit a limit."""
+
+_TRIALS_PER_SLOT = 2
 """Trials under way for each slot of an executor: one runs, one waits for its turn."""
 
 
@@ -47,7 +49,7 @@ class Progress:
 
 OnProgress = Callable[[Progress], None]
 Refill = Callable[[Broker], bool]
-"""Enqueues what there is more to score; whether it did."""
+"""Enqueues more policies in a broker; returns whether there were any."""
 
 Refit = Callable[[Mapping[Policy, float]], dict[Policy, str]]
 """Proposes policies, with their origin, from the losses of fine-tuned ones."""
@@ -55,10 +57,22 @@ Refit = Callable[[Mapping[Policy, float]], dict[Policy, str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """Everything that determines a search. `location` keeps its studies.
+    """Everything that determines a search.
 
-    `additive` are the costs that the solver works with. `importance` says how much each channel matters, `[width]` by
-    unit, for the strategies that go by it.
+    Args:
+        location: where the studies of the search are kept.
+        space: the units and their levels.
+        dense_widths: width of every unit of the dense model.
+        predict: costs of policies, `[P, K]`.
+        limits: every policy of the front fits one of them.
+        effort: trials, fidelities and promotions.
+        run_seed: seed of everything random.
+        additive: costs as sums of tables, which the solver works with.
+        strategy: a name of `strategies.STRATEGIES`.
+        sampler: a name of `study.samplers.SAMPLERS`, for the strategy `direct`.
+        importance: importance of the channels of each unit, `[width]`, for the strategies of `NEEDS_IMPORTANCE`.
+        fit: moves what a sampler proposes onto a limit.
+        open_study: opens the study of a rung.
     """
 
     location: StudyLocation
@@ -72,13 +86,20 @@ class Search:
     strategy: str = "guided"
     sampler: str = "tpe"
     importance: Mapping[str, npt.NDArray[np.float64]] | None = None
+    fit: FitToLimit = fit_to_limit
+    open_study: OpenStudy = open_study
+
+    def open_broker(self, study_spec: StudySpec, **options: Any) -> Broker:
+        """Open the study of a rung; `options` are those of `Broker`."""
+        return Broker(self.location, study_spec, self.predict, fit=self.fit, open_study=self.open_study, **options)
 
 
 class Explorer:
-    """Scores policies at the proxy for one strategy; what an earlier call scored comes from the study.
+    """Scores policies at the proxy for one strategy; what an earlier run of the search scored is not run again.
 
-    `results` holds what this strategy asked for, in that order: the same strategy asks the same again when a search is
-    resumed, whatever its study holds already. `apart` are policies that were scored whatever they cost.
+    `results` holds the policies that this strategy asked for, in that order, so a resumed search asks the same again.
+    `apart` holds the policies that need not fit any limit. `table` holds the sensitivities, for strategies that measure
+    them. `notes` are sentences for the report.
     """
 
     def __init__(
@@ -100,38 +121,43 @@ class Explorer:
 
     @property
     def losses(self) -> dict[Policy, float]:
-        """Loss of everything that was asked for and worked."""
-        found = [*self.apart.values(), *self.results.values()]
-        return {r.policy: r.measurement.loss for r in found if r.measurement is not None}
+        """Proxy loss of every policy that was asked for and whose trial worked."""
+        asked = [*self.apart.values(), *self.results.values()]
+        return {r.policy: r.measurement.loss for r in asked if r.measurement is not None}
 
     def score(self, policies: Mapping[Policy, str]) -> None:
-        """Score policies, given with their origin, that fit one of the limits."""
+        """Score policies that fit one of the limits; `policies` maps each to its origin."""
         self._collect(self.results, policies, self._run(policies, self.search.limits, ""))
 
     def score_rounds(self, propose: Callable[[], Mapping[Policy, str]], ahead: int) -> None:
-        """Score rounds of policies that fit one of the limits, until `propose` gives none.
+        """Score round after round of policies that fit one of the limits, until `propose` returns an empty round.
 
-        It is asked for a round as soon as all but the `ahead` rounds before it are finished, and `losses` knows those.
+        Args:
+            propose: returns the policies of the next round with their origins. It is called as soon as at most `ahead`
+                of the rounds before are unfinished, and `losses` then holds all finished rounds.
+            ahead: 0 proposes a round when all before it are finished; 1 keeps workers busy meanwhile.
         """
-        rounds: list[Mapping[Policy, str]] = []
-        known, over = 0, False
+        unfinished: deque[Mapping[Policy, str]] = deque()
+        ended = False
 
         def refill(broker: Broker) -> bool:
-            nonlocal known, over
-            before = len(rounds)
-            while not over and all(broker.knows(p) for p in itertools.chain(*rounds[known : len(rounds) - ahead])):
-                for policies in rounds[known : len(rounds) - ahead]:
-                    self._collect(self.results, policies, broker.results())
-                    known += 1
+            nonlocal ended
+            proposed = False
+            while not ended:
+                if len(unfinished) > ahead:
+                    if not all(broker.knows(policy) for policy in unfinished[0]):
+                        break
+                    self._collect(self.results, unfinished.popleft(), broker.results())
                 policies = propose()
-                over = not policies
-                rounds.append(policies)
+                ended = not policies
+                unfinished.append(policies)
                 broker.enqueue(policies)
-            return len(rounds) > before
+                proposed = True
+            return proposed
 
-        found = self._run({}, self.search.limits, "", refill=refill)
-        for policies in rounds[known:]:
-            self._collect(self.results, policies, found)
+        results = self._run({}, self.search.limits, "", refill=refill)
+        for policies in unfinished:
+            self._collect(self.results, policies, results)
 
     def score_apart(self, policies: Sequence[Policy]) -> None:
         """Score policies that need not fit any limit."""
@@ -140,13 +166,18 @@ class Explorer:
 
     def sample(self, policies: Mapping[Policy, str], sampler: str) -> None:
         """Score policies, then let a sampler of levels propose the rest of the effort's trials."""
-        found = self._run(policies, self.search.limits, "", sampler)
-        self._collect(self.results, {result.policy: "" for result in found}, found)
+        results = self._run(policies, self.search.limits, "", sampler)
+        self._collect(self.results, {result.policy: "" for result in results}, results)
 
-    def sensitivities(self) -> dict[str, npt.NDArray[np.float64]]:
-        """Loss of every level of every searched unit, `[levels]`, all others full, from those of some levels."""
+    def sensitivities(
+        self, levels: Callable[[SearchSpace], Mapping[Policy, str]] = anchor_policies
+    ) -> dict[str, npt.NDArray[np.float64]]:
+        """Return the loss of every level of every searched unit, `[levels]`, all others full; `table` keeps it.
+
+        `levels` gives the single-unit policies that are measured; the loss of other levels is estimated.
+        """
         space = self.search.space
-        anchors = anchor_policies(space)
+        anchors = levels(space)
         self.score_apart(list(anchors))
         losses = {r.policy: r.measurement.loss for r in self.apart.values() if r.measurement is not None}
         self.table = sensitivities(space, losses, anchors)
@@ -162,25 +193,33 @@ class Explorer:
     ) -> list[TrialResult]:
         if not policies and sampler is None and refill is None:
             return []
-        search = self.search
+        search, executor = self.search, self._executor
         fidelity = search.effort.rungs[0]
         study_spec = StudySpec(
             space=search.space, fidelity=fidelity, limits=limits, run_seed=search.run_seed, stage=stage
         )
-        window = max(WINDOW, _RESERVE * self._executor.slots)
-        open_broker = partial(
-            Broker, search.location, study_spec, search.predict, sampler=sampler, trials=search.effort.trials,
-            window=window, timeout_s=self._executor.timeout_s,
-        )  # fmt: skip
-        with storage_errors(search.location), closing(open_broker()) as broker:
+        with (
+            storage_errors(search.location),
+            closing(
+                search.open_broker(
+                    study_spec,
+                    sampler=sampler,
+                    trials=search.effort.trials,
+                    window=max(WINDOW, _TRIALS_PER_SLOT * executor.slots),
+                    timeout_s=executor.timeout_s,
+                )
+            ) as broker,
+        ):
             broker.enqueue(policies)
             name = stage or fidelity.name
             spare = any(best_within(list(self.apart.values()), limit, 1) for limit in limits)
-            return run_rung(broker, self._executor, limits, name, self._on_event, refill, spare=spare)
+            return run_rung(broker, executor, limits, name, self._on_event, refill, spare=spare)
 
     @staticmethod
-    def _collect(into: dict[Policy, TrialResult], policies: Mapping[Policy, str], found: Sequence[TrialResult]) -> None:
-        by_policy = {result.policy: result for result in found}
+    def _collect(
+        into: dict[Policy, TrialResult], policies: Mapping[Policy, str], results: Sequence[TrialResult]
+    ) -> None:
+        by_policy = {result.policy: result for result in results}
         into |= {policy: by_policy[policy] for policy in policies if policy in by_policy}
 
 
@@ -194,10 +233,19 @@ def run_rung(
     *,
     spare: bool = False,
 ) -> list[TrialResult]:
-    """Run all trials of a rung; returns its results. `TrialError` when none of them worked.
+    """Run all trials of a rung and return its results.
 
-    `refill` is asked after every trial whether there is more to enqueue. `spare`: there are policies besides these, so
-    there may be none.
+    Args:
+        broker: open study of the rung, with policies in its queue or a sampler.
+        executor: runs the trials.
+        limits: the best policy of each is told to `on_event`.
+        name: the rung as messages call it.
+        on_event: called after every finished trial.
+        refill: called before trials are handed out; enqueues more.
+        spare: allow a rung without trials, because the strategy has other policies.
+
+    Raises:
+        TrialError: no trial worked.
     """
     start = time.monotonic()
     while True:
@@ -206,7 +254,7 @@ def run_rung(
             executor.submit(spec)
         if not broker.running:
             if more:
-                continue  # all of it was settled at once
+                continue  # every policy was settled without a trial
             break
         again = broker.finish(executor.wait())
         if again is not None:

@@ -8,7 +8,7 @@ down, over some generations.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -45,17 +45,52 @@ _FEWEST_TO_REFIT, _REFITTED = 4, 2
 """Fine-tuned policies that a refit needs, and new ones that it proposes for a limit."""
 
 
+Steps = Callable[[Sequence[Policy], SearchSpace, np.random.Generator], Sequence[Policy]]
+"""The signature of `steps`."""
+
+
+def steps(policies: Sequence[Policy], space: SearchSpace, rng: np.random.Generator) -> list[Policy]:
+    """Some policies near each of these, with a few units a level up or down."""
+    names = space.searched
+    top = np.array([len(space.levels[name]) - 1 for name in names])
+    starts = np.repeat([space.places(policy) for policy in policies], _CHILDREN, axis=0)
+    order = rng.random(starts.shape).argsort(axis=1)
+    moved = order < rng.integers(1, _MOST_STEPS + 1, size=(len(starts), 1))
+    places = np.clip(starts + moved * rng.choice((-1, 1), size=starts.shape), 0, top)
+    return [space.at(place) for place in places.tolist()]
+
+
 class Refinement:
-    """Proposals for one limit. Deterministic: the same losses in the same order give the same proposals."""
+    """Proposals for one limit. Deterministic: the same losses in the same order give the same proposals.
+
+    Args:
+        allocator: gives the solver's answers, and prices policies.
+        limit: every proposal fits it.
+        seed: seed of the random steps.
+        evaluations: proposals of all rounds together, at most.
+        per_round: proposals of a round, at most; the first round has four if that is more.
+        surrogate: predicts the losses of policies from those that are known.
+        steps: breeds new policies near the best known ones.
+    """
 
     def __init__(
-        self, allocator: Allocator, limit: Limit, *, seed: int, evaluations: int, per_round: int = PER_ROUND
+        self,
+        allocator: Allocator,
+        limit: Limit,
+        *,
+        seed: int,
+        evaluations: int,
+        per_round: int = PER_ROUND,
+        surrogate: type[Surrogate] = Surrogate,
+        steps: Steps = steps,
     ) -> None:
         self.limit = limit
         self._allocator = allocator
         self._seed = int(digest_of([seed, limit.to_json()], length=8), 16)
         self._evaluations = evaluations
         self._per_round = per_round
+        self._surrogate = surrogate
+        self._steps = steps
         self._round = 0
         self._asked: list[Policy] = []
         self.solution: Policy | None = None
@@ -88,7 +123,7 @@ class Refinement:
             return []
         space, table = self._allocator.space, self._allocator.table
         before = self._learned(losses)
-        surrogate = Surrogate(space, table, tuned, before.mean)
+        surrogate = self._surrogate(space, table, tuned, before.mean)
         found = self._most_promising(surrogate, tuned, [], _REFITTED)
         self._round += 1
         return [policy for policy, _ in found]
@@ -131,7 +166,8 @@ class Refinement:
         if len(policies) > _MOST_LEARNED:
             near = np.argsort(np.abs(excess(self._allocator.predict(policies), self.limit)), kind="stable")
             policies = [policies[place] for place in sorted(near[:_MOST_LEARNED])]
-        return Surrogate(self._allocator.space, self._allocator.table, {policy: losses[policy] for policy in policies})
+        known = {policy: losses[policy] for policy in policies}
+        return self._surrogate(self._allocator.space, self._allocator.table, known)
 
     def _most_promising(
         self, surrogate: Surrogate, losses: Losses, waiting: Sequence[Policy], count: int
@@ -171,7 +207,7 @@ class Refinement:
         gains, old = dict(zip(parents, surrogate.gain(parents, best), strict=True)), set(parents)
         for _ in range(_GENERATIONS):
             fittest = sorted(gains, key=lambda policy: -gains[policy])[:_PARENTS]
-            born = dict.fromkeys(steps(fittest, self._allocator.space, rng))
+            born = dict.fromkeys(self._steps(fittest, self._allocator.space, rng))
             children = self._fitting([policy for policy in born if policy not in gains])
             gains |= dict(zip(children, surrogate.gain(children, best), strict=True)) if children else {}
         return [p for p in sorted(gains, key=lambda policy: -gains[policy]) if p not in old]
@@ -181,14 +217,3 @@ class Refinement:
             return []
         inside = fits(self._allocator.predict(policies), self.limit)
         return [policy for policy, fitting in zip(policies, inside, strict=True) if fitting]
-
-
-def steps(policies: Sequence[Policy], space: SearchSpace, rng: np.random.Generator) -> list[Policy]:
-    """Some policies near each of these, with a few units a level up or down."""
-    names = space.searched
-    top = np.array([len(space.levels[name]) - 1 for name in names])
-    starts = np.repeat([space.places(policy) for policy in policies], _CHILDREN, axis=0)
-    order = rng.random(starts.shape).argsort(axis=1)
-    moved = order < rng.integers(1, _MOST_STEPS + 1, size=(len(starts), 1))
-    places = np.clip(starts + moved * rng.choice((-1, 1), size=starts.shape), 0, top)
-    return [space.at(place) for place in places.tolist()]

@@ -24,6 +24,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from autoprune.allocation.limit_fitting import FitToLimit, fit_to_limit
 from autoprune.allocation.limits import Predict, excess, violation
 from autoprune.records import Policy
 from autoprune.study.attempts import Running, given_up
@@ -32,7 +33,7 @@ from autoprune.study.location import StudyLocation
 from autoprune.study.proposals import PROPOSALS_PER_LIMIT, Proposal
 from autoprune.study.samplers import decode, finished_trial
 from autoprune.study.spec import StudySpec, objectives
-from autoprune.study.storage import open_study
+from autoprune.study.storage import OpenStudy, open_study
 from autoprune.trials import TrialResult, TrialSpec, trial_seed
 
 WINDOW = 8
@@ -60,6 +61,8 @@ class Broker:
         window: int = WINDOW,
         timeout_s: float | None = None,
         keep: Callable[[TrialResult], None] | None = None,
+        fit: FitToLimit = fit_to_limit,
+        open_study: OpenStudy = open_study,
     ) -> None:
         self._study_spec = study_spec
         self._space = study_spec.space
@@ -87,7 +90,7 @@ class Broker:
             self._restore(trial)
         self.enqueue({decode(t.params, self._space): t.user_attrs["origin"] for t in recorded if self._too_slow(t)})
         if sampler:
-            self._ledger.open_sampler(sampler, predict)
+            self._ledger.open_sampler(sampler, predict, fit)
         else:
             self._release()
 

@@ -9,6 +9,7 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from autoprune.allocation.limit_fitting import FitToLimit
 from autoprune.allocation.limits import Predict
 from autoprune.records import Policy
 from autoprune.study.optuna_private import close_storage, study_id, trial_id
@@ -46,10 +47,10 @@ class Ledger:
         """All trials, as they were recorded."""
         return self._study.get_trials(deepcopy=False)
 
-    def open_sampler(self, name: str, predict: Predict) -> None:
+    def open_sampler(self, name: str, predict: Predict, fit: FitToLimit) -> None:
         """Propose by this sampler from now on, which knows the trials that are finished."""
         notes = self._study.user_attrs.get(_NOTES, {})
-        self._proposals = Proposals(self.trials(), notes, self._study_spec, predict, name)
+        self._proposals = Proposals(self.trials(), notes, self._study_spec, predict, name, fit)
 
     def draw(self, slot: int, attempt: int, known: Collection[Policy], queued: tuple[Policy, str] | None) -> Proposal:
         """What the sampler proposes (see `Proposals.draw`); it must be recorded next."""

@@ -10,7 +10,7 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from autoprune.allocation.limit_fitting import fit_to_limit
+from autoprune.allocation.limit_fitting import FitToLimit, fit_to_limit
 from autoprune.allocation.limits import Predict, violation
 from autoprune.budgets import Limit
 from autoprune.records import Policy, digest_of
@@ -52,6 +52,7 @@ class Proposals:
         study_spec: StudySpec,
         predict: Predict,
         sampler: str,
+        fit: FitToLimit = fit_to_limit,
     ) -> None:
         self._copy = optuna.create_study(directions=["minimize", "minimize"])
         self._copy.add_trials([_bare(trial) for trial in trials])
@@ -60,6 +61,7 @@ class Proposals:
         self._space = study_spec.space
         self._predict = predict
         self._sampler = sampler
+        self._fit = fit
         self._parameters = distributions(self._space)
 
     def draw(self, slot: int, attempt: int, known: Collection[Policy], queued: tuple[Policy, str] | None) -> Proposal:
@@ -108,7 +110,7 @@ class Proposals:
             if attempt >= _PROJECTIONS // 2:
                 levels = self._space.levels
                 proposed = self._space.policy({name: int(rng.choice(levels[name])) for name in self._space.searched})
-            fitted = fit_to_limit(proposed, self._space, self._predict, limit, rng)
+            fitted = self._fit(proposed, self._space, self._predict, limit, rng)
             if fitted is None or fitted not in known:
                 break
         return parameters if fitted is None else encode(fitted, self._space)

@@ -27,6 +27,9 @@ from autoprune.study.optuna_private import Database, close_storage
 from autoprune.study.spec import SPEC_KEY, StudySpec
 from autoprune.trials import TrialResult
 
+OpenStudy = Callable[[StudyLocation, StudySpec, Callable[[TrialResult], FrozenTrial]], tuple[BaseStorage, optuna.Study]]
+"""The signature of `open_study`."""
+
 _BUSY_SECONDS = 30.0
 _CONNECT_SECONDS = 10
 

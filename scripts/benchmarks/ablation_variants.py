@@ -1,22 +1,21 @@
 """Variants of the guided search with one thing changed each, out of the package's own parts.
 
-A variant changes the configuration, the space, the search's parts while it runs, or the dense model that the chosen
-policy cuts. What it does not name is that of the guided search.
+A variant changes the configuration, the space, the parts of the guided strategy, or the dense model that the
+chosen policy cuts. What it does not name is that of the guided search.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
 
 from autoprune.allocation.additive import Additive, AdditiveCost, CostTable
-from autoprune.allocation.limits import fits
+from autoprune.allocation.limits import Predict, fits
 from autoprune.allocation.solver import Solver
 from autoprune.budgets import Limit
 from autoprune.evaluation import DenseModel
@@ -24,10 +23,9 @@ from autoprune.pipeline.channel_order import calibration
 from autoprune.pipeline.prepare import Setup
 from autoprune.pruning import channel_order, score_units
 from autoprune.records import COSTS, Policy, SearchSpace, digest_of
-from autoprune.search import allocator as allocation
-from autoprune.search import explore, guided, refine
 from autoprune.search.baselines.halp import lost_importance
 from autoprune.search.explore import Explorer
+from autoprune.search.guided import GuidedParts
 from autoprune.search.refine import Losses, Refinement
 from autoprune.search.sensitivity import by_unit, single_unit_policies
 from autoprune.search.surrogate import Surrogate, Trend
@@ -47,22 +45,22 @@ def _same_dense_model(setup: Setup) -> DenseModel:
     return setup.dense_model
 
 
-def _nothing(setup: Setup) -> AbstractContextManager[object]:
-    return nullcontext()
+def _same_parts(setup: Setup) -> GuidedParts:
+    return GuidedParts()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     """One row of the ablation.
 
-    `options` are those of the run. `space` is what is searched and `swapped` a context in which the search runs.
-    `rungs` says how many of the rungs choose the policy, and `dense_model` what it cuts.
+    `options` are those of the run. `space` is what is searched and `parts` are those of the guided strategy. `rungs`
+    says how many of the rungs choose the policy, and `dense_model` what it cuts.
     """
 
     what: str
     options: Mapping[str, Any] = field(default_factory=dict)
     space: Callable[[Setup], SearchSpace] = _same_space
-    swapped: Callable[[Setup], AbstractContextManager[object]] = _nothing
+    parts: Callable[[Setup], GuidedParts] = _same_parts
     rungs: int = 3
     dense_model: Callable[[Setup], DenseModel] = _same_dense_model
 
@@ -143,8 +141,8 @@ class Unlearned(Surrogate):
         super().__init__(space, table, {}, trend)
 
 
-def _swapped(owner: object, name: str, value: object) -> Callable[[Setup], AbstractContextManager[object]]:
-    return lambda setup: patch.object(owner, name, value)
+def _with(**parts: Any) -> Callable[[Setup], GuidedParts]:
+    return lambda setup: GuidedParts(**parts)
 
 
 def _taylor(explorer: Explorer, setup: Setup) -> Table:
@@ -157,18 +155,17 @@ def _taylor(explorer: Explorer, setup: Setup) -> Table:
 
 def _quadratic(explorer: Explorer, setup: Setup) -> Table:
     """The square of how many levels are gone, as a share: nothing is measured."""
-    found = {}
+    table = {}
     for name in explorer.search.space.searched:
         last = len(explorer.search.space.levels[name]) - 1
-        found[name] = (np.arange(last, -1, -1) / last) ** 2
-    return found
+        table[name] = (np.arange(last, -1, -1) / last) ** 2
+    return table
 
 
-def _prior(table_of: Callable[[Explorer, Setup], Table]) -> Callable[[Setup], AbstractContextManager[object]]:
+def _prior(table_of: Callable[[Explorer, Setup], Table]) -> Callable[[Setup], GuidedParts]:
     """Sensitivities that are not measured, scaled so that they sum to the uniform policies' measured losses."""
 
-    @contextmanager
-    def swapped(setup: Setup) -> Iterator[None]:
+    def parts(setup: Setup) -> GuidedParts:
         def sensitivities(explorer: Explorer) -> Table:
             explorer.score(dict.fromkeys(explorer.uniform.values(), "uniform"))
             table, losses = table_of(explorer, setup), explorer.losses
@@ -177,10 +174,13 @@ def _prior(table_of: Callable[[Explorer, Setup], Table]) -> Callable[[Setup], Ab
             explorer.table = {name: scale * values for name, values in table.items()}
             return explorer.table
 
-        with patch.object(Explorer, "sensitivities", sensitivities):
-            yield
+        return GuidedParts(sensitivities=sensitivities)
 
-    return swapped
+    return parts
+
+
+def _every_level_measured(explorer: Explorer) -> Table:
+    return explorer.sensitivities(single_unit_policies)
 
 
 def _space(setup: Setup, levels: Mapping[str, tuple[int, ...]]) -> SearchSpace:
@@ -210,10 +210,8 @@ def all_blocks(setup: Setup) -> SearchSpace:
     return _space(setup, {name: tuple(w for w in found if w) for name, found in setup.space.levels.items()})
 
 
-@contextmanager
-def _unpolished(setup: Setup) -> Iterator[None]:
-    with patch.object(allocation, "polished", lambda policy, space, predict, limit: policy):
-        yield
+def _not_widened(policy: Policy, space: SearchSpace, predict: Predict, limit: Limit) -> Policy:
+    return policy
 
 
 def _ranked(score: str) -> Callable[[Setup], DenseModel]:
@@ -231,22 +229,24 @@ def _undistilled(setup: Setup) -> DenseModel:
     )
 
 
+_UNLEARNED = partial(Refinement, surrogate=Unlearned)
+
 VARIANTS: Mapping[str, Variant] = {
     "A0": Variant(what="the full algorithm"),
-    "A1": Variant(what="MACs instead of the latency table", swapped=_swapped(guided, "Solver", by_macs)),
-    "A2": Variant(what="linear latency", swapped=_swapped(guided, "Solver", by_linear_latency)),
-    "A3": Variant(what="every fourth width, no free widening", space=every_level, swapped=_unpolished),
+    "A1": Variant(what="MACs instead of the latency table", parts=_with(solver=by_macs)),
+    "A2": Variant(what="linear latency", parts=_with(solver=by_linear_latency)),
+    "A3": Variant(what="every fourth width, no free widening", space=every_level, parts=_with(widen=_not_widened)),
     "A4": Variant(what="inner widths alone", space=inner_widths),
     "A4b": Variant(what="no block removed", space=all_blocks),
-    "A5": Variant(what="Taylor sums as sensitivities", swapped=_prior(_taylor)),
-    "A5b": Variant(what="a quadratic prior as sensitivities", swapped=_prior(_quadratic)),
-    "A5c": Variant(what="every level measured", swapped=_swapped(explore, "anchor_policies", single_unit_policies)),
+    "A5": Variant(what="Taylor sums as sensitivities", parts=_prior(_taylor)),
+    "A5b": Variant(what="a quadratic prior as sensitivities", parts=_prior(_quadratic)),
+    "A5c": Variant(what="every level measured", parts=_with(sensitivities=_every_level_measured)),
     "A6": Variant(what="no least squares", options={"reconstruct": False}),
     "A7-l2": Variant(what="channels by l2 inside the found widths", dense_model=_ranked("l2")),
     "A7-taylor": Variant(what="channels by Taylor inside the found widths", dense_model=_ranked("taylor")),
     "A7-random": Variant(what="random channels inside the found widths", dense_model=_ranked("random")),
-    "A8": Variant(what="the solver's answer alone", swapped=_swapped(guided, "Refinement", SolverAlone)),
-    "A8b": Variant(what="a surrogate that learns nothing", swapped=_swapped(refine, "Surrogate", Unlearned)),
+    "A8": Variant(what="the solver's answer alone", parts=_with(refinement=SolverAlone)),
+    "A8b": Variant(what="a surrogate that learns nothing", parts=_with(refinement=_UNLEARNED)),
     "A9-proxy": Variant(what="chosen by the proxy", rungs=1),
     "A9-brief": Variant(what="chosen by the brief rung", rungs=2),
     "A10": Variant(what="no distillation in the fine-tune", dense_model=_undistilled),

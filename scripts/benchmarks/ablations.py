@@ -16,6 +16,7 @@ import argparse
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ablation_variants import VARIANTS, reachable
@@ -23,6 +24,7 @@ from search import Found, append_curve, chosen, complete, note, profiled
 
 from autoprune.pipeline.events import Silent
 from autoprune.pipeline.main import executor_of, search_passes, searched
+from autoprune.search.guided import guided
 
 
 def main() -> None:
@@ -45,8 +47,9 @@ def ablate(given: argparse.Namespace, name: str, seed: int, missing: Mapping[str
     if not limits:
         return
     setup = replace(setup, limits=limits)
-    with executor_of(setup) as executor, variant.swapped(setup):
-        setup, outcome = searched(setup, executor, Silent())
+    strategy = partial(guided, parts=variant.parts(setup))
+    with executor_of(setup) as executor:
+        setup, outcome = searched(setup, executor, Silent(), strategy)
         slots = executor.slots
     used = [rung.name for rung in setup.effort.rungs[: variant.rungs]]
     passes = sum(

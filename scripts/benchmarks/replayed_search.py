@@ -1,6 +1,6 @@
 """Searches answered from a table of scored policies: minutes of scoring become milliseconds. No torch.
 
-A replayed search is the package's own from end to end: controller, broker, samplers, refinement, promotion. Three
+A replayed search is the package's own from end to end: controller, broker, samplers, refinement, promotion. Four
 things stand in for what would leave the table, because no policy outside it has a score:
 
 - the executor looks trials up; a policy without that score is a failed trial that costs nothing;
@@ -8,16 +8,16 @@ things stand in for what would leave the table, because no policy outside it has
 - a refinement breeds all rows at once;
 - a sampler's proposal moves onto the nearest of the rows that fit the limit and cannot be widened inside the table.
 
-Costs of policies outside the table are beyond any limit, so that nothing is widened out of it. Studies are in memory.
+All of them are arguments of the package's own functions. Costs of policies outside the table are beyond any limit, so
+that nothing is widened out of it. Studies are in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import optuna
@@ -29,11 +29,12 @@ from autoprune.budgets import Limit
 from autoprune.errors import TrialError
 from autoprune.executors.inline import InlineExecutor
 from autoprune.records import Policy
-from autoprune.search import guided, refine
 from autoprune.search.controller import run_search
 from autoprune.search.effort import Effort
 from autoprune.search.explore import Search
-from autoprune.study import broker, proposals
+from autoprune.search.guided import GuidedParts, guided
+from autoprune.search.refine import Refinement
+from autoprune.search.strategies import STRATEGIES, Strategy
 from autoprune.study.spec import StudySpec
 from autoprune.trials import Fidelity, TrialResult, TrialSpec
 
@@ -42,7 +43,7 @@ _TRIALS, _PROMOTED = 64, (12, 3)
 
 
 class RowSolver:
-    """What `solver.Solver` is outside: exact, by going through all policies of the table."""
+    """Exact solver over the policies of a table, by going through all of them; the counterpart of `solver.Solver`."""
 
     def __init__(self, table: ReplayTable) -> None:
         self._table = table
@@ -103,37 +104,89 @@ def replay(
     *,
     sampler: str = "tpe",
     rungs: Sequence[Fidelity] = RUNGS,
+    refinement: Callable[..., Refinement] = Refinement,
 ) -> list[Course]:
-    """Search a table with a strategy of the package: `guided`, `direct`, `random` or `uniform`. One course a limit.
+    """Search a table with a strategy of the package, and return how every limit went.
 
-    `rungs` are those that the search climbs, the first ones of the table.
+    Args:
+        table: the policies and their scores.
+        strategy: `guided`, `direct`, `random` or `uniform`.
+        limits: within which a policy is searched.
+        seed: seed of the search.
+        sampler: of the strategy `direct`.
+        rungs: the fidelities that the search climbs, the first ones of the table.
+        refinement: makes the refinement of one limit, for the strategy `guided`.
     """
     executor = TableExecutor(table)
-    search = Search(
+    search = search_of(table, strategy, limits, seed, sampler, rungs)
+    try:
+        last = run_search(search, executor, strategy=strategy_of(table, strategy, refinement)).results[rungs[-1].name]
+    except TrialError:
+        last = []  # the table has no score of any policy that reached a rung
+    return courses(executor.asked, last, limits)
+
+
+def search_of(
+    table: ReplayTable, strategy: str, limits: Sequence[Limit], seed: int, sampler: str, rungs: Sequence[Fidelity]
+) -> Search:
+    """A search over the policies of a table, whose studies are in memory."""
+    effort = Effort(
+        name="replay",
+        trials=_TRIALS * len(limits),
+        rungs=tuple(rungs),
+        promoted=_PROMOTED[: len(rungs) - 1],
+        full=RUNGS[-1],
+        finalists=1,
+    )
+    return Search(
         location=Path("in-memory"),
         space=table.space,
         dense_widths=table.space.largest().widths,
         predict=table.predict,
         limits=tuple(limits),
-        effort=Effort(
-            name="replay",
-            trials=_TRIALS * len(limits),
-            rungs=tuple(rungs),
-            promoted=_PROMOTED[: len(rungs) - 1],
-            full=RUNGS[-1],
-            finalists=1,
-        ),
+        effort=effort,
         run_seed=seed,
         additive={},
         strategy=strategy,
         sampler=sampler,
+        fit=table.nearest,
+        open_study=StudiesInMemory(),
     )
-    with replaying(table):
-        try:
-            last = run_search(search, executor).results[rungs[-1].name]
-        except TrialError:
-            last = []  # the table has no score of any policy that reached a rung
-    proxies = [result for result in executor.asked if result.fidelity.name == RUNGS[0].name]
+
+
+def strategy_of(table: ReplayTable, name: str, refinement: Callable[..., Refinement] = Refinement) -> Strategy:
+    """A strategy of the package that stays in the table."""
+    if name != "guided":
+        return STRATEGIES[name]
+    parts = GuidedParts(
+        solver=lambda space, costs: RowSolver(table),
+        refinement=partial(refinement, steps=lambda policies, space, rng: table.policies),
+    )
+    return partial(guided, parts=parts)
+
+
+class StudiesInMemory:
+    """Opens studies in memory: one for each name, which stays until the search is over."""
+
+    def __init__(self) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._storage = optuna.storages.InMemoryStorage()
+        self._studies: dict[str, optuna.Study] = {}
+
+    def __call__(
+        self, location: object, study_spec: StudySpec, finished: object
+    ) -> tuple[optuna.storages.BaseStorage, optuna.Study]:
+        """Open the study of a specification, as `storage.open_study` does."""
+        del location, finished
+        name = study_spec.study_name
+        if name not in self._studies:
+            self._studies[name] = optuna.create_study(storage=self._storage, directions=["minimize", "minimize"])
+        return self._storage, self._studies[name]
+
+
+def courses(asked: Sequence[TrialResult], last: Sequence[TrialResult], limits: Sequence[Limit]) -> list[Course]:
+    """The course of every limit, from the trials in their order and the results of the last rung."""
+    proxies = [result for result in asked if result.fidelity.name == RUNGS[0].name]
     losses = np.array([measured(result).loss for result in proxies])
     costs = np.array([measured(result).costs() for result in proxies])
     passes = np.cumsum([result.sample_passes for result in proxies])
@@ -145,35 +198,3 @@ def replay(
         )
         for limit in limits
     ]
-
-
-@contextmanager
-def replaying(table: ReplayTable) -> Iterator[None]:
-    """Inside, the search stays in the table, and its studies are in memory."""
-    storage, studies = _Memory(), {}
-
-    def open_study(path: Path, study_spec: StudySpec, finished: object) -> tuple[_Memory, optuna.Study]:
-        del path, finished
-        if study_spec.study_name not in studies:
-            studies[study_spec.study_name] = optuna.create_study(storage=storage, directions=["minimize", "minimize"])
-        return storage, studies[study_spec.study_name]
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with (
-        patch.object(broker, "open_study", open_study),
-        patch.object(proposals, "fit_to_limit", table.nearest),
-        patch.object(refine, "steps", lambda policies, space, rng: table.policies),
-        patch.object(guided, "Solver", lambda space, costs: RowSolver(table)),
-    ):
-        yield
-
-
-class _Memory(optuna.storages.InMemoryStorage):
-    """A storage in memory with what the broker closes."""
-
-    class engine:
-        """Nothing to give back."""
-
-        @staticmethod
-        def dispose() -> None:
-            """Do nothing."""

@@ -46,7 +46,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 
     derive = Effort.derive
     monkeypatch.setattr(prepare.Effort, "derive", derived)
-    monkeypatch.setattr("benchmark_search.measured_ratios", _predicted)
+    monkeypatch.setattr("search.measured_ratios", _predicted)
 
 
 def _predicted(setup: Setup, policies: list) -> object:

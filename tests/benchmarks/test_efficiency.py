@@ -6,15 +6,14 @@ random policy of the table is a tenth better than what the search finds: the bou
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 from replay_table import ReplayTable
 from replayed_search import replay
 
 from autoprune.records import Policy
-from autoprune.search import guided
 from autoprune.search.refine import Losses, Refinement
 
 TABLE = ReplayTable.load(Path(__file__).parent / "resnet8.csv")
@@ -23,14 +22,14 @@ BOUNDS = {0.5: (0.85, 15), 0.33: (0.95, 32), 0.25: (0.99, 41)}
 SEEDS = range(3)
 
 
-def evaluations() -> dict[float, float]:
+def evaluations(refinement: Callable[..., Refinement] = Refinement) -> dict[float, float]:
     """Median number of evaluations until the share of the best loss, by budget; NaN when it is not reached."""
     limits = [TABLE.limit(budget) for budget in BOUNDS]
     enough = [
         min(one.loss for one in TABLE.within(limit, "proxy").values()) / share
         for limit, (share, _) in zip(limits, BOUNDS.values(), strict=True)
     ]
-    courses = [replay(TABLE, "guided", limits, seed) for seed in SEEDS]
+    courses = [replay(TABLE, "guided", limits, seed, refinement=refinement) for seed in SEEDS]
     found = [[course.reached(loss) for course, loss in zip(each, enough, strict=True)] for each in courses]
     return dict(zip(BOUNDS, np.median(np.array(found, dtype=float), axis=0).tolist(), strict=True))
 
@@ -51,6 +50,5 @@ def test_the_guided_search_is_as_quick_as_it_was():
     assert within(found), found
 
 
-def test_one_that_does_not_refine_is_caught(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(guided, "Refinement", Unrefined)
-    assert not within(evaluations())
+def test_one_that_does_not_refine_is_caught():
+    assert not within(evaluations(Unrefined))

@@ -7,14 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from replay_table import RUNGS, ReplayTable
-from replayed_search import RowSolver, TableExecutor, replay, replaying
+from replayed_search import RowSolver, TableExecutor, replay
 
-from autoprune.allocation.limit_fitting import fit_to_limit
 from autoprune.allocation.limits import fits
-from autoprune.allocation.solver import Solver
-from autoprune.search import guided
 from autoprune.search.sensitivity import by_unit, sensitivities, single_unit_policies
-from autoprune.study import proposals
 from autoprune.trials import TrialSpec
 
 PATH = Path(__file__).parent / "resnet8.csv"
@@ -87,10 +83,3 @@ def test_a_replay_asks_rows_alone_and_the_same_again(strategy):
     assert first.picked == again.picked
     assert first.best[-1] in {one.loss for one in TABLE.within(TABLE.limit(0.5), "proxy").values()}
     assert (np.diff(first.passes) > 0).all()
-
-
-def test_the_package_is_as_before():
-    with replaying(TABLE):
-        assert guided.Solver is not Solver
-    assert guided.Solver is Solver
-    assert proposals.fit_to_limit is fit_to_limit
