@@ -1,24 +1,19 @@
 from functools import cache
 
 import numpy as np
-import onnx
 import pytest
 import torch
 
 from autoprune.device.connect import make_target
 from autoprune.onnxgraph.export import export_onnx
-from autoprune.profiling import policy_timer
 from autoprune.records import SearchSpace
 from autoprune.structure import analyze
 from tests.machines import AdditiveMachine, simulated_table
 from tests.small_nets import MIXED, NETS
 
-_made = set()
-
 
 @cache
 def _structure(name):
-    _made.add(name)
     torch.manual_seed(0)
     if name in MIXED:
         build, shape = MIXED[name]
@@ -53,24 +48,6 @@ def _target():
 def _table():
     machine = AdditiveMachine(_structure("residual"), noise=0.003)
     return simulated_table(machine, _space("residual"), _target())
-
-
-@pytest.fixture(scope="session", autouse=True)
-def export_once():
-    """The dense export of a shared structure is made once; everything else is exported as always."""
-    real = policy_timer.export_onnx
-
-    def export(model, example_inputs):
-        for name in _made:
-            if _structure(name).model is model:
-                found = onnx.ModelProto()
-                found.CopyFrom(_dense(name))
-                return found
-        return real(model, example_inputs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(policy_timer, "export_onnx", export)
-        yield
 
 
 @pytest.fixture(params=NETS)

@@ -1,4 +1,7 @@
-"""One seam over every kind of target: time models end to end, and ask the runtime what its kernels took."""
+"""One interface over every kind of target: time whole models, and read the runtime's own profile of their kernels.
+
+Callers do not see whether ONNX Runtime or PyTorch runs a model, nor whether it runs on this host or on another one.
+"""
 
 from __future__ import annotations
 
@@ -27,17 +30,29 @@ def time_models(
     protocol: Protocol | None = None,
     seed: int = 0,
 ) -> Timings:
-    """Time every model end to end on `feeds`, interleaved with `reference`, on this host or on the target's.
+    """Time every model end to end, interleaved with a reference model, on the target's host.
 
-    `models` may be a generator: only one block of models is in memory at a time (all of them for a remote host).
-    Raises `LatencyError` when a model cannot be loaded or a remote host cannot be reached.
+    Args:
+        models: ONNX models (bytes or paths) or modules. May be a generator: only one block of models is in memory at a
+            time; for a remote host, all are.
+        target: The runtime and the device that run the models.
+        feeds: Inputs of every model, by position.
+        reference: The model that every other one is compared with, usually the dense one.
+        protocol: How long and how often each model is timed.
+        seed: Seed of the random order of runs.
+
+    Returns:
+        The timings in the order of `models`.
+
+    Raises:
+        LatencyError: A model cannot be loaded, or a remote host cannot be reached.
     """
     if target.address:
         contents = [_content(model) for model in models]
-        found = measure_remotely(contents, target, feeds, reference=_content(reference), protocol=protocol).timings
-        if found is None:
-            raise LatencyError("timing needs at least one model; got none")
-        return found
+        timings = measure_remotely(contents, target, feeds, reference=_content(reference), protocol=protocol).timings
+        if timings is None:
+            raise LatencyError("timing needs at least one model; got none. Give `models` at least one.")
+        return timings
     with measure.pinned(target.threads, one_each=target.runtime == "onnxruntime"), _torch_threads(target):
         reference_run = _opener(reference, target, feeds)()
         openers = (_opener(model, target, feeds) for model in models)
@@ -45,9 +60,10 @@ def time_models(
 
 
 def kernel_times(models: Iterable[Model], target: Target, feeds: Feeds) -> Iterator[Kernels]:
-    """What the runtime's own profiler says about every model: whole microseconds, with the profiler's overhead.
+    """Yield the kernel times of every model from the runtime's own profiler.
 
-    Nothing for PyTorch, whose profiler slows small models down several times.
+    They are whole microseconds and include the profiler's overhead. Nothing is yielded for PyTorch, whose profiler
+    slows small models down several times.
     """
     if target.runtime != "onnxruntime":
         return

@@ -16,7 +16,6 @@ from autoprune.device.timing import Protocol
 from autoprune.errors import LatencyError
 from autoprune.onnxgraph.resizer import Resizer
 from tests.machines import QUICK
-from tests.small_nets import Flat, Residual
 
 
 class Watched(nn.Module):
@@ -103,15 +102,22 @@ def test_a_module_that_fails_is_a_clear_error_and_the_threads_come_back(torch_ta
     assert torch.get_num_threads() == 2
 
 
+class Stack(nn.Sequential):
+    """Convolutions of equal cost: `depth` of them take about `depth` times as long as one."""
+
+    def __init__(self, depth):
+        super().__init__(nn.Conv2d(1, 16, 3, padding=1), *(nn.Conv2d(16, 16, 3, padding=1) for _ in range(depth)))
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself
 def test_compiled_modules_are_timed():
     target = make_target("torch-cpu-compiled")
-    feeds = [np.ones((1, 1, 8, 8), np.float32)]
-    module = Flat().eval()
-    result = time_models([module], target, feeds, reference=Residual().eval(), protocol=Protocol(repeats=4))
-    assert np.isfinite(result.ratios).all()
-    assert result.ratios[0] > 0
+    feeds = [np.ones((1, 1, 32, 32), np.float32)]
+    models = [Stack(depth).eval() for depth in (2, 16)]
+    result = time_models(models, target, feeds, reference=models[1], protocol=Protocol(repeats=6))
+    assert result.ratios[0] < 0.5
+    assert result.ratios[1] == pytest.approx(1, rel=0.3)
 
 
 def test_onnx_runtime_tells_what_its_kernels_took(target, dense_of, feeds):
