@@ -42,7 +42,7 @@ class Address:
 
     @property
     def command(self) -> str:
-        """What a user types to see whether the host answers: `ssh -p 2222 me@board`."""
+        """The command that shows whether the host answers: `ssh -p 2222 me@board`."""
         return shlex.join(("ssh", *self.ports, self.login))
 
 

@@ -36,7 +36,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 @dataclass(frozen=True, kw_only=True)
 class KitResults:
-    """What a device measured: its fingerprint, the profiled models in the order of the kit, and the timed ones.
+    """Measurements of a device: its fingerprint, the profiled models in the order of the kit, and the timed ones.
 
     `timings` is `None` when the kit times nothing. `seconds` is what all of it took there; 0 of older kits.
     """
@@ -119,7 +119,7 @@ def kit_manifest(content: bytes, source: object) -> dict[str, Any]:
         raise KitError(f"{source} is no kit of this version of autoprune. Make one with `autoprune profile kit`.")
     values = {key: value for key, value in manifest.items() if key != "kit"}
     if manifest.get("kit") != digest_of(values, length=32):
-        raise KitError(f"{source} was changed after it was made. Make it anew with `autoprune profile kit`.")
+        raise KitError(f"{source} was changed after it was made. Make it again with `autoprune profile kit`.")
     return manifest
 
 
@@ -228,7 +228,7 @@ def _times(
     value: Any, shape: tuple[int, ...], source: object, names: Sequence[str], least: float = math.ulp(0.0)
 ) -> np.ndarray:
     """Milliseconds of the wanted shape, all between `least` and an hour."""
-    found = np.array(value, dtype=object)  # whatever it holds, it takes no more memory than it has
+    found = np.array(value, dtype=object)  # objects: untrusted content takes no more memory than it has
     if found.shape != shape:
         raise KitError(f"{source}: times of {', '.join(names)} must have shape {shape}; got {found.shape}")
     for time in found.flat:

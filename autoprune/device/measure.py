@@ -247,7 +247,7 @@ def kernel_events(
 
 
 def fingerprint(provider: str, threads: int) -> dict[str, Any]:
-    """What tells two devices apart: CPU, instruction sets, accelerator, runtime, provider, threads."""
+    """Return what tells two devices apart: CPU, instruction sets, accelerator, runtime, provider, threads."""
     import onnxruntime as ort
 
     cpu, isa = host()
@@ -328,7 +328,7 @@ def _finished(path: Path, kit: Json, target: Json) -> dict[int, Json]:
         with path.open("w", encoding="utf-8") as out:
             _append(out, head)
     elif found[0] != head:
-        sys.exit(f"{path} was begun by another kit, device or runtime. Delete it to measure anew, or unpack elsewhere.")
+        sys.exit(f"{path} was begun by another kit, device or runtime. Delete it to start again, or unpack elsewhere.")
     return {line["job"]: line for line in found[1:]}
 
 

@@ -26,7 +26,7 @@ _FOLDER = ".cache/autoprune/kit-"
 
 
 def ask_fingerprint(address: Address, provider: str, threads: int) -> Mapping[str, Any]:
-    """What the device is, from `measure.py` run there; `LatencyError` when it cannot be reached or lacks a package."""
+    """Ask a host for its fingerprint; `LatencyError` when it cannot be reached or lacks a package."""
     script = Path(measure.__file__).read_bytes()
     command = f"{address.interpreter} - --fingerprint {shlex.quote(provider)} {threads}"
     found = _parsed(_ssh(address, command, script), address)

@@ -28,7 +28,7 @@ _NORMAL = 1.4826
 
 Feeds = Sequence[np.ndarray]
 Model = Any
-"""What a runtime loads: an ONNX model as bytes or path, or an `nn.Module`."""
+"""A model that a runtime loads: an ONNX model as bytes or path, or an `nn.Module`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Kernels:
 
 @dataclass(frozen=True, kw_only=True)
 class Timings:
-    """What each model took, in their order, and what the reference model did meanwhile.
+    """Latencies of models, in their order, and those of the reference model meanwhile.
 
     `ratios` are quiet latencies over the reference's in the same block, free of drift; `samples` are what the clock
     said. `reference_ms` is the reference's quiet latency over all blocks. `drift` is the largest relative move of the

@@ -1,1 +1,1 @@
-"""What a policy costs on a target: measured tables of operator geometries and the predictor built on them."""
+"""Latency of a policy on a target: measured tables of operator geometries and the predictor built on them."""

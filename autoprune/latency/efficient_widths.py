@@ -18,7 +18,7 @@ _SDS = 1.0
 """A difference below so many standard deviations is none: nobody could measure it."""
 
 _SURE_SDS = 2.0
-"""A width that costs less than all useful ones by more than this is useful, whatever lies between them."""
+"""A width that costs less than all useful ones by more than this is useful, also if a width between them is not."""
 
 
 def staircases(
@@ -52,7 +52,7 @@ def useful_among(widths: np.ndarray, costs: np.ndarray, spreads: np.ndarray) -> 
     differ by. A width is dropped if some larger one costs at most 0.5 % more in every context, or more by less than the
     standard deviation of that difference. The latter does not count where all larger useful widths cost more by two
     standard deviations: of many widths that each cost a little less than the next, all but the largest would go. Width
-    0, a smaller model whatever it saves, is kept.
+    0, a smaller model even if it saves no time, is kept.
     """
     kept: list[int] = []
     for i in reversed(range(len(widths))):

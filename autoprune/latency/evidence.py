@@ -65,7 +65,7 @@ class Conditions:
 
     `dense_ms` is the latency of the dense model, `noise` the relative standard deviation of a ratio, `again` `[A]`
     second ratios of the first `A` held-out policies, `drift` how far the dense model moved within a block (relative),
-    `seconds` what all of it took, `refits` how often a run has fitted the evidence anew.
+    `seconds` what all of it took, `refits` how often a run has fitted the evidence again.
     """
 
     dense_ms: float
@@ -141,8 +141,17 @@ def build_table(
 ) -> LatencyTable:
     """Fit a table and prove it on the held-out policies.
 
-    `prior` names the geometries of the table with their prior cost in milliseconds; `target` is a fingerprint. Raises
-    `LatencyError` without two fitted policies or without any held-out one.
+    Args:
+        structure: The profiled structure.
+        priced: The charges of that structure.
+        space: The levels that the table is profiled for.
+        target: Fingerprint of the measured target.
+        evidence: The timed policies.
+        prior: Every geometry of the table with its prior cost in milliseconds.
+        conditions: How the policies were timed.
+
+    Raises:
+        LatencyError: Fewer than two policies to fit, or none held out.
     """
     geometries, prior_ms, dense_ms = tuple(prior), np.array([*prior.values()]), conditions.dense_ms
     index = GeometryIndex(priced.varying, geometries)
@@ -180,9 +189,18 @@ def build_table(
 
 
 def refit_table(table: LatencyTable, structure: Structure, widths: np.ndarray, ratios: np.ndarray) -> LatencyTable:
-    """The table fitted anew with candidates `[C, U]` that were measured at `ratios` `[C]` of the dense latency.
+    """Fit a table again with candidates that a run measured.
 
-    Its useful widths stay: a search that has begun keeps its space, also when it is resumed.
+    The useful widths of the table stay: a search that has begun keeps its space, also when it is resumed.
+
+    Args:
+        table: The table to start from, with its own timed policies.
+        structure: The structure that the table was measured for.
+        widths: Widths of the candidates, int64 `[C, U]`.
+        ratios: Measured latency of the candidates as a share of the dense model's, float64 `[C]`.
+
+    Returns:
+        A new table, fitted to the policies of the old one and to the candidates.
     """
     names = tuple(table.known)
     before = Evidence(

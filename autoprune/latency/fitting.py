@@ -151,7 +151,7 @@ def held_out(predicted_ms: np.ndarray, measured_ms: np.ndarray, again_ms: np.nda
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Rank correlation; 1 where one of them does not vary at all (nothing can be ranked wrongly)."""
+    """Return the rank correlation; 1 where one array is constant, because nothing can be ranked wrongly."""
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return 1.0
     return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
@@ -218,7 +218,7 @@ class _Deviations:
 
 
 def _by_kind(problem: _Problem, kinds: np.ndarray | None, noise: float, rng: np.random.Generator) -> _Deviations:
-    """What entries of a kind have in common; deviations of kinds are further columns of the problem."""
+    """Estimate the deviation that entries of a kind share; deviations of kinds are further columns of the problem."""
     entries = problem.design.shape[1]
     members = np.zeros((entries, 0)) if kinds is None else np.eye(kinds.max() + 1)[kinds]
     shares = _SHARED_FACTORS if members.size else (0.0,)
@@ -262,7 +262,7 @@ def _constrained(
 def _draws(
     problem: _Problem, prior_sd: float, noise_sd: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What posterior draws differ by: entries `[DRAWS, E]` and remainder `[DRAWS]`.
+    """Return the differences of posterior draws from the mean: entries `[DRAWS, E]` and remainder `[DRAWS]`.
 
     A draw from the prior, less what the evidence would have made of it.
     """

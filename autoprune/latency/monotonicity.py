@@ -27,7 +27,7 @@ def ordered_chains(geometries: Sequence[Geometry]) -> list[np.ndarray]:
     lines: dict[tuple[object, ...], list[tuple[int, int]]] = defaultdict(list)
     for number, g in enumerate(geometries):
         if g.groups == g.c_in == g.c_out or (g.groups == 1 and g.c_in == g.c_out and not g.kernel):
-            # Depthwise and element-wise: one width, whatever it is called.
+            # Depthwise and element-wise operators have one width under several names.
             groups = 0 if g.groups > 1 else 1
             lines[replace(g, c_in=0, c_out=0, groups=groups), "both"].append((g.c_in, number))
         else:

@@ -20,14 +20,14 @@ _BITS = 21
 _MOST_COMBINATIONS = 300_000
 
 MISSING, ABSENT = -1, -2
-"""What stands for the number of an entry: the table has none, or the operator is in a removed branch and costs 0."""
+"""Stand-ins for the number of an entry: the table has none, or the operator is in a removed branch and costs 0."""
 _AT_THE_END = [0.0, np.nan]
 """Costs that `ABSENT` and `MISSING` find when they count from the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """What the entries of a table cost: milliseconds `[E]`, and `[draws, E]` by which posterior draws differ."""
+    """Costs of the entries of a table: milliseconds `[E]`, and `[draws, E]` by which posterior draws differ."""
 
     entries_ms: np.ndarray
     spread_ms: np.ndarray
@@ -45,7 +45,7 @@ class Prediction:
 class Term:
     """Cost of all operators that depend on the same units, for every combination of their known widths.
 
-    `units` are indices; `latency_ms` has one axis for each of them, in the order of the known widths (NaN: no entry;
+    `units` are indices; `latency_ms` has one axis for each unit, in the order of the known widths (NaN: no entry;
     0: none of the operators is left);
     `spread_ms` has one further axis of posterior draws.
     """
@@ -123,7 +123,7 @@ class LatencyPredictor:
 
     @property
     def remainder_ms(self) -> float:
-        """What no unit changes: the constant part of every prediction."""
+        """The constant part of every prediction in milliseconds: operators that no unit changes."""
         return self._remainder_ms
 
     @property
@@ -150,7 +150,7 @@ class LatencyPredictor:
         return Prediction(latency_ms=latency_ms, sd_ms=np.sqrt(np.mean(draws**2, axis=1)))
 
     def parts(self) -> Iterator[tuple[tuple[int, ...], Callable[[np.ndarray], np.ndarray]]]:
-        """What the prediction sums beside the remainder: units, and milliseconds `[P]` for widths `[P, U]`.
+        """Yield the summands of a prediction beside the remainder: units, and milliseconds `[P]` for widths `[P, U]`.
 
         NaN where the table has no entry.
         """

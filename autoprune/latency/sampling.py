@@ -129,7 +129,7 @@ def every_other(levels: Sequence[int]) -> tuple[int, ...]:
 
 
 def _learnt_from(operator: PricedOperator, row: np.ndarray) -> list[Geometry]:
-    """What a scan of widths `[U]` tells about an operator: its cost, or that it costs nothing."""
+    """Return the keys that a scan of widths `[U]` gives evidence on; the signature if the operator is absent there."""
     return operator.geometries(row[None]) or [operator.signature]
 
 

@@ -22,7 +22,7 @@ from autoprune.runfolder import write_atomic
 from autoprune.structure import Structure
 
 SCHEMA = 3
-_ADVICE = "Run `autoprune profile` again, or delete it if it is part of a run, which measures it anew."
+_ADVICE = "Run `autoprune profile` again, or delete it if it is part of a run, which then measures it again."
 SCAN, FIT, HELD_OUT, CANDIDATE = "scan", "fit", "held_out", "candidate"
 ROLES = (SCAN, FIT, HELD_OUT, CANDIDATE)
 """Why a policy was timed; the held-out ones are never fitted to."""
@@ -59,7 +59,7 @@ class LatencyTable:
     width beats. `created` is a UTC time in ISO format. `drift_percent` is how far the dense model moved within a block
     of measurements, `noise` the relative standard deviation of one measured ratio, `again_ms` second measurements of
     the first held-out policies. `notes` say what was out of the ordinary. `refits` counts how often a run fitted it
-    anew with candidates that it had measured.
+    again with candidates that it had measured.
     """
 
     target: Mapping[str, Any]
@@ -122,7 +122,7 @@ class LatencyTable:
         return self
 
     def continues(self, other: LatencyTable) -> bool:
-        """Whether it is the other table, or that one fitted anew with candidates of a run."""
+        """Return whether this table is `other`, or `other` fitted again with candidates of a run."""
         pairs = zip(self.samples, other.samples, strict=False)
         return len(self.samples) >= len(other.samples) and all(
             mine.widths == theirs.widths and math.isclose(mine.measured_ms, theirs.measured_ms)

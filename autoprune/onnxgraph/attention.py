@@ -1,7 +1,7 @@
 """Attention in ONNX: for any number of dimensions before the heads, and without what its shapes cost at run time.
 
 The exporter takes four dimensions, no windows or blocks before the heads. It turns keys by reading their shape, slicing
-it and reshaping twice, which the runtime does anew in each call: eight of about thirty small kernels of a branch.
+it and reshaping twice, which the runtime does again in each call: eight of about thirty small kernels of a branch.
 """
 
 from __future__ import annotations
@@ -46,4 +46,4 @@ def _attention(
 
 
 TRANSLATIONS = {torch.ops.aten.scaled_dot_product_attention.default: _attention}
-"""What the exporter makes of attention."""
+"""The ONNX translation of attention, for the exporter."""

@@ -12,7 +12,7 @@ _IDEMPOTENT = frozenset({"Relu", "Clip"})
 
 
 def remove_branches(graph: onnx.GraphProto, absent: AbstractSet[str]) -> None:
-    """Take out of `graph` whatever is computed from the weights `absent`, and what only served that.
+    """Remove from `graph` everything computed from the weights `absent`, and the nodes that only served it.
 
     An addition of an absent value and another one passes the other on; one of a constant is absent itself. Activations
     that then repeat each other become one, as the exporter does. Initializers that nothing reads any more go too.

@@ -1,7 +1,7 @@
 """Where the elements of weights come from that an exporter made out of parameters before it wrote the file.
 
 A table of positions that is looked up by fixed numbers, sliced or permuted is stored as the result, under a name that
-says nothing. Each of its elements still equals one of the parameter, which tells which of them a policy keeps.
+says nothing. Each of its elements still equals one of the parameter, which tells the elements that a policy keeps.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a PyTorch model computes, how far its outputs are from those of ONNX, and inputs on which they are numbers."""
+"""Outputs of a PyTorch model, their difference from those of ONNX, and inputs on which they are finite."""
 
 from __future__ import annotations
 

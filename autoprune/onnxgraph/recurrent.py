@@ -71,7 +71,7 @@ TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     aten.rnn_relu.input: _translation("RNN", {"activations": "Relu"}),
 }
 TRANSLATIONS |= {stand_in: TRANSLATIONS[layer] for stand_in, layer in STAND_INS.items()}
-"""What the exporter makes of recurrent operators."""
+"""ONNX translations of recurrent operators, for the exporter."""
 
 
 def _stacked(kind: str, weights: Any, directions: int, biased: bool) -> list[Any]:

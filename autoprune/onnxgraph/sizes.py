@@ -1,4 +1,4 @@
-"""What an exporter computed and wrote into a graph, and how it follows the widths of units.
+"""Numbers that an exporter computed and wrote into a graph, and how they follow the widths of units.
 
 Reshapes, expansions and splits hold sizes as integer inputs, products with sines and cosines of positions hold tables;
 their names and places are the exporter's business. So they are learned from it: further exports, in which units are
@@ -131,7 +131,7 @@ def _changes(
     full: Array,
     group: Mapping[int, int],
 ) -> dict[Place, dict[int, Array]] | None:
-    """What changed where a group is narrower, by place and unit; `None` when its units cannot be told apart."""
+    """Return the numbers that changed where a group is narrower, by place and unit; `None` if units look alike."""
     found = {}
     for (number, position), value in after.items():
         place = (same.get(number, -1), position)

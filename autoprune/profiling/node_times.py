@@ -1,7 +1,7 @@
 """Per-node times from ONNX Runtime's own profiler, attributed to the operators of the captured graph.
 
-They are whole microseconds and carry the profiler's overhead (measured: tables of them alone err by 5 %), so they
-only serve as the prior of a fit to end-to-end times.
+They are whole microseconds and include the profiler's overhead (measured: tables made from these times alone err by
+5 %), so they only serve as the prior of a fit to end-to-end times.
 """
 
 from __future__ import annotations

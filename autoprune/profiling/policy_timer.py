@@ -69,7 +69,7 @@ class PolicyTimer:
         return time_models(models, self.target, self.feeds, reference=self.dense, protocol=protocol, seed=self.seed)
 
     def kernels(self, widths: np.ndarray) -> list[Kernels]:
-        """What the runtime's profiler says about rows of widths `[P, U]`; empty where there is no profiler."""
+        """Return kernel times from the runtime's profiler for rows of widths `[P, U]`; empty without a profiler."""
         if self.dense_onnx is None:
             return []
         return list(kernel_times(self.models(widths, "operators"), self.target, self.feeds))
@@ -112,7 +112,7 @@ def make_policy_timer(
     if constant_weights:
         exported = with_constant_weights(exported)
     build, reason = _builder(structure, exported, origins, target, common["feeds"], constant_weights, seed)
-    notes = (f"every policy was exported anew, which is slower: {reason}",) if reason else ()
+    notes = (f"every policy was exported from scratch, which is slower: {reason}",) if reason else ()
     return PolicyTimer(**common, dense_onnx=exported, dense=serialized(exported), build=build, notes=notes)
 
 
@@ -237,9 +237,9 @@ def random_feeds(structure: Structure, batch: int, seed: int = 0) -> list[np.nda
 
 
 def finite_feeds(structure: Structure, batch: int, seed: int = 0) -> list[np.ndarray]:
-    """`random_feeds`; the examples at `batch` with a little noise for a model that gives finite outputs of them alone.
+    """Return `random_feeds`, or the examples at `batch` with a little noise if the outputs are finite only on those.
 
-    Those are models that compute a logarithm or a root of their input.
+    The latter is for models that compute a logarithm or a root of their input.
     """
     feeds, examples = random_feeds(structure, batch, seed), structure.example_inputs
     drawn = [torch.from_numpy(value).to(x.dtype) for value, x in zip(feeds, examples, strict=True)]
@@ -253,7 +253,7 @@ def _difference(
 ) -> float:
     """Largest output difference between a resized ONNX model and the shrunk PyTorch model, relative to the output.
 
-    On the CPU of this host, whatever the target is: what a model computes does not depend on it.
+    Both run on the CPU of this host: the outputs of a model do not depend on the target.
     """
     session = open_session(model, replace(target, provider="CPUExecutionProvider"))
     try:

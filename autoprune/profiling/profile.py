@@ -195,7 +195,7 @@ class _Profile:
         timed = self.timer.time(smallest, "a first look", replace(self.protocol, repeats=3, retries=0))
         took, run_s = time.monotonic() - start, timed.reference_ms / 1e3
         if self.timer.target.address:
-            return run_s, _LOAD_S  # copying a kit takes long whatever it holds
+            return run_s, _LOAD_S  # copying a kit takes long even if it holds one model
         sample_s = max(run_s, self.protocol.sample_ms / 1e3) + run_s
         runs_s = 3 * (self.protocol.reference_samples + 1) * sample_s + 20 * run_s
         return run_s, max(_LOAD_S, (took - runs_s) / 2)

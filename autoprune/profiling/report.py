@@ -1,4 +1,4 @@
-"""What a table says about itself, in lines for people."""
+"""Accuracy of a table and the result of its check, as lines of text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def accuracy_lines(table: LatencyTable) -> list[str]:
         errors_line(table.held_out),
     ]
     if table.refits:
-        lines.append(f"fitted anew {table.refits} time(s) with measured candidates")
+        lines.append(f"fitted again {table.refits} time(s) with measured candidates")
     return lines + list(table.notes)
 
 

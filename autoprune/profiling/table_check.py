@@ -1,4 +1,4 @@
-"""Does a table still hold? Some of its held-out policies are measured again."""
+"""Check whether a table still holds: some of its held-out policies are measured again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLOCK_TOLERANCE = 0.05
 _POLICIES = 30
 _REMEASURED = 8
 _LARGEST_MAPE_PERCENT = 3.0
-"""Beyond this mean error a run would fit its table anew; a table that was worse when it was made may stay so."""
+"""Beyond this mean error a run would fit its table again; a table that was worse when it was made may stay so."""
 
 
 @dataclass(frozen=True, kw_only=True)

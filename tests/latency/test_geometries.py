@@ -117,7 +117,7 @@ def test_a_net_of_other_operators_is_profiled(name, structure_of, space_of, targ
     structure, space = structure_of(name), space_of(name)
     assert len(space.searched) > 1
     table = profile(structure, space, target, max_seconds=0.0, protocol=QUICK)
-    assert not any("exported anew" in note for note in table.notes)
+    assert not any("exported from scratch" in note for note in table.notes)
     assert {str(entry).split()[0] for entry in table.entries} >= OTHERS[name]
     assert table.remainder_ms >= 0
     table.save(tmp_path / "table.json")

@@ -89,7 +89,7 @@ def test_a_refit_may_be_refitted(table, structure_of, space_of):
     assert twice.noise == at_once.noise
 
 
-def test_useful_widths_stay_when_a_table_is_fitted_anew(table, structure_of, space_of):
+def test_useful_widths_stay_when_a_table_is_fitted_again(table, structure_of, space_of):
     narrow = {name: widths[-1:] for name, widths in table.useful.items()}
     candidates = rows_of(space_of("residual"), 4, seed=20)
     before = replace(table, useful=narrow)

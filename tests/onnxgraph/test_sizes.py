@@ -55,7 +55,7 @@ def test_a_transformer_is_resized_with_equal_norms_and_without_branches(monkeypa
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     monkeypatch.setattr(timer_module, "learn_sizes", lambda *_, **__: None)
     (note,) = make_policy_timer(structure, make_target("ort-cpu")).notes
-    assert "every policy was exported anew" in note
+    assert "every policy was exported from scratch" in note
 
 
 def test_shuffles_that_look_channels_up_are_resized():

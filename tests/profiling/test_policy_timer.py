@@ -74,7 +74,7 @@ def test_the_exporter_takes_over_when_resizing_cannot_be_proven(
     monkeypatch.setattr(timer_module, "Resizer", resizer)
     timer = make_policy_timer(structure_of("flat"), target, constant_weights=constant)
     assert reason in timer.notes[0]
-    assert "every policy was exported anew" in timer.notes[0]
+    assert "every policy was exported from scratch" in timer.notes[0]
     small = timer.build(space_of("flat").smallest())
     assert conv_shapes(small) == [(2, 1, 3, 3)]
     if constant:
@@ -82,7 +82,7 @@ def test_the_exporter_takes_over_when_resizing_cannot_be_proven(
         assert np.ptp(weights["features.0.weight"]) == 0
 
 
-def test_an_int8_policy_that_is_exported_anew_is_int8(structure_of, space_of, target, monkeypatch, feeds):
+def test_an_int8_policy_that_is_exported_from_scratch_is_int8(structure_of, space_of, target, monkeypatch, feeds):
     monkeypatch.setattr(timer_module, "Resizer", RefusingResizer)
     int8 = replace(target, precision="int8")
     timer = make_policy_timer(structure_of("flat"), int8)

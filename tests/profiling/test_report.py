@@ -45,7 +45,7 @@ def test_a_table_without_scans_says_so_and_refits_are_counted(table):
     held = tuple(sample for sample in table.samples if sample.role == HELD_OUT)
     lines = accuracy_lines(replace(table, samples=held, notes=(), refits=2))
     assert "from 0 scanned and 0 sampled policies" in lines[1]
-    assert lines[-1] == "fitted anew 2 time(s) with measured candidates"
+    assert lines[-1] == "fitted again 2 time(s) with measured candidates"
 
 
 def test_a_check_says_whether_the_table_holds():
