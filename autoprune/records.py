@@ -4,8 +4,7 @@ Glossary (one meaning each):
 
     task            model + example inputs + train / validation / test data + loss + metric
     dense model     the trained model of a task before anything is pruned; every ratio is a share of it
-    unit            the smallest thing the search decides about: a set of coupled channels, attention heads, FFN columns
-                    or recurrent hidden units, whose members change together
+    unit            the smallest thing the search decides about: coupled channels (heads, hidden units, ...)
     width           how many channels (heads, ...) of a unit are kept; 0 removes the residual branch that the unit is in
     level           a width that the search may choose for a unit
     space           which units take part and the levels of each (a YAML file in `search_spaces/`)
@@ -23,8 +22,7 @@ Glossary (one meaning each):
     rung            the trials of one fidelity
     trial           one policy scored at one fidelity; an attempt is one try to run it
     study           the trials of one rung within some limits, as Optuna stores them
-    recovery        whatever repairs a pruned model: least-squares reconstruction, BN recalibration, fine-tuning,
-                    distillation
+    recovery        repair of a pruned model: least squares, BN recalibration, fine-tuning, distillation
     sample pass     forward + backward of the dense model for one example: the unit of all reported search cost
     front           the models of a run that no other model beats in both latency and score
 
@@ -144,7 +142,7 @@ class SearchSpace:
         return Policy(space_id=self.id, widths=widths)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_space_from, (self.id, dict(self.levels)))
+        return (SearchSpace.from_json, (self.to_json(),))
 
     def neighbours(self, policy: Policy) -> Iterator[Policy]:
         """Yield the policies that differ in one unit, by one level down or up."""
@@ -194,7 +192,7 @@ class Policy:
         return isinstance(other, Policy) and self.space_id == other.space_id and dict(self.widths) == dict(other.widths)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_policy_from, (self.space_id, dict(self.widths)))
+        return (Policy.from_json, (self.to_json(),))
 
     def digest(self) -> str:
         """Return twelve hex digits that name this policy, independent of the order of its units."""
@@ -211,14 +209,6 @@ class Policy:
             return cls(space_id=value["space_id"], widths=dict(value["widths"]))
         except (KeyError, TypeError) as error:
             raise PolicyError(f"not a policy: {error!r}; expected {{'space_id': ..., 'widths': {{...}}}}") from error
-
-
-def _space_from(space_id: str, levels: dict[str, tuple[int, ...]]) -> SearchSpace:
-    return SearchSpace(id=space_id, levels=levels)
-
-
-def _policy_from(space_id: str, widths: dict[str, int]) -> Policy:
-    return Policy(space_id=space_id, widths=widths)
 
 
 _GEOMETRY_KEYS = {"out_rows": "height", "out_columns": "width"}
@@ -251,12 +241,12 @@ class Geometry:
         return replace(self, c_in=0, c_out=0, groups=0)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value; the output's rows and columns are its `height` and `width`."""
+        """Return a plain JSON value; the output's rows and columns are its `height` and `width`."""
         return {_GEOMETRY_KEYS.get(name, name): value for name, value in vars(self).items()}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Geometry:
-        """Inverse of `to_json`."""
+        """Build the value that `to_json` wrote."""
         names = {key: name for name, key in _GEOMETRY_KEYS.items()}
         fields: dict[str, Any] = {
             names.get(key, key): tuple(field) if isinstance(field, list) else field for key, field in value.items()
