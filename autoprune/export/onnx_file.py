@@ -41,12 +41,29 @@ def export_candidate(model: nn.Module, task: Task | Sequence[torch.Tensor], path
 def export_verified(model: nn.Module, example_inputs: ExampleInputs, path: str | Path) -> Path:
     """Export any module to ONNX, and prove that ONNX Runtime computes the same on random inputs in several batches.
 
-    The file is written when that holds; an older one is unchanged otherwise. Whole-number inputs repeat the example;
-    so do all, with 1 % of noise, for a model that gives no finite numbers of random ones.
-    Raises `StructureError` that names the operator when the exporter cannot translate the model, `VerificationError`
-    when outputs differ by more than 1e-4 of the largest (what float16 can tell apart eight times, for a model in it)
-    or are NaN in PyTorch already,
-    `RunFolderError` when the file cannot be written, `UsageError` for bfloat16, which ONNX Runtime does not run.
+    The file is written only after the proof; an older file stays unchanged otherwise. Floating-point inputs are random,
+    whole-number inputs repeat the example. For a model that gives no finite numbers on random inputs, all inputs repeat
+    the example with 1 % of noise.
+
+    Args:
+        model: any module.
+        example_inputs: inputs of the model, in the forms that `prune` takes.
+        path: file to write.
+
+    Returns:
+        The path.
+
+    Raises:
+        StructureError: when the exporter cannot translate the model (the message names the operator).
+        VerificationError: when outputs differ by more than 1e-4 of the largest output (eight times the resolution of
+            float16 for a float16 model), or are NaN in PyTorch already.
+        RunFolderError: when the file cannot be written.
+        UsageError: for bfloat16, which ONNX Runtime does not run.
+
+    Example:
+        >>> import autoprune, torch
+        >>> autoprune.export_onnx(torch.nn.Linear(4, 2), torch.randn(1, 4), "linear.onnx").name
+        'linear.onnx'
     """
     types = {parameter.dtype for parameter in model.parameters()}
     if torch.bfloat16 in types:
@@ -64,7 +81,7 @@ def export_verified(model: nn.Module, example_inputs: ExampleInputs, path: str |
 
 
 def _repeated(example: torch.Tensor) -> torch.Tensor:
-    """The examples again and again, as many as are tried."""
+    """Return the examples repeated, until there are as many as are tried."""
     if not example.dim():
         return example
     return example.repeat(math.ceil(_EXAMPLES / len(example)), *[1] * (example.dim() - 1))[:_EXAMPLES]

@@ -1,4 +1,4 @@
-"""`save` and `load`: a pruned model as one safetensors file, with what it was cut to in the metadata; no pickle."""
+"""`save` and `load`: a pruned model as one safetensors file with its widths and kept channels; no pickle."""
 
 from __future__ import annotations
 
@@ -25,11 +25,28 @@ _KEY, _SCHEMA = "autoprune", 1
 
 
 def save(model: nn.Module, path: str | Path) -> Path:
-    """Write a pruned model, of `prune`, `recover`, `load` or a run, to a safetensors file, atomically.
+    """Write a pruned model to a safetensors file, atomically.
 
     The file holds the state dict, and in its metadata the width and the kept channels of every unit, and the shapes and
-    types of the inputs. Raises `UsageError` for a model that autoprune did not prune, `RunFolderError` when the file
-    cannot be written.
+    types of the inputs.
+
+    Args:
+        model: a model of `prune`, `recover`, `load` or a run.
+        path: file to write.
+
+    Returns:
+        The path.
+
+    Raises:
+        UsageError: for a model that autoprune did not prune.
+        RunFolderError: when the file cannot be written.
+
+    Example:
+        >>> import autoprune, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        >>> small = autoprune.prune(model, torch.randn(1, 4), keep=0.5)
+        >>> autoprune.save(small, "small.safetensors").name
+        'small.safetensors'
     """
     cut = getattr(model, "pruned_to", None)
     if not isinstance(cut, PrunedTo):
@@ -47,16 +64,27 @@ def load(
     *,
     native: bool = False,
 ) -> nn.Module:
-    """The pruned model of a file of `save`, in evaluation mode.
+    """Return the pruned model that `save` wrote, in evaluation mode.
 
     Args:
         build_model: returns the dense model that was pruned; its weights do not matter.
-        path: file of `save`.
+        path: file that `save` wrote.
         example_inputs: as for `prune`; by default numbers of the shapes and types that the file names.
         native: return the model's own classes, as in `prune`.
 
-    Raises `UsageError` for an absent or damaged file, and `TaskError` or `UsageError` for one of another model, naming
-    what differs.
+    Raises:
+        UsageError: for an absent or damaged file, or a file of another model (the message says what differs).
+        TaskError: for a file of another model, whose parameters differ.
+
+    Example:
+        >>> import autoprune, torch
+        >>> def build():
+        ...     return torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        >>> small = autoprune.prune(build(), torch.randn(1, 4), keep=0.5)
+        >>> again = autoprune.load(build, autoprune.save(small, "small.safetensors"))
+        >>> x = torch.randn(3, 4)
+        >>> torch.equal(again(x), small(x))
+        True
     """
     if isinstance(build_model, nn.Module) or not callable(build_model):
         raise UsageError(
@@ -79,7 +107,7 @@ def load(
 
 
 def _examples(inputs: Sequence[Input]) -> ExampleInputs:
-    """Ones, which are tokens, and masks that leave nothing out; numbers between 0.5 and 1.5 in floating point."""
+    """Return numbers between 0.5 and 1.5 for floating point, and ones elsewhere: a token, and a mask that keeps all."""
     generator = torch.Generator().manual_seed(0)
     ones = [torch.ones(taken.shape, dtype=getattr(torch, taken.dtype)) for taken in inputs]
     noise = [torch.rand(one.shape, generator=generator) - 0.5 for one in ones]
