@@ -112,7 +112,7 @@ def plot_pair(out: Path, plot: Callable[[Mapping[str, str]], Any]) -> None:
 
     mpl.use("Agg")
     for theme, colors in THEMES.items():
-        style = dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), colors["ink"])
+        style: dict[Any, Any] = dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), colors["ink"])
         style |= dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), colors["muted"])
         with mpl.rc_context(style | {"svg.hashsalt": "autoprune", "font.size": 10}):
             path = out.with_name(f"{out.name}-{theme}.svg")

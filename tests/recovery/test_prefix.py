@@ -92,7 +92,7 @@ def test_a_proxy_scores_the_same_and_counts_fewer_passes(
 
 
 def test_a_residual_net_with_a_removed_branch() -> None:
-    task = load_task("fashion-mnist", "resnet8", None)
+    task = load_task("mnist5k", "resnet8", None)
     structure = analyze(build_dense(task), task.example_inputs)
     removable = next(unit for unit in structure.units if unit.removable)
     inputs = torch.randn(4, *task.example_inputs[0].shape[1:], generator=torch.Generator().manual_seed(0))
