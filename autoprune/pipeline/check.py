@@ -145,13 +145,13 @@ def _shrunk(structure: Structure) -> tuple[nn.Module, str]:
 
 
 def _tuned(model: nn.Module, dense: nn.Module, task: Task) -> tuple[None, str]:
-    samples = _BATCHES * task.finetune_recipe.batch_size
+    samples = _BATCHES * task.tuning_recipe.batch_size
     found = finetune(copy.deepcopy(model), task, samples=samples, seed=0, teacher=dense)
     return None, f"{found.samples} examples; loss {found.train_loss:.4g}"
 
 
 def _evaluated(model: nn.Module, dense: nn.Module, task: Task, *, shrunk: bool) -> tuple[None, str]:
-    rows = sample_rows(length(task.val_set), _BATCHES * task.finetune_recipe.batch_size)
+    rows = sample_rows(length(task.val_set), _BATCHES * task.tuning_recipe.batch_size)
     some = Subset(task.val_set, rows.tolist())
     score = evaluate(model, task, some, dense_outputs=predict_outputs(dense, task, some)).score
     which = "shrunk model, neither repaired nor tuned" if shrunk else "dense model"
@@ -164,7 +164,7 @@ def _exported(model: nn.Module, task: Task, path: Path) -> tuple[Path, str]:
 
 
 def _compared(model: nn.Module, path: Path, task: Task) -> tuple[None, str]:
-    rows = sample_rows(length(task.val_set), task.finetune_recipe.batch_size)
+    rows = sample_rows(length(task.val_set), task.tuning_recipe.batch_size)
     difference = parity(model, path, task.split(take(task.val_set, rows))[0])
     return None, f"ONNX Runtime differs by {difference:.1g} of the largest output"
 

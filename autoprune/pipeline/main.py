@@ -181,7 +181,7 @@ def search_passes(setup: Setup, outcome: Outcome, slots: int) -> dict[str, float
     """
     passes = {name: sum(r.sample_passes for r in rung) for name, rung in outcome.results.items()}
     task = setup.dense_model.task
-    distils = task.finetune_recipe.distill_weight > 0 or not task.trains
+    distils = task.tuning_recipe.distill_weight > 0 or not task.trains
     shared = task.train_step is None and distils
     taught = sum(f.finetune_samples for f in setup.effort.rungs if shared and outcome.results[f.name])
     matters = importance_passes(setup.config, length(setup.dense_model.task.train_set))

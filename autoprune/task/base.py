@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -88,6 +88,9 @@ class Recipe:
                 raise UsageError(f"a recipe's {name} must lie in [{low:g}, {high:g}]; got {value!r}")
 
 
+_DEFAULT_TUNING = Recipe(batch_size=32, lr=0.02)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """A model to compress, with its data, loss and metric.
@@ -118,7 +121,8 @@ class Task:
         augment: `augment(inputs, generator)` changes a batch of the first input; when a teacher helps, not in the last
             epoch.
         recipe: trains the dense model from scratch; with None `build_model` returns trained weights.
-        finetune_recipe: trains pruned models.
+        finetune_recipe: trains pruned models. With None a search finds optimizer and rate by a short test on a repaired
+            model, once per run.
 
     A task holds its plain form, which all later stages read: data sets of tuples, and a model that takes tensors in
     order (or by keyword) and returns one.
@@ -159,7 +163,7 @@ class Task:
     metric_name: str = ""
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
     recipe: Recipe | None = None
-    finetune_recipe: Recipe = field(default_factory=lambda: Recipe(batch_size=32, lr=0.02))
+    finetune_recipe: Recipe | None = None
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -179,6 +183,11 @@ class Task:
     def trains(self) -> bool:
         """Whether the task can train a model without a teacher."""
         return self.loss is not None or self.train_step is not None
+
+    @property
+    def tuning_recipe(self) -> Recipe:
+        """The recipe that trains pruned models: `finetune_recipe`, or one that suits most convolutional nets."""
+        return self.finetune_recipe or _DEFAULT_TUNING
 
     def split(self, item: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """Separate an item, or a batch of items, into the model's inputs and the target (None without a loss)."""
@@ -268,7 +277,7 @@ _FIELD_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "metric_name": _TEXT,
     "augment": _OPTIONAL_CALLABLE,
     "recipe": (lambda value: value is None or isinstance(value, Recipe), "a Recipe or None"),
-    "finetune_recipe": (lambda value: isinstance(value, Recipe), "a Recipe"),
+    "finetune_recipe": (lambda value: value is None or isinstance(value, Recipe), "a Recipe or None"),
 }
 
 

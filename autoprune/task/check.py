@@ -166,7 +166,7 @@ def _check_train_step(
     if not calls:
         raise TaskError("train_step(model, batch) must call `model`, the one it is given")
     _require_finite(loss, "train_step returns")
-    if task.finetune_recipe.distill_weight > 0:  # every call is compared with the dense model's
+    if task.tuning_recipe.distill_weight > 0:  # every call is compared with the dense model's
         for outputs in calls:
             _require_tensor(task, outputs, training=True)
 

@@ -74,7 +74,7 @@ def finetune(
         raise UsageError(
             f"task {task.name!r} has no loss, so only a teacher can say what is right; pass the dense model"
         )
-    recipe = recipe or task.finetune_recipe
+    recipe = recipe or task.tuning_recipe
     schedule = (seed, samples, recipe)
     objective = Objective(task=task, recipe=recipe, teacher=teacher, memory=memory, schedule=schedule)
     optimizer = make_optimizer(model, recipe)

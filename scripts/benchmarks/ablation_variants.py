@@ -225,7 +225,7 @@ def _ranked(score: str) -> Callable[[Setup], DenseModel]:
 def _undistilled(setup: Setup) -> DenseModel:
     task = setup.dense_model.task
     return replace(
-        setup.dense_model, task=replace(task, finetune_recipe=replace(task.finetune_recipe, distill_weight=0.0))
+        setup.dense_model, task=replace(task, finetune_recipe=replace(task.tuning_recipe, distill_weight=0.0))
     )
 
 

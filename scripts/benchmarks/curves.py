@@ -65,7 +65,7 @@ def curve(
     for point in points:
         tuned = copy.deepcopy(start)
         if point > 0:
-            samples = samples_for(point, relative_cost, task.finetune_recipe.batch_size)
+            samples = samples_for(point, relative_cost, task.tuning_recipe.batch_size)
             finetune(tuned, task, samples=samples, seed=seed, teacher=dense, relative_cost=relative_cost)
         found.append((point, score_on_test(tuned, task, dense)))
     return found

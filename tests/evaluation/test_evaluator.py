@@ -86,7 +86,7 @@ def test_full_fine_tunes_give_their_weights_back(dense_model: DenseModel) -> Non
 
 def test_a_full_fine_tune_that_lowers_the_score_is_undone(dense_model: DenseModel) -> None:
     full = spec(dense_model, dataclasses.replace(BRIEF, name="full"), width=40)
-    recipe = dataclasses.replace(dense_model.task.finetune_recipe, lr=2.0)
+    recipe = dataclasses.replace(dense_model.task.tuning_recipe, lr=2.0)
     ruined = dataclasses.replace(dense_model, task=dataclasses.replace(dense_model.task, finetune_recipe=recipe))
     result, repaired = (
         evaluator(ruined)(full),
@@ -104,7 +104,7 @@ def test_a_full_fine_tune_that_lowers_the_score_is_undone(dense_model: DenseMode
 
 
 def test_a_loss_that_is_not_finite_ends_the_trial(dense_model: DenseModel) -> None:
-    recipe = dataclasses.replace(dense_model.task.finetune_recipe, lr=1e30, clip_norm=0.0)
+    recipe = dataclasses.replace(dense_model.task.tuning_recipe, lr=1e30, clip_norm=0.0)
     broken = dataclasses.replace(dense_model, task=dataclasses.replace(dense_model.task, finetune_recipe=recipe))
     with pytest.raises(TrialError, match="finite"):
         evaluator(broken)(spec(broken, BRIEF))
@@ -112,7 +112,7 @@ def test_a_loss_that_is_not_finite_ends_the_trial(dense_model: DenseModel) -> No
 
 def test_a_full_fine_tune_that_diverges_is_undone_and_counted(dense_model: DenseModel) -> None:
     full = spec(dense_model, dataclasses.replace(BRIEF, name="full"))
-    recipe = dataclasses.replace(dense_model.task.finetune_recipe, lr=1e30, clip_norm=0.0)
+    recipe = dataclasses.replace(dense_model.task.tuning_recipe, lr=1e30, clip_norm=0.0)
     broken = dataclasses.replace(dense_model, task=dataclasses.replace(dense_model.task, finetune_recipe=recipe))
     result = evaluator(broken)(full)
     repaired = evaluator(dense_model)(spec(dense_model, dataclasses.replace(PROXY, val_samples=0)))

@@ -28,7 +28,7 @@ from tests.task.toys import toy_data, toy_task, unlabelled_task
         ("metric", 1),
         ("augment", True),
         ("recipe", {"epochs": 1}),
-        ("finetune_recipe", None),
+        ("finetune_recipe", "sgd"),
     ],
 )
 def test_an_ill_typed_field_is_named(field, value):

@@ -81,7 +81,7 @@ def test_a_shared_teacher_is_charged_by_those_who_share_it(teacher: Counting) ->
 
 def test_what_does_not_fit_is_charged_by_those_who_ask(teacher: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
     task = tiny.make_task()
-    size = task.finetune_recipe.batch_size
+    size = task.tuning_recipe.batch_size
     monkeypatch.setattr(memory_limits, "TEACHER_BYTES", teacher(task.example_inputs[0]).nbytes * size)  # one batch
     memory, counts = TeacherMemory(), []
     for _ in range(2):
