@@ -1,4 +1,4 @@
-"""What it means that a policy fits a limit; one definition for every file of the search.
+"""Whether a policy fits a limit, and by how much it does not; one definition for every file of the search.
 
 Cost arrays are float64 `[..., K]`, in the order of `records.COSTS`.
 """

@@ -1,4 +1,4 @@
-"""What every executor offers, and how one trial is run without letting its failure stop the others."""
+"""The interface of all executors, and a trial whose failure does not stop the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What it takes to join a Ray cluster, without Ray: its settings, authentication, room for trials, clear errors."""
+"""Joining a Ray cluster, as far as it needs no Ray: settings, authentication, room for trials, clear errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Between the thread that submits trials and waits for them, and the thread in which somebody else schedules them."""
+"""The handoff of trials between the thread that submits them and the thread of a scheduler that runs them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from autoprune.trials import TrialResult, TrialSpec
 _CREATION = "creation task"
 
 
-class Order(Enum):
-    """What the scheduler is told instead of a trial."""
+class Instruction(Enum):
+    """Told to the scheduler in place of a trial."""
 
     NONE_NOW = "none now"
     END = "end"
 
 
-class Link:
+class Handoff:
     """Trials by the name that the scheduler gives them, from submission to result.
 
     `finished` gets results, or a text that says why there will be none any more. A trial that runs longer than
@@ -46,14 +46,14 @@ class Link:
         self.closing = True
         self._submitted.put(None)
 
-    def next(self, name: str) -> TrialSpec | Order:
+    def next(self, name: str) -> TrialSpec | Instruction:
         """The next trial, from now on called `name`. Waits for one as long as no other is to be watched."""
         try:
             spec = self._submitted.get(block=not self._specs)
         except queue.Empty:
-            return Order.NONE_NOW
+            return Instruction.NONE_NOW
         if spec is None or self.closing:
-            return Order.END
+            return Instruction.END
         self._specs[name] = spec
         return spec
 

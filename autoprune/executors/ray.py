@@ -28,7 +28,7 @@ from autoprune.executors.cluster import (
     room,
     unreachable,
 )
-from autoprune.executors.handoff import Link
+from autoprune.executors.handoff import Handoff
 from autoprune.trials import TrialResult, TrialSpec
 
 os.environ |= SETTINGS
@@ -73,21 +73,21 @@ class RayExecutor(Executor):
             raise
         self.slots = min(workers or fitting, fitting)
         self.timeout_s = timeout_s
-        self._link = Link(timeout_s)
-        self._tuner = tuner(self._link, self.slots, factory, wanted, self._folder.name)
+        self._handoff = Handoff(timeout_s)
+        self._tuner = tuner(self._handoff, self.slots, factory, wanted, self._folder.name)
         self._thread = threading.Thread(target=self._fit, name="ray-tune", daemon=True)
         self._thread.start()
 
     def submit(self, spec: TrialSpec) -> None:
         """Queue a trial."""
-        self._link.submit(spec)
+        self._handoff.submit(spec)
 
     def wait(self) -> TrialResult:
         """Block until a trial has finished. `AutopruneError` when an actor cannot prepare, or Tune ends."""
-        found = self._link.finished.get()
+        found = self._handoff.finished.get()
         if isinstance(found, TrialResult):
             return found
-        self._link.finished.put(found)  # whoever asks again is told again
+        self._handoff.finished.put(found)  # whoever asks again is told again
         raise AutopruneError(found)
 
     def close(self) -> None:
@@ -96,7 +96,7 @@ class RayExecutor(Executor):
         Ray ends the whole process when a thread calls it after the instance was left. A thread that does not end keeps
         the instance until the process ends.
         """
-        self._link.close()
+        self._handoff.close()
         self._thread.join(_CLOSE_SECONDS)
         if not self._thread.is_alive():
             self._leave()
@@ -112,7 +112,7 @@ class RayExecutor(Executor):
             reason = "it was closed"
         except (Exception, SystemExit) as error:  # Ray ends threads that wait for a cluster that is gone
             reason = describe(error)
-        self._link.finished.put(f"Ray Tune has ended: {reason}. Run the same command again to go on.")
+        self._handoff.finished.put(f"Ray Tune has ended: {reason}. Run the same command again to go on.")
 
 
 def join(

@@ -1,4 +1,4 @@
-"""How trials pass through Ray Tune: what it asks for, and what it tells, wired to a `Link`.
+"""How trials pass through Ray Tune: what it asks for, and what it tells, wired to a `Handoff`.
 
 Import it after the environment has what Ray reads at its import, as `ray.py` does.
 """
@@ -18,17 +18,17 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from autoprune.executors.base import Factory, describe, guarded
-from autoprune.executors.handoff import Link, Order
+from autoprune.executors.handoff import Handoff, Instruction
 from autoprune.trials import TrialSpec
 
 
-def tuner(link: Link, slots: int, factory: Factory, resources: Mapping[str, float], folder: str) -> tune.Tuner:
+def tuner(handoff: Handoff, slots: int, factory: Factory, resources: Mapping[str, float], folder: str) -> tune.Tuner:
     """A run of Tune with `slots` actors of `resources` each, which keep nothing but temporary files in `folder`."""
     trainable = tune.with_parameters(_Trainable, factory=factory, versions=_versions())
     return tune.Tuner(
         tune.with_resources(trainable, dict(resources)),
         tune_config=tune.TuneConfig(
-            search_alg=_Queue(link),
+            search_alg=_Queue(handoff),
             scheduler=_KeepActors(slots),
             num_samples=-1,
             max_concurrent_trials=slots,
@@ -38,9 +38,9 @@ def tuner(link: Link, slots: int, factory: Factory, resources: Mapping[str, floa
         ),
         run_config=tune.RunConfig(
             name="search",
-            stop=_Closing(link),
+            stop=_Closing(handoff),
             storage_path=folder,
-            callbacks=[_Watch(link)],
+            callbacks=[_Watch(handoff)],
             failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
@@ -105,16 +105,16 @@ class _Unsaved:
 class _Queue(_Unsaved, Searcher):
     """Suggests what was submitted."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, handoff: Handoff) -> None:
         super().__init__()
-        self._link = link
+        self._handoff = handoff
 
     def suggest(self, trial_id: str) -> Any:  # a config, `FINISHED`, or `None`
         """The next trial."""
-        found = self._link.next(trial_id)
+        found = self._handoff.next(trial_id)
         if isinstance(found, TrialSpec):
             return {"job": _Job(found)}
-        return Searcher.FINISHED if found is Order.END else None
+        return Searcher.FINISHED if found is Instruction.END else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Told by the callback already."""
@@ -129,8 +129,8 @@ class _Queue(_Unsaved, Searcher):
 class _Closing(_Unsaved, tune.Stopper):
     """Ends Tune when the executor is closed."""
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
+    def __init__(self, handoff: Handoff) -> None:
+        self._handoff = handoff
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Trials end by themselves."""
@@ -138,7 +138,7 @@ class _Closing(_Unsaved, tune.Stopper):
 
     def stop_all(self) -> bool:
         """Whether the executor was closed."""
-        return self._link.closing
+        return self._handoff.closing
 
 
 class _KeepActors(_Unsaved, FIFOScheduler):
@@ -167,25 +167,25 @@ class _KeepActors(_Unsaved, FIFOScheduler):
 class _Watch(_Unsaved, tune.Callback):
     """Takes results out of Tune before it stores them, and ends what takes too long."""
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
+    def __init__(self, handoff: Handoff) -> None:
+        self._handoff = handoff
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """End trials that are overdue."""
-        self._link.end_overdue()
+        self._handoff.end_overdue()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The time of a trial begins when its actor is ready."""
         actor: Any = trial.temporary_state.ray_actor
-        self._link.started(trial.trial_id, lambda: ray.kill(actor))
+        self._handoff.started(trial.trial_id, lambda: ray.kill(actor))
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """Pass a result on; a model's weights do not go into Tune's snapshots."""
-        self._link.done(trial.trial_id, result.pop("found"))
+        self._handoff.done(trial.trial_id, result.pop("found"))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The actor is gone."""
         text = Path(trial.error_file).read_text() if trial.error_file else ""
-        self._link.worker_died(trial.trial_id, text)
+        self._handoff.worker_died(trial.trial_id, text)

@@ -1,1 +1,1 @@
-"""Which policy next: samplers, latency repair, fidelity rungs, the broker that owns the study, and the executors."""
+"""Which policy is scored next: the controller, the strategies and what they learn from scores."""

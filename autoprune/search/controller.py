@@ -26,15 +26,17 @@ from autoprune.trials import Fidelity, TrialResult
 _REFITS = 1
 
 _PILOT = 3
-"""One in so many of the most that can be promoted goes first, to see how far the cheaper rung can be trusted."""
+"""A third of the promotions of a limit goes first: it shows how far the cheaper rung can be trusted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a search found: results of every rung by the name of its fidelity, and how they came about.
+    """Results of a search.
 
-    `results["sensitivity"]` are policies that were scored whatever they cost. `sensitivities` is the loss of every
-    level of every searched unit, for strategies that measure it.
+    `results` are the trials of every rung, by the name of its fidelity; `results["sensitivity"]` are the policies that
+    need not fit any limit. `correlations` say how alike two neighbouring rungs rank policies. `notes` are sentences
+    for the report. `sensitivities` is the loss of every level of every searched unit, `[levels]`, for strategies that
+    measure it.
     """
 
     results: Mapping[str, list[TrialResult]]
@@ -46,11 +48,22 @@ class Outcome:
 def run_search(
     search: Search, executor: Executor, on_event: OnProgress | None = None, strategy: Strategy | None = None
 ) -> Outcome:
-    """Run or resume a search.
+    """Run or resume a search; finished trials of an earlier call are kept.
 
-    Finished trials of an earlier call are kept. `BudgetError` when a limit is below what the space reaches,
-    `TrialError` when a rung has no trial that worked. After KeyboardInterrupt the study can be resumed; closing the
-    executor is the caller's job.
+    After a KeyboardInterrupt the same call goes on where it was.
+
+    Args:
+        search: everything that determines the search.
+        executor: runs the trials; the caller closes it.
+        on_event: called after every finished trial.
+        strategy: fills the proxy rung, in place of the one that `search.strategy` names.
+
+    Returns:
+        The results of every rung, by the name of its fidelity.
+
+    Raises:
+        BudgetError: a limit is below the smallest policy of the space.
+        TrialError: no trial of a rung worked.
     """
     require_reachable(search.space, search.predict, {str(limit): limit for limit in search.limits})
     strategy = strategy or find_strategy(search.strategy)
@@ -73,7 +86,7 @@ def run_search(
 
 @dataclass(frozen=True)
 class _Rung:
-    """A rung beyond the proxy: what it is filled with, and how it is scored."""
+    """A rung beyond the proxy: chooses its policies and scores them."""
 
     search: Search
     executor: Executor
@@ -84,9 +97,10 @@ class _Rung:
     def fill(
         self, cheap: Sequence[TrialResult], most: int, refit: Refit | None
     ) -> tuple[list[TrialResult], RankCorrelation | None]:
-        """Score the best of the cheaper rung: some first, then what `refit` makes of them, then more of the cheap ones.
+        """Score the best policies of the cheaper rung, and those that `refit` proposes.
 
-        As many of those as the rank correlation asks for, at most `most` for every limit.
+        First a third of `most` for every limit; then the proposals of `refit`; then as many more as the rank
+        correlation of the two rungs asks for, at most `most` for every limit.
         """
         search, fidelity, limits = self.search, self.fidelity, self.search.limits
         study_spec = StudySpec(space=search.space, fidelity=fidelity, limits=limits, run_seed=search.run_seed)
@@ -96,22 +110,22 @@ class _Rung:
         ):
             pilot = max(2, most // _PILOT)
             wanted = promote(cheap, self.uniform, limits, pilot)
-            found = self._scored(broker, wanted)
+            results = self._scored(broker, wanted)
             for _ in range(_REFITS if refit else 0):
-                wanted |= refit({r.policy: r.measurement.loss for r in found if r.measurement}) if refit else {}
-                found = self._scored(broker, wanted)
-            correlation = rank_correlation(cheap, found, limits)
+                wanted |= refit({r.policy: r.measurement.loss for r in results if r.measurement}) if refit else {}
+                results = self._scored(broker, wanted)
+            correlation = rank_correlation(cheap, results, limits)
             needed = _needed(cheap, limits, correlation, most)
             if needed > pilot:
-                found = self._scored(broker, wanted | promote(cheap, self.uniform, limits, needed))
-                correlation = rank_correlation(cheap, found, limits)
-            return found, correlation
+                results = self._scored(broker, wanted | promote(cheap, self.uniform, limits, needed))
+                correlation = rank_correlation(cheap, results, limits)
+            return results, correlation
 
     def _scored(self, broker: Broker, wanted: Mapping[Policy, str]) -> list[TrialResult]:
-        """Results of the wanted policies alone: the study of a resumed search holds those that come later, too."""
+        """Return the results of the wanted policies alone; the study of a resumed search holds later ones, too."""
         broker.enqueue(wanted)
-        found = run_rung(broker, self.executor, self.search.limits, self.fidelity.name, self.on_event)
-        return [result for result in found if result.policy in wanted]
+        results = run_rung(broker, self.executor, self.search.limits, self.fidelity.name, self.on_event)
+        return [result for result in results if result.policy in wanted]
 
 
 def _needed(

@@ -44,7 +44,7 @@ _BRIEF_EPOCHS, _LONGER_EPOCHS = 1, 3
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """What a search may spend.
+    """Limits on what a search spends.
 
     `rungs` are the fidelities of the search, the proxy first. `promoted[i]` is how many policies per budget, beside the
     uniform baseline, go on to `rungs[i + 1]`. `finalists` per budget are fine-tuned at `full`, again beside the

@@ -1,7 +1,7 @@
-"""Sensitivities: what each unit loses at each of its levels when all others stay full.
+"""Sensitivities: the loss of a model with one unit at one of its levels, all other units full.
 
-What a unit loses falls about exponentially with the share of it that is kept, and at nearly the same rate in all units
-of a model. So a few levels are measured, and the others follow.
+The loss falls about exponentially with the kept share of the unit, at nearly the same rate in all units of a model. So
+a few levels are measured, and the losses of the others are interpolated.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from autoprune.study.spec import SMALLEST_LOSS
 Array = npt.NDArray[np.float64]
 
 _FAILED_LOSS_FACTOR = 10.0
-"""A level whose trial failed counts as so many times the largest loss that was measured."""
+"""Loss of a level whose trial failed, as a multiple of the largest measured loss."""
 
 _MIDDLE = 0.5
-"""Share of a unit nearest to which its second level is measured."""
+"""Share of a unit that the second measured level comes nearest to."""
 
 _EVERY = 3
-"""Of the units that can be removed every third is measured at a second level."""
+"""Every third of the removable units is measured at a second level."""
 
 _USUAL_RATE = -5.0
-"""Change of a loss's logarithm over a whole unit where no unit shows it; mostly 3 to 7."""
+"""Change of the logarithm of the loss over a whole unit, used where no unit shows it (measured: -3 to -7)."""
 
 
 def single_unit_policies(space: SearchSpace) -> dict[Policy, str]:
@@ -36,10 +36,10 @@ def single_unit_policies(space: SearchSpace) -> dict[Policy, str]:
 
 
 def anchor_policies(space: SearchSpace) -> dict[Policy, str]:
-    """Those of `single_unit_policies` that say what the others lose.
+    """Return the policies of `single_unit_policies` that are measured; the losses of the others follow from theirs.
 
-    A unit's smallest level and the one nearest to half. What removing it loses is enough of most units that can be
-    removed: how the loss falls from there on is what others of them show.
+    They have a unit at its smallest level, and at the level nearest to half. Of removable units two in three are
+    measured at width 0 alone: every third one shows how the loss falls from there.
     """
     anchors: dict[str, list[int]] = {}
     removable = 0
@@ -60,11 +60,14 @@ def _policies(space: SearchSpace, levels: Mapping[str, Sequence[int]]) -> Iterat
 def sensitivities(
     space: SearchSpace, losses: Mapping[Policy, float], measured: Collection[Policy] | None = None
 ) -> dict[str, Array]:
-    """Divergence of every level of every searched unit, `[levels]`, from the losses of single-unit policies.
+    """Return the loss of every level of every searched unit, `[levels]`, made monotone: narrower never loses less.
 
-    Made monotone: a narrower level never loses less. A level without a loss (its trial failed) loses as much as can be.
-    With `measured` policies (default: all single-unit ones) others are estimated: the logarithm of their loss is on a
-    line in the width, through the measured levels of their unit, or falling as in the median unit where there is one.
+    Args:
+        space: the units and their levels.
+        losses: of single-unit policies. A measured policy without a loss (its trial failed) gets 10 times the largest.
+        measured: the policies whose trials were run; default: all single-unit policies. The logarithm of the loss at
+            any other level is interpolated linearly in the width. Beyond the widest measured level it falls at the rate
+            of its unit, or at the median rate of all units where a unit has one measured level.
     """
     measured = single_unit_policies(space) if measured is None else measured
     failed = _FAILED_LOSS_FACTOR * max(losses.values(), default=1.0)
@@ -82,7 +85,7 @@ def sensitivities(
 
 @dataclass(frozen=True)
 class _Line:
-    """Losses `[K]` of one unit at the shares `[K]` of it that are kept, both in the order of the shares."""
+    """Losses `[K]` of one unit at its kept shares `[K]`, by ascending share."""
 
     shares: Array
     losses: Array
@@ -99,8 +102,8 @@ class _Line:
         """Losses at these shares, `[levels]`; `usual` is the rate where this unit has none."""
         rate = usual if self.rate is None else self.rate
         logs = np.log(np.maximum(self.losses, SMALLEST_LOSS))
-        found = np.interp(shares, self.shares, logs) + rate * np.maximum(shares - self.shares[-1], 0.0)
-        return np.where(np.isin(shares, self.shares), np.interp(shares, self.shares, self.losses), np.exp(found))
+        estimated = np.interp(shares, self.shares, logs) + rate * np.maximum(shares - self.shares[-1], 0.0)
+        return np.where(np.isin(shares, self.shares), np.interp(shares, self.shares, self.losses), np.exp(estimated))
 
 
 def by_unit(space: SearchSpace, table: Mapping[str, Array], policies: Sequence[Policy]) -> Array:

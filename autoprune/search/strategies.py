@@ -28,7 +28,7 @@ def find_strategy(name: str) -> Strategy:
 
 
 def direct(explorer: Explorer) -> None:
-    """An Optuna sampler proposes levels, moved onto one of the limits (see `repair`)."""
+    """An Optuna sampler proposes levels, moved onto one of the limits (see `fit_to_limit`)."""
     explorer.sample(uniform_policies(explorer), explorer.search.sampler)
 
 

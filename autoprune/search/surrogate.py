@@ -1,10 +1,10 @@
-"""What policies would lose, by everything that was scored so far: a Gaussian process over their sensitivities.
+"""Predicted losses of policies from all losses so far: a Gaussian process over their sensitivities.
 
 The logarithm of a loss is a line in a trend, by default the logarithm of the summed sensitivities, plus what units do
-together. For that two policies are as far apart as the square roots of their sensitivities, summed over the units, and
-the covariance falls exponentially with it. Length and noise are the likeliest of a small grid. See Rasmussen and
-Williams, Gaussian Processes for Machine Learning (2006), chapters 2 and 5, and Jones et al. (1998) for the expected
-improvement.
+together. Of that the covariance of two policies falls exponentially with their distance: the differences of the square
+roots of their sensitivities, summed over the units. Length and noise are the likeliest of a small grid. See
+Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), chapters 2 and 5, and Jones et al. (1998) for
+the expected improvement.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from autoprune.study.spec import SMALLEST_LOSS
 
 Array = npt.NDArray[np.float64]
 Trend = Callable[[Sequence[Policy]], Array]
-"""What the logarithm of a loss is a line in, `[P]`."""
+"""Returns the variable, `[P]`, that the logarithm of a loss is linear in."""
 
 _LENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Distances over which the covariance falls to 1/e; 1 is a unit of average sensitivity at its smallest level."""
@@ -34,7 +34,7 @@ _BELIEVED, _BELIEF = 0.1, 4
 """Variance of the logarithm of a loss around its line before anything is known, and what counts for as many losses."""
 
 _SMALLEST = 1e-9
-"""A share of what is usual that stands for nothing."""
+"""Share of a usual value that counts as 0."""
 
 
 class Surrogate:

@@ -1,4 +1,4 @@
-"""How often a trial is tried: a policy's own failures are counted apart from the losses of what it ran on."""
+"""How often a trial is tried again: failures of the policy are counted apart from losses of its worker."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 from autoprune.trials import TrialResult, TrialSpec
 
 MAX_FAILURES = 2
-"""A policy that fails so often by itself has failed."""
+"""Attempts of a policy that may fail by themselves before its trial counts as failed."""
 
 MAX_LOSSES = 5
-"""So has one whose worker is lost so often: it may well be what ends the worker."""
+"""Attempts whose worker may be lost before the trial counts as failed: the policy may be what ends its worker."""
 
 
 def given_up(attempts: Sequence[Mapping[str, Any]], timeout_s: float | None) -> str | None:
-    """Why a trial is not tried again after these attempts, or `None` if it is.
+    """Return why a trial is not tried again after these attempts, or `None` if it is tried again.
 
-    Those that were ended after a time limit that is longer now, or gone (`None`), do not count.
+    An attempt that was ended by a time limit does not count when the limit `timeout_s` is longer now, or gone (`None`).
     """
     counted = [attempt for attempt in attempts if not _was_ended_early(attempt, timeout_s)]
     counts = Counter(attempt["status"] for attempt in counted)
@@ -39,14 +39,14 @@ def _was_ended_early(attempt: Mapping[str, Any], timeout_s: float | None) -> boo
 
 @dataclass
 class Running:
-    """A trial that was handed out, in its present attempt, and how the former ones ended."""
+    """A trial that was handed out: its present attempt, and how earlier attempts ended."""
 
     spec: TrialSpec
     slot: int
     attempts: list[dict[str, Any]] = field(default_factory=list)
 
     def count(self, result: TrialResult, timeout_s: float | None = None) -> str | None:
-        """Count an attempt that failed or was lost and go on to the next; the reason when there shall be none."""
+        """Count an attempt that failed or was lost; return the reason when there is to be no other attempt."""
         attempt = {"status": result.status, "reason": result.error, "seconds": result.seconds}
         self.attempts.append(attempt | ({"limit_s": timeout_s} if timeout_s else {}))
         reason = given_up(self.attempts, timeout_s)

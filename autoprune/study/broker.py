@@ -25,11 +25,12 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from autoprune.allocation.limit_fitting import FitToLimit, fit_to_limit
-from autoprune.allocation.limits import Predict, excess, violation
+from autoprune.allocation.limits import Predict
 from autoprune.records import Policy
-from autoprune.study.attempts import Running, given_up
+from autoprune.study.attempts import Running
 from autoprune.study.ledger import Ledger
 from autoprune.study.location import StudyLocation
+from autoprune.study.pricing import Pricing, ended_early
 from autoprune.study.proposals import PROPOSALS_PER_LIMIT, Proposal
 from autoprune.study.samplers import decode, finished_trial
 from autoprune.study.spec import StudySpec, objectives
@@ -37,17 +38,28 @@ from autoprune.study.storage import OpenStudy, open_study
 from autoprune.trials import TrialResult, TrialSpec, trial_seed
 
 WINDOW = 8
-"""So many proposals do not know of each other's results; enough for four workers, each with a trial in reserve."""
+"""Proposals that do not know of each other's results; enough for four workers, each with a trial in reserve."""
 
 
 class Broker:
     """One rung of a search: `trials` policies from the sampler and those that were enqueued (which count too).
 
-    Opening takes over a study whose controller died; there must be one controller at a time. `sampler=None` asks
-    enqueued policies only. Of the sampler's trials at most `window` are under way. Policies that were given up because
-    of a time limit shorter than `timeout_s` are tried again. `keep` gets every result that counts, before it is
-    recorded. Raises `RunFolderError` when the location cannot be used or its study has another
-    specification.
+    Opening takes over a study whose controller died. There must be one controller at a time.
+
+    Args:
+        location: where the study is kept.
+        study_spec: the question that the study answers.
+        predict: costs of policies, `[P, K]`.
+        sampler: a name of `SAMPLERS`; `None` hands out enqueued policies alone.
+        trials: how many policies the rung tries, with a sampler.
+        window: trials of the sampler that are under way, at most.
+        timeout_s: time limit of a trial; policies that a shorter one ended are tried again.
+        keep: called with every result of a trial that did not fail, before it is recorded.
+        fit: moves a proposal of the sampler onto a limit.
+        open_study: opens the study.
+
+    Raises:
+        RunFolderError: the location cannot be used, or its study answers another question.
     """
 
     def __init__(
@@ -66,7 +78,7 @@ class Broker:
     ) -> None:
         self._study_spec = study_spec
         self._space = study_spec.space
-        self._predict = predict
+        self._pricing = Pricing(study_spec, predict)
         self._sampler = sampler
         self._trials = trials if sampler else 0
         self._window = window
@@ -83,16 +95,21 @@ class Broker:
         self._finished = 0
         storage, self._study = open_study(location, study_spec, self._finished_trial)
         self._ledger = Ledger(storage, self._study, study_spec)
-        # Of as many trials as now: a search that goes on with more, or with another table, asks the sampler again.
-        self._trials = self._ledger.exhausted().get(str(self._trials), self._trials)
-        recorded = self._ledger.trials()
-        for trial in recorded:
-            self._restore(trial)
-        self.enqueue({decode(t.params, self._space): t.user_attrs["origin"] for t in recorded if self._too_slow(t)})
+        self._take_over()
         if sampler:
             self._ledger.open_sampler(sampler, predict, fit)
         else:
             self._release()
+
+    def _take_over(self) -> None:
+        """Restore everything that the study knows, and queue what a longer time limit may finish."""
+        # The number counts for this number of trials alone: a search with more asks the sampler again.
+        self._trials = self._ledger.exhausted().get(str(self._trials), self._trials)
+        recorded = self._ledger.trials()
+        for trial in recorded:
+            self._restore(trial)
+        early = [trial for trial in recorded if ended_early(trial.user_attrs, self._timeout_s)]
+        self.enqueue({decode(trial.params, self._space): trial.user_attrs["origin"] for trial in early})
 
     def enqueue(self, policies: Mapping[Policy, str]) -> None:
         """Queue policies with their origin, ahead of the sampler's; those that the study knows already are skipped.
@@ -109,7 +126,7 @@ class Broker:
         return list(self.asked())
 
     def asked(self) -> Iterator[TrialSpec]:
-        """The same one by one: the first can start while the others are recorded."""
+        """Yield the trials that can start now one by one: the first can start while the others are recorded."""
         while self._orphans:
             yield self._orphans.pop(0)
         while (spec := self._ask()) is not None:
@@ -135,7 +152,7 @@ class Broker:
         elif self._keep is not None:
             self._keep(result)
         del self._running[result.number]
-        result = self._priced(result)
+        result = self._pricing.priced(result)
         self._write(result)
         self._held[running.slot] = result
         if self._sampler is None:
@@ -190,18 +207,18 @@ class Broker:
         if self._sampler:
             return self._ledger.draw(self._slots, attempt, {*self._results, *self._busy()}, queued)
         assert queued is not None
-        return Proposal(policy=queued[0], origin=queued[1], beyond=self._beyond(queued[0]))
+        return Proposal(policy=queued[0], origin=queued[1], beyond=self._pricing.beyond(queued[0]))
 
     def _exhausted(self) -> TrialSpec | None:
-        """All that the sampler proposes is known: the space holds no more, or none that it finds from what it knows."""
+        """Handle a sampler whose every proposal is known: wait for results, or end the rung with the trials so far."""
         self._dry = True
         if self._running:
             return None
         if self._held:
             return self._ask()
-        found = self._slots - self._superseded
-        self._ledger.write_exhausted(self._trials, found)
-        self._trials = found
+        reached = self._slots - self._superseded
+        self._ledger.write_exhausted(self._trials, reached)
+        self._trials = reached
         return None
 
     def _ready(self) -> bool:
@@ -221,7 +238,7 @@ class Broker:
                 self._ledger.tell(self._held.pop(slot))
 
     def _settled(self, proposal: Proposal) -> bool:
-        """Record a proposal that need not run: known already, failed, too dear, or running elsewhere."""
+        """Record a proposal that need not run: scored, failed, infeasible or running. False when it must."""
         policy = proposal.policy
         busy = policy in self._busy()
         known = None if busy else self._results.get(policy)
@@ -229,7 +246,7 @@ class Broker:
             self._ledger.add(proposal, TrialState.COMPLETE, objectives(known.measurement), cached_from=known.number)
         elif proposal.beyond > 0:
             spec = self._spec(self._ledger.add(proposal), policy)
-            self._write(TrialResult.without_measurement(spec, "infeasible", self._excess(policy)))
+            self._write(TrialResult.without_measurement(spec, "infeasible", self._pricing.excess(policy)))
             self._ledger.tell(self._results[policy])
         elif busy:
             self._ledger.add(proposal, TrialState.FAIL, reason="duplicate of a running trial")
@@ -239,11 +256,6 @@ class Broker:
             return False
         return True
 
-    def _excess(self, policy: Policy) -> str:
-        (costs,) = self._predict([policy])
-        loosest = min(self._study_spec.limits, key=lambda limit: excess(costs, limit))
-        return f"predicted {loosest.shown(costs)}: {excess(costs, loosest):.1%} beyond the loosest limit, {loosest}"
-
     def _busy(self) -> set[Policy]:
         """Policies of trials that run, or whose results the sampler must not know yet."""
         return {trial.spec.policy for trial in self._running.values()} | {r.policy for r in self._held.values()}
@@ -252,9 +264,6 @@ class Broker:
         spec = self._spec(number, policy, attempt=len(attempts) + 1)
         self._running[number] = Running(spec, slot, attempts)
         return spec
-
-    def _beyond(self, policy: Policy) -> float:
-        return violation(self._predict([policy])[0], self._study_spec.limits)
 
     def _spec(self, number: int, policy: Policy, attempt: int = 1) -> TrialSpec:
         fidelity = self._study_spec.fidelity
@@ -266,36 +275,24 @@ class Broker:
         self._results[result.policy] = result
 
     def _finished_trial(self, result: TrialResult) -> FrozenTrial:
-        return finished_trial(self._priced(result), self._space, self._beyond(result.policy))
-
-    def _priced(self, result: TrialResult) -> TrialResult:
-        """The result with what the predictor says now: a latency table that was fitted anew moves old trials too."""
-        if result.measurement is None:
-            return result
-        latency_ms = float(self._predict([result.policy])[0, 0])
-        return replace(result, measurement=replace(result.measurement, latency_ms=latency_ms))
-
-    def _too_slow(self, trial: FrozenTrial) -> bool:
-        """Whether a trial was given up because of a shorter time limit."""
-        failed = trial.user_attrs.get("result", {}).get("status") == "failed"
-        attempts = trial.user_attrs.get("attempts", ())
-        return failed and bool(attempts) and given_up(attempts, self._timeout_s) is None
+        priced = self._pricing.priced(result)
+        return finished_trial(priced, self._space, self._pricing.beyond(result.policy))
 
     def _restore(self, trial: FrozenTrial) -> None:
-        """Take over what is known of a trial, and what a dead controller left running."""
+        """Restore one trial: its result, or its attempts when a dead controller left it running."""
         slot = trial.user_attrs.get("slot")
         self._slots = max(self._slots, -1 if slot is None else slot + 1)
-        if self._too_slow(trial):
+        if ended_early(trial.user_attrs, self._timeout_s):
             if trial.state == TrialState.RUNNING:
                 self._ledger.tell(TrialResult.from_json(trial.user_attrs["result"]))
             self._superseded += slot is not None  # its policy takes another slot
         elif "result" in trial.user_attrs:
-            result = self._priced(TrialResult.from_json(trial.user_attrs["result"]))
+            result = self._pricing.priced(TrialResult.from_json(trial.user_attrs["result"]))
             if trial.state == TrialState.RUNNING and slot is not None:
                 self._held[slot] = result
             elif trial.state == TrialState.RUNNING:
                 self._ledger.tell(result)
-            if result.status != "infeasible" or self._beyond(result.policy) > 0:
+            if result.status != "infeasible" or self._pricing.beyond(result.policy) > 0:
                 self._results[result.policy] = result
             self._finished += slot is not None
         elif trial.state == TrialState.RUNNING:

@@ -24,7 +24,7 @@ _STATES = {"infeasible": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
 class Ledger:
-    """Writes trials and what becomes of them, every step in one transaction.
+    """Writes trials and how they end, every step in one transaction.
 
     A trial is known by its number. Opening gives up trials that a dead controller neither handed out nor finished.
     """
@@ -53,7 +53,7 @@ class Ledger:
         self._proposals = Proposals(self.trials(), notes, self._study_spec, predict, name, fit)
 
     def draw(self, slot: int, attempt: int, known: Collection[Policy], queued: tuple[Policy, str] | None) -> Proposal:
-        """What the sampler proposes (see `Proposals.draw`); it must be recorded next."""
+        """Return the next proposal of the sampler (see `Proposals.draw`); it must be recorded next."""
         assert self._proposals is not None
         before = self._proposals.notes
         proposal = self._proposals.draw(slot, attempt, known, queued)

@@ -1,4 +1,4 @@
-"""What a sampler proposes, moved onto a limit before the study records it."""
+"""Proposals of a sampler, moved onto a limit before the study records them."""
 
 from __future__ import annotations
 
@@ -37,12 +37,19 @@ class Proposal:
 
 
 class Proposals:
-    """Draws policies from a sampler that knows a copy of the study, in memory.
+    """Draws policies from a sampler that knows a copy of the study in memory.
 
-    A sampler reads all that is finished for every proposal, and Optuna writes every parameter in a transaction of its
-    own: on a database that took longer than the sampling. The copy has the trials of the study with their numbers:
-    what is drawn must be recorded there as the next one, and what is told there be told here. `notes` are what the
-    sampler noted about the study itself before, as `notes` of a former object.
+    On a database, reading all finished trials for every proposal and writing every parameter in a transaction of its
+    own took longer than the sampling. Trials have the same numbers in the study and in its copy. So the study must
+    record every drawn policy as its next trial, and `tell` must be called for every trial that ends.
+
+    Args:
+        trials: all trials of the study, by number.
+        notes: the property `notes` of the object that drew before; empty for a new study.
+        study_spec: space, limits and seed.
+        predict: costs of policies, `[P, K]`.
+        sampler: a name of `SAMPLERS`.
+        fit: moves a proposal onto a limit.
     """
 
     def __init__(
@@ -65,10 +72,10 @@ class Proposals:
         self._parameters = distributions(self._space)
 
     def draw(self, slot: int, attempt: int, known: Collection[Policy], queued: tuple[Policy, str] | None) -> Proposal:
-        """The `attempt`-th proposal for a slot, not one of the `known` policies if others are found.
+        """Return the `attempt`-th proposal for a slot; one of the `known` policies only if no other is reached.
 
-        It depends on what was told, the run's seed, the slot and the attempt alone. A `queued` policy with its origin
-        is proposed as it is: a genetic sampler counts it to its generation.
+        It depends on the ended trials, the run's seed, the slot and the attempt alone. A `queued` policy with its
+        origin is proposed as it is, so that a genetic sampler counts it to its generation.
         """
         seed = int(digest_of([self._study_spec.run_seed, "proposal", slot, attempt], length=8), 16)
         limits = self._study_spec.limits
@@ -91,19 +98,20 @@ class Proposals:
 
     @property
     def notes(self) -> dict[str, Any]:
-        """What the sampler noted about the study: the parents of each generation (ids, which are numbers in memory)."""
+        """Attributes that the sampler wrote to the study: the parents of each generation, by number."""
         return sampler_notes(self._copy)
 
     def tell(self, number: int, state: TrialState, values: Sequence[float] | None) -> None:
-        """What became of a trial: the sampler knows it from now on."""
+        """End a trial: the sampler knows its values from now on."""
         self._copy.tell(number, values, state=state)
 
     def _unseen(
         self, parameters: Parameters, limit: Limit, known: Collection[Policy], rng: np.random.Generator
     ) -> Parameters:
-        """A proposal moved onto a limit, to a policy that is not known yet; from a random start if need be.
+        """Move a proposal onto a limit, to a policy that is not known yet.
 
-        Near the floor of the space many proposals lead to the same few policies.
+        Near the floor of the space many proposals lead to the same few policies, so the last four of eight moves start
+        from random policies.
         """
         proposed, fitted = decode(parameters, self._space), None
         for attempt in range(_PROJECTIONS):
@@ -117,7 +125,7 @@ class Proposals:
 
 
 def _bare(trial: FrozenTrial) -> FrozenTrial:
-    """A trial without what no sampler reads: its result would be copied with it."""
+    """Copy of a trial without its user attributes, which no sampler reads."""
     return optuna.trial.create_trial(
         state=trial.state, values=trial.values, params=trial.params, distributions=trial.distributions,
         system_attrs=trial.system_attrs,

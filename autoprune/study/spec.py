@@ -18,13 +18,13 @@ SMALLEST_LOSS = 1e-9
 
 
 def objectives(measurement: Measurement) -> tuple[float, float]:
-    """What the sampler minimises: the logarithm of the divergence (far less noisy than the score) and milliseconds."""
+    """Return what a sampler minimises: the logarithm of the loss (far less noisy than the score) and milliseconds."""
     return math.log(max(measurement.loss, SMALLEST_LOSS)), measurement.latency_ms
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudySpec:
-    """What a study answers: which policies of `space` score best at `fidelity` within the limits.
+    """The question of a study: which policies of `space` score best at `fidelity` within the limits.
 
     Without limits any policy may be asked. `stage` names a study that is not the one of its rung.
     """
@@ -41,7 +41,7 @@ class StudySpec:
         return self.stage or f"rung-{self.fidelity.rung}"
 
     def to_json(self) -> dict[str, Any]:
-        """What a study on disk must agree with; limits to a digit that survives another rounding of the table."""
+        """Return the JSON value that a study on disk must agree with; limits are rounded to 6 digits."""
         return {
             "space": self.space.id,
             "fidelity": self.fidelity.to_json(),

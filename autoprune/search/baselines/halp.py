@@ -1,10 +1,10 @@
 """HALP: hardware-aware latency pruning (Shen et al., Structural pruning via latency-saliency knapsack, NeurIPS 2022).
 
 A knapsack keeps the channels of most summed Taylor importance within a latency, over and over: the budget shrinks
-exponentially from the dense latency to the limit, and each time the latency of every level is looked up anew with all
+exponentially from the dense latency to the limit, and each time the latency of every level is looked up again with all
 other widths as they are then. Channels that were removed do not come back.
 
-Differences: importance is that of the dense network, where the original averages it anew while training between the
+Differences: importance is that of the dense network, where the original averages it again while training between the
 steps. A step is a multiple-choice knapsack over levels, solved exactly, as in SMCP (Humble et al., Soft masking for
 cost-constrained channel pruning, ECCV 2022), not an augmented 0-1 knapsack over groups of channels. The latency of a
 level includes what it saves in the layers that read the unit, where the original counts that in the next step. Other

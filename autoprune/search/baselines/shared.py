@@ -1,4 +1,4 @@
-"""What several baselines do alike."""
+"""Steps that several baselines share."""
 
 from __future__ import annotations
 
