@@ -13,6 +13,10 @@ _PATH = re.compile(rf"(?<![\w./-])((?:{'|'.join(FOLDERS)})/[\w./-]*\w(?:\.\w+)?)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)")
 
 
+def is_there(path: str) -> bool:
+    return (ROOT / path).exists()
+
+
 def pages() -> list[str]:
     found = [*ROOT.glob("*.md"), ROOT / "llms.txt", *(ROOT / "docs").rglob("*.md")]
     return sorted(str(path.relative_to(ROOT)) for path in found)
@@ -22,7 +26,7 @@ def pages() -> list[str]:
 def test_paths_that_a_page_names_exist(page: str) -> None:
     text = (ROOT / page).read_text()
     if not page.startswith(HISTORY):
-        absent = sorted({path for path in _PATH.findall(text) if not (ROOT / path).exists()})
+        absent = sorted({path for path in _PATH.findall(text) if not (is_there(path) or is_there(f"{path}-light.svg"))})
         assert not absent, f"{page} names {absent}"
     here = (ROOT / page).parent
     links = [link for link in _LINK.findall(text) if not link.startswith(("http", "mailto:"))]
