@@ -15,7 +15,7 @@ from autoprune.pipeline.refit import measured_ratios, uniform_baselines
 from autoprune.pipeline.verification import clock_notes, meets, verify_model, whole
 from autoprune.records import Policy
 from autoprune.runfolder import write_atomic
-from autoprune.search.explore import run_rung
+from autoprune.search.rung import run_rung
 from autoprune.study.broker import Broker
 from autoprune.study.spec import StudySpec
 from autoprune.study.storage import storage_errors

@@ -29,7 +29,8 @@ from autoprune.pipeline.verification import front_document, score_on_test
 from autoprune.runfolder import RunFolder, read_json, write_json
 from autoprune.search.controller import Outcome, run_search
 from autoprune.search.effort import proxy_passes
-from autoprune.search.explore import SENSITIVITY, Progress, Search
+from autoprune.search.explore import SENSITIVITY, Search
+from autoprune.search.rung import Progress
 from autoprune.search.sensitivity import anchor_policies
 from autoprune.search.strategies import Strategy
 from autoprune.study.location import SharedStorage

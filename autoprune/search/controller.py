@@ -16,7 +16,8 @@ from autoprune.budgets import Limit
 from autoprune.executors.base import Executor
 from autoprune.records import Policy
 from autoprune.search.correlation import RankCorrelation, promotion_size, rank_correlation
-from autoprune.search.explore import SENSITIVITY, Explorer, OnProgress, Refit, Search, run_rung
+from autoprune.search.explore import SENSITIVITY, Explorer, Refit, Search
+from autoprune.search.rung import OnProgress, run_rung
 from autoprune.search.strategies import Strategy, find_strategy
 from autoprune.study.broker import Broker
 from autoprune.study.spec import StudySpec

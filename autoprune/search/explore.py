@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,10 +16,10 @@ from autoprune.allocation.limit_fitting import FitToLimit, fit_to_limit
 from autoprune.allocation.limits import Predict
 from autoprune.allocation.promotion import best_within
 from autoprune.budgets import Limit
-from autoprune.errors import TrialError
 from autoprune.executors.base import Executor
 from autoprune.records import Policy, SearchSpace
 from autoprune.search.effort import Effort
+from autoprune.search.rung import OnProgress, Refill, run_rung
 from autoprune.search.sensitivity import anchor_policies, sensitivities
 from autoprune.study.broker import WINDOW, Broker
 from autoprune.study.location import StudyLocation
@@ -34,22 +33,6 @@ SENSITIVITY = "sensitivity"
 _TRIALS_PER_SLOT = 2
 """Trials under way for each slot of an executor: one runs, one waits for its turn."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """Where a rung stands after a trial: counts, loss and score of the best within each limit, and its time."""
-
-    rung: str
-    done: int
-    total: int
-    best_loss: Mapping[Limit, float]
-    best_score: Mapping[Limit, float]
-    seconds: float
-
-
-OnProgress = Callable[[Progress], None]
-Refill = Callable[[Broker], bool]
-"""Enqueues more policies in a broker; returns whether there were any."""
 
 Refit = Callable[[Mapping[Policy, float]], dict[Policy, str]]
 """Proposes policies, with their origin, from the losses of fine-tuned ones."""
@@ -221,70 +204,3 @@ class Explorer:
     ) -> None:
         by_policy = {result.policy: result for result in results}
         into |= {policy: by_policy[policy] for policy in policies if policy in by_policy}
-
-
-def run_rung(
-    broker: Broker,
-    executor: Executor,
-    limits: Sequence[Limit],
-    name: str,
-    on_event: OnProgress | None = None,
-    refill: Refill | None = None,
-    *,
-    spare: bool = False,
-) -> list[TrialResult]:
-    """Run all trials of a rung and return its results.
-
-    Args:
-        broker: open study of the rung, with policies in its queue or a sampler.
-        executor: runs the trials.
-        limits: the best policy of each is told to `on_event`.
-        name: the rung as messages call it.
-        on_event: called after every finished trial.
-        refill: called before trials are handed out; enqueues more.
-        spare: allow a rung without trials, because the strategy has other policies.
-
-    Raises:
-        TrialError: no trial worked.
-    """
-    start = time.monotonic()
-    while True:
-        more = refill(broker) if refill else False
-        for spec in broker.asked():
-            executor.submit(spec)
-        if not broker.running:
-            if more:
-                continue  # every policy was settled without a trial
-            break
-        again = broker.finish(executor.wait())
-        if again is not None:
-            executor.submit(again)
-        elif on_event:
-            on_event(_progress(broker, limits, name, time.monotonic() - start))
-    results = broker.results()
-    if results or not spare:
-        _require_one(results, name)
-    return results
-
-
-def _progress(broker: Broker, limits: Sequence[Limit], name: str, seconds: float) -> Progress:
-    results = broker.results()
-    best = {limit: best_within(results, limit, 1) for limit in limits}
-    return Progress(
-        rung=name,
-        done=broker.finished,
-        total=broker.total,
-        best_loss={limit: r[0].measurement.loss for limit, r in best.items() if r and r[0].measurement},
-        best_score={limit: r[0].measurement.score for limit, r in best.items() if r and r[0].measurement},
-        seconds=seconds,
-    )
-
-
-def _require_one(results: Sequence[TrialResult], name: str) -> None:
-    if any(result.status == "done" for result in results):
-        return
-    reasons = Counter(result.error for result in results if result.status == "failed")
-    if not reasons:
-        raise TrialError(f"rung {name!r} ran no trial: no proposed policy fits the budgets. Raise them.")
-    reason, count = reasons.most_common(1)[0]
-    raise TrialError(f"all {len(results)} trials of rung {name!r} failed, {count} of them with: {reason}")
