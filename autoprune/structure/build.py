@@ -18,6 +18,7 @@ from autoprune.structure.capture import Capture, module_tensors
 from autoprune.structure.geometry import Dim
 from autoprune.structure.labels import Labels, Value
 from autoprune.structure.modes import capture_both
+from autoprune.structure.nodes import FREE
 from autoprune.structure.operators import find_operators
 from autoprune.structure.recurrent import name_hidden
 from autoprune.structure.recurrent_layers import GATES
@@ -85,10 +86,27 @@ def _structure_of(
         unsupported={op: tuple(nodes) for op, nodes in states[False].unsupported.items()},
         channels=channels,
         canonical=canonical,
-        captures=captures,
+        captures=_with_cut_sizes_fixed(captures, channels),
         dims={name: _dims(canonical[name], tensor, channels, full) for name, tensor in tensors.items()},
         branches=branches,
     )
+
+
+def _with_cut_sizes_fixed(
+    captures: Mapping[bool, Capture], channels: Mapping[Site, Channels]
+) -> dict[bool, Capture]:
+    """Fix the free sizes that share a dimension with channels of a unit: masks of it have the example's length."""
+    cut = {site for site, of_site in channels.items() if of_site.of_unit}
+    symbols = {
+        symbol
+        for capture in captures.values()
+        for node in capture.graph.nodes
+        for dim, names in node.meta.get(FREE, {}).items()
+        if (capture.mode, node.name, dim) in cut
+        for symbol in names
+    }
+    why = "forward merges it with channels that can be cut"
+    return {mode: replace(c, sizes=c.sizes.with_fixed(symbols, why)) for mode, c in captures.items()}
 
 
 def _label_graphs(

@@ -1,6 +1,6 @@
 """Capture one mode of a model as a plain ATen graph.
 
-`torch.export` (non-strict, dynamic batch) lifts parameters to graph inputs; here they become attributes again, under
+`torch.export` (non-strict; every size of an input is free that `forward` leaves free) lifts parameters to graph inputs; here they become attributes again, under
 their state-dict names, so that a graph can be rewritten and run on parameters of any size.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field, replace
 from io import StringIO
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
@@ -25,9 +25,13 @@ from torch.utils import _pytree as pytree
 from autoprune.errors import StructureError
 from autoprune.model.acceptance import users_line
 from autoprune.structure.folding import fold_shuffles, inline_blocks, is_mode_block
+from autoprune.structure.input_sizes import InputSizes
 from autoprune.structure.recurrent_layers import unstack
+from autoprune.structure.symbols import OutOfTimeError, input_sizes, keep_batch, limited
 from autoprune.structure.whole_layers import STAND_INS, whole_layers
 
+_SECONDS = 30.0
+"""Processor time for an export with free sizes: nearly all models take as long as with fixed ones, a few take hours."""
 _TENSOR_KINDS = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}
 
 
@@ -40,6 +44,8 @@ class Capture:
     training: bool
     constants: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """Tensors that `forward` makes or holds outside the state dict, by name."""
+    sizes: InputSizes = field(default_factory=InputSizes)
+    """Free and fixed sizes of the inputs."""
     lookups: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     """Constants that hold positions in a dimension: the node and the dimension, by name."""
 
@@ -50,7 +56,7 @@ class Capture:
 
 
 def export(model: nn.Module, example_inputs: Sequence[torch.Tensor], *, training: bool) -> Capture:
-    """Export a model in one mode with a dynamic batch dimension; the model is left as it was.
+    """Export a model in one mode with free sizes of its inputs; the model is left as it was.
 
     Returns:
         The graph as exported; `simplified` gives it the form that all other stages read.
@@ -60,37 +66,92 @@ def export(model: nn.Module, example_inputs: Sequence[torch.Tensor], *, training
     """
     model = copy.deepcopy(model).train(training)
     inputs = tuple(with_batch(x, 3) for x in example_inputs)
-    shapes = tuple({0: Dim.AUTO} if x.dim() else {} for x in inputs)
-    try:
-        with quiet(), whole_layers():
-            program = torch.export.export(
-                model, inputs, dynamic_shapes=(shapes,) if _takes_varargs(model) else shapes, strict=False
-            )
-    except Exception as error:
-        raise StructureError(_why_untraceable(error)) from error
+    program, sizes = _exported(model, inputs)
     _require_any_batch(program)
     out_spec = program.call_spec.out_spec
     assert out_spec is not None
     graph, constants = _unlift(program, "train" if training else "eval")
     inline_blocks(graph, program.graph_module)
+    _erase_assertions(graph)
     for node in graph.nodes:
         node.target = STAND_INS.get(node.target, node.target)
-    return Capture(graph=graph, out_spec=out_spec, training=training, constants=constants)
+    keep_batch(graph, sizes)
+    return Capture(graph=graph, out_spec=out_spec, training=training, constants=constants, sizes=sizes)
 
 
-def _why_untraceable(error: Exception) -> str:
+def _exported(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[ExportedProgram, InputSizes]:
+    """Export with all sizes free, or with the batch alone where that takes too long or fails."""
+    every = tuple({dim: Dim.AUTO for dim in range(x.dim())} for x in inputs)
+    batch = tuple({0: Dim.AUTO} if x.dim() else {} for x in inputs)
+    beyond = [(number, dim) for number, x in enumerate(inputs) for dim in range(1, x.dim())]
+    lines: dict[str, str] = {}
+    reason = ""
+    if beyond:
+        try:
+            with limited(_SECONDS, lines):
+                program = _export(model, inputs, every)
+            return program, input_sizes(program, lines, {})
+        except OutOfTimeError:
+            reason = f"deciding about free sizes takes more than {_SECONDS:g} seconds"
+        except Exception as error:
+            reason = f"not traced with a free size: {_first_line(error)}{users_line(error, 'forward')}"
+    try:
+        program = _export(model, inputs, batch)
+    except Exception as error:
+        raise StructureError(_why_untraceable(error, model, inputs)) from error
+    return program, input_sizes(program, {}, dict.fromkeys(beyond, reason))
+
+
+def _export(
+    model: nn.Module, inputs: tuple[torch.Tensor, ...], shapes: tuple[Mapping[int, Any], ...]
+) -> ExportedProgram:
+    with quiet(), whole_layers():
+        return torch.export.export(
+            model, inputs, dynamic_shapes=(shapes,) if _takes_varargs(model) else shapes, strict=False
+        )
+
+
+def _erase_assertions(graph: fx.Graph) -> None:
+    """Erase the exporter's assertions on types: under `torch.autocast`, values have other types than in the capture."""
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            graph.erase_node(node)
+
+
+def _first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its class."""
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+
+
+def _why_untraceable(error: Exception, model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> str:
     """Return the message for a model that the exporter refuses."""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = _first_line(error)
     unknown = re.match(r"Found <class '(?:.*\.)?(\w+)'> in output, which is not a known type", reason)
     if unknown:
         return (
             f"torch.export does not know the class {unknown[1]} that the model returns. Return tensors, tuples or "
             f"plain dicts; for a dataclass, call torch.export.register_dataclass({unknown[1]}) first"
         )
+    line = users_line(error, "forward")
+    if _runs(model, [x[:1] for x in inputs]) and not _runs(model, inputs):
+        return (
+            f"the model must run on any number of examples; its forward fixes the batch size{line}: it runs on one "
+            f"example, and not on three ({reason}). Write `x.shape[0]` in the place of the number."
+        )
     return (
-        f"the model cannot be traced by torch.export: {reason.rstrip('.')}{users_line(error, 'forward')}. Its forward "
+        f"the model cannot be traced by torch.export: {reason}{line}. Its forward "
         "must run on the example inputs and must not branch on tensor values."
     )
+
+
+def _runs(model: nn.Module, inputs: Sequence[torch.Tensor]) -> bool:
+    """Return whether a model runs on inputs, in evaluation mode."""
+    try:
+        with quiet(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            copy.deepcopy(model).eval()(*inputs)
+    except Exception:  # a user's forward may raise anything
+        return False
+    return True
 
 
 def _require_any_batch(program: ExportedProgram) -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import fx
 from torch.fx.node import map_arg
 
-from autoprune.structure.nodes import concrete, shape_of
+from autoprune.structure.autocast import cast_inputs
+from autoprune.structure.nodes import FREE, concrete, shape_of
 
 aten = torch.ops.aten
 _MODE_BLOCKS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
@@ -35,19 +36,31 @@ def inline_blocks(graph: fx.Graph, root: torch.nn.Module) -> None:
         place = _MODE_BLOCKS[node.target.__name__]  # type: ignore[union-attr]
         block = cast(fx.Node, node.args[place])
         inner = cast(fx.GraphModule, root.get_submodule(str(block.target)))
+        inline_blocks(inner.graph, inner)  # innermost first: the region of a node is the innermost one
         inputs = node.args[place + 1 :]
+        before = node.prev
         if node.args[0] is False:  # gradients are off inside
             with graph.inserting_before(node):
                 inputs = tuple(_detached(graph, x) if isinstance(x, fx.Node) else x for x in inputs)
         outputs = _copied(inner.graph, node, inputs)
+        if node.target.__name__ == "wrap_with_autocast":  # type: ignore[union-attr]
+            device, dtype, enabled = node.args[:3]
+            cast_inputs(_between(before, node), str(device), cast("torch.dtype | None", dtype), enabled=bool(enabled))
         for user in list(node.users):
             user.replace_all_uses_with(cast(fx.Node, outputs[user.args[1]]))  # type: ignore[index]
             graph.erase_node(user)
         graph.erase_node(node)
         if not block.users:
             graph.erase_node(block)
-    if any(is_mode_block(node) for node in graph.nodes):
-        inline_blocks(graph, root)
+
+
+def _between(before: fx.Node, after: fx.Node) -> list[fx.Node]:
+    """Return the nodes that follow one node and precede another, in order."""
+    nodes = []
+    while before.next is not after:
+        before = before.next
+        nodes.append(before)
+    return nodes
 
 
 def _detached(graph: fx.Graph, value: fx.Node) -> fx.Node:
@@ -123,6 +136,8 @@ def _moved(source: fx.Node, node: fx.Node) -> tuple[int, torch.Tensor] | None:
     for dim in range(len(shape)):
         first = after[tuple(slice(None) if d == dim else 0 for d in range(len(shape)))]
         index = first // math.prod(shape[dim + 1 :])
+        if dim in source.meta.get(FREE, {}):
+            continue  # at another size, the lookup would be another
         if shape[dim] > 1 and int(index.max()) < shape[dim] and torch.equal(before.index_select(dim, index), after):
             return None if torch.equal(index, torch.arange(shape[dim])) else (dim, index.contiguous())
     return None

@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -26,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from autoprune.structure.capture import Capture, export, quiet, simplified, with_batch
 from autoprune.structure.module import compiled
 from autoprune.structure.proof import randomize
+from autoprune.structure.second_size import checked_sizes
 
 aten = torch.ops.aten
 
@@ -52,7 +54,10 @@ def capture_both(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> di
     evaluation = switched(training)
     if not computes_the_same(evaluation, copy.deepcopy(model).eval(), example_inputs):
         evaluation = export(model, example_inputs, training=False)
-    return {capture.training: simplified(capture) for capture in (evaluation, training)}
+    sizes = evaluation.sizes.also(training.sizes)
+    captures = {capture.training: replace(capture, sizes=sizes) for capture in (evaluation, training)}
+    sizes = checked_sizes(model, captures, example_inputs)
+    return {mode: simplified(replace(capture, sizes=sizes)) for mode, capture in captures.items()}
 
 
 def switched(training: Capture) -> Capture:
@@ -66,7 +71,7 @@ def switched(training: Capture) -> Capture:
     for node in list(graph.nodes):
         if node.target in _DRAWS:
             _drop_noise(node)
-    return Capture(graph=graph, out_spec=training.out_spec, training=False, constants=training.constants)
+    return Capture(graph=graph, out_spec=training.out_spec, training=False, constants=training.constants, sizes=training.sizes)
 
 
 def _counts_batches(node: fx.Node) -> bool:

@@ -14,16 +14,22 @@ from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
 from autoprune.structure.capture import Capture
+from autoprune.structure.input_sizes import InputSizes, Shapes
 from autoprune.structure.whole_layers import with_stand_ins
+
+_KNOWN_SHAPES = 10_000
+"""Shapes of inputs that a model remembers as accepted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
-    """An input of a model: its keyword (`None`: by position), its type such as "float32", and the examples' shape."""
+    """An input of a model: its keyword (`None`: by position), its type such as "float32", the examples' shape."""
 
     keyword: str | None
     dtype: str
     shape: tuple[int, ...]
+    free: tuple[str, ...] = ()
+    """For each dimension the formula of its size, "" where it is fixed (see `InputSizes.formulas`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +60,7 @@ class GraphModel(nn.Module):
         self.captures = dict(captures)
         self.pruned_to: PrunedTo | None = None
         self._forwards = {mode: compiled(capture.graph) for mode, capture in captures.items()}
+        self._known_shapes: set[Shapes] = set()
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -65,11 +72,34 @@ class GraphModel(nn.Module):
 
         Raises:
             TypeError: an input given by name is not one of `input_names`, or one is missing.
+            UsageError: an input has another size than its example in a dimension that the capture fixed.
         """
         if named:
             inputs = (*inputs, *self._in_order(named, self.input_names[len(inputs) :]))
+        self._require_sizes(inputs)
         outputs = self._forwards[self.training](self, *inputs)
         return pytree.tree_unflatten(outputs, self.captures[self.training].out_spec)
+
+    @property
+    def sizes(self) -> InputSizes:
+        """Free and fixed sizes of the inputs."""
+        return self.captures[False].sizes
+
+    def fix_sizes(self, sizes: InputSizes) -> None:
+        """Take over sizes of the inputs, of which fewer are free."""
+        self.captures = {mode: replace(capture, sizes=sizes) for mode, capture in self.captures.items()}
+        self._known_shapes = set()
+
+    def _require_sizes(self, inputs: Sequence[Any]) -> None:
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return  # sizes are symbols or tensors
+        shapes = tuple(tuple(x.shape) for x in inputs if isinstance(x, torch.Tensor))
+        if any(isinstance(size, torch.SymInt) for shape in shapes for size in shape):
+            return
+        if shapes not in self._known_shapes:
+            self.sizes.require(shapes)
+            if len(self._known_shapes) < _KNOWN_SHAPES:
+                self._known_shapes.add(shapes)
 
     def _in_order(self, named: Mapping[str, torch.Tensor], names: Sequence[str]) -> list[torch.Tensor]:
         if named.keys() != set(names):
@@ -106,7 +136,7 @@ class GraphModel(nn.Module):
         new = GraphModel.__new__(GraphModel)
         nn.Module.__init__(new)
         memo[id(self)] = new
-        shared = {"captures", "_forwards"}
+        shared = {"captures", "_forwards", "_known_shapes"}
         for key, value in self.__dict__.items():
             new.__dict__[key] = value if key in shared else copy.deepcopy(value, memo)
         return new

@@ -8,11 +8,17 @@ import torch
 from torch import fx
 
 
+FREE = "free_sizes"
+"""Key of a node's `meta`: for each dimension of its first tensor the symbols, besides the batch, in its size."""
+
+
 def concrete(value: Any, batch: int = 3) -> Any:
     """Turn symbolic sizes, also in lists and tuples, into the integers that they had during capture."""
     if isinstance(value, torch.SymInt):
         hint = value.node.hint
         return int(hint) if hint is not None else batch
+    if isinstance(value, fx.Node):  # a size that is computed in the graph
+        return concrete(value.meta["val"], batch) if "val" in value.meta else value
     if isinstance(value, (list, tuple, torch.Size)):
         kind = tuple if isinstance(value, torch.Size) else type(value)
         return kind(concrete(v, batch) for v in value)

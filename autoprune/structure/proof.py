@@ -5,7 +5,8 @@ Cutting hidden feature 3 of `linear2(relu(linear1(x)))` must equal setting row 3
 their outputs are compared. A wrong rule, a forgotten size or a wrong slice shows as a difference or as an error.
 
 - Parameters are random, because zero-initialised layers would compare 0 with 0.
-- The batch size differs from that of the capture, so that a size which was written down shows.
+- The batch size differs from that of the capture, so that a size which was written down shows; where other sizes of
+  the inputs are free, the proof is run at a second size, too (`input_sizes`), and for large inputs there alone.
 - Everything is in float64 with dropout off, so that a difference is no rounding and no chance.
 - The training graph is compared, too, unless it computes the same as the evaluation graph.
 - A removed branch adds zeros, and statistics of the dense model are over living entries (`references`).
@@ -74,8 +75,8 @@ class _Comparison:
         self._dense, self._shrunk = dense, shrunk
         self._masks, self._canonical = masks, canonical
         generator = torch.Generator().manual_seed(0)
-        large = any(x.dim() and x[0].numel() > _LARGE for x in example_inputs)
-        self._inputs = [random_like(x, LARGE_BATCH if large else PROOF_BATCH, generator) for x in example_inputs]
+        batch = LARGE_BATCH if is_large(example_inputs) else PROOF_BATCH
+        self._inputs = [random_like(x, batch, generator) for x in example_inputs]
         self._zeroed: dict[str, torch.Tensor] = {}
         self._sliced: dict[str, torch.Tensor] = {}
         cut = _tensors(shrunk)
@@ -119,6 +120,11 @@ class _Comparison:
 
 def _tensors(model: GraphModel) -> dict[str, torch.Tensor]:
     return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+
+
+def is_large(example_inputs: Sequence[torch.Tensor]) -> bool:
+    """Return whether a proof on these inputs takes long."""
+    return any(x.dim() and x[0].numel() > _LARGE for x in example_inputs)
 
 
 def random_like(x: torch.Tensor, batch: int, generator: torch.Generator) -> torch.Tensor:
