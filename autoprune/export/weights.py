@@ -129,7 +129,10 @@ def _read(path: Path) -> tuple[PrunedTo, dict[str, Tensor]]:
         about: Any = json.loads(text)
         if about["schema"] != _SCHEMA:
             raise UsageError(f"{path} has schema {about['schema']!r}; this version reads {_SCHEMA}")
-        inputs = tuple(Input(**taken | {"shape": tuple(taken["shape"]), "free": tuple(taken.get("free", ()))}) for taken in about.get("inputs", ()))
+        inputs = tuple(
+            Input(**taken | {"shape": tuple(taken["shape"]), "free": tuple(taken.get("free", ()))})
+            for taken in about.get("inputs", ())
+        )
         _examples(inputs)
         return PrunedTo(widths=dict(about["widths"]), kept=dict(about["kept"]), inputs=inputs), weights
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:

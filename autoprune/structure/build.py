@@ -92,9 +92,7 @@ def _structure_of(
     )
 
 
-def _with_cut_sizes_fixed(
-    captures: Mapping[bool, Capture], channels: Mapping[Site, Channels]
-) -> dict[bool, Capture]:
+def _with_cut_sizes_fixed(captures: Mapping[bool, Capture], channels: Mapping[Site, Channels]) -> dict[bool, Capture]:
     """Fix the free sizes that share a dimension with channels of a unit: masks of it have the example's length."""
     cut = {site for site, of_site in channels.items() if of_site.of_unit}
     symbols = {

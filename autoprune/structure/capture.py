@@ -1,7 +1,8 @@
 """Capture one mode of a model as a plain ATen graph.
 
-`torch.export` (non-strict; every size of an input is free that `forward` leaves free) lifts parameters to graph inputs; here they become attributes again, under
-their state-dict names, so that a graph can be rewritten and run on parameters of any size.
+`torch.export` (non-strict; every size of an input is free that `forward` leaves free) lifts parameters to graph inputs;
+here they become attributes again, under their state-dict names, so that a graph can be rewritten and run on parameters
+of any size.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def export(model: nn.Module, example_inputs: Sequence[torch.Tensor], *, training
 
 def _exported(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[ExportedProgram, InputSizes]:
     """Export with all sizes free, or with the batch alone where that takes too long or fails."""
-    every = tuple({dim: Dim.AUTO for dim in range(x.dim())} for x in inputs)
+    every = tuple(dict.fromkeys(range(x.dim()), Dim.AUTO) for x in inputs)
     batch = tuple({0: Dim.AUTO} if x.dim() else {} for x in inputs)
     beyond = [(number, dim) for number, x in enumerate(inputs) for dim in range(1, x.dim())]
     lines: dict[str, str] = {}

@@ -71,7 +71,9 @@ def switched(training: Capture) -> Capture:
     for node in list(graph.nodes):
         if node.target in _DRAWS:
             _drop_noise(node)
-    return Capture(graph=graph, out_spec=training.out_spec, training=False, constants=training.constants, sizes=training.sizes)
+    return Capture(
+        graph=graph, out_spec=training.out_spec, training=False, constants=training.constants, sizes=training.sizes
+    )
 
 
 def _counts_batches(node: fx.Node) -> bool:

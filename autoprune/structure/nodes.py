@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import fx
 
-
 FREE = "free_sizes"
 """Key of a node's `meta`: for each dimension of its first tensor the symbols, besides the batch, in its size."""
 

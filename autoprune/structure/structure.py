@@ -246,9 +246,7 @@ class Structure:
         shrunk.pruned_to = PrunedTo(widths=dict(policy.widths), kept=_as_lists(keep), inputs=self._inputs(shrunk.sizes))
         return shrunk.train(self.model.training)
 
-    def _require_same_sizes(
-        self, masks: Mapping[Site, Array], removed: AbstractSet[int], shrunk: GraphModel
-    ) -> float:
+    def _require_same_sizes(self, masks: Mapping[Site, Array], removed: AbstractSet[int], shrunk: GraphModel) -> float:
         """Return the difference of the proof; sizes of inputs at which it fails alone become fixed in `shrunk`."""
         other = at_second(self.sizes, self.example_inputs)
         if other is None:

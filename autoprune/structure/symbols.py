@@ -84,7 +84,9 @@ def _running_line() -> str:
     return ""
 
 
-def input_sizes(program: ExportedProgram, lines: Mapping[str, str], why_static: Mapping[tuple[int, int], str]) -> InputSizes:
+def input_sizes(
+    program: ExportedProgram, lines: Mapping[str, str], why_static: Mapping[tuple[int, int], str]
+) -> InputSizes:
     """Read the sizes of inputs off an exported program.
 
     Args:
