@@ -18,6 +18,9 @@ from typing import Any
 from autoprune.errors import BudgetError, unknown_name
 from autoprune.records import COSTS
 
+BUDGET_TOLERANCE = 0.01
+"""Share by which a measured latency may pass its budget: the noise of a re-measurement. A candidate gets none of it."""
+
 _BOUND = re.compile(r"\s*(?:([a-z_]+)\s*:)?\s*([0-9]*\.?[0-9]+)\s*(%|[A-Za-z]*)\s*")
 _TIMES = {"ms": 1.0, "us": 1e-3, "s": 1e3}
 _COUNTS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}

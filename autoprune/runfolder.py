@@ -61,6 +61,11 @@ class ModelFolder:
         return self.path / "metrics.json"
 
 
+def int8_beside(onnx: Path) -> Path:
+    """Return the file that holds the int8 form of an ONNX model."""
+    return onnx.with_suffix(".int8.onnx")
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Paths and atomic files of one run."""

@@ -55,9 +55,9 @@ def pick(
     knee: Annotated[bool, typer.Option("--knee", help="The best compromise.")] = False,
 ) -> None:
     """Pick a model off the front; prints its record as JSON."""
-    from autoprune.budgets import latency_limit_ms
+    from autoprune.budgets import BUDGET_TOLERANCE, latency_limit_ms
+    from autoprune.pipeline.document import to_json
     from autoprune.pipeline.run import Run
-    from autoprune.pipeline.verification import BUDGET_TOLERANCE, to_json
 
     run = Run.open(run_dir)
     dense_ms = run.document["dense"]["latency_ms_measured"]

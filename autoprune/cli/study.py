@@ -55,13 +55,13 @@ def finished(folder: RunFolder) -> bool:
 def status_lines(run_dir: Path) -> Iterator[str]:
     """Yield the lines that `status` prints; `RunFolderError` when there is no run."""
     from autoprune.lease import holder, is_gone
-    from autoprune.pipeline.prepare import place_of
     from autoprune.pipeline.run import Run
+    from autoprune.pipeline.studies import study_location
     from autoprune.runfolder import RunFolder
     from autoprune.study.status import study_states
 
     folder = RunFolder(run_dir)
-    place = place_of(Run(folder).config, folder)
+    place = study_location(Run(folder).config, folder)
     who = holder(folder.lease)
     workers = _workers(folder)
     stage = "finished" if finished(folder) else "searching" if folder.has_study else "preparing"
@@ -104,7 +104,7 @@ def dashboard(
         from optuna_dashboard import run_server  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UsageError("the dashboard is an extra: pip install 'autoprune[dashboard]'") from None
-    from autoprune.pipeline.commands import studies_of
+    from autoprune.pipeline.studies import studies_of
     from autoprune.study.copying import copy_studies
 
     with TemporaryDirectory(prefix="autoprune-dashboard-") as folder:
@@ -128,7 +128,7 @@ def copy(
     to: Annotated[str, typer.Option("--to", help=_TO_HELP)],
 ) -> None:
     """Copy the studies of a run to another storage, which the run then goes on with."""
-    from autoprune.pipeline.commands import move_studies
+    from autoprune.pipeline.studies import move_studies
 
     names = move_studies(run_dir, to)
     say(f"{run_dir} goes on with {to}, which has its {len(names)} studies: {', '.join(names)}")

@@ -35,28 +35,34 @@ _SIZES: Mapping[str, Callable[[Structure, Array], Array]] = {
 
 
 def sizes(structure: Structure, widths: Array) -> dict[str, Array]:
-    """All costs but latency, by name; each `[P]` for widths `[P, U]`."""
+    """Return all costs but latency by name, each int64 `[P]`, for widths int64 `[P, U]`."""
     return {name: size(structure, widths) for name, size in _SIZES.items()}
 
 
 def cost_matrix(
     structure: Structure, predictor: LatencyPredictor, policies: Sequence[Policy], wanted: Collection[str] = COSTS
 ) -> npt.NDArray[np.float64]:
-    """Costs of policies, float64 `[P, K]`; those that are not `wanted` are 0.
+    """Return the costs of policies in the order of `records.COSTS`; those that are not `wanted` are 0.
 
-    A search asks thousands of times, and the peak of activations alone takes longer than the latency. Raises
-    `MissingEntryError` for a width that the latency table lacks, `PolicyError` for a policy of another model.
+    A search asks thousands of times, and the peak of activations alone takes longer than the latency.
+
+    Returns:
+        float64 `[P, K]`: latency in milliseconds, bytes, counts.
+
+    Raises:
+        MissingEntryError: for a width that the latency table lacks.
+        PolicyError: for a policy of another model.
     """
     widths = structure.widths(policies)
-    found = np.zeros((len(widths), len(COSTS)))
+    costs = np.zeros((len(widths), len(COSTS)))
     for column, name in enumerate(COSTS):
         if name in wanted:
-            found[:, column] = predictor.predict(widths) if name == "latency_ms" else _SIZES[name](structure, widths)
-    return found
+            costs[:, column] = predictor.predict(widths) if name == "latency_ms" else _SIZES[name](structure, widths)
+    return costs
 
 
 def additive_costs(structure: Structure, predictor: LatencyPredictor, space: SearchSpace) -> Additive:
-    """Every cost but the peak of activations as a sum of tables over the levels of the space."""
+    """Return every cost but the peak of activations as a sum of tables over the levels of the space."""
     parts: dict[str, list[Part]] = {"latency_ms": list(predictor.parts()), "params": [], "bytes": [], "macs": []}
     for name, units, cost in structure.tensor_costs():
         parts[name].append((units, cost))
@@ -79,13 +85,13 @@ class _Tabulated:
         for units, cost in parts:
             groups[units].append((units, cost))
         tables = []
-        for units, found in groups.items():
+        for units, together in groups.items():
             if not units:
-                constant += self._values(found, self._full[None])[0]
+                constant += self._values(together, self._full[None])[0]
             elif math.prod(len(self._levels[u]) for u in units) <= _MOST_ENTRIES:
-                tables.append(self._table(units, found))
+                tables.append(self._table(units, together))
             else:
-                offset, effects = self._main_effects(units, found)
+                offset, effects = self._main_effects(units, together)
                 constant, tables = constant + offset, tables + effects
         return AdditiveCost(constant=float(constant), tables=tuple(tables))
 
@@ -107,5 +113,5 @@ class _Tabulated:
         return offset, tables
 
     def _values(self, parts: Sequence[Part], rows: Array) -> npt.NDArray[np.float64]:
-        found = np.sum([cost(rows) for _, cost in parts], axis=0, dtype=float)
-        return np.where(np.isnan(found), _NEVER, found)
+        total = np.sum([cost(rows) for _, cost in parts], axis=0, dtype=float)
+        return np.where(np.isnan(total), _NEVER, total)

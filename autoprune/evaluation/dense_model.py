@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from autoprune import memory_limits
 from autoprune.evaluation.costs import sizes
 from autoprune.model.randomness import seeded
-from autoprune.pruning import keep_best
+from autoprune.pruning import Cut
 from autoprune.records import Policy
 from autoprune.recovery.batchnorm import recalibrate
 from autoprune.recovery.least_squares import Reconstruction
@@ -53,41 +53,38 @@ class DenseModel:
 
     @property
     def not_reconstructed(self) -> tuple[str, ...]:
-        """Units of which some reader is left as it is when their channels go."""
+        """Units with a reader that is not adjusted when channels of the unit go."""
         covered = self.reconstruction.covered if self.reconstruction is not None else frozenset()
         return tuple(unit.name for number, unit in enumerate(self.structure.units) if number not in covered)
 
-    def shrink(self, policy: Policy, *, prove: bool = True) -> GraphModel:
-        """The pruned model of a policy with the dense model's weights, in evaluation mode."""
-        model = self.structure.shrink(policy, keep_best(self.order, policy), prove=prove)
-        model.eval()
-        return model
+    def cut(self, policy: Policy) -> Cut:
+        """Return the channels that a policy keeps: the first ones of the order."""
+        return Cut.of(self.structure, self.order, policy)
 
-    def repair(self, model: GraphModel, policy: Policy, passes: SamplePasses) -> None:
-        """Recover a model of `shrink`, in place, without labels or gradients."""
+    def repair(self, model: GraphModel, cut: Cut, passes: SamplePasses) -> None:
+        """Recover the model of a cut, in place, without labels or gradients."""
         if self.reconstruction is None:
-            recalibrate(model, self.task, passes=passes, relative_cost=self.relative_cost(policy))
+            recalibrate(model, self.task, passes=passes, relative_cost=self.relative_cost(cut.policy))
             return
-        run = self.reconstruction.apply(model, self.structure.masks(policy, keep_best(self.order, policy)))
-        passes.forward(self.reconstruction.examples, self._cost_of(policy, run))
+        run = self.reconstruction.apply(model, cut.masks)
+        passes.forward(self.reconstruction.examples, self._cost_of(cut.policy, run))
 
-    def outputs_from_prefix(self, model: GraphModel, policy: Policy, limit: int) -> tuple[Tensor, float] | None:
-        """Outputs of a repaired model on `limit` validation items, and what they cost relative to a dense pass.
+    def outputs_from_prefix(self, model: GraphModel, cut: Cut, limit: int) -> tuple[Tensor, float] | None:
+        """Return the outputs of a repaired model on `limit` validation items, and their cost relative to a dense pass.
 
-        What comes before the first change is the dense model's, and is computed once for all policies that change the
-        same. `None` where the model changes from the start on, or nothing says what changed.
+        The nodes before the first change are those of the dense model: they run once for all policies that change the
+        same nodes. `None` where the first node changes already, or without a reconstruction to name the changes.
         """
         if self.reconstruction is None:
             return None
-        masks = self.structure.masks(policy, keep_best(self.order, policy))
-        changed = self.reconstruction.touched(model.evaluation_graph().graph, masks)
+        changed = self.reconstruction.touched(model.evaluation_graph().graph, cut.masks)
         outputs = self._prefix(limit).outputs(model, changed)
         if outputs is None:
             return None
-        return outputs, self._cost_of(policy, changed)
+        return outputs, self._cost_of(cut.policy, changed)
 
     def _cost_of(self, policy: Policy, nodes: AbstractSet[str]) -> float:
-        """MACs of some nodes of a policy's graph as a share of the whole dense model's."""
+        """Return the MACs of some nodes of a policy's graph as a share of the whole dense model's."""
         widths = self.structure.widths([policy])
         macs = sum(int(op.macs(widths)[0]) for op in self.structure.operators if op.node in nodes)
         return macs / self._dense_macs
@@ -95,13 +92,13 @@ class DenseModel:
     def _prefix(self, limit: int) -> PrefixCache:
         if limit not in self._prefixes:
             rows = sample_rows(length(self.task.val_set), limit)
-            found = [self.task.split(b)[0] for b in batches(self.task.val_set, EVALUATION_BATCH, rows=rows)]
-            self._prefixes[limit] = PrefixCache(structure=self.structure, batches=tuple(found))
+            inputs = (self.task.split(b)[0] for b in batches(self.task.val_set, EVALUATION_BATCH, rows=rows))
+            self._prefixes[limit] = PrefixCache(structure=self.structure, batches=tuple(inputs))
         return self._prefixes[limit]
 
     @cached_property
     def teacher(self) -> TeacherMemory:
-        """What the dense model says in the fine-tunings of one rung, which all take the same batches."""
+        """Outputs of the dense model in the fine-tunings of one rung, which all take the same batches."""
         return TeacherMemory()
 
     @cached_property
@@ -109,13 +106,13 @@ class DenseModel:
         return {}
 
     def relative_cost(self, policy: Policy) -> float:
-        """MACs of a policy as a share of the dense model's: what its sample passes count."""
+        """Return the MACs of a policy as a share of the dense model's: the weight of its sample passes."""
         return int(self.structure.macs(self.structure.widths([policy]))[0]) / self._dense_macs
 
     def sizes(self, policy: Policy) -> dict[str, int]:
-        """`params`, `macs`, `bytes` and `activation_bytes` of a policy."""
-        found = sizes(self.structure, self.structure.widths([policy]))
-        return {name: int(of_policy) for name, (of_policy,) in found.items()}
+        """Return `params`, `macs`, `bytes` and `activation_bytes` of a policy."""
+        by_name = sizes(self.structure, self.structure.widths([policy]))
+        return {name: int(size) for name, (size,) in by_name.items()}
 
     @cached_property
     def _dense_macs(self) -> int:
@@ -128,7 +125,7 @@ class DenseModel:
 
 
 def reconstruction_of(task: Task, structure: Structure, seed: int) -> Reconstruction:
-    """A reconstruction on some of the task's training examples."""
+    """Return a reconstruction on as many training examples as its activations leave room for, at most 256."""
     full = structure.widths([structure.dense_policy()])
     room = memory_limits.RECONSTRUCTION_ACTIVATION_BYTES // max(int(structure.peak_activation_bytes(full)[0]), 1)
     count = max(_FEWEST_EXAMPLES, min(RECONSTRUCTION_EXAMPLES, room))

@@ -14,6 +14,7 @@ import torch
 from autoprune.errors import TrialError
 from autoprune.evaluation.dense_model import DenseModel
 from autoprune.latency.table import LatencyTable
+from autoprune.pruning import Cut
 from autoprune.records import Policy
 from autoprune.runfolder import RunFolder
 from autoprune.structure import GraphModel, analyze
@@ -40,17 +41,22 @@ class Evaluator:
     predict_ms: PredictOne
 
     def __call__(self, spec: TrialSpec) -> TrialResult:
-        """Run a trial; raises `TrialError` when its loss or outputs are not finite.
+        """Run a trial.
 
-        A full fine-tune that ends so is undone instead, as one that lowers the score.
+        A full fine-tune that lowers the score, or whose loss is not finite, is undone.
+
+        Raises:
+            TrialError: when the loss or the outputs of another fidelity are not finite.
         """
         start, passes = time.monotonic(), SamplePasses()
         full, undone = spec.fidelity.name == FULL, False
         if full:
             model, measurement, undone = self._improved(spec, passes)
         else:
-            model = self.recovered(spec, passes)
-            measurement = self._measure(model, spec, passes)
+            cut = self.dense_model.cut(spec.policy)
+            model = self._repaired(cut, spec, passes)
+            self._finetune(model, spec, passes)
+            measurement = self._measure(model, cut, spec, passes)
         return TrialResult(
             number=spec.number,
             policy=spec.policy,
@@ -65,18 +71,19 @@ class Evaluator:
         )
 
     def recovered(self, spec: TrialSpec, passes: SamplePasses) -> GraphModel:
-        """The pruned model after its repair and the fine-tuning of the trial's fidelity."""
-        model = self._repaired(spec, passes)
+        """Return the pruned model after its repair and the fine-tuning of the trial's fidelity."""
+        model = self._repaired(self.dense_model.cut(spec.policy), spec, passes)
         self._finetune(model, spec, passes)
         return model
 
     def _improved(self, spec: TrialSpec, passes: SamplePasses) -> tuple[GraphModel, Measurement, bool]:
-        """The model after its repair, fine-tuned unless that harms it; its score, and whether it was undone."""
-        model = self._repaired(spec, passes)
-        before, repaired = copy.deepcopy(model.state_dict()), self._measure(model, spec, passes)
+        """Return the repaired model, tuned unless that lowers its score; its measurement; whether tuning was undone."""
+        cut = self.dense_model.cut(spec.policy)
+        model = self._repaired(cut, spec, passes)
+        before, repaired = copy.deepcopy(model.state_dict()), self._measure(model, cut, spec, passes)
         try:
             self._finetune(model, spec, passes)
-            tuned = self._measure(model, spec, passes)
+            tuned = self._measure(model, cut, spec, passes)
         except TrialError:
             tuned = None  # the loss or the outputs are not finite any more; those of the repaired model are
         if tuned is not None and tuned.score >= repaired.score:
@@ -84,10 +91,10 @@ class Evaluator:
         model.load_state_dict(before)
         return model, repaired, True
 
-    def _repaired(self, spec: TrialSpec, passes: SamplePasses) -> GraphModel:
+    def _repaired(self, cut: Cut, spec: TrialSpec, passes: SamplePasses) -> GraphModel:
         # Shrinking is proven for policies that are fine-tuned; the proxy would spend a fifth of its time on it.
-        model = self.dense_model.shrink(spec.policy, prove=spec.fidelity.finetune_samples > 0)
-        self.dense_model.repair(model, spec.policy, passes)
+        model = cut.shrink(prove=spec.fidelity.finetune_samples > 0)
+        self.dense_model.repair(model, cut, passes)
         return model
 
     def _finetune(self, model: GraphModel, spec: TrialSpec, passes: SamplePasses) -> None:
@@ -104,11 +111,11 @@ class Evaluator:
                 memory=dense_model.teacher,
             )
 
-    def _measure(self, model: GraphModel, spec: TrialSpec, passes: SamplePasses) -> Measurement:
+    def _measure(self, model: GraphModel, cut: Cut, spec: TrialSpec, passes: SamplePasses) -> Measurement:
         dense_model, limit, prefixed = self.dense_model, spec.fidelity.val_samples, None
         if not spec.fidelity.finetune_samples and dense_model.task.metric is None:
-            prefixed = dense_model.outputs_from_prefix(model, spec.policy, limit)
-        found = evaluate(
+            prefixed = dense_model.outputs_from_prefix(model, cut, limit)
+        evaluation = evaluate(
             model,
             dense_model.task,
             dense_model.task.val_set,
@@ -118,11 +125,11 @@ class Evaluator:
             passes=passes,
             relative_cost=prefixed[1] if prefixed else dense_model.relative_cost(spec.policy),
         )
-        if found.divergence is None:
+        if evaluation.divergence is None:
             raise TrialError("the divergence from the dense model is missing")
         return Measurement(
-            score=found.score,
-            loss=found.divergence,
+            score=evaluation.score,
+            loss=evaluation.divergence,
             latency_ms=self.predict_ms(spec.policy),
             latency_source="predicted",
             **dense_model.sizes(spec.policy),
@@ -144,7 +151,7 @@ class EvaluatorFactory:
     files: Mapping[str, bytes] | None = None
 
     def packed(self) -> EvaluatorFactory:
-        """The same, for workers on other hosts: it holds dense weights, channel order and latency table itself."""
+        """Return a factory for other hosts, which holds dense weights, channel order and latency table itself."""
         folder = RunFolder(Path(self.run_dir))
         needed = (folder.dense, folder.order, folder.table)
         return replace(self, files={path.name: path.read_bytes() for path in needed})

@@ -1,4 +1,4 @@
-"""Proving an ONNX file: equal to the PyTorch model on real inputs, and as fast as predicted."""
+"""The proof of an ONNX file: it computes the same as the PyTorch model on real inputs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ import torch
 from torch import nn
 
 from autoprune.device.connect import make_target
-from autoprune.device.runner import time_models
-from autoprune.device.target import Target
-from autoprune.device.timing import Feeds, Model, Protocol, Timings, named_feeds, open_session
+from autoprune.device.timing import named_feeds, open_session
 from autoprune.errors import VerificationError
 from autoprune.onnxgraph.outputs import holds_nan, relative_difference, torch_outputs
 
@@ -21,7 +19,6 @@ PARITY_LIMIT = 1e-4
 """Largest output difference between PyTorch and ONNX Runtime, relative to the largest output."""
 
 _BATCHES = (1, 3, 16)
-_MEASURE = Protocol(repeats=60)
 
 
 def parity(
@@ -52,16 +49,6 @@ def parity(
             f"one at batch {batch}, allowed is {limit:g}. Do not use the file, and please report the model."
         )
     return worst
-
-
-def measure(
-    models: Sequence[Model], dense: Model, target: Target, feeds: Feeds, *, protocol: Protocol | None = None
-) -> Timings:
-    """Time models interleaved with the dense one; `feeds` are inputs at the target's batch.
-
-    Raises `LatencyError` for a file that is no ONNX model or that the target cannot run.
-    """
-    return time_models(models, target, feeds, reference=dense, protocol=protocol or _MEASURE)
 
 
 def _onnx_outputs(session: ort.InferenceSession, inputs: Sequence[torch.Tensor]) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""Which channels of a unit go first."""
+"""The order in which channels of a unit go."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from autoprune.pruning import SCORES as PLAIN_SCORES
 from autoprune.pruning import Calibration, channel_order, score_units
 from autoprune.recovery.moments import collect_moments
 from autoprune.recovery.surgeon import surgeon_order
-from autoprune.runfolder import RunFolder, write_json
+from autoprune.runfolder import RunFolder, read_json, write_json
 from autoprune.search.strategies import NEEDS_IMPORTANCE
 from autoprune.structure import Structure
 from autoprune.task.base import Task
@@ -68,24 +68,30 @@ def _write_order(config: RunConfig, folder: RunFolder, task: Task, structure: St
         passes += FORWARD_SHARE * len(rows)
     if config.reconstruct:
         passes += FORWARD_SHARE * RECONSTRUCTION_EXAMPLES  # the dense outputs that layers are fitted to
-    found = {"scores": config.scores, "reconstruct": config.reconstruct, "seed": config.seed}
-    write_json(folder.order, found | {"sample_passes": passes, "order": order})
+    settings = {"scores": config.scores, "reconstruct": config.reconstruct, "seed": config.seed}
+    write_json(folder.order, settings | {"sample_passes": passes, "order": order})
 
 
 def importance(config: RunConfig, structure: Structure, task: Task) -> dict[str, np.ndarray] | None:
-    """How much each channel of each unit matters, `[width]`, for strategies that go by it."""
+    """Return how much each channel of each unit matters, `[width]`; `None` for strategies that do not ask."""
     scores = NEEDS_IMPORTANCE.get(config.strategy)
     return None if scores is None else score_units(structure, scores, calibration(task, config.seed))
 
 
+def scoring_passes(config: RunConfig, folder: RunFolder, task: Task) -> float:
+    """Return the sample passes of everything that ranked channels: the order of the run, and `importance`."""
+    ordering = read_json(folder.order, "sample_passes")["sample_passes"]
+    return ordering + importance_passes(config, length(task.train_set))
+
+
 def importance_passes(config: RunConfig, train_examples: int) -> float:
-    """Sample passes of `importance`."""
+    """Return the sample passes of `importance`."""
     share = _PASSES.get(NEEDS_IMPORTANCE.get(config.strategy, ""), 0.0)
     return share * min(CALIBRATION_EXAMPLES, train_examples)
 
 
 def calibration(task: Task, seed: int) -> Calibration:
-    """Training examples for the scores that look at data; without a loss, squared outputs stand in for it."""
+    """Return training examples for the scores that look at data; without a loss, squared outputs stand in for it."""
     rows = sample_rows(length(task.train_set), CALIBRATION_EXAMPLES, seed=seed)
     split = [task.split(batch) for batch in batches(task.train_set, _BATCH_SIZE, rows=rows)]
     return Calibration(batches=split, loss=partial(_loss, task), seed=seed)

@@ -14,14 +14,14 @@ from torch import nn
 from torch.utils.data import Subset
 
 from autoprune.config import RunConfig
-from autoprune.device.connect import make_target
-from autoprune.device.target import Target
 from autoprune.device.timing import Protocol
 from autoprune.errors import AutopruneError
 from autoprune.export.onnx_file import export_candidate
-from autoprune.export.verify import measure, parity
-from autoprune.pipeline.prepare import open_task, seconds_per_pass
-from autoprune.pipeline.tables import space_of
+from autoprune.export.verify import parity
+from autoprune.pipeline.dense import seconds_per_pass
+from autoprune.pipeline.measurer import DeviceMeasurer, Measurer
+from autoprune.pipeline.run import open_task
+from autoprune.pipeline.spaces import SpaceFile
 from autoprune.profiling.policy_timer import finite_feeds
 from autoprune.profiling.profile import expected_seconds
 from autoprune.pruning.ranking import round_width
@@ -44,7 +44,7 @@ _QUICK = Protocol(repeats=10, retries=0)
 
 @dataclass(frozen=True, kw_only=True)
 class Checkup:
-    """What every stage says, the structure where it was found, and what a search would take.
+    """Findings of every stage, the structure if there is one, and estimates of what a search takes.
 
     `seconds_per_pass` is measured, on one thread; 0 where it could not be, as `table_seconds`, for the latency table.
     """
@@ -58,7 +58,7 @@ class Checkup:
     @property
     def works(self) -> bool:
         """Whether no stage fails."""
-        return all(found.works is not False for found in self.findings)
+        return all(finding.works is not False for finding in self.findings)
 
 
 class _Findings(list[Finding]):
@@ -79,28 +79,33 @@ class _Findings(list[Finding]):
         return value
 
 
-def check_up(config: RunConfig) -> Checkup:
+def check_up(config: RunConfig, measurer: Measurer | None = None) -> Checkup:
     """Run every stage of a search of a task once; a stage that fails says why, and the others go on if they can."""
-    found = _Findings()
-    task = found.attempt("task", lambda: _open(config))
-    found.attempt("data, model, loss", lambda: _checked(task), task)
-    dense = found.attempt("dense model", lambda: _built(task), task)
-    structure = found.attempt("trace and units", lambda: _analyzed(dense, task), dense)
-    small = found.attempt("shrink", lambda: _shrunk(structure), structure)
+    findings = _Findings()
+    task = findings.attempt("task", lambda: _open(config))
+    findings.attempt("data, model, loss", lambda: _checked(task), task)
+    dense = findings.attempt("dense model", lambda: _built(task), task)
+    structure = findings.attempt("trace and units", lambda: _analyzed(dense, task), dense)
+    small = findings.attempt("shrink", lambda: _shrunk(structure), structure)
     model = dense if small is None else small
-    found.attempt("fine-tuning", lambda: _tuned(model, dense, task), model)
-    found.attempt("evaluation", lambda: _evaluated(model, dense, task, shrunk=small is not None), model)
+    findings.attempt("fine-tuning", lambda: _tuned(model, dense, task), model)
+    findings.attempt("evaluation", lambda: _evaluated(model, dense, task, shrunk=small is not None), model)
     with TemporaryDirectory() as folder:
-        path = found.attempt("ONNX export", lambda: _exported(model, task, Path(folder) / "model.onnx"), structure)
-        found.attempt("equal outputs", lambda: _compared(model, path, task), path)
-        run_s = found.attempt("latency", lambda: _timed(config, model, dense, structure, path), structure, path)
-    seconds = found.attempt("time of a sample pass", lambda: _pass_time(task, dense), dense)
-    estimates = () if structure is None or seconds is None else _estimates(config, task, structure, seconds)
-    table_seconds = 0.0
-    if structure is not None and run_s is not None:
-        table_seconds = expected_seconds(structure, space_of(config, structure), run_s)
+        path = findings.attempt("ONNX export", lambda: _exported(model, task, Path(folder) / "model.onnx"), structure)
+        findings.attempt("equal outputs", lambda: _compared(model, path, task), path)
+        run_s = findings.attempt(
+            "latency", lambda: _timed(config, model, dense, structure, path, measurer), structure, path
+        )
+    seconds = findings.attempt("time of a sample pass", lambda: _pass_time(task, dense), dense)
+    estimates, table_seconds = (), 0.0
+    if structure is not None:
+        space = SpaceFile.read(config, structure).scanned()
+        if seconds is not None:
+            estimates = _estimates(config, task, len(anchor_policies(space)), seconds)
+        if run_s is not None:
+            table_seconds = expected_seconds(structure, space, run_s)
     return Checkup(
-        findings=tuple(found),
+        findings=tuple(findings),
         structure=structure,
         estimates=estimates,
         seconds_per_pass=seconds or 0.0,
@@ -146,8 +151,8 @@ def _shrunk(structure: Structure) -> tuple[nn.Module, str]:
 
 def _tuned(model: nn.Module, dense: nn.Module, task: Task) -> tuple[None, str]:
     samples = _BATCHES * task.tuning_recipe.batch_size
-    found = finetune(copy.deepcopy(model), task, samples=samples, seed=0, teacher=dense)
-    return None, f"{found.samples} examples; loss {found.train_loss:.4g}"
+    tuning = finetune(copy.deepcopy(model), task, samples=samples, seed=0, teacher=dense)
+    return None, f"{tuning.samples} examples; loss {tuning.train_loss:.4g}"
 
 
 def _evaluated(model: nn.Module, dense: nn.Module, task: Task, *, shrunk: bool) -> tuple[None, str]:
@@ -170,16 +175,23 @@ def _compared(model: nn.Module, path: Path, task: Task) -> tuple[None, str]:
 
 
 def _timed(
-    config: RunConfig, model: nn.Module, dense: nn.Module, structure: Structure, path: Path
+    config: RunConfig,
+    model: nn.Module,
+    dense: nn.Module,
+    structure: Structure,
+    path: Path,
+    measurer: Measurer | None,
 ) -> tuple[float, str]:
-    """Seconds of the dense model, from the target."""
-    target: Target = make_target(config.target, config.threads, config.batch)
+    """Return the seconds of one run of the dense model on the target."""
+    measurer = measurer or DeviceMeasurer.of(config.model_copy(update={"precision": "fp32"}))
+    target = measurer.target
     models: list[Any] = [model, dense]
     if target.runtime != "torch":
         models = [path, export_candidate(dense, structure.example_inputs, path.with_name("dense.onnx"))]
-    found = measure(models[:1], models[1], target, finite_feeds(structure, target.batch), protocol=_QUICK)
-    dense_ms = found.reference.median_ms
-    times = f"{dense_ms:.3g} ms dense, {found.ratios[0]:.0%} of it shrunk"
+    feeds = finite_feeds(structure, target.batch)
+    timings = measurer.timings(models[:1], models[1], feeds, protocol=_QUICK)
+    dense_ms = timings.reference.median_ms
+    times = f"{dense_ms:.3g} ms dense, {timings.ratios[0]:.0%} of it shrunk"
     return dense_ms / 1e3, f"{times}, on {config.target}, {target.threads} thread(s), batch {target.batch}"
 
 
@@ -188,17 +200,19 @@ def _pass_time(task: Task, dense: nn.Module) -> tuple[float, str]:
     return seconds, f"{seconds * 1e3:.3g} ms, forward and backward of one example, on one thread"
 
 
-def _estimates(config: RunConfig, task: Task, structure: Structure, seconds: float) -> tuple[Estimate, ...]:
-    """For one budget at half of the dense cost; the dense model's training is done by one process."""
+def _estimates(config: RunConfig, task: Task, apart: int, seconds: float) -> tuple[Estimate, ...]:
+    """Return estimates for one budget at half of the dense cost; one process trains the dense model.
+
+    `apart` policies are scored for the sensitivities; `seconds` is the time of a sample pass.
+    """
     train, val = length(task.train_set), length(task.val_set)
-    apart = len(anchor_policies(space_of(config, structure)))
     workers = config.slots
     training = task.recipe.epochs * train if task.recipe else 0.0
-    found = []
+    estimates = []
     for name in EFFORTS:
         effort = Effort.derive(name, train_examples=train, val_examples=val)
         passes = effort.expected_passes(budgets=1, val_examples=val, share=_KEPT, apart=apart)
-        found.append(
+        estimates.append(
             Estimate(
                 effort=name,
                 policies=effort.trials + apart,
@@ -206,4 +220,4 @@ def _estimates(config: RunConfig, task: Task, structure: Structure, seconds: flo
                 seconds=seconds * (passes / workers + training),
             )
         )
-    return tuple(found)
+    return tuple(estimates)

@@ -5,12 +5,39 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from autoprune.config import FOUNDATION, QUESTION, RunConfig, load_config
-from autoprune.errors import RunFolderError
+from autoprune.device.target import check_target
+from autoprune.errors import RunFolderError, TaskError, unknown_name
+from autoprune.executors.cluster import check_address, check_resources
 from autoprune.latency.table import LatencyTable
-from autoprune.pipeline.prepare import place_of
+from autoprune.pipeline.channel_order import SCORES
+from autoprune.pipeline.studies import study_location
 from autoprune.runfolder import RunFolder
+from autoprune.search.strategies import STRATEGIES
+from autoprune.space import find_space, load_spec
 from autoprune.study.location import absolute
+from autoprune.study.samplers import SAMPLERS
+
+
+def check_names(config: RunConfig) -> None:
+    """Refuse unknown names before anything costs time; each error lists the known ones."""
+    known = {"strategy": STRATEGIES, "sampler": SAMPLERS, "scores": SCORES}
+    for key, names in known.items():
+        if getattr(config, key) not in names:
+            raise unknown_name(key, getattr(config, key), names)
+    load_spec(find_space(config.space))
+    if config.dense and not Path(config.dense).is_file():
+        raise TaskError(f"there is no weights file {config.dense}; give a .safetensors file of the dense model")
+    check_target(config.target, config.precision)
+
+
+def check_cluster(config: RunConfig) -> None:
+    """Refuse a Ray cluster that cannot be reached or lacks the resources; nothing for other executors."""
+    if config.executor == "ray":
+        check_address(config.ray_address)
+        check_resources(config.ray_address, config.resources, config.workers, torch.cuda.device_count())
 
 
 def resolve(folder: RunFolder, config_file: Path | None, given: dict[str, Any], *, fresh: bool = False) -> RunConfig:
@@ -39,7 +66,7 @@ def resolve(folder: RunFolder, config_file: Path | None, given: dict[str, Any], 
     ]
     if changed and folder.has_study and before.storage != config.storage:
         raise RunFolderError(
-            f"the studies of {folder.path} are kept in {place_of(before, folder)}; move them with "
+            f"the studies of {folder.path} are kept in {study_location(before, folder)}; move them with "
             f"`autoprune study copy {folder.path} --to URL`, which the run then goes on with"
         )
     if changed:
@@ -67,15 +94,15 @@ def _of_table(values: dict[str, Any]) -> dict[str, Any]:
 
 def with_absolute_paths(given: dict[str, Any]) -> dict[str, Any]:
     """Make paths absolute, so that a run resumes from any folder."""
-    found = dict(given)
+    options = dict(given)
     for key in ("data_dir", "dense", "table"):
-        if found.get(key):
-            found[key] = str(Path(found[key]).resolve())
-    if found.get("storage"):
-        found["storage"] = absolute(found["storage"])
-    source, colon, function = str(found.get("task", "")).rpartition(":")
+        if options.get(key):
+            options[key] = str(Path(options[key]).resolve())
+    if options.get("storage"):
+        options["storage"] = absolute(options["storage"])
+    source, colon, function = str(options.get("task", "")).rpartition(":")
     if colon and source.endswith(".py"):
-        found["task"] = f"{Path(source).resolve()}:{function}"
-    if str(found.get("space", "")).endswith((".yaml", ".yml")):
-        found["space"] = str(Path(found["space"]).resolve())
-    return found
+        options["task"] = f"{Path(source).resolve()}:{function}"
+    if str(options.get("space", "")).endswith((".yaml", ".yml")):
+        options["space"] = str(Path(options["space"]).resolve())
+    return options

@@ -1,66 +1,102 @@
-"""A model in the form that its target runs (ONNX, quantized ONNX or PyTorch), and how long that takes there."""
+"""Models in the form that a target runs (ONNX, int8 ONNX or PyTorch), timed there beside the dense model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from torch import nn
 
 from autoprune.device.timing import Feeds, Model, Timings
+from autoprune.evaluation import DenseModel
 from autoprune.export.onnx_file import export_candidate
-from autoprune.export.verify import measure
 from autoprune.onnxgraph.export import serialized
 from autoprune.onnxgraph.quantization import quantized
-from autoprune.pipeline.prepare import Setup
+from autoprune.pipeline.cost_model import CostModel
+from autoprune.pipeline.measurer import Measurer
 from autoprune.profiling.policy_timer import finite_feeds
-from autoprune.runfolder import write_atomic
+from autoprune.records import Policy
+from autoprune.runfolder import RunFolder, int8_beside, write_atomic
 from autoprune.task.batches import batches, length, sample_rows
 
 _CALIBRATION_BATCHES, _CALIBRATION_EXAMPLES = 4, 32
 
 
-def deployed(setup: Setup, model: nn.Module, path: Path) -> Model:
-    """`model` as the target runs it; an ONNX file at `path`, beside it one in int8 if the target wants that.
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """Puts models into the form that the target runs, and has them measured.
 
-    `path` is written for PyTorch targets too: the ONNX file is part of every result. Raises `StructureError` for a
-    model that cannot be exported or quantized.
+    `foreign` lists in what the target of the latency table differs from the measured one. Unless it is empty, no
+    measurement counts: latencies are the predicted ones. `seed` draws the examples that int8 ranges are taken from.
     """
-    export_candidate(model, setup.dense_model.task.example_inputs, path)
-    if setup.target.runtime == "torch":
-        return model
-    if setup.target.precision == "fp32":
-        return path
-    small = int8_path(path)
-    write_atomic(small, serialized(quantized(path, *_calibration(setup))))
-    return small
 
+    folder: RunFolder
+    dense_model: DenseModel
+    measurer: Measurer
+    seed: int
+    foreign: tuple[str, ...] = ()
 
-def int8_path(path: Path) -> Path:
-    """Where the int8 form of an ONNX file is kept."""
-    return path.with_suffix(".int8.onnx")
+    @property
+    def int8(self) -> bool:
+        """Whether the target runs int8 models."""
+        return self.measurer.target.precision == "int8"
 
+    def shipped(self, onnx: Path) -> Path:
+        """Return the file to deploy of a model exported to `onnx`: itself, or the int8 one beside it."""
+        return int8_beside(onnx) if self.int8 else onnx
 
-def deployed_dense(setup: Setup) -> Model:
-    """The dense model as the target runs it, exported once."""
-    path = setup.folder.dense_onnx
-    if setup.target.runtime == "torch" and path.exists():
-        return setup.dense_model.module
-    wanted = path if setup.target.precision == "fp32" else int8_path(path)
-    return wanted if wanted.exists() else deployed(setup, setup.dense_model.module, path)
+    def export(self, model: nn.Module, onnx: Path) -> Model:
+        """Write the ONNX file of a model, and the int8 one beside it where the target runs that.
 
+        The file is written for PyTorch targets, too: it is part of every result.
 
-def measure_beside_dense(setup: Setup, models: Sequence[Model]) -> Timings:
-    """Time models interleaved with the dense one, on the target."""
-    feeds = finite_feeds(setup.dense_model.structure, setup.target.batch)
-    return measure(models, deployed_dense(setup), setup.target, feeds)
+        Returns:
+            The form that the target runs.
 
+        Raises:
+            StructureError: for a model that cannot be exported or quantized.
+        """
+        export_candidate(model, self.dense_model.task.example_inputs, onnx)
+        if self.measurer.target.runtime == "torch":
+            return model
+        if self.int8:
+            write_atomic(self.shipped(onnx), serialized(quantized(onnx, *self._calibration())))
+        return self.shipped(onnx)
 
-def _calibration(setup: Setup) -> list[Feeds]:
-    """Training inputs that the activations' ranges are taken from."""
-    task = setup.dense_model.task
-    count = min(_CALIBRATION_BATCHES * _CALIBRATION_EXAMPLES, length(task.train_set))
-    rows = sample_rows(length(task.train_set), count, seed=setup.config.seed)
-    inputs = [task.split(batch)[0] for batch in batches(task.train_set, _CALIBRATION_EXAMPLES, rows=rows)]
-    return [[np.ascontiguousarray(x.numpy()) for x in batch] for batch in inputs]
+    def dense(self) -> Model:
+        """Return the dense model as the target runs it, exported once for a run."""
+        path, module = self.folder.dense_onnx, self.dense_model.module
+        if self.measurer.target.runtime == "torch" and path.exists():
+            return module
+        return self.shipped(path) if self.shipped(path).exists() else self.export(module, path)
+
+    def timings(self, models: Sequence[Model]) -> Timings:
+        """Time models, in the form of `export`, beside the dense one."""
+        feeds = finite_feeds(self.dense_model.structure, self.measurer.target.batch)
+        return self.measurer.timings(models, self.dense(), feeds)
+
+    def ratios(self, policies: Sequence[Policy], costs: CostModel) -> npt.NDArray[np.float64]:
+        """Return latencies as shares of the dense model's `[P]`: measured together, or predicted for a foreign table.
+
+        The models have the weights of the dense one, which do not matter to latency.
+        """
+        if self.foreign:
+            return costs.predicted_ratios(policies)
+        with self.folder.scratch() as folder:
+            paths = [folder / f"{number}.onnx" for number in range(len(policies))]
+            models = [
+                self.export(self.dense_model.cut(policy).shrink(), path)
+                for policy, path in zip(policies, paths, strict=True)
+            ]
+            return np.array(self.timings(models).ratios)
+
+    def _calibration(self) -> list[Feeds]:
+        """Return batches of training inputs that the ranges of int8 activations are taken from."""
+        task = self.dense_model.task
+        count = min(_CALIBRATION_BATCHES * _CALIBRATION_EXAMPLES, length(task.train_set))
+        rows = sample_rows(length(task.train_set), count, seed=self.seed)
+        inputs = [task.split(batch)[0] for batch in batches(task.train_set, _CALIBRATION_EXAMPLES, rows=rows)]
+        return [[np.ascontiguousarray(x.numpy()) for x in batch] for batch in inputs]

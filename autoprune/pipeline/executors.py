@@ -6,37 +6,38 @@ of this search runs while it measures. On a cluster, a head without CPUs for tri
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
-from autoprune.evaluation import EvaluatorFactory
+from autoprune.config import RunConfig
+from autoprune.evaluation import Evaluator, EvaluatorFactory
 from autoprune.executors.base import Executor
 from autoprune.executors.cluster import authenticate
 from autoprune.executors.inline import InlineExecutor
 from autoprune.executors.process import ProcessExecutor
-from autoprune.pipeline.prepare import Setup
+from autoprune.runfolder import RunFolder
 
 
 @contextmanager
-def executor_of(setup: Setup) -> Iterator[Executor]:
-    """Where the trials of a run take place, by its configuration."""
-    config = setup.config
+def executor_of(config: RunConfig, folder: RunFolder, evaluator: Callable[[], Evaluator]) -> Iterator[Executor]:
+    """Open the executor that a configuration names.
+
+    Args:
+        config: `executor` and its options.
+        folder: from which workers load dense weights, channel order and latency table.
+        evaluator: makes the evaluator for trials in this process.
+    """
     if config.executor == "inline":
-        threads = torch.get_num_threads()
-        torch.set_num_threads(config.worker_threads)  # as a worker would, so that results are the same
-        try:
-            with InlineExecutor(setup.evaluator) as executor:
-                yield executor
-        finally:
-            torch.set_num_threads(threads)
+        with _threads(config.worker_threads), InlineExecutor(evaluator) as executor:
+            yield executor
         return
     factory = EvaluatorFactory(
         task=config.task,
         model=config.model,
         data_dir=config.data_dir,
-        run_dir=str(setup.folder.path.resolve()),
+        run_dir=str(folder.path.resolve()),
         threads=config.worker_threads,
     )
     if config.executor == "process":
@@ -57,3 +58,14 @@ def executor_of(setup: Setup) -> Iterator[Executor]:
         timeout_s=config.trial_timeout,
     ) as executor:
         yield executor
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Use as many threads as a worker would, so that results are the same."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -9,21 +9,22 @@ from typing import Any
 
 from autoprune.config import RunConfig, load_config
 from autoprune.device.address import split_address
-from autoprune.device.connect import make_target
 from autoprune.device.kit import read_manifest
 from autoprune.errors import UsageError
 from autoprune.latency.efficient_widths import staircases
 from autoprune.latency.geometries import PricedOperators
 from autoprune.latency.table import LatencyTable
+from autoprune.pipeline.configuration import check_names
 from autoprune.pipeline.events import Events
-from autoprune.pipeline.prepare import check_names, open_task
-from autoprune.pipeline.tables import profiled_table, space_of
+from autoprune.pipeline.measurer import DeviceMeasurer, Measurer
+from autoprune.pipeline.run import open_task
+from autoprune.pipeline.spaces import SpaceFile
+from autoprune.pipeline.tables import profiled_table
 from autoprune.profiling.kit_profile import import_kit, make_kit
 from autoprune.profiling.report import accuracy_lines, check_lines
 from autoprune.profiling.table_check import CLOCK_TOLERANCE, check_table
 from autoprune.records import Staircase
 from autoprune.runfolder import write_atomic
-from autoprune.space import build_space, find_space, load_spec, needs_table
 from autoprune.structure import Structure, analyze
 from autoprune.training.dense import build_dense
 
@@ -31,50 +32,68 @@ _KIT_OPTIONS = ("task", "model", "data_dir", "space", "seed")
 
 
 def structure_of(config: RunConfig) -> Structure:
-    """Structure of the model that a configuration names, untrained: the weights do not matter to latency."""
+    """Return the structure of the model that a configuration names, untrained: weights do not matter to latency."""
     task = open_task(config)
     return analyze(build_dense(task), task.example_inputs)
 
 
-def profile_table(destination: Path, events: Events, **options: Any) -> LatencyTable:
+def profile_table(
+    destination: Path, events: Events, *, measurer: Measurer | None = None, **options: Any
+) -> LatencyTable:
     """Measure a latency table and write it; an older table at `destination` stays until the new one is complete.
 
-    Raises `UsageError` before anything is measured when no file can be written at `destination`.
+    Args:
+        destination: JSON file of the table.
+        events: receives progress.
+        measurer: measures (default: the device that the option `target` names).
+        **options: fields of `RunConfig`.
+
+    Raises:
+        UsageError: before anything is measured, when no file can be written at `destination`.
     """
     config = load_config(None, options)
     check_names(config)
     _require_writable(destination)
-    target = make_target(config.target, config.threads, config.batch, config.precision)
-    table = profiled_table(config, structure_of(config), target, events, destination)
+    measurer = measurer or DeviceMeasurer.of(config)
+    structure = structure_of(config)
+    table = profiled_table(structure, SpaceFile.read(config, structure), measurer, config.seed, destination, events)
     events.note(f"written to {destination}")
     return table
 
 
-def check_profile(path: Path, events: Events, **options: Any) -> bool:
-    """Measure held-out policies of a table again and say whether it still holds.
+def check_profile(path: Path, events: Events, *, measurer: Measurer | None = None, **options: Any) -> bool:
+    """Measure held-out policies of a table again, and return whether it still holds.
 
-    Target, threads, batch and precision are those of the table. Raises `LatencyError` for a table of another machine.
+    Args:
+        path: the table. Target, threads, batch and precision are those that it was measured with.
+        events: receives progress and the errors.
+        measurer: measures (default: the table's target on this host).
+        **options: fields of `RunConfig`.
+
+    Raises:
+        LatencyError: for a table of another machine.
     """
     table = LatencyTable.load(path)
     known = {key: table.target[key] for key in ("threads", "batch", "precision")} | {"target": table.target["name"]}
     config = load_config(None, known | options)
-    target = make_target(config.target, config.threads, config.batch, config.precision)
-    table.require(target, allow_foreign=config.allow_foreign_table)
+    measurer = measurer or DeviceMeasurer.of(config)
+    table.require(measurer.target, allow_foreign=config.allow_foreign_table)
     structure = structure_of(config)
     table.require_structure(structure)
     events.stage("Checking the latency table")
-    found = check_table(
-        table, structure, target, seed=config.seed, on_progress=lambda stage, d, t: events.advance(d, t, stage)
+    timer = measurer.policy_timer(
+        structure, seed=config.seed, on_progress=lambda stage, done, total: events.advance(done, total, stage)
     )
-    for line in check_lines(found):
+    check = check_table(table, structure, measurer.target, timer=timer)
+    for line in check_lines(check):
         events.note(line)
-    if found.holds and abs(found.dense_ms_now / found.dense_ms_before - 1) > CLOCK_TOLERANCE:
+    if check.holds and abs(check.dense_ms_now / check.dense_ms_before - 1) > CLOCK_TOLERANCE:
         events.note("for shares of the dense latency; before a budget in milliseconds, `autoprune profile` again")
-    return found.holds
+    return check.holds
 
 
 def explained(path: Path, **options: Any) -> tuple[LatencyTable, tuple[Staircase, ...]]:
-    """A table and the staircase of every unit."""
+    """Return a table and the staircase of every unit."""
     table = LatencyTable.load(path)
     structure = structure_of(load_config(None, options))
     return table, staircases(table.predictor(structure), table.space, PricedOperators.of(structure).varying)
@@ -92,16 +111,12 @@ def write_kit(destination: Path, events: Events, **options: Any) -> None:
     _require_writable(destination)
     events.stage("Device kit")
     structure = structure_of(config)
-    spec = load_spec(find_space(config.space))
-    scanned = space = space_of(config, structure)
-    if needs_table(spec):
-        # The device cannot be asked which widths are useful before policies are chosen: evenly spaced ones stand in.
-        space = build_space(spec, structure.units, structure.digest(), config.space, scanned.levels)
+    space_file = SpaceFile.read(config, structure)
     content = make_kit(
         structure,
-        space,
+        space_file.evenly_spaced(),
         name,
-        scanned=scanned.levels,
+        scanned=space_file.scanned().levels,
         threads=config.threads,
         batch=config.batch,
         precision=config.precision,

@@ -6,23 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from autoprune.config import RunConfig, load_config
 from autoprune.errors import RunFolderError, UsageError
-from autoprune.evaluation import DenseModel
 from autoprune.front import latency_of, pick
-from autoprune.pipeline.prepare import open_task
-from autoprune.pipeline.verification import from_json, load_model
+from autoprune.pipeline.document import from_json
 from autoprune.runfolder import RunFolder, read_json, write_atomic
-from autoprune.structure import analyze
-from autoprune.structure import native as as_native
-from autoprune.task.base import Task
-from autoprune.training.dense import load_dense
 from autoprune.trials import FrontModel
+
+if TYPE_CHECKING:  # looking at a finished run takes neither torch nor pandas
+    import pandas as pd
+    from torch import nn
+
+    from autoprune.evaluation import DenseModel
+    from autoprune.task.base import Task
+
+OBJECT_TASK = "(object)"
+"""Stands for a task that was given as a Python object and cannot be loaded by name."""
 
 _COLUMNS = (
     "digest", "strategy", "budget", "meets_budget", "score", "test_score", "latency_ms_predicted",
@@ -53,13 +54,17 @@ class Candidate:
         It is a graph module; `native` asks for the model's own classes, and raises `StructureError` where they cannot
         be had.
         """
-        found, dense_model = load_model(self.run.dense_model, self.run.folder, self.record.policy), self.run.dense_model
-        return as_native(dense_model.structure.model, found, dense_model.structure.example_inputs) if native else found
+        from autoprune.pipeline.verification import load_model
+        from autoprune.structure import native as as_native
+
+        structure = self.run.dense_model.structure
+        small = load_model(self.run.dense_model, self.run.folder, self.record.policy)
+        return as_native(structure.model, small, structure.example_inputs) if native else small
 
     def export(self, path: str | Path) -> Path:
         """Copy the verified ONNX model to `path`."""
         if not self.onnx_path.exists():
-            raise RunFolderError(f"{self.onnx_path} is gone; `autoprune verify` makes it anew")
+            raise RunFolderError(f"{self.onnx_path} is gone; `autoprune verify` makes it again")
         write_atomic(Path(path), self.onnx_path.read_bytes())
         return Path(path)
 
@@ -112,6 +117,8 @@ class Run:
 
     def front(self, *, baselines: bool = False) -> pd.DataFrame:
         """The front as a table, fastest first; with the uniform baselines on request."""
+        import pandas as pd
+
         rows = [*self.models, *(self.baselines if baselines else ())]
         frame = pd.DataFrame([{key: getattr(m, key) for key in _COLUMNS} for m in rows], columns=list(_COLUMNS))
         latency = frame["latency_ms_measured"].fillna(frame["latency_ms_predicted"])
@@ -127,12 +134,12 @@ class Run:
     def candidate(self, digest: str) -> Candidate:
         """A model of this run by its digest or the beginning of it."""
         everything = {m.digest: m for m in [*self.models, *self.baselines, *self.others]}
-        found = [m for name, m in everything.items() if name.startswith(digest)]
-        if len(found) != 1:
+        named = [m for name, m in everything.items() if name.startswith(digest)]
+        if len(named) != 1:
             raise UsageError(
-                f"{digest!r} names {len(found)} models of this run; known: {', '.join(sorted(everything))}"
+                f"{digest!r} names {len(named)} models of this run; known: {', '.join(sorted(everything))}"
             )
-        return Candidate(run=self, record=found[0])
+        return Candidate(run=self, record=named[0])
 
     def open_task(self) -> Task:
         """The task of the run; `UsageError` when it was a Python object and was not given again."""
@@ -145,6 +152,10 @@ class Run:
     @cached_property
     def dense_model(self) -> DenseModel:
         """Task, dense model, structure and channel order of the run."""
+        from autoprune.evaluation import DenseModel
+        from autoprune.structure import analyze
+        from autoprune.training.dense import load_dense
+
         task = self.open_task()
         dense = load_dense(task, self.folder.dense)
         structure = analyze(dense, task.example_inputs)
@@ -156,5 +167,8 @@ class Run:
         return self.dense_model
 
 
-OBJECT_TASK = "(object)"
-"""Stands for a task that was given as a Python object and cannot be loaded by name."""
+def open_task(config: RunConfig) -> Task:
+    """Return the task that a configuration names."""
+    from autoprune.task.load import load_task
+
+    return load_task(config.task, config.model, Path(config.data_dir) if config.data_dir else None)

@@ -54,16 +54,19 @@ def profile(
     on_progress: Progress | None = None,
     max_seconds: float = MAX_SECONDS,
     protocol: Protocol | None = None,
+    timer: PolicyTimer | None = None,
 ) -> LatencyTable:
     """Measure a latency table on `target`: first the staircase of every unit, then policies of the space.
 
     `space` holds the widths to scan; `narrow` makes the space whose policies are timed from the useful ones (default:
     `space` itself). Rounds of 40 policies follow until their error, before they are fitted, no longer falls, or
     `max_seconds` are over (one round is always made). 40 further policies are held out; their errors are in the table.
+    `timer` times the policies (default: one on the target).
     Raises `StructureError` when the model cannot be exported and `LatencyError` when its exports cannot be timed.
     """
     work = _Profile(
-        timer=make_policy_timer(
+        timer=timer
+        or make_policy_timer(
             structure, target, seed=seed, on_progress=on_progress, constant_weights=bool(target.address)
         ),
         priced=PricedOperators.of(structure),

@@ -10,7 +10,7 @@ from autoprune.device.target import Target
 from autoprune.device.timing import Protocol
 from autoprune.latency.fitting import HeldOut, held_out
 from autoprune.latency.table import HELD_OUT, LatencyTable
-from autoprune.profiling.policy_timer import Progress, make_policy_timer
+from autoprune.profiling.policy_timer import PolicyTimer, Progress, make_policy_timer
 from autoprune.structure import Structure
 
 CLOCK_TOLERANCE = 0.05
@@ -44,12 +44,13 @@ def check_table(
     seed: int = 0,
     on_progress: Progress | None = None,
     protocol: Protocol | None = None,
+    timer: PolicyTimer | None = None,
 ) -> TableCheck:
     """Measure 30 held-out policies of a table again and compare them with its predictions.
 
     Both as shares of the dense model's latency, because that is what budgets are; a faster clock alone changes nothing.
     """
-    timer = make_policy_timer(
+    timer = timer or make_policy_timer(
         structure, target, seed=seed, on_progress=on_progress, constant_weights=bool(target.address)
     )
     samples = [sample for sample in table.samples if sample.role == HELD_OUT][:_POLICIES]

@@ -1,5 +1,6 @@
 """Which channels go: scores of channels, rankings, `prune` (scores, then shrink), and the table of units."""
 
+from autoprune.pruning.cut import Cut
 from autoprune.pruning.listing import shares, units
 from autoprune.pruning.prune import prune
 from autoprune.pruning.ranking import channel_order, global_widths, keep_best
@@ -8,6 +9,7 @@ from autoprune.pruning.scores import SCORES, Calibration, score_units
 __all__ = [
     "SCORES",
     "Calibration",
+    "Cut",
     "channel_order",
     "global_widths",
     "keep_best",

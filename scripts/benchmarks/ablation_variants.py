@@ -20,7 +20,7 @@ from autoprune.allocation.solver import Solver
 from autoprune.budgets import Limit
 from autoprune.evaluation import DenseModel
 from autoprune.pipeline.channel_order import calibration
-from autoprune.pipeline.prepare import Setup
+from autoprune.pipeline.main import Prepared
 from autoprune.pruning import channel_order, score_units
 from autoprune.records import COSTS, Policy, SearchSpace, digest_of
 from autoprune.search.baselines.halp import lost_importance
@@ -37,15 +37,15 @@ _GRID = 4
 """Widths of a space without efficient levels are multiples of this, as someone chooses who has no table."""
 
 
-def _same_space(setup: Setup) -> SearchSpace:
-    return setup.space
+def _same_space(prepared: Prepared) -> SearchSpace:
+    return prepared.space
 
 
-def _same_dense_model(setup: Setup) -> DenseModel:
-    return setup.dense_model
+def _same_dense_model(prepared: Prepared) -> DenseModel:
+    return prepared.dense_model
 
 
-def _same_parts(setup: Setup) -> GuidedParts:
+def _same_parts(prepared: Prepared) -> GuidedParts:
     return GuidedParts()
 
 
@@ -59,10 +59,10 @@ class Variant:
 
     what: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    space: Callable[[Setup], SearchSpace] = _same_space
-    parts: Callable[[Setup], GuidedParts] = _same_parts
+    space: Callable[[Prepared], SearchSpace] = _same_space
+    parts: Callable[[Prepared], GuidedParts] = _same_parts
     rungs: int = 3
-    dense_model: Callable[[Setup], DenseModel] = _same_dense_model
+    dense_model: Callable[[Prepared], DenseModel] = _same_dense_model
 
     @property
     def scores_alike(self) -> bool:
@@ -141,19 +141,19 @@ class Unlearned(Surrogate):
         super().__init__(space, table, {}, trend)
 
 
-def _with(**parts: Any) -> Callable[[Setup], GuidedParts]:
-    return lambda setup: GuidedParts(**parts)
+def _with(**parts: Any) -> Callable[[Prepared], GuidedParts]:
+    return lambda prepared: GuidedParts(**parts)
 
 
-def _taylor(explorer: Explorer, setup: Setup) -> Table:
+def _taylor(explorer: Explorer, prepared: Prepared) -> Table:
     """Summed Taylor importance of the channels that a level removes."""
     importance = score_units(
-        setup.dense_model.structure, "taylor", calibration(setup.dense_model.task, setup.config.seed)
+        prepared.dense_model.structure, "taylor", calibration(prepared.dense_model.task, prepared.deployment.seed)
     )
     return lost_importance(replace(explorer.search, importance=importance))
 
 
-def _quadratic(explorer: Explorer, setup: Setup) -> Table:
+def _quadratic(explorer: Explorer, prepared: Prepared) -> Table:
     """The square of how many levels are gone, as a share: nothing is measured."""
     table = {}
     for name in explorer.search.space.searched:
@@ -162,13 +162,13 @@ def _quadratic(explorer: Explorer, setup: Setup) -> Table:
     return table
 
 
-def _prior(table_of: Callable[[Explorer, Setup], Table]) -> Callable[[Setup], GuidedParts]:
+def _prior(table_of: Callable[[Explorer, Prepared], Table]) -> Callable[[Prepared], GuidedParts]:
     """Sensitivities that are not measured, scaled so that they sum to the uniform policies' measured losses."""
 
-    def parts(setup: Setup) -> GuidedParts:
+    def parts(prepared: Prepared) -> GuidedParts:
         def sensitivities(explorer: Explorer) -> Table:
             explorer.score(dict.fromkeys(explorer.uniform.values(), "uniform"))
-            table, losses = table_of(explorer, setup), explorer.losses
+            table, losses = table_of(explorer, prepared), explorer.losses
             summed = by_unit(explorer.search.space, table, list(losses)).sum(axis=1)
             scale = float(np.median(np.array(list(losses.values())) / summed)) if losses else 1.0
             explorer.table = {name: scale * values for name, values in table.items()}
@@ -183,49 +183,51 @@ def _every_level_measured(explorer: Explorer) -> Table:
     return explorer.sensitivities(single_unit_policies)
 
 
-def _space(setup: Setup, levels: Mapping[str, tuple[int, ...]]) -> SearchSpace:
+def _space(prepared: Prepared, levels: Mapping[str, tuple[int, ...]]) -> SearchSpace:
     return SearchSpace(id=digest_of({name: list(found) for name, found in levels.items()}), levels=levels)
 
 
-def every_level(setup: Setup) -> SearchSpace:
+def every_level(prepared: Prepared) -> SearchSpace:
     """A3: all multiples of four that the table knows, instead of the widths that pay."""
-    removable = {unit.name for unit in setup.dense_model.structure.units if unit.removable}
-    full = setup.dense_model.structure.full_widths
+    removable = {unit.name for unit in prepared.dense_model.structure.units if unit.removable}
+    full = prepared.dense_model.structure.full_widths
     levels = {}
-    for name, scanned in setup.table.space.levels.items():
+    for name, scanned in prepared.costs.table.space.levels.items():
         found = {width for width in scanned if width % _GRID == 0 and width} | {full[name]}
         levels[name] = tuple(sorted(found | ({0} if name in removable else set())))
-    return _space(setup, levels)
+    return _space(prepared, levels)
 
 
-def inner_widths(setup: Setup) -> SearchSpace:
+def inner_widths(prepared: Prepared) -> SearchSpace:
     """A4: units inside a residual branch alone; the streams stay whole."""
-    inner = {unit.name for unit in setup.dense_model.structure.units if unit.removable}
-    levels = {name: found if name in inner else found[-1:] for name, found in setup.space.levels.items()}
-    return _space(setup, levels)
+    inner = {unit.name for unit in prepared.dense_model.structure.units if unit.removable}
+    levels = {name: found if name in inner else found[-1:] for name, found in prepared.space.levels.items()}
+    return _space(prepared, levels)
 
 
-def all_blocks(setup: Setup) -> SearchSpace:
+def all_blocks(prepared: Prepared) -> SearchSpace:
     """A4b: no branch is removed."""
-    return _space(setup, {name: tuple(w for w in found if w) for name, found in setup.space.levels.items()})
+    return _space(prepared, {name: tuple(w for w in found if w) for name, found in prepared.space.levels.items()})
 
 
 def _not_widened(policy: Policy, space: SearchSpace, predict: Predict, limit: Limit) -> Policy:
     return policy
 
 
-def _ranked(score: str) -> Callable[[Setup], DenseModel]:
-    def dense_model(setup: Setup) -> DenseModel:
-        data = calibration(setup.dense_model.task, setup.config.seed)
-        return replace(setup.dense_model, order=channel_order(score_units(setup.dense_model.structure, score, data)))
+def _ranked(score: str) -> Callable[[Prepared], DenseModel]:
+    def dense_model(prepared: Prepared) -> DenseModel:
+        data = calibration(prepared.dense_model.task, prepared.deployment.seed)
+        return replace(
+            prepared.dense_model, order=channel_order(score_units(prepared.dense_model.structure, score, data))
+        )
 
     return dense_model
 
 
-def _undistilled(setup: Setup) -> DenseModel:
-    task = setup.dense_model.task
+def _undistilled(prepared: Prepared) -> DenseModel:
+    task = prepared.dense_model.task
     return replace(
-        setup.dense_model, task=replace(task, finetune_recipe=replace(task.tuning_recipe, distill_weight=0.0))
+        prepared.dense_model, task=replace(task, finetune_recipe=replace(task.tuning_recipe, distill_weight=0.0))
     )
 
 
@@ -254,7 +256,7 @@ VARIANTS: Mapping[str, Variant] = {
 """By row: ALGORITHM rows A1 to A10, the full algorithm first."""
 
 
-def reachable(setup: Setup) -> dict[str, Limit]:
+def reachable(prepared: Prepared) -> dict[str, Limit]:
     """The budgets that the smallest policy of the space fits."""
-    (floor,) = setup.costs([setup.space.smallest()])
-    return {budget: limit for budget, limit in setup.limits.items() if fits(floor, limit)}
+    (floor,) = prepared.costs.limited_costs([prepared.space.smallest()])
+    return {budget: limit for budget, limit in prepared.costs.limits.items() if fits(floor, limit)}

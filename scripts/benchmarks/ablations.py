@@ -22,8 +22,6 @@ from pathlib import Path
 from ablation_variants import VARIANTS, reachable
 from search import Found, append_curve, chosen, complete, note, profiled
 
-from autoprune.pipeline.events import Silent
-from autoprune.pipeline.main import executor_of, search_passes, searched
 from autoprune.search.guided import guided
 
 
@@ -37,33 +35,29 @@ def ablate(given: argparse.Namespace, name: str, seed: int, missing: Mapping[str
     """Search as a row says, and append the curves of its budgets."""
     start, variant = time.monotonic(), VARIANTS[name]
     print(f"{name}, seed {seed}: {variant.what}", flush=True)
-    setup = profiled(given, "A0" if variant.scores_alike else name, seed, **variant.options)
-    setup = replace(setup, space=variant.space(setup))
-    limits = reachable(setup)
+    opened = profiled(given, "A0" if variant.scores_alike else name, seed, **variant.options)
+    opened = opened.but(space=variant.space(opened.prepared))
+    prepared, limits = opened.prepared, reachable(opened.prepared)
     for budget in [budget for budget, points in missing.items() if points and budget not in limits]:
-        smallest = setup.space.smallest()  # which misses the budget, too
-        ratio = setup.predict_ms(smallest) / setup.table.dense_ms
-        append_curve(given, setup, smallest, [0], Found(name, budget, seed, 0, ratio, False, 0.0))
+        smallest = prepared.space.smallest()  # which misses the budget, too
+        ratio = float(prepared.costs.predicted_ratios([smallest])[0])
+        append_curve(given, prepared.dense_model, smallest, [0], Found(name, budget, seed, 0, ratio, False, 0.0))
     if not limits:
         return
-    setup = replace(setup, limits=limits)
-    strategy = partial(guided, parts=variant.parts(setup))
-    with executor_of(setup) as executor:
-        setup, outcome = searched(setup, executor, Silent(), strategy)
-        slots = executor.slots
-    used = [rung.name for rung in setup.effort.rungs[: variant.rungs]]
-    passes = sum(
-        spent
-        for part, spent in search_passes(setup, outcome, slots).items()
-        if part in used or part not in {rung.name for rung in setup.effort.rungs}
-    )
-    tuned = replace(setup, dense_model=variant.dense_model(setup))
+    opened = opened.but(costs=replace(prepared.costs, limits=limits))
+    exploration, slots = opened.explored(partial(guided, parts=variant.parts(opened.prepared)))
+    rungs = [rung.name for rung in prepared.effort.rungs]
+    used = rungs[: variant.rungs]
+    spent = opened.passes(exploration.outcome, slots)
+    passes = sum(count for part, count in spent.items() if part in used or part not in rungs)
+    dense_model = variant.dense_model(opened.prepared)
     seconds = time.monotonic() - start
     for budget in [budget for budget in missing if budget in limits and missing[budget]]:
-        policy, ratio, meets = chosen(setup, budget, outcome.results[used[-1]], "guided")
+        last = exploration.outcome.results[used[-1]]
+        policy, ratio, meets = chosen(opened, exploration.costs, budget, last, "guided")
         found = Found(name, budget, seed, round(passes / len(limits)), ratio, meets, seconds)
-        append_curve(given, tuned, policy, missing[budget], found)
-    note(outcome)
+        append_curve(given, dense_model, policy, missing[budget], found)
+    note(exploration.outcome)
 
 
 def parse() -> argparse.Namespace:

@@ -28,7 +28,7 @@ from autoprune.allocation.additive import AdditiveCost, CostTable
 from autoprune.budgets import Limit
 from autoprune.executors.base import Evaluate, Executor
 from autoprune.executors.cluster import authenticate
-from autoprune.pipeline.commands import studies_of
+from autoprune.pipeline.studies import studies_of
 from autoprune.runfolder import RunFolder
 from autoprune.search.controller import run_search
 from autoprune.search.effort import Effort

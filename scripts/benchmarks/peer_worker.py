@@ -24,7 +24,7 @@ from autoprune.budgets import latency_limit_ms
 from autoprune.device.connect import make_target
 from autoprune.device.timing import Timings
 from autoprune.export.onnx_file import export_candidate
-from autoprune.export.verify import measure
+from autoprune.pipeline.measurer import DeviceMeasurer
 from autoprune.profiling.policy_timer import random_feeds
 from autoprune.structure import analyze
 from autoprune.task.base import Task
@@ -114,7 +114,7 @@ class Stopwatch:
         return self._timed(files).ratios if files else ()
 
     def _timed(self, files: Sequence[Path]) -> Timings:
-        return measure(files, self._dense, self._target, self._feeds)
+        return DeviceMeasurer(self._target).timings(files, self._dense, self._feeds)
 
 
 class Ladder:

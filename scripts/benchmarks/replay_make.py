@@ -19,11 +19,11 @@ from autoprune.allocation.promotion import best_within
 from autoprune.allocation.uniform import uniform_policy
 from autoprune.budgets import Limit
 from autoprune.config import RunConfig
-from autoprune.evaluation import additive_costs
 from autoprune.executors.base import Executor
 from autoprune.pipeline.events import Silent
-from autoprune.pipeline.main import executor_of
-from autoprune.pipeline.prepare import Setup, open_task, prepare
+from autoprune.pipeline.executors import executor_of
+from autoprune.pipeline.main import Prepared, prepare
+from autoprune.pipeline.run import open_task
 from autoprune.records import Policy, SearchSpace
 from autoprune.runfolder import RunFolder
 from autoprune.search.controller import run_search
@@ -48,18 +48,20 @@ _BANDS = (0.8, 0.65, 0.55, 0.42, 0.37, 0.29, 0.2)
 def make(given: argparse.Namespace) -> None:
     """Score what the table lacks, and append it."""
     torch.set_num_threads(1)
-    setup = _opened(given)
-    limits = [Limit.of(latency_ms=share * setup.predict_ms(setup.space.largest())) for share in given.budget]
+    config, folder, prepared = _opened(given)
+    limits = [
+        Limit.of(latency_ms=share * prepared.costs.predict_ms(prepared.space.largest())) for share in given.budget
+    ]
     given.table.parent.mkdir(parents=True, exist_ok=True)
-    with executor_of(setup) as executor:
-        table = _Table(given.table, setup.space)
+    with executor_of(config, folder, prepared.evaluator) as executor:
+        table = _Table(given.table, prepared.space)
         if len(table.plan) < given.policies:
-            guided = _guided(setup, limits, executor)
+            guided = _guided(prepared, folder, limits, executor)
             table.plan |= {
-                p: o for p, o in planned(setup, limits, guided, given.policies).items() if p not in table.plan
+                p: o for p, o in planned(prepared, limits, guided, given.policies).items() if p not in table.plan
             }
             table.add(guided)
-        _climb(table, executor, limits, setup.config.seed, given.epochs)
+        _climb(table, executor, limits, prepared.deployment.seed, given.epochs)
 
 
 def _climb(table: _Table, executor: Executor, limits: Sequence[Limit], seed: int, epochs: int) -> None:
@@ -74,14 +76,16 @@ def _climb(table: _Table, executor: Executor, limits: Sequence[Limit], seed: int
     table.score(executor, brief, table.plan, seed)
 
 
-def planned(setup: Setup, limits: Sequence[Limit], guided: Sequence[TrialResult], count: int) -> dict[Policy, str]:
+def planned(
+    prepared: Prepared, limits: Sequence[Limit], guided: Sequence[TrialResult], count: int
+) -> dict[Policy, str]:
     """Policies with their origin, about `count`. `guided` is what a guided search scored."""
-    space, rng = setup.space, np.random.default_rng(0)
+    space, rng = prepared.space, np.random.default_rng(0)
     found = dict.fromkeys(_extremes(space), "extreme") | single_unit_policies(space)
-    dense_ms = setup.predict_ms(space.largest())
+    dense_ms = prepared.costs.predict_ms(space.largest())
     bands = [Limit.of(latency_ms=share * dense_ms) for share in _BANDS]
     for limit in (*limits, *bands):
-        uniform = uniform_policy(space, setup.dense_model.structure.full_widths, setup.costs, limit)
+        uniform = uniform_policy(space, prepared.dense_model.structure.full_widths, prepared.costs.limited_costs, limit)
         found |= {uniform: "uniform"} if uniform is not None else {}
     found = dict.fromkeys((result.policy for result in guided), "guided") | found
     for limit in limits:
@@ -92,14 +96,14 @@ def planned(setup: Setup, limits: Sequence[Limit], guided: Sequence[TrialResult]
         # Two in three at the budgets, where a search needs others to choose from.
         limit = bands[drawn // 3 % len(bands)] if drawn % 3 == 2 else limits[drawn % len(limits)]
         start = space.policy({name: int(rng.choice(space.levels[name])) for name in space.searched})
-        policy = fit_to_limit(start, space, setup.costs, limit, rng)
+        policy = fit_to_limit(start, space, prepared.costs.limited_costs, limit, rng)
         drawn += 1
         if policy is not None and policy not in found:
             found[policy] = "random"
     return found
 
 
-def _opened(given: argparse.Namespace) -> Setup:
+def _opened(given: argparse.Namespace) -> tuple[RunConfig, RunFolder, Prepared]:
     config = RunConfig(
         task=given.task,
         model=given.model,
@@ -111,16 +115,16 @@ def _opened(given: argparse.Namespace) -> Setup:
     )
     folder = RunFolder(given.folder)
     folder.create()
-    return prepare(config, folder, Silent(), open_task(config))
+    return config, folder, prepare(config, folder, open_task(config), Silent())
 
 
-def _guided(setup: Setup, limits: Sequence[Limit], executor: Executor) -> list[TrialResult]:
+def _guided(prepared: Prepared, folder: RunFolder, limits: Sequence[Limit], executor: Executor) -> list[TrialResult]:
     """What a guided search scores, its sensitivities included."""
     search = Search(
-        location=setup.place,
-        space=setup.space,
-        dense_widths=setup.dense_model.structure.full_widths,
-        predict=setup.costs,
+        location=folder.study,
+        space=prepared.space,
+        dense_widths=prepared.dense_model.structure.full_widths,
+        predict=prepared.costs.limited_costs,
         limits=tuple(limits),
         effort=Effort(
             name="replay",
@@ -130,8 +134,8 @@ def _guided(setup: Setup, limits: Sequence[Limit], executor: Executor) -> list[T
             full=RUNGS[-1],
             finalists=1,
         ),
-        run_seed=setup.config.seed,
-        additive=additive_costs(setup.dense_model.structure, setup.predictor, setup.space),
+        run_seed=prepared.deployment.seed,
+        additive=prepared.costs.additive(prepared.space),
     )
     return [result for found in run_search(search, executor).results.values() for result in found]
 

@@ -27,17 +27,22 @@ from curves import Row, append_row, curve, missing_points, read_rows
 
 from autoprune.allocation.promotion import best_within
 from autoprune.config import RunConfig
+from autoprune.evaluation import DenseModel
+from autoprune.pipeline.baselines import uniform_baselines
+from autoprune.pipeline.channel_order import scoring_passes
+from autoprune.pipeline.cost_model import CostModel
 from autoprune.pipeline.events import Silent
 from autoprune.pipeline.executors import executor_of
-from autoprune.pipeline.main import search_passes, searched
-from autoprune.pipeline.prepare import Setup, open_task, prepare
-from autoprune.pipeline.refit import measured_ratios, uniform_baselines
-from autoprune.pipeline.verification import meets
+from autoprune.pipeline.exploration import Exploration, explore, search_passes, search_plan
+from autoprune.pipeline.main import Prepared, prepare
+from autoprune.pipeline.run import open_task
+from autoprune.pipeline.studies import study_location
 from autoprune.records import Policy
 from autoprune.runfolder import RunFolder
 from autoprune.search.controller import Outcome
 from autoprune.search.effort import Effort
-from autoprune.search.strategies import STRATEGIES
+from autoprune.search.explore import Search
+from autoprune.search.strategies import STRATEGIES, Strategy
 from autoprune.training.sample_passes import SamplePasses
 from autoprune.trials import TrialResult
 
@@ -72,35 +77,34 @@ def complete(
 def compare(given: argparse.Namespace, strategy: str, seed: int, missing: Mapping[str, Sequence[int]]) -> None:
     """Search with one strategy and seed, and append the curves of all its budgets."""
     start = time.monotonic()
-    setup = opened(given, strategy, seed)
-    if strategy == "uniform" and not uniform_baselines(setup):
+    opened = searchable(given, strategy, seed)
+    if strategy == "uniform" and not uniform_baselines(opened.plan(), opened.prepared.costs):
         print(f"{strategy}: no uniform policy of the space meets any budget", flush=True)
-        append_all(given, setup, strategy, seed, missing, (), search_passes=0, seconds=0.0)
+        append_all(given, opened, opened.prepared.costs, strategy, seed, missing, (), search_passes=0, seconds=0.0)
         return
-    with executor_of(setup) as executor:
-        setup, outcome = searched(setup, executor, Silent())
-        slots = executor.slots
+    exploration, slots = opened.explored()
     seconds = time.monotonic() - start
-    passes = sum(search_passes(setup, outcome, slots).values()) / len(given.budget)
+    passes = sum(opened.passes(exploration.outcome, slots).values()) / len(given.budget)
     if strategy == "uniform":
         passes = 0.0  # one policy for each budget: nothing is chosen by a score
     print(f"{strategy}, seed {seed}: {passes:,.0f} sample passes for each budget, {seconds:.0f} s", flush=True)
-    note(outcome)
-    last = outcome.results[setup.effort.rungs[-1].name]
-    append_all(given, setup, strategy, seed, missing, last, search_passes=round(passes), seconds=seconds)
+    note(exploration.outcome)
+    append_all(
+        given, opened, exploration.costs, strategy, seed, missing, exploration.last_rung,
+        search_passes=round(passes), seconds=seconds,
+    )  # fmt: skip
 
 
 def append_all(
-    given: argparse.Namespace, setup: Setup, strategy: str, seed: int, missing: Mapping[str, Sequence[int]],
-    last: Sequence[TrialResult], *, search_passes: int, seconds: float,
+    given: argparse.Namespace, opened: Opened, costs: CostModel, strategy: str, seed: int,
+    missing: Mapping[str, Sequence[int]], last: Sequence[TrialResult], *, search_passes: int, seconds: float,
 ) -> None:  # fmt: skip
     """Append the missing points of every budget, for the best policies of the last rung."""
     for budget, points in missing.items():
         if points:
-            policy, ratio, fits = chosen(setup, budget, last, strategy)
-            append_curve(
-                given, setup, policy, points, Found(strategy, budget, seed, search_passes, ratio, fits, seconds)
-            )
+            policy, ratio, fits = chosen(opened, costs, budget, last, strategy)
+            found = Found(strategy, budget, seed, search_passes, ratio, fits, seconds)
+            append_curve(given, opened.prepared.dense_model, policy, points, found)
 
 
 def note(outcome: Outcome) -> None:
@@ -109,9 +113,39 @@ def note(outcome: Outcome) -> None:
         print(f"    {line}", flush=True)
 
 
-def opened(given: argparse.Namespace, strategy: str, seed: int) -> Setup:
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A run up to its search."""
+
+    config: RunConfig
+    folder: RunFolder
+    prepared: Prepared
+
+    def plan(self) -> Search:
+        """The search of the run."""
+        ready, location = self.prepared, study_location(self.config, self.folder)
+        return search_plan(self.config, location, ready.space, ready.dense_model, ready.costs, ready.effort)
+
+    def explored(self, strategy: Strategy | None = None) -> tuple[Exploration, int]:
+        """Search, and the number of workers that did; `strategy` takes the place of the configured one."""
+        with executor_of(self.config, self.folder, self.prepared.evaluator) as executor:
+            ready = self.prepared
+            return explore(self.plan(), ready.costs, ready.deployment, executor, Silent(), strategy), executor.slots
+
+    def passes(self, outcome: Outcome, slots: int) -> dict[str, float]:
+        """Sample passes of every part of the search."""
+        task = self.prepared.dense_model.task
+        channels = scoring_passes(self.config, self.folder, task)
+        return search_passes(outcome, self.prepared.effort, task, slots, channels)
+
+    def but(self, **changes: Any) -> Opened:
+        """The same with other results of the stages before the search."""
+        return replace(self, prepared=replace(self.prepared, **changes))
+
+
+def searchable(given: argparse.Namespace, strategy: str, seed: int) -> Opened:
     """The stages before the search with one strategy."""
-    setup = profiled(
+    opened = profiled(
         given,
         strategy,
         seed,
@@ -121,10 +155,10 @@ def opened(given: argparse.Namespace, strategy: str, seed: int) -> Setup:
         reconstruct=not given.no_least_squares,
         scores="obs" if not given.no_least_squares else "l2",
     )
-    return replace(setup, effort=shortened(setup.effort, given.rungs))
+    return opened.but(effort=shortened(opened.prepared.effort, given.rungs))
 
 
-def profiled(given: argparse.Namespace, name: str, seed: int, **options: Any) -> Setup:
+def profiled(given: argparse.Namespace, name: str, seed: int, **options: Any) -> Opened:
     """A run `name` up to its search, with these options; the first one profiles the table that all others take."""
     folder = given.out.with_suffix("")
     table = folder / "latency_table.json"
@@ -142,10 +176,13 @@ def profiled(given: argparse.Namespace, name: str, seed: int, **options: Any) ->
     )
     run = RunFolder(folder / f"{given.model}-{name}-{seed}")
     run.create()
-    setup = prepare(config, run, Silent(), open_task(config))
+    prepared = prepare(config, run, open_task(config), Silent())
     if not table.exists():
-        setup.table.save(table)
-    return replace(setup, foreign=("judged by prediction",)) if given.by_prediction else setup
+        prepared.costs.table.save(table)
+    opened = Opened(config=config, folder=run, prepared=prepared)
+    if not given.by_prediction:
+        return opened
+    return opened.but(deployment=replace(prepared.deployment, foreign=("judged by prediction",)))
 
 
 def shortened(effort: Effort, rungs: int) -> Effort:
@@ -153,23 +190,24 @@ def shortened(effort: Effort, rungs: int) -> Effort:
     return replace(effort, rungs=effort.rungs[:rungs], promoted=effort.promoted[: rungs - 1])
 
 
-def chosen(setup: Setup, budget: str, last: Sequence[TrialResult], strategy: str) -> tuple[Policy, float, bool]:
+def chosen(
+    opened: Opened, costs: CostModel, budget: str, last: Sequence[TrialResult], strategy: str
+) -> tuple[Policy, float, bool]:
     """The best policy that meets the budget when measured, with its share of the dense latency, and whether it does.
 
     Other strategies than `uniform` do not take the uniform policy: it is scored for comparison. The fastest candidate
     when none meets the budget, the smallest policy when there are no candidates.
     """
-    uniform = uniform_baselines(setup).get(budget)
+    uniform = uniform_baselines(opened.plan(), costs).get(budget)
     others = [r for r in last if (r.policy == uniform) == (strategy == "uniform")]
-    limit = setup.limits[budget]
-    policies = [r.policy for r in best_within(others, limit, _CANDIDATES)]
+    policies = [r.policy for r in best_within(others, costs.limits[budget], _CANDIDATES)]
     if not policies:
-        smallest = setup.space.smallest()
-        return smallest, setup.predict_ms(smallest) / setup.table.dense_ms, False
-    ratios = measured_ratios(setup, policies).tolist()
-    found = list(zip(policies, ratios, strict=True))
-    fitting = [pair for pair in found if meets(setup, budget, pair[0], pair[1])]
-    return (*fitting[0], True) if fitting else (*min(found, key=lambda pair: pair[1]), False)
+        smallest = opened.prepared.space.smallest()
+        return smallest, float(costs.predicted_ratios([smallest])[0]), False
+    ratios = opened.prepared.deployment.ratios(policies, costs).tolist()
+    pairs = list(zip(policies, ratios, strict=True))
+    fitting = [pair for pair in pairs if costs.meets(budget, *pair)]
+    return (*fitting[0], True) if fitting else (*min(pairs, key=lambda pair: pair[1]), False)
 
 
 @dataclass(frozen=True)
@@ -185,11 +223,13 @@ class Found:
     seconds: float
 
 
-def append_curve(given: argparse.Namespace, setup: Setup, policy: Policy, points: Sequence[int], found: Found) -> None:
+def append_curve(
+    given: argparse.Namespace, dense_model: DenseModel, policy: Policy, points: Sequence[int], found: Found
+) -> None:
     """Append a policy's points to the CSV file, and print them; one without a score when it misses its budget."""
-    dense_model = setup.dense_model
-    model = dense_model.shrink(policy)
-    dense_model.repair(model, policy, SamplePasses())
+    cut = dense_model.cut(policy)
+    model = cut.shrink()
+    dense_model.repair(model, cut, SamplePasses())
     sizes, cost = dense_model.sizes(policy), dense_model.relative_cost(policy)
     for point in points if found.fits else [0]:
         start, score = time.monotonic(), None

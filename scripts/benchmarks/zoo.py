@@ -131,9 +131,10 @@ def _run(name: str, onnx: bool) -> dict[str, Any]:
 def _in_onnx(structure: Structure, small: nn.Module, inputs: tuple[torch.Tensor, ...]) -> dict[str, Any]:
     """Compare the small model's ONNX file with PyTorch, and its latency (1 thread, batch 1) with the dense model's."""
     from autoprune.device.connect import make_target
+    from autoprune.device.runner import time_models
     from autoprune.errors import AutopruneError
-    from autoprune.export.verify import measure
     from autoprune.onnxgraph.export import export_onnx
+    from autoprune.pipeline.measurer import CANDIDATE_PROTOCOL
     from autoprune.profiling.policy_timer import random_feeds
 
     start = time.perf_counter()
@@ -145,7 +146,8 @@ def _in_onnx(structure: Structure, small: nn.Module, inputs: tuple[torch.Tensor,
             row["onnx_difference"] = _onnx_difference(small, path, inputs)
             row["onnx_s"] = round(time.perf_counter() - start, 2)
             export_onnx(structure.model, inputs, dense_path)
-            timings = measure([path], dense_path, make_target("ort-cpu"), random_feeds(structure, batch=1))
+            feeds, target = random_feeds(structure, batch=1), make_target("ort-cpu")
+            timings = time_models([path], target, feeds, reference=dense_path, protocol=CANDIDATE_PROTOCOL)
             row["latency_ratio"] = round(timings.ratios[0], 3)
         except (AutopruneError, RuntimeError) as error:
             row |= {"onnx_difference": row.get("onnx_difference", "failed"), "reason": str(error)[:300]}

@@ -11,8 +11,6 @@ import pytest
 from ablation_variants import VARIANTS
 from curves import read_rows
 
-from autoprune.pipeline import prepare
-from autoprune.pipeline.prepare import Setup
 from autoprune.search.effort import Effort
 from autoprune.task.builtin import make_task
 from autoprune.training.dense import build_dense, weights_to_bytes
@@ -30,6 +28,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Namespace:
         budget=["60%"],
         trials=6,
         workers=1,
+        by_prediction=True,
         points=[0],
         out=folder / "a.csv",
     )
@@ -45,12 +44,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
         return replace(effort, rungs=rungs, promoted=(2, 1))
 
     derive = Effort.derive
-    monkeypatch.setattr(prepare.Effort, "derive", derived)
-    monkeypatch.setattr("search.measured_ratios", _predicted)
-
-
-def _predicted(setup: Setup, policies: list) -> object:
-    return setup.costs(policies)[:, 0] / setup.table.dense_ms
+    monkeypatch.setattr(Effort, "derive", derived)
 
 
 @pytest.mark.slow

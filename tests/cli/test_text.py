@@ -51,7 +51,7 @@ def test_where_studies_went(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     def moved(*_: Any) -> list[str]:
         return ["rung-0"]
 
-    monkeypatch.setattr("autoprune.pipeline.commands.move_studies", moved)
+    monkeypatch.setattr("autoprune.pipeline.studies.move_studies", moved)
     assert run(monkeypatch, "study", "copy", ODD, "--to", f"journal:{ODD}") == 0
     assert capsys.readouterr().out == f"{ODD} goes on with journal:{ODD}, which has its 1 studies: rung-0\n"
 

@@ -95,8 +95,9 @@ def test_a_full_fine_tune_that_lowers_the_score_is_undone(dense_model: DenseMode
     assert result.undone
     assert result.measurement == repaired.measurement
     assert result.weights is not None
-    kept = dense_model.shrink(full.policy)
-    dense_model.repair(kept, full.policy, SamplePasses())
+    cut = dense_model.cut(full.policy)
+    kept = cut.shrink()
+    dense_model.repair(kept, cut, SamplePasses())
     for name, value in safetensors.torch.load(result.weights).items():
         assert torch.equal(value, kept.state_dict()[name]), name
     assert TrialResult.from_json(result.to_json()).undone
@@ -124,6 +125,6 @@ def test_a_full_fine_tune_that_diverges_is_undone_and_counted(dense_model: Dense
 
 
 def test_models_come_in_evaluation_mode(dense_model: DenseModel) -> None:
-    model = dense_model.shrink(spec(dense_model, PROXY).policy)
+    model = dense_model.cut(spec(dense_model, PROXY).policy).shrink()
     assert not model.training
     assert isinstance(model, nn.Module)

@@ -6,7 +6,8 @@ from autoprune.device.connect import make_target
 from autoprune.device.timing import Protocol
 from autoprune.errors import LatencyError, VerificationError
 from autoprune.export.onnx_file import export_candidate
-from autoprune.export.verify import measure, parity
+from autoprune.export.verify import parity
+from autoprune.pipeline.measurer import DeviceMeasurer
 from tests.small_nets import Residual
 
 QUICK = Protocol(repeats=2, sample_ms=0.05, warmup_runs=1, retries=0)
@@ -52,7 +53,7 @@ def test_outputs_that_are_not_finite_are_refused(exported):
 def test_exported_models_are_timed_beside_the_dense_one(exported):
     _, path = exported
     feeds = [np.zeros((2, 1, 8, 8), np.float32)]
-    timings = measure([path, path], path, make_target("ort-cpu", batch=2), feeds, protocol=QUICK)
+    timings = DeviceMeasurer(make_target("ort-cpu", batch=2)).timings([path, path], path, feeds, protocol=QUICK)
     assert len(timings.samples) == len(timings.latencies_ms) == 2
     assert timings.reference_ms > 0
 
@@ -61,7 +62,7 @@ def test_a_file_that_is_no_onnx_is_a_clear_error(exported, tmp_path):
     (tmp_path / "broken.onnx").write_bytes(b"broken")
     feeds = [np.zeros((1, 1, 8, 8), np.float32)]
     with pytest.raises(LatencyError, match=r"broken\.onnx"):
-        measure([exported[1]], tmp_path / "broken.onnx", make_target("ort-cpu"), feeds, protocol=QUICK)
+        DeviceMeasurer(make_target("ort-cpu")).timings([exported[1]], tmp_path / "broken.onnx", feeds, protocol=QUICK)
 
 
 class Nested(torch.nn.Module):

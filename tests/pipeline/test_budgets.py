@@ -17,10 +17,10 @@ from autoprune.allocation.limits import fits
 from autoprune.budgets import Limit
 from autoprune.errors import BudgetError
 from autoprune.pipeline.events import Silent
-from autoprune.pipeline.prepare import Setup, prepare
-from autoprune.pipeline.verification import meets
+from autoprune.pipeline.main import Prepared, prepare
 from autoprune.report import front_table, write_html
 from tests.conftest import OPTIONS, SPEC
+from tests.measurers import SimulatedMeasurer
 
 Search = Callable[..., autoprune.Run]
 
@@ -31,14 +31,15 @@ def searched(finished: autoprune.Run, tmp_path: Path) -> Search:
 
     def run(*budgets: str, **options: Any) -> autoprune.Run:
         known = {"table": str(finished.folder.table), "dense": str(finished.folder.dense), "trials": 6}
-        return autoprune.search(SPEC, run_dir=tmp_path / "run", **OPTIONS | known | {"budgets": budgets} | options)
+        options = OPTIONS | known | {"budgets": budgets} | options
+        return autoprune.search(SPEC, run_dir=tmp_path / "run", measurer=SimulatedMeasurer(), **options)
 
     return run
 
 
 @pytest.fixture
-def setup(copied: autoprune.Run) -> Setup:
-    return prepare(copied.config, copied.folder, Silent(), copied.open_task())
+def prepared(copied: autoprune.Run, measurer: SimulatedMeasurer) -> Prepared:
+    return prepare(copied.config, copied.folder, copied.open_task(), Silent(), measurer)
 
 
 def shown(document: dict[str, Any], path: Path) -> tuple[str, str]:
@@ -102,14 +103,14 @@ def test_a_budget_that_no_policy_meets_names_every_floor(searched: Search) -> No
         searched("80%", "bytes:1kB")
 
 
-def test_latency_is_met_within_noise_and_all_else_exactly(setup: Setup, copied: autoprune.Run) -> None:
+def test_latency_is_met_within_noise_and_all_else_exactly(prepared: Prepared, copied: autoprune.Run) -> None:
     policy = copied.models[0].policy
-    bytes_ = setup.dense_model.sizes(policy)["bytes"]
-    half_ms = setup.table.dense_ms / 2
+    bytes_ = prepared.dense_model.sizes(policy)["bytes"]
+    half_ms = prepared.costs.dense_ms / 2
 
     def met(ratio: float, most: float) -> bool:
         limits = {"b": Limit.of(latency_ms=half_ms, bytes=most)}
-        return meets(dataclasses.replace(setup, limits=limits), "b", policy, ratio)
+        return dataclasses.replace(prepared.costs, limits=limits).meets("b", policy, ratio)
 
     assert met(0.5, bytes_)
     assert met(0.504, bytes_)
@@ -117,11 +118,18 @@ def test_latency_is_met_within_noise_and_all_else_exactly(setup: Setup, copied: 
     assert not met(0.5, bytes_ - 1)
 
 
-def test_the_dense_model_fits_its_own_costs(setup: Setup) -> None:
-    assert setup.dense_costs[0] == setup.table.dense_ms
-    assert fits(setup.dense_costs, Limit(most=setup.dense_costs))
-    sizes = setup.dense_model.sizes(setup.dense_model.structure.dense_policy())
-    assert setup.dense_costs[1:] == tuple(sizes.values())
+def test_the_dense_model_fits_its_own_costs(prepared: Prepared) -> None:
+    dense_costs = prepared.costs.dense_costs
+    assert dense_costs[0] == prepared.costs.table.dense_ms
+    assert fits(dense_costs, Limit(most=dense_costs))
+    sizes = prepared.dense_model.sizes(prepared.dense_model.structure.dense_policy())
+    assert dense_costs[1:] == tuple(sizes.values())
+
+
+def test_a_budget_of_an_earlier_call_is_judged_by_all_that_it_limits(prepared: Prepared, copied: autoprune.Run) -> None:
+    policy = copied.models[0].policy
+    assert prepared.costs.meets("100%,bytes:90%", policy, 0.5)
+    assert not prepared.costs.meets("100%,bytes:1kB", policy, 0.5)
 
 
 def test_a_run_from_before_activations_were_counted_can_be_read(copied: autoprune.Run, tmp_path: Path) -> None:

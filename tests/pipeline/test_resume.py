@@ -15,10 +15,11 @@ from autoprune.errors import LatencyError, RunFolderError
 from autoprune.latency.table import LatencyTable
 from autoprune.pipeline.commands import verify_again
 from autoprune.pipeline.configuration import resolve
-from autoprune.pipeline.prepare import task_fingerprint
+from autoprune.pipeline.identity import task_fingerprint
 from autoprune.runfolder import RunFolder
 from autoprune.structure import analyze
 from tests.conftest import OPTIONS, SPEC
+from tests.measurers import SimulatedMeasurer
 from tests.pipeline import tiny
 
 
@@ -48,11 +49,11 @@ def test_other_budgets_that_were_not_searched_do_not_spoil_what_is_there(copied:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("autoprune.pipeline.main._run", stopped)
+        patch.setattr("autoprune.pipeline.main._search", stopped)
         with pytest.raises(KeyboardInterrupt):
             autoprune.search(run_dir=copied.folder.path, budgets=["90%"])
     digest = copied.models[0].digest
-    assert verify_again(copied.folder.path, digest)["score"] == copied.models[0].score
+    assert verify_again(copied.folder.path, digest, SimulatedMeasurer())["score"] == copied.models[0].score
 
 
 def test_data_that_draw_at_random_do_not_hinder_a_resumption() -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import sqlite3
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,10 @@ from autoprune.errors import BudgetError, LatencyError, RunFolderError, TaskErro
 from autoprune.latency.table import LatencyTable
 from autoprune.runfolder import RunFolder
 from tests.conftest import OPTIONS, SPEC
+from tests.measurers import SimulatedMeasurer
 from tests.pipeline import tiny
+
+search = partial(autoprune.search, measurer=SimulatedMeasurer())
 
 FRONT_KEYS = {
     "digest", "policy", "score", "test_score", "latency_ms_predicted", "latency_ms_measured", "latency_ratio",
@@ -44,8 +48,18 @@ def test_the_front_file_is_what_others_rely_on(finished: autoprune.Run) -> None:
         assert set(model) >= FRONT_KEYS
         assert model["policy"].keys() == {"features.0", "features.3", "features.7"}
         assert (finished.folder.path / model["onnx"]).is_file()
-        assert model["latency_ratio"] <= 0.82
+        assert model["latency_ratio"] == pytest.approx(_ratio(model["policy"]), rel=1e-9), (
+            "as measured, not as predicted"
+        )
         assert model["params"] < document["dense"]["params"]
+
+
+def _ratio(widths: dict[str, int]) -> float:
+    """What the simulated device takes for a policy, as a share of the dense model."""
+    measurer = SimulatedMeasurer()
+    machine = measurer.machine(measurer.structure)
+    row = [widths[unit.name] for unit in measurer.structure.units]
+    return float(machine.ms(np.array([row]))[0]) / machine.dense_ms
 
 
 def test_every_front_has_its_uniform_baselines(finished: autoprune.Run) -> None:
@@ -71,7 +85,9 @@ def test_the_run_folder_holds_what_it_says(finished: autoprune.Run) -> None:
     assert all(p.is_file() for p in (model.policy, model.weights, model.onnx, model.metrics))
     metrics = json.loads(model.metrics.read_text())
     assert metrics["onnx_relative_difference"] <= 1e-4
-    assert abs(metrics["prediction_error"]) < 1
+    ratio = metrics["latency_ms_predicted"] / finished.document["dense"]["latency_ms_measured"]
+    assert metrics["prediction_error"] == pytest.approx(ratio / metrics["latency_ratio"] - 1)
+    assert 0 < abs(metrics["prediction_error"]) < 0.03
     assert not list(finished.folder.path.rglob("*.tmp"))
 
 
@@ -110,7 +126,7 @@ def test_front_and_pick(finished: autoprune.Run) -> None:
 
 def test_the_same_call_again_changes_nothing(copied: autoprune.Run) -> None:
     before, front = study_rows(copied.folder), copied.folder.front.read_text()
-    again = autoprune.search(run_dir=copied.folder.path)
+    again = search(run_dir=copied.folder.path)
     assert study_rows(again.folder) == before
     assert again.folder.front.read_text() == front
 
@@ -120,7 +136,7 @@ def test_a_run_interrupted_after_the_search_goes_on(copied: autoprune.Run) -> No
     copied.folder.front.unlink()
     shutil.rmtree(copied.folder.model(digest).path)
     optuna.delete_study(study_name="rung-3", storage=f"sqlite:///{copied.folder.study}")
-    again = autoprune.search(run_dir=copied.folder.path)
+    again = search(run_dir=copied.folder.path)
     assert {m.digest for m in again.models} | {m.digest for m in again.others} >= {digest}
     assert again.folder.model(digest).onnx.is_file()
 
@@ -131,12 +147,12 @@ def test_a_run_interrupted_after_the_search_goes_on(copied: autoprune.Run) -> No
 )
 def test_another_run_needs_another_folder(finished: autoprune.Run, options: dict, message: str) -> None:
     with pytest.raises(RunFolderError, match=message):
-        autoprune.search(run_dir=finished.folder.path, **options)
+        search(run_dir=finished.folder.path, **options)
 
 
 def test_fresh_refuses_a_run(finished: autoprune.Run) -> None:
     with pytest.raises(RunFolderError, match="already holds a run"):
-        autoprune.search(run_dir=finished.folder.path, fresh=True)
+        search(run_dir=finished.folder.path, fresh=True)
 
 
 def test_a_budget_below_the_floor_states_it_and_may_be_changed(copied: autoprune.Run, tmp_path: Path) -> None:
@@ -145,14 +161,14 @@ def test_a_budget_below_the_floor_states_it_and_may_be_changed(copied: autoprune
     for name in ("study.db", "front.json"):
         (folder.path / name).unlink()
     with pytest.raises(BudgetError, match=r"the budget 1% .* cannot be reached: the smallest policy .* % of dense|%"):
-        autoprune.search(run_dir=folder.path, budgets=["1%"])
+        search(run_dir=folder.path, budgets=["1%"])
     assert (folder.read_config() or {})["budgets"] == OPTIONS["budgets"], "what cannot work is not kept"
-    assert autoprune.search(run_dir=folder.path, **OPTIONS).models
+    assert search(run_dir=folder.path, **OPTIONS).models
 
 
 def test_other_budgets_are_another_study_that_begins_with_what_is_known(copied: autoprune.Run) -> None:
     before = study_rows(copied.folder)
-    again = autoprune.search(run_dir=copied.folder.path, budgets=["75%"])
+    again = search(run_dir=copied.folder.path, budgets=["75%"])
     assert {model.budget for model in again.models} == {"75%"}
     assert all(model.meets_budget for model in again.models)
     after = study_rows(copied.folder)
@@ -166,14 +182,14 @@ def test_other_budgets_are_another_study_that_begins_with_what_is_known(copied: 
         (distinct,) = database.execute(policies).fetchone()
     assert found["rung-0.2"] >= found["rung-0"]
     assert distinct == found["rung-0.2"], "no policy was scored twice"
-    back = autoprune.search(run_dir=copied.folder.path, budgets=OPTIONS["budgets"])
+    back = search(run_dir=copied.folder.path, budgets=OPTIONS["budgets"])
     assert {m.digest for m in back.models} == {m.digest for m in copied.models}
 
 
 def test_a_task_object_runs_in_this_process(copied: autoprune.Run, tmp_path: Path) -> None:
     options = OPTIONS | {"trials": 2, "budgets": ["80%"], "strategy": "uniform"}
     task = tiny.make_task()
-    run = autoprune.search(task, run_dir=tmp_path / "object", table=str(copied.folder.table), **options)
+    run = search(task, run_dir=tmp_path / "object", table=str(copied.folder.table), **options)
     assert [m.strategy for m in run.models] == ["uniform"]
     with pytest.raises(UsageError, match="pass it again"):
         _ = autoprune.Run.open(run.folder.path).dense_model
@@ -182,7 +198,7 @@ def test_a_task_object_runs_in_this_process(copied: autoprune.Run, tmp_path: Pat
 
 def test_data_that_are_not_finite_stop_before_anything_is_trained(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"(?i)nan|finite"):
-        autoprune.search(SPEC.replace("make_task", "not_finite"), run_dir=tmp_path / "nan", **OPTIONS)
+        search(SPEC.replace("make_task", "not_finite"), run_dir=tmp_path / "nan", **OPTIONS)
     assert not RunFolder(tmp_path / "nan").dense.exists()
 
 
@@ -199,23 +215,23 @@ def test_data_that_are_not_finite_stop_before_anything_is_trained(tmp_path: Path
 )
 def test_unknown_names_leave_nothing_behind(tmp_path: Path, options: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        autoprune.search(run_dir=tmp_path / "new", **options)
+        search(run_dir=tmp_path / "new", **options)
     assert not (tmp_path / "new").exists()
 
 
 def test_a_damaged_weight_file_is_named(copied: autoprune.Run) -> None:
     copied.folder.dense.write_bytes(b"torn")
     with pytest.raises(TaskError, match="not a readable safetensors file"):
-        autoprune.search(run_dir=copied.folder.path)
+        search(run_dir=copied.folder.path)
 
 
 def test_metrics_of_other_weights_are_not_trusted(copied: autoprune.Run) -> None:
     files = copied.folder.model(copied.models[0].digest)
     metrics = json.loads(files.metrics.read_text())
     files.metrics.write_text(json.dumps(metrics | {"score": 0.123}))
-    assert autoprune.search(run_dir=copied.folder.path).candidate(copied.models[0].digest).record.score == 0.123
+    assert search(run_dir=copied.folder.path).candidate(copied.models[0].digest).record.score == 0.123
     files.metrics.write_text(json.dumps(metrics | {"score": 0.123, "weights_sha256": "of other weights"}))
-    again = autoprune.search(run_dir=copied.folder.path).candidate(copied.models[0].digest)
+    again = search(run_dir=copied.folder.path).candidate(copied.models[0].digest)
     assert again.record.score == metrics["score"]
 
 
@@ -223,11 +239,11 @@ def test_another_task_of_the_same_name_is_refused(copied: autoprune.Run, tmp_pat
     task = tiny.make_task()
     folder = tmp_path / "object"
     options = {"budgets": ["80%"], "strategy": "uniform", "table": str(copied.folder.table)}
-    autoprune.search(task, run_dir=folder, **options)
+    search(task, run_dir=folder, **options)
     x, y = task.train_set.tensors  # pyright: ignore[reportAttributeAccessIssue]
     other = dataclasses.replace(task, train_set=TensorDataset(x + 1, y))
     with pytest.raises(RunFolderError, match="another task"):
-        autoprune.search(other, run_dir=folder)
+        search(other, run_dir=folder)
 
 
 def test_a_changed_space_file_does_not_cost_the_table(copied: autoprune.Run, tmp_path: Path) -> None:
@@ -238,11 +254,11 @@ def test_a_changed_space_file_does_not_cost_the_table(copied: autoprune.Run, tmp
     for name in ("study.db", "front.json"):
         (folder.path / name).unlink()
     options = {"space": str(space), "budgets": ["80%"], "strategy": "uniform"}
-    autoprune.search(run_dir=folder.path, **options)
+    search(run_dir=folder.path, **options)
     table = folder.table.read_bytes()
     space.write_text("multiple_of: 8\n")
     with pytest.raises(RunFolderError, match="was changed since this search began"):
-        autoprune.search(run_dir=folder.path)
+        search(run_dir=folder.path)
     assert folder.table.read_bytes() == table
 
 
@@ -252,8 +268,8 @@ def test_a_table_of_another_device_decides_by_prediction_alone(copied: autoprune
     foreign.save(tmp_path / "foreign.json")
     options = OPTIONS | {"dense": str(copied.folder.dense), "table": str(tmp_path / "foreign.json")}
     with pytest.raises(LatencyError, match=r"cpu: .* here, 'another' there"):
-        autoprune.search(SPEC, run_dir=tmp_path / "run", **options)
-    run = autoprune.search(SPEC, run_dir=tmp_path / "run", allow_foreign_table=True, **options)
+        search(SPEC, run_dir=tmp_path / "run", **options)
+    run = search(SPEC, run_dir=tmp_path / "run", allow_foreign_table=True, **options)
     assert run.models
     for model in [*run.models, *run.others, *run.baselines]:
         assert model.latency_ms_measured is None
@@ -268,6 +284,6 @@ def test_weights_that_are_torn_are_made_anew(copied: autoprune.Run) -> None:
     before = weights.read_bytes()
     weights.write_bytes(before[: len(before) // 2])
     rows = study_rows(copied.folder)
-    autoprune.search(run_dir=copied.folder.path)
+    search(run_dir=copied.folder.path)
     assert weights.read_bytes() == before
     assert study_rows(copied.folder) == rows

@@ -39,39 +39,40 @@ def dense_model() -> DenseModel:
 
 def repaired(dense_model: DenseModel, widths: dict[str, int]):
     policy = Policy(space_id="", widths=dense_model.structure.full_widths | widths)
-    model = dense_model.shrink(policy)
-    dense_model.repair(model, policy, SamplePasses())
-    return model, policy
+    cut = dense_model.cut(policy)
+    model = cut.shrink()
+    dense_model.repair(model, cut, SamplePasses())
+    return model, cut
 
 
 def test_every_unit_alone_gives_the_outputs_of_the_whole_model(dense_model: DenseModel) -> None:
     shared = 0
     for unit in dense_model.structure.units:
         for width in (unit.width // 2, unit.width // 4):
-            model, policy = repaired(dense_model, {unit.name: width})
-            reused = dense_model.outputs_from_prefix(model, policy, 40)
+            model, cut = repaired(dense_model, {unit.name: width})
+            reused = dense_model.outputs_from_prefix(model, cut, 40)
             if reused is None:
                 continue
             shared += 1
             outputs, cost = reused
             wanted = predict_outputs(model, dense_model.task, dense_model.task.val_set, limit=40)
             assert torch.allclose(outputs, wanted, atol=1e-5)
-            assert 0 < cost < dense_model.relative_cost(policy)
+            assert 0 < cost < dense_model.relative_cost(cut.policy)
     assert shared >= 2
 
 
 def test_a_model_that_changes_from_the_start_has_no_prefix(dense_model: DenseModel) -> None:
-    model, policy = repaired(dense_model, {dense_model.structure.units[0].name: 3})
-    assert dense_model.outputs_from_prefix(model, policy, 40) is None
+    model, cut = repaired(dense_model, {dense_model.structure.units[0].name: 3})
+    assert dense_model.outputs_from_prefix(model, cut, 40) is None
 
 
 def test_values_that_take_too_much_memory_are_not_kept(
     dense_model: DenseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory_limits, "PREFIX_BYTES", 10)
-    model, policy = repaired(dense_model, {dense_model.structure.units[-1].name: 3})
+    model, cut = repaired(dense_model, {dense_model.structure.units[-1].name: 3})
     dense_model._prefixes.clear()
-    assert dense_model.outputs_from_prefix(model, policy, 40) is None
+    assert dense_model.outputs_from_prefix(model, cut, 40) is None
     dense_model._prefixes.clear()
 
 

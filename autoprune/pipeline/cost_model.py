@@ -1,0 +1,100 @@
+"""Costs of policies on the target, and the limits that budgets put on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+
+import numpy as np
+import numpy.typing as npt
+
+from autoprune.allocation.additive import Additive
+from autoprune.allocation.limits import fits, require_reachable
+from autoprune.budgets import BUDGET_TOLERANCE, Budget, Limit
+from autoprune.evaluation import additive_costs, cost_matrix, sizes
+from autoprune.latency.evidence import refit_table
+from autoprune.latency.predictor import LatencyPredictor
+from autoprune.latency.table import LatencyTable
+from autoprune.records import COSTS, Policy, SearchSpace
+from autoprune.structure import Structure
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostModel:
+    """Predicts the latency of policies by a table, and counts their sizes exactly.
+
+    `limits` maps every budget, as written, to its maxima.
+    """
+
+    structure: Structure
+    table: LatencyTable
+    limits: Mapping[str, Limit] = field(default_factory=dict)
+
+    @cached_property
+    def predictor(self) -> LatencyPredictor:
+        """The predictor of the table."""
+        return self.table.predictor(self.structure)
+
+    @property
+    def dense_ms(self) -> float:
+        """Measured latency of the dense model."""
+        return self.table.dense_ms
+
+    @cached_property
+    def dense_costs(self) -> tuple[float, ...]:
+        """Costs of the dense model in the order of `records.COSTS`; its latency is the measured one."""
+        structure = self.structure
+        by_name = sizes(structure, structure.widths([structure.dense_policy()])) | {"latency_ms": [self.dense_ms]}
+        return tuple(float(by_name[name][0]) for name in COSTS)
+
+    def limited_costs(self, policies: Sequence[Policy]) -> npt.NDArray[np.float64]:
+        """Return the costs that the limits are about and the predicted latency, `[P, K]`; all others are 0."""
+        limited = {name for limit in self.limits.values() for name in limit.limited}
+        return cost_matrix(self.structure, self.predictor, policies, {"latency_ms", *limited})
+
+    def predict_ms(self, policy: Policy) -> float:
+        """Return the predicted latency of one policy."""
+        return float(self.predictor.predict([policy])[0])
+
+    def predicted_ratios(self, policies: Sequence[Policy]) -> npt.NDArray[np.float64]:
+        """Return predicted latencies as shares of the dense model's, `[P]`."""
+        # One at a time: a batch may round differently, and trials were predicted one at a time.
+        return np.array([self.predict_ms(policy) for policy in policies]) / self.dense_ms
+
+    def additive(self, space: SearchSpace) -> Additive:
+        """Return the costs as sums of tables over the levels of a space, for the solver."""
+        return additive_costs(self.structure, self.predictor, space)
+
+    def meets(self, budget: str, policy: Policy, ratio: float, tolerance: float = BUDGET_TOLERANCE) -> bool:
+        """Return whether a policy meets a budget: its latency within the tolerance, all other costs exactly.
+
+        Args:
+            budget: as written; one that is not among the limits is of an earlier call of the run.
+            policy: the policy.
+            ratio: its latency as a share of the dense model's.
+            tolerance: share by which the latency may pass its maximum.
+        """
+        limit = self.limits.get(budget) or Budget.parse(budget).limit(self.dense_costs)
+        costs = cost_matrix(self.structure, self.predictor, [policy], limit.limited)[0]
+        return bool(fits([ratio * self.dense_ms / (1 + tolerance), *costs[1:]], limit))
+
+    def corrected(self, policies: Sequence[Policy], ratios: np.ndarray) -> CostModel:
+        """Return the model whose table is also fitted to policies that were measured at `ratios` `[P]` of dense."""
+        table = refit_table(self.table, self.structure, self.structure.widths(policies), ratios)
+        return CostModel(structure=self.structure, table=table, limits=self.limits)
+
+
+def reachable_costs(
+    structure: Structure, table: LatencyTable, space: SearchSpace, budgets: Sequence[Budget]
+) -> CostModel:
+    """Return the cost model with the limits of all budgets.
+
+    Raises:
+        BudgetError: states the floors when no policy of the space can meet a budget.
+    """
+    free = CostModel(structure=structure, table=table)
+    limits = {str(budget): budget.limit(free.dense_costs) for budget in budgets}
+    predict = partial(cost_matrix, structure, free.predictor)
+    require_reachable(space, predict, limits, free.additive(space))
+    return CostModel(structure=structure, table=table, limits=limits)

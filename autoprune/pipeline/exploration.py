@@ -1,0 +1,128 @@
+"""The search of a run: rungs of trials, again with a corrected latency table while predictions are wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy.typing as npt
+
+from autoprune.config import RunConfig
+from autoprune.evaluation import DenseModel
+from autoprune.executors.base import Executor
+from autoprune.pipeline.channel_order import importance
+from autoprune.pipeline.cost_model import CostModel
+from autoprune.pipeline.deployment import Deployment
+from autoprune.pipeline.events import Events
+from autoprune.pipeline.progress import RungWatcher
+from autoprune.pipeline.table_correction import corrected_costs, widened
+from autoprune.records import SearchSpace
+from autoprune.runfolder import write_json
+from autoprune.search.controller import Outcome, run_search
+from autoprune.search.effort import Effort
+from autoprune.search.explore import SENSITIVITY, Search
+from autoprune.search.strategies import Strategy
+from autoprune.study.location import StudyLocation
+from autoprune.task.base import Task
+from autoprune.trials import FORWARD_SHARE, TrialResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exploration:
+    """The outcome of a search, the plan that it followed, and the costs, whose table it may have corrected."""
+
+    plan: Search
+    costs: CostModel
+    outcome: Outcome
+
+    @property
+    def last_rung(self) -> Sequence[TrialResult]:
+        """Results of the dearest rung."""
+        return self.outcome.results[self.plan.effort.rungs[-1].name]
+
+
+def search_plan(
+    config: RunConfig,
+    location: StudyLocation,
+    space: SearchSpace,
+    dense_model: DenseModel,
+    costs: CostModel,
+    effort: Effort,
+) -> Search:
+    """Return everything that determines the search of a run."""
+    return Search(
+        location=location,
+        space=space,
+        dense_widths=dense_model.structure.full_widths,
+        predict=costs.limited_costs,
+        limits=tuple(costs.limits.values()),
+        effort=effort,
+        run_seed=config.seed,
+        strategy=config.strategy,
+        sampler=config.sampler,
+        additive=costs.additive(space),
+        importance=importance(config, dense_model.structure, dense_model.task),
+    )
+
+
+def explore(
+    plan: Search,
+    costs: CostModel,
+    deployment: Deployment,
+    executor: Executor,
+    events: Events,
+    strategy: Strategy | None = None,
+) -> Exploration:
+    """Search; while the best candidates' predictions are wrong, correct the table and search on.
+
+    Args:
+        plan: the search by the table as it is; its effort grows with every correction.
+        costs: predicts the costs of policies.
+        deployment: measures the best candidates; its run folder keeps sensitivities and corrected tables.
+        executor: runs the trials.
+        events: receives the progress of every rung.
+        strategy: takes the place of the one that the plan names.
+    """
+    effort = plan.effort
+    while True:
+        plan = replace(
+            plan,
+            predict=costs.limited_costs,
+            additive=costs.additive(plan.space),
+            effort=widened(effort, costs.table.refits),
+        )
+        outcome = run_search(plan, executor, RungWatcher(costs.limits, events), strategy)
+        if outcome.sensitivities is not None:
+            write_json(deployment.folder.sensitivity, _sensitivity_record(plan.space, outcome, outcome.sensitivities))
+        exploration = Exploration(plan=plan, costs=costs, outcome=outcome)
+        corrected = corrected_costs(plan, exploration.last_rung, costs, deployment, events)
+        if corrected is None:
+            return exploration
+        costs = corrected
+
+
+def search_passes(outcome: Outcome, effort: Effort, task: Task, slots: int, channel_passes: float) -> dict[str, float]:
+    """Return the sample passes of every part of a search: each rung, the sensitivities, channel scores, the teacher.
+
+    Args:
+        outcome: of the search.
+        effort: its rungs.
+        task: says whether the dense model teaches.
+        slots: places where trials ran; the teacher sees the batches of a rung once in each.
+        channel_passes: what the scores of channels took.
+    """
+    passes = {name: sum(r.sample_passes for r in rung) for name, rung in outcome.results.items()}
+    distils = task.tuning_recipe.distill_weight > 0 or not task.trains
+    shared = task.train_step is None and distils
+    taught = sum(f.finetune_samples for f in effort.rungs if shared and outcome.results[f.name])
+    return passes | {"scores": channel_passes, "teacher": FORWARD_SHARE * taught * slots}
+
+
+def _sensitivity_record(
+    space: SearchSpace, outcome: Outcome, divergence: Mapping[str, npt.NDArray]
+) -> dict[str, dict[str, object]]:
+    """Return the divergence by unit and width, and the widths at which it was measured; the others are estimated."""
+    levels, alone = space.levels, outcome.results[SENSITIVITY]
+    by_width = {name: dict(zip(levels[name], values.tolist(), strict=True)) for name, values in divergence.items()}
+    measured = {name: sorted({r.policy.widths[name] for r in alone} - {levels[name][-1]}) for name in space.searched}
+    return {"divergence": dict(by_width), "measured": dict(measured)}

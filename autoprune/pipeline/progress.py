@@ -1,0 +1,89 @@
+"""Announcements before a search, and its progress as events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from autoprune.budgets import Limit
+from autoprune.config import RunConfig
+from autoprune.evaluation import DenseModel
+from autoprune.pipeline.cost_model import CostModel
+from autoprune.pipeline.dense import seconds_per_pass
+from autoprune.pipeline.events import Events
+from autoprune.records import SearchSpace
+from autoprune.search.controller import Outcome
+from autoprune.search.effort import Effort, proxy_passes
+from autoprune.search.explore import SENSITIVITY
+from autoprune.search.rung import Progress
+from autoprune.search.sensitivity import anchor_policies
+from autoprune.study.samplers import GP_SECONDS
+from autoprune.task.batches import length
+
+
+class RungWatcher:
+    """Turns the progress of a rung into events; a new rung is a new stage."""
+
+    def __init__(self, limits: Mapping[str, Limit], events: Events) -> None:
+        self._events = events
+        self._budgets = {limit: budget for budget, limit in limits.items()}
+        self._rung = ""
+
+    def __call__(self, progress: Progress) -> None:
+        """Report one step of a rung."""
+        if progress.rung != self._rung:
+            self._rung = progress.rung
+            self._events.stage(f"Rung {progress.rung}")
+        best = [
+            f"{self._budgets[limit]} {score:.3f} (divergence {progress.best_loss[limit]:.2f})"
+            for limit, score in progress.best_score.items()
+        ]
+        self._events.advance(progress.done, progress.total, "best: " + ", ".join(best))
+
+
+def announce(
+    config: RunConfig,
+    space: SearchSpace,
+    dense_model: DenseModel,
+    costs: CostModel,
+    effort: Effort,
+    slots: int,
+    events: Events,
+) -> None:
+    """Note what the effort means and how long it may take on `slots` workers, before anything is spent."""
+    for fidelity, count in effort.trials_at(len(costs.limits)).items():
+        samples = fidelity.finetune_samples
+        tuning = f"{samples:,} samples of fine-tuning" if samples else "no fine-tuning"
+        events.note(f"{fidelity.name}: about {count} policies, {tuning}")
+    apart = len(anchor_policies(space)) if config.strategy == "guided" else 0
+    if apart:
+        events.note(f"{SENSITIVITY}: {apart} policies, in each of which one unit is narrower")
+    examples = length(dense_model.task.val_set)
+    share = float(np.mean([_largest_share(limit, costs.dense_costs) for limit in costs.limits.values()]))
+    passes = effort.expected_passes(budgets=len(costs.limits), val_examples=examples, share=share, apart=apart)
+    each_s = seconds_per_pass(dense_model.task, dense_model.module)
+    minutes = max(passes * each_s / slots / 60, 0.1)
+    events.note(f"about {passes:,.0f} sample passes, {minutes:.1f} min on {slots} worker(s)")
+    proxy_s = share * proxy_passes(effort, examples) * each_s / slots
+    if config.strategy == "direct" and config.sampler == "gp" and proxy_s < GP_SECONDS:
+        events.note(
+            f"the gp sampler takes a minute or more for a proposal in a large space, and workers finish one every "
+            f"{proxy_s:.1g} s: they will wait for it. --sampler tpe keeps up."
+        )
+
+
+def _largest_share(limit: Limit, dense_costs: tuple[float, ...]) -> float:
+    """Return what a policy on a limit costs at most, as a share of the dense model: its tightest maximum."""
+    return min(1.0, *(most / dense for most, dense in zip(limit.most, dense_costs, strict=True)))
+
+
+def note_outcome(outcome: Outcome, events: Events) -> None:
+    """Note what every rung took, and what the search says about itself."""
+    for name, rung in outcome.results.items():
+        failed = sum(result.status == "failed" for result in rung)
+        passes = sum(result.sample_passes for result in rung)
+        text = f"{name}: {len(rung)} policies, {passes:,.0f} sample passes"
+        events.note(text + (f", {failed} failed" if failed else ""))
+    for line in (*outcome.notes, *map(str, outcome.correlations)):
+        events.note(line)

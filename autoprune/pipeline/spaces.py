@@ -1,0 +1,87 @@
+"""The search-space file of a run, read once, and the spaces that it gives before and after a profile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from autoprune.budgets import Budget
+from autoprune.config import RunConfig
+from autoprune.errors import ConfigError
+from autoprune.latency.table import LatencyTable
+from autoprune.records import SearchSpace, Unit
+from autoprune.space import SpaceSpec, Useful, build_space, find_space, load_spec, needs_table
+from autoprune.structure import Structure
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceFile:
+    """A search-space file for the units of one model.
+
+    `name` is what users call the space, `structure_digest` the model's; `timed`: some budget limits the latency.
+    """
+
+    name: str
+    file_name: str
+    spec: SpaceSpec
+    units: Sequence[Unit]
+    structure_digest: str
+    timed: bool
+
+    @classmethod
+    def read(cls, config: RunConfig, structure: Structure) -> SpaceFile:
+        """Read the file that a configuration names; `UsageError` or `ConfigError` for an unknown or a wrong one."""
+        path = find_space(config.space)
+        return cls(
+            name=config.space,
+            file_name=path.name,
+            spec=load_spec(path),
+            units=structure.units,
+            structure_digest=structure.digest(),
+            timed=any(Budget.parse(text).timed for text in config.budgets),
+        )
+
+    @property
+    def efficient(self) -> bool:
+        """Whether the levels of some unit are the useful widths of a latency table."""
+        return needs_table(self.spec)
+
+    def scanned(self) -> SearchSpace:
+        """Return the space before there is a table: with efficient levels, the widths that a profile scans."""
+        return self._built()
+
+    def narrowed(self, useful: Useful, all_levels: Mapping[str, Sequence[int]] | None = None) -> SearchSpace:
+        """Return the space of useful widths.
+
+        Where no width is faster than another and no budget limits the latency, it is the space of `all_levels`
+        (default: those that a profile scans).
+
+        Raises:
+            ConfigError: when no width is faster than another and a budget limits the latency.
+        """
+        try:
+            return self._built(useful)
+        except ConfigError:
+            if self.timed:
+                raise
+        return self._built(all_levels)
+
+    def of_table(self, table: LatencyTable) -> SearchSpace:
+        """Return the space to search with a table; `LatencyError` when the table lacks one of its widths."""
+        if not self.efficient:
+            space = self._built()
+            table.require_space(space)
+            return space
+        levels = table.space.levels
+        useful = {u.name: [w for w in table.useful.get(u.name, ()) if w in levels[u.name]] for u in self.units}
+        return self.narrowed(useful, levels)
+
+    def evenly_spaced(self) -> SearchSpace:
+        """Return a space of evenly spaced widths, for a device that cannot be asked which of them are useful."""
+        scanned = self.scanned()
+        if not self.efficient:
+            return scanned
+        return build_space(self.spec, self.units, self.structure_digest, self.name, scanned.levels)
+
+    def _built(self, useful: Useful | None = None) -> SearchSpace:
+        return build_space(self.spec, self.units, self.structure_digest, self.file_name, useful)
