@@ -59,7 +59,7 @@ class Points:
 
 @dataclass(frozen=True, kw_only=True)
 class _Message:
-    """What is left of eliminated units: points for each combination of levels of `scope`."""
+    """Points of eliminated units, for each combination of levels of the units in `scope`."""
 
     scope: tuple[str, ...]
     points: Mapping[tuple[int, ...], Points]
@@ -85,7 +85,7 @@ class Elimination:
 
     @property
     def possible(self) -> bool:
-        """Whether there are units, and few enough of them stand together."""
+        """Whether there are units, and every elimination joins few enough states."""
         return bool(self.order)
 
     def front(self, sensitivities: Mapping[str, Array]) -> Points:
@@ -97,10 +97,10 @@ class Elimination:
             tables = [table for table in tables if name not in table.units]
             messages = [message for message in messages if name not in message.scope]
             messages.append(self._without(name, sensitivities[name], mine, incoming))
-        found = messages[0].points[()]
+        points = messages[0].points[()]
         for message in messages[1:]:
-            found = found.plus(message.points[()])
-        return Points(cost=found.cost + self._constant, loss=found.loss, choices=found.choices)
+            points = points.plus(message.points[()])
+        return Points(cost=points.cost + self._constant, loss=points.loss, choices=points.choices)
 
     def policy(self, choices: Choices) -> Policy:
         """The policy of one row of choices `[units]`."""
@@ -113,13 +113,13 @@ class Elimination:
         points = {}
         for state in itertools.product(*(range(len(self._space.levels[u])) for u in scope)):
             levels = dict(zip(scope, state, strict=True))
-            found = []
+            alternatives = []
             for level, loss in enumerate(losses):
                 levels[name] = level
                 if np.isfinite(loss):
                     cost = sum(float(table.values[tuple(levels[u] for u in table.units)]) for table in tables)
-                    found.append(self._one(place, level, cost, float(loss), incoming, levels))
-            points[state] = _united(found)
+                    alternatives.append(self._one(place, level, cost, float(loss), incoming, levels))
+            points[state] = _united(alternatives)
         return _Message(scope=scope, points=points)
 
     def _one(
@@ -127,10 +127,10 @@ class Elimination:
     ) -> Points:
         choices = np.full((1, len(self._names)), -1, dtype=np.int16)
         choices[0, place] = level
-        found = Points(cost=np.array([cost]), loss=np.array([loss]), choices=choices)
+        points = Points(cost=np.array([cost]), loss=np.array([loss]), choices=choices)
         for message in sorted(incoming, key=lambda m: len(m.points[tuple(levels[u] for u in m.scope)].cost)):
-            found = found.plus(message.points[tuple(levels[u] for u in message.scope)])
-        return found
+            points = points.plus(message.points[tuple(levels[u] for u in message.scope)])
+        return points
 
     def _elimination_order(self) -> tuple[str, ...] | None:
         """Greedily the unit that brings the fewest states together; `None` when even that is too many."""
@@ -157,9 +157,9 @@ def _scope(part: CostTable | _Message) -> tuple[str, ...]:
     return part.units if isinstance(part, CostTable) else part.scope
 
 
-def _united(found: Sequence[Points]) -> Points:
+def _united(alternatives: Sequence[Points]) -> Points:
     return Points(
-        cost=np.concatenate([points.cost for points in found]),
-        loss=np.concatenate([points.loss for points in found]),
-        choices=np.concatenate([points.choices for points in found]),
+        cost=np.concatenate([points.cost for points in alternatives]),
+        loss=np.concatenate([points.loss for points in alternatives]),
+        choices=np.concatenate([points.choices for points in alternatives]),
     ).pruned()

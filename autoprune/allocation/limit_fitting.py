@@ -59,9 +59,9 @@ def _walk(start: Indices, end: Indices, rng: np.random.Generator) -> Indices:
 def _first(points: Indices, wanted: bool, space: SearchSpace, predict: Predict, limit: Limit) -> int | None:
     """The first of the points that fits, or that does not; most walks need not be looked at to their ends."""
     for start in range(0, len(points), _CHUNK):
-        found = np.flatnonzero(_fitting(points[start : start + _CHUNK], space, predict, limit) == wanted)
-        if found.size:
-            return start + int(found[0])
+        matches = np.flatnonzero(_fitting(points[start : start + _CHUNK], space, predict, limit) == wanted)
+        if matches.size:
+            return start + int(matches[0])
     return None
 
 

@@ -25,7 +25,7 @@ _TOLERANCE = np.array([1e-6 if name == "latency_ms" else 0.0 for name in COSTS])
 
 
 def excess(costs: npt.ArrayLike, limit: Limit) -> npt.NDArray[np.float64]:
-    """How far costs are beyond a limit, `[...]`: the largest share of a maximum; 0 or less when all of them fit."""
+    """How far costs are beyond a limit, `[...]`: the largest share of a maximum; 0 or less when all fit."""
     return (np.asarray(costs, dtype=float) / np.array(limit.most) - 1 - _TOLERANCE).max(axis=-1)
 
 
@@ -76,5 +76,5 @@ def _setters(space: SearchSpace, limit: Limit, floor: npt.NDArray[np.float64], a
         for unit in set(table.units) & shares.keys():
             shares[unit] += float(table.values[places]) / float(floor[COSTS.index(name)])
     largest = sorted(shares, key=lambda unit: -shares[unit])[:_SETTERS]
-    found = ", ".join(f"{unit} at {smallest.widths[unit]} ({shares[unit]:.0%})" for unit in largest)
-    return f", most of it in operators of {found}" if found else ""
+    units = ", ".join(f"{unit} at {smallest.widths[unit]} ({shares[unit]:.0%})" for unit in largest)
+    return f", most of it in operators of {units}" if units else ""

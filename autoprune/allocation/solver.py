@@ -43,7 +43,7 @@ Widen = Callable[[Policy, SearchSpace, Predict, Limit], Policy]
 
 
 class Allocation(Protocol):
-    """What is asked of a solver: `Solver`, or another that answers the same question."""
+    """Protocol of a solver of allocations, such as `Solver`."""
 
     def solve(
         self, sensitivities: Sensitivities, limit: Limit, *, differ_from: Sequence[Policy] = (), by: int = 2
@@ -121,20 +121,20 @@ class Solver:
         integrality = np.zeros(self._width)
         integrality[: self._binaries] = 1
         with _silent():
-            found = optimize.milp(
+            solution = optimize.milp(
                 objective / scale,
                 constraints=constraints,
                 bounds=optimize.Bounds(0, highest),  # pyright: ignore[reportArgumentType]
                 integrality=integrality,
                 options={"mip_rel_gap": 1e-6},
             )
-        if found.status == _INFEASIBLE:
+        if solution.status == _INFEASIBLE:
             return None
-        if found.x is None:
-            raise TrialError(f"the allocation could not be solved: {found.message}")
+        if solution.x is None:
+            raise TrialError(f"the allocation could not be solved: {solution.message}")
         widths = {}
         for name, columns in self._columns.items():
-            widths[name] = self._space.levels[name][int(np.argmax(found.x[columns]))]
+            widths[name] = self._space.levels[name][int(np.argmax(solution.x[columns]))]
         return self._space.policy(widths)
 
     def _limits(self, limit: Limit) -> list[optimize.LinearConstraint]:

@@ -36,8 +36,8 @@ def baselines(
     space: SearchSpace, dense_widths: Mapping[str, int], predict: Predict, limits: Sequence[Limit]
 ) -> dict[Limit, Policy]:
     """The uniform policy of every limit that has one."""
-    found = {limit: uniform_policy(space, dense_widths, predict, limit) for limit in limits}
-    return {limit: policy for limit, policy in found.items() if policy is not None}
+    policies = {limit: uniform_policy(space, dense_widths, predict, limit) for limit in limits}
+    return {limit: policy for limit, policy in policies.items() if policy is not None}
 
 
 def _snapped(space: SearchSpace, dense_widths: Mapping[str, int], ratio: float) -> Policy:

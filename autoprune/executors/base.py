@@ -26,7 +26,7 @@ class Executor(AbstractContextManager["Executor"]):
     """Runs trials in some number of `slots`; results come back in any order.
 
     `submit` never blocks. `wait` returns one finished trial of those submitted and not yet returned; there must be one.
-    A trial that raises is returned as `failed`, one whose worker dies or takes too long as `lost`: whoever submitted it
+    A trial that raises is returned as `failed`, one whose worker dies or takes too long as `lost`: its caller
     decides whether it runs again. `close` ends running trials at once.
     """
 

@@ -70,11 +70,11 @@ class Handoff:
                 self._overdue.add(name)
                 end()
 
-    def done(self, name: str, found: TrialResult | str) -> None:
-        """A result, or why there is none and will be none."""
+    def done(self, name: str, result: TrialResult | str) -> None:
+        """Take the result of a trial, or the reason why the trial has no result and will have none."""
         self._running.pop(name, None)
         if self._specs.pop(name, None) is not None:
-            self.finished.put(found)
+            self.finished.put(result)
 
     def worker_died(self, name: str, error: str) -> None:
         """The worker of a trial is gone; `error` is what the scheduler says about it."""
@@ -94,7 +94,7 @@ class Handoff:
 
 
 def _detail(error: str) -> str:
-    """What matters of the page that Ray writes about a dead actor."""
+    """The end of the page that Ray writes about a dead actor, which names the cause."""
     text = " ".join(error.split())
-    _, found, detail = text.partition("Worker exit detail: ")
-    return detail[:150] if found else text[-150:] or "no reason is known"
+    _, separator, detail = text.partition("Worker exit detail: ")
+    return detail[:150] if separator else text[-150:] or "no reason is known"

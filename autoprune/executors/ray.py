@@ -1,7 +1,7 @@
-"""Trials on a Ray cluster, each of them a trial of Ray Tune. Only this file and `tune.py` import Ray.
+"""Trials on a Ray cluster, each a trial of Ray Tune. Only this file and `tune.py` import Ray.
 
 Tune places trials, keeps their actors and notices when one is gone; it decides nothing. A searcher hands it what was
-submitted, a callback takes what comes back, and its own retries are off, because the study would not know of them: a
+submitted, a callback takes what comes back, and its own retries are off, because the study would not record them: a
 trial whose actor dies is returned as `lost`. Nothing that Tune writes is ever read again.
 
 Call `cluster.authenticate` before this module is imported: Ray reads how to authenticate at its import.
@@ -84,11 +84,11 @@ class RayExecutor(Executor):
 
     def wait(self) -> TrialResult:
         """Block until a trial has finished. `AutopruneError` when an actor cannot prepare, or Tune ends."""
-        found = self._handoff.finished.get()
-        if isinstance(found, TrialResult):
-            return found
-        self._handoff.finished.put(found)  # whoever asks again is told again
-        raise AutopruneError(found)
+        result = self._handoff.finished.get()
+        if isinstance(result, TrialResult):
+            return result
+        self._handoff.finished.put(result)  # the next call gets the same reason
+        raise AutopruneError(result)
 
     def close(self) -> None:
         """End running trials, Tune, and then the Ray instance if it is ours.

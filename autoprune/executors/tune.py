@@ -79,7 +79,7 @@ class _Trainable(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """Run the trial of the config."""
         spec = self.config["job"].spec
-        return {"found": self._broken or guarded(self._evaluate, spec), "done": True}
+        return {"trial_result": self._broken or guarded(self._evaluate, spec), "done": True}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Nothing of a trial is left behind: the actor may take the next."""
@@ -91,8 +91,10 @@ def _versions() -> dict[str, str]:
 
 
 def _difference(theirs: Mapping[str, str]) -> str | None:
-    found = [f"{name} {own} instead of {theirs[name]}" for name, own in _versions().items() if own != theirs[name]]
-    return f"a node has {', '.join(found)}: install the same versions on every node" if found else None
+    differences = [
+        f"{name} {own} instead of {theirs[name]}" for name, own in _versions().items() if own != theirs[name]
+    ]
+    return f"a node has {', '.join(differences)}: install the same versions on every node" if differences else None
 
 
 class _Unsaved:
@@ -111,10 +113,10 @@ class _Queue(_Unsaved, Searcher):
 
     def suggest(self, trial_id: str) -> Any:  # a config, `FINISHED`, or `None`
         """The next trial."""
-        found = self._handoff.next(trial_id)
-        if isinstance(found, TrialSpec):
-            return {"job": _Job(found)}
-        return Searcher.FINISHED if found is Instruction.END else None
+        handed = self._handoff.next(trial_id)
+        if isinstance(handed, TrialSpec):
+            return {"job": _Job(handed)}
+        return Searcher.FINISHED if handed is Instruction.END else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Told by the callback already."""
@@ -144,7 +146,7 @@ class _Closing(_Unsaved, tune.Stopper):
 class _KeepActors(_Unsaved, FIFOScheduler):
     """Keeps the actors of finished trials while the controller thinks about the next ones.
 
-    By default all but one of them end with a batch, and the next batch pays for new processes and new evaluators.
+    By default all actors but one end with a batch, and the next batch pays for new processes and new evaluators.
     """
 
     def __init__(self, slots: int) -> None:
@@ -183,7 +185,7 @@ class _Watch(_Unsaved, tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """Pass a result on; a model's weights do not go into Tune's snapshots."""
-        self._handoff.done(trial.trial_id, result.pop("found"))
+        self._handoff.done(trial.trial_id, result.pop("trial_result"))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The actor is gone."""

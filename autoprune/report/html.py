@@ -63,7 +63,7 @@ def _table_line(document: Mapping[str, Any]) -> str:
     text = (
         f"Measured {table['created']} with {target['runtime']} {target['runtime_version']} ({target['provider']}, "
         f"{target['threads']} thread(s), batch {target['batch']}, {target['precision']}) on {target['cpu']}; "
-        f"{sum(table['policies'].values())} policies, fitted anew {table['refits']} time(s)."
+        f"{sum(table['policies'].values())} policies, fitted again {table['refits']} time(s)."
     )
     return text + (f" A foreign table: {'; '.join(table['foreign'])}." if table["foreign"] else "")
 

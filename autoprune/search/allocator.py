@@ -41,22 +41,22 @@ class Allocator:
         """The policy of least summed sensitivity; `None` when there is none that differs from others in two units.
 
         Removed branches count `removals` times: what they lose compared with narrow ones differs most between a proxy
-        and a fine-tuned model. Infinity keeps all of them.
+        and a fine-tuned model. Infinity keeps all branches.
         """
         table = {name: self.table[name].copy() for name in self.space.searched}
         for name, losses in table.items():
             if self.space.levels[name][0] == 0:
                 # A removal that loses nothing is out of the question as well.
                 losses[0] = np.inf if np.isinf(removals) else removals * losses[0]
-        found = self.solver.solve(table, limit, differ_from=differ_from)
-        if found is None:
+        policy = self.solver.solve(table, limit, differ_from=differ_from)
+        if policy is None:
             return None
-        if not fits(self.predict([found])[0], limit):
-            fitted = fit_to_limit(found, self.space, self.predict, limit, np.random.default_rng(0))
+        if not fits(self.predict([policy])[0], limit):
+            fitted = fit_to_limit(policy, self.space, self.predict, limit, np.random.default_rng(0))
             if fitted is None:
                 return None
-            found = fitted
-        return self.widen(found, self.space, self.predict, limit)
+            policy = fitted
+        return self.widen(policy, self.space, self.predict, limit)
 
     def additive(self, policies: Sequence[Policy]) -> Array:
         """Summed sensitivities of policies, `[P]`."""

@@ -44,7 +44,7 @@ class RankCorrelation:
 def rank_correlation(
     cheap: Sequence[TrialResult], dear: Sequence[TrialResult], limits: Sequence[Limit]
 ) -> RankCorrelation | None:
-    """Correlation of two rungs over the policies that both have scored; `None` for too few of them.
+    """Correlation of two rungs over the policies that both have scored; `None` for too few policies.
 
     Ranks are taken within each limit (the tightest that a policy fits), because between limits any score separates
     policies. The interval is Fisher's, with the variance of Bonett and Wright (2000).
@@ -55,7 +55,7 @@ def rank_correlation(
         if policy in first:
             groups.setdefault(_group(dear, policy, limits), []).append(policy)
     ranks = [
-        [(stats.rankdata([found[p] for p in group]) - (len(group) + 1) / 2) / len(group) for found in (first, second)]
+        [(stats.rankdata([losses[p] for p in group]) - (len(group) + 1) / 2) / len(group) for losses in (first, second)]
         for group in groups.values()
         if len(group) > 2
     ]
@@ -81,7 +81,7 @@ def rank_correlation(
 def promotion_size(rho: float, candidates: int) -> int:
     """Fewest candidates that hold the best one with 90 % probability, when the cheap score ranks it by `rho`.
 
-    Under a Gaussian copula, by simulation; all of them when `rho` is not positive.
+    Under a Gaussian copula, by simulation; all candidates when `rho` is not positive.
     """
     if rho <= 0 or candidates < 2:
         return candidates

@@ -47,7 +47,7 @@ class Search:
         space: the units and their levels.
         dense_widths: width of every unit of the dense model.
         predict: costs of policies, `[P, K]`.
-        limits: every policy of the front fits one of them.
+        limits: every policy of the front fits one limit.
         effort: trials, fidelities and promotions.
         run_seed: seed of everything random.
         additive: costs as sums of tables, which the solver works with.

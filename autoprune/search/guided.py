@@ -89,7 +89,7 @@ def _refine(explorer: Explorer, refinements: list[Refinement], first: Mapping[Po
 
 
 def _rounds(trials: int, limits: int, slots: int) -> tuple[int, int]:
-    """Return how many policies a limit evaluates, and how many of them are scored together.
+    """Return how many policies a limit evaluates, and how many are scored together.
 
     A limit needs at most 60. With more than four slots, one policy is scored for every slot, in at least five rounds,
     and more than 60 as far as `trials` allow. Up to four slots change neither number, so that they find the same.

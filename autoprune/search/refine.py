@@ -1,8 +1,8 @@
 """Refinement of one limit: proposals beyond the solver's answer, all of which meet the limit.
 
 The summed sensitivities leave out how units act together: at tight limits the solver's answer alone was once worse than
-the best of 40 random policies. So a surrogate learns from all that was scored, whatever its limit, and the policies
-that it expects most of are scored next. These are found by steps from the best ones known, a few units a level up or
+the best of 40 random policies. So a surrogate learns from all scored policies, for any limit, and the policies
+of most expected gain are scored next. They are bred by steps from the best known policies, a few units a level up or
 down, over some generations.
 """
 
@@ -104,18 +104,18 @@ class Refinement:
         return losses[self.solution] / summed if summed > 0 else 1.0
 
     def propose(self, losses: Losses) -> dict[Policy, str]:
-        """The next policies with their origin, none of them in `losses`; empty when nothing more is worth it."""
-        found: dict[Policy, str] = {}
+        """Return the next policies, none in `losses`, with their origins; none when no policy is worth a trial."""
+        origins: dict[Policy, str] = {}
         most = self._per_round if self._round else max(self._per_round, _SOLUTIONS)
         for policy, origin in self._proposals(losses):
-            if len(found) == most or len(self._asked) >= self._evaluations:
+            if len(origins) == most or len(self._asked) >= self._evaluations:
                 break
             if policy not in self._asked:
                 self._asked.append(policy)
                 if policy not in losses:
-                    found[policy] = origin
+                    origins[policy] = origin
         self._round += 1
-        return found
+        return origins
 
     def refit(self, tuned: Losses, losses: Losses) -> list[Policy]:
         """New policies by the losses of fine-tuned ones; their trend is what was expected before fine-tuning."""
@@ -124,9 +124,9 @@ class Refinement:
         space, table = self._allocator.space, self._allocator.table
         before = self._learned(losses)
         surrogate = self._surrogate(space, table, tuned, before.mean)
-        found = self._most_promising(surrogate, tuned, [], _REFITTED)
+        promising = self._most_promising(surrogate, tuned, [], _REFITTED)
         self._round += 1
-        return [policy for policy, _ in found]
+        return [policy for policy, _ in promising]
 
     def _proposals(self, losses: Losses) -> Iterator[tuple[Policy, str]]:
         if self._round == 0:
@@ -153,12 +153,12 @@ class Refinement:
             yield policy, "solver"
 
     def _expected(self, losses: Losses) -> Iterator[tuple[Policy, str]]:
-        """What the surrogate expects most of, until that is too little."""
+        """Policies of most expected gain, until the largest gain is too small."""
         waiting = [policy for policy in self._asked if policy not in losses]
         count = min(self._per_round, self._evaluations - len(self._asked))
-        found = self._most_promising(self._learned(losses), losses, waiting, count)
-        if len(self._asked) < max(_FEWEST, 2 * self._per_round) or (found and found[0][1] >= _LEAST_GAIN):
-            yield from ((policy, "surrogate") for policy, _ in found)
+        promising = self._most_promising(self._learned(losses), losses, waiting, count)
+        if len(self._asked) < max(_FEWEST, 2 * self._per_round) or (promising and promising[0][1] >= _LEAST_GAIN):
+            yield from ((policy, "surrogate") for policy, _ in promising)
 
     def _learned(self, losses: Losses) -> Surrogate:
         """From the policies that cost closest to the limit, on either side."""
@@ -192,14 +192,14 @@ class Refinement:
         mean, covariance = surrogate.posterior([*waiting, *new])
         for place in range(len(waiting)):
             covariance = conditioned(covariance, place)
-        found: list[tuple[Policy, float]] = []
+        promising: list[tuple[Policy, float]] = []
         for _ in range(min(count, len(new))):
             gains = expected_gain(best - mean, np.diag(covariance))[len(waiting) :]
-            gains[[new.index(policy) for policy, _ in found]] = -np.inf
+            gains[[new.index(policy) for policy, _ in promising]] = -np.inf
             place = int(gains.argmax())
-            found.append((new[place], float(gains[place])))
+            promising.append((new[place], float(gains[place])))
             covariance = conditioned(covariance, len(waiting) + place)
-        return found
+        return promising
 
     def _bred(self, surrogate: Surrogate, best: float, parents: Sequence[Policy]) -> list[Policy]:
         """Policies within the limit that are not proposed yet, those of most expected gain first."""

@@ -119,7 +119,7 @@ def expected_gain(better: Array, variance: Array) -> Array:
 
 
 def conditioned(covariance: Array, place: int) -> Array:
-    """The covariance `[P, P]` after one of the policies is measured, whatever the outcome."""
+    """The covariance `[P, P]` after one policy is measured; the outcome does not matter."""
     column = covariance[:, place]
     return covariance - np.outer(column, column) / max(column[place], _SMALLEST)
 

@@ -12,7 +12,7 @@ was not recorded is drawn again, and what was enqueued and not handed out is enq
 
 A proposal depends only on the run seed, its slot (how many trials were handed out before) and the results of the slots
 that are at least `window` before it: it waits for those, and the study is told others only afterwards. So the order in
-which workers finish changes nothing, and none of them waits for the slowest of a batch. A trial that is tried again
+which workers finish changes nothing, and no worker waits for the slowest of a batch. A trial that is tried again
 keeps its number, its slot and its seed, so that a fault changes nothing but time.
 """
 

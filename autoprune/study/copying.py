@@ -39,19 +39,19 @@ def copy_studies(source: StudyLocation, target: StudyLocation) -> list[str]:
 
 
 _Step = tuple[str | None, bool, bool, int]
-"""What a trial of a digest came to: whether it is finished, whether it has a result, how many attempts ended."""
+"""Progress of one trial: digest, whether it is finished, whether it has a result, how many attempts ended."""
 
 
 def _trials(storage: BaseStorage, name: str) -> list[_Step] | None:
     """How far each trial of a study is; `None` when there is no such study."""
     if name not in {study.study_name for study in storage.get_all_studies()}:
         return None
-    found = []
+    progress = []
     for trial in storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False):
         notes = trial.user_attrs
         attempts = len(notes.get("attempts", ()))
-        found.append((notes.get("digest"), trial.state.is_finished(), "result" in notes, attempts))
-    return found
+        progress.append((notes.get("digest"), trial.state.is_finished(), "result" in notes, attempts))
+    return progress
 
 
 def _notes(storage: BaseStorage, name: str) -> dict[str, Any]:

@@ -103,9 +103,9 @@ class Ledger:
         """How many trials the space had, by how many were asked for."""
         return dict(self._study.user_attrs.get("exhausted", {}))
 
-    def write_exhausted(self, asked: int, found: int) -> None:
-        """Record that the sampler found no more trials than these of those that were asked for."""
-        self._study.set_user_attr("exhausted", {str(asked): found})
+    def write_exhausted(self, asked: int, reached: int) -> None:
+        """Record that of `asked` trials the sampler reached only `reached` different policies."""
+        self._study.set_user_attr("exhausted", {str(asked): reached})
 
     def close(self) -> None:
         """Release the storage."""

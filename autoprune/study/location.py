@@ -46,7 +46,7 @@ class SharedStorage:
 
     @property
     def scheme(self) -> str:
-        """What kind of storage it is."""
+        """Kind of the storage."""
         return self.url.partition(":")[0]
 
     @property
@@ -79,7 +79,7 @@ class SharedStorage:
 
 
 def absolute(url: str) -> str:
-    """The same URL from whatever folder it is used later: a journal's path is made absolute."""
+    """Return a URL that works from any folder: the path of a journal is made absolute."""
     scheme, _, path = url.partition(":")
     return f"journal:{Path(path).resolve()}" if scheme == "journal" and path else url
 

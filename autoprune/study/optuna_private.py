@@ -1,6 +1,6 @@
 """Every use of a name that Optuna keeps private; no other file has one.
 
-`PRIVATE_NAMES` lists these names with the reason that each is needed. A test looks all of them up, so a version of
+`PRIVATE_NAMES` lists these names with the reason that each is needed. A test looks up every name, so a version of
 Optuna without one fails there by name instead of somewhere in a search.
 """
 

@@ -25,7 +25,7 @@ _PROJECTIONS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """A policy, how it was found, and how far it is `beyond` the loosest limit.
+    """A policy, its origin, and how far it is `beyond` the loosest limit, as a share.
 
     `attributes` are the sampler's own, which the study has to keep for it.
     """

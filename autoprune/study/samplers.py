@@ -25,7 +25,7 @@ CONSTRAINT = "budget"
 GP_SECONDS = 60.0
 """One proposal of the Gaussian process took longer, among a hundred finished trials of thirty units."""
 
-# A search has a few hundred trials: with the default of 50 a genetic algorithm would see two generations of them.
+# A search has a few hundred trials: the default of 50 would leave a genetic algorithm two generations.
 _POPULATION = 16
 
 _REMEMBERED = 128
@@ -115,7 +115,7 @@ def decode(parameters: Mapping[str, Any], space: SearchSpace) -> Policy:
 
 
 def finished_trial(result: TrialResult, space: SearchSpace, beyond: float) -> FrozenTrial:
-    """A result that was found elsewhere, as a trial of a study whose loosest limit it is so far `beyond`."""
+    """Return a result of another study as a trial of this one; `beyond` is its distance from the loosest limit."""
     assert result.measurement is not None
     return optuna.trial.create_trial(
         params=encode(result.policy, space),

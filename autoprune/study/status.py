@@ -1,4 +1,4 @@
-"""How far the studies of a run are, for whoever looks on from outside. Nothing is changed."""
+"""Progress of the studies of a run, read from outside: nothing is written."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _RECENT = 20
 
 @dataclass(frozen=True, kw_only=True)
 class StudyStatus:
-    """One study: trials by what became of them, attempts that were lost, best score by limit, what failed of late.
+    """One study: trials by status, attempts that were lost, best score by limit, the latest failures.
 
-    `earlier` of them were taken over from a study with other limits. `per_minute` is the throughput of the last
+    `earlier` trials were taken over from a study with other limits. `per_minute` is the throughput of the last
     `recent` trials while any was worked on (`None` before there are two).
     """
 
@@ -46,7 +46,7 @@ class StudyStatus:
 
     @property
     def minutes(self) -> float | None:
-        """What is left of the trials that are known, at the recent throughput; `None` while that is unknown."""
+        """Minutes that the open trials take at the recent throughput; `None` while it is unknown."""
         return self.open / self.per_minute if self.per_minute else None
 
 
@@ -58,12 +58,12 @@ def study_states(location: StudyLocation) -> list[StudyStatus]:
         return []  # its run is preparing
     with opened(location, reading=True) as storage:
         studies = [s for s in storage.get_all_studies() if s.study_name.startswith(prefix)]
-        found = []
+        states = []
         for study in sorted(studies, key=study_id):
             trials = storage.get_all_trials(study_id(study), deepcopy=False)
             stored = study.user_attrs.get(SPEC_KEY, {})
-            found.append(_status(study.study_name.removeprefix(prefix), trials, stored.get("limits", ())))
-    return found
+            states.append(_status(study.study_name.removeprefix(prefix), trials, stored.get("limits", ())))
+    return states
 
 
 def _status(name: str, trials: Sequence[FrozenTrial], limits: Sequence[Mapping[str, float]]) -> StudyStatus:
@@ -99,12 +99,12 @@ def _without_superseded(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 def _worked(trials: Sequence[FrozenTrial]) -> list[tuple[datetime, datetime]]:
     """When trials of this study were worked on, in the order in which they ended."""
-    found = []
+    times = []
     for trial in trials:
         if trial.datetime_complete and trial.user_attrs.keys() >= {"slot", "result"}:
             seconds = TrialResult.from_json(trial.user_attrs["result"]).seconds
-            found.append((trial.datetime_complete - timedelta(seconds=seconds), trial.datetime_complete))
-    return sorted(found, key=lambda times: times[1])
+            times.append((trial.datetime_complete - timedelta(seconds=seconds), trial.datetime_complete))
+    return sorted(times, key=lambda interval: interval[1])
 
 
 def _throughput(worked: Sequence[tuple[datetime, datetime]]) -> float | None:

@@ -162,7 +162,7 @@ def check_storage(location: StudyLocation, *, made: bool, begun: bool) -> None:
 
 @contextmanager
 def sole_controller(location: StudyLocation) -> Iterator[None]:
-    """Hold the studies of a run for one controller, on whatever host; `RunFolderError` that says who holds them.
+    """Hold the studies of a run for one controller, on any host; `RunFolderError` names the holder.
 
     Of PostgreSQL it is the session that holds them, and so the lock ends with its process. Of files, the lease on the
     run folder is enough.

@@ -37,10 +37,10 @@ def netadapt(explorer: Explorer) -> None:
             explorer.score({policy: search.strategy})
             unmet = tuple(limit for limit in unmet if not fits(costs, limit))
         else:
-            found = proposals(search, policy, unmet, step)
-            explorer.score_apart(found)
+            narrower = proposals(search, policy, unmet, step)
+            explorer.score_apart(narrower)
             losses = explorer.losses
-            policy = min(found, key=lambda proposal: losses.get(proposal, math.inf))
+            policy = min(narrower, key=lambda proposal: losses.get(proposal, math.inf))
             step += 1
 
 

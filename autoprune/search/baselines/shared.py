@@ -50,6 +50,6 @@ def sorted_importance(search: Search) -> dict[str, Array]:
 
 def fitted(search: Search, policy: Policy, limit: Limit, rng: np.random.Generator) -> Policy:
     """The policy moved onto a limit that the smallest policy of the space fits, as every limit of a search is."""
-    found = fit_to_limit(policy, search.space, search.predict, limit, rng)
-    assert found is not None
-    return found
+    moved = fit_to_limit(policy, search.space, search.predict, limit, rng)
+    assert moved is not None
+    return moved
