@@ -78,7 +78,7 @@ def direct(edges: Mapping[str, set[str]]) -> dict[str, set[str]]:
 
 def places(floor: Mapping[str, int]) -> dict[str, tuple[float, float, float]]:
     """Left edge, top and width of the box of each room."""
-    top, found = max(floor.values()), {}
+    top, boxes = max(floor.values()), {}
     for level in range(top + 1):
         names = sorted(
             (n for n in floor if floor[n] == level), key=lambda n: (list(COLORS).index(GROUPS.get(n, "describe")), n)
@@ -86,9 +86,9 @@ def places(floor: Mapping[str, int]) -> dict[str, tuple[float, float, float]]:
         widths = [22 + 8.2 * len(name) for name in names]
         x = (WIDTH - sum(widths) - GAP * 3 * (len(names) - 1)) / 2
         for name, width in zip(names, widths, strict=True):
-            found[name] = (x, 16 + (top - level) * ROW, width)
+            boxes[name] = (x, 16 + (top - level) * ROW, width)
             x += width + GAP * 3
-    return found
+    return boxes
 
 
 def main() -> None:

@@ -66,7 +66,7 @@ class Variant:
 
     @property
     def scores_alike(self) -> bool:
-        """Whether a policy has the same score as in the full algorithm, whose study then knows many of them."""
+        """Whether a policy has the same score as in the full algorithm, whose study then has many of its scores."""
         return not self.options and self.space is _same_space
 
 
@@ -184,7 +184,7 @@ def _every_level_measured(explorer: Explorer) -> Table:
 
 
 def _space(prepared: Prepared, levels: Mapping[str, tuple[int, ...]]) -> SearchSpace:
-    return SearchSpace(id=digest_of({name: list(found) for name, found in levels.items()}), levels=levels)
+    return SearchSpace(id=digest_of({name: list(widths) for name, widths in levels.items()}), levels=levels)
 
 
 def every_level(prepared: Prepared) -> SearchSpace:
@@ -193,21 +193,21 @@ def every_level(prepared: Prepared) -> SearchSpace:
     full = prepared.dense_model.structure.full_widths
     levels = {}
     for name, scanned in prepared.costs.table.space.levels.items():
-        found = {width for width in scanned if width % _GRID == 0 and width} | {full[name]}
-        levels[name] = tuple(sorted(found | ({0} if name in removable else set())))
+        widths = {width for width in scanned if width % _GRID == 0 and width} | {full[name]}
+        levels[name] = tuple(sorted(widths | ({0} if name in removable else set())))
     return _space(prepared, levels)
 
 
 def inner_widths(prepared: Prepared) -> SearchSpace:
     """A4: units inside a residual branch alone; the streams stay whole."""
     inner = {unit.name for unit in prepared.dense_model.structure.units if unit.removable}
-    levels = {name: found if name in inner else found[-1:] for name, found in prepared.space.levels.items()}
+    levels = {name: widths if name in inner else widths[-1:] for name, widths in prepared.space.levels.items()}
     return _space(prepared, levels)
 
 
 def all_blocks(prepared: Prepared) -> SearchSpace:
     """A4b: no branch is removed."""
-    return _space(prepared, {name: tuple(w for w in found if w) for name, found in prepared.space.levels.items()})
+    return _space(prepared, {name: tuple(w for w in widths if w) for name, widths in prepared.space.levels.items()})
 
 
 def _not_widened(policy: Policy, space: SearchSpace, predict: Predict, limit: Limit) -> Policy:
@@ -244,9 +244,9 @@ VARIANTS: Mapping[str, Variant] = {
     "A5b": Variant(what="a quadratic prior as sensitivities", parts=_prior(_quadratic)),
     "A5c": Variant(what="every level measured", parts=_with(sensitivities=_every_level_measured)),
     "A6": Variant(what="no least squares", options={"reconstruct": False}),
-    "A7-l2": Variant(what="channels by l2 inside the found widths", dense_model=_ranked("l2")),
-    "A7-taylor": Variant(what="channels by Taylor inside the found widths", dense_model=_ranked("taylor")),
-    "A7-random": Variant(what="random channels inside the found widths", dense_model=_ranked("random")),
+    "A7-l2": Variant(what="channels by l2 inside the widths of the search", dense_model=_ranked("l2")),
+    "A7-taylor": Variant(what="channels by Taylor inside the widths of the search", dense_model=_ranked("taylor")),
+    "A7-random": Variant(what="random channels inside the widths of the search", dense_model=_ranked("random")),
     "A8": Variant(what="the solver's answer alone", parts=_with(refinement=SolverAlone)),
     "A8b": Variant(what="a surrogate that learns nothing", parts=_with(refinement=_UNLEARNED)),
     "A9-proxy": Variant(what="chosen by the proxy", rungs=1),

@@ -5,7 +5,7 @@
 Rows (`ablations.py` has them) share the dense weights and the latency table, which the first row profiles beside the
 CSV file. Rows in which a policy scores the same share one study, and each counts the passes of all it asks for. The
 policy of a budget is the best one of the last rung that meets it when measured (`--by-prediction`: by the table alone);
-it is fine-tuned for every number of passes anew, from its repaired start. Of A10 it is the number of examples that is
+it is fine-tuned from its repaired start for each number of passes. Of A10 it is the number of examples that is
 the same, so a third of a pass for each is left over. Results are appended (`curves.Row`; `method` is the row); run it
 again to go on. `summarize_curves.py --against A0` compares them.
 """
@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from ablation_variants import VARIANTS, reachable
-from search import Found, append_curve, chosen, complete, note, profiled
+from search import ChosenPolicy, append_curve, chosen, complete, note, profiled
 
 from autoprune.search.guided import guided
 
@@ -41,7 +41,7 @@ def ablate(given: argparse.Namespace, name: str, seed: int, missing: Mapping[str
     for budget in [budget for budget, points in missing.items() if points and budget not in limits]:
         smallest = prepared.space.smallest()  # which misses the budget, too
         ratio = float(prepared.costs.predicted_ratios([smallest])[0])
-        append_curve(given, prepared.dense_model, smallest, [0], Found(name, budget, seed, 0, ratio, False, 0.0))
+        append_curve(given, prepared.dense_model, smallest, [0], ChosenPolicy(name, budget, seed, 0, ratio, False, 0.0))
     if not limits:
         return
     opened = opened.but(costs=replace(prepared.costs, limits=limits))
@@ -55,8 +55,8 @@ def ablate(given: argparse.Namespace, name: str, seed: int, missing: Mapping[str
     for budget in [budget for budget in missing if budget in limits and missing[budget]]:
         last = exploration.outcome.results[used[-1]]
         policy, ratio, meets = chosen(opened, exploration.costs, budget, last, "guided")
-        found = Found(name, budget, seed, round(passes / len(limits)), ratio, meets, seconds)
-        append_curve(given, dense_model, policy, missing[budget], found)
+        choice = ChosenPolicy(name, budget, seed, round(passes / len(limits)), ratio, meets, seconds)
+        append_curve(given, dense_model, policy, missing[budget], choice)
     note(exploration.outcome)
 
 

@@ -4,7 +4,7 @@
     python scripts/benchmarks/cluster.py ray --workers 16 64 --seconds 10
 
 `simulated` workers live on a clock to which the controller's own time is added; `ray` starts actors that sleep. Trials
-take `--seconds` with a spread of 10 % or, with `--run-dir`, what those of a run took. There are `--each` of them for
+take `--seconds` with a spread of 10 % or, with `--run-dir`, what those of a run took. There are `--each` trials for
 every worker, and more where a strategy measures sensitivities; none is fine-tuned.
 """
 
@@ -116,14 +116,14 @@ def sleeping_actors(given: argparse.Namespace) -> None:
 def recorded_seconds(run_dir: Path) -> np.ndarray:
     """Seconds that the trials of a run took, at the fidelity that took most of the time."""
     place = studies_of(RunFolder(run_dir).path)
-    found: dict[str, list[float]] = {}
+    seconds: dict[str, list[float]] = {}
     with opened(place) as storage:
         for study in storage.get_all_studies():
             results: list[dict[str, Any]] = [
                 t.user_attrs["result"] for t in storage.get_all_trials(study_id(study)) if "result" in t.user_attrs
             ]
-            found[study.study_name] = [r["seconds"] for r in results if r["status"] == "done"]
-    return np.array(max(found.values(), key=sum))
+            seconds[study.study_name] = [r["seconds"] for r in results if r["status"] == "done"]
+    return np.array(max(seconds.values(), key=sum))
 
 
 class Timed(Executor):
@@ -152,7 +152,7 @@ class Timed(Executor):
 
 
 def seconds_by(given: argparse.Namespace) -> Callable[[TrialSpec], float]:
-    """What a trial takes, always the same for the same trial."""
+    """Return seconds by trial, always the same for the same trial."""
     recorded = recorded_seconds(given.run_dir) if given.run_dir else given.seconds * np.array([1.0])
     spread = 0.0 if given.run_dir else SPREAD
 

@@ -28,7 +28,7 @@ class Row:
 
     `search_passes` is what finding the model cost (of a search for several budgets, its share), `passes` what
     fine-tuning it after that may cost; both are sample passes. `seconds` is the clock time of the whole search that
-    found the model, and of this point's fine-tuning and test.
+    chose the model, and of this point's fine-tuning and test.
     `latency_ratio` is relative to the dense model. A budget that the method cannot meet has one row without a
     `test_score`, with `passes` 0 and the sizes and the latency of the fastest model that it reached.
     """
@@ -61,18 +61,18 @@ def curve(
     """
     start = copy.deepcopy(model)
     recalibrate(start, task)
-    found = []
+    scores = []
     for point in points:
         tuned = copy.deepcopy(start)
         if point > 0:
             samples = samples_for(point, relative_cost, task.tuning_recipe.batch_size)
             finetune(tuned, task, samples=samples, seed=seed, teacher=dense, relative_cost=relative_cost)
-        found.append((point, score_on_test(tuned, task, dense)))
-    return found
+        scores.append((point, score_on_test(tuned, task, dense)))
+    return scores
 
 
 def samples_for(passes: int, relative_cost: float, batch_size: int) -> int:
-    """How many examples `passes` sample passes pay for, at least one batch of them, repeated ones included.
+    """How many examples `passes` sample passes pay for, at least one batch, repeated ones included.
 
     Each costs a forward and a backward pass of a model of `relative_cost`, and a forward pass of the dense teacher when
     it is shown for the first time.

@@ -1,4 +1,4 @@
-"""What other tools do, behind one seam: prune a share of what the tool counts."""
+"""Other tools behind one seam: prune a share of the cost that the tool counts."""
 
 from __future__ import annotations
 

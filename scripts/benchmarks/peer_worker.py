@@ -37,7 +37,7 @@ BISECTIONS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What a worker does: one method on one model, for all budgets, seeds and points."""
+    """The job of a worker: one method on one model, for all budgets, seeds and points."""
 
     method: str
     task: str

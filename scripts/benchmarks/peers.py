@@ -11,7 +11,7 @@ sample passes in `--points` is appended to a CSV file (`curves.Row` explains the
 shares that meet the budgets are in the folder beside that file.
 
 Search passes: the Taylor scores' gradient examples count 1 each; FastNAS's scores, and the batch-norm recalibration
-before each of them, 1/3 per example, as if all its candidates were as large as the dense model; latency measurements
+before each step, 1/3 per example, as if all its candidates were as large as the dense model; latency measurements
 count nothing. The budgets of one call share a search, and its passes are divided among them.
 """
 
@@ -33,7 +33,7 @@ TOOLS: Mapping[str, tuple[str, ...]] = {
     # ModelOpt 0.47 imports huggingface_hub without requiring it.
     "fastnas": ("nvidia-modelopt==0.47.0", "torchprofile==0.0.4", "requests", "huggingface_hub"),
 }
-"""What is installed for the methods whose names begin with the key."""
+"""Packages to install for the methods whose names begin with the key."""
 
 
 def main() -> None:

@@ -4,7 +4,7 @@
     python scripts/benchmarks/replay.py run --strategies guided direct random --seeds 100
 
 `make` scores about 400 policies: every level of every unit alone, what a guided search proposes for each budget, the
-neighbours of its best, uniform and random policies at the budgets and between them, extremes. All of them repaired only
+neighbours of its best, uniform and random policies at the budgets and between them, extremes. All are repaired only
 and after a brief fine-tune, and those that matter most after one epoch, best first, as many as `--epochs` says. It
 appends line by line; run it again to go on.
 
@@ -13,7 +13,7 @@ appends line by line; run it again to go on.
 proxy loss is the best one's to 95 % and to 99 %: the median over the seeds, and the quartiles. Everything that was
 evaluated by then counts, for other budgets and sensitivities, too. `regret` is how many points of validation score the
 policy that came out is behind the best of the budget, both at the last rung. A sampler's proposal moves onto a row, of
-which few stand near a budget, and a guided search found some of them: compare versions of a strategy, not strategies.
+which few stand near a budget, and a guided search chose some of these: compare versions of a strategy, not strategies.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ def main() -> None:
 def run(given: argparse.Namespace) -> None:
     """Replay every strategy with every seed, and print how it did."""
     table = ReplayTable.load(given.table)
-    counts = ", ".join(f"{len(found)} {name}" for name, found in table.results.items())
+    counts = ", ".join(f"{len(results)} {name}" for name, results in table.results.items())
     print(f"{given.table.name}: {len(table.policies)} policies ({counts}); {given.seeds} seeds")
     for strategy in given.strategies:
         start = time.monotonic()
         once = partial(replayed, given.table, strategy, given.budget, given.rungs)
         with ProcessPoolExecutor(given.workers) as pool:
-            found = list(pool.map(once, range(given.seeds)))
+            courses_by_seed = list(pool.map(once, range(given.seeds)))
         print(f"\n{strategy} ({time.monotonic() - start:.0f} s)")
-        for budget, courses in zip(given.budget, zip(*found, strict=True), strict=True):
+        for budget, courses in zip(given.budget, zip(*courses_by_seed, strict=True), strict=True):
             print(
                 f"  {budget:4.0%} {Summary.of(table, table.limit(budget), courses, RUNGS[given.rungs - 1].name)}",
                 flush=True,

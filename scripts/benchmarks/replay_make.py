@@ -79,28 +79,28 @@ def _climb(table: _Table, executor: Executor, limits: Sequence[Limit], seed: int
 def planned(
     prepared: Prepared, limits: Sequence[Limit], guided: Sequence[TrialResult], count: int
 ) -> dict[Policy, str]:
-    """Policies with their origin, about `count`. `guided` is what a guided search scored."""
+    """Policies with their origin, about `count`. `guided` are the results of a guided search."""
     space, rng = prepared.space, np.random.default_rng(0)
-    found = dict.fromkeys(_extremes(space), "extreme") | single_unit_policies(space)
+    origins = dict.fromkeys(_extremes(space), "extreme") | single_unit_policies(space)
     dense_ms = prepared.costs.predict_ms(space.largest())
     bands = [Limit.of(latency_ms=share * dense_ms) for share in _BANDS]
     for limit in (*limits, *bands):
         uniform = uniform_policy(space, prepared.dense_model.structure.full_widths, prepared.costs.limited_costs, limit)
-        found |= {uniform: "uniform"} if uniform is not None else {}
-    found = dict.fromkeys((result.policy for result in guided), "guided") | found
+        origins |= {uniform: "uniform"} if uniform is not None else {}
+    origins = dict.fromkeys((result.policy for result in guided), "guided") | origins
     for limit in limits:
         for centre in best_within(guided, limit, _CENTRES):
-            found = dict.fromkeys(space.neighbours(centre.policy), "neighbour") | found
+            origins = dict.fromkeys(space.neighbours(centre.policy), "neighbour") | origins
     drawn = 0
-    while len(found) < count:
+    while len(origins) < count:
         # Two in three at the budgets, where a search needs others to choose from.
         limit = bands[drawn // 3 % len(bands)] if drawn % 3 == 2 else limits[drawn % len(limits)]
         start = space.policy({name: int(rng.choice(space.levels[name])) for name in space.searched})
         policy = fit_to_limit(start, space, prepared.costs.limited_costs, limit, rng)
         drawn += 1
-        if policy is not None and policy not in found:
-            found[policy] = "random"
-    return found
+        if policy is not None and policy not in origins:
+            origins[policy] = "random"
+    return origins
 
 
 def _opened(given: argparse.Namespace) -> tuple[RunConfig, RunFolder, Prepared]:
@@ -119,7 +119,7 @@ def _opened(given: argparse.Namespace) -> tuple[RunConfig, RunFolder, Prepared]:
 
 
 def _guided(prepared: Prepared, folder: RunFolder, limits: Sequence[Limit], executor: Executor) -> list[TrialResult]:
-    """What a guided search scores, its sensitivities included."""
+    """Results of a guided search, its sensitivities included."""
     search = Search(
         location=folder.study,
         space=prepared.space,
@@ -137,7 +137,7 @@ def _guided(prepared: Prepared, folder: RunFolder, limits: Sequence[Limit], exec
         run_seed=prepared.deployment.seed,
         additive=prepared.costs.additive(prepared.space),
     )
-    return [result for found in run_search(search, executor).results.values() for result in found]
+    return [result for results in run_search(search, executor).results.values() for result in results]
 
 
 def _extremes(space: SearchSpace) -> Iterator[Policy]:
@@ -159,7 +159,7 @@ class _Table:
         if not path.stat().st_size:
             path.write_text(",".join(header(space.unit_names)) + "\n")
         loaded = ReplayTable.load(path, space.id)
-        self._results = {name: dict(found) for name, found in loaded.results.items()}
+        self._results = {name: dict(results) for name, results in loaded.results.items()}
         self.plan = dict(loaded.origins)
 
     def add(self, results: Iterable[TrialResult]) -> None:
@@ -192,8 +192,8 @@ class _Table:
 
     def by_promise(self, limits: Sequence[Limit], fidelity: Fidelity) -> list[Policy]:
         """Policies within the limits, uniform ones first, then by their loss, the limits in turns."""
-        found = list(self._results[fidelity.name].values())
-        queues = [[r.policy for r in best_within(found, limit, len(found))] for limit in limits]
+        results = list(self._results[fidelity.name].values())
+        queues = [[r.policy for r in best_within(results, limit, len(results))] for limit in limits]
         uniform = [policy for policy in itertools.chain(*queues) if self.plan[policy] == "uniform"]
         turns = itertools.chain(*itertools.zip_longest(*queues))
         return list(dict.fromkeys(policy for policy in (*uniform, *turns) if policy is not None))

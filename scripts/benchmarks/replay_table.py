@@ -26,7 +26,7 @@ RUNGS = (
     Fidelity(name="brief", rung=1, finetune_samples=2_000, val_samples=1_000),
     Fidelity(name="epoch", rung=2, finetune_samples=55_000),
 )
-"""What the table holds: repaired only, 2,000 samples of fine-tuning, one epoch (scored on all validation data)."""
+"""Fidelities of the table: repaired only, 2,000 samples of fine-tuning, one epoch (scored on all validation data)."""
 
 _RESULT = ("score", "loss", "sample_passes")
 _ABSENT = 1e30
@@ -61,7 +61,7 @@ def measured(result: TrialResult) -> Measurement:
 
 @dataclass(frozen=True)
 class ReplayTable:
-    """Results by fidelity and policy, and how each was found. The space has every width that some of them has."""
+    """Results by fidelity and policy, and the origin of each. The space has every width of every policy."""
 
     space: SearchSpace
     results: Mapping[str, Mapping[Policy, TrialResult]]
@@ -73,13 +73,13 @@ class ReplayTable:
         whole = path.read_text(encoding="utf-8").rpartition("\n")[0]  # an interruption may have cut off the last line
         lines = csv.DictReader(whole.splitlines())
         units = [name for name in lines.fieldnames or () if name not in header(())]
-        found = list(lines)
-        levels = {name: tuple(sorted({int(row[name]) for row in found} or {1})) for name in units}
+        rows = list(lines)
+        levels = {name: tuple(sorted({int(row[name]) for row in rows} or {1})) for name in units}
         space = SearchSpace(id=space_id, levels=levels)
         rungs = {rung.name: rung for rung in RUNGS}
         results: dict[str, dict[Policy, TrialResult]] = {name: {} for name in rungs}
         origins: dict[Policy, str] = {}
-        for row in found:
+        for row in rows:
             policy = space.policy({name: int(row[name]) for name in units})
             results[row["fidelity"]][policy] = _result(policy, rungs[row["fidelity"]], row)
             origins.setdefault(policy, row["origin"])
@@ -116,13 +116,13 @@ class ReplayTable:
 
     def within(self, limit: Limit, fidelity: str) -> dict[Policy, Measurement]:
         """Everything that fits a limit and has that score."""
-        found = {policy: measured(result) for policy, result in self.results[fidelity].items()}
-        return {policy: one for policy, one in found.items() if fits(one.costs(), limit)}
+        measurements = {policy: measured(result) for policy, result in self.results[fidelity].items()}
+        return {policy: one for policy, one in measurements.items() if fits(one.costs(), limit)}
 
     def nearest(
         self, policy: Policy, space: SearchSpace, predict: object, limit: Limit, rng: np.random.Generator
     ) -> Policy | None:
-        """What `repair.fit_to_limit` is outside: the nearest policy that no other of the table within the limit widens.
+        """Counterpart of `limit_fitting.fit_to_limit`: the nearest policy that no other within the limit widens.
 
         Distances are summed shares of each unit's levels; of several that are as near, any. `None` when nothing fits.
         """

@@ -4,11 +4,11 @@ A replayed search is the package's own from end to end: controller, broker, samp
 things stand in for what would leave the table, because no policy outside it has a score:
 
 - the executor looks trials up; a policy without that score is a failed trial that costs nothing;
-- the exact solver takes the row of least summed sensitivity within the limit, found by going through all of them;
+- the exact solver takes the row of least summed sensitivity within the limit, by going through all rows;
 - a refinement breeds all rows at once;
 - a sampler's proposal moves onto the nearest of the rows that fit the limit and cannot be widened inside the table.
 
-All of them are arguments of the package's own functions. Costs of policies outside the table are beyond any limit, so
+All are arguments of the package's own functions. Costs of policies outside the table are beyond any limit, so
 that nothing is widened out of it. Studies are in memory.
 """
 
@@ -39,11 +39,11 @@ from autoprune.study.spec import StudySpec
 from autoprune.trials import Fidelity, TrialResult, TrialSpec
 
 _TRIALS, _PROMOTED = 64, (12, 3)
-"""Proposals for each limit of a replayed search, and how many of them go on to each rung at most."""
+"""Proposals for each limit of a replayed search, and how many go on to each rung at most."""
 
 
 class RowSolver:
-    """Exact solver over the policies of a table, by going through all of them; the counterpart of `solver.Solver`."""
+    """Exact solver over the policies of a table, by going through all rows; the counterpart of `solver.Solver`."""
 
     def __init__(self, table: ReplayTable) -> None:
         self._table = table
@@ -62,7 +62,7 @@ class RowSolver:
 
 
 class TableExecutor(InlineExecutor):
-    """Looks trials up. `asked` are those that were found, in that order."""
+    """Looks trials up in the table. `asked` are the results that it had, in that order."""
 
     def __init__(self, table: ReplayTable) -> None:
         super().__init__(lambda: self._look_up)
@@ -82,8 +82,8 @@ class Course:
     """How one limit of a replayed search went.
 
     `best` is the lowest proxy loss within the limit after every proxy evaluation of the search, sensitivities and other
-    limits included, and `passes` what all of them had cost by then: `[evaluations]` each. `picked` is the policy that
-    the last rung put first, `None` when the table has no score of those that got there.
+    limits included, and `passes` are the sample passes of all evaluations until then: `[evaluations]` each. `picked` is
+    the policy that the last rung put first, `None` when the table has no score of its candidates.
     """
 
     best: Array
@@ -92,8 +92,8 @@ class Course:
 
     def reached(self, loss: float) -> int | None:
         """After how many evaluations a policy of at most this loss was known."""
-        found = np.flatnonzero(self.best <= loss)
-        return int(found[0]) + 1 if found.size else None
+        reached = np.flatnonzero(self.best <= loss)
+        return int(reached[0]) + 1 if reached.size else None
 
 
 def replay(

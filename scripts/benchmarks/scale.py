@@ -1,4 +1,4 @@
-"""What distribution costs: overhead of a trial by executor, of a proposal by history, and what a second worker gains.
+"""Costs of distribution: overhead of a trial by executor, of a proposal by history, and what a second worker gains.
 
 python scripts/benchmarks/scale.py overhead --executors inline process ray --trials 200
 python scripts/benchmarks/scale.py proposals --finished 100 1000 5000 --trials 20

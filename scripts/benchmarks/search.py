@@ -7,7 +7,7 @@
 All strategies share the dense weights, the latency table (profiled once, beside the CSV file), the evaluator, the
 repair, the number of proxies, the rungs and the fine-tuning recipe. The policy of a budget is the best one of the last
 rung that meets it when measured, within 1 % as everywhere (`--by-prediction`: by the table alone, on a machine that is
-too busy to measure); it is then fine-tuned from its repaired start, for every number of passes anew, with seeds that
+too busy to measure); it is then fine-tuned from its repaired start, once for each number of passes, with seeds that
 all strategies share. `search_passes` are those of the whole search divided by its budgets: everything that looked at
 data counts. Results are appended to a CSV file (`curves.Row` explains the columns); run it again to go on.
 `scripts/benchmarks/summarize_curves.py` compares them.
@@ -103,8 +103,8 @@ def append_all(
     for budget, points in missing.items():
         if points:
             policy, ratio, fits = chosen(opened, costs, budget, last, strategy)
-            found = Found(strategy, budget, seed, search_passes, ratio, fits, seconds)
-            append_curve(given, opened.prepared.dense_model, policy, points, found)
+            choice = ChosenPolicy(strategy, budget, seed, search_passes, ratio, fits, seconds)
+            append_curve(given, opened.prepared.dense_model, policy, points, choice)
 
 
 def note(outcome: Outcome) -> None:
@@ -211,8 +211,8 @@ def chosen(
 
 
 @dataclass(frozen=True)
-class Found:
-    """How a policy was found: what `curves.Row` says of it besides its curve; `fits` its budget or not."""
+class ChosenPolicy:
+    """The columns of `curves.Row` of one chosen policy, without its curve; `fits`: whether it meets its budget."""
 
     method: str
     budget: str
@@ -224,35 +224,35 @@ class Found:
 
 
 def append_curve(
-    given: argparse.Namespace, dense_model: DenseModel, policy: Policy, points: Sequence[int], found: Found
+    given: argparse.Namespace, dense_model: DenseModel, policy: Policy, points: Sequence[int], choice: ChosenPolicy
 ) -> None:
     """Append a policy's points to the CSV file, and print them; one without a score when it misses its budget."""
     cut = dense_model.cut(policy)
     model = cut.shrink()
     dense_model.repair(model, cut, SamplePasses())
     sizes, cost = dense_model.sizes(policy), dense_model.relative_cost(policy)
-    for point in points if found.fits else [0]:
+    for point in points if choice.fits else [0]:
         start, score = time.monotonic(), None
-        if found.fits:
+        if choice.fits:
             ((_, score),) = curve(
-                model, dense_model.task, dense_model.module, relative_cost=cost, points=[point], seed=found.seed
+                model, dense_model.task, dense_model.module, relative_cost=cost, points=[point], seed=choice.seed
             )
         row = Row(
-            method=found.method,
+            method=choice.method,
             model=given.model,
-            budget=found.budget,
-            seed=found.seed,
-            search_passes=found.search_passes,
+            budget=choice.budget,
+            seed=choice.seed,
+            search_passes=choice.search_passes,
             passes=point,
             test_score=score,
-            latency_ratio=found.latency_ratio,
+            latency_ratio=choice.latency_ratio,
             params=sizes["params"],
             macs=sizes["macs"],
-            seconds=found.seconds + time.monotonic() - start,
+            seconds=choice.seconds + time.monotonic() - start,
         )
         append_row(given.out, row)
         text = "budget not met" if score is None else f"{score:.4f}"
-        print(f"    {found.budget} {found.latency_ratio:.3f} after {point:6d} passes: {text}", flush=True)
+        print(f"    {choice.budget} {choice.latency_ratio:.3f} after {point:6d} passes: {text}", flush=True)
 
 
 def parse() -> argparse.Namespace:

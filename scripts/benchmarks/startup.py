@@ -1,6 +1,6 @@
 """CPU seconds (user + system) until a command that only reads a run has printed: `python startup.py RUN_DIR`.
 
-Each command runs five times in a process of its own; the least of them is printed, with the slowest imports beside it.
+Each command runs five times in a process of its own; the least time is printed, with the slowest imports beside it.
 """
 
 from __future__ import annotations

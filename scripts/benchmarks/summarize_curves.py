@@ -53,13 +53,13 @@ def compared(rows: Sequence[Row], against: str) -> list[str]:
     methods = {method: scores(rows, method) for method in dict.fromkeys(row.method for row in rows)}
     base = methods.get(against, {})
     lines = []
-    for method, found in sorted(methods.items(), key=lambda item: -np.mean(list(item[1].values()))):
+    for method, by_seed in sorted(methods.items(), key=lambda item: -np.mean(list(item[1].values()))):
         mine = [row for row in rows if row.method == method]
         total = np.mean([row.search_passes for row in mine]) + mine[0].passes
         ratio = np.mean([row.latency_ratio for row in mine])
-        text = f"{method:17} {np.mean(list(found.values())):7.2%} ({len(found)} seeds, {ratio:.1%} of the latency, "
+        text = f"{method:17} {np.mean(list(by_seed.values())):7.2%} ({len(by_seed)} seeds, {ratio:.1%} of the latency, "
         text += f"{total:9,.0f} passes in all)"
-        lines.append(text + ("" if method == against else "  " + verdict(found, base)))
+        lines.append(text + ("" if method == against else "  " + verdict(by_seed, base)))
     return lines
 
 
@@ -68,12 +68,12 @@ def scores(rows: Sequence[Row], method: str) -> dict[int, float]:
     return {row.seed: float(row.test_score or 0) for row in rows if row.method == method}
 
 
-def verdict(found: dict[int, float], base: dict[int, float]) -> str:
+def verdict(by_seed: dict[int, float], base: dict[int, float]) -> str:
     """Mean paired difference in points, its interval, and what follows."""
-    seeds = sorted(found.keys() & base.keys())
+    seeds = sorted(by_seed.keys() & base.keys())
     if not seeds:
         return ""
-    differences = np.array([found[seed] - base[seed] for seed in seeds]) * 100
+    differences = np.array([by_seed[seed] - base[seed] for seed in seeds]) * 100
     mean = float(differences.mean())
     if len(seeds) < 2:
         return f"{mean:+.2f} ?"
@@ -86,7 +86,7 @@ def verdict(found: dict[int, float], base: dict[int, float]) -> str:
 class Front:
     """A method's models of all budgets after so many passes of fine-tuning each, mean over seeds.
 
-    `spent` are sample passes for each budget and `seconds` the clock time for all of them, search included.
+    `spent` are sample passes for each budget and `seconds` the clock time for all budgets, search included.
     """
 
     volume: float
@@ -102,8 +102,8 @@ def print_volumes(rows: Sequence[Row], dense_score: float) -> None:
     }
     print(f"\nhypervolume (reference: dense latency, {_WORST:.0%} behind the dense score of {dense_score:.2%})")
     for point in sorted({point for of in methods.values() for point in of}):
-        found = {method: of[point].volume for method, of in methods.items() if point in of}
-        ranked = sorted(found.items(), key=lambda item: -item[1])
+        volumes = {method: of[point].volume for method, of in methods.items() if point in of}
+        ranked = sorted(volumes.items(), key=lambda item: -item[1])
         print(f"  {point:7,} passes: " + ", ".join(f"{method} {value:.3f}" for method, value in ranked))
     enough = _ENOUGH * max(front.volume for of in methods.values() for front in of.values())
     print(f"\nuntil {_ENOUGH:.0%} of the largest ({enough:.3f}), between the points by straight lines")
@@ -114,19 +114,19 @@ def print_volumes(rows: Sequence[Row], dense_score: float) -> None:
 def fronts(rows: Sequence[Row], dense_score: float) -> dict[int, Front]:
     """A method's fronts by passes of fine-tuning, in their order, of the seeds that have all budgets."""
     budgets = len({row.budget for row in rows})
-    found = {}
+    by_passes = {}
     for point in sorted({row.passes for row in rows}):
         seeds = sorted({row.seed for row in rows})
         parts = [[row for row in rows if row.seed == seed and row.passes == point] for seed in seeds]
         parts = [part for part in parts if len(part) == budgets]
         if not parts:
             continue
-        found[point] = Front(
+        by_passes[point] = Front(
             volume=float(np.mean([volume(part, dense_score) for part in parts])),
             spent=float(np.mean([row.search_passes + row.passes for part in parts for row in part])),
             seconds=float(np.mean([clock_time(part, rows) for part in parts])),
         )
-    return found
+    return by_passes
 
 
 def clock_time(part: Sequence[Row], rows: Sequence[Row]) -> float:
@@ -136,7 +136,7 @@ def clock_time(part: Sequence[Row], rows: Sequence[Row]) -> float:
 
 
 def until(front: Sequence[Front], enough: float) -> str:
-    """What a method has spent when its hypervolume is `enough`."""
+    """Passes and seconds that a method has spent when its hypervolume is `enough`."""
     if front[0].volume >= enough:
         return f"{front[0].spent:,.0f} passes for each budget and {front[0].seconds:.0f} s, or less"
     for before, after in pairwise(front):
