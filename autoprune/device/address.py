@@ -59,12 +59,12 @@ def split_address(name: str) -> tuple[str, Address | None]:
     except ValueError as error:
         raise _malformed(name, str(error)) from error
     user, at, place = parts.netloc.rpartition("@")
-    found = _PLACE.fullmatch(place)
-    if found is None or (at and not user):
+    location = _PLACE.fullmatch(place)
+    if location is None or (at and not user):
         raise _malformed(name)
     port = _port(parts, name)
     # Not `parts.hostname`: it is in lower case, and names in the client's configuration are not.
-    login = user + at + (found["ipv6"] or found["name"])
+    login = user + at + (location["ipv6"] or location["name"])
     if login.endswith("@") or login.startswith("-") or not login:
         raise _malformed(name)
     return parts.path.removeprefix("/") or "ort-cpu", Address(login=login, port=port, python=_python(parts.query, name))

@@ -26,8 +26,8 @@ def make_target(name: str, threads: int = 1, batch: int = 1, precision: str = "f
     if address:
         if kind.runtime != "onnxruntime":
             raise UsageError(f"a remote target runs ONNX Runtime; got {bare!r}")
-        found = ask_fingerprint(address, kind.provider, threads)
-        return target_of(found, name=bare, batch=batch, precision=precision, address=address)
+        fingerprint = ask_fingerprint(address, kind.provider, threads)
+        return target_of(fingerprint, name=bare, batch=batch, precision=precision, address=address)
     if threads > cores:
         raise UsageError(f"a target has at most as many threads as the host has cores; got {threads} of {cores}")
     _require_provider(bare, kind)

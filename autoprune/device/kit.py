@@ -175,8 +175,8 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no measurement")
 
 
-def _same_jobs(found: set[tuple[str, ...]], wanted: set[tuple[str, ...]], source: object) -> None:
-    missing, unknown = wanted - found, found - wanted
+def _same_jobs(measured: set[tuple[str, ...]], wanted: set[tuple[str, ...]], source: object) -> None:
+    missing, unknown = wanted - measured, measured - wanted
     if unknown:
         raise KitError(f"{source} holds measurements of models that are not in the kit: {sorted(unknown)[0][1:]}")
     if missing:
@@ -228,17 +228,17 @@ def _times(
     value: Any, shape: tuple[int, ...], source: object, names: Sequence[str], least: float = math.ulp(0.0)
 ) -> np.ndarray:
     """Milliseconds of the wanted shape, all between `least` and an hour."""
-    found = np.array(value, dtype=object)  # objects: untrusted content takes no more memory than it has
-    if found.shape != shape:
-        raise KitError(f"{source}: times of {', '.join(names)} must have shape {shape}; got {found.shape}")
-    for time in found.flat:
+    times = np.array(value, dtype=object)  # objects: untrusted content takes no more memory than it has
+    if times.shape != shape:
+        raise KitError(f"{source}: times of {', '.join(names)} must have shape {shape}; got {times.shape}")
+    for time in times.flat:
         if type(time) not in (int, float):
             raise KitError(f"{source}: times of {', '.join(names)} must be numbers; got {time!r:.60}")
         if not least <= time <= _LONGEST_MS:
             raise KitError(
                 f"{source}: a time is above 0 and at most an hour, in milliseconds; {', '.join(names)} has {time!r:.60}"
             )
-    return found.astype(float)
+    return times.astype(float)
 
 
 def _texts(value: Any, source: object, key: str) -> tuple[str, ...]:

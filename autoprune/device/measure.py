@@ -279,10 +279,10 @@ def accelerator() -> str:
     """Name of the first NVIDIA device, or an empty text."""
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
-        found = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=20, check=True)
+        process = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return ""
-    return (found.stdout.decode().splitlines() or [""])[0].strip()
+    return (process.stdout.decode().splitlines() or [""])[0].strip()
 
 
 def measure_kit(folder: Path) -> Path:
@@ -300,12 +300,12 @@ def measure_kit(folder: Path) -> Path:
         for number, names in enumerate([[name] for name in kit["profiled"]] + jobs):
             if number not in done:
                 nodes, start = number < profiled, time.perf_counter()
-                found = (
+                measurement = (
                     _nodes(folder, names[0], kit, feeds)
                     if nodes
                     else _block(folder, names, kit, feeds, reference, number)
                 )
-                done[number] = {"job": number, **found, "seconds": round(time.perf_counter() - start, 3)}
+                done[number] = {"job": number, **measurement, "seconds": round(time.perf_counter() - start, 3)}
                 _append(out, done[number])
             print(f"\r{number + 1} of {profiled + len(jobs)}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
@@ -322,14 +322,14 @@ def _finished(path: Path, kit: Json, target: Json) -> dict[int, Json]:
     if not text.endswith("\n"):
         text = text[: text.rfind("\n") + 1]
         path.write_text(text, encoding="utf-8")
-    found = [json.loads(line) for line in text.splitlines()]
+    lines = [json.loads(line) for line in text.splitlines()]
     head = {"kit": kit["kit"], "target": target}
-    if not found:
+    if not lines:
         with path.open("w", encoding="utf-8") as out:
             _append(out, head)
-    elif found[0] != head:
+    elif lines[0] != head:
         sys.exit(f"{path} was begun by another kit, device or runtime. Delete it to start again, or unpack elsewhere.")
-    return {line["job"]: line for line in found[1:]}
+    return {line["job"]: line for line in lines[1:]}
 
 
 def _append(out: TextIO, value: Json) -> None:

@@ -29,8 +29,8 @@ def ask_fingerprint(address: Address, provider: str, threads: int) -> Mapping[st
     """Ask a host for its fingerprint; `LatencyError` when it cannot be reached or lacks a package."""
     script = Path(measure.__file__).read_bytes()
     command = f"{address.interpreter} - --fingerprint {shlex.quote(provider)} {threads}"
-    found = _parsed(_ssh(address, command, script), address)
-    return checked_target(found, {"provider": provider, "threads": threads}, str(address))
+    fingerprint = _parsed(_ssh(address, command, script), address)
+    return checked_target(fingerprint, {"provider": provider, "threads": threads}, str(address))
 
 
 def measure_remotely(
@@ -72,9 +72,13 @@ def measure_remotely(
     return results
 
 
-def _same_device(target: Target, found: Mapping[str, Any]) -> None:
+def _same_device(target: Target, fingerprint: Mapping[str, Any]) -> None:
     wanted = target.fingerprint()
-    changed = [f"{key}: {wanted[key]!r} before, {found[key]!r} now" for key in found if wanted[key] != found[key]]
+    changed = [
+        f"{key}: {wanted[key]!r} before, {fingerprint[key]!r} now"
+        for key in fingerprint
+        if wanted[key] != fingerprint[key]
+    ]
     if changed:
         raise LatencyError(f"{target.address} is another device than before ({'; '.join(changed)})")
 

@@ -95,7 +95,13 @@ def check_target(name: str, precision: str = "fp32") -> Kind:
 
 
 def target_of(
-    found: Mapping[str, Any], *, name: str, batch: int, precision: str, address: Address | None = None
+    fingerprint: Mapping[str, Any], *, name: str, batch: int, precision: str, address: Address | None = None
 ) -> Target:
     """A target from the fingerprint that `measure.py` printed on its device."""
-    return Target(name=name, batch=batch, precision=precision, address=address, **{**found, "isa": tuple(found["isa"])})
+    return Target(
+        name=name,
+        batch=batch,
+        precision=precision,
+        address=address,
+        **{**fingerprint, "isa": tuple(fingerprint["isa"])},
+    )

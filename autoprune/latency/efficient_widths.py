@@ -25,7 +25,7 @@ def staircases(
     predictor: LatencyPredictor, space: SearchSpace, priced: Sequence[PricedOperator]
 ) -> tuple[Staircase, ...]:
     """The staircase of every unit of `space` that has more than one known width."""
-    found = []
+    stairs = []
     names = tuple(space.levels)
     for unit, name in enumerate(names):
         widths = np.array(predictor.known_widths[name], dtype=np.int64)
@@ -33,7 +33,7 @@ def staircases(
             continue
         costs, spreads = _costs(predictor, unit, widths, scan_contexts(unit, space, names, priced))
         seen = ~np.isnan(costs[0])
-        found.append(
+        stairs.append(
             Staircase(
                 unit=name,
                 widths=tuple(map(int, widths[seen])),
@@ -42,7 +42,7 @@ def staircases(
                 useful=useful_among(widths, costs, spreads),
             )
         )
-    return tuple(found)
+    return tuple(stairs)
 
 
 def useful_among(widths: np.ndarray, costs: np.ndarray, spreads: np.ndarray) -> tuple[int, ...]:

@@ -155,14 +155,14 @@ def build_table(
     """
     geometries, prior_ms, dense_ms = tuple(prior), np.array([*prior.values()]), conditions.dense_ms
     index = GeometryIndex(priced.varying, geometries)
-    found = fit_evidence(
+    fitted = fit_evidence(
         structure, index, geometries, evidence, prior_ms,
         dense_ms=dense_ms, noise=conditions.noise, runtime=target["runtime"], seed=conditions.seed,
     )  # fmt: skip
     known = _known_widths(structure, space, evidence)
-    stairs = staircases(predictor_of(index, known, found), space, priced.varying)
-    found, proof = _proven(found, index, evidence, conditions)
-    predicted = predictor_of(index, known, found).predict_with_sd(evidence.widths)
+    stairs = staircases(predictor_of(index, known, fitted), space, priced.varying)
+    fitted, proof = _proven(fitted, index, evidence, conditions)
+    predicted = predictor_of(index, known, fitted).predict_with_sd(evidence.widths)
     return LatencyTable(
         target=dict(target),
         space=space,
@@ -171,9 +171,9 @@ def build_table(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(conditions.seconds, 1),
         dense_ms=dense_ms,
-        remainder_ms=found.remainder_ms,
-        remainder_spread_ms=tuple(map(float, found.remainder_spread_ms)),
-        entries=_entries(geometries, prior_ms, found),
+        remainder_ms=fitted.remainder_ms,
+        remainder_spread_ms=tuple(map(float, fitted.remainder_spread_ms)),
+        entries=_entries(geometries, prior_ms, fitted),
         fixed=tuple(str(op.geometry(op.sizes(evidence.widths[:1])[0])) for op in priced.constant),
         known=known,
         useful=known | {stair.unit: stair.useful for stair in stairs},
@@ -208,7 +208,7 @@ def refit_table(table: LatencyTable, structure: Structure, widths: np.ndarray, r
         ratios=np.array([sample.measured_ms for sample in table.samples]) / table.dense_ms,
         roles=tuple(sample.role for sample in table.samples),
     )
-    found = build_table(
+    refitted = build_table(
         structure,
         PricedOperators.of(structure),
         table.space,
@@ -227,38 +227,38 @@ def refit_table(table: LatencyTable, structure: Structure, widths: np.ndarray, r
             refits=table.refits + 1,
         ),
     )
-    return replace(found, useful=table.useful)
+    return replace(refitted, useful=table.useful)
 
 
-def _proven(found: Fit, index: GeometryIndex, evidence: Evidence, conditions: Conditions) -> tuple[Fit, HeldOut]:
+def _proven(fitted: Fit, index: GeometryIndex, evidence: Evidence, conditions: Conditions) -> tuple[Fit, HeldOut]:
     """The fit, as sure as the held-out policies allow, and how well it predicts them."""
     tested = evidence.where(HELD_OUT)
     if not tested.any():
         raise LatencyError("a latency table needs held-out policies to be proven on; got none")
-    counts = occurrences(index.numbers(evidence.widths[tested]), len(found.entries_ms))
+    counts = occurrences(index.numbers(evidence.widths[tested]), len(fitted.entries_ms))
     measured_ms = evidence.ratios[tested] * conditions.dense_ms
-    found = _calibrated(found, counts, measured_ms)
+    fitted = _calibrated(fitted, counts, measured_ms)
     # The deviation is of the true latency; what is measured has its noise on top.
-    sd_ms = np.hypot(found.sd_ms(counts), conditions.noise * measured_ms)
-    return found, held_out(found.predict(counts), measured_ms, conditions.again * conditions.dense_ms, sd_ms)
+    sd_ms = np.hypot(fitted.sd_ms(counts), conditions.noise * measured_ms)
+    return fitted, held_out(fitted.predict(counts), measured_ms, conditions.again * conditions.dense_ms, sd_ms)
 
 
-def _entries(geometries: Sequence[Geometry], prior_ms: np.ndarray, found: Fit) -> dict[Geometry, Entry]:
-    rows = zip(geometries, found.entries_ms, prior_ms, found.spread_ms.T, strict=True)
+def _entries(geometries: Sequence[Geometry], prior_ms: np.ndarray, fitted: Fit) -> dict[Geometry, Entry]:
+    rows = zip(geometries, fitted.entries_ms, prior_ms, fitted.spread_ms.T, strict=True)
     return {
         geometry: Entry(latency_ms=float(ms), prior_ms=float(before), spread_ms=tuple(map(float, spread)))
         for geometry, ms, before, spread in rows
     }
 
 
-def _calibrated(found: Fit, counts: np.ndarray, measured_ms: np.ndarray) -> Fit:
+def _calibrated(fitted: Fit, counts: np.ndarray, measured_ms: np.ndarray) -> Fit:
     """The fit with its spread multiplied so that it agrees with the errors on held-out policies; to three digits."""
-    error, sd_ms = found.predict(counts) - measured_ms, found.sd_ms(counts)
+    error, sd_ms = fitted.predict(counts) - measured_ms, fitted.sd_ms(counts)
     factor = max(_LEAST_FACTOR, float(np.sqrt(np.mean(error**2) / max(np.mean(sd_ms**2), 1e-18))))
     return replace(
-        found,
-        spread_ms=_three_digits(found.spread_ms * factor),
-        remainder_spread_ms=_three_digits(found.remainder_spread_ms * factor),
+        fitted,
+        spread_ms=_three_digits(fitted.spread_ms * factor),
+        remainder_spread_ms=_three_digits(fitted.remainder_spread_ms * factor),
     )
 
 

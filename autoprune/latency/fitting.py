@@ -91,10 +91,10 @@ def fit(
     scale = (np.ones_like(times_ms) if weights is None else weights) / times_ms
     start_ms, remainder = _calibrated(counts, times_ms, prior_ms, scale)
     rng = np.random.default_rng(seed)
-    found = _fitted(counts, times_ms, scale, (start_ms, remainder), chains, kinds, noise, rng)
-    if found.remainder_ms < 0:
-        found = _fitted(counts, times_ms, scale, (start_ms, None), chains, kinds, noise, rng)
-    return found
+    fitted = _fitted(counts, times_ms, scale, (start_ms, remainder), chains, kinds, noise, rng)
+    if fitted.remainder_ms < 0:
+        fitted = _fitted(counts, times_ms, scale, (start_ms, None), chains, kinds, noise, rng)
+    return fitted
 
 
 def _fitted(
@@ -278,8 +278,8 @@ def _likeliest(problems: Mapping[float, _Problem], noise: float) -> tuple[float,
 
     Leave-one-out error cannot tell them apart: a policy with an entry of its own is predicted by the prior alone.
     """
-    found = {key: _badness(problem, noise) for key, problem in problems.items()}
-    return min(((key, *pair) for key, grid in found.items() for pair in grid), key=lambda k: found[k[0]][k[1:]])
+    badness = {key: _badness(problem, noise) for key, problem in problems.items()}
+    return min(((key, *pair) for key, grid in badness.items() for pair in grid), key=lambda k: badness[k[0]][k[1:]])
 
 
 def _badness(problem: _Problem, noise: float) -> dict[tuple[float, float], float]:
@@ -290,9 +290,9 @@ def _badness(problem: _Problem, noise: float) -> dict[tuple[float, float], float
         design, target = basis.T @ design, basis.T @ target
     values, vectors = np.linalg.eigh(design @ design.T)
     rotated = (vectors.T @ target) ** 2
-    found = {}
+    badness = {}
     for prior_sd in map(float, _PRIOR_SDS):
         for noise_sd in map(float, noise * _NOISE_FACTORS):
             variance = prior_sd**2 * np.maximum(values, 0) + noise_sd**2
-            found[prior_sd, noise_sd] = float(np.sum(np.log(variance) + rotated / variance))
-    return found
+            badness[prior_sd, noise_sd] = float(np.sum(np.log(variance) + rotated / variance))
+    return badness

@@ -56,16 +56,16 @@ def monotone(values: np.ndarray, precision: np.ndarray, chains: Sequence[np.ndar
 
     As little as possible where no two chains share a position.
     """
-    found = values.copy()
+    moved = values.copy()
     for _ in range(_SWEEPS):
-        before = found.copy()
+        before = moved.copy()
         for chain in chains:
-            part = found[chain]
+            part = moved[chain]
             if (part[1:] < part[:-1]).any():
-                found[chain] = isotonic_regression(part, weights=precision[chain]).x
-        if np.allclose(before, found, rtol=1e-6):
+                moved[chain] = isotonic_regression(part, weights=precision[chain]).x
+        if np.allclose(before, moved, rtol=1e-6):
             break
-    return found
+    return moved
 
 
 def _chains(line: Sequence[tuple[int, int]]) -> list[np.ndarray]:

@@ -88,8 +88,8 @@ class GeometryIndex:
         keys, numbers = self._keys[operator], self._numbers[operator]
         wanted = _packed(self._priced[operator].sizes(widths))
         place = np.searchsorted(keys, wanted)
-        found = np.where(keys[place] == wanted, numbers[place], MISSING)
-        return np.where(self._priced[operator].present(widths), found, ABSENT)
+        numbers_or_missing = np.where(keys[place] == wanted, numbers[place], MISSING)
+        return np.where(self._priced[operator].present(widths), numbers_or_missing, ABSENT)
 
     def geometry(self, operator: int, widths: np.ndarray) -> Geometry:
         """Key of one operator for one row of widths `[U]`."""
@@ -129,7 +129,7 @@ class LatencyPredictor:
     @property
     def known_widths(self) -> dict[str, tuple[int, ...]]:
         """Widths of every unit that the table has entries for, ascending."""
-        return {name: tuple(map(int, found)) for name, found in zip(self._names, self._widths, strict=True)}
+        return {name: tuple(map(int, widths)) for name, widths in zip(self._names, self._widths, strict=True)}
 
     def predict(self, policies: Sequence[Policy] | np.ndarray) -> np.ndarray:
         """Milliseconds, float64 `[P]`, of policies or of widths `[P, U]` (int64, units in the structure's order).

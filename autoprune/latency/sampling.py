@@ -124,8 +124,8 @@ def scanned_widths(
 
 def every_other(levels: Sequence[int]) -> tuple[int, ...]:
     """Every second level from the largest down; 0 stays."""
-    found = tuple(levels)[::-2][::-1]
-    return (0, *found) if 0 in levels and 0 not in found else found
+    halved = tuple(levels)[::-2][::-1]
+    return (0, *halved) if 0 in levels and 0 not in halved else halved
 
 
 def _learnt_from(operator: PricedOperator, row: np.ndarray) -> list[Geometry]:

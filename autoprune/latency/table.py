@@ -113,11 +113,11 @@ class LatencyTable:
 
     def require(self, target: Target, *, allow_foreign: bool = False) -> LatencyTable:
         """Return the table if it was measured on `target`; `LatencyError` that spells out what differs otherwise."""
-        found = differences(target.fingerprint(), self.target)
-        if found and not allow_foreign:
+        changes = differences(target.fingerprint(), self.target)
+        if changes and not allow_foreign:
             raise LatencyError(
-                f"the latency table was measured on another target ({'; '.join(found)}). Run `autoprune profile` here, "
-                "or allow a foreign table (--allow-foreign-table) if you search for that other target."
+                f"the latency table was measured on another target ({'; '.join(changes)}). Run `autoprune profile` "
+                "here, or allow a foreign table (--allow-foreign-table) if you search for that other target."
             )
         return self
 

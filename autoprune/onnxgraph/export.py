@@ -94,14 +94,14 @@ def with_constant_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Dense kernels take as long for equal numbers as for others, and this number keeps activations in range.
     """
-    found = onnx.ModelProto()
-    found.CopyFrom(model)
-    for initializer in found.graph.initializer:
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    for initializer in copied.graph.initializer:
         weight = numpy_helper.to_array(initializer)
         if weight.dtype.kind == "f" and weight.size > 1:
             value = 1 / max(1, int(np.prod(weight.shape[1:])))
             initializer.CopyFrom(numpy_helper.from_array(np.full_like(weight, value), initializer.name))
-    return found
+    return copied
 
 
 def _batch_of_two(x: torch.Tensor) -> torch.Tensor:

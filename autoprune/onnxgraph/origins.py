@@ -44,18 +44,18 @@ def find_origins(weights: Mapping[str, Array], parameters: Mapping[str, Array]) 
 
     One whose elements are all equal has none: a number such as 1 may be in any parameter.
     """
-    found, weights = {}, {name: weight for name, weight in weights.items() if np.ptp(weight)}
+    origins, weights = {}, {name: weight for name, weight in weights.items() if np.ptp(weight)}
     for parameter, values in parameters.items():
         order = np.argsort(values, axis=None)
         ordered = values.ravel()[order]
-        for name in weights.keys() - found.keys():
+        for name in weights.keys() - origins.keys():
             weight = weights[name]
             places = np.searchsorted(ordered, weight).clip(max=ordered.size - 1)
             after = (places + 1).clip(max=ordered.size - 1)
             once = (ordered[after] != weight) | (places == ordered.size - 1)
             if (once & (ordered[places] == weight)).all():
-                found[name] = Origin(parameter=parameter, positions=order[places])
-    return found
+                origins[name] = Origin(parameter=parameter, positions=order[places])
+    return origins
 
 
 def repeats(tensor: torch.Tensor) -> bool:

@@ -26,13 +26,13 @@ def _outputs(model: nn.Module, inputs: Sequence[torch.Tensor]) -> list[torch.Ten
     return [leaf.detach() for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
 
 
-def relative_difference(wanted: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
+def relative_difference(wanted: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> float:
     """Largest difference over all outputs, relative to each one's largest value in `wanted`.
 
     Infinite when shapes differ and where values differ that are not finite: NaN differs from everything.
     """
     worst = 0.0
-    for a, b in zip(wanted, found, strict=True):
+    for a, b in zip(wanted, outputs, strict=True):
         if a.shape != b.shape:
             return float("inf")
         a, b = (x.astype(np.float64) if x.dtype == bool else x for x in (a, b))

@@ -51,12 +51,12 @@ def _translation(kind: str, attributes: Mapping[str, Any]) -> Callable[..., Any]
         for layer in range(layers):
             mine = weights[layer * each : (layer + 1) * each]
             own = [None if _is_zero(s) else _part(s, layer, directions, layers) for s in given]
-            found = getattr(op, kind)(
+            outputs = getattr(op, kind)(
                 x, *_stacked(kind, mine, directions, biased), None, *own,
                 hidden_size=int(mine[1].shape[1]), direction=direction, **options,
             )  # fmt: skip
-            x = _joined(found[0], directions)
-            for final, one in zip(finals, found[1:], strict=True):
+            x = _joined(outputs[0], directions)
+            for final, one in zip(finals, outputs[1:], strict=True):
                 final.append(one)
         last = [op.Concat(*final, axis=0) if layers > 1 else final[0] for final in finals]
         return (op.Transpose(x, perm=[1, 0, 2]) if batch_first else x, *last)
@@ -83,14 +83,14 @@ def _stacked(kind: str, weights: Any, directions: int, biased: bool) -> list[Any
     parts = [ordered[d * each : (d + 1) * each] for d in range(directions)]
     groups = [[p[0] for p in parts], [p[1] for p in parts]]
     groups += [[op.Concat(p[2], p[3], axis=0) for p in parts]] if biased else []
-    found = []
+    stacks = []
     for group, first in zip(groups, (0, 1, 2), strict=False):
         raised = [op.Unsqueeze(part, op.Constant(value_ints=[0])) for part in group]
         stacked = op.Concat(*raised, axis=0) if directions > 1 else raised[0]
         # A layer that is used twice is stacked twice, and names are unique in a graph.
         stacked.name = f"{weights[first].name}{GATES}{id(stacked)}"
-        found.append(stacked)
-    return found if biased else [*found, None]
+        stacks.append(stacked)
+    return stacks if biased else [*stacks, None]
 
 
 def _part(state: Any, layer: int, directions: int, layers: int) -> Any:
@@ -149,10 +149,10 @@ def name_stacked(graph: onnx.GraphProto, model: nn.Module) -> None:
                     kept.add(node.input[place])
     left = serving(list(graph.node), {entry.name for entry in graph.output})
     read = {name for node in left for name in node.input}
-    found = [initializer for initializer in graph.initializer if initializer.name in read]
+    initializers = [initializer for initializer in graph.initializer if initializer.name in read]
     del graph.node[:], graph.initializer[:]
     graph.node.extend(left)
-    graph.initializer.extend(found)
+    graph.initializer.extend(initializers)
 
 
 def set_hidden_sizes(graph: onnx.GraphProto, weights: Mapping[str, np.ndarray]) -> None:

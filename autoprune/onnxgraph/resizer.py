@@ -171,15 +171,15 @@ def _with_own_lookups(graph: onnx.GraphProto, weights: Mapping[str, np.ndarray],
     They come in the order of the graph.
     """
     dense = structure.lookups(structure.dense_policy())
-    names, found = list(dense), set[str]()
+    names, renamed = list(dense), set[str]()
     for node in graph.node:
         index = weights.get(node.input[1]) if is_lookup(node, 1) else None
         name = next((n for n in names if index is not None and np.array_equal(dense[n], index)), None)
         if name is not None:
             del names[: names.index(name) + 1]
             node.input[1] = name
-            found.add(name)
-    return found
+            renamed.add(name)
+    return renamed
 
 
 def _bias_owners(graph: onnx.GraphProto, weights: Mapping[str, np.ndarray]) -> dict[str, tuple[str, int]]:
@@ -189,8 +189,8 @@ def _bias_owners(graph: onnx.GraphProto, weights: Mapping[str, np.ndarray]) -> d
     """
     stored = {plain_name(name): name for name in weights}
     nodes = [n for n in graph.node if n.op_type in {"Conv", "Gemm", "ConvTranspose"} and len(n.input) > 2]
-    found = {stored.get(plain_name(n.input[2])): (plain_name(n.input[1]), _rows(n)) for n in nodes}
-    return {bias: owner for bias, owner in found.items() if bias is not None and owner[0] in stored}
+    owners = {stored.get(plain_name(n.input[2])): (plain_name(n.input[1]), _rows(n)) for n in nodes}
+    return {bias: owner for bias, owner in owners.items() if bias is not None and owner[0] in stored}
 
 
 def _rows(node: onnx.NodeProto) -> int:

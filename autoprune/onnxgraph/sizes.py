@@ -105,13 +105,13 @@ def learn_sizes(
         widths = [group.get(unit, int(width)) for unit, width in enumerate(full)]
         exported = export(Policy(space_id="", widths=dict(zip(names, widths, strict=True))))
         same = _same_nodes(exported, dense)
-        found = _changes(before, _integers(exported), same, full, group)
-        if found is None:
+        changes = _changes(before, _integers(exported), same, full, group)
+        if changes is None:
             units = list(group)
             halves = units[: len(units) // 2], units[len(units) // 2 :]
             groups += [{unit: group[unit] for unit in half} for half in halves]
             continue
-        for place, values in found.items():
+        for place, values in changes.items():
             alone.setdefault(place, {}).update(values)
         for name, values, shorter in _pairs_of_tables(dense, exported, same, structure):
             tables.setdefault(name, []).extend(_followers(values, shorter, full, group))
@@ -132,7 +132,7 @@ def _changes(
     group: Mapping[int, int],
 ) -> dict[Place, dict[int, Array]] | None:
     """Return the numbers that changed where a group is narrower, by place and unit; `None` if units look alike."""
-    found = {}
+    changes = {}
     for (number, position), value in after.items():
         place = (same.get(number, -1), position)
         if number not in same or (place in before and value.ndim > 1 and value.shape != before[place].shape):
@@ -147,8 +147,8 @@ def _changes(
             told = _told_apart(before[place], value, full, group)
             if told is None:
                 return None
-            found[place] = told
-    return found
+            changes[place] = told
+    return changes
 
 
 def with_own_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -211,14 +211,14 @@ def _told_apart(dense: Array, value: Array, full: Array, group: Mapping[int, int
     """
     if len(group) == 1:
         return dict.fromkeys(group, value)
-    changed, found = value != dense, dict[int, Array]()
+    changed, by_unit = value != dense, dict[int, Array]()
     by_ratio = {unit: value * full[unit] == dense * narrow for unit, narrow in group.items()}
     by_loss = {unit: dense - value == full[unit] - narrow for unit, narrow in group.items()}
     for unit, mine in [*by_ratio.items(), *by_loss.items()]:
         if (changed & mine).any():
-            found[unit] = np.where(changed & mine, value, found.get(unit, dense))
+            by_unit[unit] = np.where(changed & mine, value, by_unit.get(unit, dense))
             changed &= ~mine
-    return None if changed.any() else found
+    return None if changed.any() else by_unit
 
 
 def _same_nodes(exported: onnx.ModelProto, dense: onnx.ModelProto) -> dict[int, int]:
@@ -258,7 +258,7 @@ def _followers(dense: Array, shorter: Array, full: Array, group: Mapping[int, in
 
     Channels may be repeated, as they are for the two halves of rotary embeddings, or be next to their copies.
     """
-    found = []
+    followers = []
     for dim, (size, kept) in enumerate(zip(dense.shape, shorter.shape, strict=True)):
         units = [u for u, narrow in group.items() if size % full[u] == 0 and kept * int(full[u]) == size * narrow]
         for unit in units if kept < size else ():
@@ -267,19 +267,19 @@ def _followers(dense: Array, shorter: Array, full: Array, group: Mapping[int, in
                 channels = np.arange(size) // run % full[unit]
                 taken = dense.take(np.flatnonzero(channels < group[unit]), axis=dim)
                 if taken.shape == shorter.shape and np.allclose(taken, shorter, rtol=1e-5, atol=1e-6):
-                    found.append(Follower(dim=dim, unit=unit, channels=channels))
+                    followers.append(Follower(dim=dim, unit=unit, channels=channels))
                     break
-    return found
+    return followers
 
 
 def _integers(model: onnx.ModelProto) -> dict[Place, Array]:
     """Every constant integer input of a node."""
-    found = {initializer.name: initializer for initializer in _integer_initializers(model)}
+    integers = {initializer.name: initializer for initializer in _integer_initializers(model)}
     return {
-        (number, place): numpy_helper.to_array(found[name])
+        (number, place): numpy_helper.to_array(integers[name])
         for number, node in enumerate(model.graph.node)
         for place, name in enumerate(node.input)
-        if name in found and not is_lookup(node, place)
+        if name in integers and not is_lookup(node, place)
     }
 
 

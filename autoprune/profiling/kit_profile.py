@@ -82,12 +82,12 @@ def import_kit(results: Path, kit: Path, structure: Structure) -> LatencyTable:
     origin = manifest["origin"]
     if origin.get("structure") != structure.digest():
         raise KitError(f"{kit} was made for another model than this task's. Import it with the task it was made for.")
-    found = read_results(results, manifest)
-    if found.timings is None:
+    measured = read_results(results, manifest)
+    if measured.timings is None:
         raise KitError(f"{results} holds no timings")
     names = {name: number for number, name in enumerate(sorted(set(manifest["models"]) - {manifest["reference"]}))}
     ratios = np.empty(len(names))
-    ratios[[names[name] for name in manifest["timed"]]] = found.timings.ratios
+    ratios[[names[name] for name in manifest["timed"]]] = measured.timings.ratios
     widths, roles = np.array(origin["widths"], dtype=np.int64), np.array(origin["roles"])
     space = SearchSpace.from_json(origin["space"])
     fitted = roles != AGAIN
@@ -98,11 +98,11 @@ def import_kit(results: Path, kit: Path, structure: Structure) -> LatencyTable:
         scanned_geometries(varying, evidence.widths)
         | dict.fromkeys(possible_geometries(varying, space, tuple(space.levels)))
     )
-    target = target_of(found.target, **origin["target"])
+    target = target_of(measured.target, **origin["target"])
     profiled = widths[[names[name] for name in manifest["profiled"]]]
     timer = make_policy_timer(structure, target, seed=origin["seed"], constant_weights=True)
     numbers = GeometryIndex(varying, geometries).numbers(profiled)
-    prior = prior_ms(geometries, profiled_ms(numbers, found.kernels, timer.dense_onnx, priced))
+    prior = prior_ms(geometries, profiled_ms(numbers, measured.kernels, timer.dense_onnx, priced))
     return build_table(
         structure,
         priced,
@@ -111,14 +111,14 @@ def import_kit(results: Path, kit: Path, structure: Structure) -> LatencyTable:
         evidence,
         as_prior(geometries, prior),
         Conditions(
-            dense_ms=found.timings.reference_ms,
-            noise=found.timings.noise,
+            dense_ms=measured.timings.reference_ms,
+            noise=measured.timings.noise,
             seed=origin["seed"],
-            seconds=found.seconds,
+            seconds=measured.seconds,
             again=ratios[roles == AGAIN],
-            drift=found.timings.drift,
-            repeated_blocks=found.timings.repeated_blocks,
-            notes=(*timer.notes, f"measured by a kit on {found.target['cpu']}"),
+            drift=measured.timings.drift,
+            repeated_blocks=measured.timings.repeated_blocks,
+            notes=(*timer.notes, f"measured by a kit on {measured.target['cpu']}"),
         ),
     )
 

@@ -54,22 +54,22 @@ class NodeOwners:
 
     def _weighted(self, priced: Sequence[PricedOperator]) -> dict[str, int]:
         by_parameter = {name: i for i, operator in _of_dense(priced) for name in operator.parameters}
-        found = {}
+        owner_of = {}
         for node in self._nodes.values():
             owners = [by_parameter[plain] for plain in map(plain_name, node.input) if plain in by_parameter]
             if owners:
-                found[node.name] = owners[0]
-        return found
+                owner_of[node.name] = owners[0]
+        return owner_of
 
     def _unweighted(self, priced: Sequence[PricedOperator]) -> dict[str, int]:
         """Match the k-th pooling (...) of the ONNX graph to the k-th of the captured graph."""
-        found: dict[str, int] = {}
+        owner_of: dict[str, int] = {}
         for kind, ops in _UNWEIGHTED.items():
-            nodes = [node.name for node in self._nodes.values() if node.op_type == kind and node.name not in found]
+            nodes = [node.name for node in self._nodes.values() if node.op_type == kind and node.name not in owner_of]
             wanted = [i for i, operator in _of_dense(priced) if operator.op in ops and not operator.parameters]
             if len(nodes) == len(wanted):
-                found |= dict(zip(nodes, wanted, strict=True))
-        return found
+                owner_of |= dict(zip(nodes, wanted, strict=True))
+        return owner_of
 
 
 def _of_dense(priced: Sequence[PricedOperator]) -> list[tuple[int, PricedOperator]]:
@@ -79,13 +79,13 @@ def _of_dense(priced: Sequence[PricedOperator]) -> list[tuple[int, PricedOperato
 
 def node_times_ms(kernels: Kernels, owners: NodeOwners) -> dict[int, float]:
     """Median milliseconds of a run that each priced operator (by position) took in one model."""
-    found: dict[int, np.ndarray] = {}
+    ms_of_owner: dict[int, np.ndarray] = {}
     for position, name in enumerate(kernels.names):
         name = _following_kernel(kernels.names, position) if name.startswith("Reorder") else name
         owner = owners.of_kernel(name)
         if owner is not None:
-            found[owner] = found.get(owner, 0.0) + kernels.ms[:, position]
-    return {owner: float(np.median(ms)) for owner, ms in found.items() if len(ms)}
+            ms_of_owner[owner] = ms_of_owner.get(owner, 0.0) + kernels.ms[:, position]
+    return {owner: float(np.median(ms)) for owner, ms in ms_of_owner.items() if len(ms)}
 
 
 def profiled_ms(

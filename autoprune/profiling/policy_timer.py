@@ -257,7 +257,7 @@ def _difference(
     """
     session = open_session(model, replace(target, provider="CPUExecutionProvider"))
     try:
-        found = session.run(None, named_feeds(session, feeds))
+        outputs = session.run(None, named_feeds(session, feeds))
     except Exception as error:
         raise LatencyError(f"ONNX Runtime cannot run a resized model: {str(error).splitlines()[0][-200:]}") from error
     if constant_weights:  # the numbers mean nothing then; that it runs is the proof
@@ -265,4 +265,4 @@ def _difference(
     wanted = torch_outputs(_shrunk(structure, policy), [torch.from_numpy(value) for value in feeds])
     if holds_nan(wanted):
         raise _Differs("the PyTorch model gives NaN, of random inputs and of the examples, so that nothing is proven")
-    return relative_difference(wanted, found)
+    return relative_difference(wanted, outputs)

@@ -103,7 +103,7 @@ def expected_seconds(
     That is `max_seconds`, or what the least that is measured takes: of a large model it is more.
     """
     names = tuple(unit.name for unit in structure.units)
-    widths = {name: _thinned(found, 4) for name, found in space.levels.items()}
+    widths = {name: _thinned(levels, 4) for name, levels in space.levels.items()}
     policies = len(scanned_widths(space, names, PricedOperators.of(structure).varying, widths))
     policies += _HELD_OUT + _LEAST_ROUNDS * _ROUND + _REMEASURED
     return max(max_seconds, policies * _seconds_each(run_s, _LOAD_S, Protocol()))
@@ -176,8 +176,8 @@ class _Profile:
         run_s, build_s = self._cost()
         most = int(seconds / _seconds_each(run_s, build_s, self.protocol))
         widths, rows = dict(self.space.levels), self._scan_rows(self.space.levels)
-        while len(rows) > most and max(len(found) for found in widths.values()) > 4:
-            widths = {name: every_other(found) if len(found) > 4 else found for name, found in widths.items()}
+        while len(rows) > most and max(len(levels) for levels in widths.values()) > 4:
+            widths = {name: every_other(levels) if len(levels) > 4 else levels for name, levels in widths.items()}
             rows = self._scan_rows(widths)
         if len(rows) > most:
             self.notes.append(f"scanning took {len(rows)} models, more than the time allows")
@@ -205,10 +205,10 @@ class _Profile:
 
     def prior(self, scans_only: bool = False) -> dict[Geometry, float]:
         """Geometries of the scans and (later) of every policy of the space, with their prior cost."""
-        found = scanned_geometries(self.varying, self.evidence.widths)
+        keys = scanned_geometries(self.varying, self.evidence.widths)
         if not scans_only:
-            found |= dict.fromkeys(possible_geometries(self.varying, self.space, self.timer.unit_names))
-        geometries = tuple(found)
+            keys |= dict.fromkeys(possible_geometries(self.varying, self.space, self.timer.unit_names))
+        geometries = tuple(keys)
         numbers = GeometryIndex(self.varying, geometries).numbers(self.profiled)
         known_ms = profiled_ms(numbers, self.kernels, self.timer.dense_onnx, self.priced)
         return as_prior(geometries, prior_ms(geometries, known_ms))
@@ -219,8 +219,8 @@ class _Profile:
         index = GeometryIndex(self.varying, geometries)
         fitted = self.fit(index, geometries, values)
         predictor = predictor_of(index, self.space.levels, fitted)
-        found = {stair.unit: stair.useful for stair in staircases(predictor, self.space, self.varying)}
-        return {name: found.get(name, tuple(levels)) for name, levels in self.space.levels.items()}
+        useful = {stair.unit: stair.useful for stair in staircases(predictor, self.space, self.varying)}
+        return {name: useful.get(name, tuple(levels)) for name, levels in self.space.levels.items()}
 
     def fit(self, index: GeometryIndex, geometries: Sequence[Geometry], prior_ms: np.ndarray) -> Fit:
         """The fit to the evidence so far."""
@@ -240,10 +240,10 @@ class _Profile:
             seen = occurrences(index.numbers(self.evidence.widths[self.evidence.fitted()]), len(prior)).sum(axis=0)
             widths = covering_widths(self.space, names, index, _ROUND, seen, self.rng)
             dense_ms = self.dense_ms
-            found = self.fit(index, geometries, prior_values)
+            fitted = self.fit(index, geometries, prior_values)
             self.time(widths, FIT)
             measured = self.evidence.ratios[-len(widths) :] * dense_ms
-            predicted = found.predict(occurrences(index.numbers(widths), len(prior)))
+            predicted = fitted.predict(occurrences(index.numbers(widths), len(prior)))
             errors.append(float(np.abs(predicted / measured - 1).mean()))
             took = time.monotonic() - start
             late = time.monotonic() + took * (1 + _REMEASURED / _ROUND) > self.deadline

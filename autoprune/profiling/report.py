@@ -27,23 +27,24 @@ def accuracy_lines(table: LatencyTable) -> list[str]:
     return lines + list(table.notes)
 
 
-def errors_line(found: HeldOut) -> str:
+def errors_line(errors: HeldOut) -> str:
     """Errors on held-out policies in one line."""
     return (
-        f"on {found.policies} held-out policies: mean error {found.mape_percent:.1f} %, largest "
-        f"{found.max_percent:.1f} %, bias {found.bias_percent:+.1f} %, Spearman {found.spearman:.3f}, re-measure noise "
-        f"{found.noise_percent:.1f} %; {found.within_2sd:.0%} within two predicted standard deviations"
+        f"on {errors.policies} held-out policies: mean error {errors.mape_percent:.1f} %, largest "
+        f"{errors.max_percent:.1f} %, bias {errors.bias_percent:+.1f} %, Spearman {errors.spearman:.3f}, "
+        f"re-measure noise {errors.noise_percent:.1f} %; {errors.within_2sd:.0%} within two predicted standard "
+        "deviations"
     )
 
 
-def check_lines(found: TableCheck) -> list[str]:
+def check_lines(check: TableCheck) -> list[str]:
     """Whether a table still holds."""
-    change = found.dense_ms_now / found.dense_ms_before - 1
+    change = check.dense_ms_now / check.dense_ms_before - 1
     return [
-        f"the dense model takes {found.dense_ms_now * 1e3:.0f} us now, {change:+.1%} against the table",
-        f"then: {errors_line(found.before)}",
-        f"now:  {errors_line(found.now)}",
-        "the table still holds" if found.holds else "the table no longer holds: run `autoprune profile` again",
+        f"the dense model takes {check.dense_ms_now * 1e3:.0f} us now, {change:+.1%} against the table",
+        f"then: {errors_line(check.before)}",
+        f"now:  {errors_line(check.now)}",
+        "the table still holds" if check.holds else "the table no longer holds: run `autoprune profile` again",
     ]
 
 

@@ -59,15 +59,15 @@ def main() -> None:
         for threads in given.threads:
             for batch in given.batches:
                 target = make_target("ort-cpu", threads, batch)
-                results = compare(structure, target, given.space, given.seed)
-                for method, (predicted, measured, extra) in results.items():
+                predictions = compare(structure, target, given.space, given.seed)
+                for method, (predicted, measured, extra) in predictions.items():
                     rows.append(
                         {"model": model, "threads": threads, "batch": batch, "method": method}
                         | errors(predicted, measured)
                         | extra
                     )
                     points.append((model, threads, batch, method, predicted, measured))
-                print(pd.DataFrame(rows[-len(results) :]).to_string(index=False), flush=True)
+                print(pd.DataFrame(rows[-len(predictions) :]).to_string(index=False), flush=True)
     table = pd.DataFrame(rows)
     table.to_csv(given.out / "results.csv", index=False)
     print("\nmedians over all rows:")
@@ -100,11 +100,11 @@ def compare(
     }
     predicted = table.predictor(structure).predict(held_widths)
     noise = {"noise %": table.held_out.noise_percent, "seconds": seconds, "policies": len(table.samples)}
-    results = {"table": (predicted, measured, noise)}
+    predictions = {"table": (predicted, measured, noise)}
     for name, feature in features.items():
         line = np.polyfit(feature[len(measured) :], line_ms, 1, w=1 / line_ms)
-        results[name] = (np.polyval(line, feature[: len(measured)]), measured, {})
-    return results
+        predictions[name] = (np.polyval(line, feature[: len(measured)]), measured, {})
+    return predictions
 
 
 def policies(table: LatencyTable, role: str) -> tuple[np.ndarray, np.ndarray]:

@@ -107,5 +107,5 @@ def test_a_python_relative_to_some_folder_is_refused(path):
 
 
 def test_the_home_is_left_to_the_shell_and_all_else_is_quoted():
-    found = [Address(login="b", python=path).interpreter for path in ("python3", "/a b", "~/a b;c", "$HOME/x")]
-    assert found == ["python3", "'/a b'", "~/'a b;c'", "'$HOME/x'"]
+    interpreters = [Address(login="b", python=path).interpreter for path in ("python3", "/a b", "~/a b;c", "$HOME/x")]
+    assert interpreters == ["python3", "'/a b'", "~/'a b;c'", "'$HOME/x'"]

@@ -37,7 +37,7 @@ def test_a_remote_target_may_have_more_threads_than_this_host(monkeypatch):
     given = {"runtime": "onnxruntime", "runtime_version": "1", "cpu": "M7", "isa": ["fma"], "accelerator": ""}
     answer = lambda address, provider, threads: given | {"provider": provider, "threads": threads}  # noqa: E731
     monkeypatch.setattr("autoprune.device.connect.ask_fingerprint", answer)
-    found = make_target("ssh://me@board:2222", threads=9_999, batch=3, precision="int8")
-    assert (found.name, found.threads, found.batch) == ("ort-cpu", 9_999, 3)
-    assert found.address == Address(login="me@board", port=2222)
-    assert (found.cpu, found.isa, found.precision) == ("M7", ("fma",), "int8")
+    target = make_target("ssh://me@board:2222", threads=9_999, batch=3, precision="int8")
+    assert (target.name, target.threads, target.batch) == ("ort-cpu", 9_999, 3)
+    assert target.address == Address(login="me@board", port=2222)
+    assert (target.cpu, target.isa, target.precision) == ("M7", ("fma",), "int8")

@@ -176,7 +176,7 @@ def test_a_damaged_kit_gives_the_same_manifest_or_is_refused(data):
     for position in data.draw(st.lists(where, min_size=1, max_size=3)):
         content[position] = data.draw(st.integers(0, 255))
     try:
-        found = kit_manifest(bytes(content), "kit")
+        manifest = kit_manifest(bytes(content), "kit")
     except KitError:
         return
-    assert found == MANIFEST
+    assert manifest == MANIFEST

@@ -15,11 +15,11 @@ from tests.device.kits import MANIFEST, TARGET, TIMED, VALID, made, parsed, refu
 
 
 def test_valid_results_are_read():
-    found = parsed()
-    assert found.target == TARGET
-    assert [kernels.names for kernels in found.kernels] == [("conv", "gemm")] * 2
-    np.testing.assert_array_equal(found.kernels[1].ms, VALID["jobs"][1]["ms"])
-    timings = found.timings
+    results = parsed()
+    assert results.target == TARGET
+    assert [kernels.names for kernels in results.kernels] == [("conv", "gemm")] * 2
+    np.testing.assert_array_equal(results.kernels[1].ms, VALID["jobs"][1]["ms"])
+    timings = results.timings
     assert timings is not None
     first, second = VALID["jobs"][2:]
     quiet = [np.percentile(row, 20) / np.percentile(first["reference_ms"], 20) for row in first["samples_ms"]]
@@ -262,14 +262,14 @@ def test_whatever_comes_back_is_refused_or_gives_usable_timings(data):
     else:
         holder.insert(path[-1], copy.deepcopy(holder[path[-1]]))
     try:
-        found = parse_results(document, MANIFEST, "results.json")
+        results = parse_results(document, MANIFEST, "results.json")
     except KitError:
         return
-    timings = found.timings
+    timings = results.timings
     assert timings is not None
     assert np.isfinite(timings.ratios).all()
     assert (np.array(timings.ratios) > 0).all()
     assert len(timings.ratios) == len(TIMED)
-    assert [kernels.ms.shape[1] for kernels in found.kernels] == [len(kernels.names) for kernels in found.kernels]
+    assert [kernels.ms.shape[1] for kernels in results.kernels] == [len(kernels.names) for kernels in results.kernels]
     if path in OUTER:
         assert timings.ratios == parsed().timings.ratios

@@ -196,9 +196,9 @@ def test_results_of_another_kit_or_device_are_refused(change, kit):
 def test_the_script_says_what_the_device_is(target):
     done = run_script(SCRIPT, "--fingerprint", "CPUExecutionProvider", "1")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found == {k: v for k, v in target.fingerprint().items() if k in found}
-    assert set(found) >= {"provider", "threads", "runtime", "runtime_version", "cpu", "isa", "accelerator"}
+    fingerprint = json.loads(done.stdout)
+    assert fingerprint == {k: v for k, v in target.fingerprint().items() if k in fingerprint}
+    assert set(fingerprint) >= {"provider", "threads", "runtime", "runtime_version", "cpu", "isa", "accelerator"}
 
 
 def test_a_provider_that_the_device_lacks_ends_the_script(kit):

@@ -49,32 +49,32 @@ def remote(host, target):
 
 
 def test_a_remote_target_is_described_by_its_host(host, target):
-    found = make_target(f"ssh://me@board:2222{PYTHON}", batch=3)
-    assert found == replace(target, batch=3, address=replace(HERE, port=2222))
+    connected = make_target(f"ssh://me@board:2222{PYTHON}", batch=3)
+    assert connected == replace(target, batch=3, address=replace(HERE, port=2222))
     assert host.arguments[-5:-1] == ["-p", "2222", "--", "me@board"]
     assert "BatchMode=yes" in host.arguments
 
 
 def test_the_client_takes_an_ipv6_address_without_brackets(host, target):
-    found = make_target(f"ssh://me@[::1]:2222{PYTHON}")
-    assert found == replace(target, address=replace(HERE, login="me@::1", port=2222))
+    connected = make_target(f"ssh://me@[::1]:2222{PYTHON}")
+    assert connected == replace(target, address=replace(HERE, login="me@::1", port=2222))
     assert host.arguments[-5:-1] == ["-p", "2222", "--", "me@::1"]
 
 
 def test_models_are_timed_remotely_and_nothing_is_left_behind(host, remote, models, feeds):
     dense, *small = models
-    found = time_models(iter(small), remote, feeds, reference=dense, protocol=QUICK)
-    assert len(found.ratios) == 3
-    assert np.isfinite(found.ratios).all()
-    assert found.samples[0].runs == QUICK.repeats
+    timings = time_models(iter(small), remote, feeds, reference=dense, protocol=QUICK)
+    assert len(timings.ratios) == 3
+    assert np.isfinite(timings.ratios).all()
+    assert timings.samples[0].runs == QUICK.repeats
     assert host.kits == []
     assert (host.home / ".cache/autoprune").is_dir()
 
 
 def test_kernels_are_profiled_remotely(host, remote, models, feeds):
-    found = list(kernel_times(iter(models[:2]), remote, feeds))
-    assert len(found) == 2
-    assert all(kernels.names and kernels.ms.shape[1] == len(kernels.names) for kernels in found)
+    kernels = list(kernel_times(iter(models[:2]), remote, feeds))
+    assert len(kernels) == 2
+    assert all(times.names and times.ms.shape[1] == len(times.names) for times in kernels)
     assert host.kits == []
 
 
@@ -98,8 +98,8 @@ def test_a_measurement_that_broke_off_goes_on(host, remote, models, feeds):
     (kit / "results.jsonl").write_text(f"{lines[0]}\n{marked}\n")
     (kit / "results.json").unlink()
     host.install(hook=f'case "$3" in rm*) cp {kit}/results.json {host.home}/kept.json;; esac')
-    found = time_models(small, remote, feeds, reference=dense, protocol=QUICK)
-    assert len(found.ratios) == 3
+    timings = time_models(small, remote, feeds, reference=dense, protocol=QUICK)
+    assert len(timings.ratios) == 3
     assert '"mark": 7' in (host.home / "kept.json").read_text()
     assert host.kits == []
 
@@ -209,9 +209,9 @@ SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/l
 
 
 def _free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return unused.getsockname()[1]
 
 
 def _answers(port):
@@ -274,9 +274,9 @@ def test_a_real_server_measures(server, target, models, feeds):
     assert remote.fingerprint() == target.fingerprint()
     kits = Path(pwd.getpwuid(os.getuid()).pw_dir) / ".cache" / "autoprune"  # the home that the server knows
     before = set(kits.glob("kit-*"))
-    found = time_models(models[1:], remote, feeds, reference=models[0], protocol=QUICK)
-    assert len(found.ratios) == 3
-    assert np.isfinite(found.ratios).all()
+    timings = time_models(models[1:], remote, feeds, reference=models[0], protocol=QUICK)
+    assert len(timings.ratios) == 3
+    assert np.isfinite(timings.ratios).all()
     (kernels,) = kernel_times(models[:1], remote, feeds)
     assert kernels.names
     assert set(kits.glob("kit-*")) == before

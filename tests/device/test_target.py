@@ -56,8 +56,8 @@ def test_the_fingerprint_is_stable_and_survives_json(target):
 def test_everything_that_changes_a_latency_changes_the_digest(field, value, target):
     other = replace(target, **{field: value})
     assert other.fingerprint()["digest"] != target.fingerprint()["digest"]
-    (found,) = differences(target.fingerprint(), other.fingerprint())
-    assert found.startswith(f"{field}: ")
+    (difference,) = differences(target.fingerprint(), other.fingerprint())
+    assert difference.startswith(f"{field}: ")
 
 
 def test_how_the_device_is_reached_is_no_part_of_the_fingerprint(target):

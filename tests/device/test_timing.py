@@ -79,8 +79,8 @@ def test_the_noise_is_the_standard_deviation_of_the_ratios():
     rng = np.random.default_rng(0)
     samples = 2.0 * (1 + 0.02 * rng.standard_normal((400, 20)))
     blocks = [Block(rows, np.full(80, 1.0)) for rows in np.split(samples, 25)]
-    found = timings_of(blocks)
-    assert found.noise == pytest.approx(np.std(found.ratios) / np.mean(found.ratios), rel=0.25)
+    timings = timings_of(blocks)
+    assert timings.noise == pytest.approx(np.std(timings.ratios) / np.mean(timings.ratios), rel=0.25)
 
 
 def test_blocks_are_put_together():
@@ -88,12 +88,12 @@ def test_blocks_are_put_together():
         Block(np.full((2, 4), 2.0), np.full(8, 1.0), repeated=1),
         Block(np.full((1, 4), 9.0), np.array([3.0] * 4 + [3.3] * 4), repeated=2),
     ]
-    found = timings_of(blocks)
-    assert found.ratios == (2.0, 2.0, 3.0)
-    assert found.repeated_blocks == 3
-    assert found.drift == pytest.approx(abs(3 / 3.3 - 1))
-    assert found.reference_ms == 1.0
-    assert [sample.runs for sample in found.samples] == [4, 4, 4]
+    timings = timings_of(blocks)
+    assert timings.ratios == (2.0, 2.0, 3.0)
+    assert timings.repeated_blocks == 3
+    assert timings.drift == pytest.approx(abs(3 / 3.3 - 1))
+    assert timings.reference_ms == 1.0
+    assert [sample.runs for sample in timings.samples] == [4, 4, 4]
 
 
 def test_a_broken_model_is_a_clear_error(target):

@@ -60,9 +60,9 @@ def test_small_steps_within_the_noise_add_up():
     """Nobody could tell a width from its neighbour, but a quarter of the width takes a third of the time."""
     costs = np.linspace(1, 3, 25)[None]
     spreads = np.random.default_rng(0).normal(0, 0.15, (*costs.shape, 256))
-    found = useful_among(np.arange(48, 193, 6), costs, spreads)
-    gaps = np.diff(costs[0][(np.array(found) - 48) // 6])
-    assert found[0] < 72
+    useful = useful_among(np.arange(48, 193, 6), costs, spreads)
+    gaps = np.diff(costs[0][(np.array(useful) - 48) // 6])
+    assert useful[0] < 72
     assert gaps.min() > 0.15
 
 
@@ -84,10 +84,10 @@ def test_noisy_stairs_are_still_stairs():
     truth = stair_costs(16)
     costs = truth + rng.normal(0, sd, truth.shape)
     spreads = rng.normal(0, sd, (*truth.shape, 32))
-    found = useful_among(WIDTHS, costs, spreads)
-    assert {16, 32, 48, 64} <= {*found} | {15, 31, 47}
-    assert len(found) < 12
-    assert len(found) < len(useful_among(WIDTHS, costs, certain(costs)))
+    useful = useful_among(WIDTHS, costs, spreads)
+    assert {16, 32, 48, 64} <= {*useful} | {15, 31, 47}
+    assert len(useful) < 12
+    assert len(useful) < len(useful_among(WIDTHS, costs, certain(costs)))
 
 
 def test_what_is_unknown_is_neither_useful_nor_beats_anything():
@@ -106,13 +106,13 @@ costs_of = st.lists(st.floats(0.01, 10), min_size=1, max_size=12)
 @given(costs_of)
 def test_the_largest_width_is_useful_and_the_useful_ones_are_dearer_and_dearer(values):
     costs, widths = np.array([values]), np.arange(1, len(values) + 1)
-    found = useful_among(widths, costs, certain(costs))
-    assert found[-1] == widths[-1]
-    chosen = costs[0][np.array(found) - 1]
+    useful = useful_among(widths, costs, certain(costs))
+    assert useful[-1] == widths[-1]
+    chosen = costs[0][np.array(useful) - 1]
     assert (chosen[1:] > chosen[:-1]).all()
     for i, width in enumerate(widths):
         beaten = any(costs[0, j] <= 1.005 * costs[0, i] for j in range(i + 1, len(widths)))
-        assert (width in found) == (not beaten or math.isclose(costs[0, i + 1 :].min(), 1.005 * costs[0, i]))
+        assert (width in useful) == (not beaten or math.isclose(costs[0, i + 1 :].min(), 1.005 * costs[0, i]))
 
 
 # --- on a net
@@ -133,13 +133,13 @@ def all_widths(structure):
 
 @pytest.mark.parametrize("step", [1, 2, 4, 8])
 @pytest.mark.parametrize("name", ["residual", "depthwise"])
-def test_the_stairs_of_every_unit_are_found(step, name, structure_of):
+def test_the_stairs_of_every_unit_are_those_of_the_machine(step, name, structure_of):
     structure = structure_of(name)
     space = all_widths(structure)
     predictor, priced = predictor_of(structure, space, stairs(step))
-    found = staircases(predictor, space, priced)
-    assert [stair.unit for stair in found] == list(space.levels)
-    for stair in found:
+    all_stairs = staircases(predictor, space, priced)
+    assert [stair.unit for stair in all_stairs] == list(space.levels)
+    for stair in all_stairs:
         width = space.levels[stair.unit][-1]
         assert stair.widths == space.levels[stair.unit]
         assert stair.useful == tuple(sorted({*range(max(step, 2), width + 1, step), width}))

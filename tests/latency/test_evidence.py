@@ -25,14 +25,14 @@ from tests.machines import (
 
 def test_evidence_grows_by_roles():
     none = Evidence.none(3)
-    found = none.plus(np.array([[1, 2, 3]]), np.array([0.5]), SCAN)
-    found = found.plus(np.array([[4, 5, 6], [7, 8, 9]]), np.array([0.6, 0.7]), HELD_OUT)
-    assert found.widths.tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
-    assert found.widths.dtype == np.int64
-    assert found.ratios.tolist() == [0.5, 0.6, 0.7]
-    assert found.roles == (SCAN, HELD_OUT, HELD_OUT)
-    assert found.fitted().tolist() == [True, False, False]
-    assert found.where(SCAN, CANDIDATE).tolist() == [True, False, False]
+    evidence = none.plus(np.array([[1, 2, 3]]), np.array([0.5]), SCAN)
+    evidence = evidence.plus(np.array([[4, 5, 6], [7, 8, 9]]), np.array([0.6, 0.7]), HELD_OUT)
+    assert evidence.widths.tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    assert evidence.widths.dtype == np.int64
+    assert evidence.ratios.tolist() == [0.5, 0.6, 0.7]
+    assert evidence.roles == (SCAN, HELD_OUT, HELD_OUT)
+    assert evidence.fitted().tolist() == [True, False, False]
+    assert evidence.where(SCAN, CANDIDATE).tolist() == [True, False, False]
     assert len(none.ratios) == 0
 
 
@@ -64,13 +64,13 @@ def test_the_deviation_fits_the_error_on_policies_that_nobody_saw(noise, policie
     machine = AdditiveMachine(structure_of(net), noise=noise, seed=1)
     table = simulated_table(machine, space_of(net), target, policies=policies, tested=200)
     new = rows_of(space_of(net), 500, seed=4)
-    found = table.predictor(machine.structure).predict_with_sd(new)
-    error = found.latency_ms - machine.ratios(new) * machine.dense_ms
-    ratio = np.sqrt(np.mean(error**2) / np.mean(found.sd_ms**2))
+    prediction = table.predictor(machine.structure).predict_with_sd(new)
+    error = prediction.latency_ms - machine.ratios(new) * machine.dense_ms
+    ratio = np.sqrt(np.mean(error**2) / np.mean(prediction.sd_ms**2))
     assert ratio < 1.4
     assert ratio > 0.7 or noise == 0  # it is never taken far below the posterior, whose noise is at least 0.1 %
     if noise == 0:
-        assert np.mean(np.abs(error) <= 2 * found.sd_ms) > 0.85
+        assert np.mean(np.abs(error) <= 2 * prediction.sd_ms) > 0.85
 
 
 def rounded(spread_ms):
@@ -123,7 +123,7 @@ def test_a_table_says_everything_that_was_told(table, structure_of, space_of, ta
     np.testing.assert_allclose(predicted.sd_ms, [sample.sd_ms for sample in table.samples], rtol=1e-5)
 
 
-def test_the_stairs_of_the_machine_are_found(structure_of, space_of, target):
+def test_useful_widths_are_the_stairs_of_the_machine(structure_of, space_of, target):
     machine = AdditiveMachine(structure_of("residual"), stairs(4))
     table = simulated_table(machine, space_of("residual"), target, policies=300)
     assert table.useful == {"stem.0": (4, 8), "inner.0": (4, 8)} | {
@@ -136,16 +136,16 @@ def test_held_out_policies_do_not_change_the_fit(structure_of, space_of):
     machine = AdditiveMachine(structure)
     fitted, held = rows_of(space, 60, 0), rows_of(space, 20, 1)
     prior = prior_of(structure, space)
-    found = []
+    tables = []
     for factor in (1.0, 1.5):
         evidence = Evidence.none(3).plus(fitted, machine.ratios(fitted), SCAN)
         evidence = evidence.plus(held, factor * machine.ratios(held), HELD_OUT)
-        found.append(
+        tables.append(
             build_table(structure, PricedOperators.of(structure), space, ORT, evidence, prior, timed_once(machine))
         )
-    assert [e.latency_ms for e in found[0].entries.values()] == [e.latency_ms for e in found[1].entries.values()]
-    assert found[1].held_out.bias_percent < -30
-    spreads = [np.abs([e.spread_ms for e in table.entries.values()]).mean() for table in found]
+    assert [e.latency_ms for e in tables[0].entries.values()] == [e.latency_ms for e in tables[1].entries.values()]
+    assert tables[1].held_out.bias_percent < -30
+    spreads = [np.abs([e.spread_ms for e in table.entries.values()]).mean() for table in tables]
     assert spreads[1] > 5 * spreads[0]
 
 
@@ -227,11 +227,11 @@ def test_a_predictor_of_a_fit_predicts_as_the_fit_does(structure_of, space_of):
     rows = rows_of(space, 50, 0)
     evidence = Evidence.none(3).plus(rows, machine.ratios(rows), FIT)
     index = index_of(structure, prior)
-    found = fitted_to(structure, prior, evidence, machine.dense_ms)
+    fitted = fitted_to(structure, prior, evidence, machine.dense_ms)
     counts = occurrences(index.numbers(rows), len(prior))
-    predicted = predictor_of(index, space.levels, found).predict_with_sd(rows)
-    np.testing.assert_allclose(predicted.latency_ms, found.predict(counts))
-    np.testing.assert_allclose(predicted.sd_ms, found.sd_ms(counts), rtol=1e-4)
+    predicted = predictor_of(index, space.levels, fitted).predict_with_sd(rows)
+    np.testing.assert_allclose(predicted.latency_ms, fitted.predict(counts))
+    np.testing.assert_allclose(predicted.sd_ms, fitted.sd_ms(counts), rtol=1e-4)
 
 
 # --- refit

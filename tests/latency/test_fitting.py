@@ -140,7 +140,7 @@ def test_noise_is_smoothed_away():
     assert errors(result.predict(counts), truth) < 0.8 * errors(times, truth)
 
 
-def test_noise_that_was_not_announced_is_found():
+def test_noise_that_was_not_announced_is_estimated():
     counts, times, prior, entries = world(7, policies=300, noise=0.05)
     truth = 0.05 + counts @ entries
     result = fit(counts, times, prior, noise=0.004)
@@ -225,22 +225,22 @@ def test_chains_that_cross_are_held_together():
     seen, unseen = slice(policies), slice(policies, None)
 
     def error(chains):
-        found = fit(counts[seen], times[seen], entries * np.exp(wrong), chains=chains, kinds=kinds)
-        return errors(found.predict(counts[unseen]), times[unseen])
+        fitted = fit(counts[seen], times[seen], entries * np.exp(wrong), chains=chains, kinds=kinds)
+        return errors(fitted.predict(counts[unseen]), times[unseen])
 
     assert error(chains) < 0.62 * error([])
 
 
 def test_held_out_numbers_are_percent_of_the_measurement():
     predicted, measured, sd = np.array([1.1, 2.0, 2.7]), np.array([1.0, 2.0, 3.0]), np.array([0.06, 0.0, 0.1])
-    found = held_out(predicted, measured, np.array([1.01]), sd)
-    assert found.policies == 3
-    assert found.mape_percent == pytest.approx(20 / 3)
-    assert found.max_percent == pytest.approx(10)
-    assert found.bias_percent == pytest.approx(0)
-    assert found.spearman == pytest.approx(1)
-    assert found.noise_percent == pytest.approx(1)
-    assert found.within_2sd == pytest.approx(2 / 3)
+    accuracy = held_out(predicted, measured, np.array([1.01]), sd)
+    assert accuracy.policies == 3
+    assert accuracy.mape_percent == pytest.approx(20 / 3)
+    assert accuracy.max_percent == pytest.approx(10)
+    assert accuracy.bias_percent == pytest.approx(0)
+    assert accuracy.spearman == pytest.approx(1)
+    assert accuracy.noise_percent == pytest.approx(1)
+    assert accuracy.within_2sd == pytest.approx(2 / 3)
     assert held_out(predicted, measured, np.array([]), sd).noise_percent == 0
     assert held_out(predicted * 1.1, measured, np.array([]), sd).bias_percent == pytest.approx(10)
 

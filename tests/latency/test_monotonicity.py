@@ -35,8 +35,8 @@ def test_only_widths_of_one_alignment_are_ordered(key):
 
 def test_both_widths_give_chains_but_never_together():
     geometries = [replace(CONV, c_in=i, c_out=o) for i in (4, 12) for o in (4, 12)]
-    found = {tuple((g.c_in, g.c_out) for g in chain) for chain in chains_of(geometries)}
-    assert found == {((4, 4), (12, 4)), ((4, 12), (12, 12)), ((4, 4), (4, 12)), ((12, 4), (12, 12))}
+    pairs = {tuple((g.c_in, g.c_out) for g in chain) for chain in chains_of(geometries)}
+    assert pairs == {((4, 4), (12, 4)), ((4, 12), (12, 12)), ((4, 4), (4, 12)), ((12, 4), (12, 12))}
 
 
 @pytest.mark.parametrize(
@@ -101,10 +101,10 @@ def falls(values, chains):
 @given(values, precisions)
 def test_no_chain_falls_afterwards_and_once_is_enough(values, precision):
     before = values.copy()
-    found = monotone(values, precision, CHAINS)
+    moved = monotone(values, precision, CHAINS)
     np.testing.assert_array_equal(values, before)
-    assert falls(found, CHAINS) <= 1e-9
-    np.testing.assert_allclose(monotone(found, precision, CHAINS), found, rtol=1e-9)
+    assert falls(moved, CHAINS) <= 1e-9
+    np.testing.assert_allclose(monotone(moved, precision, CHAINS), moved, rtol=1e-9)
 
 
 @given(values, precisions)
@@ -118,7 +118,7 @@ def test_ordered_values_are_left_alone(values, precision):
 
 @given(values, precisions, st.data())
 def test_no_ordered_values_are_nearer(values, precision, data):
-    found = monotone(values, precision, CHAINS)
+    moved = monotone(values, precision, CHAINS)
     other = data.draw(arrays(float, 10, elements=st.floats(0.01, 100)))
     for chain in CHAINS:
         other[chain] = np.sort(other[chain])
@@ -126,12 +126,12 @@ def test_no_ordered_values_are_nearer(values, precision, data):
     def distance(candidate):
         return float(np.sum(precision * (candidate - values) ** 2))
 
-    assert distance(found) <= distance(other) * (1 + 1e-9) + 1e-9
+    assert distance(moved) <= distance(other) * (1 + 1e-9) + 1e-9
 
 
 def test_what_is_precise_moves_less():
-    found = monotone(np.array([3.0, 1.0]), np.array([3.0, 1.0]), [np.array([0, 1])])
-    np.testing.assert_allclose(found, [2.5, 2.5])
+    moved = monotone(np.array([3.0, 1.0]), np.array([3.0, 1.0]), [np.array([0, 1])])
+    np.testing.assert_allclose(moved, [2.5, 2.5])
 
 
 @settings(max_examples=30, deadline=None)
@@ -142,5 +142,5 @@ def test_crossing_chains_hold_nearly(seed):
     grid = np.arange(30).reshape(5, 6)
     chains = [*grid, *grid.T]
     truth = np.add.outer(np.arange(5.0), np.arange(6.0)).ravel() + 1
-    found = monotone(truth + rng.normal(0, 1, 30), np.ones(30), chains)
-    assert falls(found, chains) < 0.02
+    moved = monotone(truth + rng.normal(0, 1, 30), np.ones(30), chains)
+    assert falls(moved, chains) < 0.02

@@ -52,16 +52,16 @@ def world(request, net, structure_of, space_of, removing_space_of):
 
 
 def test_a_prediction_is_the_sum_of_its_entries(world):
-    found = world.predictor().predict(world.widths)
+    predicted_ms = world.predictor().predict(world.widths)
     wanted = [0.25 + world.entries_ms[world.numbers(row)].sum() for row in world.widths]
-    np.testing.assert_allclose(found, wanted, rtol=1e-12)
-    assert found.dtype == np.float64
+    np.testing.assert_allclose(predicted_ms, wanted, rtol=1e-12)
+    assert predicted_ms.dtype == np.float64
 
 
 def test_the_deviation_is_that_of_the_sums_of_the_draws(world):
-    found = world.predictor().predict_with_sd(world.widths)
-    np.testing.assert_array_equal(found.latency_ms, world.predictor().predict(world.widths))
-    for row, sd in zip(world.widths, found.sd_ms, strict=True):
+    prediction = world.predictor().predict_with_sd(world.widths)
+    np.testing.assert_array_equal(prediction.latency_ms, world.predictor().predict(world.widths))
+    for row, sd in zip(world.widths, prediction.sd_ms, strict=True):
         draws = world.remainder[1] + world.spread_ms[:, world.numbers(row)].sum(axis=1)
         assert sd == pytest.approx(np.sqrt(np.mean(draws**2)), rel=1e-5)
 
@@ -75,10 +75,10 @@ def test_an_entry_that_occurs_twice_counts_twice():
     world = World(structure, space)
     numbers = world.numbers(world.widths[0])
     assert len(set(numbers)) == len(numbers) - 1
-    found = world.predictor().predict_with_sd(world.widths[:1])
-    assert found.latency_ms[0] == pytest.approx(0.25 + world.entries_ms[numbers].sum())
+    prediction = world.predictor().predict_with_sd(world.widths[:1])
+    assert prediction.latency_ms[0] == pytest.approx(0.25 + world.entries_ms[numbers].sum())
     draws = world.remainder[1] + world.spread_ms[:, numbers].sum(axis=1)
-    assert found.sd_ms[0] == pytest.approx(np.sqrt(np.mean(draws**2)), rel=1e-5)
+    assert prediction.sd_ms[0] == pytest.approx(np.sqrt(np.mean(draws**2)), rel=1e-5)
 
 
 def test_widths_and_policies_predict_the_same(world):
@@ -254,10 +254,10 @@ def test_the_width_of_a_unit_does_not_matter_once_its_branch_is_gone():
     levels = {u.name: tuple(range(0 if u.removable else 1, u.width + 1)) for u in structure.units}
     world = World(structure, SearchSpace(id="s", levels=levels))
     rows = np.array([[4, 0, 3], [4, 0, 1], [4, 2, 0], [4, 0, 0]])
-    found = world.predictor().predict_with_sd(rows)
-    assert len(set(found.latency_ms)) == len(set(found.sd_ms)) == 1
+    prediction = world.predictor().predict_with_sd(rows)
+    assert len(set(prediction.latency_ms)) == len(set(prediction.sd_ms)) == 1
     assert len(world.numbers(rows[0])) == 2
-    assert (found.latency_ms < world.predictor().predict(np.array([[4, 1, 1]]))).all()
+    assert (prediction.latency_ms < world.predictor().predict(np.array([[4, 1, 1]]))).all()
     costs, draws = world.predictor().unit_costs(1, rows)
     assert costs.tolist() == [0, 0, 0, 0]
     assert not draws.any()

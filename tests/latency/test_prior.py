@@ -46,9 +46,9 @@ def test_what_was_profiled_is_believed_and_counted(world):
     seen = {key for op in priced.all for key in op.geometries(rows) if op.units}
     weighted = {g for g in seen if g.op in ("conv2d", "linear")}
     assert len(weighted) == 12
-    for geometry, found in zip(geometries, prior, strict=True):
+    for geometry, prior_of_geometry in zip(geometries, prior, strict=True):
         if geometry in weighted:
-            assert found == pytest.approx(cost(geometry))
+            assert prior_of_geometry == pytest.approx(cost(geometry))
     assert {geometries[number] for number in known_ms} == weighted
     assert (prior > 0).all()
 

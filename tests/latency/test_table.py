@@ -32,18 +32,18 @@ def edited(path, edit, sign=True):
 
 def test_a_table_survives_its_file(table, tmp_path):
     table.save(tmp_path / "deep" / "table.json")
-    found = LatencyTable.load(tmp_path / "deep" / "table.json")
-    assert found == table
-    found.save(tmp_path / "again.json")
+    loaded = LatencyTable.load(tmp_path / "deep" / "table.json")
+    assert loaded == table
+    loaded.save(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "deep" / "table.json").read_bytes()
 
 
 def test_a_loaded_table_predicts_the_same(table, path, structure_of):
     structure = structure_of("residual")
     rows = np.array([list(sample.widths.values()) for sample in table.samples])
-    found, wanted = (t.predictor(structure).predict_with_sd(rows) for t in (LatencyTable.load(path), table))
-    np.testing.assert_array_equal(found.latency_ms, wanted.latency_ms)
-    np.testing.assert_array_equal(found.sd_ms, wanted.sd_ms)
+    predicted, wanted = (t.predictor(structure).predict_with_sd(rows) for t in (LatencyTable.load(path), table))
+    np.testing.assert_array_equal(predicted.latency_ms, wanted.latency_ms)
+    np.testing.assert_array_equal(predicted.sd_ms, wanted.sd_ms)
 
 
 def test_the_file_says_its_schema_units_and_counts(table, path):

@@ -35,8 +35,8 @@ def exported(model: nn.Module) -> onnx.ModelProto:
     return export_onnx(model.eval(), (torch.randn(1, 6, 8),))
 
 
-def difference(model: nn.Module, found: onnx.ModelProto) -> float:
-    session = onnxruntime.InferenceSession(found.SerializeToString())
+def difference(model: nn.Module, onnx_model: onnx.ModelProto) -> float:
+    session = onnxruntime.InferenceSession(onnx_model.SerializeToString())
     x = torch.randn(3, 6, 8)
     (outputs,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     wanted = model(x).detach().numpy()
@@ -54,9 +54,9 @@ def test_attention_is_exported_without_reading_shapes(windows: int, options: dic
     if "attn_mask" in options:
         options = {"attn_mask": options["attn_mask"][None, : 6 // windows]}
     model = Attention(windows, **options)
-    found = exported(model)
-    assert difference(model, found) < 1e-6
-    assert not {"Shape", "Concat"} & {node.op_type for node in found.graph.node}
+    onnx_model = exported(model)
+    assert difference(model, onnx_model) < 1e-6
+    assert not {"Shape", "Concat"} & {node.op_type for node in onnx_model.graph.node}
 
 
 def test_a_mask_of_truth_values_is_the_exporters_business() -> None:

@@ -37,8 +37,8 @@ def test_the_export_equals_the_model_at_any_batch(net, structure_of, dense_of, t
     model = structure_of(net).model
     for batch in (1, 3):
         x = torch.randn(batch, 1, 8, 8)
-        found = _outputs(dense_of(net).SerializeToString(), target, x)
-        np.testing.assert_allclose(found, model(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+        outputs = _outputs(dense_of(net).SerializeToString(), target, x)
+        np.testing.assert_allclose(outputs, model(x).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -47,8 +47,8 @@ def test_a_resized_model_is_the_shrunk_model(net, seed, structure_of, dense_of, 
     policy = _random_policy(space_of(net), seed)
     x = torch.randn(3, 1, 8, 8)
     wanted = structure.shrink(policy, prove=False).eval()(x).detach().numpy()
-    found = _outputs(Resizer(dense_of(net), structure).resize(policy), target, x)
-    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    outputs = _outputs(Resizer(dense_of(net), structure).resize(policy), target, x)
+    np.testing.assert_allclose(outputs, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_a_resized_model_is_really_smaller(structure_of, dense_of, space_of):
@@ -72,8 +72,8 @@ def test_no_denormal_weight_is_timed(structure_of, space_of):
     weight = next(i for i in dense.graph.initializer if i.name == "head.weight")
     weight.CopyFrom(numpy_helper.from_array(np.full((5, 16), 1e-40, np.float32), "head.weight"))
     resized = onnx.load_model_from_string(Resizer(dense, structure).resize(space_of("residual").largest()))
-    found = next(numpy_helper.to_array(i) for i in resized.graph.initializer if i.name == "head.weight")
-    assert (found == 0).all()
+    weight = next(numpy_helper.to_array(i) for i in resized.graph.initializer if i.name == "head.weight")
+    assert (weight == 0).all()
 
 
 def test_a_weight_that_changed_its_rank_is_refused(structure_of, dense_of, space_of):
@@ -134,9 +134,9 @@ def test_constant_weights_are_one_over_the_fan_in_and_the_model_still_runs(net, 
             np.testing.assert_allclose(weight, 1 / max(1, np.prod(weight.shape[1:])), rtol=1e-6)
         else:
             np.testing.assert_array_equal(weight, numpy_helper.to_array(old))
-    found = _outputs(constant.SerializeToString(), target, torch.ones(1, 1, 8, 8))
-    assert np.isfinite(found).all()
-    assert np.abs(found).max() < 100
+    outputs = _outputs(constant.SerializeToString(), target, torch.ones(1, 1, 8, 8))
+    assert np.isfinite(outputs).all()
+    assert np.abs(outputs).max() < 100
 
 
 def test_a_resized_constant_model_has_the_shapes_of_a_resized_one(net, structure_of, dense_of, space_of):
@@ -154,10 +154,10 @@ def test_numbers_without_dimensions_survive_resizing(structure_of, dense_of, spa
     dense.graph.initializer.append(numpy_helper.from_array(np.array(0.5, np.float32), "scale"))
     dense.graph.initializer.append(numpy_helper.from_array(np.array(3, np.uint8), "zero_point"))
     resized = onnx.load_model_from_string(Resizer(dense, structure_of("flat")).resize(space_of("flat").smallest()))
-    found = {i.name: numpy_helper.to_array(i) for i in resized.graph.initializer}
-    assert found["scale"].shape == found["zero_point"].shape == ()
-    assert (found["scale"], found["zero_point"]) == (0.5, 3)
-    assert found["zero_point"].dtype == np.uint8
+    values = {i.name: numpy_helper.to_array(i) for i in resized.graph.initializer}
+    assert values["scale"].shape == values["zero_point"].shape == ()
+    assert (values["scale"], values["zero_point"]) == (0.5, 3)
+    assert values["zero_point"].dtype == np.uint8
 
 
 def test_folded_biases_follow_their_weights(structure_of, dense_of):
@@ -202,8 +202,8 @@ def test_nets_of_other_operators_are_resized(name, share, structure_of, dense_of
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     wanted = structure.shrink(policy, prove=False).eval()(x).detach().numpy()
     sizes = attention_sizes if name == "attention" else None
-    found = _outputs(Resizer(dense_of(name), structure, sizes).resize(policy), target, x)
-    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    outputs = _outputs(Resizer(dense_of(name), structure, sizes).resize(policy), target, x)
+    np.testing.assert_allclose(outputs, wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -220,9 +220,9 @@ def _narrow_export(structure: Structure, policy: Policy) -> onnx.ModelProto:
 def test_transposed_weights_have_the_name_of_their_parameter(structure_of, dense_of):
     stored = {i.name: numpy_helper.to_array(i) for i in dense_of("attention").graph.initializer}
     tensors = structure_of("attention").tensors
-    found = [name for name in stored if is_transposed(name)]
-    assert {plain_name(name) for name in found} >= {"wide.weight", "narrow.weight"}
-    for name in found:
+    transposed = [name for name in stored if is_transposed(name)]
+    assert {plain_name(name) for name in transposed} >= {"wide.weight", "narrow.weight"}
+    for name in transposed:
         np.testing.assert_array_equal(stored[name], tensors[plain_name(name)].detach().numpy().T)
 
 
@@ -278,8 +278,8 @@ def test_a_resized_model_without_branches_is_what_the_shrunk_model_exports_to(
     weights = {name for name in structure.tensors if structure.tensors[name].dim() > 1}
     assert {i.name for i in resized.graph.initializer} & weights == set(shrunk.state_dict()) & weights
     x = torch.randn(3, 1, 8, 8)
-    found = _outputs(resized.SerializeToString(), target, x)
-    np.testing.assert_allclose(found, shrunk(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+    outputs = _outputs(resized.SerializeToString(), target, x)
+    np.testing.assert_allclose(outputs, shrunk(x).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -287,8 +287,8 @@ def test_policies_without_branches_are_resized_and_run(precision, structure_of, 
     timer = make_policy_timer(structure_of("blocks"), replace(target, precision=precision))
     assert not timer.notes
     rows = np.array([[levels[0] for levels in removing_space_of("blocks").levels.values()]])
-    (found,) = timer.kernels(rows)
-    assert len(found.names) < len(next(iter(timer.kernels(rows + 2))).names)
+    (kernels,) = timer.kernels(rows)
+    assert len(kernels.names) < len(next(iter(timer.kernels(rows + 2))).names)
 
 
 def test_a_branch_whose_removal_would_take_the_output_is_refused(dense_of):

@@ -30,9 +30,9 @@ def test_random_inputs_stay_where_outputs_are_finite():
 
 @pytest.mark.parametrize("function", [torch.log, torch.sqrt, lambda x: (1 / (x - 2), x)])
 def test_noisy_examples_take_the_place_of_inputs_without_finite_outputs(function):
-    (found,) = chosen(function)
-    assert not torch.equal(found, EXAMPLES[0])
-    assert torch.allclose(found, EXAMPLES[0], rtol=0.05)
+    (inputs,) = chosen(function)
+    assert not torch.equal(inputs, EXAMPLES[0])
+    assert torch.allclose(inputs, EXAMPLES[0], rtol=0.05)
 
 
 def test_examples_themselves_are_taken_where_noise_is_too_much():
@@ -40,8 +40,10 @@ def test_examples_themselves_are_taken_where_noise_is_too_much():
 
 
 def test_whole_numbers_have_no_noise():
-    found = chosen(lambda x, y: torch.log(x) + y, [*DRAWN, torch.tensor([[3, 4]])], [*EXAMPLES, torch.tensor([[5, 6]])])
-    assert torch.equal(found[1], torch.tensor([[5, 6]]))
+    inputs = chosen(
+        lambda x, y: torch.log(x) + y, [*DRAWN, torch.tensor([[3, 4]])], [*EXAMPLES, torch.tensor([[5, 6]])]
+    )
+    assert torch.equal(inputs[1], torch.tensor([[5, 6]]))
 
 
 def test_outputs_that_are_always_infinite_do_not_change_the_inputs():
@@ -56,16 +58,16 @@ def test_infinite_outputs_are_better_than_no_numbers():
 def test_a_model_is_evaluated_and_left_as_it_was():
     model = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout(0.5)).train()
     before = model[0].running_mean.clone()
-    (found,) = torch_outputs(model, [torch.ones(3, 2)])
-    np.testing.assert_allclose(found, 1, rtol=1e-4)
+    (output,) = torch_outputs(model, [torch.ones(3, 2)])
+    np.testing.assert_allclose(output, 1, rtol=1e-4)
     assert all(module.training for module in model.modules())
     assert torch.equal(model[0].running_mean, before)
 
 
 def test_parameters_are_outputs_like_others():
     layer = nn.Linear(2, 3)
-    found = torch_outputs(Applied(lambda x: {"y": layer(x), "w": (layer.weight, None)}), [torch.ones(1, 2)])
-    assert [value.shape for value in found] == [(1, 3), (3, 2)]
+    outputs = torch_outputs(Applied(lambda x: {"y": layer(x), "w": (layer.weight, None)}), [torch.ones(1, 2)])
+    assert [value.shape for value in outputs] == [(1, 3), (3, 2)]
 
 
 def test_no_number_differs_from_everything():

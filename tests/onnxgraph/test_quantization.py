@@ -34,10 +34,10 @@ def outputs(model, target, feeds):
 
 
 def test_an_int8_model_computes_about_the_same(net, int8_of, dense_of, target, feeds):
-    found = outputs(int8_of(net).SerializeToString(), target, feeds)
+    quantized_outputs = outputs(int8_of(net).SerializeToString(), target, feeds)
     wanted = outputs(dense_of(net).SerializeToString(), target, feeds)
-    assert found.shape == wanted.shape
-    assert 0 < np.abs(found - wanted).max() < 0.1 * np.abs(wanted).max()
+    assert quantized_outputs.shape == wanted.shape
+    assert 0 < np.abs(quantized_outputs - wanted).max() < 0.1 * np.abs(wanted).max()
 
 
 def test_weights_are_int8_and_keep_their_names(net, int8_of, structure_of):
@@ -56,9 +56,9 @@ def test_a_resized_int8_model_runs_and_has_int8_weights_of_the_widths(net, seed,
     widths = {unit.name: int(rng.integers(1, unit.width + 1)) for unit in structure.units}
     policy = replace(structure.dense_policy(), widths=widths)
     model = Resizer(int8_of(net), structure).resize(policy)
-    found = outputs(model, target, feeds)
-    assert found.shape == (1, 5)
-    assert np.isfinite(found).all()
+    quantized_outputs = outputs(model, target, feeds)
+    assert quantized_outputs.shape == (1, 5)
+    assert np.isfinite(quantized_outputs).all()
     shapes = {i.name: tuple(i.dims) for i in onnx.load_from_string(model).graph.initializer}
     small = structure.shrink(policy, prove=False).state_dict()
     checked = [name for name in small if f"{name}_quantized" in shapes and name.endswith("weight")]

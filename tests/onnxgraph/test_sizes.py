@@ -185,8 +185,8 @@ def test_sizes_of_several_units_and_sums_of_widths_are_told_apart(transformer):
         sizes = learn_sizes(dense, transformer, export, together=True)
     for a, b in [(16, 6), (16, 1), (5, 6), (3, 4)]:
         widths = np.array([a, *[unit.width for unit in transformer.units[1:-1]], b])
-        found = [sizes.at((number, 1), widths).tolist() for number in range(2)]
-        assert found == [[a, b], [-1, 10 + b]]
+        numbers = [sizes.at((number, 1), widths).tolist() for number in range(2)]
+        assert numbers == [[a, b], [-1, 10 + b]]
 
 
 def test_units_that_cannot_be_told_apart_are_learned_in_exports_of_their_own(transformer):

@@ -39,8 +39,8 @@ def test_every_priced_operator_gets_node_times(precision, net, structure_of, spa
     timer = make_policy_timer(structure, replace(target, precision=precision))
     priced = priced_operators(structure.operators)
     rows = np.array([list(space_of(net).smallest().widths.values())])
-    (found,) = timer.kernels(rows)
-    times = node_times_ms(found, NodeOwners(timer.dense_onnx, priced))
+    (measured,) = timer.kernels(rows)
+    times = node_times_ms(measured, NodeOwners(timer.dense_onnx, priced))
     assert set(times) == {i for i, operator in enumerate(priced) if operator.present(rows)[0]}
     assert all(np.isfinite(cost) and cost >= 0 for cost in times.values())
 
@@ -48,8 +48,8 @@ def test_every_priced_operator_gets_node_times(precision, net, structure_of, spa
 def test_all_time_of_the_profiler_is_attributed(structure_of, dense_of, space_of, target, feeds):
     structure, dense = structure_of("residual"), dense_of("residual")
     model = Resizer(dense, structure).resize(space_of("residual").largest())
-    (found,) = kernel_times([model], target, feeds)
-    one_run = replace(found, ms=found.ms[:1])
+    (measured,) = kernel_times([model], target, feeds)
+    one_run = replace(measured, ms=measured.ms[:1])
     times = node_times_ms(one_run, NodeOwners(dense, priced_operators(structure.operators)))
     assert sum(times.values()) == pytest.approx(one_run.ms.sum())
 
@@ -94,23 +94,25 @@ def test_unknown_kernels_belong_to_nobody(residual):
 def test_kernels_of_one_operator_add_up_and_the_median_run_counts(residual):
     owners, priced, nodes = residual
     stem = nodes["stem.0"]
-    found = node_times_ms(kernels((stem.name, [1.0, 2.0, 9.0]), (f"{stem.output[0]}_nchwc", [0.5, 0.5, 0.5])), owners)
-    assert found == {owner_of(priced, "stem.0.weight"): 2.5}
+    times_ms = node_times_ms(
+        kernels((stem.name, [1.0, 2.0, 9.0]), (f"{stem.output[0]}_nchwc", [0.5, 0.5, 0.5])), owners
+    )
+    assert times_ms == {owner_of(priced, "stem.0.weight"): 2.5}
 
 
 def test_a_change_of_layout_is_charged_to_the_kernel_that_asked_for_it(residual):
     owners, priced, nodes = residual
-    found = node_times_ms(
+    times_ms = node_times_ms(
         kernels(("Reorder_1", 1.0), ("ReorderInput", 2.0), (nodes["stem.0"].name, 4.0), (nodes["head"].name, 8.0)),
         owners,
     )
-    assert found == {owner_of(priced, "stem.0.weight"): 7.0, owner_of(priced, "head.weight"): 8.0}
+    assert times_ms == {owner_of(priced, "stem.0.weight"): 7.0, owner_of(priced, "head.weight"): 8.0}
 
 
 def test_a_change_of_layout_at_the_end_belongs_to_nobody(residual):
     owners, priced, nodes = residual
-    found = node_times_ms(kernels((nodes["head"].name, 8.0), ("ReorderOutput", 1.0)), owners)
-    assert found == {owner_of(priced, "head.weight"): 8.0}
+    times_ms = node_times_ms(kernels((nodes["head"].name, 8.0), ("ReorderOutput", 1.0)), owners)
+    assert times_ms == {owner_of(priced, "head.weight"): 8.0}
 
 
 def test_no_runs_give_no_times(residual):
@@ -126,7 +128,7 @@ def test_what_follows_a_softmax_belongs_to_attention():
     owners = NodeOwners(dense, priced)
     softmaxes = [node for node in dense.graph.node if node.op_type == "Softmax"]
     products = [next(n for n in dense.graph.node if softmax.output[0] in n.input) for softmax in softmaxes]
-    found = [owners.of_kernel(node.name) for node in (*softmaxes, *products)]
+    owner_positions = [owners.of_kernel(node.name) for node in (*softmaxes, *products)]
     attention = [i for i, operator in enumerate(priced) if operator.op == "scaled_dot_product_attention"]
     assert len(attention) == 2
-    assert found == attention * 2
+    assert owner_positions == attention * 2

@@ -151,8 +151,8 @@ def test_a_bench_times_and_profiles_rows(structure_of, space_of, target):
     space = space_of("flat")
     timer = make_policy_timer(structure_of("flat"), target)
     rows = np.array([list(space.smallest().widths.values()), list(space.largest().widths.values())])
-    found = timer.time(rows, "timing", QUICK)
-    assert len(found.ratios) == 2
+    timings = timer.time(rows, "timing", QUICK)
+    assert len(timings.ratios) == 2
     first, second = timer.kernels(rows)
     assert first.names
     assert len(first.names) == len(second.names)

@@ -50,23 +50,23 @@ def rows_of(space, count, seed=0):
 
 
 def test_a_profile_finds_the_truth_of_a_simulated_machine(net, simulated, space_of):
-    found = simulated(net)
-    assert found.error_of(rows_of(space_of(net), 500)).mean() < 0.005
-    assert found.table.held_out.mape_percent < 1
-    assert found.table.space.levels == space_of(net).levels
-    assert not found.constant_weights
+    simulation = simulated(net)
+    assert simulation.error_of(rows_of(space_of(net), 500)).mean() < 0.005
+    assert simulation.table.held_out.mape_percent < 1
+    assert simulation.table.space.levels == space_of(net).levels
+    assert not simulation.constant_weights
 
 
 def test_scans_rounds_and_held_out_policies_are_timed(simulated):
-    found = simulated()
-    counts, stages = found.table.counts, {stage for stage, *_ in found.told}
-    assert counts[HELD_OUT] == found.table.held_out.policies == 40
+    simulation = simulated()
+    counts, stages = simulation.table.counts, {stage for stage, *_ in simulation.told}
+    assert counts[HELD_OUT] == simulation.table.held_out.policies == 40
     assert counts[FIT] >= 40
     assert counts[SCAN] > 20
-    assert sum(counts.values()) == len(found.table.samples)
-    assert len(found.table.again_ms) == 16
+    assert sum(counts.values()) == len(simulation.table.samples)
+    assert len(simulation.table.again_ms) == 16
     assert {"scanning widths", "timing policies", "timing held-out policies", "measuring again"} <= stages
-    ends = [(stage, done) for stage, done, total in found.told if done == total]
+    ends = [(stage, done) for stage, done, total in simulation.told if done == total]
     assert ("scanning widths", counts[SCAN]) in ends
     assert ("measuring again", 16) in ends
 
@@ -90,9 +90,11 @@ def test_held_out_policies_are_measured_again_in_their_order(simulated):
 
 def test_measurements_belong_to_their_policies(simulated):
     """They are made in random order and put back."""
-    found = simulated(noise=0.0)
-    rows = np.array([list(sample.widths.values()) for sample in found.table.samples])
-    np.testing.assert_allclose([s.measured_ms for s in found.table.samples], found.machine.ms(rows), rtol=1e-9)
+    simulation = simulated(noise=0.0)
+    rows = np.array([list(sample.widths.values()) for sample in simulation.table.samples])
+    np.testing.assert_allclose(
+        [s.measured_ms for s in simulation.table.samples], simulation.machine.ms(rows), rtol=1e-9
+    )
 
 
 def test_only_useful_widths_reach_narrow_and_its_space_is_profiled(simulated, space_of):
@@ -102,7 +104,7 @@ def test_only_useful_widths_reach_narrow_and_its_space_is_profiled(simulated, sp
         given.append(useful)
         return SearchSpace(id="narrow", levels=useful)
 
-    found = simulated(narrow=narrow, noise=0.001)
+    simulation = simulated(narrow=narrow, noise=0.001)
     (useful,) = given
     levels = space_of("residual").levels
     assert list(useful) == list(levels)
@@ -110,16 +112,16 @@ def test_only_useful_widths_reach_narrow_and_its_space_is_profiled(simulated, sp
         stairs_of = {*range(4, widths[-1] + 1, 4)}
         assert stairs_of <= {*useful[name]} <= {*widths}
         assert len(useful[name]) <= len(stairs_of) + 1  # one that the noise of a scan let through
-    table = found.table
+    table = simulation.table
     assert table.space == SearchSpace(id="narrow", levels=useful)
     for sample in table.samples:
         if sample.role in (FIT, HELD_OUT):
             assert all(width in useful[name] for name, width in sample.widths.items())
     assert any(width not in useful[n] for s in table.samples for n, width in s.widths.items() if s.role == SCAN)
     assert dict(table.known) == dict(levels)
-    varying = PricedOperators.of(found.machine.structure).varying
+    varying = PricedOperators.of(simulation.machine.structure).varying
     assert set(possible_geometries(varying, table.space, tuple(useful))) <= set(table.entries)
-    assert found.error_of(rows_of(table.space, 200)).mean() < 0.01
+    assert simulation.error_of(rows_of(table.space, 200)).mean() < 0.01
 
 
 def test_a_unit_with_one_width_reaches_narrow_with_it(structure_of, space_of, target, monkeypatch):
@@ -164,28 +166,28 @@ def test_without_time_fewer_widths_are_scanned_and_that_is_noted(simulated, spac
 
 
 def test_the_space_is_profiled_whole_however_little_was_scanned(simulated, space_of):
-    found = simulated(max_seconds=0.0)
-    assert found.table.space == space_of("residual")
-    assert dict(found.table.known) == dict(space_of("residual").levels)
-    assert (found.error_of(rows_of(space_of("residual"), 300)) < 0.2).all()
+    simulation = simulated(max_seconds=0.0)
+    assert simulation.table.space == space_of("residual")
+    assert dict(simulation.table.known) == dict(space_of("residual").levels)
+    assert (simulation.error_of(rows_of(space_of("residual"), 300)) < 0.2).all()
 
 
 def test_a_remote_target_gets_constant_weights(simulated, structure_of, space_of, target, monkeypatch):
 
     remote = replace(target, address=Address(login="me@board"))
-    found = Simulated(structure_of("flat"), space_of("flat"), remote, monkeypatch)
-    assert found.constant_weights
-    assert found.table.target == target.fingerprint()
+    simulation = Simulated(structure_of("flat"), space_of("flat"), remote, monkeypatch)
+    assert simulation.constant_weights
+    assert simulation.table.target == target.fingerprint()
 
 
 def test_scanned_geometries_are_those_of_the_rows(structure_of, removing_space_of):
     structure, space = structure_of("residual"), removing_space_of("residual")
     varying = PricedOperators.of(structure).varying
     rows = rows_of(space, 7)
-    found = scanned_geometries(varying, rows)
+    geometries = scanned_geometries(varying, rows)
     wanted = {op.geometry(op.sizes(row[None])[0]) for op in varying for row in rows if op.present(row[None])[0]}
-    assert set(found) == wanted
-    assert list(found) == list(scanned_geometries(varying, rows))
+    assert set(geometries) == wanted
+    assert list(geometries) == list(scanned_geometries(varying, rows))
 
 
 def test_a_prior_names_its_geometries():
@@ -209,9 +211,9 @@ def test_a_real_table_answers_for_the_whole_space(real, structure_of):
     varying = PricedOperators.of(structure).varying
     assert set(possible_geometries(varying, real.space, tuple(real.space.levels))) <= set(real.entries)
     rows = rows_of(real.space, 500)
-    found = real.predictor(structure).predict_with_sd(rows)
-    assert (found.latency_ms > 0).all()
-    assert (found.sd_ms > 0).all()
+    prediction = real.predictor(structure).predict_with_sd(rows)
+    assert (prediction.latency_ms > 0).all()
+    assert (prediction.sd_ms > 0).all()
 
 
 def test_a_real_table_says_where_it_comes_from(real, structure_of, target):

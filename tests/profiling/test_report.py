@@ -31,8 +31,8 @@ def test_errors_are_one_line():
 
 def test_a_table_says_how_it_was_made_and_how_good_it_is(table):
     samples = (replace(table.samples[0], role=SCAN), *table.samples[1:])
-    found = replace(table, held_out=ERRORS, dense_ms=0.5004, remainder_ms=0.05, samples=samples)
-    assert accuracy_lines(found) == [
+    reported = replace(table, held_out=ERRORS, dense_ms=0.5004, remainder_ms=0.05, samples=samples)
+    assert accuracy_lines(reported) == [
         "ort-cpu, 1 thread(s), batch 1, fp32: dense 500 us, of which 50 us are fixed",
         f"{len(table.entries)} geometries from 1 scanned and 119 sampled policies in 2 s; the dense model moved by at "
         "most 1.0 % within a block (2 blocks repeated)",
@@ -63,9 +63,9 @@ def test_the_latency_that_a_unit_is_worth(structure_of, space_of, target):
     structure = structure_of("residual")
     machine = AdditiveMachine(structure)
     table = simulated_table(machine, space_of("residual"), target)
-    found = latency_shares(table, structure)
-    assert list(found) == [unit.name for unit in structure.units]
+    shares = latency_shares(table, structure)
+    assert list(shares) == [unit.name for unit in structure.units]
     for place, unit in enumerate(structure.units):
         widths = np.array([[other.width for other in structure.units]])
         widths[0, place] = min(table.known[unit.name])
-        assert found[unit.name] == pytest.approx(1 - machine.ms(widths)[0] / machine.dense_ms, abs=0.02)
+        assert shares[unit.name] == pytest.approx(1 - machine.ms(widths)[0] / machine.dense_ms, abs=0.02)

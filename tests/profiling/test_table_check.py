@@ -33,43 +33,43 @@ def checked(machine, target, monkeypatch):
 
 
 def test_a_table_holds_on_the_machine_that_it_was_measured_on(table, checked):
-    found = checked(table)
-    assert found.holds
-    assert found.now.policies == 30
-    assert found.now.mape_percent < 1.5
-    assert 0 < found.now.noise_percent < 1
-    assert found.before == table.held_out
-    assert found.dense_ms_now == pytest.approx(found.dense_ms_before)
+    check = checked(table)
+    assert check.holds
+    assert check.now.policies == 30
+    assert check.now.mape_percent < 1.5
+    assert 0 < check.now.noise_percent < 1
+    assert check.before == table.held_out
+    assert check.dense_ms_now == pytest.approx(check.dense_ms_before)
 
 
 def test_a_table_whose_entries_were_doubled_does_not_hold(table, checked):
-    found = checked(doubled(table))
-    assert not found.holds
-    assert found.now.mape_percent > 50
-    assert found.now.bias_percent > 50
-    assert found.now.within_2sd < 0.1
+    check = checked(doubled(table))
+    assert not check.holds
+    assert check.now.mape_percent > 50
+    assert check.now.bias_percent > 50
+    assert check.now.within_2sd < 0.1
 
 
 def test_a_table_of_another_machine_does_not_hold(table, checked, structure_of):
     """The same model where registers are twice as long."""
 
-    found = checked(table, AdditiveMachine(structure_of("residual"), stairs(8)))
-    assert not found.holds
+    check = checked(table, AdditiveMachine(structure_of("residual"), stairs(8)))
+    assert not check.holds
 
 
 def test_a_faster_clock_alone_changes_nothing(table, checked):
-    found = checked(table, speed=2.0)
-    assert found.holds
-    assert found.dense_ms_now == pytest.approx(table.dense_ms / 2)
-    assert found.dense_ms_before == table.dense_ms
+    check = checked(table, speed=2.0)
+    assert check.holds
+    assert check.dense_ms_now == pytest.approx(table.dense_ms / 2)
+    assert check.dense_ms_before == table.dense_ms
 
 
 def test_a_table_that_was_never_good_may_stay_as_it_was(table, checked):
-    found = checked(table)
-    bad_now = replace(found.now, mape_percent=5.0)
-    assert not replace(found, now=bad_now).holds
-    assert replace(found, now=bad_now, before=replace(found.before, mape_percent=4.0)).holds
-    assert replace(found, now=replace(found.now, mape_percent=2.9)).holds
+    check = checked(table)
+    bad_now = replace(check.now, mape_percent=5.0)
+    assert not replace(check, now=bad_now).holds
+    assert replace(check, now=bad_now, before=replace(check.before, mape_percent=4.0)).holds
+    assert replace(check, now=replace(check.now, mape_percent=2.9)).holds
 
 
 def test_held_out_policies_alone_are_measured_and_some_of_them_twice(table, checked, machine):
@@ -87,14 +87,14 @@ def test_held_out_policies_alone_are_measured_and_some_of_them_twice(table, chec
 def test_few_held_out_policies_are_all_measured(structure_of, space_of, target, checked):
     machine = AdditiveMachine(structure_of("residual"), noise=0.003)
     table = simulated_table(machine, space_of("residual"), target, tested=5)
-    found = checked(table, machine)
-    assert found.now.policies == 5
+    check = checked(table, machine)
+    assert check.now.policies == 5
 
 
 def test_a_real_check_measures_here(table, structure_of, target):
     """The table is of a simulated machine, so that nothing is known about whether it holds."""
-    found = check_table(table, structure_of("residual"), target, protocol=QUICK)
-    assert found.now.policies == 30
-    assert np.isfinite(found.now.mape_percent)
-    assert found.dense_ms_now > 0
-    assert found.dense_ms_before == table.dense_ms
+    check = check_table(table, structure_of("residual"), target, protocol=QUICK)
+    assert check.now.policies == 30
+    assert np.isfinite(check.now.mape_percent)
+    assert check.dense_ms_now > 0
+    assert check.dense_ms_before == table.dense_ms
