@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import argparse
 import time
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from single_operators import single_operator
 
 from autoprune.device.connect import make_target
 from autoprune.device.runner import time_models
@@ -139,79 +138,6 @@ def isolated_ms(structure: Structure, target: Target, widths: np.ndarray) -> np.
         costs[number] = timed.latencies_ms[0]
     numbers = GeometryIndex(varying, tuple(geometries)).numbers(widths)
     return occurrences(numbers, len(geometries)) @ costs
-
-
-@cache
-def single_operator(geometry: Geometry, batch: int) -> tuple[bytes, np.ndarray]:
-    """An ONNX model of one operator with what is fused into it, and an input for it."""
-    g = geometry
-    rng = np.random.default_rng(0)
-    stride = g.stride or (1, 1)
-    image = [batch, g.c_in, g.out_rows * stride[0], g.out_columns * stride[-1]]
-    weights, nodes = {}, []
-    if g.op == "conv2d":
-        weights["w"] = rng.standard_normal((g.c_out, g.c_in // g.groups, *g.kernel)).astype(np.float32)
-        pads = [k // 2 for k in g.kernel] * 2
-        nodes.append(
-            helper.make_node(
-                "Conv", ["x", "w"], ["y"], kernel_shape=g.kernel, strides=stride, pads=pads, group=g.groups
-            )
-        )
-    elif g.op == "linear" and g.out_columns > 1:  # of every token
-        image = [batch, g.out_columns, g.c_in]
-        weights["w"] = rng.standard_normal((g.c_in, g.c_out)).astype(np.float32)
-        nodes.append(helper.make_node("MatMul", ["x", "w"], ["y"]))
-    elif g.op == "linear":
-        image = [batch, g.c_in]
-        weights["w"] = rng.standard_normal((g.c_out, g.c_in)).astype(np.float32)
-        nodes.append(helper.make_node("Gemm", ["x", "w"], ["y"], transB=1))
-    elif g.op == "scaled_dot_product_attention":
-        image = [batch, g.groups, g.out_columns, g.c_in]
-        nodes += [
-            helper.make_node("Transpose", ["x"], ["t"], perm=[0, 1, 3, 2]),
-            helper.make_node("MatMul", ["x", "t"], ["products"]),
-            helper.make_node("Softmax", ["products"], ["weights"], axis=-1),
-            helper.make_node("MatMul", ["weights", "x"], ["y"]),
-        ]
-    elif g.op == "layer_norm":
-        image = [batch, max(g.out_columns, 1), g.c_in]
-        weights["w"] = np.ones(g.c_in, dtype=np.float32)
-        nodes.append(helper.make_node("LayerNormalization", ["x", "w"], ["y"]))
-    elif g.op in ("transpose", "permute", "unbind"):
-        image = [batch, max(g.c_in, 1), max(g.out_rows, 1), max(g.out_columns, 1)]
-        nodes.append(helper.make_node("Transpose", ["x"], ["y"], perm=[0, 2, 1, 3]))
-    elif g.op == "lstm":
-        image, hidden = [g.out_columns, batch, g.c_in], g.c_out // g.groups
-        for name, size in (("w", g.c_in), ("r", hidden)):
-            weights[name] = rng.standard_normal((g.groups, 4 * hidden, size)).astype(np.float32)
-        direction = "forward" if g.groups == 1 else "bidirectional"
-        nodes.append(helper.make_node("LSTM", ["x", "w", "r"], ["y"], hidden_size=hidden, direction=direction))
-    elif g.op in ("max_pool2d", "avg_pool2d"):
-        kind = "MaxPool" if g.op == "max_pool2d" else "AveragePool"
-        nodes.append(helper.make_node(kind, ["x"], ["y"], kernel_shape=g.kernel, strides=stride))
-    elif g.op in ("mean", "adaptive_avg_pool2d"):
-        image = [batch, g.c_in, 7, 7]
-        nodes.append(helper.make_node("GlobalAveragePool", ["x"], ["y"]))
-    else:
-        image = [batch, g.c_in, max(g.out_rows, 1), max(g.out_columns, 1)]
-        nodes.append(helper.make_node("Relu", ["x"], ["y"]))
-    value = "y"
-    for step in filter(None, g.fused.split("+")):
-        if step == "add":
-            nodes.append(helper.make_node("Add", [value, value], [value + "a"]))
-            value += "a"
-        else:
-            nodes.append(helper.make_node("Relu", [value], [value + "r"]))
-            value += "r"
-    graph = helper.make_graph(
-        nodes,
-        "operator",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, image)],
-        [helper.make_tensor_value_info(value, TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(weight, name) for name, weight in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    return model.SerializeToString(), rng.standard_normal(image, dtype=np.float32)
 
 
 def errors(predicted: np.ndarray, measured: np.ndarray) -> dict[str, float]:
