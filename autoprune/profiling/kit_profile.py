@@ -10,10 +10,10 @@ import numpy as np
 
 from autoprune.device.kit import kit_bytes, read_manifest, read_results
 from autoprune.device.target import Target, check_target, target_of
-from autoprune.device.timing import Protocol
+from autoprune.device.timing import Protocol, Timings
 from autoprune.errors import KitError
 from autoprune.latency.evidence import Conditions, Evidence, build_table, occurrences
-from autoprune.latency.geometries import PricedOperators, possible_geometries
+from autoprune.latency.geometries import PricedOperator, PricedOperators, possible_geometries
 from autoprune.latency.predictor import GeometryIndex
 from autoprune.latency.prior import prior_ms
 from autoprune.latency.sampling import covering_widths, random_widths, scanned_widths, uniform_ladder
@@ -21,7 +21,7 @@ from autoprune.latency.table import FIT, HELD_OUT, SCAN, LatencyTable
 from autoprune.profiling.node_times import profiled_ms
 from autoprune.profiling.policy_timer import Progress, make_policy_timer
 from autoprune.profiling.profile import as_prior, scanned_geometries
-from autoprune.records import SearchSpace
+from autoprune.records import Geometry, SearchSpace
 from autoprune.structure import Structure
 
 _COVERING, _HELD_OUT, _REMEASURED, _PROFILED = 200, 40, 16, 60
@@ -43,10 +43,26 @@ def make_kit(
     origin: Mapping[str, Any] | None = None,
     on_progress: Progress | None = None,
 ) -> bytes:
-    """A zipped kit: every one of the `scanned` widths of every unit, 200 policies that cover `space`, 40 held-out ones.
+    """Return a zipped kit: scans of every unit, 200 policies that cover `space`, 40 held-out policies.
 
-    The device cannot be asked which widths are useful first; the imported table tells.
-    `origin` is kept for whoever imports the results. Raises `UsageError` for a target that does not run ONNX models.
+    A device cannot be asked for the useful widths before the kit is made; the imported table tells them.
+
+    Args:
+        structure: The structure whose latency is measured.
+        space: The space whose policies are timed.
+        target_name: A target that runs ONNX models; this host need not have its provider.
+        scanned: Widths of every unit to scan; default: those of `space`.
+        threads: Threads of the runtime on the device.
+        batch: Examples of one run.
+        precision: Precision of the models, such as `fp32`.
+        seed: Seed of the sampled policies and of the order in which they are timed.
+        protocol: How often every model is timed.
+        origin: Options that the importer of the results needs; kept in the kit.
+        on_progress: Called with every model that is built.
+
+    Raises:
+        KitError: The target does not run ONNX models.
+        UsageError: There is no such target, or it does not have the precision.
     """
     kind = check_target(target_name, precision)
     if kind.runtime != "onnxruntime":
@@ -77,49 +93,52 @@ def make_kit(
 
 
 def import_kit(results: Path, kit: Path, structure: Structure) -> LatencyTable:
-    """The table that a device's results make; `KitError` when they cannot be believed or are of another model."""
+    """Fit the table that a device's results make.
+
+    Args:
+        results: The file that `measure.py` wrote on the device.
+        kit: The kit that was measured.
+        structure: The structure that the kit was made for.
+
+    Raises:
+        KitError: The results cannot be believed, or kit, results and structure do not belong together.
+    """
     manifest = read_manifest(kit)
     origin = manifest["origin"]
     if origin.get("structure") != structure.digest():
         raise KitError(f"{kit} was made for another model than this task's. Import it with the task it was made for.")
     measured = read_results(results, manifest)
     if measured.timings is None:
-        raise KitError(f"{results} holds no timings")
-    names = {name: number for number, name in enumerate(sorted(set(manifest["models"]) - {manifest["reference"]}))}
-    ratios = np.empty(len(names))
-    ratios[[names[name] for name in manifest["timed"]]] = measured.timings.ratios
+        raise KitError(f"{results} holds no timings. Run measure.py on the device again and copy results.json.")
+    row_of = {name: row for row, name in enumerate(sorted(set(manifest["models"]) - {manifest["reference"]}))}
+    ratios = np.empty(len(row_of))
+    ratios[[row_of[name] for name in manifest["timed"]]] = measured.timings.ratios
     widths, roles = np.array(origin["widths"], dtype=np.int64), np.array(origin["roles"])
-    space = SearchSpace.from_json(origin["space"])
-    fitted = roles != AGAIN
-    evidence = Evidence(widths=widths[fitted], ratios=ratios[fitted], roles=tuple(roles[fitted].tolist()))
-    priced = PricedOperators.of(structure)
-    varying = priced.varying
-    geometries = tuple(
-        scanned_geometries(varying, evidence.widths)
-        | dict.fromkeys(possible_geometries(varying, space, tuple(space.levels)))
-    )
+    again = roles == AGAIN
+    evidence = Evidence(widths=widths[~again], ratios=ratios[~again], roles=tuple(roles[~again].tolist()))
+    priced, space = PricedOperators.of(structure), SearchSpace.from_json(origin["space"])
     target = target_of(measured.target, **origin["target"])
-    profiled = widths[[names[name] for name in manifest["profiled"]]]
     timer = make_policy_timer(structure, target, seed=origin["seed"], constant_weights=True)
-    numbers = GeometryIndex(varying, geometries).numbers(profiled)
-    prior = prior_ms(geometries, profiled_ms(numbers, measured.kernels, timer.dense_onnx, priced))
-    return build_table(
-        structure,
-        priced,
-        space,
-        target.fingerprint(),
-        evidence,
-        as_prior(geometries, prior),
-        Conditions(
-            dense_ms=measured.timings.reference_ms,
-            noise=measured.timings.noise,
-            seed=origin["seed"],
-            seconds=measured.seconds,
-            again=ratios[roles == AGAIN],
-            drift=measured.timings.drift,
-            repeated_blocks=measured.timings.repeated_blocks,
-            notes=(*timer.notes, f"measured by a kit on {measured.target['cpu']}"),
-        ),
+    geometries = _geometries(priced.varying, space, evidence.widths)
+    profiled = widths[[row_of[name] for name in manifest["profiled"]]]
+    numbers = GeometryIndex(priced.varying, geometries).numbers(profiled)
+    prior = as_prior(geometries, prior_ms(geometries, profiled_ms(numbers, measured.kernels, timer.dense_onnx, priced)))
+    notes = (*timer.notes, f"measured by a kit on {measured.target['cpu']}")
+    conditions = _conditions(measured.timings, ratios[again], origin["seed"], measured.seconds, notes)
+    return build_table(structure, priced, space, target.fingerprint(), evidence, prior, conditions)
+
+
+def _conditions(timings: Timings, again: np.ndarray, seed: int, seconds: float, notes: Sequence[str]) -> Conditions:
+    """How a device timed the policies of a kit; `again` `[A]` are the ratios of the second measurements."""
+    return Conditions(
+        dense_ms=timings.reference_ms,
+        noise=timings.noise,
+        seed=seed,
+        seconds=seconds,
+        again=again,
+        drift=timings.drift,
+        repeated_blocks=timings.repeated_blocks,
+        notes=notes,
     )
 
 
@@ -132,13 +151,19 @@ def _policies(
     varying = PricedOperators.of(structure).varying
     scans = scanned_widths(space, names, varying, scanned)
     ladder = uniform_ladder(space, names)
-    geometries = tuple(scanned_geometries(varying, scans) | dict.fromkeys(possible_geometries(varying, space, names)))
+    geometries = _geometries(varying, space, scans)
     index = GeometryIndex(varying, geometries)
     seen = occurrences(index.numbers(np.concatenate([scans, ladder])), len(geometries)).sum(axis=0)
     covering = covering_widths(space, names, index, _COVERING, seen, rng)
     tested = random_widths(space, names, _HELD_OUT, rng)
     parts = {SCAN: scans, FIT: np.concatenate([ladder, covering]), HELD_OUT: tested, AGAIN: tested[:_REMEASURED]}
     return np.concatenate([*parts.values()]), tuple(role for role, rows in parts.items() for _ in rows)
+
+
+def _geometries(varying: Sequence[PricedOperator], space: SearchSpace, widths: np.ndarray) -> tuple[Geometry, ...]:
+    """Geometries of rows of widths `[P, U]` and of every policy of `space`, in a stable order."""
+    of_space = possible_geometries(varying, space, tuple(space.levels))
+    return tuple(scanned_geometries(varying, widths) | dict.fromkeys(of_space))
 
 
 def _somewhere(name: str, provider: str, threads: int, batch: int, precision: str) -> Target:

@@ -86,14 +86,24 @@ def make_policy_timer(
     *,
     seed: int = 0,
     on_progress: Progress | None = None,
-    constant_weights: bool = False,
+    constant_weights: bool | None = None,
 ) -> PolicyTimer:
     """Prepare the dense model for a target and find out how policies become models.
 
-    ONNX models are made by resizing the dense export, which is proven right on a random policy and on one without
-    branches first, else by exporting each. `constant_weights` fills every weight with one number, which compresses
-    well. Raises `StructureError` when the model cannot be exported.
+    ONNX models are made by resizing the dense export, which is first proven right on a random policy and on one without
+    branches. Where that proof fails, every policy is exported.
+
+    Args:
+        structure: The structure whose policies are timed.
+        target: Where they are timed.
+        seed: Seed of the inputs and of the policy that resizing is proven on.
+        on_progress: Called with every model that is built.
+        constant_weights: Fill every weight with one number, which compresses well. Default: for another host alone.
+
+    Raises:
+        StructureError: The model cannot be exported.
     """
+    constant_weights = bool(target.address) if constant_weights is None else constant_weights
     common: dict[str, Any] = {
         "structure": structure,
         "target": target,

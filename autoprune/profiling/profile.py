@@ -56,19 +56,28 @@ def profile(
     protocol: Protocol | None = None,
     timer: PolicyTimer | None = None,
 ) -> LatencyTable:
-    """Measure a latency table on `target`: first the staircase of every unit, then policies of the space.
+    """Measure a latency table on a target: first the staircase of every unit, then policies of the space.
 
-    `space` holds the widths to scan; `narrow` makes the space whose policies are timed from the useful ones (default:
-    `space` itself). Rounds of 40 policies follow until their error, before they are fitted, no longer falls, or
-    `max_seconds` are over (one round is always made). 40 further policies are held out; their errors are in the table.
-    `timer` times the policies (default: one on the target).
-    Raises `StructureError` when the model cannot be exported and `LatencyError` when its exports cannot be timed.
+    Rounds of 40 policies follow the scan until the error of new policies no longer falls, or the time is over; one
+    round is always made. 40 further policies are held out, and the table says how well it predicts them.
+
+    Args:
+        structure: The structure to profile.
+        space: The widths to scan.
+        target: What measures.
+        narrow: Makes the space whose policies are timed from the useful widths of every unit; default: `space` itself.
+        seed: Seed of the sampled policies and of the order in which they are timed.
+        on_progress: Called with every model that is built.
+        max_seconds: After so long no further round is begun.
+        protocol: How often every model is timed.
+        timer: What times policies of `structure` on `target`, with its own seed and progress; default: the target's.
+
+    Raises:
+        StructureError: The model cannot be exported.
+        LatencyError: The exported models cannot be timed.
     """
     work = _Profile(
-        timer=timer
-        or make_policy_timer(
-            structure, target, seed=seed, on_progress=on_progress, constant_weights=bool(target.address)
-        ),
+        timer=timer or make_policy_timer(structure, target, seed=seed, on_progress=on_progress),
         priced=PricedOperators.of(structure),
         space=space,
         protocol=protocol or Protocol(),

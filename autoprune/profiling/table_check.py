@@ -48,11 +48,22 @@ def check_table(
 ) -> TableCheck:
     """Measure 30 held-out policies of a table again and compare them with its predictions.
 
-    Both as shares of the dense model's latency, because that is what budgets are; a faster clock alone changes nothing.
+    Both are shares of the dense model's latency, as budgets are; a faster clock alone changes nothing.
+
+    Args:
+        table: The table to check.
+        structure: The structure that the table was measured for.
+        target: What measures.
+        seed: Seed of the inputs and of the order in which policies are timed.
+        on_progress: Called with every model that is built.
+        protocol: How often every model is timed.
+        timer: What times policies of `structure` on `target`, with its own seed and progress; default: the target's.
+
+    Raises:
+        StructureError: The model cannot be exported.
+        LatencyError: The exported models cannot be timed.
     """
-    timer = timer or make_policy_timer(
-        structure, target, seed=seed, on_progress=on_progress, constant_weights=bool(target.address)
-    )
+    timer = timer or make_policy_timer(structure, target, seed=seed, on_progress=on_progress)
     samples = [sample for sample in table.samples if sample.role == HELD_OUT][:_POLICIES]
     widths = np.array([[sample.widths[name] for name in timer.unit_names] for sample in samples], dtype=np.int64)
     protocol = protocol or Protocol()

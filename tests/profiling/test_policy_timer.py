@@ -133,6 +133,18 @@ def test_a_remote_provider_is_not_needed_to_build_models(structure_of, target):
     assert make_policy_timer(structure_of("flat"), elsewhere).notes == ()
 
 
+def test_models_for_another_host_have_constant_weights_unless_asked(structure_of, target):
+    elsewhere = replace(target, address=Address(login="me@board"))
+
+    def distinct_weights(*target_and_options, **options):
+        model = make_policy_timer(structure_of("flat"), *target_and_options, **options).dense_onnx
+        (weight,) = (numpy_helper.to_array(i) for i in model.graph.initializer if i.name == "0.weight")
+        return len(np.unique(weight))
+
+    assert distinct_weights(elsewhere) == distinct_weights(target, constant_weights=True) == 1
+    assert distinct_weights(target) == distinct_weights(elsewhere, constant_weights=False) > 1
+
+
 def test_pytorch_runs_the_shrunk_modules_themselves(structure_of, space_of):
     structure, space = structure_of("residual"), space_of("residual")
     timer = make_policy_timer(structure, make_target("torch-cpu"))

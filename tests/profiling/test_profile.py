@@ -19,17 +19,10 @@ from tests.machines import QUICK, AdditiveMachine, simulated_timer, stairs
 class Simulated:
     """A profile of a net on a simulated machine, and what was told and asked while it was made."""
 
-    def __init__(self, structure, space, target, monkeypatch, *, step=4, noise=0.003, **options):
+    def __init__(self, structure, space, target, *, step=4, noise=0.003, **options):
         self.told, self.machine = [], AdditiveMachine(structure, stairs(step), noise=noise)
-
-        def make_policy_timer(structure, target, *, seed, on_progress, constant_weights):
-            self.constant_weights = constant_weights
-            return simulated_timer(self.machine, target, on_progress=on_progress, seed=seed)
-
-        monkeypatch.setattr(profiling, "make_policy_timer", make_policy_timer)
-        self.table = profile(
-            structure, space, target, seed=3, on_progress=lambda *stage: self.told.append(stage), **options
-        )
+        timer = simulated_timer(self.machine, target, on_progress=lambda *stage: self.told.append(stage), seed=3)
+        self.table = profile(structure, space, target, seed=3, timer=timer, **options)
 
     def error_of(self, rows):
         predicted = self.table.predictor(self.machine.structure).predict(rows)
@@ -37,9 +30,9 @@ class Simulated:
 
 
 @pytest.fixture
-def simulated(structure_of, space_of, target, monkeypatch):
+def simulated(structure_of, space_of, target):
     def build(name="residual", **options):
-        return Simulated(structure_of(name), space_of(name), target, monkeypatch, **options)
+        return Simulated(structure_of(name), space_of(name), target, **options)
 
     return build
 
@@ -54,7 +47,6 @@ def test_a_profile_finds_the_truth_of_a_simulated_machine(net, simulated, space_
     assert simulation.error_of(rows_of(space_of(net), 500)).mean() < 0.005
     assert simulation.table.held_out.mape_percent < 1
     assert simulation.table.space.levels == space_of(net).levels
-    assert not simulation.constant_weights
 
 
 def test_scans_rounds_and_held_out_policies_are_timed(simulated):
@@ -172,12 +164,9 @@ def test_the_space_is_profiled_whole_however_little_was_scanned(simulated, space
     assert (simulation.error_of(rows_of(space_of("residual"), 300)) < 0.2).all()
 
 
-def test_a_remote_target_gets_constant_weights(simulated, structure_of, space_of, target, monkeypatch):
-
+def test_the_address_of_a_target_is_not_in_its_table(structure_of, space_of, target):
     remote = replace(target, address=Address(login="me@board"))
-    simulation = Simulated(structure_of("flat"), space_of("flat"), remote, monkeypatch)
-    assert simulation.constant_weights
-    assert simulation.table.target == target.fingerprint()
+    assert Simulated(structure_of("flat"), space_of("flat"), remote).table.target == target.fingerprint()
 
 
 def test_scanned_geometries_are_those_of_the_rows(structure_of, removing_space_of):

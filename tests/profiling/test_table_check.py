@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from autoprune.latency.table import HELD_OUT
-from autoprune.profiling import table_check as check_module
 from autoprune.profiling.table_check import check_table
 from tests.machines import QUICK, AdditiveMachine, doubled, simulated_table, simulated_timer, stairs
 
@@ -16,18 +15,12 @@ def machine(structure_of):
 
 
 @pytest.fixture
-def checked(machine, target, monkeypatch):
+def checked(machine, target):
     """Check a table on a simulated machine."""
 
     def check(table, machine=machine, **options):
-        speed = options.pop("speed", 1.0)
-
-        def make_policy_timer(structure, target, *, seed, on_progress, constant_weights):
-            assert not constant_weights
-            return simulated_timer(machine, target, on_progress=on_progress, speed=speed, seed=seed)
-
-        monkeypatch.setattr(check_module, "make_policy_timer", make_policy_timer)
-        return check_table(table, machine.structure, target, **options)
+        timer = simulated_timer(machine, target, **options)
+        return check_table(table, machine.structure, target, timer=timer)
 
     return check
 
