@@ -1,7 +1,7 @@
 """Simulated devices: a clock that only moves when something runs, and a timer whose latencies are known exactly."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from autoprune.latency.predictor import GeometryIndex
 from autoprune.latency.prior import work_ms
 from autoprune.latency.sampling import covering_widths, random_widths
 from autoprune.latency.table import FIT, HELD_OUT
-from autoprune.profiling.policy_timer import PolicyTimer
+from autoprune.profiling.policy_timer import PolicyTimer, make_policy_timer
 from autoprune.records import LatencySample, SearchSpace
 from autoprune.structure import Structure
 
@@ -97,6 +97,21 @@ class SimulatedTimer(PolicyTimer):
             repeated_blocks=0,
             noise=self.machine.noise,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordingTimer(PolicyTimer):
+    """A real timer that keeps its timings."""
+
+    timings: list[Timings] = field(default_factory=list)
+
+    def time(self, widths, stage, protocol):
+        self.timings.append(super().time(widths, stage, protocol))
+        return self.timings[-1]
+
+
+def recording_timer(structure, target, seed=0):
+    return RecordingTimer(**vars(make_policy_timer(structure, target, seed=seed)))
 
 
 def simulated_timer(machine, target, *, on_progress=None, speed=1.0, seed=0):

@@ -138,7 +138,7 @@ def test_models_for_another_host_have_constant_weights_unless_asked(structure_of
 
     def distinct_weights(*target_and_options, **options):
         model = make_policy_timer(structure_of("flat"), *target_and_options, **options).dense_onnx
-        (weight,) = (numpy_helper.to_array(i) for i in model.graph.initializer if i.name == "0.weight")
+        (weight,) = (numpy_helper.to_array(i) for i in model.graph.initializer if i.name == "features.0.weight")
         return len(np.unique(weight))
 
     assert distinct_weights(elsewhere) == distinct_weights(target, constant_weights=True) == 1

@@ -13,7 +13,7 @@ from autoprune.latency.table import FIT, HELD_OUT, SCAN, LatencyTable
 from autoprune.profiling import profile as profiling
 from autoprune.profiling.profile import MAX_SECONDS, as_prior, expected_seconds, profile, scanned_geometries
 from autoprune.records import Geometry, SearchSpace
-from tests.machines import QUICK, AdditiveMachine, simulated_timer, stairs
+from tests.machines import QUICK, AdditiveMachine, recording_timer, simulated_timer, stairs
 
 
 class Simulated:
@@ -116,7 +116,7 @@ def test_only_useful_widths_reach_narrow_and_its_space_is_profiled(simulated, sp
     assert simulation.error_of(rows_of(table.space, 200)).mean() < 0.01
 
 
-def test_a_unit_with_one_width_reaches_narrow_with_it(structure_of, space_of, target, monkeypatch):
+def test_a_unit_with_one_width_reaches_narrow_with_it(structure_of, space_of, target):
     first, *_ = names = list(space_of("residual").levels)
     space = SearchSpace(id="s", levels={**space_of("residual").levels, first: (8,)})
     given = []
@@ -125,7 +125,7 @@ def test_a_unit_with_one_width_reaches_narrow_with_it(structure_of, space_of, ta
         given.append(useful)
         return SearchSpace(id="narrow", levels=useful)
 
-    Simulated(structure_of("residual"), space, target, monkeypatch, narrow=narrow)
+    Simulated(structure_of("residual"), space, target, narrow=narrow)
     assert list(given[0]) == names
     assert given[0][first] == (8,)
 
@@ -190,9 +190,16 @@ def test_a_prior_names_its_geometries():
 
 
 @pytest.fixture(scope="module")
-def real(structure_of, space_of, target):
+def timer(structure_of, target):
+    """The timer of `real`, with everything that it timed."""
+    return recording_timer(structure_of("residual"), target, seed=3)
+
+
+@pytest.fixture(scope="module")
+def real(structure_of, space_of, target, timer):
     """A short profile of this host."""
-    return profile(structure_of("residual"), space_of("residual", 4), target, seed=3, max_seconds=0.0, protocol=QUICK)
+    options = {"seed": 3, "max_seconds": 0.0, "protocol": QUICK, "timer": timer}
+    return profile(structure_of("residual"), space_of("residual", 4), target, **options)
 
 
 def test_a_real_table_answers_for_the_whole_space(real, structure_of):
@@ -201,17 +208,20 @@ def test_a_real_table_answers_for_the_whole_space(real, structure_of):
     assert set(possible_geometries(varying, real.space, tuple(real.space.levels))) <= set(real.entries)
     rows = rows_of(real.space, 500)
     prediction = real.predictor(structure).predict_with_sd(rows)
-    assert (prediction.latency_ms > 0).all()
-    assert (prediction.sd_ms > 0).all()
+    assert (prediction.latency_ms > real.remainder_ms).all()
+    assert np.isfinite(prediction.latency_ms).all()
+    assert np.isfinite(prediction.sd_ms).all()
 
 
-def test_a_real_table_says_where_it_comes_from(real, structure_of, target):
+def test_a_real_table_says_where_it_comes_from(real, timer, structure_of, target):
     assert real.target == target.fingerprint()
     assert real.structure == structure_of("residual").digest()
     assert real.seed == 3
-    assert real.dense_ms > 0
-    assert real.noise > 0
-    assert real.seconds > 0
+    of_evidence = timer.timings[1:]  # the first look only tells how long a run takes
+    assert real.dense_ms == np.median([timings.reference_ms for timings in of_evidence])
+    assert real.noise == np.median([timings.noise for timings in of_evidence])
+    measured_s = sum(t.reference.runs * t.reference.median_ms for t in timer.timings) / 1e3
+    assert measured_s / 2 < real.seconds < 120
     assert real.fixed == ()
     assert set(real.useful) == set(real.known) == set(real.space.levels)
 

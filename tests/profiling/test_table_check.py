@@ -5,7 +5,7 @@ import pytest
 
 from autoprune.latency.table import HELD_OUT
 from autoprune.profiling.table_check import check_table
-from tests.machines import QUICK, AdditiveMachine, doubled, simulated_table, simulated_timer, stairs
+from tests.machines import QUICK, AdditiveMachine, doubled, recording_timer, simulated_table, simulated_timer, stairs
 
 
 @pytest.fixture
@@ -25,12 +25,17 @@ def checked(machine, target):
     return check
 
 
-def test_a_table_holds_on_the_machine_that_it_was_measured_on(table, checked):
-    check = checked(table)
+def test_a_table_holds_on_the_machine_that_it_was_measured_on(table, checked, machine, structure_of):
+    check, same = checked(table), AdditiveMachine(structure_of("residual"), noise=0.003, seed=77)
+    held = [sample for sample in table.samples if sample.role == HELD_OUT][:30]
+    rows = np.array([list(sample.widths.values()) for sample in held])
+    measured, again = same.ratios(rows), same.ratios(rows[:8])
+    predicted = np.array([sample.predicted_ms for sample in held]) / table.dense_ms
     assert check.holds
     assert check.now.policies == 30
+    assert check.now.mape_percent == pytest.approx(100 * np.abs(predicted / measured - 1).mean())
     assert check.now.mape_percent < 1.5
-    assert 0 < check.now.noise_percent < 1
+    assert check.now.noise_percent == pytest.approx(100 * np.abs(again / measured[:8] - 1).mean())
     assert check.before == table.held_out
     assert check.dense_ms_now == pytest.approx(check.dense_ms_before)
 
@@ -86,8 +91,12 @@ def test_few_held_out_policies_are_all_measured(structure_of, space_of, target, 
 
 def test_a_real_check_measures_here(table, structure_of, target):
     """The table is of a simulated machine, so that nothing is known about whether it holds."""
-    check = check_table(table, structure_of("residual"), target, protocol=QUICK)
+    timer = recording_timer(structure_of("residual"), target)
+    check = check_table(table, structure_of("residual"), target, protocol=QUICK, timer=timer)
+    held = [sample.predicted_ms for sample in table.samples if sample.role == HELD_OUT][:30]
+    ratios = np.array(timer.timings[0].ratios)
+    assert [len(timings.ratios) for timings in timer.timings] == [30, 8]
     assert check.now.policies == 30
-    assert np.isfinite(check.now.mape_percent)
-    assert check.dense_ms_now > 0
+    assert check.now.mape_percent == pytest.approx(100 * np.abs(held / (ratios * table.dense_ms) - 1).mean())
+    assert check.dense_ms_now == timer.timings[0].reference_ms
     assert check.dense_ms_before == table.dense_ms
