@@ -65,9 +65,8 @@ class DeviceMeasurer:
         return cls(make_target(config.target, config.threads, config.batch, config.precision))
 
     def policy_timer(self, structure: Structure, *, seed: int, on_progress: Progress | None = None) -> PolicyTimer:
-        """Return a timer of policies; models for another host have constant weights, which compress well."""
-        away = bool(self.target.address)
-        return make_policy_timer(structure, self.target, seed=seed, on_progress=on_progress, constant_weights=away)
+        """Return a timer of policies on the target."""
+        return make_policy_timer(structure, self.target, seed=seed, on_progress=on_progress)
 
     def timings(
         self, models: Sequence[Model], reference: Model, feeds: Feeds, *, protocol: timing.Protocol | None = None
