@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -27,6 +27,10 @@ from autoprune.structure.structure import Fixed, Structure
 from autoprune.structure.units import Channels, Site, find_units
 
 Array = np.ndarray
+_OF_EVERY_MODEL = {"an output of the model", "reads a fixed input"}
+"""Reasons that every model has for its first and last layer."""
+_MOST_REASONS = 3
+_ADVICE = "torch.nn.utils.parametrize.remove_parametrizations"
 
 
 def analyze(model: nn.Module, example_inputs: ExampleInputs) -> Structure:
@@ -72,7 +76,9 @@ def _structure_of(
     states = _label_graphs(labels, values, captures, tensors, canonical)
     units, channels = find_units(labels, _sites(values, states), _roles(states))
     if not units:
-        raise StructureError("nothing in this model can be pruned: " + _why_nothing(states))
+        raise StructureError(
+            "nothing in this model can be pruned: " + _why_nothing(states, _fixed(labels, values, channels))
+        )
     units = name_hidden(units, captures, canonical)
     full = np.array([unit.width for unit in units], dtype=np.int64)
     branches = find_branches(captures, channels, canonical, len(units))
@@ -184,8 +190,17 @@ def _fixed(labels: Labels, values: Mapping[str, Value], channels: Mapping[Site, 
             if value.shape[dim] > 1 and not channels["parameter", name, dim].of_unit:
                 reasons = (labels.reason(int(x)) for x in value.along(dim)[0])
                 reason = next((r for r in reasons if r), "no consistent set of its indices can go")
-                fixed.append(Fixed(parameter=name, dim=dim, size=value.shape[dim], reason=reason))
+                fixed.append(Fixed(parameter=name, dim=dim, size=value.shape[dim], reason=_with_advice(name, reason)))
     return tuple(fixed)
+
+
+def _with_advice(name: str, reason: str) -> str:
+    """Return the reason with what can be done about it: a parametrization computes the weight from another one."""
+    module, parametrized, rest = name.partition(".parametrizations.")
+    if not parametrized:
+        return reason
+    weight = rest.split(".")[0]
+    return f"{module}.{weight} is computed by a parametrization ({reason}); first: {_ADVICE}({module}, {weight!r})"
 
 
 def _dims(name: str, tensor: torch.Tensor, channels: Mapping[Site, Channels], full: Array) -> tuple[Dim, ...]:
@@ -193,9 +208,16 @@ def _dims(name: str, tensor: torch.Tensor, channels: Mapping[Site, Channels], fu
     return tuple(Dim.of(c, full) if c else Dim(size) for c, size in zip(sites, tensor.shape, strict=True))
 
 
-def _why_nothing(states: Mapping[bool, Analysis]) -> str:
+def _why_nothing(states: Mapping[bool, Analysis], fixed: Sequence[Fixed]) -> str:
     """Return why a model has no unit, for the message of an error."""
     unsupported = sorted(states[False].unsupported)
     if unsupported:
-        return f"these operators have no rule and fix what they touch: {', '.join(unsupported)}."
+        advice = next((f". {each.reason}" for each in fixed if _ADVICE in each.reason), "")
+        return f"these operators have no rule and fix what they touch: {', '.join(unsupported)}{advice}."
+    reasons: dict[str, str] = {}
+    for each in fixed:
+        if each.reason not in _OF_EVERY_MODEL:
+            reasons.setdefault(each.reason, each.parameter)
+    if reasons:
+        return "; ".join(f"{name}: {reason}" for reason, name in list(reasons.items())[:_MOST_REASONS]) + "."
     return "every channel reaches an input or an output of the model. A prunable model has at least two layers."

@@ -13,6 +13,8 @@ from autoprune.structure.labels import Value
 from autoprune.structure.movements import separable
 from autoprune.structure.nodes import argument, concrete, shape_of
 
+aten = torch.ops.aten
+
 
 def pointwise(state: Analysis, node: fx.Node) -> Value:
     """Rule of element-wise operators: operands are broadcast, and labels are tied along every dimension."""
@@ -80,6 +82,47 @@ def selection(state: Analysis, node: fx.Node) -> Any:
     return _reduced(state, node, fixes=True)
 
 
+def maximum(state: Analysis, node: fx.Node) -> Any:
+    """Rule of maximum and minimum: over living indices where only values are read; positions fix the dimension."""
+    is_pair = isinstance(node.meta["val"], (list, tuple))
+    return _reduced(state, node, fixes=is_pair and any(user.args[1] != 0 for user in node.users))
+
+
+def within(state: Analysis, node: fx.Node) -> Value:
+    """Rule of Fourier transforms, `tril` and `triu`: the dimensions that they work on are fixed, the others pass."""
+    x = state.value(node.args[0])
+    rank = len(x.shape)
+    names = {parameter.name for parameter in node.target._schema.arguments}  # type: ignore[union-attr]
+    listed = argument(node, "dim") if "dim" in names else [-2, -1]
+    dims = {d % rank for d in ([listed] if isinstance(listed, int) else listed or range(rank))}
+    state.labels.fix_value(x, f"is mixed or masked by {node.target}", dims)
+    return Value(shape_of(node), passing(x, [d for d in range(rank) if d not in dims]))
+
+
+def complex_pairs(state: Analysis, node: fx.Node) -> Value:
+    """Rule of `view_as_complex` and `view_as_real`: the last dimension, of size 2, is fixed; the others pass."""
+    x, shape = state.value(node.args[0]), shape_of(node)
+    state.labels.fix_value(x, "is the real or imaginary part of a number", range(len(shape), len(x.shape)))
+    parts = [c for c in x.components if all(size == 1 for size in c.shape[len(shape) :])]
+    return Value(shape, tuple(c.reshape((*c.shape, 1)[: len(shape)]) for c in parts))
+
+
+def scattering(state: Analysis, node: fx.Node) -> Value:
+    """Rule of `index_add`, `scatter` and others that write into a tensor along `dim`, which is fixed.
+
+    All other dimensions of target, index and source are tied.
+    """
+    shape = shape_of(node)
+    dim = argument(node, "dim") % len(shape)
+    operands = [value for value in state.tensors(node) if len(value.shape) == len(shape)]
+    for value in operands:
+        state.labels.fix_value(value, "is written by index", [dim])
+        if _hide(value.shape, dim) != _hide(shape, dim):
+            raise ValueError("only a part of the target is written")
+    others = [Value(_hide(o.shape, dim), passing(o, [d for d in range(len(shape)) if d != dim])) for o in operands]
+    return Value(shape, align(state.labels, others, _hide(shape, dim), str(node.target)).components)
+
+
 def _reduced(state: Analysis, node: fx.Node, *, fixes: bool) -> Any:
     x = state.value(node.args[0])
     rank = len(x.shape)
@@ -104,12 +147,50 @@ def pool(state: Analysis, node: fx.Node) -> Any:
     x = state.value(node.args[0])
     name = str(node.target).split(".")[1]
     spatial = next((int(digit) for digit in "123" if f"{digit}d" in name), len(x.shape) - 2)
+    if (neighbours := _neighbours(node, x, spatial)) is not None:
+        return neighbours
     state.labels.fix_value(x, f"a spatial dimension of {node.target}", range(len(x.shape) - spatial, len(x.shape)))
     parts = passing(x, range(len(x.shape) - spatial))
     value = node.meta["val"]
     if isinstance(value, (list, tuple)):
         return [Value(concrete(v.shape), parts) for v in value]
     return Value(shape_of(node), parts)
+
+
+def _neighbours(node: fx.Node, x: Value, spatial: int) -> Value | None:
+    """Return the value of an average over neighbouring channels, as in local response norms; `None` for other pools.
+
+    The channels are padded on both sides and have a window of stride 1. After a cut, the window covers living channels.
+    """
+    if node.target not in (aten.avg_pool2d.default, aten.avg_pool3d.default):
+        return None
+    first, kernel, shape = len(x.shape) - spatial, argument(node, "kernel_size"), shape_of(node)
+    stride = argument(node, "stride") or kernel
+    plain = list(stride) == [1] * spatial and not any(argument(node, "padding")) and set(kernel[1:]) == {1}
+    if not plain or any(c.shape[d] > 1 for c in x.components for d in range(first + 1, len(x.shape))):
+        return None
+    skipped, size = kernel[0] // 2, shape[first]
+    along = [c[skipped : skipped + size] for c in x.along(first)]
+    return Value(shape, (*passing(x, range(first)), *Value.of_dims(shape, {first: along}).components))
+
+
+def sampling(state: Analysis, node: fx.Node) -> Value:
+    """Rule of `grid_sampler(x [N, C, ...], grid [N, ..., axes])`: channels pass, places and axes are fixed."""
+    x, grid = state.value(node.args[0]), state.value(node.args[1])
+    state.labels.fix_value(x, f"a spatial dimension of {node.target}", range(2, len(x.shape)))
+    state.labels.fix_value(grid, f"a place in the grid of {node.target}", range(1, len(grid.shape)))
+    return Value(shape_of(node), passing(x, [0, 1]))
+
+
+def unpooling(state: Analysis, node: fx.Node) -> Value:
+    """Rule of `max_unpool(x, indices)`: both have the same channels, which pass; spatial dimensions are fixed."""
+    x, indices, shape = state.value(node.args[0]), state.value(node.args[1]), shape_of(node)
+    spatial = 3 if "3d" in str(node.target) else 2
+    for value in (x, indices):
+        dims = range(len(value.shape) - spatial, len(value.shape))
+        state.labels.fix_value(value, f"a spatial dimension of {node.target}", dims)
+    tied = align(state.labels, [x, indices], x.shape, str(node.target))
+    return Value(shape, passing(tied, range(len(shape) - spatial)))
 
 
 def patches(state: Analysis, node: fx.Node) -> Value:
@@ -167,7 +248,7 @@ def indexing(state: Analysis, node: fx.Node) -> Value:
     zeros = [None if n is None else torch.zeros(shape_of(n), dtype=torch.int64) for n in indices]
     parts = []
     for component in passing(x, [d for d in range(len(x.shape)) if d not in dims]):
-        indexed = torch.ops.aten.index.Tensor(torch.from_numpy(component).expand(x.shape), zeros)
+        indexed = aten.index.Tensor(torch.from_numpy(component).expand(x.shape), zeros)
         parts.append(_collapsed(indexed.numpy()))
     return separable(state, node, shape_of(node), parts)
 
@@ -187,6 +268,18 @@ def lookup(state: Analysis, node: fx.Node) -> Value:
     index = state.constants.get(str(getattr(node.args[2], "target", "")))
     if index is None or index.dim() != 1:
         state.labels.fix_value(x, "is looked up by index", [dim])
-        return Value(shape, tuple(c for c in x.components if c.shape[dim] == 1))
+        others = tuple(c for c in x.components if c.shape[dim] == 1)
+        return Value(shape, others) if node.target is aten.index_select.default else _gathered(state, node, others, dim)
     parts = [c.take(index.numpy(), axis=dim) if c.shape[dim] > 1 else c for c in x.components]
     return separable(state, node, shape, parts)
+
+
+def _gathered(state: Analysis, node: fx.Node, others: tuple[np.ndarray, ...], dim: int) -> Value:
+    """Return the value of `gather`, whose index has the dimensions of the output: all but `dim` are tied."""
+    index, shape = state.value(node.args[2]), shape_of(node)
+    state.labels.fix_value(index, "is looked up by index", [dim])
+    if _hide(state.value(node.args[0]).shape, dim) != _hide(shape, dim):
+        raise ValueError("only a part of the dimensions is looked up")
+    own = Value(_hide(shape, dim), tuple(c for c in index.components if c.shape[dim] == 1))
+    aligned = align(state.labels, [Value(_hide(shape, dim), others), own], _hide(shape, dim), str(node.target))
+    return Value(shape, aligned.components)

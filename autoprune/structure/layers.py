@@ -9,7 +9,7 @@ from torch import fx
 
 from autoprune.structure.analysis import Analysis, passing
 from autoprune.structure.labels import Array, Value
-from autoprune.structure.nodes import argument, shape_of
+from autoprune.structure.nodes import argument, concrete, shape_of
 
 
 def convolution(state: Analysis, node: fx.Node) -> Value:
@@ -161,3 +161,11 @@ def embedding(state: Analysis, node: fx.Node) -> Value:
     weight, shape = state.value(node.args[0]), shape_of(node)
     state.labels.fix_value(weight, "is looked up by index", [0])
     return Value.of_dims(shape, {len(shape) - 1: weight.along(1)})
+
+
+def embedding_bag(state: Analysis, node: fx.Node) -> list[Value]:
+    """Rule of `embedding_bag(weight [V, E], ...)`: V is fixed, and E passes to the bags `[B, E]`, the first output."""
+    weight, outputs = state.value(node.args[0]), [Value(concrete(v.shape)) for v in node.meta["val"]]
+    state.labels.fix_value(weight, "is looked up by index", [0])
+    outputs[0] = Value.of_dims(outputs[0].shape, {1: weight.along(1)})
+    return outputs

@@ -30,10 +30,16 @@ MOVEMENTS = {
     aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.select.int, aten.unbind.int,
     aten.roll.default, aten.flip.default, aten.movedim.int, aten.swapaxes.default,
     aten.pixel_shuffle.default, aten.pixel_unshuffle.default, aten.unfold.default,
-    aten.repeat_interleave.self_int, aten.movedim.intlist, aten.mT.default,
+    aten.repeat_interleave.self_int, aten.movedim.intlist, aten.mT.default, aten.narrow.default,
+    aten.tensor_split.sections, aten.tensor_split.indices, aten.unsafe_chunk.default, aten.unsafe_split.Tensor,
+    aten.unsafe_split_with_sizes.default, aten.split.sizes, aten.rot90.default, aten.diagonal.default,
+    aten.permute_copy.default, aten.transpose_copy.int, aten.unbind_copy.int,
 }  # fmt: skip
-_UNEVEN = {aten.roll.default, aten.unfold.default}
-"""Operators that move elements to other places once some indices of a labelled dimension are gone."""
+_UNEVEN: dict[Any, tuple[str, ...]] = {
+    aten.roll.default: ("dims",), aten.unfold.default: ("dimension",), aten.rot90.default: ("dims",),
+    aten.diagonal.default: ("dim1", "dim2"),
+}  # fmt: skip
+"""Operators that move elements to other places once some indices are gone, and the arguments with the dimensions."""
 
 
 def movement(state: Analysis, node: fx.Node) -> Any:
@@ -134,8 +140,9 @@ def _fix_uneven(state: Analysis, node: fx.Node, x: Value) -> None:
     if node.target is aten.slice.Tensor and argument(node, "step") != 1:
         state.labels.fix_value(x, "is sliced with a step", [argument(node, "dim") % len(x.shape)])
     elif node.target in _UNEVEN:
-        listed = argument(node, "dims" if node.target is aten.roll.default else "dimension")
-        dims = [listed] if isinstance(listed, int) else listed or range(len(x.shape))
+        given = [argument(node, name) for name in _UNEVEN[node.target]]
+        listed = [d for dims in given for d in ([dims] if isinstance(dims, int) else dims)]
+        dims = listed or range(len(x.shape))
         state.labels.fix_value(x, f"is moved by {node.target}", {d % len(x.shape) for d in dims})
 
 

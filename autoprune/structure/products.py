@@ -69,6 +69,33 @@ def _named(term: str, rank: int) -> list[Hashable]:
     return [*before, *(_leading(rank - len(before) - len(after)) if dots else []), *after]
 
 
+def bilinear(state: Analysis, node: fx.Node) -> Value:
+    """Rule of `bilinear`, `x [..., I]`, `y [..., J]`, `weight [O, I, J]`, `bias [O]`."""
+    x, y, weight, bias = (state.value(n) for n in node.args[:4])
+    lead = _leading(len(x.shape) - 1)
+    out = _contract(state, node, [(x, [*lead, "i"]), (y, [*lead, "j"]), (weight, ["o", "i", "j"])], [*lead, "o"])
+    return align(state.labels, [out, bias], out.shape, str(node.target)) if bias.shape else out
+
+
+def similarity(state: Analysis, node: fx.Node) -> Value:
+    """Rule of cosine similarity and distances of pairs: operands are tied, the compared dimension is summed."""
+    x, y = state.value(node.args[0]), state.value(node.args[1])
+    shape = np.broadcast_shapes(x.shape, y.shape)
+    names = {parameter.name for parameter in node.target._schema.arguments}  # type: ignore[union-attr]
+    dim = (argument(node, "dim") if "dim" in names else -1) % len(shape)
+    tied = align(state.labels, [x, y], shape, str(node.target))
+    parts = tuple(c for c in tied.components if c.shape[dim] == 1)
+    own = shape_of(node)
+    return Value(own, parts if len(own) == len(shape) else tuple(c.squeeze(dim) for c in parts))
+
+
+def distances(state: Analysis, node: fx.Node) -> Value:
+    """Rule of `cdist`, `x [..., P, M]`, `y [..., R, M]`: M is summed, P and R pass."""
+    x, y = state.value(node.args[0]), state.value(node.args[1])
+    lead = _leading(len(x.shape) - 2)
+    return _contract(state, node, [(x, [*lead, "p", "m"]), (y, [*lead, "r", "m"])], [*lead, "p", "r"])
+
+
 def _contract(state: Analysis, node: fx.Node, operands: Sequence[tuple[Value, Names]], output: Names) -> Value:
     """Tie dimensions with equal names and pass the dimensions of the output on; an operand of size 1 is not tied.
 

@@ -32,7 +32,7 @@ def recurrent(state: Analysis, node: fx.Node) -> list[Value]:
     if is_projected(node):
         # At equal sizes of cell and projection, the operator takes the projection for a bias.
         for value in (x, *states, *weights):
-            labels.fix_value(value, "is of a recurrent layer with projections (proj_size)")
+            labels.fix_value(value, "is of an LSTM with projected outputs (proj_size), whose widths cannot change")
         return outputs
     hidden = labels.fresh(weights[1].shape[1])
     each = len(weights) // directions

@@ -20,6 +20,7 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from autoprune.structure.aliases import is_in_place
 from autoprune.structure.branches import ADDITIONS
 from autoprune.structure.capture import Capture
 from autoprune.structure.nodes import symbolic_dims
@@ -28,19 +29,32 @@ from autoprune.structure.units import Site
 aten = torch.ops.aten
 _DROPOUTS = {
     aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default, aten.feature_dropout_.default,
-    aten.alpha_dropout.default, aten.alpha_dropout_.default,
+    aten.alpha_dropout.default, aten.alpha_dropout_.default, aten.feature_alpha_dropout.default,
+    aten.feature_alpha_dropout_.default,
 }  # fmt: skip
 _AVERAGES = {
-    aten.mean.dim, aten.mean.default, aten.var.correction, aten.var.dim, aten.std.correction, aten.std.dim,
-    aten.var_mean.correction, aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim, aten._weight_norm.default,
+    aten.mean.dim, aten.mean.default, aten.var.correction, aten.var.dim, aten.var.default, aten.std.correction,
+    aten.std.dim, aten.std.default, aten.var_mean.correction, aten.var_mean.dim, aten.var_mean.default,
+    aten.std_mean.correction, aten.std_mean.dim, aten.amax.default, aten.amin.default, aten.max.dim, aten.min.dim,
+    aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim, aten._weight_norm.default,
 }  # fmt: skip
+_RANDOM = {
+    aten.rand_like.default, aten.randn_like.default, aten.randint_like.default, aten.randint_like.low_dtype,
+    aten.bernoulli.default, aten.bernoulli.p, aten.rand.default, aten.randn.default, aten.uniform_.default,
+    aten.normal_.default, aten.exponential_.default, aten.bernoulli_.float, aten.bernoulli_.Tensor,
+}  # fmt: skip
+"""Operators that draw as many numbers as the tensor has entries, which are fewer after a cut."""
 _NORMS = {aten.layer_norm.default, aten.rms_norm.default, aten.group_norm.default}
-_SUMS = {aten.sum.dim_IntList, aten.sum.default}
+_SUMS = {
+    aten.sum.dim_IntList, aten.sum.default, aten.cosine_similarity.default, aten.pairwise_distance.default,
+    aten.cdist.default, aten.bilinear.default,
+}  # fmt: skip
 _PRODUCTS: dict[Any, int] = {
     aten.matmul.default: 1, aten.mm.default: 1, aten.bmm.default: 1, aten.addmm.default: 2, aten.baddbmm.default: 2,
     aten.scaled_dot_product_attention.default: 1, aten.linear.default: 1, aten.conv1d.default: 1,
     aten.conv2d.default: 1, aten.conv3d.default: 1, aten.conv2d.padding: 1, aten.conv1d.padding: 1,
-    aten.conv_transpose1d.default: 1, aten.conv_transpose2d.input: 1,
+    aten.conv3d.padding: 1, aten.conv_transpose1d.default: 1, aten.conv_transpose2d.input: 1,
+    aten.conv_transpose3d.input: 1,
 }  # fmt: skip
 """Products, and the position of the operand whose removed entries are zeroed."""
 _SHORTER = (torch.float32, torch.float16, torch.bfloat16)
@@ -141,13 +155,15 @@ class Reference(fx.Interpreter):
             return self._call(n, {m: torch.zeros_like(self.env[m]) for m in absent})
         if n.target is aten.scaled_dot_product_attention.default and len(n.args) > 4:
             return self._attention(n)
+        if n.target in _RANDOM and n.name in self._small:
+            return self._drawn(n)
         if not self._is_cut(n) or n.name not in self._small:  # values of a removed branch do not matter
             return super().run_node(n)
         if n.target is aten.batch_norm.default and n.args[5] and set(self._living(n.args[0])) - {1}:  # type: ignore[arg-type]
             return self._gathered(n)
         if n.target in _NORMS:
             return self._norm(n)
-        if n.target in _AVERAGES:
+        if n.target in _AVERAGES or self._averages_neighbours(n):
             return self._gathered(n)
         if n.target in _SUMS:
             return self._call(n, {m: self._zeroed(m) for m in n.all_input_nodes})
@@ -210,6 +226,17 @@ class Reference(fx.Interpreter):
         if isinstance(outputs, torch.Tensor):
             return self._scattered(outputs, node, node.meta["val"].dim())
         return tuple(self._scattered(x, part, x.dim()) for x, part in zip(outputs, self._parts(node), strict=True))
+
+    def _drawn(self, node: fx.Node) -> torch.Tensor:
+        """Draw the numbers that the shrunk graph draws; one that works in place writes them into its operand."""
+        drawn = self._gathered(node)
+        return self.env[node.args[0]].copy_(drawn) if is_in_place(node) else drawn  # type: ignore[index]
+
+    def _averages_neighbours(self, node: fx.Node) -> bool:
+        """Return whether an average is taken over windows of a dimension that was cut."""
+        rank = {aten.avg_pool2d.default: 2, aten.avg_pool3d.default: 3}.get(node.target)
+        source = node.all_input_nodes[0]
+        return rank is not None and any(dim >= self.env[source].dim() - rank for dim in self._living(source))
 
     def _parts(self, node: fx.Node) -> list[fx.Node | None]:
         """Return the nodes that take the single outputs of a node with several (`None`: nothing reads it)."""

@@ -131,6 +131,16 @@ def _split(old: fx.Node, new: fx.Node, living: Living) -> None:
     new.args, new.kwargs = (new.args[0], counts, dim), {}
 
 
+def _narrow(old: fx.Node, new: fx.Node, living: Living) -> None:
+    """Rewrite `narrow(x, dim, start, length)`: both become living counts."""
+    _, size, mask = _source_mask(old, living)
+    start, length = argument(old, "start"), argument(old, "length")
+    if mask is not None and isinstance(start, int) and isinstance(length, int):
+        start %= size
+        _set(new, "start", int(mask[:start].sum()))
+        _set(new, "length", int(mask[start : start + length].sum()))
+
+
 def _padding(old: fx.Node, new: fx.Node, living: Living) -> None:
     """Rewrite the amounts of padding added to a labelled dimension to living counts."""
     amounts, rank = list(argument(new, "pad")), len(shape_of(old))
@@ -198,6 +208,15 @@ REWRITES: dict[Any, Rewrite] = {
     aten.split.Tensor: _split,
     aten.split_with_sizes.default: _split,
     aten.chunk.default: _split,
+    aten.split.sizes: _split,
+    aten.tensor_split.sections: _split,
+    aten.tensor_split.indices: _split,
+    aten.unsafe_chunk.default: _split,
+    aten.unsafe_split.Tensor: _split,
+    aten.unsafe_split_with_sizes.default: _split,
+    aten.narrow.default: _narrow,
+    aten.rand.default: _sizes("size"),
+    aten.randn.default: _sizes("size"),
     aten.pad.default: _padding,
     aten.constant_pad_nd.default: _padding,
     aten.sym_size.int: _symbolic_size,

@@ -2,7 +2,8 @@
 
 How to add a rule (an operator without one fixes all that it reads, and `Structure.unsupported` lists it):
 
-1. Is an existing family right? Add the operator to `RULES`, `UNCHANGED`, `ELEMENTWISE` or `movements.MOVEMENTS`: done.
+1. Is an existing family right? Add the operator to `RULES` or `movements.MOVEMENTS`, or all its overloads to `POOLS`,
+   `UNCHANGED` or `ELEMENTWISE` in `families`: done. One that works in place has the rule of its element-wise twin.
 2. Else write `def my_rule(state: Analysis, node: fx.Node) -> Value` in `elements` (no weights), `layers` (weights),
    `products` or `movements`, and add it to `RULES`. It reads `state.value(node.args[0])`, ties labels with
    `analysis.align` / `tie` or `state.labels.equate` / `fix_value`, and returns the `Value` of the output (a list for
@@ -24,26 +25,34 @@ from torch import fx
 
 from autoprune.structure.analysis import Analysis, Rule
 from autoprune.structure.elements import (
+    complex_pairs,
     concatenation,
     glu,
     ignored,
     indexing,
     lookup,
+    maximum,
     merged_patches,
     padding,
     patches,
     pointwise,
     pool,
     reduction,
+    sampling,
+    scattering,
     selection,
     stacking,
     unchanged,
+    unpooling,
+    within,
 )
+from autoprune.structure.families import is_elementwise, is_pool, is_unchanged
 from autoprune.structure.labels import Labels, Value
 from autoprune.structure.layers import (
     batch_norm,
     convolution,
     embedding,
+    embedding_bag,
     group_norm,
     layer_norm,
     linear,
@@ -52,7 +61,15 @@ from autoprune.structure.layers import (
 )
 from autoprune.structure.movements import MOVEMENTS, RESHAPES, created, expansion, item, movement, repetition, reshaping
 from autoprune.structure.nodes import shape_of
-from autoprune.structure.products import attention, einsum, matrix_product, shifted_product
+from autoprune.structure.products import (
+    attention,
+    bilinear,
+    distances,
+    einsum,
+    matrix_product,
+    shifted_product,
+    similarity,
+)
 from autoprune.structure.recurrent import recurrent
 from autoprune.structure.recurrent_layers import GATES
 
@@ -118,24 +135,13 @@ RULES: dict[Any, Rule] = (
         aten.group_norm.default: group_norm,
         aten.prelu.default: prelu,
         aten.embedding.default: embedding,
-        aten.max_pool1d.default: pool,
-        aten.max_pool2d.default: pool,
-        aten.max_pool3d.default: pool,
-        aten.max_pool2d_with_indices.default: pool,
-        aten.avg_pool1d.default: pool,
-        aten.avg_pool2d.default: pool,
-        aten.avg_pool3d.default: pool,
-        aten.adaptive_avg_pool1d.default: pool,
-        aten.adaptive_avg_pool2d.default: pool,
-        aten.adaptive_avg_pool3d.default: pool,
-        aten.adaptive_max_pool2d.default: pool,
-        aten.upsample_nearest1d.vec: pool,
-        aten.upsample_nearest2d.vec: pool,
-        aten.upsample_bilinear2d.vec: pool,
-        aten.upsample_bicubic2d.vec: pool,
-        aten.upsample_linear1d.vec: pool,
-        aten._upsample_bicubic2d_aa.vec: pool,
-        aten._upsample_bilinear2d_aa.vec: pool,
+        aten.embedding_bag.default: embedding_bag,
+        aten.embedding_bag.padding_idx: embedding_bag,
+        aten.grid_sampler.default: sampling,
+        aten.grid_sampler_2d.default: sampling,
+        aten.grid_sampler_3d.default: sampling,
+        aten.max_unpool2d.default: unpooling,
+        aten.max_unpool3d.default: unpooling,
         aten.im2col.default: patches,
         aten.col2im.default: merged_patches,
         aten.matmul.default: matrix_product,
@@ -158,16 +164,67 @@ RULES: dict[Any, Rule] = (
         aten.norm.ScalarOpt_dim: reduction,
         aten.softmax.int: selection,
         aten.log_softmax.int: selection,
-        aten.amax.default: selection,
-        aten.amin.default: selection,
-        aten.max.dim: selection,
-        aten.min.dim: selection,
+        aten.amax.default: maximum,
+        aten.amin.default: maximum,
+        aten.max.dim: maximum,
+        aten.min.dim: maximum,
+        aten.max.default: selection,
+        aten.min.default: selection,
+        aten.median.default: selection,
+        aten.prod.default: selection,
+        aten.any.default: selection,
+        aten.all.default: selection,
         aten.argmax.default: selection,
         aten.argmin.default: selection,
         aten.sort.default: selection,
         aten.topk.default: selection,
         aten.cumsum.default: selection,
+        aten.cumprod.default: selection,
+        aten.cummax.default: selection,
+        aten.cummin.default: selection,
+        aten.logcumsumexp.default: selection,
         aten.logsumexp.default: selection,
+        aten._softmax.default: selection,
+        aten._log_softmax.default: selection,
+        aten._safe_softmax.default: selection,
+        aten.prod.dim_int: selection,
+        aten.median.dim: selection,
+        aten.nanmedian.dim: selection,
+        aten.mode.default: selection,
+        aten.kthvalue.default: selection,
+        aten.aminmax.default: selection,
+        aten.sort.stable: selection,
+        aten.argsort.default: selection,
+        aten.argsort.stable: selection,
+        aten.any.dim: selection,
+        aten.all.dim: selection,
+        aten.count_nonzero.dim_IntList: selection,
+        aten.std_mean.correction: reduction,
+        aten.std_mean.dim: reduction,
+        aten.std.default: reduction,
+        aten.var.default: reduction,
+        aten.var_mean.dim: reduction,
+        aten.var_mean.default: reduction,
+        aten.tril.default: within,
+        aten.triu.default: within,
+        aten.view_as_complex.default: complex_pairs,
+        aten.view_as_real.default: complex_pairs,
+        aten.index_add.default: scattering,
+        aten.index_add_.default: scattering,
+        aten.index_copy.default: scattering,
+        aten.index_copy_.default: scattering,
+        aten.scatter.src: scattering,
+        aten.scatter.value: scattering,
+        aten.scatter_.src: scattering,
+        aten.scatter_.value: scattering,
+        aten.scatter_add.default: scattering,
+        aten.scatter_add_.default: scattering,
+        aten.scatter_reduce.two: scattering,
+        aten.scatter_reduce_.two: scattering,
+        aten.bilinear.default: bilinear,
+        aten.cosine_similarity.default: similarity,
+        aten.pairwise_distance.default: similarity,
+        aten.cdist.default: distances,
         aten.cat.default: concatenation,
         aten.stack.default: stacking,
         aten.glu.default: glu,
@@ -182,6 +239,8 @@ RULES: dict[Any, Rule] = (
         aten.ones.default: created,
         aten.full.default: created,
         aten.empty.memory_format: created,
+        aten.rand.default: created,
+        aten.randn.default: created,
         aten.new_zeros.default: created,
         aten.new_ones.default: created,
         aten.new_full.default: created,
@@ -192,35 +251,24 @@ RULES: dict[Any, Rule] = (
         aten._assert_tensor_metadata.default: ignored,
         operator.getitem: item,
     }
+    | {
+        getattr(aten, f"fft_{inverse}{kind}{dims}").default: within
+        for inverse in ("", "i")
+        for kind in ("fft", "rfft", "hfft")
+        for dims in ("", "2", "n")
+    }
     | dict.fromkeys(GATES, recurrent)
     | dict.fromkeys(MOVEMENTS, movement)
     | dict.fromkeys(RESHAPES, reshaping)
 )
-
-UNCHANGED = {
-    aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default, aten.alpha_dropout.default,
-    aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.to.other, aten._to_copy.default, aten.type_as.default,
-    aten.contiguous.default, aten.clone.default, aten.alias.default, aten.detach.default, aten.detach_.default,
-    aten.lift_fresh_copy.default, aten.zero_.default, aten.fill_.Scalar, aten.zeros_like.default,
-    aten.ones_like.default, aten.full_like.default, aten.empty_like.default, aten.view.dtype,
-    aten.bernoulli_.float,
-}  # fmt: skip
-"""Operators whose output has the shape and the labels of their first operand."""
-
-ELEMENTWISE = {
-    aten.relu6_.default, aten.log_sigmoid.default, aten.hardswish.default, aten.hardswish_.default,
-    aten.copy_.default, aten.where.ScalarOther, aten.where.ScalarSelf, aten.softplus.default, aten.selu.default,
-    aten.silu.default, aten.mish.default, aten.gelu.default, aten.masked_fill.Scalar, aten.masked_fill_.Scalar,
-    aten.masked_fill.Tensor, aten.relu6.default, aten.div.Tensor_mode,
-}  # fmt: skip
-"""Operators that are element-wise in effect, though they lack PyTorch's tag `pointwise`."""
 
 
 def rule_for(target: Any) -> Rule | None:
     """Return the rule of an operator, or `None` when there is none."""
     if target in RULES:
         return RULES[target]
-    if target in UNCHANGED:
+    if is_unchanged(target):
         return unchanged
-    is_pointwise = isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags
-    return pointwise if is_pointwise or target in ELEMENTWISE else None
+    if is_pool(target):
+        return pool
+    return pointwise if is_elementwise(target) else None

@@ -65,14 +65,26 @@ def renumbered(index: torch.Tensor, mask: Array) -> torch.Tensor:
     return (living.cumsum(0) - 1)[index[living[index]]]
 
 
-def rewrite(capture: Capture, masks: Mapping[Site, Array], idle: AbstractSet[str] = frozenset()) -> Capture:
+def rewrite(
+    capture: Capture,
+    masks: Mapping[Site, Array],
+    canonical: Mapping[str, str],
+    idle: AbstractSet[str] = frozenset(),
+) -> Capture:
     """Copy a captured graph with the groups, view sizes, slice bounds and split sizes of the living indices.
 
-    Nodes named in `idle` are left out; an idle addition or activation passes its remaining operand on.
+    `canonical` maps the names of tensors to the names that sites have. Nodes named in `idle` are left out; an idle
+    addition or activation passes its remaining operand on.
     """
     graph = fx.Graph()
     new: dict[fx.Node, fx.Node] = {}
     copies = []
+    tensors = {n.name: canonical.get(str(n.target), "") for n in capture.graph.nodes if n.op == "get_attr"}
+
+    def living(name: str, dim: int) -> Array | None:
+        kind, of_site = ("parameter", tensors[name]) if name in tensors else (capture.mode, name)
+        return masks.get((kind, of_site, dim))
+
     for node in capture.graph.nodes:
         if node.name in idle:
             remaining = [n for n in node.all_input_nodes if n in new]
@@ -86,7 +98,7 @@ def rewrite(capture: Capture, masks: Mapping[Site, Array], idle: AbstractSet[str
         new[node] = graph.node_copy(node, lambda n: new[n])
         rule = REWRITES.get(node.target) if node.op == "call_function" else None
         if rule is not None:
-            new[node] = rule(node, new[node], lambda name, dim: masks.get((capture.mode, name, dim))) or new[node]
+            new[node] = rule(node, new[node], living) or new[node]
     for copy in reversed(copies):
         if not copy.users:
             graph.erase_node(copy)

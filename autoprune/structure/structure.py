@@ -154,7 +154,7 @@ class Structure:
     def _memory(self, removed: frozenset[int]) -> Memory:
         if removed not in self._memories:
             full = np.array([unit.width for unit in self.units], dtype=np.int64)
-            remaining = rewrite(self.captures[False], {}, self.branches.idle("eval", removed))
+            remaining = rewrite(self.captures[False], {}, self.canonical, self.branches.idle("eval", removed))
             self._memories[removed] = Memory.of(remaining.graph, self.channels, full)
         return self._memories[removed]
 
@@ -282,7 +282,9 @@ class Structure:
 
     def _build(self, masks: Mapping[Site, Array], removed: AbstractSet[int] = frozenset()) -> GraphModel:
         dead = self.branches.dead_tensors(removed)
-        captures = {m: rewrite(c, masks, self.branches.idle(c.mode, removed)) for m, c in self.captures.items()}
+        captures = {
+            m: rewrite(c, masks, self.canonical, self.branches.idle(c.mode, removed)) for m, c in self.captures.items()
+        }
         lookups = {name: (c.mode, *place) for c in self.captures.values() for name, place in c.lookups.items()}
         tensors = slice_tensors(self.tensors, masks, self.canonical, dead, lookups)
         return GraphModel(captures, tensors, set(self.model.state_dict()))

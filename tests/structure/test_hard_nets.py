@@ -182,7 +182,7 @@ def test_channels_that_become_examples_may_go() -> None:
 
 
 def test_a_grouped_convolution_with_a_computed_weight_is_left_alone() -> None:
-    with pytest.raises(StructureError, match=r"nothing .* can be pruned: these operators have no rule .* aten.cumprod"):
+    with pytest.raises(StructureError, match=r"nothing .* can be pruned: .* aten.cumprod"):
         analyze(ComputedWeight().eval(), (torch.randn(2, 2, 8, 8),))
 
 
