@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 
 from autoprune.errors import StructureError
 from autoprune.model.acceptance import users_line
+from autoprune.structure.cells import take_cells_apart
 from autoprune.structure.folding import fold_shuffles, inline_blocks, is_mode_block
 from autoprune.structure.input_sizes import InputSizes
 from autoprune.structure.recurrent_layers import unstack
@@ -169,8 +170,9 @@ def _require_any_batch(program: ExportedProgram) -> None:
 
 
 def simplified(capture: Capture) -> Capture:
-    """Unstack recurrent layers and fold shuffles of an exported graph, which is changed in place."""
+    """Unstack recurrent layers, take cells apart and fold shuffles of an exported graph, which is changed in place."""
     unstack(capture.graph)
+    take_cells_apart(capture.graph)
     shuffles = fold_shuffles(capture.graph, capture.mode)
     return replace(
         capture,

@@ -19,6 +19,8 @@ def convolution(state: Analysis, node: fx.Node) -> Value:
     """
     labels, x, weight = state.labels, state.value(node.args[0]), state.value(node.args[1])
     groups = argument(node, "groups")
+    if not isinstance(groups, int):
+        return _of_examples(state, node, x, weight)
     _fix_spatial(state, x, weight)
     if groups > 1:
         out = _grouped(state, node, x, weight.along(0), (weight.along(1), weight.shape[1]), weight.shape[0])
@@ -33,6 +35,8 @@ def transposed_convolution(state: Analysis, node: fx.Node) -> Value:
     """Rule of transposed convolutions, `x [N, C, ...]`, `weight [C, O / groups, ...]`."""
     labels, x, weight = state.labels, state.value(node.args[0]), state.value(node.args[1])
     groups = argument(node, "groups")
+    if not isinstance(groups, int):
+        return _of_examples(state, node, x, weight)
     _fix_spatial(state, x, weight)
     if x.shape[1] > 1:
         labels.equate(x.along(1), weight.along(0), "reads a fixed input")
@@ -43,6 +47,13 @@ def transposed_convolution(state: Analysis, node: fx.Node) -> Value:
         made = labels.fresh(total)
         out = _grouped(state, node, x, [made], ([inside], len(inside)), total, (weight.along(1), weight.shape[1]))
     return _biased(state, node, x, out, 1)
+
+
+def _of_examples(state: Analysis, node: fx.Node, x: Value, weight: Value) -> Value:
+    """Fix what a convolution with one group for each example reads: its weight is computed for each example."""
+    for value in (x, weight):
+        state.labels.fix_value(value, f"meets a weight of its own for each example ({node.name}, groups = batch)")
+    return Value(shape_of(node))
 
 
 def _fix_spatial(state: Analysis, x: Value, weight: Value) -> None:

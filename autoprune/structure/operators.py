@@ -194,7 +194,10 @@ def _groups(node: fx.Node) -> int:
     name = _op_name(node)
     if name in RECURRENT:
         return 2 if node.args[7] else 1  # bidirectional
-    return int(node.args[6]) if name.startswith("conv") and len(node.args) > 6 else 1  # type: ignore[arg-type]
+    given = node.args[6] if name.startswith("conv") and len(node.args) > 6 else 1
+    if isinstance(given, fx.Node):  # a group for each example, so that the channels of all examples are counted
+        return CAPTURE_BATCH * int(concrete(given.meta["val"]))
+    return int(cast(int, given))
 
 
 def _window(node: fx.Node) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:

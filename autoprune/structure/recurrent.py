@@ -11,11 +11,13 @@ from torch import fx
 from autoprune.records import Unit
 from autoprune.structure.analysis import Analysis
 from autoprune.structure.capture import Capture
+from autoprune.structure.cells import HIDDEN
 from autoprune.structure.labels import Value
 from autoprune.structure.nodes import concrete
 from autoprune.structure.recurrent_layers import GATES, is_projected, states_of
 
-_HIDDEN_WEIGHT = "weight_hh_"
+_HIDDEN_WEIGHTS = (".weight_hh", "weight_hh_")
+"""Ends of the names of weights that read a hidden state: of a cell, and of a layer up to its number."""
 
 
 def recurrent(state: Analysis, node: fx.Node) -> list[Value]:
@@ -55,14 +57,17 @@ def name_hidden(
 ) -> tuple[Unit, ...]:
     """Return the units with those of recurrent layers of the kind `hidden`, named by module and layer: `encoder.l0`."""
     nodes = [n for n in captures[False].graph.nodes if n.target in GATES]
-    weights = [canonical[str(w.target)] for n in nodes for w in n.args[2][1:2] if w.op == "get_attr"]
+    given = [w for n in nodes for w in n.args[2][1:2]]
+    given += [n.args[1] for n in captures[False].graph.nodes if HIDDEN in n.meta]
+    weights = [canonical[str(w.target)] for w in given if w.op == "get_attr"]
     taken = {unit.name for unit in units}
     named = []
     for unit in units:
         names = [m.parameter for m in unit.members if m.dim == 0 and m.parameter in weights]
         if names:
-            name = names[0].replace(_HIDDEN_WEIGHT, "")
-            unit = replace(unit, kind="hidden", name=name if name not in taken else unit.name)
+            cell, layer = _HIDDEN_WEIGHTS
+            name = names[0].removesuffix(cell) if names[0].endswith(cell) else names[0].replace(layer, "")
+            unit = replace(unit, kind="hidden", name=name if name not in taken - {unit.name} else unit.name)
             taken.add(unit.name)
         named.append(unit)
     return tuple(named)

@@ -212,3 +212,44 @@ def test_masked_scores_are_equal_where_they_are_minus_infinity():
     x = torch.randn(3, 6)
     for small in (shrink_randomly(analyze(Masked().eval(), (x,)), seed=1), prune(Masked(), x, keep=0.5, native=True)):
         assert torch.isinf(small(x)).sum() == 6
+
+
+def test_a_convolution_with_a_group_for_each_example_fixes_its_own_channels_alone() -> None:
+    class PerExample(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = nn.Linear(3, 8), nn.Conv2d(6, 10, 1), nn.Linear(10, 2)
+            self.kernels = nn.Linear(8, 6 * 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            batch, _, rows, columns = x.shape
+            kernels = self.kernels(F.relu(self.first(x.mean((2, 3)))))
+            x = x[:, :2].reshape(1, batch * 2, rows, columns)
+            x = F.conv2d(x, kernels.view(batch * 6, 2, 1, 1), groups=batch).view(batch, 6, rows, columns)
+            return self.head(F.relu(self.second(x)).mean((2, 3)))
+
+    structure = analyze(PerExample(), (torch.randn(2, 3, 4, 4),))
+    assert structure.full_widths == {"first": 8, "second": 10}
+    (reason,) = {f.reason for f in structure.fixed if f.parameter == "kernels.weight"}
+    assert "each example" in reason
+    shrink_randomly(structure)
+
+
+def test_a_projected_lstm_alone_says_why_nothing_can_be_pruned() -> None:
+    class Projected(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(3, 8, proj_size=4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.lstm(x)[0]
+
+    with pytest.raises(StructureError, match="proj_size"):
+        analyze(Projected(), (torch.randn(2, 5, 3),))
+
+
+def test_a_weight_that_a_parametrization_computes_says_how_to_take_it_out() -> None:
+    norm = nn.utils.parametrizations.spectral_norm
+    model = nn.Sequential(norm(nn.Conv2d(3, 6, 1)), nn.ReLU(), norm(nn.Conv2d(6, 2, 1)))
+    with pytest.raises(StructureError, match=r"remove_parametrizations\(0, 'weight'\)"):
+        analyze(model, (torch.randn(2, 3, 4, 4),))
