@@ -82,6 +82,10 @@ class Labels:
         why = int(self._why[self._representatives(np.array([label]))[0]])
         return self._reasons[why - 1] if why else None
 
+    def _reason_of_any(self, labels: Array) -> str:
+        """Return why some label among fixed ones is fixed."""
+        return self._reasons[max(int(self._why[self._representatives(labels.ravel())].max()), 1) - 1]
+
     def _representatives(self, labels: Array) -> Array:
         roots = self._parent[labels]
         while True:
@@ -192,10 +196,9 @@ class Labels:
                 alone = causes.max(axis=1)
                 dead = (whole == 0) & (living > 0)
                 if dead.any():
-                    why = self._reasons[int(self._why[self._representatives(equations[dead, :1])].max()) - 1]
-                    self.fix(causes[dead], why)
+                    self.fix(causes[dead], self._reason_of_any(equations[dead, :1]))
                 if (bare := (whole > 0) & (living == 0)).any():
-                    self.fix(whole[bare], "tied to dimensions that are fixed")
+                    self.fix(whole[bare], self._reason_of_any(equations[bare, 1:]))
                 if (single := (whole > 0) & (living == 1) & (whole != alone)).any():
                     self.union(whole[single], alone[single])
                 changed = changed or bool(dead.any() or bare.any() or single.any())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autoprune.export import export_onnx
+from autoprune import export_onnx
 from autoprune.pruning import prune
 from autoprune.records import Policy
 from autoprune.structure import analyze

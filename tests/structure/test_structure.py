@@ -163,18 +163,18 @@ def test_training_and_evaluation_graphs_differ_where_dropout_does() -> None:
 
 
 def test_an_operator_without_a_rule_fixes_its_inputs_and_is_listed() -> None:
-    class Accumulated(nn.Module):
+    class Renormed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.c(torch.cumprod(self.b(torch.relu(self.a(x))), 1))
+            return self.c(torch.renorm(self.b(torch.relu(self.a(x))), 2, 0, 5.0))
 
-    structure = analyze(Accumulated(), (torch.randn(2, 4),))
+    structure = analyze(Renormed(), (torch.randn(2, 4),))
     assert [u.name for u in structure.units] == ["a"]
-    assert list(structure.unsupported) == ["aten.cumprod.default"]
-    assert any(f.parameter == "b.weight" and "cumprod" in f.reason for f in structure.fixed)
+    assert list(structure.unsupported) == ["aten.renorm.default"]
+    assert any(f.parameter == "b.weight" and "renorm" in f.reason for f in structure.fixed)
 
 
 def test_branching_on_values_is_refused() -> None:
