@@ -32,10 +32,10 @@ from autoprune.study.ledger import Ledger
 from autoprune.study.location import StudyLocation
 from autoprune.study.pricing import Pricing, ended_early
 from autoprune.study.proposals import PROPOSALS_PER_LIMIT, Proposal
-from autoprune.study.samplers import decode, finished_trial
+from autoprune.study.samplers import decode
 from autoprune.study.spec import StudySpec, objectives
 from autoprune.study.storage import OpenStudy, open_study
-from autoprune.trials import TrialResult, TrialSpec, trial_seed
+from autoprune.trials import TrialResult, TrialSpec
 
 WINDOW = 8
 """Proposals that do not know of each other's results; enough for four workers, each with a trial in reserve."""
@@ -93,7 +93,7 @@ class Broker:
         self._slots = 0
         self._superseded = 0
         self._finished = 0
-        storage, self._study = open_study(location, study_spec, self._finished_trial)
+        storage, self._study = open_study(location, study_spec, self._pricing.finished_trial)
         self._ledger = Ledger(storage, self._study, study_spec)
         self._take_over()
         if sampler:
@@ -245,7 +245,7 @@ class Broker:
         if known is not None and known.measurement is not None:
             self._ledger.add(proposal, TrialState.COMPLETE, objectives(known.measurement), cached_from=known.number)
         elif proposal.beyond > 0:
-            spec = self._spec(self._ledger.add(proposal), policy)
+            spec = self._study_spec.trial(self._ledger.add(proposal), policy)
             self._write(TrialResult.without_measurement(spec, "infeasible", self._pricing.excess(policy)))
             self._ledger.tell(self._results[policy])
         elif busy:
@@ -261,22 +261,13 @@ class Broker:
         return {trial.spec.policy for trial in self._running.values()} | {r.policy for r in self._held.values()}
 
     def _start(self, number: int, policy: Policy, slot: int, attempts: list[dict[str, Any]]) -> TrialSpec:
-        spec = self._spec(number, policy, attempt=len(attempts) + 1)
+        spec = self._study_spec.trial(number, policy, attempt=len(attempts) + 1)
         self._running[number] = Running(spec, slot, attempts)
         return spec
-
-    def _spec(self, number: int, policy: Policy, attempt: int = 1) -> TrialSpec:
-        fidelity = self._study_spec.fidelity
-        seed = trial_seed(self._study_spec.run_seed, fidelity)
-        return TrialSpec(number=number, policy=policy, fidelity=fidelity, seed=seed, attempt=attempt)
 
     def _write(self, result: TrialResult) -> None:
         self._ledger.write(result)
         self._results[result.policy] = result
-
-    def _finished_trial(self, result: TrialResult) -> FrozenTrial:
-        priced = self._pricing.priced(result)
-        return finished_trial(priced, self._space, self._pricing.beyond(result.policy))
 
     def _restore(self, trial: FrozenTrial) -> None:
         """Restore one trial: its result, or its attempts when a dead controller left it running."""

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from optuna.trial import FrozenTrial
+
 from autoprune.allocation.limits import Predict, excess, violation
 from autoprune.records import Policy
 from autoprune.study.attempts import given_up
+from autoprune.study.samplers import finished_trial
 from autoprune.study.spec import StudySpec
 from autoprune.trials import TrialResult
 
@@ -36,6 +39,10 @@ class Pricing:
             return result
         latency_ms = float(self.predict([result.policy])[0, 0])
         return replace(result, measurement=replace(result.measurement, latency_ms=latency_ms))
+
+    def finished_trial(self, result: TrialResult) -> FrozenTrial:
+        """Return a result of another study as a trial of this one, priced by today's predictor and limits."""
+        return finished_trial(self.priced(result), self.study_spec.space, self.beyond(result.policy))
 
 
 def ended_early(attributes: Mapping[str, Any], timeout_s: float | None) -> bool:

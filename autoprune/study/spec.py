@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from autoprune.budgets import Limit
-from autoprune.records import SearchSpace
-from autoprune.trials import Fidelity, Measurement
+from autoprune.records import Policy, SearchSpace
+from autoprune.trials import Fidelity, Measurement, TrialSpec, trial_seed
 
 SPEC_KEY = "question"
 """User attribute of a study under which it keeps its specification."""
@@ -39,6 +39,11 @@ class StudySpec:
     def study_name(self) -> str:
         """Name of the study in its file."""
         return self.stage or f"rung-{self.fidelity.rung}"
+
+    def trial(self, number: int, policy: Policy, attempt: int = 1) -> TrialSpec:
+        """Return the trial of a policy at the fidelity of the study; every attempt has the same seed."""
+        seed = trial_seed(self.run_seed, self.fidelity)
+        return TrialSpec(number=number, policy=policy, fidelity=self.fidelity, seed=seed, attempt=attempt)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON value that a study on disk must agree with; limits are rounded to 6 digits."""
