@@ -55,11 +55,11 @@ def test_a_policy_that_is_too_slow_only_loses_and_one_that_is_too_small_only_gai
 
 
 def test_seeds_explore_different_policies():
-    found = {
+    policies = {
         fit_to_limit(SPACE.largest(), SPACE, predict, Limit.of(latency_ms=DENSE_MS / 2), np.random.default_rng(seed))
         for seed in range(20)
     }
-    assert len(found) > 10
+    assert len(policies) > 10
 
 
 def test_a_free_width_is_taken():
@@ -96,12 +96,12 @@ def test_a_space_without_choices():
 
 def test_blocks_are_removed_when_nothing_else_fits():
     space = SearchSpace(id="s", levels={"a": (0, 8, 16), "b": (4, 8)})
-    found = fit_to_limit(
+    policy = fit_to_limit(
         space.largest(),
         space,
         lambda ps: costs_of(lambda p: sum(p.widths.values()), ps),
         Limit.of(latency_ms=8),
         np.random.default_rng(0),
     )
-    assert found
-    assert found.widths["a"] == 0
+    assert policy
+    assert policy.widths["a"] == 0

@@ -58,7 +58,7 @@ def test_policies_of_every_depth_take_turns():
     base = evaluate(spec(0))
     assert base.measurement
     pairs = [(0, 3), (0, 2), (0, 1), (3, 3), (2, 2), (0, 0)]
-    found = [
+    results = [
         TrialResult(
             **vars(base)
             | {
@@ -69,7 +69,7 @@ def test_policies_of_every_depth_take_turns():
         )
         for number, (a, b) in enumerate(pairs)
     ]
-    chosen = [tuple(r.policy.widths.values()) for r in diverse(found, Limit.of(latency_ms=1e9), 5)]
+    chosen = [tuple(r.policy.widths.values()) for r in diverse(results, Limit.of(latency_ms=1e9), 5)]
     assert chosen == [(0, 3), (3, 3), (0, 0), (0, 2), (2, 2)]
 
 

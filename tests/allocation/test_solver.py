@@ -52,18 +52,18 @@ def test_no_policy_within_the_limits_loses_less(seed, share, two):
     costs = {"latency_ms": random_cost(rng)} | ({"bytes": random_cost(rng)} if two else {})
     table = losses(rng)
     prices = {name: [price(cost, policy) for policy in every_policy()] for name, cost in costs.items()}
-    most = {name: float(np.quantile(found, share)) + 1e-6 for name, found in prices.items()}
+    most = {name: float(np.quantile(costs_of_all, share)) + 1e-6 for name, costs_of_all in prices.items()}
     solver = Solver(SPACE, costs)
-    found = solver.solve(table, limit_of(**most))
+    policy = solver.solve(table, limit_of(**most))
     fitting = [p for p in every_policy() if all(price(c, p) <= most[name] for name, c in costs.items())]
     mixed = solver._solved(table, limit_of(**most), (), 2)
     if not fitting:
-        assert found is mixed is None
+        assert policy is mixed is None
         return
-    assert loss(table, mixed) == pytest.approx(loss(table, found), abs=1e-6)
-    assert found is not None
-    assert all(price(cost, found) <= most[name] for name, cost in costs.items())
-    assert loss(table, found) == pytest.approx(min(loss(table, p) for p in fitting), abs=1e-6)
+    assert loss(table, mixed) == pytest.approx(loss(table, policy), abs=1e-6)
+    assert policy is not None
+    assert all(price(cost, policy) <= most[name] for name, cost in costs.items())
+    assert loss(table, policy) == pytest.approx(min(loss(table, p) for p in fitting), abs=1e-6)
 
 
 @settings(max_examples=20, deadline=None)
@@ -113,12 +113,12 @@ def test_answers_that_must_differ_are_the_next_best():
     rng = np.random.default_rng(3)
     cost, table = random_cost(rng), losses(rng)
     solver, limit = Solver(SPACE, {"latency_ms": cost}), limit_of(latency_ms=3.0)
-    found = []
+    policies = []
     for _ in range(4):
-        found.append(solver.solve(table, limit, differ_from=found, by=1))
+        policies.append(solver.solve(table, limit, differ_from=policies, by=1))
     best = sorted((p for p in every_policy() if price(cost, p) <= 3.0), key=lambda p: loss(table, p))
-    assert [loss(table, p) for p in found] == pytest.approx([loss(table, p) for p in best[:4]])
-    assert len(set(found)) == 4
+    assert [loss(table, p) for p in policies] == pytest.approx([loss(table, p) for p in best[:4]])
+    assert len(set(policies)) == 4
 
 
 def test_nothing_fits():
@@ -143,8 +143,8 @@ def test_a_forbidden_level_is_not_taken():
     free = solver.solve(table, limit_of(latency_ms=3.0))
     place = SPACE.levels["c"].index(free.widths["c"])
     table["c"] = np.where(np.arange(SIZES["c"]) == place, math.inf, table["c"])
-    found = solver.solve(table, limit_of(latency_ms=3.0))
-    assert found.widths["c"] != free.widths["c"]
+    policy = solver.solve(table, limit_of(latency_ms=3.0))
+    assert policy.widths["c"] != free.widths["c"]
 
 
 def test_a_table_of_other_levels_or_with_holes_is_refused():

@@ -30,12 +30,12 @@ def evaluations(refinement: Callable[..., Refinement] = Refinement) -> dict[floa
         for limit, (share, _) in zip(limits, BOUNDS.values(), strict=True)
     ]
     courses = [replay(TABLE, "guided", limits, seed, refinement=refinement) for seed in SEEDS]
-    found = [[course.reached(loss) for course, loss in zip(each, enough, strict=True)] for each in courses]
-    return dict(zip(BOUNDS, np.median(np.array(found, dtype=float), axis=0).tolist(), strict=True))
+    reached = [[course.reached(loss) for course, loss in zip(each, enough, strict=True)] for each in courses]
+    return dict(zip(BOUNDS, np.median(np.array(reached, dtype=float), axis=0).tolist(), strict=True))
 
 
-def within(found: dict[float, float]) -> bool:
-    return all(found[budget] <= most for budget, (_, most) in BOUNDS.items())
+def within(counts: dict[float, float]) -> bool:
+    return all(counts[budget] <= most for budget, (_, most) in BOUNDS.items())
 
 
 class Unrefined(Refinement):
@@ -46,8 +46,8 @@ class Unrefined(Refinement):
 
 
 def test_the_guided_search_is_as_quick_as_it_was():
-    found = evaluations()
-    assert within(found), found
+    counts = evaluations()
+    assert within(counts), counts
 
 
 def test_one_that_does_not_refine_is_caught():

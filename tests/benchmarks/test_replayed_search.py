@@ -19,8 +19,8 @@ LIMIT = TABLE.limit(0.33)
 
 
 def sensitivity_table():
-    found = TABLE.results["proxy"]
-    return sensitivities(TABLE.space, {p: found[p].measurement.loss for p in single_unit_policies(TABLE.space)})
+    results = TABLE.results["proxy"]
+    return sensitivities(TABLE.space, {p: results[p].measurement.loss for p in single_unit_policies(TABLE.space)})
 
 
 def test_the_table_has_what_every_replay_needs():

@@ -1,4 +1,4 @@
-"""What the summary of a benchmark says of curves whose numbers are known."""
+"""The summary of a benchmark, for curves with known numbers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _DENSE = 0.9
 def test_front_counts_the_search_once_and_leaves_out_seeds_with_missing_budgets():
     rows = [_row("50%", 0, 0, 0.85, 30), _row("25%", 0, 0, 0.80, 31), _row("50%", 1, 0, 0.90, 99)]
     rows += [_row("50%", 0, 1000, 0.90, 40), _row("25%", 0, 1000, 0.85, 50)]
-    found = fronts(rows, _DENSE)
+    by_passes = fronts(rows, _DENSE)
     # The reference is (1, 0.80): 0.5 * 0.05 before fine-tuning, then 0.5 * 0.10 + 0.25 * 0.05, of an area of 0.10.
-    assert [found[0].volume, found[1000].volume] == pytest.approx([0.25, 0.625])
-    assert [found[0].spent, found[1000].spent] == [500, 1500]
-    assert [found[0].seconds, found[1000].seconds] == [31, 60]
+    assert [by_passes[0].volume, by_passes[1000].volume] == pytest.approx([0.25, 0.625])
+    assert [by_passes[0].spent, by_passes[1000].spent] == [500, 1500]
+    assert [by_passes[0].seconds, by_passes[1000].seconds] == [31, 60]
 
 
 def test_until_interpolates_between_points():

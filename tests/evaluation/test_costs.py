@@ -37,9 +37,9 @@ def test_a_trial_costs_what_was_predicted(finished: autoprune.Run) -> None:
 
     policy = finished.models[0].policy
     spec = TrialSpec(number=0, policy=policy, fidelity=Fidelity(name="proxy", rung=0, val_samples=20), seed=0)
-    found = Evaluator(dense_model=dense_model, predict_ms=lambda p: costs(p)[0])(spec).measurement
-    assert found is not None
-    assert list(found.costs()) == costs(policy)
+    measurement = Evaluator(dense_model=dense_model, predict_ms=lambda p: costs(p)[0])(spec).measurement
+    assert measurement is not None
+    assert list(measurement.costs()) == costs(policy)
 
 
 def test_additive_costs_sum_to_the_exact_ones(finished: autoprune.Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,14 +49,14 @@ def test_additive_costs_sum_to_the_exact_ones(finished: autoprune.Run, monkeypat
     rng = np.random.default_rng(0)
     policies = [table.space.policy({n: int(rng.choice(v)) for n, v in table.space.levels.items()}) for _ in range(30)]
     wanted = cost_matrix(structure, predictor, policies)
-    found = additive_costs(structure, predictor, table.space)
-    assert set(found) == {"latency_ms", "params", "macs", "bytes"}
-    for name, cost in found.items():
+    additive = additive_costs(structure, predictor, table.space)
+    assert set(additive) == {"latency_ms", "params", "macs", "bytes"}
+    for name, cost in additive.items():
         np.testing.assert_allclose(cost.of(table.space, policies), wanted[:, COSTS.index(name)], rtol=1e-9)
     monkeypatch.setattr(costs, "_MOST_ENTRIES", 1)
     rough = additive_costs(structure, predictor, table.space)["params"]
     # Main effects are taken at the middle levels: products of several narrow units are where they end.
-    levels = {name: [w for w in found if 2 * w >= found[-1]] for name, found in table.space.levels.items()}
+    levels = {name: [w for w in widths if 2 * w >= widths[-1]] for name, widths in table.space.levels.items()}
     wide = [table.space.policy({n: int(rng.choice(v)) for n, v in levels.items()}) for _ in range(30)]
     error = rough.of(table.space, wide) / cost_matrix(structure, predictor, wide)[:, COSTS.index("params")] - 1
     assert 0 < np.abs(error).mean() < 0.1

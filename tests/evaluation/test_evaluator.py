@@ -39,15 +39,15 @@ def evaluator(dense_model: DenseModel) -> Evaluator:
 
 
 def test_the_full_width_policy_does_not_diverge(dense_model: DenseModel) -> None:
-    found = evaluator(dense_model)(spec(dense_model, dataclasses.replace(PROXY, val_samples=0), width=48)).measurement
+    dense = evaluator(dense_model)(spec(dense_model, dataclasses.replace(PROXY, val_samples=0), width=48)).measurement
     pruned = evaluator(dense_model)(spec(dense_model, PROXY, width=8)).measurement
-    assert found is not None
+    assert dense is not None
     assert pruned is not None
     # Recalibrated statistics differ a little from the running ones of training.
-    assert found.loss < pruned.loss
-    assert found.params == sum(p.numel() for p in dense_model.module.parameters())
-    assert pruned.params < found.params
-    assert (found.latency_ms, pruned.latency_ms) == (0.48, 0.08)
+    assert dense.loss < pruned.loss
+    assert dense.params == sum(p.numel() for p in dense_model.module.parameters())
+    assert pruned.params < dense.params
+    assert (dense.latency_ms, pruned.latency_ms) == (0.48, 0.08)
 
 
 @pytest.mark.parametrize("fidelity", [PROXY, BRIEF])

@@ -1,4 +1,4 @@
-"""What processes that are started inherit."""
+"""Settings that started processes inherit."""
 
 from __future__ import annotations
 
@@ -51,18 +51,18 @@ def test_an_interrupt_that_another_thread_was_told_comes_too() -> None:
 
 
 def test_nothing_happens_without_an_interrupt_or_outside_of_the_main_thread() -> None:
-    found = []
+    events = []
 
     def start() -> None:
         with interrupts_later():
-            found.append("ran")
+            events.append("ran")
 
     thread = threading.Thread(target=start)
     thread.start()
     thread.join()
     with interrupts_later():
-        found.append("ran")
-    assert found == ["ran", "ran"]
+        events.append("ran")
+    assert events == ["ran", "ran"]
 
 
 @pytest.mark.parametrize("before", [None, "5"])

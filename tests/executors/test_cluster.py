@@ -1,4 +1,4 @@
-"""What is known of a Ray instance before it is started."""
+"""Settings of a Ray instance before it is started."""
 
 from __future__ import annotations
 

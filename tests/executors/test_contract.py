@@ -1,4 +1,4 @@
-"""What every executor promises."""
+"""Contract of every executor."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_trial_that_raises_is_failed_and_the_others_go_on(executor):
 
 
 @pytest.fixture(scope="module", params=[("direct", 14), ("random", 10)])
-def inline_found(request, tmp_path_factory):
+def inline_outcome(request, tmp_path_factory):
     """A search and what it finds; TPE starts to model after ten trials, random proposals need no history."""
     strategy, trials = request.param
     effort = fakes.Effort(**vars(fakes.EFFORT) | {"trials": trials})
@@ -52,10 +52,10 @@ def inline_found(request, tmp_path_factory):
     return search, run_search(search, InlineExecutor(fakes.plain))
 
 
-def test_executors_find_the_same(tmp_path, executor, inline_found):
-    search, found = inline_found
+def test_executors_find_the_same(tmp_path, executor, inline_outcome):
+    search, outcome = inline_outcome
     with executor(fakes.shuffling) as running:
-        assert run_search(dataclasses.replace(search, location=tmp_path / "study.db"), running) == found
+        assert run_search(dataclasses.replace(search, location=tmp_path / "study.db"), running) == outcome
 
 
 @pytest.mark.parametrize("name", ["process_executor", "ray_executor"])

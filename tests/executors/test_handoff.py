@@ -18,11 +18,11 @@ def test_a_trial_that_takes_too_long_is_ended_and_lost() -> None:
     handoff.end_overdue()
     handoff.end_overdue()
     assert killed == ["a"]
-    handoff.worker_died("a", "whatever")
-    found = handoff.finished.get()
-    assert not isinstance(found, str)
-    assert (found.number, found.status, found.seconds) == (7, "lost", 6.0)
-    assert found.error == "it took longer than the limit of 5 s (--trial-timeout)"
+    handoff.worker_died("a", "a reason")
+    result = handoff.finished.get()
+    assert not isinstance(result, str)
+    assert (result.number, result.status, result.seconds) == (7, "lost", 6.0)
+    assert result.error == "it took longer than the limit of 5 s (--trial-timeout)"
 
 
 def test_a_worker_that_died_says_how() -> None:

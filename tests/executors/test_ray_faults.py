@@ -1,4 +1,4 @@
-"""What a Ray cluster may lose while a search runs on it: a node, the controller, the head."""
+"""Losses that a search on a Ray cluster survives or reports: a node, the controller, the head."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def undisturbed(tmp_path_factory):
 
 @pytest.fixture
 def cluster():
-    """A head without CPUs and two nodes with one each, all of them processes of this host."""
+    """A head without CPUs and two nodes with one each, all processes of this host."""
     authenticate(None)
     from ray.cluster_utils import Cluster
 
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    found.add_node(num_cpus=1)
-    found.add_node(num_cpus=1)
-    yield found
-    found.shutdown()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    cluster.add_node(num_cpus=1)
+    cluster.add_node(num_cpus=1)
+    yield cluster
+    cluster.shutdown()
 
 
 def test_a_worker_node_is_killed(tmp_path, undisturbed, cluster):
@@ -97,14 +97,14 @@ def started(folder, address, until):
 
 def alive(session):
     """Processes that have the name of the session in their command line."""
-    found = []
+    names = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             if session.encode() in path.read_bytes():
-                found.append(path.parent.name)
+                names.append(path.parent.name)
         except OSError:
             continue
-    return found
+    return names
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ def inside(host: str, *command: str | Path, **options: Any) -> subprocess.Popen[
 
 @pytest.fixture
 def hosts() -> Iterator[tuple[str, ...]]:
-    """Three namespaces on one bridge; nothing of them is left afterwards."""
+    """Three namespaces on one bridge; no namespace is left afterwards."""
     ip("handoff", "add", BRIDGE, "type", "bridge")
     ip("handoff", "set", BRIDGE, "up")
     try:

@@ -21,19 +21,19 @@ def allocator(predict=predict, additive=ADDITIVE):
 def test_plain_sensitivities_find_the_optimum_of_an_additive_world():
     rng = np.random.default_rng(0)
     for limit in LIMITS:
-        found = allocator().allocate(limit)
-        assert fits(predict([found])[0], limit)
+        policy = allocator().allocate(limit)
+        assert fits(predict([policy])[0], limit)
         drawn = [SPACE.policy({n: int(rng.choice(levels)) for n, levels in SPACE.levels.items()}) for _ in range(2_000)]
         best = min(loss_of(p) for p, cost in zip(drawn, predict(drawn), strict=True) if fits(cost, limit))
-        assert loss_of(found) <= best + 1e-9
+        assert loss_of(policy) <= best + 1e-9
 
 
 def test_an_answer_that_costs_more_than_the_solver_thought_is_repaired():
     def dearer(policies):
         return predict(policies) * 1.1
 
-    found = allocator(dearer).allocate(LIMITS[1])
-    assert fits(dearer([found])[0], LIMITS[1])
+    policy = allocator(dearer).allocate(LIMITS[1])
+    assert fits(dearer([policy])[0], LIMITS[1])
     assert not fits(dearer([allocator().allocate(LIMITS[1])])[0], LIMITS[1])
 
 
@@ -46,9 +46,9 @@ def removable():
     cost = AdditiveCost(constant=0.0, tables=tuple(tables))
 
     def priced(policies):
-        found = np.ones((len(policies), len(COSTS)))
-        found[:, 0] = cost.of(REMOVABLE, policies)
-        return found
+        matrix = np.ones((len(policies), len(COSTS)))
+        matrix[:, 0] = cost.of(REMOVABLE, policies)
+        return matrix
 
     return Allocator(space=REMOVABLE, solver=Solver(REMOVABLE, {"latency_ms": cost}), table=HARMS, predict=priced)
 

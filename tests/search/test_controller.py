@@ -27,7 +27,7 @@ def undisturbed(tmp_path_factory):
     return run_search(search, InlineExecutor(fakes.plain))
 
 
-def found(outcome):
+def by_rung(outcome):
     return {rung: {r.policy for r in rs if r.status == "done"} for rung, rs in outcome.results.items()}
 
 
@@ -59,7 +59,7 @@ def test_more_trials_continue_a_finished_search(tmp_path, undisturbed):
     fewer = fakes.Effort(**vars(fakes.EFFORT) | {"trials": 11})
     first = run_search(fakes.search(tmp_path, strategy="random", effort=fewer), InlineExecutor(fakes.plain))
     second = run_search(fakes.search(tmp_path, strategy="random"), InlineExecutor(fakes.plain))
-    assert found(first)["proxy"] < found(second)["proxy"] == found(undisturbed)["proxy"]
+    assert by_rung(first)["proxy"] < by_rung(second)["proxy"] == by_rung(undisturbed)["proxy"]
 
 
 def test_the_uniform_strategy_scores_the_baselines_only(tmp_path):
@@ -81,7 +81,7 @@ def test_an_interrupted_search_can_be_resumed(tmp_path, undisturbed):
     search = fakes.search(tmp_path, strategy="random")
     with pytest.raises(KeyboardInterrupt):
         run_search(search, InlineExecutor(interrupting))
-    assert found(run_search(search, InlineExecutor(fakes.plain))) == found(undisturbed)
+    assert by_rung(run_search(search, InlineExecutor(fakes.plain))) == by_rung(undisturbed)
 
 
 def test_a_rung_where_everything_failed_quotes_the_most_frequent_reason(tmp_path):
@@ -139,7 +139,7 @@ def test_kill_9_loses_and_repeats_nothing(tmp_path, undisturbed, kind, kill_at):
     log = tmp_path / "log"
     assert_gone({int(line.split()[0]) for line in log.read_text().splitlines()})
     resumed = run_search(fakes.search(tmp_path, strategy="random"), InlineExecutor(lambda: fakes.logging_to(log)))
-    assert found(resumed) == found(undisturbed)
+    assert by_rung(resumed) == by_rung(undisturbed)
     evaluated = Counter(line.split(maxsplit=1)[1] for line in log.read_text().splitlines())
     # Two more than were reported may have finished before the kill; those still running then are run again.
     assert evaluated.total() - len(evaluated) <= 2

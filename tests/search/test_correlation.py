@@ -16,16 +16,16 @@ POLICIES = [SPACE.policy({"unit0": a, "unit1": b}) for a, b in itertools.product
 
 
 def results(fidelity, losses):
-    found = []
+    results_of = []
     for number, (policy, loss) in enumerate(zip(POLICIES, losses, strict=False)):
         measurement = Measurement(
             score=0, loss=loss, latency_ms=latency_ms(policy), latency_source="predicted", params=1, macs=1, bytes=1,
             activation_bytes=1,
         )  # fmt: skip
-        found.append(
+        results_of.append(
             TrialResult(number=number, policy=policy, fidelity=fidelity, status="done", seed=0, measurement=measurement)
         )
-    return found
+    return results_of
 
 
 def test_the_same_order_correlates_fully_and_the_reverse_not_at_all():
@@ -50,13 +50,13 @@ def test_the_interval_covers_and_narrows_with_pairs():
 
 
 def test_ranks_are_taken_within_limits():
-    """Between two limits any score separates policies; within each of them this one is turned round."""
+    """Between two limits any score separates policies; within each limit this one is turned round."""
     tight = Limit.of(latency_ms=sorted(latency_ms(p) for p in POLICIES[:12])[5])
     inside = np.array([latency_ms(p) <= tight.most[0] for p in POLICIES[:12]])
     cheap = np.where(inside, 10.0, 0.0) + np.arange(12)
     dear = np.where(inside, 10.0, 0.0) - np.arange(12)
-    found = rank_correlation(results(CHEAP, cheap), results(DEAR, dear), [LOOSE, tight])
-    assert found.rho == pytest.approx(-1)
+    correlation = rank_correlation(results(CHEAP, cheap), results(DEAR, dear), [LOOSE, tight])
+    assert correlation.rho == pytest.approx(-1)
 
 
 def test_too_few_pairs_say_nothing():

@@ -32,7 +32,7 @@ def test_it_finds_what_direct_search_does_not(tmp_path):
 
 
 class ManyWorkers(InlineExecutor):
-    """Trials finish in any order; `most` of them were under way after the sensitivities."""
+    """Trials finish in any order; `most` trials were under way after the sensitivities."""
 
     slots = 24
 
@@ -49,15 +49,15 @@ class ManyWorkers(InlineExecutor):
 
 def test_many_workers_are_kept_busy_and_their_order_changes_nothing(tmp_path):
     effort = replace(fakes.EFFORT, trials=200)
-    found = []
+    outcomes = []
     for seed in range(2):
         (tmp_path / str(seed)).mkdir()
         executor = ManyWorkers(seed)
-        found.append(run_search(fakes.search(tmp_path / str(seed), strategy="guided", effort=effort), executor))
+        outcomes.append(run_search(fakes.search(tmp_path / str(seed), strategy="guided", effort=effort), executor))
         assert executor.most >= executor.slots
         uniform = baselines(fakes.SPACE, fakes.DENSE, fakes.predict, fakes.LIMITS).values()
-        assert [r.policy for r in found[-1].results["proxy"]][:2] == list(uniform)
-    ours, theirs = ([(r.policy, r.measurement) for r in outcome.results["proxy"]] for outcome in found)
+        assert [r.policy for r in outcomes[-1].results["proxy"]][:2] == list(uniform)
+    ours, theirs = ([(r.policy, r.measurement) for r in outcome.results["proxy"]] for outcome in outcomes)
     assert ours == theirs
 
 
@@ -65,12 +65,12 @@ def test_up_to_four_workers_find_the_same(tmp_path):
     class FourWorkers(InlineExecutor):
         slots = 4
 
-    found = []
+    policies = []
     for workers in (InlineExecutor, FourWorkers):
         (tmp_path / workers.__name__).mkdir()
         search = fakes.search(tmp_path / workers.__name__, strategy="guided", limits=fakes.LIMITS[:1])
-        found.append([r.policy for r in run_search(search, workers(fakes.plain)).results["proxy"]])
-    assert found[0] == found[1]
+        policies.append([r.policy for r in run_search(search, workers(fakes.plain)).results["proxy"]])
+    assert policies[0] == policies[1]
 
 
 def test_sensitivities_are_measured_once_and_kept(tmp_path):
@@ -107,8 +107,8 @@ def test_an_interrupted_search_ends_like_an_undisturbed_one(tmp_path):
         raise AssertionError("not interrupted")
     except KeyboardInterrupt:
         resumed = searched(tmp_path)
-    policies = {rung: [r.policy for r in found] for rung, found in resumed.results.items()}
-    assert policies == {rung: [r.policy for r in found] for rung, found in undisturbed.results.items()}
+    policies = {rung: [r.policy for r in results] for rung, results in resumed.results.items()}
+    assert policies == {rung: [r.policy for r in results] for rung, results in undisturbed.results.items()}
 
 
 def test_a_budget_that_a_removed_branch_alone_meets_needs_no_other_policy(tmp_path):

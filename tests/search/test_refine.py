@@ -14,7 +14,7 @@ LIMIT = LIMITS[1]
 
 
 def alone(loss=joint_loss):
-    """What the guided strategy knows before: every level of every unit, all others full."""
+    """Losses that the guided strategy starts with: every level of every unit, all others full."""
     return {policy: loss(policy) for policy in single_unit_policies(SPACE)}
 
 
@@ -22,9 +22,9 @@ def refined(loss=joint_loss, evaluations=40, seed=0, per_round=PER_ROUND):
     """All proposals with their origins and losses, as the guided strategy asks for them."""
     refinement = Refinement(allocator(), LIMIT, seed=seed, evaluations=evaluations, per_round=per_round)
     losses, origins = alone(loss), {}
-    while found := refinement.propose(losses):
-        origins |= found
-        losses |= {policy: loss(policy) for policy in found}
+    while proposals := refinement.propose(losses):
+        origins |= proposals
+        losses |= {policy: loss(policy) for policy in proposals}
     return refinement, origins, losses
 
 
@@ -49,11 +49,11 @@ def test_no_proposal_can_be_widened_for_free():
 def test_the_solvers_answer_is_improved_where_units_act_together():
     refinement, origins, losses = refined()
     assert refinement.ratio(losses) > 1.3
-    found = losses[best(origins, losses)]
-    assert found < 0.9 * joint_loss(refinement.solution)
+    lowest = losses[best(origins, losses)]
+    assert lowest < 0.9 * joint_loss(refinement.solution)
     # Better than all but a few in a thousand of the policies on the limit.
     random = [policy for policy in drawn(40_000) if fits(predict([policy])[0], LIMIT)]
-    assert np.mean([joint_loss(policy) < found for policy in random]) < 1e-3
+    assert np.mean([joint_loss(policy) < lowest for policy in random]) < 1e-3
 
 
 def test_where_losses_add_up_the_solvers_answer_stays_and_the_search_ends_early():
@@ -74,33 +74,33 @@ def test_no_more_than_the_evaluations_are_used(evaluations):
 
 
 def test_losses_of_other_limits_are_learned_from():
-    """What is known of the looser limit makes the first proposals after the solver's answers better."""
+    """Losses at the looser limit improve the first proposals after the solver's answers."""
     known = {policy: joint_loss(policy) for policy in drawn(60)}
-    found = []
+    lowest = []
     for losses in (alone(), alone() | known):
         refinement = Refinement(allocator(), LIMIT, seed=0, evaluations=40)
         first = {policy: joint_loss(policy) for policy in refinement.propose(losses)}
         second = refinement.propose(losses | first)
-        found.append(min(joint_loss(policy) for policy in second))
-    assert found[1] < found[0]
+        lowest.append(min(joint_loss(policy) for policy in second))
+    assert lowest[1] < lowest[0]
 
 
 def test_another_limits_answers_are_not_proposed_again():
     refinement = Refinement(allocator(), LIMIT, seed=0, evaluations=40)
     twin = Refinement(allocator(), LIMIT, seed=1, evaluations=40)
     losses = alone() | {policy: joint_loss(policy) for policy in refinement.propose({})}
-    found = twin.propose(losses)
-    assert found
-    assert not set(found) & set(losses)
-    assert set(found.values()) == {"surrogate"}
+    proposals = twin.propose(losses)
+    assert proposals
+    assert not set(proposals) & set(losses)
+    assert set(proposals.values()) == {"surrogate"}
 
 
 def test_a_failed_trial_does_not_stop_the_rest():
     refinement = Refinement(allocator(), LIMIT, seed=0, evaluations=12)
     losses, asked = alone(), []
-    while found := refinement.propose(losses):
-        asked += found
-        losses |= {policy: joint_loss(policy) for number, policy in enumerate(found) if number % 2}
+    while proposals := refinement.propose(losses):
+        asked += proposals
+        losses |= {policy: joint_loss(policy) for number, policy in enumerate(proposals) if number % 2}
     assert PER_ROUND < len(asked) == len(set(asked)) <= 12
     assert np.isfinite(losses[best(asked, losses)])
 
@@ -124,8 +124,8 @@ def test_rounds_can_be_wide_and_what_still_runs_is_not_proposed_again():
 
 def test_steps_stay_in_the_space_and_near():
     start = SPACE.policy(dict.fromkeys(SPACE.searched, 3))
-    found = steps([start, SPACE.smallest()], SPACE, np.random.default_rng(0))
-    moves = [np.abs(np.subtract(SPACE.places(p), SPACE.places(start))) for p in found[: len(found) // 2]]
+    children = steps([start, SPACE.smallest()], SPACE, np.random.default_rng(0))
+    moves = [np.abs(np.subtract(SPACE.places(p), SPACE.places(start))) for p in children[: len(children) // 2]]
     assert max(move.max() for move in moves) == 1
     assert {int(move.sum()) for move in moves} <= {1, 2, 3, 4}
 
@@ -134,9 +134,9 @@ def test_fine_tuned_losses_propose_new_policies():
     """Fine-tuning that heals all but unit 2: it gets wider than in the solver's answer."""
     refinement, origins, losses = refined(loss=loss_of)
     tuned = {p: loss_of(p) + 0.2 * (8 - p.widths["unit2"]) for p in list(origins)[:8]}
-    found = refinement.refit(tuned, losses)
-    assert 0 < len(found) <= 2
-    assert all(fits(predict([policy])[0], LIMIT) for policy in found)
-    assert not set(found) & set(tuned)
-    assert max(p.widths["unit2"] for p in found) > refinement.solution.widths["unit2"]
+    proposals = refinement.refit(tuned, losses)
+    assert 0 < len(proposals) <= 2
+    assert all(fits(predict([policy])[0], LIMIT) for policy in proposals)
+    assert not set(proposals) & set(tuned)
+    assert max(p.widths["unit2"] for p in proposals) > refinement.solution.widths["unit2"]
     assert refinement.refit({}, losses) == []

@@ -23,9 +23,9 @@ def surrogate(policies, loss=joint_loss, trend=None):
     return Surrogate(SPACE, TABLE, {policy: loss(policy) for policy in policies}, trend)
 
 
-def errors(found, policies, loss=joint_loss):
+def errors(model, policies, loss=joint_loss):
     """Absolute errors of the expected logarithms of losses."""
-    return np.abs(found.mean(policies) - np.log([loss(policy) for policy in policies]))
+    return np.abs(model.mean(policies) - np.log([loss(policy) for policy in policies]))
 
 
 def test_it_learns_what_the_sum_leaves_out():
@@ -37,20 +37,20 @@ def test_it_learns_what_the_sum_leaves_out():
 
 def test_what_was_measured_is_known_and_the_rest_is_not():
     seen, unseen = drawn(40), drawn(40, seed=1)
-    found = surrogate(seen)
-    mean, covariance = found.posterior([*seen, *unseen])
-    assert mean == pytest.approx(found.mean([*seen, *unseen]))
+    model = surrogate(seen)
+    mean, covariance = model.posterior([*seen, *unseen])
+    assert mean == pytest.approx(model.mean([*seen, *unseen]))
     variance = np.diag(covariance)
     assert variance[:40].max() < variance[40:].mean()
     assert np.abs(mean[:40] - np.log([joint_loss(policy) for policy in seen])).max() < 0.1
 
 
 def test_nothing_measured_is_the_sum_of_the_sensitivities():
-    found, policies = surrogate([]), drawn(20)
+    model, policies = surrogate([]), drawn(20)
     sums = [loss_of(policy) - loss_of(SPACE.largest()) for policy in policies]
-    assert found.mean(policies) == pytest.approx(np.log(sums))
-    assert found.gain(policies, best=0.0).shape == (20,)
-    assert np.diag(found.posterior(policies)[1]) == pytest.approx(np.full(20, 0.1))
+    assert model.mean(policies) == pytest.approx(np.log(sums))
+    assert model.gain(policies, best=0.0).shape == (20,)
+    assert np.diag(model.posterior(policies)[1]) == pytest.approx(np.full(20, 0.1))
 
 
 def test_losses_of_nothing_and_of_one_policy_alone_are_answered():
@@ -59,9 +59,9 @@ def test_losses_of_nothing_and_of_one_policy_alone_are_answered():
 
 
 def test_expected_gains_are_those_of_the_posterior():
-    found, policies = surrogate(drawn(30)), drawn(20, seed=2)
-    mean, covariance = found.posterior(policies)
-    assert found.gain(policies, best=-1.0) == pytest.approx(expected_gain(-1.0 - mean, np.diag(covariance)))
+    model, policies = surrogate(drawn(30)), drawn(20, seed=2)
+    mean, covariance = model.posterior(policies)
+    assert model.gain(policies, best=-1.0) == pytest.approx(expected_gain(-1.0 - mean, np.diag(covariance)))
 
 
 def test_the_expected_gain_is_the_mean_of_what_is_better():
@@ -84,7 +84,7 @@ def test_knowing_one_policy_is_as_measuring_it_without_noise():
 
 
 def test_fine_tuned_losses_follow_the_losses_before_them():
-    """With five of them a trend is most of what can be known."""
+    """Five losses give little more than a trend."""
     before = surrogate(drawn(120))
 
     def tuned(policy):

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 _PLACES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-BIN = next((Path(found).resolve().parent for found in [shutil.which("initdb")] if found), *_PLACES[-1:])
+BIN = next((Path(program).resolve().parent for program in [shutil.which("initdb")] if program), *_PLACES[-1:])
 
 
 class Server:

@@ -95,13 +95,13 @@ def test_a_sampler_goes_on_after_policies_that_took_too_long(opened):
     assert first.ask() == [], "the window is full"
     second = opened(sampler="random", trials=12)
     assert (second.finished, second.results()) == (0, [])
-    found = run(second)
-    assert len(found) == 12
-    assert {r.status for r in found} == {"done"}
-    assert {spec.policy for spec in specs} < {r.policy for r in found}
+    results = run(second)
+    assert len(results) == 12
+    assert {r.status for r in results} == {"done"}
+    assert {spec.policy for spec in specs} < {r.policy for r in results}
     assert (second.finished, second.total) == (12, 12)
     third = opened(timeout_s=90.0, sampler="random", trials=12)
-    assert (third.ask(), third.results()) == ([], found)
+    assert (third.ask(), third.results()) == ([], results)
 
 
 def test_losses_under_a_shorter_limit_do_not_count(opened):

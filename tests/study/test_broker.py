@@ -147,9 +147,9 @@ def test_other_limits_begin_with_what_was_scored_and_the_former_come_back(opened
     assert [r.policy for r in other.results()] == [r.policy for r in expected]
     assert (other.finished, other.total) == (0, 6)
     assert all(trials(other)[r.number].user_attrs["digest"] == r.policy.digest() for r in other.results())
-    found = [r for r in run(other) if r.policy not in {e.policy for e in expected}]
-    assert len(found) == 6
-    assert all(fits(predict([r.policy]), tighter[0]).all() for r in found)
+    results = [r for r in run(other) if r.policy not in {e.policy for e in expected}]
+    assert len(results) == 6
+    assert all(fits(predict([r.policy]), tighter[0]).all() for r in results)
     assert {t.system_attrs["constraints:budget"] > 0 for t in trials(other)[:12]} == {True, False}
     again = opened(sampler="random", trials=12)
     assert (again.finished, again.ask(), again.results()) == (12, [], expected)

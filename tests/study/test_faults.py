@@ -38,9 +38,9 @@ def undisturbed(tmp_path_factory):
 
 def states(folder):
     storage = open_storage(folder / "study.db")
-    found = {t.state.name for s in storage.get_all_studies() for t in storage.get_all_trials(study_id(s))}
+    states = {t.state.name for s in storage.get_all_studies() for t in storage.get_all_trials(study_id(s))}
     close_storage(storage)
-    return found
+    return states
 
 
 def test_workers_that_are_killed_hang_or_run_out_of_memory_and_a_loss_that_is_nan(tmp_path, undisturbed):

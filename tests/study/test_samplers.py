@@ -54,7 +54,7 @@ def test_tpe_reads_the_newest_trials_and_the_front_of_the_older_ones(monkeypatch
     rng, parameters = np.random.default_rng(0), distributions(SPACE)
     study = optuna.create_study(directions=["minimize", "minimize"], sampler=make_sampler("tpe", 3))
     drawn = [{name: int(rng.integers(d.high + 1)) for name, d in parameters.items()} for _ in range(30)]
-    # The older half: a front of three, and twelve that the second of them beats; one of those failed.
+    # The older half: a front of three, and twelve that its second policy beats; one of the twelve failed.
     values = [[1.0, 4.0], [2.0, 2.0], [4.0, 1.0], *rng.uniform(2.1, 3.9, (27, 2)).tolist()]
     for params, value in zip(drawn, values, strict=True):
         study.add_trial(optuna.trial.create_trial(params=params, distributions=parameters, values=value))

@@ -48,13 +48,13 @@ def scores(outcome):
 
 
 @pytest.mark.parametrize("kind", ["journal", "postgresql"])
-def test_the_same_is_found_as_in_a_file_and_it_can_be_resumed(request, tmp_path, kind):
+def test_the_outcome_is_that_of_a_file_and_can_be_resumed(request, tmp_path, kind):
     url = f"journal:{tmp_path / 'journal'}" if kind == "journal" else request.getfixturevalue("server").url
     location = SharedStorage(url, tmp_path.name)
-    found = run_search(search(tmp_path, location), InlineExecutor(fakes.plain))
-    assert found == run_search(search(tmp_path, tmp_path / "study.db"), InlineExecutor(fakes.plain))
+    outcome = run_search(search(tmp_path, location), InlineExecutor(fakes.plain))
+    assert outcome == run_search(search(tmp_path, tmp_path / "study.db"), InlineExecutor(fakes.plain))
     log = tmp_path / "log"
-    assert run_search(search(tmp_path, location), InlineExecutor(lambda: fakes.logging_to(log))) == found
+    assert run_search(search(tmp_path, location), InlineExecutor(lambda: fakes.logging_to(log))) == outcome
     assert not log.exists()
 
 
@@ -82,7 +82,7 @@ def test_a_copied_run_goes_on_elsewhere(server, tmp_path):
 
 
 def test_a_copy_that_was_cut_off_goes_on(tmp_path):
-    found = run_search(search(tmp_path, tmp_path / "study.db"), InlineExecutor(fakes.plain))
+    outcome = run_search(search(tmp_path, tmp_path / "study.db"), InlineExecutor(fakes.plain))
     location = SharedStorage(f"journal:{tmp_path / 'journal'}", tmp_path.name)
     with opened(tmp_path / "study.db") as origin, opened(location) as into:
         ours = optuna.load_study(study_name="rung-0", storage=origin)
@@ -90,7 +90,7 @@ def test_a_copy_that_was_cut_off_goes_on(tmp_path):
         torn.add_trials(ours.get_trials()[:3])
     assert copy_studies(tmp_path / "study.db", location) == ["rung-0", "rung-1"]
     log = tmp_path / "log"
-    assert run_search(search(tmp_path, location), InlineExecutor(lambda: fakes.logging_to(log))) == found
+    assert run_search(search(tmp_path, location), InlineExecutor(lambda: fakes.logging_to(log))) == outcome
     assert not log.exists()
 
 

@@ -1,4 +1,4 @@
-"""What onlookers are told about a study."""
+"""The state of a study, read from outside."""
 
 from __future__ import annotations
 

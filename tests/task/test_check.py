@@ -124,8 +124,8 @@ class Auxiliary(nn.Module):
         )
 
     def forward(self, x):
-        found = self.norm(self.body(x.flatten(1)))
-        return (self.head(found), self.side(found)) if self.training else self.head(found)
+        hidden = self.norm(self.body(x.flatten(1)))
+        return (self.head(hidden), self.side(hidden)) if self.training else self.head(hidden)
 
 
 def first_head(outputs):

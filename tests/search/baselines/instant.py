@@ -19,17 +19,17 @@ class InstantBroker:
 
     def __init__(self, score):
         self._score = score
-        self.found: list[TrialResult] = []
+        self.scored: list[TrialResult] = []
 
     def enqueue(self, policies):
         if policies:
-            self.found += self._score(list(policies))
+            self.scored += self._score(list(policies))
 
     def knows(self, policy):
-        return policy in {result.policy for result in self.found}
+        return policy in {result.policy for result in self.scored}
 
     def results(self):
-        return self.found
+        return self.scored
 
 
 class InstantExplorer(Explorer):
@@ -48,7 +48,7 @@ class InstantExplorer(Explorer):
         broker.enqueue(policies)
         while refill and refill(broker):
             pass
-        return broker.found
+        return broker.scored
 
     def _scored(self, policies, limits):
         self.asked.append(list(policies))

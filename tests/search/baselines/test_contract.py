@@ -1,4 +1,4 @@
-"""What holds for every baseline."""
+"""Contract of every baseline."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EFFORT = Effort(**vars(fakes.EFFORT) | {"trials": 40})
 
 
 def own_policies(explorer):
-    """What was scored for a limit after the uniform policies."""
+    """Results of a limit after the uniform policies."""
     return [policy for asked in explorer.asked[1:] for policy in asked if policy in explorer.results]
 
 

@@ -9,12 +9,12 @@ from autoprune.search.baselines.ddpg import Ddpg, Network
 def test_gradients_by_the_inputs_are_those_of_finite_differences():
     rng = np.random.default_rng(0)
     network, x, slopes = Network(rng, 5, 1e-3), rng.normal(size=(7, 5)), rng.normal(size=7)
-    found, _ = network.backward(x, slopes)
+    slopes_of_inputs, _ = network.backward(x, slopes)
     for row, column in np.ndindex(x.shape):
         step = np.zeros_like(x)
         step[row, column] = 1e-6
         slope = (network(x + step) - network(x - step)) @ slopes / 2e-6
-        assert found[row, column] == pytest.approx(slope, abs=1e-6)
+        assert slopes_of_inputs[row, column] == pytest.approx(slope, abs=1e-6)
 
 
 def test_descent_fits_a_function():

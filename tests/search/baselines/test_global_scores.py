@@ -39,9 +39,9 @@ def test_equal_importance_is_cut_together():
 def test_policies_are_nested_from_the_largest_to_the_smallest(scores):
     space = SearchSpace(id="s", levels={str(i): ((0, 2, 3, 6), (1, 4, 6))[i % 2] for i in range(len(scores))})
     importance = {str(i): np.sort(row)[::-1] for i, row in enumerate(scores)}
-    found = policies_by_threshold(space, importance)
-    assert (found[0], found[-1]) == (space.largest(), space.smallest())
-    for wider, narrower in pairwise(found):
+    policies = policies_by_threshold(space, importance)
+    assert (policies[0], policies[-1]) == (space.largest(), space.smallest())
+    for wider, narrower in pairwise(policies):
         assert all(narrower.widths[name] <= wider.widths[name] for name in space.levels)
 
 

@@ -61,7 +61,7 @@ def test_what_is_lost_is_the_importance_of_the_worst_channels():
 
 
 def test_each_step_looks_latency_up_at_the_widths_of_the_moment():
-    """Latency is a product: halving both widths saves less than twice what halving one of them does."""
+    """Latency is a product: halving both widths saves less than twice the saving of halving one."""
 
     def predict(policies):
         return fakes.costs_of(lambda policy: 1 + policy.widths["a"] * policy.widths["b"], policies)

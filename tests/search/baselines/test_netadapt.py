@@ -54,8 +54,8 @@ def test_proposals_by_hand():
     rest = 32 - sum(4 * p for p in price.values())
     limit = Limit.of(latency_ms=16)
     search = search_of(space, lambda policy: rest + sum(price[n] * w for n, w in policy.widths.items()), limit)
-    found = proposals(search, space.largest(), [limit], step=0)
-    assert found == [space.policy({"a": 2}), space.policy({"b": 2})]
+    policies = proposals(search, space.largest(), [limit], step=0)
+    assert policies == [space.policy({"a": 2}), space.policy({"b": 2})]
 
 
 def test_what_meets_a_limit_need_save_no_more():
