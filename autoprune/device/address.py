@@ -1,4 +1,4 @@
-"""How another host is reached: `ssh://` targets, split into the kind of target and what the OpenSSH client needs."""
+"""How another host is reached: `ssh://` targets, split into the kind of target and the OpenSSH client's arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connecting to the device that is measured: what it is, and whether it can run what the target names."""
+"""Connecting to the device that is measured: its fingerprint, and whether it can run the target."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """How evidence was timed: what a table needs of it, and what it keeps for its readers.
+    """How evidence was timed: numbers that the fit of a table needs, and others that the table keeps for its readers.
 
     `dense_ms` is the latency of the dense model, `noise` the relative standard deviation of a ratio, `again` `[A]`
     second ratios of the first `A` held-out policies, `drift` how far the dense model moved within a block (relative),
@@ -238,7 +238,7 @@ def _proven(fitted: Fit, index: GeometryIndex, evidence: Evidence, conditions: C
     counts = occurrences(index.numbers(evidence.widths[tested]), len(fitted.entries_ms))
     measured_ms = evidence.ratios[tested] * conditions.dense_ms
     fitted = _calibrated(fitted, counts, measured_ms)
-    # The deviation is of the true latency; what is measured has its noise on top.
+    # The deviation is of the true latency; a measured one has its noise on top.
     sd_ms = np.hypot(fitted.sd_ms(counts), conditions.noise * measured_ms)
     return fitted, held_out(fitted.predict(counts), measured_ms, conditions.again * conditions.dense_ms, sd_ms)
 

@@ -7,6 +7,8 @@ but carry its overhead; they are scaled to the evidence first, then all entries 
 may deviate from the scaled prior: Gaussian priors on relative deviations and Gaussian noise, all as wide as makes the
 evidence likeliest (ridge regression by another name). Draws from the posterior (perturb and solve) say how sure the sum
 of any entries is.
+
+Source: REML (Patterson and Thompson, 1971); perturb and solve (Papandreou and Yuille, 2010).
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from autoprune.latency.monotonicity import disjoint, monotone
 _PRIOR_SDS = np.geomspace(0.01, 1.0, 13)
 _NOISE_FACTORS = np.geomspace(1, 16, 9)
 _SHARED_FACTORS = (0.0, 0.5, 1.0, 2.0, 4.0)
-"""Standard deviations of what a kind has in common, over those of its entries."""
+"""Standard deviation of the deviation that a kind shares, over that of its entries' own deviations."""
 
 _ITERATIONS = 60
 _LEAST_SHARE = 0.05
@@ -35,9 +37,9 @@ DRAWS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """`entries_ms` `[E]` and the constant cost of a run, with what posterior draws differ from them by.
+    """Fitted costs `entries_ms` `[E]` and the constant cost of a run, `remainder_ms`.
 
-    `spread_ms` is `[DRAWS, E]`, `remainder_spread_ms` `[DRAWS]`.
+    Posterior draws differ from them by `spread_ms` `[DRAWS, E]` and `remainder_spread_ms` `[DRAWS]`.
     """
 
     entries_ms: np.ndarray
@@ -84,9 +86,9 @@ def fit(
     """Fit entries to `times_ms` `[M]` of policies with occurrence `counts` `[M, E]`, from `prior_ms` `[E]` (above 0).
 
     Errors are relative; `weights` `[M]` multiply them (default 1). Entries and remainder are not negative. `chains` are
-    positions of entries that may not fall from one to the next (see `order`). `kinds` `[E]` are numbers from 0 of what
-    entries have a deviation in common (default: nothing). `noise` is the relative standard deviation of one time, as
-    far as it is known.
+    positions of entries that may not fall from one to the next (see `ordered_chains`). `kinds` `[E]` number the kinds
+    from 0; entries of one kind share a deviation (default: no kinds). `noise` is the least relative standard deviation
+    of one time.
     """
     scale = (np.ones_like(times_ms) if weights is None else weights) / times_ms
     start_ms, remainder = _calibrated(counts, times_ms, prior_ms, scale)
@@ -204,7 +206,7 @@ class _Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class _Deviations:
-    """Relative deviations of entries: what kinds have in common `[E]`, and by how much posterior draws of all differ.
+    """Relative deviations of entries: the part that kinds share `[E]`, and the differences of posterior draws.
 
     `draws` are `[DRAWS, E]`, those of the remainder `[DRAWS]` in milliseconds. `prior_sd` and `noise_sd` are the
     likeliest standard deviations of an entry's own deviation and of the noise.
@@ -264,7 +266,7 @@ def _draws(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the differences of posterior draws from the mean: entries `[DRAWS, E]` and remainder `[DRAWS]`.
 
-    A draw from the prior, less what the evidence would have made of it.
+    A difference is a draw from the prior, less the mean that its own simulated evidence would have given.
     """
     projector, to_remainder = problem.projector(prior_sd, noise_sd)
     entries = rng.normal(0, prior_sd, size=(DRAWS, problem.design.shape[1]))

@@ -161,7 +161,7 @@ class LatencyPredictor:
             yield units, lambda rows, number=number: self._costs.entries_ms[self._index.numbers_of(number, rows)]
 
     def unit_costs(self, unit: int, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Milliseconds `[P]` of the operators that depend on a unit, and what posterior draws differ by `[P, draws]`.
+        """Milliseconds `[P]` of the operators that depend on a unit, and differences of posterior draws `[P, draws]`.
 
         NaN where the table has no entry for a row of `widths` `[P, U]`.
         """

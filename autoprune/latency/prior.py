@@ -1,4 +1,4 @@
-"""The prior of a table: the profiled time of every geometry, or what its work suggests."""
+"""The prior of a table: the profiled time of every geometry, or an estimate from its work."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ def prior_ms(geometries: Sequence[Geometry], profiled_ms: Mapping[int, float]) -
 
 
 def work_ms(geometry: Geometry) -> float:
-    """Return what an operator would cost in milliseconds if only multiplications and memory traffic counted."""
+    """Return the cost of an operator in milliseconds if only multiplications and memory traffic counted.
+
+    Source: rough rates of one core; the fit scales their sum to the evidence.
+    """
     positions = max(1, geometry.out_rows) * max(1, geometry.out_columns)
     traffic = positions * (max(1, geometry.c_in) + max(1, geometry.c_out)) / _ELEMENTS_PER_MS
     macs = positions * _work(geometry) * float(np.prod(geometry.kernel or (1,))) / _MACS_PER_MS

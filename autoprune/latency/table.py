@@ -1,4 +1,4 @@
-"""The latency table: what every operator geometry costs on one target, how sure that is, and how well it predicts."""
+"""The latency table: the cost of every operator geometry on one target, its uncertainty, and errors of predictions."""
 
 from __future__ import annotations
 

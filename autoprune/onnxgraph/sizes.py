@@ -207,7 +207,8 @@ def _groups(structure: Structure) -> list[dict[int, int]]:
 def _told_apart(dense: Array, value: Array, full: Array, group: Mapping[int, int]) -> dict[int, Array] | None:
     """Sizes as they are where each unit of a group alone is narrower; `None` when that cannot be told.
 
-    One that changed did by the ratio of its unit, or by what that unit lost, which no other of the group did.
+    A size that changed did so by the ratio of its unit's widths or by the channels that this unit lost; both differ
+    between the units of a group.
     """
     if len(group) == 1:
         return dict.fromkeys(group, value)

@@ -19,7 +19,7 @@ from autoprune.onnxgraph.export import plain_name
 from autoprune.structure.gates import NEVER
 
 _LAYOUT = "_nchwc"
-_TOKEN = re.compile(r"_token_\d+$")  # what the runtime appends when it fuses a quantized operator
+_TOKEN = re.compile(r"_token_\d+$")  # the runtime appends it when it fuses a quantized operator
 _UNWEIGHTED: Mapping[str, frozenset[str]] = {
     "MaxPool": frozenset({"max_pool1d", "max_pool2d"}),
     "AveragePool": frozenset({"avg_pool1d", "avg_pool2d"}),
@@ -33,7 +33,7 @@ _UNWEIGHTED: Mapping[str, frozenset[str]] = {
     "MatMul": frozenset({"matmul", "bmm"}),
     "Mul": frozenset({"mul"}),
 }
-"""ONNX operators without weights, and what the captured graph calls them; matched in graph order."""
+"""ONNX operators without weights, and their names in the captured graph; matched in graph order."""
 
 
 class NodeOwners:

@@ -109,7 +109,7 @@ def expected_seconds(
 ) -> float:
     """About how long `profile` takes if the dense model runs for `run_s` and its exports are resized.
 
-    That is `max_seconds`, or what the least that is measured takes: of a large model it is more.
+    That is `max_seconds`, or more for a large model, of which the least that is measured takes longer.
     """
     names = tuple(unit.name for unit in structure.units)
     widths = {name: _thinned(levels, 4) for name, levels in space.levels.items()}
@@ -126,7 +126,7 @@ def _thinned(levels: Sequence[int], most: int) -> Sequence[int]:
 
 @dataclass(kw_only=True)
 class _Profile:
-    """A profile in the making: what was timed so far, and with what."""
+    """A profile in the making: the timer, the policies timed so far, and their timings."""
 
     timer: PolicyTimer
     priced: PricedOperators
