@@ -4,6 +4,7 @@ run.yaml                resolved configuration
 environment.json        versions, host
 dense.safetensors       weights of the dense model
 order.json              channels of each unit, most important first
+finetune_recipe.json    how pruned models are trained, found by a test where the task has no recipe for that
 settled.json            error of the table for the best candidates, when the search was over
 sensitivity.json        loss of every unit at each level with all others full, and which of it was measured
 latency_table.json      the table that predicted every latency
@@ -96,6 +97,11 @@ class RunFolder:
     def order(self) -> Path:
         """Channels of each unit, most important first."""
         return self.path / "order.json"
+
+    @property
+    def recipe(self) -> Path:
+        """Recipe of fine-tunings that a test found, with the results of the test."""
+        return self.path / "finetune_recipe.json"
 
     @property
     def sensitivity(self) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from torch import Tensor, nn
@@ -18,8 +18,9 @@ from autoprune.recovery.least_squares import Reconstruction
 from autoprune.recovery.prefix import PrefixCache
 from autoprune.runfolder import RunFolder, read_json
 from autoprune.structure import GraphModel, Structure
-from autoprune.task.base import Task
+from autoprune.task.base import Recipe, Task
 from autoprune.task.batches import batches, length, sample_rows, take
+from autoprune.training.held_out import HeldOut
 from autoprune.training.sample_passes import SamplePasses
 from autoprune.training.scoring import EVALUATION_BATCH, predict_outputs
 from autoprune.training.teacher import TeacherMemory
@@ -44,7 +45,9 @@ class DenseModel:
 
     @classmethod
     def open(cls, task: Task, dense: nn.Module, structure: Structure, folder: RunFolder) -> DenseModel:
-        """Return the dense model of a run, with the channel order that its folder holds."""
+        """Return the dense model of a run, with the channel order and the fine-tuning recipe that its folder holds."""
+        if task.finetune_recipe is None and folder.recipe.exists():
+            task = replace(task, finetune_recipe=Recipe(**read_json(folder.recipe, "recipe")["recipe"]))
         channels = read_json(folder.order, "reconstruct", "seed", "order")
         reconstruction = None
         if channels["reconstruct"]:
@@ -100,6 +103,11 @@ class DenseModel:
     def teacher(self) -> TeacherMemory:
         """Outputs of the dense model in the fine-tunings of one rung, which all take the same batches."""
         return TeacherMemory()
+
+    @cached_property
+    def held_out(self) -> HeldOut:
+        """Validation examples by which fine-tunings keep their best state."""
+        return HeldOut.of(self.task, self.dense_outputs)
 
     @cached_property
     def _prefixes(self) -> dict[int, PrefixCache]:

@@ -20,7 +20,7 @@ from autoprune.runfolder import RunFolder
 from autoprune.structure import GraphModel, analyze
 from autoprune.task.load import load_task
 from autoprune.training.dense import load_dense, weights_to_bytes
-from autoprune.training.finetune import finetune
+from autoprune.training.finetune import FinetuneResult, finetune
 from autoprune.training.sample_passes import SamplePasses
 from autoprune.training.scoring import evaluate
 from autoprune.trials import Measurement, TrialResult, TrialSpec
@@ -43,20 +43,13 @@ class Evaluator:
     def __call__(self, spec: TrialSpec) -> TrialResult:
         """Run a trial.
 
-        A full fine-tune that lowers the score, or whose loss is not finite, is undone.
+        A fine-tune that lowers the score, or whose loss or outputs are not finite, is undone.
 
         Raises:
-            TrialError: when the loss or the outputs of another fidelity are not finite.
+            TrialError: when the outputs of the repaired model are not finite.
         """
         start, passes = time.monotonic(), SamplePasses()
-        full, undone = spec.fidelity.name == FULL, False
-        if full:
-            model, measurement, undone = self._improved(spec, passes)
-        else:
-            cut = self.dense_model.cut(spec.policy)
-            model = self._repaired(cut, spec, passes)
-            self._finetune(model, spec, passes)
-            measurement = self._measure(model, cut, spec, passes)
+        model, measurement, undone = self._recovered(spec, passes)
         return TrialResult(
             number=spec.number,
             policy=spec.policy,
@@ -67,23 +60,24 @@ class Evaluator:
             seconds=time.monotonic() - start,
             sample_passes=passes.total,
             undone=undone,
-            weights=weights_to_bytes(model) if full else None,
+            weights=weights_to_bytes(model) if spec.fidelity.name == FULL else None,
         )
 
     def recovered(self, spec: TrialSpec, passes: SamplePasses) -> GraphModel:
-        """Return the pruned model after its repair and the fine-tuning of the trial's fidelity."""
-        model = self._repaired(self.dense_model.cut(spec.policy), spec, passes)
-        self._finetune(model, spec, passes)
-        return model
+        """Return the pruned model, repaired and, unless that harms it, fine-tuned as the trial's fidelity says."""
+        return self._recovered(spec, passes)[0]
 
-    def _improved(self, spec: TrialSpec, passes: SamplePasses) -> tuple[GraphModel, Measurement, bool]:
-        """Return the repaired model, tuned unless that lowers its score; its measurement; whether tuning was undone."""
+    def _recovered(self, spec: TrialSpec, passes: SamplePasses) -> tuple[GraphModel, Measurement, bool]:
+        """Return the model of `recovered`, its measurement, and whether its fine-tuning was undone."""
         cut = self.dense_model.cut(spec.policy)
         model = self._repaired(cut, spec, passes)
-        before, repaired = copy.deepcopy(model.state_dict()), self._measure(model, cut, spec, passes)
+        repaired = self._measure(model, cut, spec, passes)
+        if not spec.fidelity.finetune_samples:
+            return model, repaired, False
+        before = copy.deepcopy(model.state_dict())
         try:
-            self._finetune(model, spec, passes)
-            tuned = self._measure(model, cut, spec, passes)
+            result = self._finetune(model, spec, passes)
+            tuned = None if result.undone else self._measure(model, cut, spec, passes)
         except TrialError:
             tuned = None  # the loss or the outputs are not finite any more; those of the repaired model are
         if tuned is not None and tuned.score >= repaired.score:
@@ -97,19 +91,19 @@ class Evaluator:
         self.dense_model.repair(model, cut, passes)
         return model
 
-    def _finetune(self, model: GraphModel, spec: TrialSpec, passes: SamplePasses) -> None:
+    def _finetune(self, model: GraphModel, spec: TrialSpec, passes: SamplePasses) -> FinetuneResult:
         dense_model = self.dense_model
-        if spec.fidelity.finetune_samples:
-            finetune(
-                model,
-                dense_model.task,
-                samples=spec.fidelity.finetune_samples,
-                seed=spec.seed,
-                teacher=dense_model.module,
-                passes=passes,
-                relative_cost=dense_model.relative_cost(spec.policy),
-                memory=dense_model.teacher,
-            )
+        return finetune(
+            model,
+            dense_model.task,
+            samples=spec.fidelity.finetune_samples,
+            seed=spec.seed,
+            teacher=dense_model.module,
+            passes=passes,
+            relative_cost=dense_model.relative_cost(spec.policy),
+            memory=dense_model.teacher,
+            held_out=dense_model.held_out,
+        )
 
     def _measure(self, model: GraphModel, cut: Cut, spec: TrialSpec, passes: SamplePasses) -> Measurement:
         dense_model, limit, prefixed = self.dense_model, spec.fidelity.val_samples, None
@@ -153,7 +147,7 @@ class EvaluatorFactory:
     def packed(self) -> EvaluatorFactory:
         """Return a factory for other hosts, which holds dense weights, channel order and latency table itself."""
         folder = RunFolder(Path(self.run_dir))
-        needed = (folder.dense, folder.order, folder.table)
+        needed = [folder.dense, folder.order, folder.table, *([folder.recipe] if folder.recipe.exists() else ())]
         return replace(self, files={path.name: path.read_bytes() for path in needed})
 
     def __call__(self) -> Evaluator:

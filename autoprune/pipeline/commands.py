@@ -86,15 +86,18 @@ def _finetune(run: Run, prepared: Prepared, candidate: Candidate, epochs: float,
     dense_model, policy = prepared.dense_model, candidate.record.policy
     model = load_model(dense_model, run.folder, policy)
     events.stage(f"Fine-tuning {candidate.digest}")
-    finetune(
+    result = finetune(
         model,
         dense_model.task,
         samples=max(1, round(epochs * length(dense_model.task.train_set))),
         seed=run.config.seed,
         teacher=dense_model.module,
         relative_cost=dense_model.relative_cost(policy),
+        held_out=dense_model.held_out,
         on_progress=lambda done, total, loss: events.advance(done, total, f"loss {loss:.3f}"),
     )
+    if result.undone:
+        events.note("no state was better on held-out data than the one before, so the weights stay as they were")
     write_atomic(run.folder.model(candidate.digest).weights, weights_to_bytes(model))
 
 

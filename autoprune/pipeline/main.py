@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from autoprune.pipeline.finalists import finish
 from autoprune.pipeline.identity import note_workers
 from autoprune.pipeline.measurer import DeviceMeasurer, Measurer
 from autoprune.pipeline.progress import announce, note_outcome
+from autoprune.pipeline.recipe import recipe_passes, with_recipe
 from autoprune.pipeline.run import OBJECT_TASK, Run, open_task
 from autoprune.pipeline.spaces import SpaceFile
 from autoprune.pipeline.studies import study_location
@@ -169,6 +170,8 @@ def _search(config: RunConfig, location: StudyLocation, prepared: Prepared, even
     dense_test_score = score_on_test(dense_model.module, dense_model)  # first, to fail early on bad test data
     events.stage("Search")
     plan = search_plan(config, location, prepared.space, dense_model, costs, effort)
+    dense_model = with_recipe(dense_model, plan, costs, folder, events)
+    prepared = replace(prepared, dense_model=dense_model)
     with executor_of(config, folder, prepared.evaluator) as executor:
         note_workers(folder, config.executor, executor.slots)
         announce(config, plan.space, dense_model, costs, effort, executor.slots, events)
@@ -177,7 +180,7 @@ def _search(config: RunConfig, location: StudyLocation, prepared: Prepared, even
         note_outcome(outcome, events)
         models = finish(exploration.plan, exploration.last_rung, costs, deployment, executor, events)
         channels = scoring_passes(config, folder, dense_model.task)
-        passes = search_passes(outcome, effort, dense_model.task, executor.slots, channels)
+        passes = search_passes(outcome, effort, dense_model.task, executor.slots, channels) | recipe_passes(folder)
     unmet = unmet_budgets(list(costs.limits), models)
     if unmet:
         events.note(f"no fine-tuned model meets {', '.join(unmet)}: raise it, or search longer (--effort, --trials)")
@@ -195,6 +198,7 @@ def _search(config: RunConfig, location: StudyLocation, prepared: Prepared, even
         "rungs": rung_scores(outcome.results, rungs, costs.limits, uniform_baselines(plan, costs)),
         "rank_correlations": [correlation.to_json() for correlation in outcome.correlations],
         "unmet_budgets": unmet,
+        "finetune_recipe": asdict(dense_model.task.tuning_recipe),
         "not_reconstructed": dense_model.not_reconstructed if config.reconstruct else (),
     }
     write_json(folder.front, document)

@@ -84,6 +84,8 @@ def note_outcome(outcome: Outcome, events: Events) -> None:
         failed = sum(result.status == "failed" for result in rung)
         passes = sum(result.sample_passes for result in rung)
         text = f"{name}: {len(rung)} policies, {passes:,.0f} sample passes"
-        events.note(text + (f", {failed} failed" if failed else ""))
+        undone = sum(result.undone for result in rung)
+        text += f", {failed} failed" if failed else ""
+        events.note(text + (f", {undone} fine-tunings undone, which lowered the score" if undone else ""))
     for line in (*outcome.notes, *map(str, outcome.correlations)):
         events.note(line)

@@ -11,11 +11,13 @@ from functools import reduce
 import torch
 from torch import nn
 
-from autoprune.errors import TrialError, UsageError
+from autoprune.errors import UsageError
 from autoprune.model.randomness import seeded
 from autoprune.task.base import Recipe, Task
+from autoprune.training.held_out import HeldOut
 from autoprune.training.objective import LossTerm, Objective
 from autoprune.training.optimization import learning_rate, make_optimizer
+from autoprune.training.safeguard import Safeguard, Unguarded
 from autoprune.training.sample_passes import SamplePasses
 from autoprune.training.teacher import TeacherMemory
 
@@ -25,10 +27,16 @@ OnProgress = Callable[[int, int, float], None]
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneResult:
-    """Mean training loss of the last tenth of the steps, and the number of examples that were trained on."""
+    """Mean training loss of the last tenth of the steps, and the number of examples that were trained on.
+
+    `undone` says that no state was better on held-out data than the one before training, so that this one was kept.
+    `rate_scale` is what was left of the recipe's rate after the halvings.
+    """
 
     train_loss: float
     samples: int
+    undone: bool = False
+    rate_scale: float = 1.0
 
 
 def finetune(
@@ -42,6 +50,7 @@ def finetune(
     passes: SamplePasses | None = None,
     relative_cost: float = 1.0,
     memory: TeacherMemory | None = None,
+    held_out: HeldOut | None = None,
     on_progress: OnProgress | None = None,
 ) -> FinetuneResult:
     """Train `model` in place on `samples` examples of the training data and leave it in evaluation mode.
@@ -62,11 +71,13 @@ def finetune(
         relative_cost: MACs of `model` as a share of the teacher's.
         memory: outputs of the teacher from earlier fine-tunings on the same batches. Whoever shares it counts the
             passes that fill it.
+        held_out: examples by which the best state is kept, that before training included. Where the loss rises,
+            training goes on from the best state at half the rate. Without them a loss that is not finite is an error.
         on_progress: called after every step.
 
     Raises:
         UsageError: there are no samples, nothing to learn from, or no parameter that can be trained.
-        TrialError: the loss of a step is not finite.
+        TrialError: the loss of a step is not finite, and there are no `held_out` examples.
     """
     if samples < 1:
         raise UsageError(f"fine-tuning takes at least 1 sample; got {samples}")
@@ -75,24 +86,37 @@ def finetune(
             f"task {task.name!r} has no loss, so only a teacher can say what is right; pass the dense model"
         )
     recipe = recipe or task.tuning_recipe
-    schedule = (seed, samples, recipe)
+    schedule = (seed, samples, recipe.batch_size, recipe.precision)  # all that the teacher's outputs depend on
     objective = Objective(task=task, recipe=recipe, teacher=teacher, memory=memory, schedule=schedule)
     optimizer = make_optimizer(model, recipe)
     repeats = objective.repeats(relative_cost)
     drawn = math.ceil(samples / repeats)
-    progress = _Progress(samples=drawn * repeats, batch_size=recipe.batch_size, on_progress=on_progress)
+    progress = _Progress(samples=drawn * repeats, on_progress=on_progress)
+    guard = _guard(model, held_out, recipe, drawn * repeats)
     try:
         with _training(model, teacher, task, recipe, seed):
             for batch in objective.batches(drawn, seed, repeats):
-                rate = learning_rate(recipe, progress.share_at_middle(batch.examples))
+                rate = learning_rate(recipe, progress.share_at_middle(batch.examples)) * guard.rate_scale
                 terms = objective.terms(model, batch)
                 loss = _update(model, optimizer, terms, rate=rate, clip_norm=recipe.clip_norm)
                 progress.after_step(batch.examples, loss)
+                guard.after_step(progress.done, loss, optimizer)
+                if guard.gave_up:
+                    break
+        undone = guard.finish(progress.done)
     finally:
         if passes is not None:
             passes.training(progress.done, relative_cost)
+            passes.forward(guard.forwards, relative_cost)
             passes.forward(objective.teacher_examples)
-    return progress.result()
+    return progress.result(undone=undone, rate_scale=guard.rate_scale)
+
+
+def _guard(model: nn.Module, held_out: HeldOut | None, recipe: Recipe, samples: int) -> Safeguard | Unguarded:
+    """Return what watches the training: by held-out examples, where these say how near it is to its aim."""
+    if held_out is None or not held_out.judges(recipe):
+        return Unguarded(steps=math.ceil(samples / recipe.batch_size))
+    return Safeguard(model=model, held_out=held_out, recipe=recipe, samples=samples)
 
 
 @dataclass(kw_only=True)
@@ -100,7 +124,6 @@ class _Progress:
     """Examples trained on so far (`done` of `samples`) and the loss of every step."""
 
     samples: int
-    batch_size: int
     on_progress: OnProgress | None
     done: int = 0
     losses: list[float] = field(default_factory=list)
@@ -110,21 +133,16 @@ class _Progress:
         return (self.done + examples / 2) / self.samples
 
     def after_step(self, examples: int, loss: float) -> None:
-        """Record a step and report it; `TrialError` for a loss that is not finite."""
+        """Record a step and report it."""
         self.losses.append(loss)
         self.done += examples
-        if not math.isfinite(loss):
-            steps = math.ceil(self.samples / self.batch_size)
-            raise TrialError(
-                f"the training loss must stay finite; it is {loss} in step {len(self.losses)} of {steps}. Lower the "
-                "recipe's lr, or its clip_norm"
-            )
         if self.on_progress is not None:
             self.on_progress(self.done, self.samples, loss)
 
-    def result(self) -> FinetuneResult:
-        tail = self.losses[-max(1, len(self.losses) // 10) :]
-        return FinetuneResult(train_loss=sum(tail) / len(tail), samples=self.done)
+    def result(self, *, undone: bool, rate_scale: float) -> FinetuneResult:
+        tail = [loss for loss in self.losses[-max(1, len(self.losses) // 10) :] if math.isfinite(loss)]
+        mean = sum(tail) / len(tail) if tail else math.nan
+        return FinetuneResult(train_loss=mean, samples=self.done, undone=undone, rate_scale=rate_scale)
 
 
 def _update(

@@ -16,10 +16,10 @@ from autoprune import memory_limits
 class TeacherMemory:
     """Outputs of one teacher on the batches of one fine-tuning, step by step.
 
-    Fine-tunings with the same seed, number of samples and recipe draw the same augmented batches, for every model that
-    they train: `schedule` is any value that identifies such a sequence, and a new one empties the memory. The inputs of
-    a step may differ all the same, where a data set draws from a random state of its own: a checksum of the inputs
-    decides. Outputs are kept while they take at most `memory_limits.TEACHER_BYTES`.
+    Fine-tunings with the same seed, number of samples and batch size draw the same augmented batches, for every model
+    that they train: `schedule` is any value that identifies such a sequence, and a new one empties the memory. The
+    inputs of a step may differ all the same, where a data set draws from a random state of its own: a checksum of the
+    inputs decides. Outputs are kept while they take at most `memory_limits.TEACHER_BYTES`.
     """
 
     _schedule: object = None

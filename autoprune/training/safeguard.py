@@ -1,0 +1,153 @@
+"""Keep the best state that a fine-tuning meets on held-out data, and halve the rate where the training loss rises."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoprune.errors import TrialError
+from autoprune.task.base import Recipe
+from autoprune.training.held_out import HeldOut
+from autoprune.trials import FORWARD_SHARE
+
+_MOST_CHECKS = 16
+_CHECKS_SHARE = 0.1
+"""Checks are at most so many, and cost at most this share of the training."""
+
+_FIRST, _WINDOW = 3, 10
+"""Steps of the first mean of the training loss, while the rate is still low, and of all later ones."""
+
+_RISE = 2.0
+"""A rise: the mean loss of the last steps and the held-out loss are both above this multiple of their lowest values.
+
+Either alone misleads. At a rate that ends well, the held-out loss was 14 times that of the repair for a while, because
+running statistics of batch norms lag behind the weights, and the training loss 1.7 times its lowest. Where the losses
+of batches differ much, the mean of ten steps doubles by chance.
+"""
+
+_MOST_HALVINGS = 10
+
+
+@dataclass(kw_only=True)
+class Safeguard:
+    """The best state of a model that is being trained, by its loss on `held_out` examples.
+
+    `rate_scale` is what the schedule's learning rate is multiplied by. `forwards` counts the examples that went forward
+    through the model.
+    """
+
+    model: nn.Module
+    held_out: HeldOut
+    recipe: Recipe
+    samples: int
+    rate_scale: float = 1.0
+    forwards: int = 0
+    _best_loss: float = math.inf
+    _best_state: dict[str, Tensor] = field(default_factory=dict)
+    _best_at: int = 0
+    _checked_at: int = 0
+    _recent: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+    _lowest: float = math.inf
+    _halvings: int = 0
+
+    def __post_init__(self) -> None:
+        self._check(0)
+
+    def after_step(self, done: int, loss: float, optimizer: torch.optim.Optimizer) -> None:
+        """Check the model when it is time for that; go back to the best state at half the rate where the loss rose.
+
+        Args:
+            done: examples trained on so far.
+            loss: loss of the step; one that is not finite is a rise.
+            optimizer: forgets its moments when the model goes back.
+        """
+        if self._rose(loss, done):
+            self._restore()
+            optimizer.state.clear()
+            self.rate_scale /= 2
+            self._halvings += 1
+        elif self._interval <= done - self._checked_at and done < self.samples:
+            self._check(done)
+
+    def _rose(self, loss: float, done: int) -> bool:
+        if not math.isfinite(loss):
+            self._recent.clear()
+            return True
+        self._recent.append(loss)
+        mean = sum(self._recent) / len(self._recent)
+        if len(self._recent) == _FIRST:
+            self._lowest = min(self._lowest, mean)
+        if len(self._recent) < _WINDOW:
+            return False
+        self._lowest = min(self._lowest, mean)
+        if mean <= _RISE * self._lowest:
+            return False
+        self._recent.clear()
+        return self._check(done) > _RISE * self._best_loss
+
+    def _check(self, done: int) -> float:
+        held_out_loss = self._held_out_loss()
+        self._checked_at = done
+        self._keep_if_best(held_out_loss, done)
+        return held_out_loss
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether the rate was halved so often that going on would change nothing."""
+        return self._halvings >= _MOST_HALVINGS
+
+    def finish(self, done: int) -> bool:
+        """Leave the model in its best state; return whether that is the state before training."""
+        self._check(done)
+        if self._best_at != done:
+            self._restore()
+        return self._best_at == 0
+
+    @property
+    def _interval(self) -> int:
+        cost = FORWARD_SHARE * self.held_out.examples
+        return math.ceil(max(self.samples / _MOST_CHECKS, cost / _CHECKS_SHARE))
+
+    def _held_out_loss(self) -> float:
+        self.forwards += self.held_out.examples
+        return self.held_out.loss(self.model, self.recipe)
+
+    def _keep_if_best(self, loss: float, done: int) -> None:
+        if not self._best_state or loss < self._best_loss:
+            state: dict[str, Any] = self.model.state_dict()
+            self._best_state = {name: value.detach().clone() for name, value in state.items()}
+            self._best_loss, self._best_at = loss, done
+
+    def _restore(self) -> None:
+        self.model.load_state_dict(self._best_state)
+
+
+@dataclass(kw_only=True)
+class Unguarded:
+    """Training that no held-out data watch: the last state is kept, and a loss that is not finite ends it."""
+
+    steps: int
+    rate_scale: float = 1.0
+    forwards: int = 0
+    gave_up: bool = False
+    _done_steps: int = 0
+
+    def after_step(self, done: int, loss: float, optimizer: torch.optim.Optimizer) -> None:
+        """Raise a `TrialError` for a loss that is not finite."""
+        del done, optimizer
+        self._done_steps += 1
+        if not math.isfinite(loss):
+            raise TrialError(
+                f"the training loss must stay finite; it is {loss} in step {self._done_steps} of {self.steps}. Lower "
+                "the recipe's lr, or its clip_norm"
+            )
+
+    def finish(self, done: int) -> bool:
+        """Keep the last state."""
+        del done
+        return False
