@@ -9,7 +9,7 @@ from torch import nn
 
 from autoprune.errors import UsageError
 from autoprune.model.acceptance import ExampleInputs
-from autoprune.pruning.ranking import channel_order, global_widths, keep_best, round_width
+from autoprune.pruning.ranking import channel_order, global_widths, keep_best, local_widths
 from autoprune.pruning.scores import Calibration, score_units
 from autoprune.records import Policy
 from autoprune.structure import analyze
@@ -33,7 +33,7 @@ def prune(
     Args:
         model: any module that `torch.export` can trace; it is not changed.
         example_inputs: tensors with the batch dimension first, in the order of `forward` or by its keywords.
-        keep: share of channels kept, above 0 and at most 1.
+        keep: share of channels kept, above 0 and at most 1; units of groups and within groups together keep it.
         multiple_of: widths are rounded to the nearest multiple.
         scores: how channels are ranked, a key of `autoprune.pruning.SCORES`.
         ranking: `local` keeps the share in every unit; `global` ranks all channels together.
@@ -64,7 +64,7 @@ def prune(
     if ranking == "global":
         widths = global_widths(chosen, keep, multiple_of)
     else:
-        widths = {name: round_width(keep * len(v), len(v), multiple_of) for name, v in chosen.items()}
+        widths = local_widths(structure, chosen, keep, multiple_of)
     policy = Policy(space_id=structure.digest(), widths=structure.full_widths | widths)
     pruned = structure.shrink(policy, keep_best(channel_order(values), policy))
     return as_native(structure.model, pruned, structure.example_inputs) if native else pruned

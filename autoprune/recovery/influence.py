@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import fx
 
 from autoprune.structure import Structure
 from autoprune.structure.aliases import is_in_place, owners
+
+_SHIFTED = torch.ops.aten.addmm.default
+"""A product whose first operand is what is added."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,7 @@ def influence(structure: Structure, graph: fx.Graph, masks: Mapping[tuple[str, s
             touched.add(node.name)
             if is_in_place(node) and node in memory:
                 written.add(memory[node])
-        if bypassing or any(changed[:1]):
+        first = node.all_input_nodes.index(node.args[1]) if node.target is _SHIFTED else 0
+        if bypassing or any(changed[first : first + 1]):
             fed.add(node.name)
     return Influence(touched=touched, fed=fed)

@@ -31,12 +31,15 @@ from autoprune.errors import TrialError
 from autoprune.recovery.consumers import (
     Consumer,
     adapted_norms,
+    bias_of,
+    by_example,
     covered_units,
     find_consumers,
     input_windows,
     kept_positions,
     output_positions,
     sample_windows,
+    weight_of,
 )
 from autoprune.recovery.influence import Influence, influence
 from autoprune.recovery.moments import ridged
@@ -70,7 +73,7 @@ class Reconstruction:
 
     @cached_property
     def consumers(self) -> Mapping[str, Consumer]:
-        """Convolutions and linear layers that are fitted, by their node in the evaluation graph."""
+        """Layers that are fitted, by their node in the evaluation graph."""
         return {consumer.node: consumer for consumer in find_consumers(self.structure)}
 
     @cached_property
@@ -130,7 +133,7 @@ class Reconstruction:
 
     @cached_property
     def _positions(self) -> int:
-        outputs = sum(len(self.structure.tensors[c.weight]) for c in self.consumers.values())
+        outputs = sum(self.structure.tensors[c.weight].shape[1 - c.dim] for c in self.consumers.values())
         wanted = 4 * outputs * self.examples * _POSITIONS
         affordable = _POSITIONS * memory_limits.RECONSTRUCTION_TARGET_BYTES // max(wanted, 1)
         return max(_FEWEST_POSITIONS, min(_POSITIONS, affordable))
@@ -163,6 +166,7 @@ class Reconstruction:
     def _sample(self, windows: Tensor, node: str, kept: Tensor | None = None) -> Tensor:
         """Sample the same positions of a node in the dense model and, of the kept ones, in every pruned model."""
         seed = [*self.consumers, *self.recurrent].index(node)
+        windows = by_example(windows, self.examples)
         return sample_windows(windows, self._positions, torch.Generator().manual_seed(seed), kept)
 
 
@@ -219,18 +223,19 @@ class _Fitter(fx.Interpreter):
         if kept is not None:
             is_kept = kept.expand(len(windows), -1)[:, :, None, None]
             target = target[reconstruction._sample(is_kept, node.name).flatten()]
-        outputs = self._kept(consumer.weight, 0)
+        outputs = self._kept(consumer.weight, 1 - consumer.dim)
         if outputs is not None:
             target = target[:, outputs]
         if not len(rows):
             return  # none of the sampled positions is left
-        missing = target - F.linear(rows, args[1].flatten(1), *args[2:3])
+        weight, bias = weight_of(node, args), bias_of(node, args)
+        missing = target - F.linear(rows, consumer.matrix(weight), bias)
         change, offset = _regression(rows, missing, centred=consumer.centred)
         if not bool(torch.isfinite(change).all()):
             raise TrialError(f"activations must be finite; the input of {consumer.weight!r} in the pruned model is not")
-        args[1].add_(change.reshape(args[1].shape))
+        consumer.add(weight, change)
         if consumer.bias is not None:
-            args[2].add_(offset)
+            bias.add_(offset)
 
     def _fit_recurrent(self, node: fx.Node, args: tuple[Any, ...]) -> None:
         """Fit a recurrent layer to the dense model's pre-activations, with the dense model's kept hidden states."""

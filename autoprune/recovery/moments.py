@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from autoprune.errors import TaskError
-from autoprune.recovery.consumers import Consumer, find_consumers, input_windows, sample_windows
+from autoprune.recovery.consumers import Consumer, by_example, find_consumers, input_windows, sample_windows
 from autoprune.recovery.recurrent import Direction, find_directions, hidden_state
 from autoprune.structure import Structure
 
@@ -44,7 +44,7 @@ def collect_moments(structure: Structure, batches: Iterable[tuple[Tensor, ...]])
     reader = _MomentReader(structure.evaluation_graph(), {c.node: c for c in consumers}, find_directions(structure))
     with torch.no_grad():
         for inputs in batches:
-            reader.run(*inputs)
+            reader.read(inputs)
     for name, (_, raw, _) in reader.sums.items():
         if not bool(torch.isfinite(raw).all()):
             raise TaskError(
@@ -70,13 +70,19 @@ class _MomentReader(fx.Interpreter):
         super().__init__(module)
         self._consumers = consumers
         self._recurrent = recurrent
+        self._examples = 1
         self._generator = torch.Generator().manual_seed(0)
         self.sums: dict[str, tuple[Tensor, Tensor, int]] = {}
+
+    def read(self, inputs: tuple[Tensor, ...]) -> None:
+        """Add a batch of model inputs."""
+        self._examples = max((len(x) for x in inputs if x.dim()), default=1)
+        self.run(*inputs)
 
     def run_node(self, n: fx.Node) -> Any:
         if n.name in self._consumers:
             args, _ = self.fetch_args_kwargs_from_env(n)
-            self._add(self._consumers[n.name].weight, input_windows(n, args))
+            self._add(self._consumers[n.name].weight, by_example(input_windows(n, args), self._examples))
         output = super().run_node(n)
         for direction in self._recurrent.get(n.name, ()):
             args, _ = self.fetch_args_kwargs_from_env(n)

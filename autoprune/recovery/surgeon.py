@@ -50,7 +50,7 @@ def surgeon_order(
     for number, unit in enumerate(structure.units):
         readers = [
             _Reader(
-                structure.tensors[c.weight].detach().flatten(1),
+                c.matrix(structure.tensors[c.weight].detach()),
                 moments[c.weight].second(centred=c.centred),
                 c.blocks(number),
             )

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from autoprune import prune
 from autoprune.errors import UsageError
@@ -93,3 +94,27 @@ def test_nothing_is_kept_of_a_removed_unit() -> None:
     assert kept["a"].shape == (0,)
     assert kept["a"].dtype == kept["b"].dtype == "int64"
     assert kept["b"].tolist() == [1]
+
+
+class Nested(nn.Module):
+    """Channels that are indexed by group and by place in the group."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        middle = {
+            "group norm": lambda: nn.GroupNorm(8, 64),
+            "grouped convolution": lambda: nn.Conv2d(64, 64, 1, groups=8),
+            "pixel shuffle": lambda: nn.Sequential(nn.PixelShuffle(2), nn.PixelUnshuffle(2)),
+        }
+        self.first, self.middle, self.last = nn.Conv2d(3, 64, 1), middle[kind](), nn.Conv2d(64, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(self.middle(torch.relu(self.first(x)))))
+
+
+@pytest.mark.parametrize("kind", ["group norm", "grouped convolution", "pixel shuffle"])
+@pytest.mark.parametrize(("keep", "expected"), [(0.5, 32), (0.25, 16), (1.0, 64)])
+def test_units_of_groups_and_within_groups_together_keep_the_share(kind: str, keep: float, expected: int) -> None:
+    small = prune(Nested(kind), torch.randn(1, 3, 4, 4), keep=keep, multiple_of=2)
+    assert small.get_parameter("first.weight").shape[0] == expected
+    assert small.get_parameter("last.weight").shape[1] == expected
