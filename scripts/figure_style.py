@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 THEMES: Mapping[str, Mapping[str, str]] = {
     "light": {
@@ -112,9 +112,10 @@ def plot_pair(out: Path, plot: Callable[[Mapping[str, str]], Any]) -> None:
 
     mpl.use("Agg")
     for theme, colors in THEMES.items():
-        style: dict[Any, Any] = dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), colors["ink"])
+        style: dict[str, Any] = dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), colors["ink"])
         style |= dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), colors["muted"])
-        with mpl.rc_context(style | {"svg.hashsalt": "autoprune", "font.size": 10}):
+        style |= {"svg.hashsalt": "autoprune", "font.size": 10}
+        with mpl.rc_context(cast(Any, style)):
             path = out.with_name(f"{out.name}-{theme}.svg")
             plot(colors).savefig(path, transparent=True, metadata={"Date": None})
             print(path)

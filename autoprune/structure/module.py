@@ -91,7 +91,7 @@ class GraphModel(nn.Module):
         self._known_shapes = set()
 
     def _require_sizes(self, inputs: Sequence[Any]) -> None:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
             return  # sizes are symbols or tensors
         shapes = tuple(tuple(x.shape) for x in inputs if isinstance(x, torch.Tensor))
         if any(isinstance(size, torch.SymInt) for shape in shapes for size in shape):

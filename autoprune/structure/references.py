@@ -11,7 +11,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -234,7 +234,7 @@ class Reference(fx.Interpreter):
 
     def _averages_neighbours(self, node: fx.Node) -> bool:
         """Return whether an average is taken over windows of a dimension that was cut."""
-        rank = {aten.avg_pool2d.default: 2, aten.avg_pool3d.default: 3}.get(node.target)
+        rank = {aten.avg_pool2d.default: 2, aten.avg_pool3d.default: 3}.get(cast(Any, node.target))
         source = node.all_input_nodes[0]
         return rank is not None and any(dim >= self.env[source].dim() - rank for dim in self._living(source))
 
