@@ -81,7 +81,7 @@ class DenseModel:
         if self.reconstruction is None:
             return None
         changed = self.reconstruction.touched(model.evaluation_graph().graph, cut.masks)
-        outputs = self._prefix(limit).outputs(model, changed)
+        outputs = self._prefix(limit).outputs(model, changed, self.task.select)
         if outputs is None:
             return None
         return outputs, self._cost_of(cut.policy, changed)

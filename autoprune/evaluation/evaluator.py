@@ -163,7 +163,7 @@ class EvaluatorFactory:
     def _evaluator(self, folder: RunFolder) -> Evaluator:
         task = load_task(self.task, self.model, Path(self.data_dir) if self.data_dir else None)
         dense = load_dense(task, folder.dense)
-        structure = analyze(dense, task.example_inputs)
+        structure = analyze(dense, task.example_inputs, task.outputs)
         predictor = LatencyTable.load(folder.table).predictor(structure)
         dense_model = DenseModel.open(task, dense, structure, folder)
         return Evaluator(dense_model=dense_model, predict_ms=lambda policy: float(predictor.predict([policy])[0]))

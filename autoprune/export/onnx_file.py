@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +19,11 @@ from autoprune.errors import UsageError
 from autoprune.export.verify import parity
 from autoprune.model.acceptance import ExampleInputs, as_inputs
 from autoprune.model.adapters import adapted, keywords_of
+from autoprune.model.outputs import Selector, with_selected_output
 from autoprune.onnxgraph.export import export_onnx
 from autoprune.onnxgraph.outputs import finite_inputs
 from autoprune.runfolder import write_atomic
+from autoprune.structure import GraphModel
 from autoprune.task.base import Task
 
 _EXAMPLES = 16
@@ -38,7 +41,9 @@ def export_candidate(model: nn.Module, task: Task | Sequence[torch.Tensor], path
     return Path(path)
 
 
-def export_verified(model: nn.Module, example_inputs: ExampleInputs, path: str | Path) -> Path:
+def export_verified(
+    model: nn.Module, example_inputs: ExampleInputs, path: str | Path, *, outputs: Selector = None
+) -> Path:
     """Export any module to ONNX, and prove that ONNX Runtime computes the same on random inputs in several batches.
 
     The file is written only after the proof; an older file stays unchanged otherwise. Floating-point inputs are random,
@@ -49,6 +54,8 @@ def export_verified(model: nn.Module, example_inputs: ExampleInputs, path: str |
         model: any module.
         example_inputs: inputs of the model, in the forms that `prune` takes.
         path: file to write.
+        outputs: the only part of the model's outputs that the file has (default: all of them): a function of the
+            outputs, or the name of an attribute or a key.
 
     Returns:
         The path.
@@ -69,7 +76,8 @@ def export_verified(model: nn.Module, example_inputs: ExampleInputs, path: str |
     if torch.bfloat16 in types:
         raise UsageError("ONNX Runtime does not run bfloat16: export model.float(), or model.half()")
     prove = partial(parity, limit=_HALF_LIMIT) if torch.float16 in types else parity
-    view, inputs = adapted(model, keywords_of(example_inputs)), as_inputs(example_inputs)
+    view = with_selected_output(adapted(model, keywords_of(example_inputs)), outputs)
+    inputs = as_inputs(example_inputs)
     generator = torch.Generator().manual_seed(0)
     with TemporaryDirectory() as folder:
         made = export_candidate(view, inputs, Path(folder) / "model.onnx")
@@ -93,15 +101,21 @@ def _drawn(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 class OnnxModule(nn.Module):
-    """An ONNX file as a module, to score it like any other: inputs and outputs are tensors, batch dimension first."""
+    """An ONNX file as a module, to score it like any other: inputs and outputs are tensors, batch dimension first.
 
-    def __init__(self, path: Path) -> None:
+    Outputs nest as those of `model` where that is given, and are one tensor or a tuple otherwise.
+    """
+
+    def __init__(self, path: Path, model: GraphModel | None = None) -> None:
         super().__init__()
+        self._model = (model,)  # in a tuple, so that its parameters are not those of the file
         self._session = open_session(path, make_target("ort-cpu"))
 
-    def forward(self, *inputs: torch.Tensor, **named: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    def forward(self, *inputs: torch.Tensor, **named: torch.Tensor) -> Any:
         """Run the file on the CPU; inputs by position or by name."""
         inputs = (*inputs, *(named[entry.name] for entry in self._session.get_inputs()[len(inputs) :]))
         feeds = named_feeds(self._session, [np.ascontiguousarray(x.numpy()) for x in inputs])
         outputs = tuple(torch.from_numpy(np.asarray(value)) for value in self._session.run(None, feeds))
+        if self._model[0] is not None:
+            return self._model[0].nested(outputs)
         return outputs[0] if len(outputs) == 1 else outputs

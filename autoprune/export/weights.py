@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from autoprune.errors import AutopruneError, UsageError
 from autoprune.model.acceptance import ExampleInputs
+from autoprune.model.outputs import NamedOutputs, Selector
 from autoprune.records import Policy
 from autoprune.runfolder import write_atomic
 from autoprune.structure import Input, PrunedTo, analyze
@@ -53,6 +54,7 @@ def save(model: nn.Module, path: str | Path) -> Path:
         raise UsageError(f"only models that autoprune pruned can be saved; this {type(model).__name__} has no policy")
     about = {"schema": _SCHEMA, "widths": dict(cut.widths), "kept": dict(cut.kept)}
     about["inputs"] = [vars(taken) for taken in cut.inputs]
+    about |= {"outputs": list(cut.outputs)} if cut.outputs is not None else {}
     write_atomic(Path(path), weights_to_bytes(model, {_KEY: json.dumps(about)}))
     return Path(path)
 
@@ -63,6 +65,7 @@ def load(
     example_inputs: ExampleInputs | None = None,
     *,
     native: bool = False,
+    outputs: Selector = None,
 ) -> nn.Module:
     """Return the pruned model that `save` wrote, in evaluation mode.
 
@@ -71,6 +74,7 @@ def load(
         path: file that `save` wrote.
         example_inputs: as for `prune`; by default numbers of the shapes and types that the file names.
         native: return the model's own classes, as in `prune`.
+        outputs: as for `prune`; by default what the file names.
 
     Raises:
         UsageError: for an absent or damaged file, or a file of another model (the message says what differs).
@@ -94,7 +98,9 @@ def load(
     cut, weights = _read(Path(path))
     if example_inputs is None and not cut.inputs:
         raise UsageError(f"{path} does not say what the model takes; give example_inputs")
-    structure = analyze(build_model(), _examples(cut.inputs) if example_inputs is None else example_inputs)
+    if outputs is None and cut.outputs is not None:
+        outputs = NamedOutputs(cut.outputs)
+    structure = analyze(build_model(), _examples(cut.inputs) if example_inputs is None else example_inputs, outputs)
     try:
         policy = Policy(space_id=structure.digest(), widths=cut.widths)
         model = structure.shrink(policy, {name: np.asarray(kept) for name, kept in cut.kept.items()}, prove=False)
@@ -134,7 +140,8 @@ def _read(path: Path) -> tuple[PrunedTo, dict[str, Tensor]]:
             for taken in about.get("inputs", ())
         )
         _examples(inputs)
-        return PrunedTo(widths=dict(about["widths"]), kept=dict(about["kept"]), inputs=inputs), weights
+        outputs = tuple(about["outputs"]) if "outputs" in about else None
+        return PrunedTo(widths=dict(about["widths"]), kept=dict(about["kept"]), inputs=inputs, outputs=outputs), weights
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         if isinstance(error, AutopruneError):
             raise

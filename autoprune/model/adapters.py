@@ -1,4 +1,4 @@
-"""Adapters: models with keyword inputs or structured outputs become models of tensors in order and one tensor out."""
+"""Adapters: models with keyword inputs become models of tensors in order."""
 
 from __future__ import annotations
 
@@ -15,17 +15,13 @@ from autoprune.errors import AutopruneError, TaskError
 from autoprune.model.acceptance import ExampleInputs, unwrap
 from autoprune.model.examples import original
 
-Selector = Callable[[Any], Tensor] | str | None
-"""The part of a model's outputs that counts: a function of the outputs, or the name of an attribute or a key."""
-
 
 @dataclass(frozen=True)
 class ModelBuilder:
-    """A task's `build_model` whose models are unwrapped, and adapted to keyword inputs and structured outputs."""
+    """A task's `build_model` whose models are unwrapped, and adapted to keyword inputs."""
 
     build: Callable[[], nn.Module]
     keywords: tuple[str, ...]
-    outputs: Selector
 
     def __call__(self) -> nn.Module:
         """Build a new model; raise `TaskError` with the failing line when the user's function fails."""
@@ -38,7 +34,7 @@ class ModelBuilder:
             raise TaskError(
                 f"build_model failed: {type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno})"
             ) from error
-        return adapted(model, self.keywords, self.outputs)
+        return adapted(model, self.keywords)
 
 
 @dataclass(frozen=True)
@@ -69,22 +65,21 @@ def keywords_of(example_inputs: ExampleInputs) -> tuple[str, ...]:
     return tuple(example_inputs) if isinstance(example_inputs, Mapping) else ()
 
 
-def adapted(model: Any, keywords: Sequence[str] = (), outputs: Selector = None) -> Any:
-    """Return a view that shares everything with a model, but takes tensors in order and returns the chosen output.
+def adapted(model: Any, keywords: Sequence[str] = ()) -> Any:
+    """Return a view that shares everything with a model, but takes tensors in order.
 
     The class of the view is derived from the model's: parameter names, attributes and `isinstance` stay. Without
-    `keywords` and `outputs`, the unwrapped model itself is returned.
+    `keywords`, the unwrapped model itself is returned.
 
     Args:
         model: any module; anything else is returned as it is.
         keywords: of the model's `forward`, in the order in which the view takes tensors.
-        outputs: the part of the model's outputs that the view returns.
     """
     model = unwrap(model)
-    if not isinstance(model, nn.Module) or (not keywords and outputs is None):
+    if not isinstance(model, nn.Module) or not keywords:
         return model
     view = copy.copy(model)
-    view.__class__ = _view_class(type(model), tuple(keywords), outputs)
+    view.__class__ = _view_class(type(model), tuple(keywords))
     return view
 
 
@@ -102,48 +97,21 @@ def own_class(model: nn.Module) -> nn.Module:
     return original_model
 
 
-def select(outputs: Any, selector: Selector) -> Any:
-    """Return the part of a model's outputs that counts.
-
-    Raises:
-        TaskError: the outputs have no such part; the message lists the parts they have.
-    """
-    if selector is None:
-        return outputs
-    if callable(selector):
-        return selector(outputs)
-    part = outputs.get(selector) if isinstance(outputs, Mapping) else getattr(outputs, selector, None)
-    if part is None:
-        raise TaskError(f"the model's outputs have no {selector!r}; {described(outputs)}")
-    return part
-
-
-def described(outputs: Any) -> str:
-    """Return the names of the tensors in structured outputs, for a message."""
-    named = outputs if isinstance(outputs, Mapping) else getattr(outputs, "__dict__", {})
-    names = [str(key) for key, value in named.items() if isinstance(value, Tensor)]
-    return f"{type(outputs).__name__} has {', '.join(names) or 'no named tensors'}"
-
-
-def _view_class(base: type[nn.Module], keywords: tuple[str, ...], outputs: Selector) -> type[nn.Module]:
+def _view_class(base: type[nn.Module], keywords: tuple[str, ...]) -> type[nn.Module]:
     """Derive the class of a view (see `adapted`)."""
 
-    def forward(self: nn.Module, *inputs: Tensor) -> Any:
-        return select(base.forward(self, *inputs), outputs)
-
     def by_keyword(self: nn.Module, **named: Tensor) -> Any:
-        return select(base.forward(self, **named), outputs)
+        return base.forward(self, **named)
 
     wrong = [name for name in keywords if not name.isidentifier()]
     if wrong:
         raise TaskError(f"the keys of example_inputs are keywords of forward; {wrong[0]!r} cannot be one: rename it")
-    if keywords:  # written out, because the exporter names inputs after the signature
-        scope: dict[str, Any] = {"call": by_keyword}
-        pairs = ", ".join(f"{name}={name}" for name in keywords)
-        exec(f"def forward(self, {', '.join(keywords)}):\n    return call(self, {pairs})", scope)
-        forward = scope["forward"]
+    # Written out, because the exporter names inputs after the signature.
+    scope: dict[str, Any] = {"call": by_keyword}
+    pairs = ", ".join(f"{name}={name}" for name in keywords)
+    exec(f"def forward(self, {', '.join(keywords)}):\n    return call(self, {pairs})", scope)
     return type(
         base.__name__,
         (base,),
-        {"forward": forward, "_viewed": base, "_keywords": keywords, "__module__": base.__module__},
+        {"forward": scope["forward"], "_viewed": base, "_keywords": keywords, "__module__": base.__module__},
     )

@@ -17,7 +17,9 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 from autoprune.errors import StructureError
+from autoprune.model.outputs import with_plain_outputs
 from autoprune.onnxgraph import attention as onnx_attention
+from autoprune.onnxgraph.names import input_names, name_outside
 from autoprune.onnxgraph.recurrent import GATES, TRANSLATIONS, name_stacked
 from autoprune.runfolder import write_atomic
 from autoprune.structure import GraphModel
@@ -39,6 +41,7 @@ def export_onnx(
 ) -> onnx.ModelProto:
     """Export `model` in eval mode, with constant weights under their state-dict names; write it to `path` if given.
 
+    Inputs are named after the arguments of `forward`, outputs after the keys and fields of what it returns.
     Batch norm is folded into convolutions. The file is written atomically. The model is left as it was.
     Raises `StructureError` that names the operator when the exporter cannot translate the model, and for a model of
     more than 2 GB.
@@ -47,12 +50,11 @@ def export_onnx(
     inputs = tuple(_batch_of_two(x) for x in example_inputs) if dynamic_batch else tuple(example_inputs)
     varargs = _takes_varargs(model)
     shapes = _dynamic_shapes(inputs, varargs) if dynamic_batch else None
-    names = list(model.input_names) if isinstance(model, GraphModel) else None
     try:
         with _quiet(), torch.no_grad(), whole_layers(), evaluating(model):
-            traced = model.with_stand_ins() if isinstance(model, GraphModel) else model
+            traced = with_plain_outputs(model.with_stand_ins() if isinstance(model, GraphModel) else model)
             program = torch.onnx.export(
-                traced, inputs, dynamo=True, verbose=False, dynamic_shapes=shapes, input_names=names,
+                traced, inputs, dynamo=True, verbose=False, dynamic_shapes=shapes,
                 custom_translation_table=TRANSLATIONS | onnx_attention.TRANSLATIONS,
             )  # fmt: skip
     except Exception as error:
@@ -62,6 +64,7 @@ def export_onnx(
         ) from error
     assert program is not None
     proto = program.model_proto
+    name_outside(proto.graph, input_names(model, len(inputs)), program.exported_program)
     _strip_metadata(proto)
     name_stacked(proto.graph, model)
     _name_transposed(proto.graph, model)

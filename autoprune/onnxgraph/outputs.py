@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from autoprune.model.outputs import plain
 from autoprune.structure.module import evaluating
 
 _NOISE = 0.01
@@ -22,7 +23,7 @@ def torch_outputs(model: nn.Module, inputs: Sequence[torch.Tensor]) -> list[np.n
 
 def _outputs(model: nn.Module, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     with evaluating(model), torch.no_grad():
-        outputs = model(*inputs)
+        outputs = plain(model(*inputs))
     return [leaf.detach() for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
 
 

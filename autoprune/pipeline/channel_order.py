@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,7 +98,8 @@ def calibration(task: Task, seed: int) -> Calibration:
     return Calibration(batches=split, loss=partial(_loss, task), seed=seed)
 
 
-def _loss(task: Task, outputs: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
+def _loss(task: Task, outputs: Any, target: torch.Tensor | None) -> torch.Tensor:
+    outputs = task.select(outputs)
     if task.loss is None or target is None:
         return outputs.square().mean()
     return task.loss(outputs, target)

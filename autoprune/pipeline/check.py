@@ -134,7 +134,7 @@ def _built(task: Task) -> tuple[nn.Module, str]:
 
 
 def _analyzed(dense: nn.Module, task: Task) -> tuple[Structure, str]:
-    structure = analyze(dense, task.example_inputs)
+    structure = analyze(dense, task.example_inputs, task.outputs)
     alone = f"; {len(structure.fixed)} dimensions keep their width (listed below)" if structure.fixed else ""
     count = len(structure.units)
     return structure, f"{count} unit{'s' if count > 1 else ''}{alone}"

@@ -33,7 +33,7 @@ def untrained(config: RunConfig, folder: RunFolder, task: Task, events: Events) 
     model = build_dense(task, seed=config.seed)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TaskError("every parameter of the model is frozen: let `build_model` leave requires_grad as it is")
-    structure = analyze(model, task.example_inputs)
+    structure = analyze(model, task.example_inputs, task.outputs)
     claim(folder, task, structure)
     return model, structure
 
@@ -64,7 +64,7 @@ def seconds_per_pass(task: Task, dense: nn.Module) -> float:
         seconds = []
         for _ in range(3):
             start = time.perf_counter()
-            outputs = dense(*inputs)
+            outputs = task.select(dense(*inputs))
             weights = [p for p in dense.parameters() if p.requires_grad]
             torch.autograd.grad(outputs.square().mean(), weights, allow_unused=True)
             seconds.append(time.perf_counter() - start)

@@ -34,7 +34,7 @@ _KIT_OPTIONS = ("task", "model", "data_dir", "space", "seed")
 def structure_of(config: RunConfig) -> Structure:
     """Return the structure of the model that a configuration names, untrained: weights do not matter to latency."""
     task = open_task(config)
-    return analyze(build_dense(task), task.example_inputs)
+    return analyze(build_dense(task), task.example_inputs, task.outputs)
 
 
 def profile_table(

@@ -158,7 +158,7 @@ class Run:
 
         task = self.open_task()
         dense = load_dense(task, self.folder.dense)
-        structure = analyze(dense, task.example_inputs)
+        structure = analyze(dense, task.example_inputs, task.outputs)
         return DenseModel.open(task, dense, structure, self.folder)
 
     @property

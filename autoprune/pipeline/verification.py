@@ -113,7 +113,7 @@ def _verified(policy: Policy, costs: CostModel, deployment: Deployment) -> dict[
     target_model = deployment.export(model, files.onnx)
     difference = parity(model, files.onnx, _real_inputs(task))
     # A quantized model scores differently, and it is the one that will be deployed.
-    scored = OnnxModule(deployment.shipped(files.onnx)) if deployment.int8 else model
+    scored = OnnxModule(deployment.shipped(files.onnx), model) if deployment.int8 else model
     return {
         "score": evaluate(scored, task, task.val_set, dense_outputs=dense_model.dense_outputs).score,
         "test_score": score_on_test(scored, dense_model),

@@ -7,17 +7,19 @@ import pandas as pd
 from torch import nn
 
 from autoprune.model.acceptance import ExampleInputs
+from autoprune.model.outputs import Selector
 from autoprune.structure import Structure, analyze
 
 COLUMNS = ("name", "kind", "width", "removable", "params_share", "macs_share", "members", "reason")
 
 
-def units(model: nn.Module, example_inputs: ExampleInputs) -> pd.DataFrame:
+def units(model: nn.Module, example_inputs: ExampleInputs, *, outputs: Selector = None) -> pd.DataFrame:
     """List the units of a model, in order, and then the dimensions that keep their width.
 
     Args:
         model: any module that `torch.export` can trace; it is not changed.
         example_inputs: tensors with the batch dimension first, in the order of `forward` or by its keywords.
+        outputs: the part of the model's outputs that counts, as in `prune`.
 
     Returns:
         One row for each unit or fixed dimension. `params_share` and `macs_share` are the shares (0 to 1) of the model's
@@ -37,7 +39,7 @@ def units(model: nn.Module, example_inputs: ExampleInputs) -> pd.DataFrame:
         >>> table["reason"].tolist()
         ['', 'reads a fixed input', 'an output of the model']
     """
-    structure = analyze(model, example_inputs)
+    structure = analyze(model, example_inputs, outputs)
     rows = [*_unit_rows(structure), *_fixed_rows(structure)]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 

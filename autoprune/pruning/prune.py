@@ -9,6 +9,7 @@ from torch import nn
 
 from autoprune.errors import UsageError
 from autoprune.model.acceptance import ExampleInputs
+from autoprune.model.outputs import Selector
 from autoprune.pruning.ranking import channel_order, global_widths, keep_best, local_widths
 from autoprune.pruning.scores import Calibration, score_units
 from autoprune.records import Policy
@@ -27,6 +28,7 @@ def prune(
     calibration: Calibration | None = None,
     choose: Callable[[str], bool] | None = None,
     native: bool = False,
+    outputs: Selector = None,
 ) -> nn.Module:
     """Keep a share of the channels of every unit and return a new module that trains, evaluates and exports.
 
@@ -40,6 +42,9 @@ def prune(
         calibration: data for the scores that need it (`taylor`, `activation`).
         choose: which units take part, by name (default: all).
         native: return the model's own classes with smaller parameters, where that provably computes the same.
+        outputs: the part of the model's outputs that counts (default: all of them): a function of the outputs, or the
+            name of an attribute or a key. The pruned model has all outputs; hidden states that others are computed from
+            keep their channels only where they count.
 
     Returns:
         A `GraphModel`: the traced graphs of both modes, with the model's parameter names. With `native`, a module of
@@ -58,7 +63,7 @@ def prune(
         [(8, 4), (8,), (2, 8), (2,)]
     """
     _require_valid(keep, ranking, choose)
-    structure = analyze(model, example_inputs)
+    structure = analyze(model, example_inputs, outputs)
     values = score_units(structure, scores, calibration)
     chosen = {name: of_unit for name, of_unit in values.items() if choose is None or choose(name)}
     if ranking == "global":

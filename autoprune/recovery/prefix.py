@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,16 +29,19 @@ class PrefixCache:
     _boundary: frozenset[str] = frozenset()
     _values: list[Mapping[str, Any]] = field(default_factory=list)
 
-    def outputs(self, model: GraphModel, changed: AbstractSet[str]) -> Tensor | None:
+    def outputs(
+        self, model: GraphModel, changed: AbstractSet[str], select: Callable[[Any], Tensor] = lambda outputs: outputs
+    ) -> Tensor | None:
         """Return outputs `[N, ...]` of a model that differs from the dense one in its `changed` nodes.
 
+        `select` gives the part that counts of the outputs of a batch.
         `None` where no node before the first change computes anything.
         """
         starts = self.starts(model.evaluation_graph().graph, changed)
         if starts is None:
             return None
         with torch.no_grad():
-            return torch.cat([model.evaluate_from(start) for start in starts])
+            return torch.cat([select(model.evaluate_from(start)) for start in starts])
 
     def starts(self, graph: fx.Graph, changed: AbstractSet[str]) -> Iterator[dict[fx.Node, Any]] | None:
         """Return the node values that a pruned model's `graph` starts from, batch by batch; `None` without a prefix."""

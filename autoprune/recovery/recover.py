@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from autoprune.errors import PolicyError, UsageError
 from autoprune.model.acceptance import as_inputs
+from autoprune.model.outputs import Selector
 from autoprune.pruning import channel_order, keep_best, score_units
 from autoprune.records import Policy
 from autoprune.recovery.least_squares import Reconstruction
@@ -30,6 +31,7 @@ def recover(
     *,
     scores: str = "l2",
     native: bool = False,
+    outputs: Selector = None,
 ) -> nn.Module:
     """Shrink a trained model to a policy and repair it without labels or gradients: least squares and batch norms.
 
@@ -43,6 +45,7 @@ def recover(
         scores: how channels are ranked (`l2`, ...) in units that cannot be reconstructed, because a layer that reads
             them cannot.
         native: return the model's own classes with smaller parameters, where that provably computes the same.
+        outputs: the part of the model's outputs that counts, as in `prune`.
 
     Returns:
         A new, smaller module in evaluation mode, whose parameters have the same names.
@@ -69,7 +72,7 @@ def recover(
     joined = _joined(batches)
     inputs = as_inputs(joined)
     _check(model, inputs)
-    structure = analyze(model, _first(joined))
+    structure = analyze(model, _first(joined), outputs)
     given = policy.widths if isinstance(policy, Policy) else policy
     unknown = given.keys() - structure.full_widths.keys()
     if unknown:

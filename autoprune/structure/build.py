@@ -12,6 +12,7 @@ from torch import nn
 from autoprune.errors import StructureError
 from autoprune.model.acceptance import ExampleInputs, accepted, as_inputs
 from autoprune.model.adapters import adapted, keywords_of
+from autoprune.model.outputs import Selector, output_names, with_plain_outputs
 from autoprune.structure.analysis import Analysis
 from autoprune.structure.branches import find_branches
 from autoprune.structure.capture import Capture, module_tensors
@@ -20,6 +21,7 @@ from autoprune.structure.labels import Labels, Value
 from autoprune.structure.modes import capture_both
 from autoprune.structure.nodes import FREE
 from autoprune.structure.operators import find_operators
+from autoprune.structure.outputs import fixed_outputs, with_narrow_outputs
 from autoprune.structure.recurrent import name_hidden
 from autoprune.structure.recurrent_layers import GATES
 from autoprune.structure.rules import pass_labels
@@ -27,18 +29,20 @@ from autoprune.structure.structure import Fixed, Structure
 from autoprune.structure.units import Channels, Site, find_units
 
 Array = np.ndarray
-_OF_EVERY_MODEL = {"an output of the model", "reads a fixed input"}
+_OF_EVERY_MODEL = ("an output of the model", "reads a fixed input")
 """Reasons that every model has for its first and last layer."""
 _MOST_REASONS = 3
 _ADVICE = "torch.nn.utils.parametrize.remove_parametrizations"
 
 
-def analyze(model: nn.Module, example_inputs: ExampleInputs) -> Structure:
+def analyze(model: nn.Module, example_inputs: ExampleInputs, outputs: Selector = None) -> Structure:
     """Find what can be pruned in a model, which is left as it was.
 
     Args:
         model: any module that `torch.export` can trace, on the CPU.
         example_inputs: one tensor, tensors in the order of `forward`, or tensors by its keywords; batch first.
+        outputs: the part of the model's outputs that counts (default: all of them): a function of the outputs, or the
+            name of an attribute or a key. Outputs that it is computed from may then lose channels.
 
     Returns:
         The units of the model, the sizes of every policy, and `shrink`.
@@ -56,7 +60,8 @@ def analyze(model: nn.Module, example_inputs: ExampleInputs) -> Structure:
         array([58, 30])
     """
     model, inputs = adapted(accepted(model), keywords_of(example_inputs)), as_inputs(example_inputs)
-    captures = capture_both(model, inputs)
+    captures = capture_both(with_plain_outputs(model, outputs), inputs)
+    captures = {training: with_narrow_outputs(capture, outputs) for training, capture in captures.items()}
     tensors = module_tensors(model)
     for capture in captures.values():
         tensors |= capture.constants
@@ -77,7 +82,7 @@ def _structure_of(
     units, channels = find_units(labels, _sites(values, states), _roles(states))
     if not units:
         raise StructureError(
-            "nothing in this model can be pruned: " + _why_nothing(states, _fixed(labels, values, channels))
+            "nothing in this model can be pruned: " + _why_nothing(states, _fixed(labels, values, channels), captures)
         )
     units = name_hidden(units, captures, canonical)
     full = np.array([unit.width for unit in units], dtype=np.int64)
@@ -123,7 +128,10 @@ def _label_graphs(
     """Pass the labels of parameters through both graphs; `values` are by canonical name."""
     by_name = {name: values[canonical[name]] for name in tensors if canonical[name] in values}
     integers = {name: t.detach() for name, t in tensors.items() if not t.is_floating_point()}
-    states = {mode: pass_labels(capture.graph, labels, by_name, integers) for mode, capture in captures.items()}
+    states = {
+        mode: pass_labels(capture.graph, labels, by_name, integers, fixed_outputs(capture))
+        for mode, capture in captures.items()
+    }
     _fix_unused(labels, values, captures, canonical)
     return states
 
@@ -208,7 +216,7 @@ def _dims(name: str, tensor: torch.Tensor, channels: Mapping[Site, Channels], fu
     return tuple(Dim.of(c, full) if c else Dim(size) for c, size in zip(sites, tensor.shape, strict=True))
 
 
-def _why_nothing(states: Mapping[bool, Analysis], fixed: Sequence[Fixed]) -> str:
+def _why_nothing(states: Mapping[bool, Analysis], fixed: Sequence[Fixed], captures: Mapping[bool, Capture]) -> str:
     """Return why a model has no unit, for the message of an error."""
     unsupported = sorted(states[False].unsupported)
     if unsupported:
@@ -216,8 +224,17 @@ def _why_nothing(states: Mapping[bool, Analysis], fixed: Sequence[Fixed]) -> str
         return f"these operators have no rule and fix what they touch: {', '.join(unsupported)}{advice}."
     reasons: dict[str, str] = {}
     for each in fixed:
-        if each.reason not in _OF_EVERY_MODEL:
+        if not each.reason.startswith(_OF_EVERY_MODEL):
             reasons.setdefault(each.reason, each.parameter)
     if reasons:
         return "; ".join(f"{name}: {reason}" for reason, name in list(reasons.items())[:_MOST_REASONS]) + "."
-    return "every channel reaches an input or an output of the model. A prunable model has at least two layers."
+    names = [name for name in output_names(captures[False].out_spec) if name]
+    several = (
+        f" It returns {', '.join(names[:8])}: `outputs=` says which of these counts; hidden states that the others are "
+        "computed from need not."
+        if len(names) > 1
+        else ""
+    )
+    return (
+        "every channel reaches an input or an output of the model. A prunable model has at least two layers." + several
+    )

@@ -46,6 +46,10 @@ class Capture:
     training: bool
     constants: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """Tensors that `forward` makes or holds outside the state dict, by name."""
+    narrow: frozenset[int] = frozenset()
+    """Numbers of the outputs that may lose channels: they do not count, and other outputs are computed from them."""
+    counted: tuple[str, ...] | None = None
+    """Names of the outputs that count (`None`: all)."""
     sizes: InputSizes = field(default_factory=InputSizes)
     """Free and fixed sizes of the inputs."""
     lookups: Mapping[str, tuple[str, int]] = field(default_factory=dict)
@@ -131,8 +135,8 @@ def _why_untraceable(error: Exception, model: nn.Module, inputs: tuple[torch.Ten
     unknown = re.match(r"Found <class '(?:.*\.)?(\w+)'> in output, which is not a known type", reason)
     if unknown:
         return (
-            f"torch.export does not know the class {unknown[1]} that the model returns. Return tensors, tuples or "
-            f"plain dicts; for a dataclass, call torch.export.register_dataclass({unknown[1]}) first"
+            f"torch.export does not know the class {unknown[1]} that the model returns. Return tensors, tuples, dicts "
+            "or dataclasses, or name the part that counts: outputs=, a function or the name of an attribute or key"
         )
     line = users_line(error, "forward")
     if _runs(model, [x[:1] for x in inputs]) and not _runs(model, inputs):

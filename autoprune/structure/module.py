@@ -34,11 +34,15 @@ class Input:
 
 @dataclass(frozen=True, kw_only=True)
 class PrunedTo:
-    """The cut that made a model: the width of every unit, its kept channels (none listed: the first ones), inputs."""
+    """The cut that made a model: the width of every unit, its kept channels (none listed: the first ones), inputs.
+
+    `outputs` are the names of the outputs that counted (`None`: all).
+    """
 
     widths: Mapping[str, int]
     kept: Mapping[str, Sequence[int]]
     inputs: tuple[Input, ...] = ()
+    outputs: tuple[str, ...] | None = None
 
 
 class GraphModel(nn.Module):
@@ -105,6 +109,13 @@ class GraphModel(nn.Module):
         if named.keys() != set(names):
             raise TypeError(f"the model takes the inputs {', '.join(self.input_names)}; got {', '.join(named)}")
         return [named[name] for name in names]
+
+    def nested(self, tensors: Sequence[torch.Tensor]) -> Any:
+        """Return the output tensors of evaluation, in order, nested as the captured model's outputs."""
+        capture, left = self.captures[False], iter(tensors)
+        (leaves,) = next(node for node in reversed(capture.graph.nodes) if node.op == "output").args
+        filled = [next(left) if isinstance(leaf, fx.Node) else leaf for leaf in leaves]  # type: ignore[union-attr]
+        return pytree.tree_unflatten(filled, capture.out_spec)
 
     def evaluation_graph(self) -> fx.GraphModule:
         """Return the evaluation graph over the same parameters, for an `fx.Interpreter`; nodes keep their names."""

@@ -77,7 +77,11 @@ aten = torch.ops.aten
 
 
 def pass_labels(
-    graph: fx.Graph, labels: Labels, parameters: dict[str, Value], constants: Mapping[str, torch.Tensor]
+    graph: fx.Graph,
+    labels: Labels,
+    parameters: dict[str, Value],
+    constants: Mapping[str, torch.Tensor],
+    fixed_outputs: Mapping[fx.Node, str] | None = None,
 ) -> Analysis:
     """Pass labels through a captured graph. Inputs carry no labels, and outputs are fixed.
 
@@ -86,6 +90,7 @@ def pass_labels(
         labels: receives all ties.
         parameters: values of floating-point tensors by state-dict name.
         constants: integer tensors by state-dict name.
+        fixed_outputs: nodes of the outputs that keep their channels, and the reason (default: every output).
     """
     state = Analysis(labels, parameters, constants)
     for node in graph.nodes:
@@ -94,8 +99,9 @@ def pass_labels(
         elif node.op == "call_function":
             _apply(state, node)
         elif node.op == "output":
-            for source in node.all_input_nodes:
-                labels.fix_value(state.value(source), "an output of the model")
+            of_all = dict.fromkeys(node.all_input_nodes, "an output of the model")
+            for source, reason in (of_all if fixed_outputs is None else fixed_outputs).items():
+                labels.fix_value(state.value(source), reason)
     return state
 
 

@@ -243,7 +243,12 @@ class Structure:
                     f"{difference:.2g}, allowed {TOLERANCE:g}); broken by {', '.join(self._culprits(policy, keep))}. "
                     "Exclude these units in the search space, and please report the model."
                 )
-        shrunk.pruned_to = PrunedTo(widths=dict(policy.widths), kept=_as_lists(keep), inputs=self._inputs(shrunk.sizes))
+        shrunk.pruned_to = PrunedTo(
+            widths=dict(policy.widths),
+            kept=_as_lists(keep),
+            inputs=self._inputs(shrunk.sizes),
+            outputs=self.captures[False].counted,
+        )
         return shrunk.train(self.model.training)
 
     def _require_same_sizes(self, masks: Mapping[Site, Array], removed: AbstractSet[int], shrunk: GraphModel) -> float:

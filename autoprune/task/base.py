@@ -14,8 +14,9 @@ from torch.utils.data import Dataset
 
 from autoprune.errors import TaskError, UsageError
 from autoprune.model.acceptance import ExampleInputs, as_inputs
-from autoprune.model.adapters import ModelBuilder, OwnMetric, OwnStep, Selector, keywords_of
+from autoprune.model.adapters import ModelBuilder, OwnMetric, OwnStep, keywords_of
 from autoprune.model.examples import Items, as_tensors, is_data, items_of
+from autoprune.model.outputs import Selector, select
 
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["cosine", "one-cycle"]
@@ -112,8 +113,10 @@ class Task:
         train_step: `train_step(model, batch)`, a scalar tensor, for losses that `loss` cannot express; batches are
             tuples or dicts as the data give them. Distillation compares the outputs of every call of `model` in the
             step with the dense model's.
-        outputs: which part of the model's outputs counts, where the model does not return one tensor with the batch
-            dimension first: a function of the outputs, or the name of an attribute or a key.
+        outputs: which part of the model's outputs `loss` gets, is distilled and is scored by default, where the model
+            does not return one tensor with the batch dimension first: a function of the outputs, or the name of an
+            attribute or a key. `train_step`, `metric`, pruned models and exported files have all outputs; hidden states
+            that the chosen part is computed from may be narrower in them.
         metric: `metric(model, data)`, a number that is higher for better models; `data` is the data set (or loader) as
             given, or some of its items. The default is accuracy where targets are class indices, else closeness to the
             dense outputs.
@@ -125,7 +128,7 @@ class Task:
             model, once per run.
 
     A task holds its plain form, which all later stages read: data sets of tuples, and a model that takes tensors in
-    order (or by keyword) and returns one.
+    order (or by keyword).
 
     Raises:
         TaskError: a field is absent or of a wrong type; the message names the field.
@@ -194,6 +197,10 @@ class Task:
         count = len(self.example_inputs)
         return item[:count], item[count] if self.loss is not None and len(item) > count else None
 
+    def select(self, outputs: Any) -> Any:
+        """Return the part of the model's outputs that counts, a tensor with the batch dimension first."""
+        return select(outputs, self.outputs)
+
     @cached_property
     def classifies(self) -> bool:
         """Whether targets are class indices: accuracy and divergence of class probabilities make sense."""
@@ -222,8 +229,8 @@ class Task:
             self._set(metric_name=name, metric=OwnMetric(self.metric))
         if not isinstance(self.build_model, ModelBuilder):
             name = self.name or _name_of(self.build_model, "task")
-            self._set(name=name, build_model=ModelBuilder(self.build_model, keywords, self.outputs))
-        self._set(example_inputs=as_inputs(self.example_inputs), outputs=None, target="", **sets)
+            self._set(name=name, build_model=ModelBuilder(self.build_model, keywords))
+        self._set(example_inputs=as_inputs(self.example_inputs), target="", **sets)
 
     def _set(self, **values: Any) -> None:
         for name, value in values.items():

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from autoprune.errors import AutopruneError, TaskError
 from autoprune.model.acceptance import accepted
-from autoprune.model.adapters import described
+from autoprune.model.outputs import described
 from autoprune.model.randomness import seeded
 from autoprune.task.base import DATA_SETS, IGNORED, Task
 from autoprune.task.batches import length, sample_rows, take
@@ -87,7 +87,7 @@ def _check_inputs(task: Task, name: str, inputs: tuple[Tensor, ...]) -> None:
 def _outputs(task: Task, model: nn.Module, inputs: tuple[Tensor, ...], name: str) -> Tensor:
     try:
         with torch.no_grad():
-            outputs = model(*inputs)
+            outputs = task.select(model(*inputs))
     except AutopruneError:
         raise
     except Exception as error:
@@ -168,7 +168,7 @@ def _check_train_step(
     _require_finite(loss, "train_step returns")
     if task.tuning_recipe.distill_weight > 0:  # every call is compared with the dense model's
         for outputs in calls:
-            _require_tensor(task, outputs, training=True)
+            _require_tensor(task, task.select(outputs), training=True)
 
 
 def _require_tensor(task: Task, outputs: object, *, training: bool) -> None:

@@ -76,7 +76,7 @@ class HeldOut:
 
     def _loss(self, model: nn.Module, recipe: Recipe, batch: tuple[Tensor, ...], dense_outputs: Tensor) -> float:
         inputs, targets = self.task.split(batch)
-        outputs = model(*inputs).float()
+        outputs = self.task.select(model(*inputs)).float()
         weight = recipe.distill_weight if self.task.loss is not None and self.task.train_step is None else 1.0
         loss = 0.0
         if weight > 0:

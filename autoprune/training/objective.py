@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ class Objective:
             return self._terms_of_own_step(model, batch)
         inputs, targets = self.task.split(batch.tensors)
         with autocast(self.recipe.precision):
-            outputs = model(*inputs)
+            outputs = self.task.select(model(*inputs))
         if batch.teacher_outputs is None:
             return [LossTerm(weight=1.0, value=self._task_loss(outputs, targets))]
         weight = self.recipe.distill_weight if self.task.trains else 1.0
@@ -73,7 +74,7 @@ class Objective:
     def _terms_of_own_step(self, model: nn.Module, batch: TrainingBatch) -> list[LossTerm]:
         """Compare every call of the model in the task's own training step with the teacher's outputs for that call."""
         assert self.task.train_step is not None
-        calls: list[tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor]]] = []
+        calls: list[tuple[Any, tuple[Tensor, ...], dict[str, Tensor]]] = []
         hook = model.register_forward_hook(
             lambda _, inputs, named, outputs: calls.append((outputs, inputs, named)), with_kwargs=True
         )
@@ -85,7 +86,10 @@ class Objective:
         if not self.distils or not calls:
             return [LossTerm(weight=1.0, value=loss)]
         self.teacher_examples += len(calls) * batch.examples
-        distances = [self._distance(outputs, self._ask_teacher(inputs, named)) for outputs, inputs, named in calls]
+        distances = [
+            self._distance(self.task.select(outputs), self._ask_teacher(inputs, named))
+            for outputs, inputs, named in calls
+        ]
         weight = self.recipe.distill_weight
         return [
             LossTerm(weight=weight, value=torch.stack(distances).mean()),
@@ -119,4 +123,4 @@ class Objective:
     def _ask_teacher(self, inputs: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> Tensor:
         assert self.teacher is not None
         with torch.no_grad(), autocast(self.recipe.precision):
-            return self.teacher(*inputs, **named)
+            return self.task.select(self.teacher(*inputs, **named))

@@ -50,7 +50,9 @@ def predict_outputs(
     model.eval()
     rows = sample_rows(length(dataset), limit)
     with torch.no_grad():
-        outputs = torch.cat([model(*task.split(batch)[0]) for batch in batches(dataset, batch_size, rows=rows)])
+        outputs = torch.cat(
+            [task.select(model(*task.split(batch)[0])) for batch in batches(dataset, batch_size, rows=rows)]
+        )
     _require_finite(outputs)
     return outputs
 

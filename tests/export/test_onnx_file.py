@@ -43,7 +43,7 @@ def test_two_inputs_keep_their_order(tmp_path):
 def test_any_module_is_exported_and_proven(tmp_path):
     item = sentences(2)
     inputs = {key: torch.stack([entry[key] for entry in item]) for key in ("input_ids", "attention_mask")}
-    model = adapted(Encoder(), tuple(inputs), "logits")
+    model = adapted(Encoder(), tuple(inputs))
     small = autoprune.prune(model, inputs, multiple_of=1)
     path = autoprune.export_onnx(small, inputs, tmp_path / "small.onnx")
     assert [entry.name for entry in onnx.load(path).graph.input] == list(inputs)

@@ -87,7 +87,7 @@ def test_dict_batches_and_a_selected_output():
     assert isinstance(model, Encoder)
     assert model.state_dict().keys() == Encoder().state_dict().keys()
     assert evaluate(model, task, task.val_set).score > 0.9
-    small = prune(model, task.example_inputs, multiple_of=1)
+    small = prune(model, task.example_inputs, multiple_of=1, outputs=task.outputs)
     assert small.input_names == ("input_ids", "attention_mask")
     assert small.get_parameter("up.weight").shape == (8, 4)
     finetune(small, task, samples=480, seed=0, teacher=model)
@@ -116,8 +116,8 @@ def test_outputs_by_function_and_by_key():
         task = toy_task(build_model=build, outputs=outputs, train_set=data)
         check_task(task)
         model = task.build_model()
-        assert torch.equal(model(data.tensors[0]), own_class(model)(data.tensors[0])["out"])
-        assert analyze(model, task.example_inputs).full_widths == {"0": 8}
+        assert torch.equal(model(data.tensors[0])["out"], task.select(model(data.tensors[0])))
+        assert analyze(model, task.example_inputs, task.outputs).full_widths == {"0": 8}
     with pytest.raises(TaskError, match=r"returns dict. Say which part counts by `outputs=`.*dict has out"):
         check_task(toy_task(build_model=build))
     with pytest.raises(TaskError, match="the model's outputs have no 'logits'; dict has out"):
@@ -126,7 +126,7 @@ def test_outputs_by_function_and_by_key():
 
 def test_a_view_shares_and_copies():
     model = Encoder()
-    view = adapted(model, ("input_ids", "attention_mask"), "hidden")
+    view = adapted(model, ("input_ids", "attention_mask"))
     assert view.head.weight is model.head.weight
     assert type(model) is Encoder
     assert type(own_class(view)) is Encoder
@@ -135,7 +135,7 @@ def test_a_view_shares_and_copies():
     item = sentences(1)[0]
     ids, mask = item["input_ids"][None], item["attention_mask"][None]
     nn.init.zeros_(twin.embed.weight)
-    assert not torch.equal(twin(ids, mask), view(attention_mask=mask, input_ids=ids))
+    assert not torch.equal(twin(ids, mask).logits, view(attention_mask=mask, input_ids=ids).logits)
     assert adapted(model) is model
 
 
@@ -144,7 +144,7 @@ def test_the_metric_sees_the_data_as_given():
 
     def errors(model, data):
         seen.append(data)
-        return -float(sum(int(model(**{k: d[k][None] for k in inputs}).argmax() != d["labels"]) for d in data))
+        return -float(sum(int(model(**{k: d[k][None] for k in inputs}).logits.argmax() != d["labels"]) for d in data))
 
     inputs = ("input_ids", "attention_mask")
     task = encoder_task(metric=errors)
@@ -171,7 +171,7 @@ def test_a_metric_on_a_loader():
 
 def weighted(model, batch):
     outputs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-    return (F.cross_entropy(outputs, batch["labels"], reduction="none") * batch["weight"]).mean()
+    return (F.cross_entropy(outputs.logits, batch["labels"], reduction="none") * batch["weight"]).mean()
 
 
 def test_an_own_training_step_on_dict_batches():

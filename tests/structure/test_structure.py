@@ -266,7 +266,7 @@ def test_a_model_that_cannot_be_traced_says_why_and_prints_nothing(capfd: pytest
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_class_of_outputs_that_export_does_not_know_is_named_until_it_is_registered() -> None:
+def test_a_dataclass_of_outputs_stays_one() -> None:
     @dataclass
     class Logits:
         logits: torch.Tensor
@@ -280,8 +280,5 @@ def test_a_class_of_outputs_that_export_does_not_know_is_named_until_it_is_regis
             return Logits(self.second(self.first(x)))
 
     x = torch.randn(2, 4)
-    with pytest.raises(StructureError, match=r"register_dataclass\(Logits\) first"):
-        analyze(Net(), (x,))
-    torch.export.register_dataclass(Logits, serialized_type_name="Logits")
     structure = analyze(Net(), (x,))
     assert isinstance(structure.shrink(structure.dense_policy())(x), Logits)
