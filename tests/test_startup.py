@@ -25,15 +25,12 @@ NEEDED: dict[str, set[str]] = {
     "front RUN": set(),
     "pick RUN --knee": set(),
     "report RUN --out PAGE": {"plotly"},
-    "status RUN": {"optuna", "sqlalchemy"},
+    "status RUN": set(),
 }
 """Heavy libraries that each command needs."""
 
-# Commands that still load more than they need. The list may only shrink.
-LOADS_TOO_MUCH = {"pick RUN --knee", "report RUN --out PAGE", "status RUN"}
 
-
-@pytest.mark.parametrize("command", [name for name in NEEDED if name not in LOADS_TOO_MUCH])
+@pytest.mark.parametrize("command", NEEDED)
 def test_light_commands_load_no_heavy_library(command: str, finished: autoprune.Run, tmp_path: Path) -> None:
     places = {"RUN": str(finished.folder.path), "PAGE": str(tmp_path / "page.html")}
     code = CODE.format(arguments=[places.get(word, word) for word in command.split()])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlsplit
 
-from autoprune.errors import UsageError
+from autoprune.errors import RunFolderError, UsageError
 
 SCHEMES = ("postgresql+psycopg", "journal")
 OWN_FILE = "sqlite"
@@ -104,3 +104,16 @@ def is_empty(location: StudyLocation) -> bool:
     """Whether nothing was written to the file of a location yet, or it is not there."""
     file = file_of(location)
     return file is not None and not (file.exists() and file.stat().st_size)
+
+
+def missing_file(file: Path) -> RunFolderError:
+    """Return the error for a file of studies that is gone."""
+    return RunFolderError(f"{file}, which holds the studies of this run, is gone. Restore it")
+
+
+def unusable_file(file: Path, cause: str) -> RunFolderError:
+    """Return the error for a file of studies that cannot be read or written."""
+    return RunFolderError(
+        f"the study {file} cannot be used: {cause}. What was finished is kept. Check that its folder can be written, "
+        "has space left, and that it is a study of this program."
+    )

@@ -7,14 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from optuna.trial import FrozenTrial, TrialState
-
 from autoprune.allocation.promotion import best_within
 from autoprune.budgets import Limit
-from autoprune.study.location import StudyLocation, file_of, is_empty, study_name
-from autoprune.study.optuna_private import study_id
+from autoprune.study.location import StudyLocation, file_of, is_empty
+from autoprune.study.reading import StoredStudy, StoredTrial, stored_studies
 from autoprune.study.spec import SPEC_KEY
-from autoprune.study.storage import opened
 from autoprune.trials import TrialResult
 
 _ROUNDING = 1e-5
@@ -52,37 +49,29 @@ class StudyStatus:
 
 def study_states(location: StudyLocation) -> list[StudyStatus]:
     """The state of every study of a run, in the order in which they were begun."""
-    prefix = study_name(location, "")
     file = file_of(location)
     if file is not None and file.exists() and is_empty(location):
         return []  # its run is preparing
-    with opened(location, reading=True) as storage:
-        studies = [s for s in storage.get_all_studies() if s.study_name.startswith(prefix)]
-        states = []
-        for study in sorted(studies, key=study_id):
-            trials = storage.get_all_trials(study_id(study), deepcopy=False)
-            stored = study.user_attrs.get(SPEC_KEY, {})
-            states.append(_status(study.study_name.removeprefix(prefix), trials, stored.get("limits", ())))
-    return states
+    return [_status(study) for study in stored_studies(location)]
 
 
-def _status(name: str, trials: Sequence[FrozenTrial], limits: Sequence[Mapping[str, float]]) -> StudyStatus:
-    trials = _without_superseded(trials)
-    results = [TrialResult.from_json(t.user_attrs["result"]) for t in trials if "result" in t.user_attrs]
+def _status(study: StoredStudy) -> StudyStatus:
+    trials = _without_superseded(study.trials)
+    results = [TrialResult.from_json(t.attributes["result"]) for t in trials if "result" in t.attributes]
     counts = Counter(result.status for result in results)
-    counts["running"] = sum(t.state == TrialState.RUNNING and "result" not in t.user_attrs for t in trials)
+    counts["running"] = sum(t.is_running and "result" not in t.attributes for t in trials)
     recent = _worked(trials)[-_RECENT:]
     best = {}
-    for most in limits:  # which were rounded when they were stored
+    for most in study.attributes.get(SPEC_KEY, {}).get("limits", ()):  # which were rounded when they were stored
         roomy = Limit.of(**{cost: amount * (1 + _ROUNDING) for cost, amount in most.items()})
         for result in best_within(results, roomy, 1):
             if result.measurement is not None:
                 best[str(Limit.from_json(most))] = result.measurement.score
     return StudyStatus(
-        name=name,
+        name=study.name,
         counts={status: count for status, count in counts.items() if count},
-        lost=sum(a["status"] == "lost" for t in trials for a in t.user_attrs.get("attempts", ())),
-        earlier=sum("result" in t.user_attrs and "slot" not in t.user_attrs for t in trials),
+        lost=sum(a["status"] == "lost" for t in trials for a in t.attributes.get("attempts", ())),
+        earlier=sum("result" in t.attributes and "slot" not in t.attributes for t in trials),
         best=best,
         failures=_failures(trials),
         recent=len(recent),
@@ -90,20 +79,20 @@ def _status(name: str, trials: Sequence[FrozenTrial], limits: Sequence[Mapping[s
     )
 
 
-def _without_superseded(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+def _without_superseded(trials: Sequence[StoredTrial]) -> list[StoredTrial]:
     """Trials without those that failed and whose policy was handed out once more."""
-    last = {t.user_attrs["digest"]: t.number for t in trials if "slot" in t.user_attrs}
-    failed = {t.number for t in trials if t.user_attrs.get("result", {}).get("status") == "failed"}
-    return [t for t in trials if t.number not in failed or last.get(t.user_attrs["digest"], t.number) <= t.number]
+    last = {t.attributes["digest"]: t.number for t in trials if "slot" in t.attributes}
+    failed = {t.number for t in trials if t.attributes.get("result", {}).get("status") == "failed"}
+    return [t for t in trials if t.number not in failed or last.get(t.attributes["digest"], t.number) <= t.number]
 
 
-def _worked(trials: Sequence[FrozenTrial]) -> list[tuple[datetime, datetime]]:
+def _worked(trials: Sequence[StoredTrial]) -> list[tuple[datetime, datetime]]:
     """When trials of this study were worked on, in the order in which they ended."""
     times = []
     for trial in trials:
-        if trial.datetime_complete and trial.user_attrs.keys() >= {"slot", "result"}:
-            seconds = TrialResult.from_json(trial.user_attrs["result"]).seconds
-            times.append((trial.datetime_complete - timedelta(seconds=seconds), trial.datetime_complete))
+        if trial.ended and trial.attributes.keys() >= {"slot", "result"}:
+            seconds = TrialResult.from_json(trial.attributes["result"]).seconds
+            times.append((trial.ended - timedelta(seconds=seconds), trial.ended))
     return sorted(times, key=lambda interval: interval[1])
 
 
@@ -118,10 +107,10 @@ def _throughput(worked: Sequence[tuple[datetime, datetime]]) -> float | None:
     return len(worked) / seconds * 60 if seconds > 0 else None
 
 
-def _failures(trials: Sequence[FrozenTrial]) -> list[str]:
+def _failures(trials: Sequence[StoredTrial]) -> list[str]:
     """Why attempts failed or were lost, the latest last."""
     return [
         f"trial {trial.number}, attempt {number} {attempt['status']}: {attempt['reason']}"
         for trial in trials
-        for number, attempt in enumerate(trial.user_attrs.get("attempts", ()), start=1)
+        for number, attempt in enumerate(trial.attributes.get("attempts", ()), start=1)
     ]

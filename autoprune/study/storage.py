@@ -22,8 +22,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from autoprune.errors import RunFolderError, UsageError
 from autoprune.records import digest_of
-from autoprune.study.location import StudyLocation, file_of, is_empty, study_name
+from autoprune.study.location import StudyLocation, file_of, is_empty, missing_file, study_name, unusable_file
 from autoprune.study.optuna_private import Database, close_storage
+from autoprune.study.reading import readers_url
 from autoprune.study.spec import SPEC_KEY, StudySpec
 from autoprune.trials import TrialResult
 
@@ -55,7 +56,7 @@ def storage_errors(location: StudyLocation) -> Iterator[None]:
         if isinstance(error, ImportError):
             advice = "Install the database's client: pip install 'autoprune[cluster]'."
         elif isinstance(location, Path):
-            advice = "Check that its folder can be written, has space left, and that it is a study of this program."
+            raise unusable_file(location, cause) from error
         else:
             cause = location.redacted(cause)
             advice = "Check that it is running and reachable from here, and run the same command again."
@@ -72,12 +73,10 @@ def open_storage(location: StudyLocation, *, reading: bool = False) -> BaseStora
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     file = file_of(location)
     if reading and file is not None and not file.exists():
-        raise RunFolderError(f"{file}, which holds the studies of this run, is gone. Restore it")
+        raise missing_file(file)
     if isinstance(location, Path) and reading:
-        # Beside a write-ahead log there is a file for readers, which cannot be made in a folder that is not ours.
-        ours = os.access(location.parent, os.W_OK) or Path(f"{location}-wal").exists()
-        quoted = quote(quote(str(location)))  # it is unquoted twice: as a part of this URL, and as one of its own
-        url = f"sqlite:///file:{quoted}?mode=ro&uri=true" + ("" if ours else "&immutable=1")
+        # The path is unquoted twice: as a part of this URL, and as one of its own.
+        url = f"sqlite:///{readers_url(location).replace('%', '%25')}&uri=true"
         options = {"connect_args": {"timeout": _BUSY_SECONDS}}
         return Database(url, engine_kwargs=options, skip_compatibility_check=True, skip_table_creation=True)
     if isinstance(location, Path):
