@@ -33,6 +33,7 @@ from autoprune.structure import Structure, analyze
 from autoprune.task.base import Task
 from autoprune.task.batches import length, sample_rows, take
 from autoprune.task.check import check_task
+from autoprune.task.metric_direction import doubt
 from autoprune.training.dense import build_dense
 from autoprune.training.finetune import finetune
 from autoprune.training.scoring import evaluate, predict_outputs
@@ -129,7 +130,7 @@ def _built(task: Task) -> tuple[nn.Module, str]:
     dense = build_dense(task)
     count = sum(p.numel() for p in dense.parameters())
     recipe = task.recipe
-    trained = "weights of build_model" if recipe is None else f"to be trained for {recipe.epochs:g} epochs"
+    trained = "weights of build_model" if recipe is None else f"to be trained for {task.dense_epochs:g} epochs"
     return dense, f"{count:,} parameters; {trained}"
 
 
@@ -158,9 +159,16 @@ def _tuned(model: nn.Module, dense: nn.Module, task: Task) -> tuple[None, str]:
 def _evaluated(model: nn.Module, dense: nn.Module, task: Task, *, shrunk: bool) -> tuple[None, str]:
     rows = sample_rows(length(task.val_set), _BATCHES * task.tuning_recipe.batch_size)
     some = Subset(task.val_set, rows.tolist())
-    score = evaluate(model, task, some, dense_outputs=predict_outputs(dense, task, some)).score
+    dense_outputs = predict_outputs(dense, task, some)
+    score = evaluate(model, task, some, dense_outputs=dense_outputs).score
+    warning = None
+    if task.metric is not None:
+        dense_score = evaluate(dense, task, some, dense_outputs=dense_outputs).score
+        warning = doubt(task.metric_name, dense_score, score, trained=task.recipe is None)
     which = "shrunk model, neither repaired nor tuned" if shrunk else "dense model"
-    return None, f"{task.metric_name} {score:.4f} of the {which}, on {len(rows)} examples"
+    return None, f"{task.metric_name} {score:.4f} of the {which}, on {len(rows)} examples" + (
+        f". Beware: {warning}" if warning else ""
+    )
 
 
 def _exported(model: nn.Module, task: Task, path: Path) -> tuple[Path, str]:
@@ -207,10 +215,10 @@ def _estimates(config: RunConfig, task: Task, apart: int, seconds: float) -> tup
     """
     train, val = length(task.train_set), length(task.val_set)
     workers = config.slots
-    training = task.recipe.epochs * train if task.recipe else 0.0
+    training = task.dense_epochs * train
     estimates = []
     for name in EFFORTS:
-        effort = Effort.derive(name, train_examples=train, val_examples=val)
+        effort = Effort.derive(name, train_examples=train, val_examples=val, full_epochs=task.full_epochs)
         passes = effort.expected_passes(budgets=1, val_examples=val, share=_KEPT, apart=apart)
         estimates.append(
             Estimate(

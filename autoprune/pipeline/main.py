@@ -25,6 +25,7 @@ from autoprune.pipeline.exploration import explore, search_passes, search_plan
 from autoprune.pipeline.finalists import finish
 from autoprune.pipeline.identity import note_workers
 from autoprune.pipeline.measurer import DeviceMeasurer, Measurer
+from autoprune.pipeline.metric import doubt_metric
 from autoprune.pipeline.progress import announce, note_outcome
 from autoprune.pipeline.recipe import recipe_passes, with_recipe
 from autoprune.pipeline.run import OBJECT_TASK, Run, open_task
@@ -143,8 +144,13 @@ def prepare(
     module.load_state_dict(trained_dense(config, folder, task, events).state_dict())
     dense_model = make_dense_model(config, folder, task, module, structure, events)
     score = _dense_score(dense_model, costs, events)
+    doubt_metric(dense_model, score, space, events)
     effort = Effort.derive(
-        config.effort, train_examples=length(task.train_set), val_examples=length(task.val_set), trials=config.trials
+        config.effort,
+        train_examples=length(task.train_set),
+        val_examples=length(task.val_set),
+        trials=config.trials,
+        full_epochs=task.full_epochs,
     )
     foreign = tuple(differences(measurer.target.fingerprint(), table.target))
     deployment = Deployment(

@@ -65,8 +65,18 @@ class Effort:
             raise UsageError(f"{len(self.rungs)} rungs need {len(self.rungs) - 1} promotions; got {self.promoted}")
 
     @classmethod
-    def derive(cls, name: str, *, train_examples: int, val_examples: int, trials: int | None = None) -> Effort:
+    def derive(
+        cls,
+        name: str,
+        *,
+        train_examples: int,
+        val_examples: int,
+        trials: int | None = None,
+        full_epochs: float | None = None,
+    ) -> Effort:
         """The effort of that name for data of that size; `trials` overrides the number at the proxy.
+
+        `full_epochs` overrides the length of the full fine-tune; a rung before it is then never longer.
 
         `UsageError` for an unknown name, empty data or fewer than one trial.
         """
@@ -76,7 +86,10 @@ class Effort:
             raise UsageError(f"a search needs training and validation data; got {train_examples} and {val_examples}")
         dial = _DIALS[name]
         longer = min(dial.longer_samples, _LONGER_EPOCHS * train_examples)
-        full_epochs = max(dial.full_epochs, math.ceil(_FULL_OVER_LONGER * longer / train_examples))
+        if full_epochs is None:
+            full = max(dial.full_epochs, math.ceil(_FULL_OVER_LONGER * longer / train_examples)) * train_examples
+        else:
+            full = max(1, round(full_epochs * train_examples))
         val = PROXY_VAL_SAMPLES if val_examples > PROXY_VAL_SAMPLES else 0
         return cls(
             name=name,
@@ -86,13 +99,13 @@ class Effort:
                 Fidelity(
                     name="brief",
                     rung=1,
-                    finetune_samples=min(dial.brief_samples, _BRIEF_EPOCHS * train_examples),
+                    finetune_samples=min(dial.brief_samples, _BRIEF_EPOCHS * train_examples, full),
                     val_samples=val,
                 ),
-                Fidelity(name="longer", rung=2, finetune_samples=longer),
+                Fidelity(name="longer", rung=2, finetune_samples=min(longer, full)),
             ),
             promoted=dial.promoted,
-            full=Fidelity(name="full", rung=3, finetune_samples=full_epochs * train_examples),
+            full=Fidelity(name="full", rung=3, finetune_samples=full),
             finalists=dial.finalists,
         )
 

@@ -17,6 +17,7 @@ from autoprune.model.acceptance import ExampleInputs, as_inputs
 from autoprune.model.adapters import ModelBuilder, OwnMetric, OwnStep, keywords_of
 from autoprune.model.examples import Items, as_tensors, is_data, items_of
 from autoprune.model.outputs import Selector, select
+from autoprune.task.metric_direction import Negated
 
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["cosine", "one-cycle"]
@@ -52,8 +53,9 @@ class Recipe:
         ('cosine', 0.0005)
     """
 
-    epochs: float = 4
-    """Passes over the training data for the dense model. Pruned models are trained on what the search can spend."""
+    epochs: float | None = None
+    """Passes over the training data: of the dense model (default: 4), or of the full fine-tune of a pruned one
+    (default: what the effort of the search gives). The effort alone says how long the fine-tunings before that are."""
     batch_size: int = 128
     """Examples of a training step, at least 2."""
     optimizer: Optimizer = "sgd"
@@ -85,11 +87,17 @@ class Recipe:
                 raise UsageError(f"a recipe's {name} is one of {', '.join(known)}; got {getattr(self, name)!r}")
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
+            if name == "epochs" and value is None:
+                continue
             if not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= high:
                 raise UsageError(f"a recipe's {name} must lie in [{low:g}, {high:g}]; got {value!r}")
 
 
 _DEFAULT_TUNING = Recipe(batch_size=32, lr=0.02)
+
+
+DENSE_EPOCHS = 4.0
+"""Epochs of the dense model where its recipe does not say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +129,8 @@ class Task:
             given, or some of its items. The default is accuracy where targets are class indices, else closeness to the
             dense outputs.
         metric_name: appears in reports; the name of the function `metric` by default.
+        lower_is_better: whether `metric` falls for better models, as an error does. Scores are then its negative
+            everywhere, and are called `-` and the name, so that higher is better in every file, table and option.
         augment: `augment(inputs, generator)` changes a batch of the first input; when a teacher helps, not in the last
             epoch.
         recipe: trains the dense model from scratch; with None `build_model` returns trained weights.
@@ -164,6 +174,7 @@ class Task:
     outputs: Selector = None
     metric: Callable[[nn.Module, Any], float] | None = None
     metric_name: str = ""
+    lower_is_better: bool = False
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
     recipe: Recipe | None = None
     finetune_recipe: Recipe | None = None
@@ -191,6 +202,18 @@ class Task:
     def tuning_recipe(self) -> Recipe:
         """The recipe that trains pruned models: `finetune_recipe`, or one that suits most convolutional nets."""
         return self.finetune_recipe or _DEFAULT_TUNING
+
+    @property
+    def dense_epochs(self) -> float:
+        """Epochs of the dense model's training; 0 where `build_model` returns trained weights."""
+        if self.recipe is None:
+            return 0.0
+        return DENSE_EPOCHS if self.recipe.epochs is None else self.recipe.epochs
+
+    @property
+    def full_epochs(self) -> float | None:
+        """Epochs of the full fine-tune that the task asks for (`None`: as the effort says)."""
+        return None if self.finetune_recipe is None else self.finetune_recipe.epochs
 
     def split(self, item: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """Separate an item, or a batch of items, into the model's inputs and the target (None without a loss)."""
@@ -227,6 +250,11 @@ class Task:
         if self.metric is not None and any(isinstance(data, Items) for data in sets.values()):
             name = self.metric_name or _name_of(self.metric, "metric")
             self._set(metric_name=name, metric=OwnMetric(self.metric))
+        if self.lower_is_better and not isinstance(self.metric, Negated):
+            if self.metric is None:
+                raise TaskError("lower_is_better=True is about `metric`, which is absent; give a metric")
+            name = self.metric_name or _name_of(self.metric, "metric")
+            self._set(metric_name=f"-{name}", metric=Negated(self.metric))
         if not isinstance(self.build_model, ModelBuilder):
             name = self.name or _name_of(self.build_model, "task")
             self._set(name=name, build_model=ModelBuilder(self.build_model, keywords))
@@ -282,6 +310,7 @@ _FIELD_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "outputs": (lambda value: _callable_or_none(value) or isinstance(value, str), "a function, a name or None"),
     "metric": _OPTIONAL_CALLABLE,
     "metric_name": _TEXT,
+    "lower_is_better": (lambda value: isinstance(value, bool), "True or False"),
     "augment": _OPTIONAL_CALLABLE,
     "recipe": (lambda value: value is None or isinstance(value, Recipe), "a Recipe or None"),
     "finetune_recipe": (lambda value: value is None or isinstance(value, Recipe), "a Recipe or None"),

@@ -22,7 +22,7 @@ def train_dense(task: Task, *, seed: int = 0, on_progress: OnProgress | None = N
     """
     model = build_dense(task, seed=seed)
     if task.recipe is not None:
-        samples = max(1, round(task.recipe.epochs * length(task.train_set)))
+        samples = max(1, round(task.dense_epochs * length(task.train_set)))
         finetune(model, task, recipe=task.recipe, samples=samples, seed=seed, on_progress=on_progress)
     return model
 

@@ -58,3 +58,10 @@ def test_bad_efforts_are_refused():
         Effort.derive("small", **FASHION, trials=0)
     with pytest.raises(UsageError, match="validation data"):
         Effort.derive("small", train_examples=10, val_examples=0)
+
+
+def test_the_task_may_say_how_long_the_full_fine_tune_is():
+    assert samples(Effort.derive("small", **FASHION, full_epochs=2)) == [0, 2_000, 10_000, 110_000]
+    short = Effort.derive("small", **FASHION, full_epochs=0.02)
+    assert samples(short) == [0, 1_100, 1_100, 1_100]
+    assert samples(Effort.derive("small", **MNIST5K, full_epochs=2.5))[-1] == 2.5 * MNIST5K["train_examples"]
