@@ -33,5 +33,9 @@ TEACHER_BYTES = 256 * MIB
 """Outputs of the dense model on the batches of one fine-tuning, for the next trials on the same batches. Where they
 need more, the dense model runs again on the rest."""
 
+CHECK_STEP_BYTES = 512 * MIB
+"""Tensors that a training step of `autoprune check`, and of a search's time estimate, may keep for its gradients. Where
+the task's batch needs more, the step has fewer examples."""
+
 REPEATED_BATCHES_BYTES = 256 * MIB
 """Batches that wait to be trained on again. Where 64 batches need more, they return sooner."""

@@ -8,6 +8,7 @@ finetune_recipe.json    how pruned models are trained, found by a test where the
 settled.json            error of the table for the best candidates, when the search was over
 sensitivity.json        loss of every unit at each level with all others full, and which of it was measured
 latency_table.json      the table that predicted every latency
+latency_table.samples.jsonl  measurements of a table in the making, gone when it is written
 study.db                Optuna studies, one for each fidelity; or study.json, which says where they are
 front.json              the result
 models/<digest>/        policy.json, weights.safetensors, model.onnx, metrics.json
@@ -65,6 +66,11 @@ class ModelFolder:
 def int8_beside(onnx: Path) -> Path:
     """Return the file that holds the int8 form of an ONNX model."""
     return onnx.with_suffix(".int8.onnx")
+
+
+def samples_beside(table: Path) -> Path:
+    """Return the file that holds the measurements of a latency table in the making."""
+    return table.with_suffix(".samples.jsonl")
 
 
 @dataclass(frozen=True)

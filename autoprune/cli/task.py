@@ -42,7 +42,7 @@ def check(
     """Try every stage of a search on two batches: what works, what is left alone, and how long a search takes."""
     from autoprune.config import load_config
     from autoprune.pipeline.check import check_up
-    from autoprune.report import basis_line, check_table, estimate_table, fixed_table
+    from autoprune.report import basis_line, check_header, check_row, estimate_table, fixed_table
 
     config = load_config(
         None,
@@ -51,9 +51,13 @@ def check(
             workers=workers,
         ),
     )  # fmt: skip
-    with out.status("Checking ..."):
-        checkup = check_up(config)
-    out.print(check_table(checkup.findings))
+    out.print(check_header())
+    with out.status("Checking ...") as status:
+        checkup = check_up(
+            config,
+            on_stage=lambda stage: status.update(f"Checking: {stage} ..."),
+            on_finding=lambda finding: out.print(check_row(finding)),
+        )
     if checkup.structure is not None and (checkup.structure.fixed or checkup.structure.unsupported):
         out.print(fixed_table(checkup.structure.fixed, checkup.structure.unsupported))
     if checkup.estimates:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,12 +19,12 @@ from autoprune.device.timing import Protocol
 from autoprune.errors import AutopruneError
 from autoprune.export.onnx_file import export_candidate
 from autoprune.export.verify import parity
-from autoprune.pipeline.dense import seconds_per_pass
+from autoprune.pipeline.dense import affordable_examples, seconds_per_pass
 from autoprune.pipeline.measurer import DeviceMeasurer, Measurer
 from autoprune.pipeline.run import open_task
 from autoprune.pipeline.spaces import SpaceFile
+from autoprune.profiling.duration import expected_seconds
 from autoprune.profiling.policy_timer import finite_feeds
-from autoprune.profiling.profile import expected_seconds
 from autoprune.pruning.ranking import round_width
 from autoprune.records import Policy
 from autoprune.report.checks import Estimate, Finding
@@ -40,7 +41,11 @@ from autoprune.training.scoring import evaluate, predict_outputs
 
 _KEPT = 0.5
 _BATCHES = 2
-_QUICK = Protocol(repeats=10, retries=0)
+_FALLBACK_BATCH = 16
+"""Examples of a batch where fine-tuning fails."""
+_SCORED = 32
+"""Examples to score at least, where steps are small to save memory: many metrics need some of each class."""
+_QUICK = Protocol(repeats=8, reference_samples=1, retries=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +68,21 @@ class Checkup:
 
 
 class _Findings(list[Finding]):
+    def __init__(self, on_stage: Callable[[str], None], on_finding: Callable[[Finding], None]) -> None:
+        super().__init__()
+        self._on_stage, self._on_finding = on_stage, on_finding
+
+    def append(self, finding: Finding) -> None:
+        """Keep a finding, and tell it at once."""
+        super().append(finding)
+        self._on_finding(finding)
+
     def attempt(self, stage: str, work: Callable[[], tuple[Any, str]], *needs: object) -> Any:
         """The value of a stage, or `None` when it fails or something that it needs is absent; its text is kept."""
         if any(need is None for need in needs):
             self.append(Finding(stage=stage, works=None, text="an earlier stage failed", seconds=0.0))
             return None
+        self._on_stage(stage)
         start = time.perf_counter()
         value, works = None, True
         try:
@@ -80,20 +95,33 @@ class _Findings(list[Finding]):
         return value
 
 
-def check_up(config: RunConfig, measurer: Measurer | None = None) -> Checkup:
-    """Run every stage of a search of a task once; a stage that fails says why, and the others go on if they can."""
-    findings = _Findings()
+def check_up(
+    config: RunConfig,
+    measurer: Measurer | None = None,
+    *,
+    on_stage: Callable[[str], None] = lambda stage: None,
+    on_finding: Callable[[Finding], None] = lambda finding: None,
+) -> Checkup:
+    """Run every stage of a search of a task once; a stage that fails says why, and the others go on if they can.
+
+    Args:
+        config: the search.
+        measurer: measures latencies (default: the device that the configuration names).
+        on_stage: called with the name of each stage that begins.
+        on_finding: called with the outcome of each stage when it ends.
+    """
+    findings = _Findings(on_stage, on_finding)
     task = findings.attempt("task", lambda: _open(config))
     findings.attempt("data, model, loss", lambda: _checked(task), task)
     dense = findings.attempt("dense model", lambda: _built(task), task)
     structure = findings.attempt("trace and units", lambda: _analyzed(dense, task), dense)
     small = findings.attempt("shrink", lambda: _shrunk(structure), structure)
     model = dense if small is None else small
-    findings.attempt("fine-tuning", lambda: _tuned(model, dense, task), model)
-    findings.attempt("evaluation", lambda: _evaluated(model, dense, task, shrunk=small is not None), model)
+    batch = findings.attempt("fine-tuning", lambda: _tuned(model, dense, task), model) or _FALLBACK_BATCH
+    findings.attempt("evaluation", lambda: _evaluated(model, dense, task, batch, shrunk=small is not None), model)
     with TemporaryDirectory() as folder:
         path = findings.attempt("ONNX export", lambda: _exported(model, task, Path(folder) / "model.onnx"), structure)
-        findings.attempt("equal outputs", lambda: _compared(model, path, task), path)
+        findings.attempt("equal outputs", lambda: _compared(model, path, task, batch), path)
         run_s = findings.attempt(
             "latency", lambda: _timed(config, model, dense, structure, path, measurer), structure, path
         )
@@ -150,14 +178,19 @@ def _shrunk(structure: Structure) -> tuple[nn.Module, str]:
     return structure.shrink(policy).eval(), text
 
 
-def _tuned(model: nn.Module, dense: nn.Module, task: Task) -> tuple[None, str]:
-    samples = _BATCHES * task.tuning_recipe.batch_size
-    tuning = finetune(copy.deepcopy(model), task, samples=samples, seed=0, teacher=dense)
-    return None, f"{tuning.samples} examples; loss {tuning.train_loss:.4g}"
+def _tuned(model: nn.Module, dense: nn.Module, task: Task) -> tuple[int, str]:
+    """Return the examples of a training step: those of the recipe, or fewer where they need much memory."""
+    recipe, few = task.tuning_recipe, take(task.train_set, sample_rows(length(task.train_set), 2))
+    batch = min(recipe.batch_size, affordable_examples(model, task.split(few)[0]))
+    less = f" (a step has {batch}, not {recipe.batch_size}, to save memory)" if batch < recipe.batch_size else ""
+    recipe = dataclasses.replace(recipe, batch_size=batch)
+    tuning = finetune(copy.deepcopy(model), task, samples=_BATCHES * batch, seed=0, recipe=recipe, teacher=dense)
+    return batch, f"{tuning.samples} examples{less}; loss {tuning.train_loss:.4g}"
 
 
-def _evaluated(model: nn.Module, dense: nn.Module, task: Task, *, shrunk: bool) -> tuple[None, str]:
-    rows = sample_rows(length(task.val_set), _BATCHES * task.tuning_recipe.batch_size)
+def _evaluated(model: nn.Module, dense: nn.Module, task: Task, batch: int, *, shrunk: bool) -> tuple[None, str]:
+    count = max(_BATCHES * batch, min(_BATCHES * task.tuning_recipe.batch_size, _SCORED))
+    rows = sample_rows(length(task.val_set), count)
     some = Subset(task.val_set, rows.tolist())
     dense_outputs = predict_outputs(dense, task, some)
     score = evaluate(model, task, some, dense_outputs=dense_outputs).score
@@ -176,8 +209,8 @@ def _exported(model: nn.Module, task: Task, path: Path) -> tuple[Path, str]:
     return path, f"{path.stat().st_size / 1e3:,.0f} kB"
 
 
-def _compared(model: nn.Module, path: Path, task: Task) -> tuple[None, str]:
-    rows = sample_rows(length(task.val_set), task.tuning_recipe.batch_size)
+def _compared(model: nn.Module, path: Path, task: Task, batch: int) -> tuple[None, str]:
+    rows = sample_rows(length(task.val_set), batch)
     difference = parity(model, path, task.split(take(task.val_set, rows))[0])
     return None, f"ONNX Runtime differs by {difference:.1g} of the largest output"
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from autoprune import memory_limits
 from autoprune.config import RunConfig
 from autoprune.errors import TaskError
 from autoprune.pipeline.events import Events
@@ -18,6 +21,9 @@ from autoprune.task.base import Task
 from autoprune.task.batches import batches
 from autoprune.task.check import check_task
 from autoprune.training.dense import build_dense, load_dense, train_dense, weights_to_bytes
+
+_FEW, _MOST_EXAMPLES, _STEP_SECONDS = 2, 64, 1.0
+"""Examples of a timed training step at least and at most, and its seconds at most where there is a choice."""
 
 
 def untrained(config: RunConfig, folder: RunFolder, task: Task, events: Events) -> tuple[nn.Module, Structure]:
@@ -56,18 +62,60 @@ def trained_dense(config: RunConfig, folder: RunFolder, task: Task, events: Even
 
 
 def seconds_per_pass(task: Task, dense: nn.Module) -> float:
-    """Return the seconds of one sample pass on one thread, from three timed steps: the basis of time estimates."""
-    inputs, _ = task.split(next(batches(task.train_set, 64)))
+    """Return the seconds of one sample pass on one thread: the basis of time estimates.
+
+    The fastest of three steps is timed, each of as many examples, 2 to 64, as take about a second and as fit into
+    `memory_limits.CHECK_STEP_BYTES`.
+    """
+    inputs, _ = task.split(next(batches(task.train_set, _MOST_EXAMPLES)))
+    with _one_thread():
+        affordable = affordable_examples(dense, inputs)
+        first_s = _step_seconds(task, dense, inputs, _FEW)
+        count = max(_FEW, min(affordable, len(inputs[0]), int(_FEW * _STEP_SECONDS / first_s)))
+        seconds = min(_step_seconds(task, dense, inputs, count) for _ in range(3 if count > _FEW else 2))
+    return seconds / min(count, len(inputs[0]))
+
+
+def affordable_examples(model: nn.Module, inputs: Sequence[torch.Tensor]) -> int:
+    """Return the number of examples, at least 2, whose training step fits into `memory_limits.CHECK_STEP_BYTES`.
+
+    Tensors that autograd keeps for the backward pass of two examples are counted, weights apart.
+    """
+    weights = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        few = [_first(x, _FEW) for x in inputs]
+        outputs = model(*few)
+    del outputs
+    each = sum(kept.values()) / len(few[0])
+    return max(_FEW, int(memory_limits.CHECK_STEP_BYTES / max(each, 1)))
+
+
+def _first(x: torch.Tensor, count: int) -> torch.Tensor:
+    return x[:count] if x.dim() else x
+
+
+def _step_seconds(task: Task, dense: nn.Module, inputs: Sequence[torch.Tensor], count: int) -> float:
+    """Return the seconds of the gradients of a mean square over the first `count` examples."""
+    start = time.perf_counter()
+    outputs = task.select(dense(*(_first(x, count) for x in inputs)))
+    weights = [p for p in dense.parameters() if p.requires_grad]
+    torch.autograd.grad(outputs.square().mean(), weights, allow_unused=True)
+    return time.perf_counter() - start
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        seconds = []
-        for _ in range(3):
-            start = time.perf_counter()
-            outputs = task.select(dense(*inputs))
-            weights = [p for p in dense.parameters() if p.requires_grad]
-            torch.autograd.grad(outputs.square().mean(), weights, allow_unused=True)
-            seconds.append(time.perf_counter() - start)
+        yield
     finally:
         torch.set_num_threads(threads)
-    return min(seconds) / len(inputs[0])

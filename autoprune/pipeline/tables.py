@@ -13,7 +13,7 @@ from autoprune.pipeline.measurer import Measurer
 from autoprune.pipeline.spaces import SpaceFile
 from autoprune.profiling.profile import profile
 from autoprune.profiling.report import accuracy_lines
-from autoprune.runfolder import RunFolder
+from autoprune.runfolder import RunFolder, samples_beside
 from autoprune.structure import Structure
 
 
@@ -82,7 +82,10 @@ def _answers(table: LatencyTable, space_file: SpaceFile) -> bool:
 def profiled_table(
     structure: Structure, space_file: SpaceFile, measurer: Measurer, seed: int, destination: Path, events: Events
 ) -> LatencyTable:
-    """Measure a table now, write it to `destination`, and note how well it predicts."""
+    """Measure a table now, write it to `destination`, and note how well it predicts.
+
+    Measurements are appended to a file beside it, from which an interrupted profile goes on.
+    """
     events.stage("Latency table")
     table = profile(
         structure,
@@ -93,8 +96,11 @@ def profiled_table(
         ),
         narrow=space_file.narrowed if space_file.efficient else None,
         seed=seed,
+        samples=samples_beside(destination),
+        on_note=events.note,
     )
     table.save(destination)
+    samples_beside(destination).unlink(missing_ok=True)
     for line in accuracy_lines(table):
         events.note(line)
     return table

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +20,16 @@ from autoprune.latency.predictor import GeometryIndex
 from autoprune.latency.prior import prior_ms
 from autoprune.latency.sampling import covering_widths, every_other, random_widths, scanned_widths, uniform_ladder
 from autoprune.latency.table import FIT, HELD_OUT, SCAN, LatencyTable
+from autoprune.profiling.duration import (
+    HELD_OUT_POLICIES,
+    LEAST_ROUNDS,
+    LOAD_S,
+    MAX_SECONDS,
+    REMEASURED,
+    ROUND,
+    seconds_each,
+)  # fmt: skip
+from autoprune.profiling.journal import Journal
 from autoprune.profiling.node_times import profiled_ms
 from autoprune.profiling.policy_timer import PolicyTimer, Progress, make_policy_timer
 from autoprune.records import Geometry, SearchSpace
@@ -26,14 +38,7 @@ from autoprune.structure import Structure
 Narrow = Callable[[Mapping[str, Sequence[int]]], SearchSpace]
 """Makes the space to profile from the useful widths of every unit."""
 
-MAX_SECONDS = 60.0
-"""After so long a profile measures no more than it must."""
-
-_HELD_OUT = 40
-_REMEASURED = 16
-_ROUND = 40
 _MOST_ROUNDS = 8
-_LEAST_ROUNDS = 1
 _GAIN = 0.95
 """A round is worth its time when it takes the error below this share of the best so far."""
 
@@ -41,7 +46,6 @@ _STAGES = {SCAN: "scanning widths", FIT: "timing policies", HELD_OUT: "timing he
 _SCAN_SHARE, _NODE_SHARE = 0.3, 0.15
 _MOST_NODES, _LEAST_NODES = 120, 24
 _NODE_RUNS = 20
-_LOAD_S = 0.004
 
 
 def profile(
@@ -55,6 +59,8 @@ def profile(
     max_seconds: float = MAX_SECONDS,
     protocol: Protocol | None = None,
     timer: PolicyTimer | None = None,
+    samples: Path | None = None,
+    on_note: Callable[[str], None] = lambda text: None,
 ) -> LatencyTable:
     """Measure a latency table on a target: first the staircase of every unit, then policies of the space.
 
@@ -71,28 +77,38 @@ def profile(
         max_seconds: After so long no further round is begun.
         protocol: How often every model is timed.
         timer: What times policies of `structure` on `target`, with its own seed and progress; default: the target's.
+        samples: File to which measurements are appended as they are made. An interrupted profile of the same structure,
+            space, target and seed goes on from it. Delete it when the table is written.
+        on_note: Called with a line about what was in `samples`.
 
     Raises:
         StructureError: The model cannot be exported.
         LatencyError: The exported models cannot be timed.
+        RunFolderError: `samples` cannot be written.
     """
+    protocol = protocol or Protocol()
+    journal = Journal(on_note=on_note)
+    if samples is not None:
+        conditions = {"structure": structure.digest(), "space": space.to_json(), "target": target.fingerprint()}
+        conditions |= {"seed": seed, "protocol": asdict(protocol), "narrowed": narrow is not None}
+        journal = Journal.open(samples, conditions, on_note)
     work = _Profile(
         timer=timer or make_policy_timer(structure, target, seed=seed, on_progress=on_progress),
         priced=PricedOperators.of(structure),
         space=space,
-        protocol=protocol or Protocol(),
+        protocol=protocol,
+        journal=journal,
         rng=np.random.default_rng(seed),
         evidence=Evidence.none(len(structure.units)),
-        deadline=time.monotonic() + max_seconds,
+        max_seconds=max_seconds,
     )
-    start = time.monotonic()
     prior = work.scan(_SCAN_SHARE * max_seconds, _NODE_SHARE * max_seconds)
     work.space = space if narrow is None else narrow(work.useful(prior))
     prior = work.prior()
-    tested = random_widths(work.space, work.timer.unit_names, _HELD_OUT, work.rng)
+    tested = random_widths(work.space, work.timer.unit_names, HELD_OUT_POLICIES, work.rng)
     work.time(tested, HELD_OUT)
     work.rounds(prior)
-    again = work.measure(tested[:_REMEASURED], "measuring again")
+    again = work.measure(tested[:REMEASURED], "measuring again")
     return build_table(
         structure,
         work.priced,
@@ -100,28 +116,8 @@ def profile(
         target.fingerprint(),
         work.evidence,
         prior,
-        work.conditions(again, seed=seed, seconds=time.monotonic() - start),
+        work.conditions(again, seed=seed, seconds=work.elapsed()),
     )
-
-
-def expected_seconds(
-    structure: Structure, space: SearchSpace, run_s: float, *, max_seconds: float = MAX_SECONDS
-) -> float:
-    """About how long `profile` takes if the dense model runs for `run_s` and its exports are resized.
-
-    That is `max_seconds`, or more for a large model, of which the least that is measured takes longer.
-    """
-    names = tuple(unit.name for unit in structure.units)
-    widths = {name: _thinned(levels, 4) for name, levels in space.levels.items()}
-    policies = len(scanned_widths(space, names, PricedOperators.of(structure).varying, widths))
-    policies += _HELD_OUT + _LEAST_ROUNDS * _ROUND + _REMEASURED
-    return max(max_seconds, policies * _seconds_each(run_s, _LOAD_S, Protocol()))
-
-
-def _thinned(levels: Sequence[int], most: int) -> Sequence[int]:
-    while len(levels) > most:
-        levels = every_other(levels)
-    return levels
 
 
 @dataclass(kw_only=True)
@@ -134,7 +130,9 @@ class _Profile:
     protocol: Protocol
     rng: np.random.Generator
     evidence: Evidence
-    deadline: float
+    max_seconds: float
+    journal: Journal = field(default_factory=Journal)
+    start: float = field(default_factory=time.monotonic)
     timings: list[Timings] = field(default_factory=list)
     profiled: np.ndarray = field(default_factory=lambda: np.empty((0, 0), dtype=np.int64))
     kernels: list[Kernels] = field(default_factory=list)
@@ -155,6 +153,10 @@ class _Profile:
         """Relative standard deviation of one measured ratio."""
         return float(np.median([timings.noise for timings in self.timings]))
 
+    def elapsed(self) -> float:
+        """Seconds that the profile has taken, those before an interruption included."""
+        return time.monotonic() - self.start + self.journal.seconds
+
     def conditions(self, again: np.ndarray, *, seed: int, seconds: float) -> Conditions:
         """How everything so far was timed; `again` `[A]` are second ratios of the first `A` held-out policies."""
         return Conditions(
@@ -171,8 +173,26 @@ class _Profile:
     def measure(self, widths: np.ndarray, stage: str) -> np.ndarray:
         """Ratios to the dense model, in random order: slow changes cannot tell kinds of policies apart."""
         order = self.rng.permutation(len(widths))
-        self.timings.append(self.timer.time(widths[order], stage, self.protocol))
-        return np.array(self.timings[-1].ratios)[np.argsort(order)]
+        ratios: list[float] = []
+        for timer, block in self._blocks(widths[order]):
+            timings = self.journal.timings(stage, block, partial(timer.time, block, stage, self.protocol))
+            timer.on_progress(stage, len(block), len(block))  # of a known block, nothing was told yet
+            self.timings.append(timings)
+            ratios += timings.ratios
+        return np.array(ratios)[np.argsort(order)]
+
+    def _blocks(self, widths: np.ndarray) -> Iterator[tuple[PolicyTimer, np.ndarray]]:
+        """Yield rows of widths as many at a time as the journal keeps, with a timer that counts all of the rows.
+
+        A kit on another host holds all of the rows, and goes on by itself when its measurement broke off.
+        """
+        size = len(widths) if self.timer.target.address else self.protocol.block
+        for begin in range(0, len(widths), size):
+            told = partial(self._told, begin, len(widths))
+            yield replace(self.timer, on_progress=told), widths[begin : begin + size]
+
+    def _told(self, begin: int, total: int, stage: str, done: int, _: int) -> None:
+        self.timer.on_progress(stage, begin + done, total)
 
     def time(self, widths: np.ndarray, role: str) -> None:
         """Measure rows of widths and keep them as evidence."""
@@ -182,8 +202,8 @@ class _Profile:
 
     def scan(self, seconds: float, node_seconds: float) -> dict[Geometry, float]:
         """Time every width of every unit, as many as fit into the time, and profile some kernels; returns the prior."""
-        run_s, build_s = self._cost()
-        most = int(seconds / _seconds_each(run_s, build_s, self.protocol))
+        run_s, build_s = self.journal.cost(self._cost)
+        most = int(seconds / seconds_each(run_s, build_s, self.protocol))
         widths, rows = dict(self.space.levels), self._scan_rows(self.space.levels)
         while len(rows) > most and max(len(levels) for levels in widths.values()) > 4:
             widths = {name: every_other(levels) if len(levels) > 4 else levels for name, levels in widths.items()}
@@ -191,9 +211,10 @@ class _Profile:
         if len(rows) > most:
             self.notes.append(f"scanning took {len(rows)} models, more than the time allows")
         self.space = SearchSpace(id=self.space.id, levels=widths)
-        nodes = int(np.clip(node_seconds / (build_s + 2 * _LOAD_S + _NODE_RUNS * run_s), _LEAST_NODES, _MOST_NODES))
+        nodes = int(np.clip(node_seconds / (build_s + 2 * LOAD_S + _NODE_RUNS * run_s), _LEAST_NODES, _MOST_NODES))
         self.profiled = random_widths(self.space, self.timer.unit_names, nodes, self.rng)
-        self.kernels = self.timer.kernels(self.profiled)
+        for timer, block in self._blocks(self.profiled):
+            self.kernels += self.journal.kernels(block, partial(timer.kernels, block))
         self.time(rows, SCAN)
         return self.prior(scans_only=True)
 
@@ -207,10 +228,10 @@ class _Profile:
         timed = self.timer.time(smallest, "a first look", replace(self.protocol, repeats=3, retries=0))
         took, run_s = time.monotonic() - start, timed.reference_ms / 1e3
         if self.timer.target.address:
-            return run_s, _LOAD_S  # copying a kit takes long even if it holds one model
+            return run_s, LOAD_S  # copying a kit takes long even if it holds one model
         sample_s = max(run_s, self.protocol.sample_ms / 1e3) + run_s
         runs_s = 3 * (self.protocol.reference_samples + 1) * sample_s + 20 * run_s
-        return run_s, max(_LOAD_S, (took - runs_s) / 2)
+        return run_s, max(LOAD_S, (took - runs_s) / 2)
 
     def prior(self, scans_only: bool = False) -> dict[Geometry, float]:
         """Geometries of the scans and (later) of every policy of the space, with their prior cost."""
@@ -245,19 +266,19 @@ class _Profile:
         self.time(uniform_ladder(self.space, names), FIT)
         errors: list[float] = []
         for _ in range(_MOST_ROUNDS):
-            start = time.monotonic()
+            start = self.elapsed()
             seen = occurrences(index.numbers(self.evidence.widths[self.evidence.fitted()]), len(prior)).sum(axis=0)
-            widths = covering_widths(self.space, names, index, _ROUND, seen, self.rng)
+            widths = covering_widths(self.space, names, index, ROUND, seen, self.rng)
             dense_ms = self.dense_ms
             fitted = self.fit(index, geometries, prior_values)
             self.time(widths, FIT)
             measured = self.evidence.ratios[-len(widths) :] * dense_ms
             predicted = fitted.predict(occurrences(index.numbers(widths), len(prior)))
             errors.append(float(np.abs(predicted / measured - 1).mean()))
-            took = time.monotonic() - start
-            late = time.monotonic() + took * (1 + _REMEASURED / _ROUND) > self.deadline
+            took = self.elapsed() - start
+            late = self.elapsed() + took * (1 + REMEASURED / ROUND) > self.max_seconds
             stalled = len(errors) > 2 and min(errors[-2:]) > _GAIN * min(errors[:-2])
-            if len(errors) >= _LEAST_ROUNDS and (late or stalled):
+            if len(errors) >= LEAST_ROUNDS and (late or stalled):
                 break
 
 
@@ -269,10 +290,3 @@ def scanned_geometries(varying: Sequence[PricedOperator], widths: np.ndarray) ->
 def as_prior(geometries: Sequence[Geometry], costs_ms: np.ndarray) -> dict[Geometry, float]:
     """Prior cost by geometry."""
     return dict(zip(geometries, map(float, costs_ms), strict=True))
-
-
-def _seconds_each(run_s: float, build_s: float, protocol: Protocol) -> float:
-    """Seconds that timing one policy takes, if it costs what the dense model does."""
-    sample_s = run_s + max(run_s, protocol.sample_ms / 1e3)
-    rounds = protocol.repeats * (1 + protocol.reference_samples / protocol.block)
-    return build_s + sample_s * rounds + (protocol.warmup_runs + 6) * run_s

@@ -1,6 +1,6 @@
 """Progress and tables in the terminal, and a self-contained HTML page."""
 
-from autoprune.report.checks import basis_line, check_table, estimate_table
+from autoprune.report.checks import basis_line, check_header, check_row, estimate_table
 from autoprune.report.console import ConsoleEvents
 from autoprune.report.html import write_html
 from autoprune.report.tables import fixed_table, front_table, prediction_line, rung_table, trust_lines, unit_table
@@ -8,7 +8,8 @@ from autoprune.report.tables import fixed_table, front_table, prediction_line, r
 __all__ = [
     "ConsoleEvents",
     "basis_line",
-    "check_table",
+    "check_header",
+    "check_row",
     "estimate_table",
     "fixed_table",
     "front_table",

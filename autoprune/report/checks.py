@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -29,17 +30,28 @@ class Estimate:
     seconds: float
 
 
-def check_table(findings: Sequence[Finding]) -> Table:
-    """Stages in order."""
-    table = Table(title="What works", title_justify="left", title_style="bold")
-    table.add_column("stage", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    table.add_column("what it says", overflow="fold")
-    table.add_column("seconds", justify="right", no_wrap=True)
-    words = {True: ("works", "green"), False: ("fails", "red"), None: ("skipped", "yellow")}
-    for finding in findings:
-        word, style = words[finding.works]
-        table.add_row(finding.stage, f"[{style}]{word}[/]", Text(finding.text), f"{finding.seconds:.1f}")
+_WORDS = {True: ("works", "green"), False: ("fails", "red"), None: ("skipped", "yellow")}
+
+
+def check_header() -> Table:
+    """Title and columns of the rows that `check_row` makes."""
+    return _checks(title="What works", title_justify="left", title_style="bold")
+
+
+def check_row(finding: Finding) -> Table:
+    """One stage, to be printed when it ends: rows of a table of fixed columns, without its header."""
+    table = _checks(show_header=False)
+    word, style = _WORDS[finding.works]
+    table.add_row(finding.stage, f"[{style}]{word}[/]", Text(finding.text), f"{finding.seconds:.1f}")
+    return table
+
+
+def _checks(**options: Any) -> Table:
+    table = Table(expand=True, show_edge=False, **options)
+    table.add_column("stage", no_wrap=True, width=21)
+    table.add_column("", no_wrap=True, width=7)
+    table.add_column("what it says", overflow="fold", ratio=1)
+    table.add_column("seconds", justify="right", no_wrap=True, width=7)
     return table
 
 

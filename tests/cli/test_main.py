@@ -132,7 +132,7 @@ def test_check_of_a_broken_task_names_the_stage_and_goes_on(
     Path("bad.py").write_text(BROKEN)
     assert run(monkeypatch, "check", "--task", "bad.py:make_task") == 1
     lines = capsys.readouterr().out.splitlines()
-    states = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in lines if line.count("│") >= 4}
+    states = {line.split("│")[0].strip(): line.split("│")[1].strip() for line in lines if line.count("│") >= 3}
     assert states["trace and units"] == "fails"
     assert states["shrink"] == states["latency"] == "skipped"
     assert states["fine-tuning"] == states["evaluation"] == "works"

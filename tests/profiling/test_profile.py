@@ -11,7 +11,8 @@ from autoprune.errors import LatencyError
 from autoprune.latency.geometries import PricedOperators, possible_geometries
 from autoprune.latency.table import FIT, HELD_OUT, SCAN, LatencyTable
 from autoprune.profiling import profile as profiling
-from autoprune.profiling.profile import MAX_SECONDS, as_prior, expected_seconds, profile, scanned_geometries
+from autoprune.profiling.duration import MAX_SECONDS, expected_seconds
+from autoprune.profiling.profile import as_prior, profile, scanned_geometries
 from autoprune.records import Geometry, SearchSpace
 from tests.machines import QUICK, AdditiveMachine, recording_timer, simulated_timer, stairs
 
