@@ -90,8 +90,8 @@ def affordable_examples(model: nn.Module, inputs: Sequence[torch.Tensor]) -> int
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    few = [_first(x, _FEW).clone() for x in inputs]  # a part would be kept with all of its storage
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        few = [_first(x, _FEW) for x in inputs]
         outputs = model(*few)
     del outputs
     each = sum(kept.values()) / len(few[0])
