@@ -110,10 +110,10 @@ def prepared(stage: str) -> Callable[[], object]:
         return lambda: _told(check_up(config, on_finding=lambda finding: print(finding, file=sys.stderr, flush=True)))
     model = task.build_model()
     if stage == "units":
-        return lambda: analyze(model, task.example_inputs)
+        return lambda: analyze(model, task.example_inputs, task.outputs)
     if stage == "sample pass":
         return lambda: seconds_per_pass(task, model)
-    structure = analyze(model, task.example_inputs)
+    structure = analyze(model, task.example_inputs, task.outputs)
     policy = half(structure)
     stages: dict[str, Callable[[], object]] = {
         "shrink": lambda: structure.shrink(policy, prove=False),
