@@ -18,8 +18,7 @@ from autoprune.model.acceptance import ExampleInputs
 from autoprune.model.outputs import NamedOutputs, Selector
 from autoprune.records import Policy
 from autoprune.runfolder import write_atomic
-from autoprune.structure import Input, PrunedTo, analyze
-from autoprune.structure import native as as_native
+from autoprune.structure import Input, PrunedTo, analyze, in_form
 from autoprune.training.dense import require_same_shapes, weights_to_bytes
 
 _KEY, _SCHEMA = "autoprune", 1
@@ -64,7 +63,7 @@ def load(
     path: str | Path,
     example_inputs: ExampleInputs | None = None,
     *,
-    native: bool = False,
+    native: bool | None = None,
     outputs: Selector = None,
 ) -> nn.Module:
     """Return the pruned model that `save` wrote, in evaluation mode.
@@ -73,7 +72,7 @@ def load(
         build_model: returns the dense model that was pruned; its weights do not matter.
         path: file that `save` wrote.
         example_inputs: as for `prune`; by default numbers of the shapes and types that the file names.
-        native: return the model's own classes, as in `prune`.
+        native: the form of the result, as in `prune`.
         outputs: as for `prune`; by default what the file names.
 
     Raises:
@@ -100,7 +99,8 @@ def load(
         raise UsageError(f"{path} does not say what the model takes; give example_inputs")
     if outputs is None and cut.outputs is not None:
         outputs = NamedOutputs(cut.outputs)
-    structure = analyze(build_model(), _examples(cut.inputs) if example_inputs is None else example_inputs, outputs)
+    dense = build_model()
+    structure = analyze(dense, _examples(cut.inputs) if example_inputs is None else example_inputs, outputs)
     try:
         policy = Policy(space_id=structure.digest(), widths=cut.widths)
         model = structure.shrink(policy, {name: np.asarray(kept) for name, kept in cut.kept.items()}, prove=False)
@@ -109,7 +109,7 @@ def load(
     require_same_shapes(model.state_dict(), weights, Path(path))
     model.load_state_dict(weights)
     model.eval()
-    return as_native(structure.model, model, structure.example_inputs) if native else model
+    return in_form(structure, model, native, given=dense)
 
 
 def _examples(inputs: Sequence[Input]) -> ExampleInputs:

@@ -48,18 +48,19 @@ class Candidate:
         """The exported model, in the precision of the target."""
         return self.run.folder.path / (self.record.onnx or self.run.folder.model(self.digest).onnx)
 
-    def model(self, *, native: bool = False) -> nn.Module:
+    def model(self, *, native: bool | None = None) -> nn.Module:
         """The really smaller module with its fine-tuned weights, in evaluation mode.
 
-        It is a graph module; `native` asks for the model's own classes, and raises `StructureError` where they cannot
-        be had.
+        It has the model's own classes where these are proven, and is a graph module otherwise; `pruned_to.reason` says
+        why. With `native=True`, `StructureError` is raised where own classes cannot be had; `native=False` asks for the
+        graph module.
         """
         from autoprune.pipeline.verification import load_model
-        from autoprune.structure import native as as_native
+        from autoprune.structure import in_form
 
         structure = self.run.dense_model.structure
         small = load_model(self.run.dense_model, self.run.folder, self.record.policy)
-        return as_native(structure.model, small, structure.example_inputs) if native else small
+        return in_form(structure, small, native)
 
     def export(self, path: str | Path) -> Path:
         """Copy the verified ONNX model to `path`."""

@@ -13,8 +13,7 @@ from autoprune.model.outputs import Selector
 from autoprune.pruning.ranking import channel_order, global_widths, keep_best, local_widths
 from autoprune.pruning.scores import Calibration, score_units
 from autoprune.records import Policy
-from autoprune.structure import analyze
-from autoprune.structure import native as as_native
+from autoprune.structure import analyze, in_form
 
 
 def prune(
@@ -27,7 +26,7 @@ def prune(
     ranking: str = "local",
     calibration: Calibration | None = None,
     choose: Callable[[str], bool] | None = None,
-    native: bool = False,
+    native: bool | None = None,
     outputs: Selector = None,
 ) -> nn.Module:
     """Keep a share of the channels of every unit and return a new module that trains, evaluates and exports.
@@ -41,17 +40,19 @@ def prune(
         ranking: `local` keeps the share in every unit; `global` ranks all channels together.
         calibration: data for the scores that need it (`taylor`, `activation`).
         choose: which units take part, by name (default: all).
-        native: return the model's own classes with smaller parameters, where that provably computes the same.
+        native: `None` returns the model's own classes where outputs and gradients are proven equal, and the traced
+            graphs otherwise; `True` asks for own classes, `False` for the graphs.
         outputs: the part of the model's outputs that counts (default: all of them): a function of the outputs, or the
             name of an attribute or a key. The pruned model has all outputs; hidden states that others are computed from
             keep their channels only where they count.
 
     Returns:
-        A `GraphModel`: the traced graphs of both modes, with the model's parameter names. With `native`, a module of
-        the model's own class.
+        A module of the model's own class, or a `GraphModel`: the traced graphs of both modes. Both have the model's
+        parameter names, and `pruned_to.form` ("native" or "graph"), `pruned_to.reason` and `pruned_to.notes`.
 
     Raises:
-        StructureError: the model cannot be traced, has nothing to prune, or has no native form.
+        StructureError: the model cannot be traced, has nothing to prune, has no native form that was asked for, or no
+            form that computes its gradients.
         ProofError: the result would not compute what the model computes without the removed channels.
         UsageError: an argument is not as described.
 
@@ -72,7 +73,7 @@ def prune(
         widths = local_widths(structure, chosen, keep, multiple_of)
     policy = Policy(space_id=structure.digest(), widths=structure.full_widths | widths)
     pruned = structure.shrink(policy, keep_best(channel_order(values), policy))
-    return as_native(structure.model, pruned, structure.example_inputs) if native else pruned
+    return in_form(structure, pruned, native, given=model)
 
 
 def _require_valid(keep: float, ranking: str, choose: object) -> None:

@@ -17,8 +17,7 @@ from autoprune.records import Policy
 from autoprune.recovery.least_squares import Reconstruction
 from autoprune.recovery.moments import collect_moments
 from autoprune.recovery.surgeon import surgeon_order
-from autoprune.structure import analyze
-from autoprune.structure import native as as_native
+from autoprune.structure import analyze, in_form
 
 Batch = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 """Inputs of a model, as its `forward` takes them."""
@@ -30,7 +29,7 @@ def recover(
     batches: Iterable[Batch],
     *,
     scores: str = "l2",
-    native: bool = False,
+    native: bool | None = None,
     outputs: Selector = None,
 ) -> nn.Module:
     """Shrink a trained model to a policy and repair it without labels or gradients: least squares and batch norms.
@@ -44,7 +43,7 @@ def recover(
             tuples or dicts of tensors, as `forward` takes them.
         scores: how channels are ranked (`l2`, ...) in units that cannot be reconstructed, because a layer that reads
             them cannot.
-        native: return the model's own classes with smaller parameters, where that provably computes the same.
+        native: the form of the result, as in `prune`.
         outputs: the part of the model's outputs that counts, as in `prune`.
 
     Returns:
@@ -83,7 +82,7 @@ def recover(
     keep = keep_best(surgeon_order(structure, collect_moments(structure, [inputs]), plain), wanted)
     shrunk = structure.shrink(wanted, keep).eval()
     Reconstruction(structure=structure, inputs=inputs).apply(shrunk, structure.masks(wanted, keep))
-    return as_native(structure.model, shrunk, structure.example_inputs) if native else shrunk
+    return in_form(structure, shrunk, native, given=model)
 
 
 def _check(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -34,15 +34,22 @@ class Input:
 
 @dataclass(frozen=True, kw_only=True)
 class PrunedTo:
-    """The cut that made a model: the width of every unit, its kept channels (none listed: the first ones), inputs.
+    """The cut that made a model, and the form that the model has.
 
-    `outputs` are the names of the outputs that counted (`None`: all).
+    - `widths` and `kept`: width and kept channels of every unit (none listed: the first ones).
+    - `inputs`: of the model.
+    - `outputs`: names of the outputs that counted (`None`: all).
+    - `form`: "native" for the user's own classes, "graph" for a `GraphModel`; `reason` says why it is a graph.
+    - `notes`: what a user of this form should know.
     """
 
     widths: Mapping[str, int]
     kept: Mapping[str, Sequence[int]]
     inputs: tuple[Input, ...] = ()
     outputs: tuple[str, ...] | None = None
+    form: str = field(default="graph", compare=False)
+    reason: str = field(default="", compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
 
 class GraphModel(nn.Module):

@@ -87,7 +87,7 @@ def test_dict_batches_and_a_selected_output():
     assert isinstance(model, Encoder)
     assert model.state_dict().keys() == Encoder().state_dict().keys()
     assert evaluate(model, task, task.val_set).score > 0.9
-    small = prune(model, task.example_inputs, multiple_of=1, outputs=task.outputs)
+    small = prune(model, task.example_inputs, multiple_of=1, outputs=task.outputs, native=False)
     assert small.input_names == ("input_ids", "attention_mask")
     assert small.get_parameter("up.weight").shape == (8, 4)
     finetune(small, task, samples=480, seed=0, teacher=model)
@@ -266,7 +266,7 @@ def test_several_inputs():
         loss=F.cross_entropy,
     )
     check_task(task)
-    small = prune(task.build_model(), task.example_inputs, multiple_of=1)
+    small = prune(task.build_model(), task.example_inputs, multiple_of=1, native=False)
     assert isinstance(small, GraphModel)
     assert torch.equal(small(data.tensors[0], data.tensors[1]), small(y=data.tensors[1], x=data.tensors[0]))
     with pytest.raises(TypeError, match="takes the inputs x, y; got z"):

@@ -17,7 +17,7 @@ def small():
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(288, 3)
     )
-    return prune(model, (X,), multiple_of=1)
+    return prune(model, (X,), multiple_of=1, native=False)
 
 
 def test_it_trains_and_has_the_modes_of_the_model(small):

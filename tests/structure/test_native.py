@@ -5,12 +5,13 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
+import autoprune
 from autoprune.errors import StructureError
 from autoprune.pruning import prune
 from autoprune.records import Policy
 from autoprune.recovery.recover import recover
 from autoprune.structure import analyze, native
-from autoprune.structure.native import _resize
+from autoprune.structure.own_classes import Removed, resize
 from tests.model.test_adapters import Encoder, sentences
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -37,7 +38,7 @@ def test_the_models_own_classes_at_pruned_sizes():
     torch.manual_seed(0)
     model = Net()
     before = copy.deepcopy(model.state_dict())
-    graph = prune(model, (X,), multiple_of=1).eval()
+    graph = prune(model, (X,), multiple_of=1, native=False).eval()
     small = prune(model, (X,), multiple_of=1, native=True).eval()
     assert type(small) is Net
     assert torch.allclose(small(X), graph(X), atol=1e-5)
@@ -69,7 +70,7 @@ def test_the_models_own_classes_at_pruned_sizes():
 )
 def test_sizes_follow_the_weight(module, same_as):
     module.weight = same_as.weight
-    _resize(module, 1)
+    resize(module, 1)
     assert repr(module) == repr(same_as)
 
 
@@ -101,7 +102,7 @@ def test_recurrent_layers_have_their_own_classes(layer):
     small = prune(model, (x,), multiple_of=1, native=True).eval()
     assert type(small.layer) is type(layer)
     assert small.layer.hidden_size == 6
-    assert torch.allclose(small(x), prune(model, (x,), multiple_of=1).eval()(x), atol=1e-5)
+    assert torch.allclose(small(x), prune(model, (x,), multiple_of=1, native=False).eval()(x), atol=1e-5)
     small.train()(x).sum().backward()
     assert small.layer.weight_hh_l0.grad is not None
 
@@ -134,21 +135,50 @@ def test_a_model_that_holds_sizes_says_why_not(model, message):
         prune(model, (torch.zeros(2, 4),), multiple_of=1, native=True)
 
 
-def test_a_removed_branch_has_no_native_form():
-    class Residual(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.stem, self.a, self.b, self.c = (nn.Conv2d(3 if n == 0 else 6, 6, 1) for n in range(4))
+class Residual(nn.Module):
+    """A residual branch of two convolutions."""
 
-        def forward(self, x):
-            x = self.stem(x)
-            return self.c(x + self.b(torch.relu(self.a(x))))
+    def __init__(self):
+        super().__init__()
+        self.stem, self.a, self.b, self.c = (nn.Conv2d(3 if n == 0 else 6, 6, 1) for n in range(4))
 
-    structure = analyze(Residual(), (X,))
-    widths = structure.full_widths | {"a": 0}
-    pruned = structure.shrink(Policy(space_id="", widths=widths))
-    with pytest.raises(StructureError, match=r"removes a residual branch .*\(a.weight"):
-        native(structure.model, pruned, (X,))
+    def forward(self, x):
+        x = self.stem(x)
+        return self.c(x + self.b(torch.relu(self.a(x))))
+
+
+class Reading(Residual):
+    """Its forward reads the weight of the branch itself."""
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.c(x + self.b(torch.conv2d(x, self.a.weight, self.a.bias).relu()))
+
+
+def without(model, unit):
+    structure = analyze(model, (X,))
+    return structure, structure.shrink(Policy(space_id="", widths=structure.full_widths | {unit: 0}))
+
+
+def test_a_removed_branch_is_a_module_that_returns_zeros(tmp_path):
+    structure, graph = without(Residual(), "a")
+    small = native(structure, graph)
+    assert type(small) is Residual
+    assert isinstance(small.a, Removed)
+    assert isinstance(small.b, Removed)
+    assert small.state_dict().keys() == graph.state_dict().keys()
+    assert torch.allclose(small.train()(X), graph.train()(X), atol=1e-6)
+    assert torch.allclose(small.eval()(X), graph.eval()(X), atol=1e-6)
+    again = autoprune.load(Residual, autoprune.save(small, tmp_path / "small.safetensors"))
+    assert type(again) is Residual
+    assert torch.equal(again(X), small(X))
+    copy.deepcopy(small).train()(X).sum().backward()
+
+
+def test_a_removed_branch_that_forward_reads_itself_has_no_native_form():
+    structure, graph = without(Reading(), "a")
+    with pytest.raises(StructureError, match="'Removed' object has no attribute 'weight'"):
+        native(structure, graph)
 
 
 def test_tied_and_parametrised_weights_stay_so():
