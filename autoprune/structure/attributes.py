@@ -8,7 +8,7 @@ how far the model gets with it. Attributes are decided for a whole class at a ti
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,16 +25,22 @@ _PLAIN = set(vars(nn.Module())) | {"training"}
 
 Key = tuple[str, str]
 """The class of modules and the attribute."""
+Source = tuple[Any, ...]
+"""A key of `Sizes`, relative to a module."""
 Score = tuple[float, float]
 """How much of a model runs, and minus the difference of its outputs."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of a model that a policy changes: of tensors, `(old, new)` by name and dimension, and widths of units."""
+    """Sizes of a model that a policy changes, `(old, new)`.
+
+    - `tensors`: by name and dimension.
+    - `units`: widths, by a member's parameter and dimension, the unit's kind, and the member's entries for a channel.
+    """
 
     tensors: Mapping[tuple[str, int], tuple[int, int]]
-    units: Mapping[tuple[str, int], tuple[int, int]]
+    units: Mapping[tuple[str, int, str, int], tuple[int, int]]
 
     @classmethod
     def between(cls, dense: nn.Module, pruned: nn.Module, units: Sequence[Unit], widths: Mapping[str, int]) -> Sizes:
@@ -48,21 +54,21 @@ class Sizes:
             if old != new
         }
         cut = {
-            (member.parameter, member.dim): (unit.width, widths[unit.name])
+            (member.parameter, member.dim, unit.kind, member.per_channel): (unit.width, widths[unit.name])
             for unit in units
             if 0 < widths[unit.name] < unit.width
             for member in unit.members
         }
         return cls(tensors, cut)
 
-    def sources(self, prefix: str, value: int) -> dict[tuple[str, str, int], int]:
-        """Return what a number of a module may follow: new values by kind, relative name and dimension."""
-        found = {}
-        for kind, sizes in (("unit", self.units), ("size", self.tensors)):
-            for (name, dim), (old, new) in sizes.items():
-                if old == value and name.startswith(prefix):
-                    found[kind, name.removeprefix(prefix), dim] = new
-        return found
+    def sources(self, prefix: str, value: int) -> dict[Source, int]:
+        """Return what a number of a module may follow, with the new value: names are relative to the module."""
+        sizes = {**self.units, **self.tensors}
+        return {
+            (key[0].removeprefix(prefix), *key[1:]): new
+            for key, (old, new) in sizes.items()
+            if old == value and key[0].startswith(prefix)
+        }
 
 
 @dataclass(frozen=True)
@@ -92,9 +98,20 @@ def set_values(model: nn.Module, values: Values) -> None:
         setattr(holder, attribute.name, value)
 
 
+def values_of(model: nn.Module, attributes: Iterable[Attribute]) -> dict[Attribute, int]:
+    """Return the values of attributes that a model has; those of removed modules are left out."""
+    values = {}
+    for attribute in attributes:
+        try:
+            values[attribute] = getattr(attribute.holder(model), attribute.name)
+        except AttributeError:
+            continue
+    return values
+
+
 def options(model: nn.Module, sizes: Sizes) -> dict[Key, list[dict[Attribute, int]]]:
     """Return for every attribute of a class the values that its modules may take, the most frequent source first."""
-    collected: dict[Key, dict[tuple[str, str, int], dict[Attribute, int]]] = {}
+    collected: dict[Key, dict[Source, dict[Attribute, int]]] = {}
     for key, attribute, value in _numbers(model):
         path, sources = attribute.path, {}
         while not sources:

@@ -12,6 +12,7 @@ entries are zero, where that has equal outputs.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -24,7 +25,7 @@ from autoprune.errors import StructureError
 from autoprune.model.acceptance import unwrap
 from autoprune.model.adapters import own_class
 from autoprune.records import Policy
-from autoprune.structure.attributes import Score, Sizes, Values, follow, options, set_values
+from autoprune.structure.attributes import Attribute, Key, Score, Sizes, Values, follow, options, set_values, values_of
 from autoprune.structure.input_sizes import at_second
 from autoprune.structure.module import GraphModel
 from autoprune.structure.native_proof import (
@@ -44,6 +45,8 @@ from autoprune.structure.structure import Structure
 _LARGE = 20_000
 """Elements of an example above which gradients are compared in training alone."""
 _SECOND_BATCH = 3
+_TRIAL_SECONDS = 10.0
+"""Processor time after which no more numbers of modules are tried."""
 _DEEPEST_LEVEL = 3
 _INSTEAD = "Use the graph module (native=False): it trains, exports, compiles and has the same parameter names."
 
@@ -168,20 +171,8 @@ class _Maker:
         yield {}
         choices = options(self.structure.model, self.sizes)
         if choices:
-            yield follow(choices, lambda values: self._score(level, values))
-
-    def _score(self, level: int, values: Values) -> Score:
-        """Return the share of modules that run, and minus the difference of outputs; `(1, 0)` when these are equal."""
-        form = Form(self._copy(level, values))
-        modules, done = list(form.module.modules()), [0]
-        for module in modules:
-            module.register_forward_hook(lambda *_: done.__setitem__(0, done[0] + 1))
-        try:
-            outputs = form.run(self.state, self.inputs[0], training=False, gradients=False)
-        except Exception:  # a user's forward may raise anything
-            return min(done[0], len(modules)) / (len(modules) + 1), -float("inf")
-        difference = same_outputs(self._expected, outputs)
-        return 1.0, 0.0 if difference <= TOLERANCE else -difference
+            trials = _Trials(self, Form(self._copy(level)), choices)
+            yield follow(choices, trials.score)
 
     # The proof.
 
@@ -328,6 +319,36 @@ class _Maker:
             raise StructureError(
                 f"the graph module does not run in float64 ({reason}), so nothing is proven"
             ) from error
+
+
+class _Trials:
+    """Passes of one copy of a model with different numbers in its modules, within a limit of time."""
+
+    def __init__(self, maker: _Maker, form: Form, choices: Mapping[Key, Sequence[Mapping[Attribute, int]]]) -> None:
+        self._maker, self._form = maker, form
+        attributes = {attribute for options_of in choices.values() for option in options_of for attribute in option}
+        self._dense = values_of(form.module, attributes)
+        self._modules = len(list(form.module.modules()))
+        self._done = 0
+        self._end = time.process_time() + _TRIAL_SECONDS
+        for module in form.module.modules():
+            module.register_forward_hook(self._count)
+
+    def score(self, values: Values) -> Score:
+        """Return the share of modules that run, and minus the difference of outputs; `(1, 0)` when these are equal."""
+        if time.process_time() > self._end:
+            return -1.0, 0.0
+        set_values(self._form.module, {**self._dense, **values})
+        self._done = 0
+        try:
+            outputs = self._form.run(self._maker.state, self._maker.inputs[0], training=False, gradients=False)
+        except Exception:  # a user's forward may raise anything
+            return min(self._done, self._modules) / (self._modules + 1), -float("inf")
+        difference = same_outputs(self._maker._expected, outputs)
+        return 1.0, 0.0 if difference <= TOLERANCE else -difference
+
+    def _count(self, *_: object) -> None:
+        self._done += 1
 
 
 def _require_small(difference: float) -> None:
