@@ -12,42 +12,15 @@ entries are zero, where that has equal outputs.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from autoprune.errors import StructureError
-from autoprune.model.acceptance import unwrap
-from autoprune.model.adapters import own_class
-from autoprune.records import Policy
-from autoprune.structure.attributes import Attribute, Key, Score, Sizes, Values, follow, options, set_values, values_of
-from autoprune.structure.input_sizes import at_second
 from autoprune.structure.module import GraphModel
-from autoprune.structure.native_proof import (
-    Form,
-    Pass,
-    custom_functions,
-    differing_gradients,
-    random_state,
-    same_outputs,
-)
-from autoprune.structure.own_classes import groups_of, rebuilt, with_zeros
-from autoprune.structure.pretrained import STALE, configured, has_configuration
-from autoprune.structure.proof import LARGE_BATCH, TOLERANCE, random_like
-from autoprune.structure.shrink import slice_tensors
+from autoprune.structure.native_maker import Maker
 from autoprune.structure.structure import Structure
 
-_LARGE = 20_000
-"""Elements of an example above which gradients are compared in training alone."""
-_SECOND_BATCH = 3
-_TRIAL_SECONDS = 10.0
-"""Processor time after which no more numbers of modules are tried."""
-_DEEPEST_LEVEL = 3
 _INSTEAD = "Use the graph module (native=False): it trains, exports, compiles and has the same parameter names."
 
 
@@ -68,17 +41,17 @@ def in_form(
         StructureError: own classes are asked for and not proven, or the graph module is needed and does not compute
             the gradients of the model.
     """
-    makers = _Maker(structure, pruned)
+    maker = Maker(structure, pruned)
     if native is not False:
         try:
-            return makers.own(given)
+            return maker.own(given)
         except StructureError as error:
             if native:
                 raise StructureError(f"{str(error).rstrip('.')}. {_INSTEAD}") from error
             reason = str(error)
     else:
         reason = "the graph module was asked for (native=False)"
-    makers.require_gradients_of_graph(reason if native is None else "")
+    maker.require_gradients_of_graph(reason if native is None else "")
     assert pruned.pruned_to is not None
     pruned.pruned_to = replace(pruned.pruned_to, reason=reason)
     return pruned
@@ -101,259 +74,4 @@ def own_form(structure: Structure, pruned: GraphModel) -> nn.Module:
     Raises:
         StructureError: the copy does not give the outputs of `pruned` in evaluation mode.
     """
-    return _Maker(structure, pruned).copy_with_equal_outputs()
-
-
-class _Maker:
-    """Makes and proves the native form of one pruned model."""
-
-    def __init__(self, structure: Structure, pruned: GraphModel) -> None:
-        assert pruned.pruned_to is not None
-        self.structure, self.pruned = structure, pruned
-        cut = pruned.pruned_to
-        policy = Policy(space_id="", widths=cut.widths)
-        keep = {name: np.asarray(kept) for name, kept in cut.kept.items()} or None
-        self.masks, self.removed = structure.masks(policy, keep), structure.removed(policy)
-        self.state_of_dense = random_state(structure.model, torch.Generator().manual_seed(0))
-        dead = structure.branches.dead_tensors(self.removed)
-        with torch.no_grad():
-            self.state = slice_tensors(self.state_of_dense, self.masks, structure.canonical, dead)
-        self.sizes = Sizes.between(structure.model, pruned, structure.units, cut.widths)
-        self.graph = Form(pruned)
-        self.groups = groups_of(pruned)
-        self.notes: tuple[str, ...] = ()
-
-    # The copy.
-
-    def own(self, given: nn.Module | None) -> nn.Module:
-        """Return the proven copy in the class of `given`, or in the user's own class."""
-        copied = self.copy_with_equal_outputs()
-        self._prove(copied)
-        if given is None or type(unwrap(given)) is not type(copied):
-            copied = own_class(copied)
-        assert self.pruned.pruned_to is not None
-        pruned_to = replace(self.pruned.pruned_to, form="native", notes=self.notes)
-        copied.__dict__["pruned_to"] = pruned_to  # for `save`
-        return copied
-
-    def copy_with_equal_outputs(self) -> nn.Module:
-        """Return a copy with equal outputs in evaluation mode, whose numbers follow the sizes as that needs."""
-        failure: StructureError | None = None
-        for level in range(_DEEPEST_LEVEL + 1 if self.removed else 1):
-            for values in self._values(level):
-                try:
-                    candidate = self._copy(level, values)
-                    self._require_equal_outputs(candidate)
-                    return candidate.train(self.pruned.training)
-                except StructureError as error:
-                    failure = failure or error
-        assert failure is not None
-        raise failure
-
-    def _copy(self, level: int, values: Values | None = None) -> nn.Module:
-        model = self.structure.model
-        copied = rebuilt(model, self.pruned, level, self.groups)
-        set_values(copied, values or {})
-        if self.removed:
-            with_zeros(copied, model, self.pruned, level, self.structure.example_inputs)
-        return copied
-
-    def _values(self, level: int) -> Iterator[Values]:
-        """Yield the numbers that are tried: those of the configuration, none, those that are found by a climb."""
-        model = own_class(self.structure.model)
-        if has_configuration(model) and not self.removed:
-            of_config = configured(model, self.pruned, self.sizes)
-            self.notes = () if of_config is not None else (STALE,)
-            if of_config is not None:
-                yield of_config
-        elif has_configuration(model):
-            self.notes = (STALE,)
-        yield {}
-        choices = options(self.structure.model, self.sizes)
-        if choices:
-            trials = _Trials(self, Form(self._copy(level)), choices)
-            yield follow(choices, trials.score)
-
-    # The proof.
-
-    @cached_property
-    def inputs(self) -> list[Sequence[Tensor]]:
-        """Random inputs of two sizes, the smaller one first: another batch, and another size where one is free."""
-        generator = torch.Generator().manual_seed(0)
-        examples = self.structure.example_inputs
-        first = [random_like(x, LARGE_BATCH, generator) for x in examples]
-        second = [random_like(x, _SECOND_BATCH, generator) for x in self._at_second()]
-        return [second, first] if sum(x.numel() for x in second) < sum(x.numel() for x in first) else [first, second]
-
-    def _at_second(self) -> Sequence[Tensor]:
-        examples = self.structure.example_inputs
-        return at_second(self.pruned.sizes, examples) or examples
-
-    @cached_property
-    def _is_large(self) -> bool:
-        return any(x.dim() and x[0].numel() > _LARGE for x in self.structure.example_inputs)
-
-    @cached_property
-    def _expected(self) -> Pass:
-        """Outputs of the graph module in evaluation mode."""
-        return self.graph.run(self.state, self.inputs[0], training=False, gradients=False)
-
-    def _require_equal_outputs(self, copied: nn.Module) -> None:
-        unlike = self.pruned.state_dict().keys() ^ copied.state_dict().keys()
-        if unlike:
-            raise StructureError(f"the state dict of the model's own class has other names ({min(unlike)})")
-        outputs = self._run(Form(copied), self.inputs[0], training=False, gradients=False)
-        _require_small(same_outputs(self._expected, outputs))
-
-    def _prove(self, copied: nn.Module) -> None:
-        """Raise `StructureError` unless a copy has equal outputs and gradients in both modes and at two sizes."""
-        form = Form(copied)
-        for training in (True, False):
-            gradients = training or not self._is_large
-            expected = self._of_graph(self.graph, self.state, self.inputs[0], training, gradients)
-            own = self._run(form, self.inputs[0], training=training, gradients=gradients)
-            _require_small(same_outputs(expected, own))
-            self._require_equal_gradients(expected, own, training)
-        if not self._is_large:
-            expected = self._of_graph(self.graph, self.state, self.inputs[1], False, False)
-            own = self._run(form, self.inputs[1], training=False, gradients=False)
-            _require_small(same_outputs(expected, own))
-
-    def _require_equal_gradients(self, expected: Pass, own: Pass, training: bool) -> None:
-        differ = differing_gradients(expected.gradients, own.gradients)
-        wrong = set(differ) - set(self._wrong_in_graph(training)) if differ else set()
-        if differ and not wrong:
-            wrong = set(self._unlike_zeroed(own, training))
-        if wrong:
-            raise StructureError(
-                f"the model's own forward has other gradients at the pruned sizes ({', '.join(sorted(wrong)[:3])})"
-            )
-
-    def _unlike_zeroed(self, own: Pass, training: bool) -> list[str]:
-        """Return the parameters whose gradients differ from those of the dense model with removed entries at zero."""
-        zeroed = {name: self._zeroed(name, tensor) for name, tensor in self.state_of_dense.items()}
-        dense = self._run(self._dense, self.inputs[0], training=training, state=zeroed)
-        if not same_outputs(dense, own) <= TOLERANCE:
-            return []  # statistics over cut channels, or a removed branch: no dense model has the same outputs
-        kept = {name: g for name, g in dense.gradients.items() if name in own.gradients}
-        sliced = slice_tensors(kept, self.masks, self.structure.canonical)
-        return differing_gradients(sliced, own.gradients)
-
-    def _zeroed(self, name: str, tensor: Tensor) -> Tensor:
-        tensor = tensor.clone()
-        for dim in range(tensor.dim()):
-            mask = self.masks.get(("parameter", self.structure.canonical[name], dim))
-            if mask is not None:
-                tensor.index_fill_(dim, torch.from_numpy(np.flatnonzero(~mask)), 0)
-        return tensor
-
-    # The graph module.
-
-    def require_gradients_of_graph(self, why_not_native: str) -> None:
-        """Raise `StructureError` when the dense graph has other gradients than the dense model.
-
-        A model that does not run in float64 is not compared.
-        """
-        try:
-            wrong = self._wrong_in_graph(training=True)
-        except StructureError:
-            return
-        if not wrong:
-            return
-        causes = custom_functions(self.structure.model, self.structure.example_inputs)
-        named = f", which come from {' and '.join(causes)}" if causes else ""
-        instead = (
-            f"Its own classes have no pruned form: {why_not_native.rstrip('.')}. Move that part out of the model, or "
-            "let its forward read sizes from tensors"
-            if why_not_native
-            else "Keep the model's own classes (native=True)"
-        )
-        raise StructureError(
-            f"the traced graph does not compute the gradients of the model ({', '.join(wrong[:3])}){named}. {instead}."
-        )
-
-    def _wrong_in_graph(self, training: bool) -> list[str]:
-        """Return the parameters whose gradients differ between the dense graph and the dense model."""
-        if training not in self._wrong:
-            graph = Form(self.structure._build({}))
-            given = self.state_of_dense, self.inputs[0]
-            expected = self._run(self._dense, self.inputs[0], training=training, state=self.state_of_dense)
-            outputs = self._of_graph(graph, *given, training, True)
-            same = same_outputs(expected, outputs) <= TOLERANCE
-            self._wrong[training] = differing_gradients(expected.gradients, outputs.gradients) if same else []
-        return self._wrong[training]
-
-    @cached_property
-    def _wrong(self) -> dict[bool, list[str]]:
-        return {}
-
-    @cached_property
-    def _dense(self) -> Form:
-        return Form(self.structure.model)
-
-    def _run(
-        self,
-        form: Form,
-        inputs: Sequence[Tensor],
-        *,
-        training: bool,
-        gradients: bool = True,
-        state: Mapping[str, Tensor] | None = None,
-    ) -> Pass:
-        try:
-            return form.run(state or self.state, inputs, training=training, gradients=gradients)
-        except Exception as error:  # a user's forward may raise anything
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise StructureError(
-                f"the model's own forward does not run at the pruned sizes ({type(error).__name__}: {reason}): dense "
-                "sizes are written in it"
-            ) from error
-
-    def _of_graph(
-        self, graph: Form, state: Mapping[str, Tensor], inputs: Sequence[Tensor], training: bool, gradients: bool
-    ) -> Pass:
-        try:
-            return graph.run(state, inputs, training=training, gradients=gradients)
-        except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise StructureError(
-                f"the graph module does not run in float64 ({reason}), so nothing is proven"
-            ) from error
-
-
-class _Trials:
-    """Passes of one copy of a model with different numbers in its modules, within a limit of time."""
-
-    def __init__(self, maker: _Maker, form: Form, choices: Mapping[Key, Sequence[Mapping[Attribute, int]]]) -> None:
-        self._maker, self._form = maker, form
-        attributes = {attribute for options_of in choices.values() for option in options_of for attribute in option}
-        self._dense = values_of(form.module, attributes)
-        self._modules = len(list(form.module.modules()))
-        self._done = 0
-        self._end = time.process_time() + _TRIAL_SECONDS
-        for module in form.module.modules():
-            module.register_forward_hook(self._count)
-
-    def score(self, values: Values) -> Score:
-        """Return the share of modules that run, and minus the difference of outputs; `(1, 0)` when these are equal."""
-        if time.process_time() > self._end:
-            return -1.0, 0.0
-        set_values(self._form.module, {**self._dense, **values})
-        self._done = 0
-        try:
-            outputs = self._form.run(self._maker.state, self._maker.inputs[0], training=False, gradients=False)
-        except Exception:  # a user's forward may raise anything
-            return min(self._done, self._modules) / (self._modules + 1), -float("inf")
-        difference = same_outputs(self._maker._expected, outputs)
-        return 1.0, 0.0 if difference <= TOLERANCE else -difference
-
-    def _count(self, *_: object) -> None:
-        self._done += 1
-
-
-def _require_small(difference: float) -> None:
-    if not difference <= TOLERANCE:
-        raise StructureError(
-            f"the model's own forward computes something else at the pruned sizes (relative difference "
-            f"{difference:.2g}, allowed {TOLERANCE:g}): dense sizes are written in it"
-        )
+    return Maker(structure, pruned).copy_with_equal_outputs()
