@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from autoprune.model.outputs import plain
 from autoprune.structure.capture import module_tensors, quiet
 from autoprune.structure.proof import output_difference, randomize
 from autoprune.structure.references import InFloat64
@@ -60,7 +61,7 @@ class Form:
             stack.enter_context(torch.random.fork_rng(devices=[]))
             stack.enter_context(ExpectedNoise())
             stack.enter_context(torch.set_grad_enabled(gradients))
-            outputs = self.module.train(training)(*(x.clone() for x in inputs))
+            outputs = plain(self.module.train(training)(*(x.clone() for x in inputs)))
             tensors = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
             if gradients:
                 _backward([t for t in tensors if t.requires_grad])
@@ -118,7 +119,7 @@ def _differ(a: Tensor, b: Tensor, largest: float) -> bool:
 def custom_functions(model: nn.Module, inputs: Sequence[Tensor]) -> list[str]:
     """Return the names of the `torch.autograd.Function`s that a pass of a model runs, and of its backward hooks."""
     with quiet(), torch.random.fork_rng(devices=[]):
-        outputs = copy.deepcopy(model).train()(*inputs)
+        outputs = plain(copy.deepcopy(model).train()(*inputs))
     leaves = (leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor))
     pending, seen, names = [leaf.grad_fn for leaf in leaves], set[int](), dict[str, None]()
     nodes: list[Any] = []
