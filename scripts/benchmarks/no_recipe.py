@@ -6,7 +6,7 @@ score is the closeness to the dense outputs on test data, 1 minus the relative s
 
 The weights are inside wheels, which are unpacked and not installed, because they pin other versions of torch:
 
-    pip download --no-deps -d DIR facenet-pytorch torchfcpe resemblyzer
+    pip download --no-deps -d DIR facenet-pytorch resemblyzer
     python scripts/benchmarks/no_recipe.py DIR --json no_recipe.json
 
 Images are crops of two photographs of scikit-learn; voices are synthetic.
@@ -23,7 +23,7 @@ import tempfile
 import time
 import types
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -152,29 +152,10 @@ def voice_encoder(folder: Path) -> tuple[nn.Module, Callable[[int, int], Tensor]
     return encoder, lambda count, seed: mels(voices(count, 0.8, seed), 40, 400, power=2)
 
 
-def pitch_estimator(folder: Path) -> tuple[nn.Module, Callable[[int, int], Tensor]]:
-    """Return the convolutional conformer of torchfcpe, and its data: 0.6 s of voice in 128 logarithmic mel bins."""
-    sys.modules["fcpe"] = types.ModuleType("fcpe")
-    module_of(folder / "torchfcpe/model_conformer_naive.py", "model_conformer_naive", "fcpe")
-    nets = module_of(folder / "torchfcpe/models.py", "models", "fcpe")
-    stored = torch.load(folder / "torchfcpe/assets/fcpe_c_v001.pt", map_location="cpu", weights_only=True)
-    net = nets.CFNaiveMelPE(**_arguments(stored["config_dict"]))
-    net.load_state_dict(stored["model"])
-    return net, lambda count, seed: mels(voices(count, 0.6, seed), 128, 1024, power=1).clamp_min(1e-5).log()
-
-
-def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    model = config["model"]
-    same = ("out_dims", "hidden_dims", "n_layers", "n_heads", "f0_max", "f0_min", "use_fa_norm", "conv_only")
-    more = ("conv_dropout", "atten_dropout", "use_harmonic_emb")
-    return {"input_channels": config["mel"]["num_mels"]} | {name: model[name] for name in (*same, *more)}
-
-
 MODELS = {
     "MTCNN R-Net": mtcnn("RNet", 24),
     "MTCNN O-Net": mtcnn("ONet", 48),
     "Resemblyzer LSTM": voice_encoder,
-    "torchfcpe": pitch_estimator,
 }
 
 
