@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import re
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -21,6 +22,7 @@ import torch
 from torch import fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from autoprune.errors import StructureError
@@ -34,6 +36,21 @@ from autoprune.structure.whole_layers import STAND_INS, whole_layers
 
 _SECONDS = 30.0
 """Processor time for an export with free sizes: nearly all models take as long as with fixed ones, a few take hours."""
+_PACKED = (
+    "packed sequences cannot be exported, because their sizes are values. Run the recurrent layer on the padded tensor, "
+    "without pack_padded_sequence, and mask the outputs or gather the last step of each sequence"
+)
+_ADVICE = {
+    "pack_padded_sequence": _PACKED,
+    "pad_packed_sequence": _PACKED,
+    "pack_sequence": _PACKED,
+    "_detect_is_causal_mask": (
+        "nn.Transformer and its encoder and decoder compare the values of a mask to learn whether it is causal. Say it: "
+        "tgt_is_causal=True for nn.Transformer and nn.TransformerDecoder, src_is_causal=True or is_causal=True for a "
+        "mask of an encoder (False for one that is not causal)"
+    ),
+}
+"""What to do where a function of torch that the exporter cannot follow is on the way to an error."""
 _TENSOR_KINDS = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}
 
 
@@ -139,6 +156,9 @@ def _why_untraceable(error: Exception, model: nn.Module, inputs: tuple[torch.Ten
             "or dataclasses, or name the part that counts: outputs=, a function or the name of an attribute or key"
         )
     line = users_line(error, "forward")
+    advice = _advice(error)
+    if advice is not None:
+        return f"the model cannot be traced by torch.export{line}: {advice}"
     if _runs(model, [x[:1] for x in inputs]) and not _runs(model, inputs):
         return (
             f"the model must run on any number of examples; its forward fixes the batch size{line}: it runs on one "
@@ -148,6 +168,15 @@ def _why_untraceable(error: Exception, model: nn.Module, inputs: tuple[torch.Ten
         f"the model cannot be traced by torch.export: {reason}{line}. Its forward "
         "must run on the example inputs and must not branch on tensor values."
     )
+
+
+def _advice(error: Exception) -> str | None:
+    """Return what to do about a function of torch on the way to an error that the exporter cannot follow."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if any(isinstance(value, PackedSequence) for frame in frames for value in frame.f_locals.values()):
+        return _PACKED
+    functions = {frame.f_code.co_name for frame in frames}
+    return next((text for name, text in _ADVICE.items() if name in functions), None)
 
 
 def _runs(model: nn.Module, inputs: Sequence[torch.Tensor]) -> bool:
