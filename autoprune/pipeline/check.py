@@ -184,8 +184,10 @@ def _tuned(model: nn.Module, dense: nn.Module, task: Task) -> tuple[int, str]:
     batch = min(recipe.batch_size, affordable_examples(model, task.split(few)[0]))
     less = f" (a step has {batch}, not {recipe.batch_size}, to save memory)" if batch < recipe.batch_size else ""
     recipe = dataclasses.replace(recipe, batch_size=batch)
-    tuning = finetune(copy.deepcopy(model), task, samples=_BATCHES * batch, seed=0, recipe=recipe, teacher=dense)
-    return batch, f"{tuning.samples} examples{less}; loss {tuning.train_loss:.4g}"
+    given = None if task.finetune is not None else recipe
+    tuning = finetune(copy.deepcopy(model), task, samples=_BATCHES * batch, seed=0, recipe=given, teacher=dense)
+    loss = "own trainer" if given is None else f"loss {tuning.train_loss:.4g}"
+    return batch, f"{tuning.samples} examples{less}; {loss}"
 
 
 def _evaluated(model: nn.Module, dense: nn.Module, task: Task, batch: int, *, shrunk: bool) -> tuple[None, str]:

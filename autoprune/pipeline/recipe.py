@@ -21,7 +21,7 @@ def with_recipe(
 
     A search that began without such a test goes on with the recipe it began with.
     """
-    if dense_model.task.finetune_recipe is not None or folder.has_results:
+    if dense_model.task.finetune_recipe is not None or dense_model.task.finetune is not None or folder.has_results:
         return dense_model
     events.stage("Fine-tuning recipe")
     choice = _tested(dense_model, plan, costs)

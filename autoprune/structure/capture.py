@@ -37,17 +37,17 @@ from autoprune.structure.whole_layers import STAND_INS, whole_layers
 _SECONDS = 30.0
 """Processor time for an export with free sizes: nearly all models take as long as with fixed ones, a few take hours."""
 _PACKED = (
-    "packed sequences cannot be exported, because their sizes are values. Run the recurrent layer on the padded tensor, "
-    "without pack_padded_sequence, and mask the outputs or gather the last step of each sequence"
+    "packed sequences cannot be exported, because their sizes are values. Run the recurrent layer on the padded "
+    "tensor, without pack_padded_sequence, and mask the outputs or gather the last step of each sequence"
 )
 _ADVICE = {
     "pack_padded_sequence": _PACKED,
     "pad_packed_sequence": _PACKED,
     "pack_sequence": _PACKED,
     "_detect_is_causal_mask": (
-        "nn.Transformer and its encoder and decoder compare the values of a mask to learn whether it is causal. Say it: "
-        "tgt_is_causal=True for nn.Transformer and nn.TransformerDecoder, src_is_causal=True or is_causal=True for a "
-        "mask of an encoder (False for one that is not causal)"
+        "nn.Transformer and its encoder and decoder compare the values of a mask to learn whether it is causal. Say "
+        "it: tgt_is_causal=True for nn.Transformer and nn.TransformerDecoder, src_is_causal=True or is_causal=True for "
+        "a mask of an encoder (False for one that is not causal)"
     ),
 }
 """What to do where a function of torch that the exporter cannot follow is on the way to an error."""

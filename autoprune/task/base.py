@@ -36,6 +36,8 @@ _RANGES = {
     "label_smoothing": (0.0, 0.9999),
     "distill_weight": (0.0, 1.0),
     "temperature": (0.01, math.inf),
+    "accumulate": (1, math.inf),
+    "ema": (0.0, 0.99999),
 }
 
 
@@ -76,6 +78,10 @@ class Recipe:
     """Share of the distillation loss, when there is a teacher; the task's loss has the rest."""
     temperature: float = 4.0
     """Temperature of the distillation loss for class logits."""
+    accumulate: int = 1
+    """Batches whose gradients make one step of the optimizer."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, which is the result of the training; 0 keeps no average."""
     precision: Precision = "auto"
     """Number format of training: `fp32`, `bf16`, or `auto` for bf16 where the CPU has matrix units for it."""
     channels_last: bool = True
@@ -137,6 +143,10 @@ class Task:
         finetune_recipe: trains pruned models. With None a search finds optimizer and rate by a short test on a repaired
             model, once per run.
 
+        finetune: `finetune(model, samples, seed)` trains pruned models in the place of the built-in loop: a trainer of
+            your own. It sees `samples` training examples (repeated ones count again), and trains the model that it is
+            given or returns one with the same weights.
+
     A task holds its plain form, which all later stages read: data sets of tuples, and a model that takes tensors in
     order (or by keyword).
 
@@ -178,6 +188,7 @@ class Task:
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
     recipe: Recipe | None = None
     finetune_recipe: Recipe | None = None
+    finetune: Callable[[nn.Module, int, int], nn.Module | None] | None = None
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -312,6 +323,7 @@ _FIELD_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "metric_name": _TEXT,
     "lower_is_better": (lambda value: isinstance(value, bool), "True or False"),
     "augment": _OPTIONAL_CALLABLE,
+    "finetune": _OPTIONAL_CALLABLE,
     "recipe": (lambda value: value is None or isinstance(value, Recipe), "a Recipe or None"),
     "finetune_recipe": (lambda value: value is None or isinstance(value, Recipe), "a Recipe or None"),
 }

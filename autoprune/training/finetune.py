@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import reduce
 
 import torch
 from torch import nn
@@ -15,11 +14,13 @@ from autoprune.errors import UsageError
 from autoprune.model.randomness import seeded
 from autoprune.task.base import Recipe, Task
 from autoprune.training.held_out import HeldOut
-from autoprune.training.objective import LossTerm, Objective
+from autoprune.training.objective import Objective
 from autoprune.training.optimization import learning_rate, make_optimizer
+from autoprune.training.own_trainer import finetune_by_own_trainer
 from autoprune.training.safeguard import Safeguard, Unguarded
 from autoprune.training.sample_passes import SamplePasses
 from autoprune.training.teacher import TeacherMemory
+from autoprune.training.update import Updates
 
 OnProgress = Callable[[int, int, float], None]
 """Called as `on_progress(samples_done, samples, loss)` after every step."""
@@ -63,7 +64,8 @@ def finetune(
         samples: examples to train on; the learning-rate schedule runs over exactly these. They are rounded up to whole
             repetitions where batches are repeated.
         seed: decides the order of the data, augmentation and dropout.
-        recipe: everything about training except its length; the task's `finetune_recipe` by default.
+        recipe: everything about training except its length; the task's `finetune_recipe` by default. Without one, a
+            task that has a trainer of its own (`finetune`) is trained by that, which watches over itself.
         teacher: its outputs on the same batch are part of the loss; in a task without a loss they are all of it. The
             last epoch is then not augmented. Where a pass of the teacher costs more than training the model, batches
             are repeated with the same teacher outputs.
@@ -81,6 +83,11 @@ def finetune(
     """
     if samples < 1:
         raise UsageError(f"fine-tuning takes at least 1 sample; got {samples}")
+    if task.finetune is not None and recipe is None:
+        finetune_by_own_trainer(model, task, samples=samples, seed=seed)
+        if passes is not None:
+            passes.training(samples, relative_cost)
+        return FinetuneResult(train_loss=math.nan, samples=samples)
     if not task.trains and teacher is None:
         raise UsageError(
             f"task {task.name!r} has no loss, so only a teacher can say what is right; pass the dense model"
@@ -89,6 +96,7 @@ def finetune(
     schedule = (seed, samples, recipe.batch_size, recipe.precision)  # all that the teacher's outputs depend on
     objective = Objective(task=task, recipe=recipe, teacher=teacher, memory=memory, schedule=schedule)
     optimizer = make_optimizer(model, recipe)
+    updates, rate = Updates(model, optimizer, recipe), 0.0
     repeats = objective.repeats(relative_cost)
     drawn = math.ceil(samples / repeats)
     progress = _Progress(samples=drawn * repeats, on_progress=on_progress)
@@ -98,11 +106,12 @@ def finetune(
             for batch in objective.batches(drawn, seed, repeats):
                 rate = learning_rate(recipe, progress.share_at_middle(batch.examples)) * guard.rate_scale
                 terms = objective.terms(model, batch)
-                loss = _update(model, optimizer, terms, rate=rate, clip_norm=recipe.clip_norm)
+                loss = updates.take(terms, rate)
                 progress.after_step(batch.examples, loss)
                 guard.after_step(progress.done, loss, optimizer)
                 if guard.gave_up:
                     break
+            updates.finish(rate)
         undone = guard.finish(progress.done)
     finally:
         if passes is not None:
@@ -143,21 +152,6 @@ class _Progress:
         tail = [loss for loss in self.losses[-max(1, len(self.losses) // 10) :] if math.isfinite(loss)]
         mean = sum(tail) / len(tail) if tail else math.nan
         return FinetuneResult(train_loss=mean, samples=self.done, undone=undone, rate_scale=rate_scale)
-
-
-def _update(
-    model: nn.Module, optimizer: torch.optim.Optimizer, terms: Sequence[LossTerm], *, rate: float, clip_norm: float
-) -> float:
-    """Take one optimizer step down the gradient of the summed terms; return their sum."""
-    loss = reduce(torch.add, [term.weight * term.value for term in terms])
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    if clip_norm > 0:
-        nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    return loss.item()
 
 
 @contextmanager

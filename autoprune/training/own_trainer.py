@@ -1,0 +1,49 @@
+"""Fine-tuning by the user's own trainer: Lightning, the Trainer of transformers, or any loop."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from autoprune.errors import AutopruneError, TaskError, TrialError
+from autoprune.model.acceptance import unwrap, users_line
+from autoprune.model.randomness import seeded
+from autoprune.task.base import Task
+
+
+def finetune_by_own_trainer(model: nn.Module, task: Task, *, samples: int, seed: int) -> None:
+    """Let `task.finetune` train a model, and leave it in evaluation mode on the CPU with the trained weights.
+
+    Raises:
+        TaskError: the trainer fails, or returns something else than the model or one with the same weights.
+        TrialError: a trained weight is not finite.
+    """
+    assert task.finetune is not None
+    try:
+        with seeded(seed), torch.enable_grad():
+            trained = task.finetune(model.train(), samples, seed)
+    except AutopruneError:
+        raise
+    except Exception as error:
+        raise TaskError(
+            f"finetune(model, samples, seed) failed: {type(error).__name__}: {error}{users_line(error)}"
+        ) from error
+    trained = model if trained is None else unwrap(trained)
+    if not isinstance(trained, nn.Module):
+        raise TaskError(
+            "finetune(model, samples, seed) must return the trained model, or None where it trains the model that it "
+            f"is given; it returned {type(trained).__name__}"
+        )
+    if trained is not model:
+        try:
+            model.load_state_dict(trained.state_dict())
+        except RuntimeError as error:
+            raise TaskError(
+                "finetune(model, samples, seed) must return a model with the weights of the one that it is given; "
+                f"{str(error).splitlines()[-1].strip()}"
+            ) from error
+    model.to("cpu").eval()
+    for parameter in model.parameters():
+        parameter.grad = None
+        if not bool(parameter.isfinite().all()):
+            raise TrialError("the weights must stay finite; the task's finetune made some that are not")

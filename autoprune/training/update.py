@@ -1,0 +1,65 @@
+"""Updates of the weights: gradients of one or several batches, clipped, and an average of the weights if wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+
+from autoprune.task.base import Recipe
+from autoprune.training.objective import LossTerm
+
+
+class Updates:
+    """Steps of an optimizer down the gradient of a recipe's batches.
+
+    With `recipe.accumulate` above 1, that many batches make one step. With `recipe.ema` above 0, an exponential moving
+    average of all floating-point weights and buffers is kept; `finish` puts it into the model.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe) -> None:
+        self._model, self._optimizer, self._recipe = model, optimizer, recipe
+        self._batches = self._steps = 0
+        self._average: dict[str, Tensor] = {}
+
+    def take(self, terms: Sequence[LossTerm], rate: float) -> float:
+        """Add the gradient of the summed terms, take a step if it is time, and return the sum."""
+        loss = reduce(torch.add, [term.weight * term.value for term in terms])
+        if self._batches == 0:
+            self._optimizer.zero_grad(set_to_none=True)
+        (loss / self._recipe.accumulate if self._recipe.accumulate > 1 else loss).backward()
+        self._batches += 1
+        if self._batches >= self._recipe.accumulate:
+            self._step(rate)
+        return loss.item()
+
+    def finish(self, rate: float = 0.0) -> None:
+        """Take the step of the batches that are left over, and put the average of the weights into the model."""
+        if self._batches:
+            self._step(rate)
+        if self._average:
+            self._model.load_state_dict(self._average, strict=False)
+
+    def _step(self, rate: float) -> None:
+        self._batches = 0
+        if self._recipe.clip_norm > 0:
+            nn.utils.clip_grad_norm_(self._model.parameters(), self._recipe.clip_norm)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        if self._recipe.ema > 0:
+            self._follow()
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Move the average towards the weights; its first steps count more, so that it does not stay at the start."""
+        self._steps += 1
+        decay = min(self._recipe.ema, self._steps / (self._steps + 9))
+        for name, value in self._model.state_dict().items():
+            if value.is_floating_point():
+                if name in self._average:
+                    self._average[name].lerp_(value, 1 - decay)
+                else:
+                    self._average[name] = value.clone()
