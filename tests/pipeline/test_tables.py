@@ -1,0 +1,56 @@
+"""Latency tables that are measured for a run or by themselves, with interruptions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from autoprune.latency.table import LatencyTable
+from autoprune.pipeline.events import Silent
+from autoprune.pipeline.profiles import profile_table
+from autoprune.runfolder import samples_beside
+from tests.measurers import SimulatedMeasurer
+
+TINY = {"task": "tests.pipeline.tiny:make_task"}
+
+
+@dataclass
+class Watching(Silent):
+    """Keeps notes, and is interrupted by hand when so many models are built."""
+
+    most: float = float("inf")
+    built: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def advance(self, done: float, total: float, detail: str = "") -> None:
+        self.built += 1
+        if self.built > self.most:
+            raise KeyboardInterrupt
+
+
+def test_a_table_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
+    path, measurer = tmp_path / "table.json", SimulatedMeasurer()
+    with pytest.raises(KeyboardInterrupt):
+        profile_table(path, Watching(most=100), measurer=measurer, **TINY)
+    assert samples_beside(path).exists()
+    assert not path.exists()
+    again = Watching()
+    table = profile_table(path, again, measurer=measurer, **TINY)
+    assert "80 models are timed already" in again.notes[0]  # the 16 of the block that was begun are not
+    assert not samples_beside(path).exists()
+    assert LatencyTable.load(path) == table
+
+
+def test_measurements_for_another_seed_are_discarded(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    with pytest.raises(KeyboardInterrupt):
+        profile_table(path, Watching(most=100), measurer=SimulatedMeasurer(), **TINY)
+    events = Watching()
+    profile_table(path, events, measurer=SimulatedMeasurer(), seed=1, **TINY)
+    assert "which are discarded" in events.notes[0]
+    assert not samples_beside(path).exists()
