@@ -17,7 +17,7 @@ from autoprune.recovery.batchnorm import recalibrate
 from autoprune.recovery.least_squares import Reconstruction
 from autoprune.recovery.prefix import PrefixCache
 from autoprune.runfolder import RunFolder, read_json
-from autoprune.structure import GraphModel, Structure
+from autoprune.structure import GraphModel, Structure, in_form, trained_form
 from autoprune.task.base import Recipe, Task
 from autoprune.task.batches import batches, length, sample_rows, take
 from autoprune.training.held_out import HeldOut
@@ -98,6 +98,22 @@ class DenseModel:
             inputs = (self.task.split(b)[0] for b in batches(self.task.val_set, EVALUATION_BATCH, rows=rows))
             self._prefixes[limit] = PrefixCache(structure=self.structure, batches=tuple(inputs))
         return self._prefixes[limit]
+
+    def trained_form(self, model: GraphModel) -> nn.Module:
+        """Return the form in which a cut model is fine-tuned: the user's own classes where these are proven.
+
+        Raises:
+            StructureError: no form computes the gradients of the model.
+        """
+        return trained_form(self.structure, model) if self._is_native else model
+
+    @cached_property
+    def _is_native(self) -> bool:
+        """Whether the user's own classes are proven with half of every unit."""
+        widths = {unit.name: max(1, unit.width // 2) for unit in self.structure.units}
+        cut = Cut.of(self.structure, self.order, Policy(space_id="", widths=widths))
+        form = in_form(self.structure, cut.shrink(prove=False))
+        return not isinstance(form, GraphModel)
 
     @cached_property
     def teacher(self) -> TeacherMemory:

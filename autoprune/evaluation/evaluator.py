@@ -17,7 +17,7 @@ from autoprune.latency.table import LatencyTable
 from autoprune.pruning import Cut
 from autoprune.records import Policy
 from autoprune.runfolder import RunFolder
-from autoprune.structure import GraphModel, analyze
+from autoprune.structure import GraphModel, analyze, module_tensors
 from autoprune.task.load import load_task
 from autoprune.training.dense import load_dense, weights_to_bytes
 from autoprune.training.finetune import FinetuneResult, finetune
@@ -93,8 +93,9 @@ class Evaluator:
 
     def _finetune(self, model: GraphModel, spec: TrialSpec, passes: SamplePasses) -> FinetuneResult:
         dense_model = self.dense_model
-        return finetune(
-            model,
+        form = dense_model.trained_form(model)
+        result = finetune(
+            form,
             dense_model.task,
             samples=spec.fidelity.finetune_samples,
             seed=spec.seed,
@@ -104,6 +105,13 @@ class Evaluator:
             memory=dense_model.teacher,
             held_out=dense_model.held_out,
         )
+        if form is not model:
+            trained = module_tensors(form)
+            with torch.no_grad():
+                for name, tensor in module_tensors(model).items():
+                    if name in trained:  # constants of the graph are not
+                        tensor.copy_(trained[name])
+        return result
 
     def _measure(self, model: GraphModel, cut: Cut, spec: TrialSpec, passes: SamplePasses) -> Measurement:
         dense_model, limit, prefixed = self.dense_model, spec.fidelity.val_samples, None

@@ -66,12 +66,18 @@ def native(structure: Structure, pruned: GraphModel) -> nn.Module:
     return in_form(structure, pruned, native=True)
 
 
-def own_form(structure: Structure, pruned: GraphModel) -> nn.Module:
-    """Return a pruned model in the user's own classes, as the structure takes its inputs; gradients are not compared.
+def trained_form(structure: Structure, pruned: GraphModel) -> nn.Module:
+    """Return the form in which a pruned model is fine-tuned: own classes on copies of its tensors, or `pruned` itself.
 
-    For policies of a model of which `in_form` has proven another policy.
+    For policies of a model of which `in_form` has proven another policy: outputs in evaluation mode alone are compared,
+    and inputs are those of the structure's model.
 
     Raises:
-        StructureError: the copy does not give the outputs of `pruned` in evaluation mode.
+        StructureError: the graph module is needed and does not compute the gradients of the model.
     """
-    return Maker(structure, pruned).copy_with_equal_outputs()
+    maker = Maker(structure, pruned)
+    try:
+        return maker.copy_with_equal_outputs()
+    except StructureError as error:
+        maker.require_gradients_of_graph(str(error))
+        return pruned

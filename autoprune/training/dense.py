@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -50,7 +52,10 @@ def load_dense(task: Task, path: Path) -> nn.Module:
         ) from error
     model = build_dense(task)
     require_same_shapes(model.state_dict(), weights, path)
-    model.load_state_dict(weights)
+    # Modules may ask for the version of their state, which a safetensors file does not hold.
+    versioned: Any = OrderedDict(weights)
+    versioned._metadata = getattr(model.state_dict(), "_metadata", {})
+    model.load_state_dict(versioned)
     return model
 
 

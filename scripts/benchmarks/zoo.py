@@ -32,7 +32,7 @@ from autoprune.structure import Structure, analyze
 
 FIELDS = (
     "model", "status", "units", "heads", "params_ratio", "macs_ratio", "latency_ratio", "difference",
-    "onnx_difference", "analyze_s", "shrink_s", "onnx_s", "unsupported", "tp_status", "tp_params_ratio", "tp_s",
+    "native", "native_s", "native_reason", "onnx_difference", "analyze_s", "shrink_s", "onnx_s", "unsupported", "tp_status", "tp_params_ratio", "tp_s",
     "reason",
 )  # fmt: skip
 
@@ -123,9 +123,25 @@ def _run(name: str, onnx: bool) -> dict[str, Any]:
     row["status"] = "exact" if row["difference"] < 1e-5 else "wrong"
     if row["status"] == "wrong":
         row["reason"] = ", ".join(structure._culprits(half, keep)[:5])
-    elif onnx:
+    if row["status"] == "exact":
+        row |= _native(structure, half, keep)
+    if row["status"] == "exact" and onnx:
         row |= _in_onnx(structure, shrunk.eval(), inputs)
     return row
+
+
+def _native(structure: Structure, half: Any, keep: Any) -> dict[str, Any]:
+    """Return whether the architecture's own classes are proven at half width, in outputs and gradients, and why not."""
+    from autoprune.errors import AutopruneError
+    from autoprune.structure import in_form
+
+    start = time.perf_counter()
+    try:
+        cut = in_form(structure, structure.shrink(half, keep, prove=False)).pruned_to
+        row = {"native": cut.form, "native_reason": cut.reason[:300]}
+    except AutopruneError as error:
+        row = {"native": "refused", "native_reason": str(error)[:300]}
+    return row | {"native_s": round(time.perf_counter() - start, 2)}
 
 
 def _in_onnx(structure: Structure, small: nn.Module, inputs: tuple[torch.Tensor, ...]) -> dict[str, Any]:
@@ -200,6 +216,10 @@ def _summary(rows: list[dict[str, Any]]) -> str:
     seconds = [row["analyze_s"] + row["shrink_s"] for row in exact]
     lines = [
         f"exact: {len(exact)} of {len(rows)}; in ONNX Runtime too: {len(onnx)}; Torch-Pruning completes: {len(peers)}",
+        f"own classes proven: {sum(row.get('native') == 'native' for row in exact)}; refused: "
+        f"{sum(row.get('native') == 'refused' for row in exact)}; seconds: median "
+        f"{np.median([row['native_s'] for row in exact if 'native_s' in row] or [0]):.1f}, worst "
+        f"{max([row['native_s'] for row in exact if 'native_s' in row], default=0):.1f}",
         f"params left at half width: median {np.median(ratios or [0]):.2f}, worst {max(ratios, default=0):.2f}",
         f"latency left: median {np.median(latencies or [0]):.2f}, worst {max(latencies, default=0):.2f}",
         f"seconds (analyse, cut, prove): median {np.median(seconds or [0]):.1f}, worst {max(seconds, default=0):.1f}",

@@ -134,3 +134,36 @@ def test_models_come_in_evaluation_mode(dense_model: DenseModel) -> None:
     model = dense_model.cut(spec(dense_model, PROXY).policy).shrink()
     assert not model.training
     assert isinstance(model, nn.Module)
+
+
+class Reversed(torch.autograd.Function):
+    """The identity whose gradient has the opposite sign."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -gradient
+
+
+def test_a_fine_tune_has_the_gradients_of_the_users_own_module(dense_model: DenseModel) -> None:
+    class Reversing(type(dense_model.module)):
+        def forward(self, x):
+            return Reversed.apply(super().forward(x))
+
+    module = copy.deepcopy(dense_model.module)
+    module.__class__ = Reversing
+    reversing = dataclasses.replace(
+        dense_model, module=module, structure=analyze(module, dense_model.task.example_inputs)
+    )
+    cut = dense_model.cut(spec(dense_model, BRIEF).policy)
+    plain, other = dense_model.trained_form(cut.shrink()), reversing.trained_form(cut.shrink())
+    x = torch.stack([dense_model.task.train_set[row][0] for row in range(4)])
+    for model in (plain, other):
+        model.zero_grad()
+        model.train()(x).square().sum().backward()
+    assert isinstance(other, Reversing)
+    for p, q in zip(plain.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(q.grad, -p.grad)

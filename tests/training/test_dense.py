@@ -67,3 +67,21 @@ def test_absent_and_damaged_files_are_named(tmp_path):
         path.write_bytes(content)
         with pytest.raises(TaskError, match="not a readable safetensors file"):
             load_dense(TASK, path)
+
+
+class Versioned(nn.Linear):
+    """A layer that refuses a state without its version."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *rest):
+        if local_metadata.get("version") != 2:
+            raise ValueError("the state has no version")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+
+def test_layers_that_ask_for_the_version_of_their_state_load(tmp_path):
+    task = toy_task(build_model=lambda: nn.Sequential(nn.Flatten(), Versioned(192, 3)))
+    model, path = build_dense(task, seed=5), tmp_path / "dense.safetensors"
+    path.write_bytes(weights_to_bytes(model))
+    assert same(model, load_dense(task, path))
