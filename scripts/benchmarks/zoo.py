@@ -32,7 +32,8 @@ from autoprune.structure import Structure, analyze
 
 FIELDS = (
     "model", "status", "units", "heads", "params_ratio", "macs_ratio", "latency_ratio", "difference",
-    "native", "native_s", "native_reason", "onnx_difference", "analyze_s", "shrink_s", "onnx_s", "unsupported", "tp_status", "tp_params_ratio", "tp_s",
+    "native", "native_s", "native_reason",
+    "onnx_difference", "analyze_s", "shrink_s", "onnx_s", "unsupported", "tp_status", "tp_params_ratio", "tp_s",
     "reason",
 )  # fmt: skip
 
