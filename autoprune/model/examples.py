@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
 from autoprune import memory_limits
@@ -28,6 +29,50 @@ def as_tensors(item: object) -> tuple[Tensor, ...]:
     except (TypeError, ValueError, RuntimeError) as error:
         kinds = ", ".join(type(part).__name__ for part in parts)
         raise TaskError(f"a data item is a tuple (inputs..., target) of tensors; got ({kinds})") from error
+
+
+def as_parts(item: object) -> tuple[Any, ...]:
+    """Return one data item as a tuple of parts: tensors, and behind the first one anything else as it is.
+
+    Raises:
+        TaskError: the first part, an input, cannot become a tensor.
+    """
+    parts = item if isinstance(item, tuple | list) else (item,)
+    if not parts:
+        raise TaskError("a data item is a tuple (inputs..., target); got an empty one")
+    return (*as_tensors((parts[0],)), *map(_tensor_or_same, parts[1:]))
+
+
+def collated(items: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """Return items as one batch: tensors are stacked; parts that cannot be are lists with an entry for each example.
+
+    Such parts are targets of different sizes, such as boxes, and dicts.
+
+    Raises:
+        TaskError: the first input has different shapes, or items have different numbers of parts.
+    """
+    try:
+        first, *others = zip(*items, strict=True)
+        return (default_collate(list(first)), *map(_stacked_or_list, others))
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise TaskError(f"all items of a data set must have the same shapes; batching failed: {error}") from error
+
+
+def _stacked_or_list(parts: Sequence[Any]) -> Any:
+    alike = all(isinstance(part, Tensor) for part in parts) and len({part.shape for part in parts}) == 1
+    return default_collate(list(parts)) if alike else list(parts)
+
+
+def _tensor_or_same(part: Any) -> Any:
+    try:
+        return torch.as_tensor(part)
+    except (TypeError, ValueError, RuntimeError):
+        return part
+
+
+def tensors_in(parts: Any) -> list[Tensor]:
+    """Return all tensors in nested data."""
+    return [leaf for leaf in pytree.tree_leaves(parts) if isinstance(leaf, Tensor)]
 
 
 def is_dataset(value: object) -> bool:
@@ -71,18 +116,15 @@ class Items(Dataset[tuple[Tensor, ...]]):
 
     def __getitem__(self, row: int) -> tuple[Tensor, ...]:
         if self.collate is not None:
-            return tuple(part[0] for part in self.take([row]))
-        return as_tensors(_parts(item_of(self.source, row), self.keys))
+            return tuple(part[0] if isinstance(part, Tensor | list | tuple) else part for part in self.take([row]))
+        return as_parts(_parts(item_of(self.source, row), self.keys))
 
     def take(self, rows: Sequence[int]) -> tuple[Tensor, ...]:
         """Return the items at `rows` as one batch; raise `TaskError` when they cannot be batched."""
         items = [item_of(self.source, row) for row in rows]
         if self.collate is not None:
-            return as_tensors(_parts(self.collate(items), self.keys))
-        try:
-            return tuple(default_collate([as_tensors(_parts(item, self.keys)) for item in items]))
-        except RuntimeError as error:
-            raise TaskError(f"all items of a data set must have the same shapes; batching failed: {error}") from error
+            return as_parts(_parts(self.collate(items), self.keys))
+        return collated([as_parts(_parts(item, self.keys)) for item in items])
 
 
 def original(dataset: Dataset[Any]) -> Any:
@@ -146,6 +188,8 @@ def _keys(
     if absent:
         raise TaskError(f"an item of {name} needs {', '.join(absent)}; it has {', '.join(map(str, item))}")
     others = [key for key in item if key not in inputs and _is_number_like(item[key])]
+    if all_keys:
+        others = [key for key in item if key not in inputs and (key in others or tensors_in(item[key]))]
     if target:
         others = [target, *(key for key in others if key != target)]
     if labelled and not target and len(others) != 1:

@@ -9,6 +9,7 @@ from importlib import metadata
 import torch
 
 from autoprune.errors import RunFolderError
+from autoprune.model.examples import tensors_in
 from autoprune.records import digest_of
 from autoprune.runfolder import RunFolder, read_json, write_json
 from autoprune.structure import Structure
@@ -45,7 +46,7 @@ def task_fingerprint(task: Task, structure: Structure) -> str:
     """
     data = []
     for part in (task.train_set, task.val_set, task.test_set):
-        first, again = (next(batches(part, 4)) for _ in range(2))
+        first, again = (tensors_in(next(batches(part, 4))) for _ in range(2))
         same = [t for t, other in zip(first, again, strict=True) if torch.equal(t, other)]
         data.append([length(part), *(hashlib.sha256(t.contiguous().numpy().tobytes()).hexdigest() for t in same)])
     return digest_of([task.name, task.metric_name, structure.digest(), data])

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from autoprune.errors import TaskError, UsageError
 from autoprune.model.acceptance import ExampleInputs, as_inputs
 from autoprune.model.adapters import ModelBuilder, OwnMetric, OwnStep, keywords_of
-from autoprune.model.examples import Items, as_tensors, is_data, items_of
+from autoprune.model.examples import Items, as_parts, is_data, items_of
 from autoprune.model.outputs import Selector, select
 from autoprune.task.metric_direction import Negated
 
@@ -119,6 +119,9 @@ class Task:
             dicts that hold the keywords of `example_inputs` and the target. All items have the same shapes. Or loaders:
             of a `DataLoader` over a map-style data set its data set and `collate_fn` are used (order, batch size and
             workers are not); any other iterable of batches must be finite and fit into memory, where it is kept.
+            Inputs are tensors; targets may be anything: those that cannot be stacked, such as boxes, come as a list
+            with an entry for each example, unless a `collate_fn` makes something else of them. A `collate_fn` may pad
+            every batch to a length of its own, where the model takes any.
             Random numbers that data sets draw from torch, `random` or numpy are seeded in training.
         loss: `loss(outputs, target)`, a scalar tensor. With None there are no labels: recovery distils to the outputs
             of the dense model. What follows the inputs in an item is then left to `metric` and `train_step`.
@@ -238,8 +241,10 @@ class Task:
     @cached_property
     def classifies(self) -> bool:
         """Whether targets are class indices: accuracy and divergence of class probabilities make sense."""
-        _, target = self.split(as_tensors(self.val_set[0]))
-        return target is not None and target.ndim == 0 and not (target.is_floating_point() or target.is_complex())
+        _, target = self.split(as_parts(self.val_set[0]))
+        return (
+            isinstance(target, Tensor) and target.ndim == 0 and not (target.is_floating_point() or target.is_complex())
+        )
 
     def _become_plain(self) -> None:
         """Replace what the user gave by what later stages read; a task that is plain already stays as it is."""

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
+from torch.utils.data import Dataset, Subset, TensorDataset
 
-from autoprune.errors import TaskError
-from autoprune.model.examples import Items, as_tensors, item_of
+from autoprune.model.examples import Items, as_parts, collated, item_of
 from autoprune.model.randomness import seeded
 
 
@@ -20,18 +19,14 @@ def length(dataset: Dataset[Any]) -> int:
 
 
 def take(dataset: Dataset[Any], rows: Tensor) -> tuple[Tensor, ...]:
-    """Return the items at `rows` (int64 `[N]`) as one batch: a tuple of tensors `[N, ...]`."""
+    """Return the items at `rows` (int64 `[N]`) as one batch: inputs `[N, ...]`, and then targets (see `collated`)."""
     if type(dataset) is TensorDataset:
         return tuple(tensor[rows] for tensor in dataset.tensors)
     if type(dataset) is Subset:
         return take(dataset.dataset, torch.as_tensor(dataset.indices)[rows])
     if isinstance(dataset, Items):
         return dataset.take(rows.tolist())
-    items = [as_tensors(item_of(dataset, row)) for row in rows.tolist()]
-    try:
-        return tuple(default_collate(items))
-    except RuntimeError as error:
-        raise TaskError(f"all items of a data set must have the same shapes; batching them failed: {error}") from error
+    return collated([as_parts(item_of(dataset, row)) for row in rows.tolist()])
 
 
 def batches(dataset: Dataset[Any], batch_size: int, *, rows: Tensor | None = None) -> Iterator[tuple[Tensor, ...]]:

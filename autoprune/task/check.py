@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from autoprune.errors import AutopruneError, TaskError
 from autoprune.model.acceptance import accepted
+from autoprune.model.examples import Items, tensors_in
 from autoprune.model.outputs import described
 from autoprune.model.randomness import seeded
 from autoprune.task.base import DATA_SETS, IGNORED, Task
@@ -55,7 +56,7 @@ def _check_data(task: Task, model: nn.Module, name: str, dataset: Dataset[Any]) 
         for tensor in dataset.tensors:
             _require_finite(tensor, f"{name} holds")
     batch = take(dataset, sample_rows(length(dataset), _ITEMS))
-    for tensor in batch:
+    for tensor in tensors_in(batch):
         _require_finite(tensor, f"{name} holds")
     inputs, targets = task.split(batch)
     _check_inputs(task, name, inputs)
@@ -76,8 +77,14 @@ def _check_inputs(task: Task, name: str, inputs: tuple[Tensor, ...]) -> None:
             f"the model takes {len(task.example_inputs)} inputs; an item of {name} has {len(inputs)}. An item is "
             "(inputs..., target), or a dict of the inputs and the target"
         )
+    pads = isinstance(getattr(task, name), Items) and getattr(task, name).collate is not None
     for got, example in zip(inputs, task.example_inputs, strict=True):
-        if got.shape[1:] != example.shape[1:] or got.dtype != example.dtype:
+        if not isinstance(got, Tensor):
+            raise TaskError(
+                f"all items of {name} must have inputs of the same shapes; give a DataLoader whose collate_fn pads them"
+            )
+        alike = got.dim() == example.dim() if pads else got.shape[1:] == example.shape[1:]
+        if not alike or got.dtype != example.dtype:
             raise TaskError(
                 f"items of {name} must look like example_inputs, {tuple(example.shape[1:])} of {example.dtype} without "
                 f"the batch dimension; got {tuple(got.shape[1:])} of {got.dtype}"

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from autoprune import memory_limits
+from autoprune.model.examples import tensors_in
 from autoprune.model.randomness import seeded
 from autoprune.task.base import Task
 from autoprune.task.batches import length, take
@@ -43,7 +44,7 @@ class TrainingBatch:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors of the batch."""
-        return sum(tensor.nbytes for tensor in (*self.tensors, self.teacher_outputs) if tensor is not None)
+        return sum(tensor.nbytes for tensor in tensors_in((self.tensors, self.teacher_outputs)))
 
 
 def repeats_per_batch(relative_cost: float) -> int:

@@ -46,13 +46,18 @@ def predict_outputs(
 
     Raises:
         TrialError: an output is not finite.
+        TaskError: outputs of different batches have different sizes.
     """
     model.eval()
     rows = sample_rows(length(dataset), limit)
     with torch.no_grad():
-        outputs = torch.cat(
-            [task.select(model(*task.split(batch)[0])) for batch in batches(dataset, batch_size, rows=rows)]
+        parts = [task.select(model(*task.split(batch)[0])) for batch in batches(dataset, batch_size, rows=rows)]
+    if len({part.shape[1:] for part in parts}) > 1:
+        raise TaskError(
+            f"outputs must have one size for every batch; those of {task.name!r} have several, as "
+            "of batches that are padded to different lengths. Select a part of one size by `outputs=`, or pad all alike"
         )
+    outputs = torch.cat(parts)
     _require_finite(outputs)
     return outputs
 

@@ -1,12 +1,22 @@
+import copy
 import random
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
 from autoprune.errors import TaskError
 from autoprune.model.examples import Items, items_of, original
+from autoprune.pipeline.identity import task_fingerprint
+from autoprune.pruning import prune
+from autoprune.structure import analyze
+from autoprune.task.base import Recipe, Task
 from autoprune.task.batches import length, take
+from autoprune.task.check import check_task
+from autoprune.training.finetune import finetune
+from autoprune.training.scoring import evaluate
 from tests.task.toys import toy_data
 
 DATA = toy_data(10, 0)
@@ -145,3 +155,96 @@ def test_a_first_item_that_cannot_be_read_says_so(make):
 
     with pytest.raises(TaskError, match=r"item 0 of Broken cannot be read: OSError: no such picture \(test_examples"):
         read(make(Broken()))
+
+
+class Boxes(Dataset):
+    """Images with as many boxes as their number says."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, row):
+        generator = torch.Generator().manual_seed(row)
+        count = 1 + row % 3
+        target = {"boxes": torch.rand(count, 4, generator=generator), "labels": torch.arange(count)}
+        return torch.rand(1, 8, 8, generator=generator), target, torch.rand(count, generator=generator)
+
+
+def detector():
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+
+
+def box_step(model, batch):
+    images, targets, scores = batch
+    assert [len(target["boxes"]) for target in targets] == [len(score) for score in scores]
+    centre = torch.stack([target["boxes"].mean(0) for target in targets])
+    return F.mse_loss(model(images), centre)
+
+
+def together(items):
+    """A collate function of the kind that detectors have."""
+    images, targets, scores = zip(*items, strict=True)
+    return torch.stack(images), list(targets), list(scores)
+
+
+@pytest.mark.parametrize("data", [Boxes(), DataLoader(Boxes(), 3, collate_fn=together)])
+def test_targets_of_any_nesting_reach_the_training_step(data):
+    task = Task(
+        build_model=detector,
+        example_inputs=torch.zeros(1, 1, 8, 8),
+        train_set=data,
+        val_set=data,
+        test_set=data,
+        train_step=box_step,
+    )
+    check_task(task)
+    model = task.build_model().eval()
+    result = finetune(copy.deepcopy(model), task, samples=24, seed=0, teacher=model, recipe=Recipe(batch_size=4))
+    assert result.samples == 24
+    assert not task.classifies
+    structure = analyze(model, task.example_inputs)
+    assert task_fingerprint(task, structure) == task_fingerprint(task, structure)
+
+
+class Sentences(Dataset):
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, row):
+        return torch.arange(1, 3 + row), row % 2
+
+
+def padded(items):
+    words, labels = zip(*items, strict=True)
+    return nn.utils.rnn.pad_sequence(words, batch_first=True), torch.tensor(labels)
+
+
+class Reader(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.lstm, self.head = nn.Embedding(20, 8), nn.LSTM(8, 12, batch_first=True), nn.Linear(12, 2)
+
+    def forward(self, words):
+        return self.head(self.lstm(self.embed(words))[0].mean(1))
+
+
+def test_a_collate_function_pads_to_a_length_of_its_own():
+    data = DataLoader(Sentences(), 4, collate_fn=padded)
+    task = Task(
+        build_model=Reader,
+        example_inputs=torch.ones(1, 7, dtype=torch.long),
+        train_set=data,
+        val_set=data,
+        test_set=data,
+        loss=F.cross_entropy,
+    )
+    check_task(task)
+    model = task.build_model().eval()
+    small = prune(model, task.example_inputs, multiple_of=1)
+    finetune(small, task, samples=20, seed=0, teacher=model, recipe=Recipe(batch_size=4))
+    assert 0 <= evaluate(small, task, task.val_set).score <= 1
+
+
+def test_sentences_of_several_lengths_need_padding():
+    with pytest.raises(TaskError, match="must have the same shapes"):
+        take(Sentences(), torch.arange(3))
