@@ -174,7 +174,7 @@ def units(
     given = given_options(task=task, model=model, data_dir=data_dir, space=space, table=table)
     structure, levels, latency = described_units(**given)
     out.print(unit_table(structure.units, levels, shares(structure), latency))
-    out.print(fixed_table(structure.fixed, structure.unsupported))
+    out.print(fixed_table(structure.fixed, structure.unsupported, structure.fixed_sizes))
 
 
 app.command()(finetune)

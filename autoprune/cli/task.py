@@ -58,8 +58,9 @@ def check(
             on_stage=lambda stage: status.update(f"Checking: {stage} ..."),
             on_finding=lambda finding: out.print(check_row(finding)),
         )
-    if checkup.structure is not None and (checkup.structure.fixed or checkup.structure.unsupported):
-        out.print(fixed_table(checkup.structure.fixed, checkup.structure.unsupported))
+    structure = checkup.structure
+    if structure is not None and (structure.fixed or structure.unsupported or structure.fixed_sizes):
+        out.print(fixed_table(structure.fixed, structure.unsupported, structure.fixed_sizes))
     if checkup.estimates:
         out.print(estimate_table(checkup.estimates))
         say(basis_line(checkup.seconds_per_pass, config.slots, checkup.table_seconds))

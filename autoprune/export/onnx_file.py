@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +16,7 @@ from torch import nn
 
 from autoprune.device.connect import make_target
 from autoprune.device.timing import named_feeds, open_session
-from autoprune.errors import UsageError
+from autoprune.errors import StructureError, UsageError
 from autoprune.export.verify import parity
 from autoprune.model.acceptance import ExampleInputs, as_inputs
 from autoprune.model.adapters import adapted, keywords_of
@@ -24,19 +25,41 @@ from autoprune.onnxgraph.export import export_onnx
 from autoprune.onnxgraph.outputs import finite_inputs
 from autoprune.runfolder import write_atomic
 from autoprune.structure import GraphModel
+from autoprune.structure.input_sizes import InputSizes
+from autoprune.structure.modes import free_sizes
 from autoprune.task.base import Task
 
 _EXAMPLES = 16
 _HALF_LIMIT = 8 * torch.finfo(torch.float16).eps
 
 
-def export_candidate(model: nn.Module, task: Task | Sequence[torch.Tensor], path: str | Path) -> Path:
-    """Export `model` in eval mode to `path`: dynamic batch axis, constant weights, written atomically.
+def export_candidate(
+    model: nn.Module,
+    task: Task | Sequence[torch.Tensor],
+    path: str | Path,
+    *,
+    sizes: InputSizes | None = None,
+) -> Path:
+    """Export `model` in eval mode to `path`: named axes for the batch and free sizes, constant weights.
 
-    `task` is a task or its example inputs. Raises `StructureError` that names the operator when the exporter cannot
-    translate the model, `RunFolderError` when the file cannot be written; an older file is unchanged then.
+    The file is written atomically; an older file is unchanged when the export fails.
+
+    Args:
+        model: any module.
+        task: a task, or example inputs of the model.
+        path: file to write.
+        sizes: free sizes of the inputs; by default those that a captured model has, and the batch alone for others.
+
+    Raises:
+        StructureError: when the exporter cannot translate the model (the message names the operator).
+        RunFolderError: when the file cannot be written.
     """
     example_inputs = task.example_inputs if isinstance(task, Task) else task
+    sizes = model.sizes if isinstance(model, GraphModel) else sizes
+    if sizes is not None and sizes.symbols():
+        with suppress(StructureError):  # an operator that the exporter translates for fixed sizes alone
+            export_onnx(model, example_inputs, path, sizes=sizes)
+            return Path(path)
     export_onnx(model, example_inputs, path)
     return Path(path)
 
@@ -45,6 +68,9 @@ def export_verified(
     model: nn.Module, example_inputs: ExampleInputs, path: str | Path, *, outputs: Selector = None
 ) -> Path:
     """Export any module to ONNX, and prove that ONNX Runtime computes the same on random inputs in several batches.
+
+    Sizes of inputs that the model leaves free are named axes of the file (`x_2` for dimension 2 of the input `x`), and
+    one batch of the proof has other sizes than the example.
 
     The file is written only after the proof; an older file stays unchanged otherwise. Floating-point inputs are random,
     whole-number inputs repeat the example. For a model that gives no finite numbers on random inputs, all inputs repeat
@@ -80,10 +106,11 @@ def export_verified(
     inputs = as_inputs(example_inputs)
     generator = torch.Generator().manual_seed(0)
     with TemporaryDirectory() as folder:
-        made = export_candidate(view, inputs, Path(folder) / "model.onnx")
+        sizes = view.sizes if isinstance(view, GraphModel) else free_sizes(view, inputs)
+        made = export_candidate(view, inputs, Path(folder) / "model.onnx", sizes=sizes)
         repeated = [_repeated(x) for x in inputs]
         drawn = [_drawn(x, generator) for x in repeated]
-        prove(view, made, finite_inputs(view, drawn, repeated, generator))
+        prove(view, made, finite_inputs(view, drawn, repeated, generator), sizes=sizes)
         write_atomic(Path(path), made.read_bytes())
     return Path(path)
 

@@ -14,41 +14,65 @@ from autoprune.device.connect import make_target
 from autoprune.device.timing import named_feeds, open_session
 from autoprune.errors import VerificationError
 from autoprune.onnxgraph.outputs import holds_nan, relative_difference, torch_outputs
+from autoprune.structure import GraphModel
+from autoprune.structure.input_sizes import InputSizes, at_second
 
 PARITY_LIMIT = 1e-4
 """Largest output difference between PyTorch and ONNX Runtime, relative to the largest output."""
 
-_BATCHES = (1, 3, 16)
+_BATCHES, _SECOND_BATCH = (1, 3, 16), 2
 
 
 def parity(
-    model: nn.Module, onnx_path: str | Path, inputs: Sequence[torch.Tensor], *, limit: float = PARITY_LIMIT
+    model: nn.Module,
+    onnx_path: str | Path,
+    inputs: Sequence[torch.Tensor],
+    *,
+    limit: float = PARITY_LIMIT,
+    sizes: InputSizes | None = None,
 ) -> float:
     """Largest relative output difference (max |a - b| / max |a|) between `model` and its ONNX file.
 
     `inputs` are real examples, batch dimension first; batches of 1, 3, 16 and all of them are tried, as far as there
-    are enough. Raises `VerificationError` beyond `limit`, for outputs that are not finite or of another shape, and
-    where the PyTorch model itself gives NaN.
+    are enough, and where the file takes other sizes, a batch of the second size of `sizes` (by default those that a
+    captured model has). Raises `VerificationError` beyond `limit`, for outputs that are not finite or of another
+    shape, and where the PyTorch model itself gives NaN.
     """
     session = open_session(Path(onnx_path), make_target("ort-cpu"))
     available = len(inputs[0])
-    differences: dict[int, float] = {}
-    for batch in sorted({size for size in _BATCHES if size < available} | {available}):
-        part = [x[:batch] for x in inputs]
+    sizes = model.sizes if isinstance(model, GraphModel) else sizes
+    batches = {
+        f"at batch {batch}": [x[:batch] for x in inputs]
+        for batch in sorted({size for size in _BATCHES if size < available} | {available})
+    }
+    second = None if sizes is None else at_second(sizes, [x[:_SECOND_BATCH] for x in inputs])
+    if second is not None and _takes(session, second):
+        batches[f"at shapes {', '.join(str(tuple(x.shape)) for x in second)}"] = second
+    differences = {}
+    for which, part in batches.items():
         wanted = torch_outputs(model, part)
         if holds_nan(wanted):
             raise VerificationError(
-                f"{onnx_path} cannot be proven: the PyTorch model itself gives NaN at batch {batch}, as of infinite "
+                f"{onnx_path} cannot be proven: the PyTorch model itself gives NaN {which}, as of infinite "
                 "values or of inputs that it is not made for. Give example inputs of which it gives numbers."
             )
-        differences[batch] = relative_difference(wanted, _onnx_outputs(session, part))
-    batch, worst = max(differences.items(), key=lambda item: item[1])
+        differences[which] = relative_difference(wanted, _onnx_outputs(session, part))
+    which, worst = max(differences.items(), key=lambda item: item[1])
     if not worst <= limit:
         raise VerificationError(
             f"{onnx_path} computes something else than the PyTorch model: outputs differ by {worst:.2g} of the largest "
-            f"one at batch {batch}, allowed is {limit:g}. Do not use the file, and please report the model."
+            f"one {which}, allowed is {limit:g}. Do not use the file, and please report the model."
         )
     return worst
+
+
+def _takes(session: ort.InferenceSession, inputs: Sequence[torch.Tensor]) -> bool:
+    """Return whether a file takes inputs of these shapes: a dimension without a name has a number."""
+    return all(
+        not isinstance(known, int) or known == size
+        for entry, x in zip(session.get_inputs(), inputs, strict=True)
+        for known, size in zip(entry.shape, x.shape, strict=True)
+    )
 
 
 def _onnx_outputs(session: ort.InferenceSession, inputs: Sequence[torch.Tensor]) -> list[np.ndarray]:

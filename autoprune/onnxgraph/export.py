@@ -19,11 +19,13 @@ from torch import nn
 from autoprune.errors import StructureError
 from autoprune.model.outputs import with_plain_outputs
 from autoprune.onnxgraph import attention as onnx_attention
+from autoprune.onnxgraph.axes import name_axes
 from autoprune.onnxgraph.names import input_names, name_outside
 from autoprune.onnxgraph.recurrent import GATES, TRANSLATIONS, name_stacked
 from autoprune.runfolder import write_atomic
 from autoprune.structure import GraphModel
 from autoprune.structure.capture import quiet
+from autoprune.structure.input_sizes import InputSizes
 from autoprune.structure.module import evaluating
 from autoprune.structure.whole_layers import whole_layers
 
@@ -38,10 +40,13 @@ def export_onnx(
     path: str | Path | None = None,
     *,
     dynamic_batch: bool = True,
+    sizes: InputSizes | None = None,
 ) -> onnx.ModelProto:
     """Export `model` in eval mode, with constant weights under their state-dict names; write it to `path` if given.
 
     Inputs are named after the arguments of `forward`, outputs after the keys and fields of what it returns.
+    The batch axis is named `batch`. With `sizes`, the free sizes of the inputs are axes with names, too: `x_2` is
+    dimension 2 of the input `x`, or of another input that always has the same size; without, they are the examples'.
     Batch norm is folded into convolutions. The file is written atomically. The model is left as it was.
     Raises `StructureError` that names the operator when the exporter cannot translate the model, and for a model of
     more than 2 GB.
@@ -49,7 +54,7 @@ def export_onnx(
     _require_size(sum(p.numel() * p.element_size() for p in model.parameters()))  # before minutes in the exporter
     inputs = tuple(_batch_of_two(x) for x in example_inputs) if dynamic_batch else tuple(example_inputs)
     varargs = _takes_varargs(model)
-    shapes = _dynamic_shapes(inputs, varargs) if dynamic_batch else None
+    shapes = _dynamic_shapes(inputs, varargs, sizes) if dynamic_batch else None
     try:
         with _quiet(), torch.no_grad(), whole_layers(), evaluating(model):
             traced = with_plain_outputs(model.with_stand_ins() if isinstance(model, GraphModel) else model)
@@ -66,6 +71,8 @@ def export_onnx(
     proto = program.model_proto
     name_outside(proto.graph, input_names(model, len(inputs)), program.exported_program)
     _strip_metadata(proto)
+    if sizes is not None:
+        name_axes(proto.graph, sizes)
     name_stacked(proto.graph, model)
     _name_transposed(proto.graph, model)
     if path is not None:
@@ -117,11 +124,14 @@ def _takes_varargs(model: nn.Module) -> bool:
     return bool(kinds) and kinds[0] is inspect.Parameter.VAR_POSITIONAL
 
 
-def _dynamic_shapes(inputs: Sequence[torch.Tensor], varargs: bool) -> tuple[Any, ...]:
+def _dynamic_shapes(inputs: Sequence[torch.Tensor], varargs: bool, sizes: InputSizes | None) -> tuple[Any, ...]:
     """One shape for each input, nested like the arguments of `forward`: those of `*args` are one tuple."""
     batch = torch.export.Dim("batch")
-    shapes = tuple({0: batch} if x.dim() else {} for x in inputs)
-    return (shapes,) if varargs else shapes
+    shapes: list[dict[int, Any]] = [{0: batch} if x.dim() else {} for x in inputs]
+    for number, dim, _ in sizes.free() if sizes else ():
+        if number < len(inputs) and dim < inputs[number].dim():  # else the export itself says what does not fit
+            shapes[number][dim] = torch.export.Dim.AUTO
+    return (tuple(shapes),) if varargs else tuple(shapes)
 
 
 @contextmanager

@@ -59,7 +59,7 @@ class Deployment:
         Raises:
             StructureError: for a model that cannot be exported or quantized.
         """
-        export_candidate(model, self.dense_model.task.example_inputs, onnx)
+        export_candidate(model, self.dense_model.task.example_inputs, onnx, sizes=self.dense_model.structure.sizes)
         if self.measurer.target.runtime == "torch":
             return model
         if self.int8:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -18,6 +19,7 @@ from autoprune.errors import AutopruneError, RunFolderError
 from autoprune.evaluation import DenseModel
 from autoprune.export.onnx_file import OnnxModule
 from autoprune.export.verify import parity
+from autoprune.onnxgraph.axes import dynamic_axes
 from autoprune.pipeline.cost_model import CostModel
 from autoprune.pipeline.deployment import Deployment
 from autoprune.profiling.table_check import CLOCK_TOLERANCE
@@ -119,6 +121,7 @@ def _verified(policy: Policy, costs: CostModel, deployment: Deployment) -> dict[
         "test_score": score_on_test(scored, dense_model),
         "metric": task.metric_name,
         "onnx_relative_difference": difference,
+        "dynamic_shapes": dynamic_axes(onnx.load(files.onnx, load_external_data=False).graph),
         **_latencies(policy, target_model, costs, deployment),
         **dense_model.sizes(policy),
     }

@@ -25,7 +25,8 @@ def units(model: nn.Module, example_inputs: ExampleInputs, *, outputs: Selector 
         One row for each unit or fixed dimension. `params_share` and `macs_share` are the shares (0 to 1) of the model's
         parameters and multiply-accumulates that go when the unit has a single channel; shares of different units
         overlap. `members` are the parameter dimensions that the unit cuts, `weight[dim]`, with ` xK` where each channel
-        has K indices. A fixed dimension has the `kind` "fixed" and a `reason`.
+        has K indices. A fixed dimension has the `kind` "fixed" and a `reason`; so has a dimension of an input that must
+        have the example's size, with the `kind` "input size".
 
     Raises:
         StructureError: the model cannot be traced or has nothing to prune.
@@ -37,10 +38,10 @@ def units(model: nn.Module, example_inputs: ExampleInputs, *, outputs: Selector 
         >>> table["members"].tolist()
         ['0.weight[0], 0.bias[0], 2.weight[1]', '0.weight[1]', '2.weight[0]']
         >>> table["reason"].tolist()
-        ['', 'reads a fixed input', 'an output of the model']
+        ['', 'reads a fixed input', 'an output of the model', 'a weight fixes it']
     """
     structure = analyze(model, example_inputs, outputs)
-    rows = [*_unit_rows(structure), *_fixed_rows(structure)]
+    rows = [*_unit_rows(structure), *_fixed_rows(structure), *_size_rows(structure)]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -75,4 +76,11 @@ def _fixed_rows(structure: Structure) -> list[tuple[object, ...]]:
     return [
         (fixed.parameter, "fixed", fixed.size, False, np.nan, np.nan, f"{fixed.parameter}[{fixed.dim}]", fixed.reason)
         for fixed in structure.fixed
+    ]
+
+
+def _size_rows(structure: Structure) -> list[tuple[object, ...]]:
+    return [
+        (fixed.input, "input size", fixed.size, False, np.nan, np.nan, f"{fixed.input}[{fixed.dim}]", fixed.reason)
+        for fixed in structure.fixed_sizes
     ]

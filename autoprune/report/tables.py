@@ -97,8 +97,8 @@ def unit_table(
     return table
 
 
-def fixed_table(fixed: Iterable[Any], unsupported: Mapping[str, Sequence[str]]) -> Table:
-    """Weight dimensions that keep their size, and why; operators without a rule."""
+def fixed_table(fixed: Iterable[Any], unsupported: Mapping[str, Sequence[str]], sizes: Iterable[Any] = ()) -> Table:
+    """Weight dimensions that keep their size, and why; operators without a rule; fixed sizes of inputs."""
     table = Table(title="Fixed", title_justify="left", title_style="bold")
     for title in ("parameter", "dimension", "size", "reason"):
         table.add_column(title)
@@ -106,6 +106,8 @@ def fixed_table(fixed: Iterable[Any], unsupported: Mapping[str, Sequence[str]]) 
         table.add_row(entry.parameter, str(entry.dim), str(entry.size), entry.reason)
     for op, nodes in unsupported.items():
         table.add_row(", ".join(nodes), "", "", f"operator {op} has no rule")
+    for entry in sizes:
+        table.add_row(f"input {entry.input}", str(entry.dim), str(entry.size), entry.reason)
     return table
 
 

@@ -74,7 +74,7 @@ class InputSizes:
                 input=self.names[number],
                 dim=dim,
                 size=self.shapes[number][dim],
-                reason=self.reasons.get((number, dim), "forward fixes it"),
+                reason=self.reasons.get((number, dim), "a weight fixes it"),
             )
             for number, formulas in enumerate(self.formulas)
             for dim, formula in enumerate(formulas)
@@ -146,12 +146,13 @@ class InputSizes:
         )
 
     def _sizes(self, shapes: Sequence[Sequence[int]]) -> dict[str, int]:
-        return {
-            formula: int(size)
-            for formulas, shape in zip(self.formulas, shapes, strict=True)
-            for formula, size in zip(formulas, shape, strict=True)
-            if formula.isidentifier()
-        }
+        """Return the size of every symbol, from the first dimension that has it."""
+        sizes: dict[str, int] = {}
+        for formulas, shape in zip(self.formulas, shapes, strict=True):
+            for formula, size in zip(formulas, shape, strict=True):
+                if formula.isidentifier():
+                    sizes.setdefault(formula, int(size))
+        return sizes
 
     def require(self, shapes: Sequence[Sequence[int]]) -> None:
         """Raise `UsageError` for inputs of sizes at which the captured graph does not compute the model.
@@ -168,7 +169,7 @@ class InputSizes:
                 )
             for dim, (size, captured, formula) in enumerate(zip(shape, own, formulas, strict=True)):
                 if not formula and dim and size != captured:
-                    reason = self.reasons.get((number, dim), "forward fixes it")
+                    reason = self.reasons.get((number, dim), "a weight fixes it")
                     raise UsageError(
                         f"dimension {dim} of the input {name!r} is fixed to {captured}, the size of its example "
                         f"({reason}); got {size}. Bring inputs to that size, or prune with an example of the size "

@@ -24,7 +24,9 @@ from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from autoprune.errors import StructureError
 from autoprune.structure.capture import Capture, export, quiet, simplified, with_batch
+from autoprune.structure.input_sizes import InputSizes
 from autoprune.structure.module import compiled
 from autoprune.structure.proof import randomize
 from autoprune.structure.second_size import checked_sizes
@@ -58,6 +60,15 @@ def capture_both(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> di
     captures = {capture.training: replace(capture, sizes=sizes) for capture in (evaluation, training)}
     sizes = checked_sizes(model, captures, example_inputs)
     return {mode: simplified(replace(capture, sizes=sizes)) for mode, capture in captures.items()}
+
+
+def free_sizes(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> InputSizes:
+    """Return the free and fixed sizes of a model's inputs in evaluation; none is free in a model that is not traced."""
+    try:
+        capture = export(model, example_inputs, training=False)
+    except StructureError:
+        return InputSizes()
+    return checked_sizes(model, {False: capture}, example_inputs)
 
 
 def switched(training: Capture) -> Capture:

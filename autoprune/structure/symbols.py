@@ -122,7 +122,7 @@ def input_sizes(
 def _why(size: int, line: str | None) -> str:
     if line:
         return f"{line} fixes it"
-    return "a size of 1 in the example stays 1" if size == 1 else "forward fixes it"
+    return "a size of 1 in the example stays 1" if size == 1 else "a weight fixes it"
 
 
 def _shape_env(program: ExportedProgram) -> Any:

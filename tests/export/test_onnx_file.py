@@ -7,9 +7,10 @@ from torch import nn
 
 import autoprune
 from autoprune.errors import StructureError, UsageError, VerificationError
-from autoprune.export.onnx_file import export_candidate
+from autoprune.export.onnx_file import OnnxModule, export_candidate
 from autoprune.export.verify import parity
 from autoprune.model.adapters import adapted
+from autoprune.onnxgraph.axes import dynamic_axes
 from autoprune.records import Policy
 from autoprune.structure import analyze
 from tests.model.test_adapters import Encoder, sentences
@@ -92,3 +93,27 @@ def test_a_model_that_returns_a_parameter_is_exported(tmp_path):
             return super().forward(x), self.weight
 
     assert autoprune.export_onnx(Tied(4, 2), torch.rand(1, 4), tmp_path / "tied.onnx").exists()
+
+
+class _Centred(nn.Module):
+    """Scores of pixels less their mean, padded to a multiple of 4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.pad(x, (0, -x.shape[3] % 4, 0, -x.shape[2] % 4))
+        scores = self.out(torch.relu(self.first(x)))
+        return scores - scores.sum((2, 3), keepdim=True) / (scores.shape[2] * scores.shape[3])
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_free_sizes_are_named_axes_of_the_file(tmp_path, pruned):
+    model, x = _Centred().eval(), torch.randn(1, 3, 16, 16)
+    exported = autoprune.prune(model, x, keep=0.5).eval() if pruned else model
+    path = autoprune.export_onnx(exported, x, tmp_path / "centred.onnx")
+    assert dynamic_axes(onnx.load(path).graph) == {"x": {"0": "batch", "2": "x_2", "3": "x_3"}}
+    other = torch.randn(3, 3, 21, 34)
+    with torch.no_grad():
+        assert torch.allclose(OnnxModule(path)(other), exported(other), atol=1e-5)

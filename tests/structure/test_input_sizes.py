@@ -1,0 +1,182 @@
+"""Sizes of inputs: free where the model leaves them free, fixed and refused by name elsewhere."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import autoprune
+from autoprune.errors import UsageError
+from autoprune.structure import analyze, capture
+from autoprune.structure.input_sizes import resized
+
+
+class _Resizing(nn.Module):
+    """Scores of each pixel at a quarter of the size, brought back to the size of the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.mix, self.out = nn.Conv2d(3, 8, 3, 4, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        scores = self.out(F.relu(self.mix(F.relu(self.down(image)))))
+        return F.interpolate(scores, size=image.shape[2:], mode="nearest")
+
+
+class _PaddedToEight(_Resizing):
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        rows, columns = (-size % 8 for size in image.shape[2:])
+        return self.out(F.relu(self.mix(F.relu(self.down(F.pad(image, (0, columns, 0, rows)))))))
+
+
+class _PooledByHand(_Resizing):
+    """The window of the pool is the whole image, as old classifiers wrote it."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.mix(F.relu(self.down(image))))
+        return self.out(F.avg_pool2d(x, tuple(x.shape[2:]))).flatten(1)
+
+
+class _Tokens(nn.Module):
+    """Attention over the tokens that a mask leaves, and their mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.place = nn.Embedding(30, 8), nn.Embedding(64, 8)
+        self.mix, self.out = nn.Linear(8, 12), nn.Linear(12, 3)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        length = ids.shape[1]
+        x = torch.relu(self.mix(self.table(ids) + self.place(torch.arange(length))))
+        weights = (x @ x.transpose(1, 2) / length).masked_fill(mask[:, None] == 0, -1e9).softmax(-1)
+        return self.out((weights @ x)[:, length - 1])
+
+
+class _Last(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase], layers: int) -> None:
+        super().__init__()
+        self.layer, self.out = kind(4, 6, num_layers=layers, batch_first=True), nn.Linear(6, 2)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        outputs, _ = self.layer(rows)
+        return self.out(outputs[:, rows.size(1) - 1]) / rows.size(1)
+
+
+class _Flat(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 8, 3), nn.Linear(8 * 36, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(torch.relu(self.conv(x)).flatten(1))
+
+
+class _Branching(nn.Module):
+    """Odd lengths take another way than even ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.first(x))
+        return self.out(x.sum(1) if x.shape[1] % 2 else x.mean(1))
+
+
+@pytest.mark.parametrize("build", [_Resizing, _PaddedToEight])
+@pytest.mark.parametrize("training", [False, True])
+def test_images_of_another_size(build, training):
+    model, image = build().train(training), torch.randn(2, 3, 27, 45)
+    same = autoprune.prune(model, torch.randn(1, 3, 32, 32), keep=1.0).train(training)
+    assert torch.allclose(same(image), model(image), atol=1e-5)
+    half = autoprune.prune(model, torch.randn(1, 3, 32, 32), keep=0.5)
+    assert half(image).shape == model(image).shape
+
+
+def test_inputs_of_one_size_are_free_together():
+    model, ids, mask = _Tokens().eval(), torch.randint(0, 30, (3, 14)), torch.ones(3, 14)
+    mask[0, 5:] = 0
+    structure = analyze(model, (ids[:1, :9], mask[:1, :9]))
+    assert [(number, dim) for number, dim, _ in structure.sizes.free()] == [(0, 1), (1, 1)]
+    same = structure.shrink(structure.dense_policy())
+    assert torch.allclose(same(ids, mask), model(ids, mask), atol=1e-5)
+    with pytest.raises(UsageError, match="dimension 1 of the input 'mask' follows from other sizes"):
+        same(ids, mask[:, :9])
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_sequences_of_another_length(kind, layers):
+    model = _Last(kind, layers).eval()
+    same = autoprune.prune(model, torch.randn(2, 9, 4), keep=1.0).eval()
+    for length in (5, 14):
+        rows = torch.randn(3, length, 4)
+        assert torch.allclose(same(rows), model(rows), atol=1e-5)
+
+
+def test_a_fixed_size_is_listed_and_refused_by_name():
+    table = autoprune.units(_Flat(), torch.randn(1, 3, 8, 8))
+    rows = table[table["kind"] == "input size"].set_index("members")
+    assert rows["width"].to_dict() == {"x[1]": 3, "x[2]": 8, "x[3]": 8}
+    pruned = autoprune.prune(_Flat(), torch.randn(1, 3, 8, 8))
+    with pytest.raises(UsageError, match="dimension 2 of the input 'x' is fixed to 8, .* got 12"):
+        pruned(torch.randn(2, 3, 12, 8))
+    with pytest.raises(UsageError, match="'x' has 4 dimensions"):
+        pruned(torch.randn(3, 8, 8))
+    assert pruned(torch.randn(7, 3, 8, 8)).shape == (7, 2)
+
+
+def test_a_window_as_large_as_the_image_fixes_its_size():
+    """Pooling windows are numbers in a graph of torch."""
+    model = _PooledByHand().eval()
+    same = autoprune.prune(model, torch.randn(1, 3, 32, 32), keep=1.0).eval()
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.allclose(same(x), model(x), atol=1e-5)
+    with pytest.raises(UsageError, match="dimension 2 of the input 'image' is fixed to 32"):
+        same(torch.randn(2, 3, 40, 40))
+
+
+def test_the_line_that_fixes_a_size_is_named():
+    (channels, *_) = analyze(_Flat(), torch.randn(1, 3, 8, 8)).fixed_sizes
+    assert "test_input_sizes.py line" in channels.reason
+
+
+def test_a_branch_on_a_size_is_refused_at_sizes_of_the_other_branch():
+    model = _Branching().eval()
+    same = autoprune.prune(model, torch.randn(1, 6, 4), keep=1.0).eval()
+    x = torch.randn(2, 10, 4)
+    assert torch.allclose(same(x), model(x), atol=1e-6)
+    with pytest.raises(UsageError, match="another branch .*test_input_sizes.py line"):
+        same(x[:, :7])
+
+
+def test_a_size_of_one_stays():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    sizes = analyze(model, torch.randn(2, 1, 4)).fixed_sizes
+    assert [(size.dim, size.size) for size in sizes] == [(1, 1), (2, 4)]
+    assert "a size of 1" in sizes[0].reason
+
+
+def test_only_the_batch_is_free_when_sizes_take_too_long(monkeypatch):
+    monkeypatch.setattr(capture, "_SECONDS", 0.0)
+    pruned = autoprune.prune(_Resizing(), torch.randn(1, 3, 32, 32), keep=1.0)
+    assert pruned(torch.randn(5, 3, 32, 32)).shape == (5, 2, 32, 32)
+    with pytest.raises(UsageError, match="deciding about free sizes takes more than 0 seconds"):
+        pruned(torch.randn(1, 3, 40, 32))
+
+
+def test_a_batch_written_in_forward_is_named_with_its_line():
+    class Written(_Flat):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(torch.relu(self.conv(x)).view(1, -1))
+
+    with pytest.raises(autoprune.AutopruneError, match="number of examples; its forward fixes the batch size .*line"):
+        autoprune.units(Written(), torch.randn(1, 3, 8, 8))
+
+
+def test_examples_are_repeated_or_cut_to_another_shape():
+    x = torch.arange(6).reshape(1, 6)
+    assert resized(x, (1, 8)).tolist() == [[0, 1, 2, 3, 4, 5, 0, 1]]
+    assert resized(x, (3, 4)).tolist() == [[0, 1, 2, 3]]
