@@ -29,10 +29,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 import zoo_models
 
 from autoprune.structure import Structure, analyze
+from autoprune.structure.input_sizes import at_second
 
 FIELDS = (
     "model", "status", "units", "heads", "params_ratio", "macs_ratio", "latency_ratio", "difference",
-    "native", "native_s", "native_reason",
+    "native", "native_s", "native_reason", "free_sizes", "second_difference",
     "onnx_difference", "analyze_s", "shrink_s", "onnx_s", "unsupported", "tp_status", "tp_params_ratio", "tp_s",
     "reason",
 )  # fmt: skip
@@ -109,6 +110,7 @@ def _run(name: str, onnx: bool) -> dict[str, Any]:
         return {"status": "refused", "reason": str(error)[:300]}
     row["analyze_s"] = round(time.perf_counter() - start, 2)
     row |= {"units": len(structure.units), "heads": sum(u.kind == "head" for u in structure.units)}
+    row["free_sizes"] = ";".join(f"{structure.sizes.names[n]}[{dim}]" for n, dim, _ in structure.sizes.free())
     row["unsupported"] = ";".join(sorted(structure.unsupported))
     half = Policy(space_id="", widths={u.name: max(1, u.width // 2) for u in structure.units})
     rng = np.random.default_rng(0)
@@ -120,6 +122,9 @@ def _run(name: str, onnx: bool) -> dict[str, Any]:
     masks, removed = structure.masks(half, keep), structure.removed(half)
     shrunk = structure._build(masks, removed)
     row["difference"] = structure._difference(masks, removed, shrunk)
+    second = at_second(structure.sizes, inputs)
+    if second is not None:
+        row["second_difference"] = structure._difference(masks, removed, shrunk, second)
     row["shrink_s"] = round(time.perf_counter() - start, 2)
     row["status"] = "exact" if row["difference"] < 1e-5 else "wrong"
     if row["status"] == "wrong":
@@ -215,7 +220,9 @@ def _summary(rows: list[dict[str, Any]]) -> str:
     peers = [row for row in rows if row.get("tp_status") == "completes"]
     latencies = [row["latency_ratio"] for row in exact if "latency_ratio" in row]
     seconds = [row["analyze_s"] + row["shrink_s"] for row in exact]
+    free = [row for row in exact if row.get("free_sizes") and row.get("second_difference", 1.0) < 1e-5]
     lines = [
+        f"free sizes, exact at a second size: {len(free)} of {len(rows)}",
         f"exact: {len(exact)} of {len(rows)}; in ONNX Runtime too: {len(onnx)}; Torch-Pruning completes: {len(peers)}",
         f"own classes proven: {sum(row.get('native') == 'native' for row in exact)}; refused: "
         f"{sum(row.get('native') == 'refused' for row in exact)}; seconds: median "

@@ -121,7 +121,7 @@ def test_a_fixed_size_is_listed_and_refused_by_name():
     rows = table[table["kind"] == "input size"].set_index("members")
     assert rows["width"].to_dict() == {"x[1]": 3, "x[2]": 8, "x[3]": 8}
     pruned = autoprune.prune(_Flat(), torch.randn(1, 3, 8, 8))
-    with pytest.raises(UsageError, match="dimension 2 of the input 'x' is fixed to 8, .* got 12"):
+    with pytest.raises(UsageError, match=r"dimension 2 of the input 'x' is fixed to 8, .* got 12"):
         pruned(torch.randn(2, 3, 12, 8))
     with pytest.raises(UsageError, match="'x' has 4 dimensions"):
         pruned(torch.randn(3, 8, 8))
@@ -148,7 +148,7 @@ def test_a_branch_on_a_size_is_refused_at_sizes_of_the_other_branch():
     same = autoprune.prune(model, torch.randn(1, 6, 4), keep=1.0).eval()
     x = torch.randn(2, 10, 4)
     assert torch.allclose(same(x), model(x), atol=1e-6)
-    with pytest.raises(UsageError, match="another branch .*test_input_sizes.py line"):
+    with pytest.raises(UsageError, match=r"another branch .*test_input_sizes.py line"):
         same(x[:, :7])
 
 
@@ -172,7 +172,7 @@ def test_a_batch_written_in_forward_is_named_with_its_line():
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.out(torch.relu(self.conv(x)).view(1, -1))
 
-    with pytest.raises(autoprune.AutopruneError, match="number of examples; its forward fixes the batch size .*line"):
+    with pytest.raises(autoprune.AutopruneError, match=r"number of examples; its forward fixes the batch size .*line"):
         autoprune.units(Written(), torch.randn(1, 3, 8, 8))
 
 
