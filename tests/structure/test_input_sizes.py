@@ -89,9 +89,9 @@ class _Branching(nn.Module):
 @pytest.mark.parametrize("training", [False, True])
 def test_images_of_another_size(build, training):
     model, image = build().train(training), torch.randn(2, 3, 27, 45)
-    same = autoprune.prune(model, torch.randn(1, 3, 32, 32), keep=1.0).train(training)
+    same = autoprune.prune(model, torch.randn(1, 3, 32, 32), keep=1.0, native=False).train(training)
     assert torch.allclose(same(image), model(image), atol=1e-5)
-    half = autoprune.prune(model, torch.randn(1, 3, 32, 32), keep=0.5)
+    half = autoprune.prune(model, torch.randn(1, 3, 32, 32), keep=0.5, native=False)
     assert half(image).shape == model(image).shape
 
 
@@ -110,7 +110,7 @@ def test_inputs_of_one_size_are_free_together():
 @pytest.mark.parametrize("layers", [1, 2])
 def test_sequences_of_another_length(kind, layers):
     model = _Last(kind, layers).eval()
-    same = autoprune.prune(model, torch.randn(2, 9, 4), keep=1.0).eval()
+    same = autoprune.prune(model, torch.randn(2, 9, 4), keep=1.0, native=False).eval()
     for length in (5, 14):
         rows = torch.randn(3, length, 4)
         assert torch.allclose(same(rows), model(rows), atol=1e-5)
@@ -120,7 +120,7 @@ def test_a_fixed_size_is_listed_and_refused_by_name():
     table = autoprune.units(_Flat(), torch.randn(1, 3, 8, 8))
     rows = table[table["kind"] == "input size"].set_index("members")
     assert rows["width"].to_dict() == {"x[1]": 3, "x[2]": 8, "x[3]": 8}
-    pruned = autoprune.prune(_Flat(), torch.randn(1, 3, 8, 8))
+    pruned = autoprune.prune(_Flat(), torch.randn(1, 3, 8, 8), native=False)
     with pytest.raises(UsageError, match=r"dimension 2 of the input 'x' is fixed to 8, .* got 12"):
         pruned(torch.randn(2, 3, 12, 8))
     with pytest.raises(UsageError, match="'x' has 4 dimensions"):
@@ -131,7 +131,7 @@ def test_a_fixed_size_is_listed_and_refused_by_name():
 def test_a_window_as_large_as_the_image_fixes_its_size():
     """Pooling windows are numbers in a graph of torch."""
     model = _PooledByHand().eval()
-    same = autoprune.prune(model, torch.randn(1, 3, 32, 32), keep=1.0).eval()
+    same = autoprune.prune(model, torch.randn(1, 3, 32, 32), keep=1.0, native=False).eval()
     x = torch.randn(2, 3, 32, 32)
     assert torch.allclose(same(x), model(x), atol=1e-5)
     with pytest.raises(UsageError, match="dimension 2 of the input 'image' is fixed to 32"):
@@ -145,7 +145,7 @@ def test_the_line_that_fixes_a_size_is_named():
 
 def test_a_branch_on_a_size_is_refused_at_sizes_of_the_other_branch():
     model = _Branching().eval()
-    same = autoprune.prune(model, torch.randn(1, 6, 4), keep=1.0).eval()
+    same = autoprune.prune(model, torch.randn(1, 6, 4), keep=1.0, native=False).eval()
     x = torch.randn(2, 10, 4)
     assert torch.allclose(same(x), model(x), atol=1e-6)
     with pytest.raises(UsageError, match=r"another branch .*test_input_sizes.py line"):
@@ -161,7 +161,7 @@ def test_a_size_of_one_stays():
 
 def test_only_the_batch_is_free_when_sizes_take_too_long(monkeypatch):
     monkeypatch.setattr(capture, "_SECONDS", 0.0)
-    pruned = autoprune.prune(_Resizing(), torch.randn(1, 3, 32, 32), keep=1.0)
+    pruned = autoprune.prune(_Resizing(), torch.randn(1, 3, 32, 32), keep=1.0, native=False)
     assert pruned(torch.randn(5, 3, 32, 32)).shape == (5, 2, 32, 32)
     with pytest.raises(UsageError, match="deciding about free sizes takes more than 0 seconds"):
         pruned(torch.randn(1, 3, 40, 32))
