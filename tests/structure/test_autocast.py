@@ -44,7 +44,7 @@ def test_blocks_of_autocast_compute_what_the_dense_model_computes(build):
     model, x = build().eval(), torch.randn(4, 3, 12, 12)
     same = autoprune.prune(model, x[:1], keep=1.0, native=False).eval()
     assert torch.equal(same(x), model(x))
-    small = autoprune.prune(model, x[:1], keep=0.5).train(, native=False)
+    small = autoprune.prune(model, x[:1], keep=0.5, native=False).train()
     small(x).sum().backward()
     assert all(p.grad is not None and p.grad.dtype == p.dtype for n, p in small.named_parameters() if "norm" not in n)
 
