@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from autoprune.pipeline import Candidate, Run, search
     from autoprune.pruning import prune, units
     from autoprune.recovery.recover import recover
-    from autoprune.task.base import Recipe, Task
+    from autoprune.task.base import Task
+    from autoprune.task.recipe import Recipe
 else:
     from autoprune import search
 
@@ -37,7 +38,7 @@ __all__ = [
 _HOMES = {
     "AutopruneError": "autoprune.errors:AutopruneError",
     "Candidate": "autoprune.pipeline:Candidate",
-    "Recipe": "autoprune.task.base:Recipe",
+    "Recipe": "autoprune.task.recipe:Recipe",
     "Run": "autoprune.pipeline:Run",
     "Task": "autoprune.task.base:Task",
     "export_onnx": "autoprune.export.onnx_file:export_verified",

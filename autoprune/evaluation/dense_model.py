@@ -18,8 +18,9 @@ from autoprune.recovery.least_squares import Reconstruction
 from autoprune.recovery.prefix import PrefixCache
 from autoprune.runfolder import RunFolder, read_json
 from autoprune.structure import GraphModel, Structure, in_form, trained_form
-from autoprune.task.base import Recipe, Task
+from autoprune.task.base import Task
 from autoprune.task.batches import batches, length, sample_rows, take
+from autoprune.task.recipe import Recipe
 from autoprune.training.held_out import HeldOut
 from autoprune.training.sample_passes import SamplePasses
 from autoprune.training.scoring import EVALUATION_BATCH, predict_outputs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -42,6 +42,7 @@ from autoprune.study.storage import check_storage, sole_controller
 from autoprune.task.base import Task
 from autoprune.task.batches import length
 from autoprune.training.scoring import evaluate
+from autoprune.trials import FrontModel
 
 
 def search(
@@ -187,9 +188,7 @@ def _search(config: RunConfig, location: StudyLocation, prepared: Prepared, even
         models = finish(exploration.plan, exploration.last_rung, costs, deployment, executor, events)
         channels = scoring_passes(config, folder, dense_model.task)
         passes = search_passes(outcome, effort, dense_model.task, executor.slots, channels) | recipe_passes(folder)
-    unmet = unmet_budgets(list(costs.limits), models)
-    if unmet:
-        events.note(f"no fine-tuned model meets {', '.join(unmet)}: raise it, or search longer (--effort, --trials)")
+    unmet = _unmet_budgets(costs, models, events)
     rungs = [fidelity.name for fidelity in effort.rungs]
     document = front_document(
         models,
@@ -212,6 +211,13 @@ def _search(config: RunConfig, location: StudyLocation, prepared: Prepared, even
         raise TrialError(
             "no fine-tuned model meets its budget when measured: see `autoprune front`. Raise the budgets."
         )
+
+
+def _unmet_budgets(costs: CostModel, models: Sequence[FrontModel], events: Events) -> list[str]:
+    unmet = unmet_budgets(list(costs.limits), models)
+    if unmet:
+        events.note(f"no fine-tuned model meets {', '.join(unmet)}: raise it, or search longer (--effort, --trials)")
+    return unmet
 
 
 def dense_entry(score: float, test_score: float, dense_model: DenseModel, costs: CostModel) -> dict[str, Any]:

@@ -1,109 +1,26 @@
-"""`Task` (model, data, loss, metric) and `Recipe` (how a model is trained): everything that a user describes."""
+"""`Task`: a model to compress, with its data, loss and metric; everything that a user describes."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from autoprune.errors import TaskError, UsageError
+from autoprune.errors import TaskError
 from autoprune.model.acceptance import ExampleInputs, as_inputs
 from autoprune.model.adapters import ModelBuilder, OwnMetric, OwnStep, keywords_of
 from autoprune.model.examples import Items, as_parts, is_data, items_of
 from autoprune.model.outputs import Selector, select
 from autoprune.task.metric_direction import Negated
-
-Optimizer = Literal["sgd", "adamw"]
-Schedule = Literal["cosine", "one-cycle"]
-Precision = Literal["fp32", "bf16", "auto"]
+from autoprune.task.recipe import DEFAULT_TUNING, DENSE_EPOCHS, Recipe
 
 # Mandatory fields have a default so that a missing one is reported like an ill-typed one: a `TaskError` naming it.
 _REQUIRED: Any = None
-_CHOICES = {"optimizer": get_args(Optimizer), "schedule": get_args(Schedule), "precision": get_args(Precision)}
-_RANGES = {
-    "epochs": (0.0, math.inf),
-    "batch_size": (2, math.inf),
-    "lr": (0.0, math.inf),
-    "weight_decay": (0.0, math.inf),
-    "momentum": (0.0, 0.9999),
-    "clip_norm": (0.0, math.inf),
-    "label_smoothing": (0.0, 0.9999),
-    "distill_weight": (0.0, 1.0),
-    "temperature": (0.01, math.inf),
-    "accumulate": (1, math.inf),
-    "ema": (0.0, 0.99999),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How a model is trained, dense or pruned.
-
-    Raises:
-        UsageError: a value is out of its range; the message names the field, the range and the value.
-
-    Example:
-        >>> import autoprune
-        >>> recipe = autoprune.Recipe(optimizer="adamw", lr=1e-3, batch_size=32)
-        >>> recipe.schedule, recipe.weight_decay
-        ('cosine', 0.0005)
-    """
-
-    epochs: float | None = None
-    """Passes over the training data: of the dense model (default: 4), or of the full fine-tune of a pruned one
-    (default: what the effort of the search gives). The effort alone says how long the fine-tunings before that are."""
-    batch_size: int = 128
-    """Examples of a training step, at least 2."""
-    optimizer: Optimizer = "sgd"
-    """`sgd` with Nesterov momentum, or `adamw`."""
-    lr: float = 0.05
-    """Peak learning rate."""
-    schedule: Schedule = "cosine"
-    """Learning rate over the training: `cosine` rises for 5 %, `one-cycle` for 25 %; both then fall to 0."""
-    weight_decay: float = 5e-4
-    """Decay of matrices and filters; biases and norms do not decay."""
-    momentum: float = 0.9
-    """Momentum of SGD, the first beta of AdamW."""
-    clip_norm: float = 5.0
-    """Largest norm of the gradient of a step; 0 clips nothing."""
-    label_smoothing: float = 0.0
-    """Used where the task's loss is `torch.nn.functional.cross_entropy`."""
-    distill_weight: float = 0.9
-    """Share of the distillation loss, when there is a teacher; the task's loss has the rest."""
-    temperature: float = 4.0
-    """Temperature of the distillation loss for class logits."""
-    accumulate: int = 1
-    """Batches whose gradients make one step of the optimizer."""
-    ema: float = 0.0
-    """Decay of a moving average of the weights, which is the result of the training; 0 keeps no average."""
-    precision: Precision = "auto"
-    """Number format of training: `fp32`, `bf16`, or `auto` for bf16 where the CPU has matrix units for it."""
-    channels_last: bool = True
-    """Store filters channels last, which is faster on CPUs; models that cannot run that way run contiguous."""
-
-    def __post_init__(self) -> None:
-        for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
-                raise UsageError(f"a recipe's {name} is one of {', '.join(known)}; got {getattr(self, name)!r}")
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            if name == "epochs" and value is None:
-                continue
-            if not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= high:
-                raise UsageError(f"a recipe's {name} must lie in [{low:g}, {high:g}]; got {value!r}")
-
-
-_DEFAULT_TUNING = Recipe(batch_size=32, lr=0.02)
-
-
-DENSE_EPOCHS = 4.0
-"""Epochs of the dense model where its recipe does not say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +132,7 @@ class Task:
     @property
     def tuning_recipe(self) -> Recipe:
         """The recipe that trains pruned models: `finetune_recipe`, or one that suits most convolutional nets."""
-        return self.finetune_recipe or _DEFAULT_TUNING
+        return self.finetune_recipe or DEFAULT_TUNING
 
     @property
     def dense_epochs(self) -> float:

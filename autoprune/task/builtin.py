@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from autoprune.errors import unknown_name
 from autoprune.task import augment, data, models, transformers
-from autoprune.task.base import Recipe, Task
+from autoprune.task.base import Task
+from autoprune.task.recipe import Recipe
 
 ModelFactory = Callable[[int, int, int], nn.Module]
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from autoprune.errors import UsageError
 from autoprune.model.randomness import seeded
-from autoprune.task.base import Recipe, Task
+from autoprune.task.base import Task
+from autoprune.task.recipe import Recipe
 from autoprune.training.held_out import HeldOut
 from autoprune.training.objective import Objective
 from autoprune.training.optimization import learning_rate, make_optimizer

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.model.randomness import seeded
-from autoprune.task.base import Recipe, Task
+from autoprune.task.base import Task
 from autoprune.task.batches import batches, length, sample_rows
+from autoprune.task.recipe import Recipe
 from autoprune.training.distillation import distillation_loss
 
 _EXAMPLES = 128

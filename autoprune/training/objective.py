@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autoprune.task.base import Recipe, Task
+from autoprune.task.base import Task
+from autoprune.task.recipe import Recipe
 from autoprune.training.batch_schedule import TrainingBatch, repeated, repeats_per_batch, shuffled
 from autoprune.training.distillation import distillation_loss
 from autoprune.training.optimization import autocast

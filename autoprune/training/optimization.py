@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from autoprune.errors import UsageError
-from autoprune.task.base import Precision, Recipe
+from autoprune.task.recipe import Precision, Recipe
 
 _WARM_UP = 0.05
 """Share of the training in which the cosine schedule rises linearly from 0."""

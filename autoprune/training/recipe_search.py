@@ -17,7 +17,8 @@ from typing import Any
 from torch import nn
 
 from autoprune.errors import TrialError
-from autoprune.task.base import Recipe, Task
+from autoprune.task.base import Task
+from autoprune.task.recipe import Recipe
 from autoprune.training.finetune import finetune
 from autoprune.training.held_out import HeldOut
 from autoprune.training.sample_passes import SamplePasses

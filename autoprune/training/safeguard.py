@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.errors import TrialError
-from autoprune.task.base import Recipe
+from autoprune.task.recipe import Recipe
 from autoprune.training.held_out import HeldOut
 from autoprune.trials import FORWARD_SHARE
 

@@ -8,7 +8,7 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from autoprune.task.base import Recipe
+from autoprune.task.recipe import Recipe
 from autoprune.training.objective import LossTerm
 
 

@@ -14,9 +14,10 @@ from autoprune.errors import TaskError
 from autoprune.model.adapters import adapted, own_class
 from autoprune.pruning import prune
 from autoprune.structure import GraphModel, analyze
-from autoprune.task.base import Recipe, Task
+from autoprune.task.base import Task
 from autoprune.task.batches import take
 from autoprune.task.check import check_task
+from autoprune.task.recipe import Recipe
 from autoprune.training.finetune import finetune
 from autoprune.training.scoring import evaluate, predict_outputs
 from tests.task.toys import toy_data, toy_model, toy_task

@@ -12,9 +12,10 @@ from autoprune.model.examples import Items, items_of, original
 from autoprune.pipeline.identity import task_fingerprint
 from autoprune.pruning import prune
 from autoprune.structure import analyze
-from autoprune.task.base import Recipe, Task
+from autoprune.task.base import Task
 from autoprune.task.batches import length, take
 from autoprune.task.check import check_task
+from autoprune.task.recipe import Recipe
 from autoprune.training.finetune import finetune
 from autoprune.training.scoring import evaluate
 from tests.task.toys import toy_data

@@ -6,7 +6,8 @@ from torch.utils.data import TensorDataset
 
 from autoprune.errors import TaskError, UsageError
 from autoprune.model.examples import as_tensors
-from autoprune.task.base import Recipe, Task
+from autoprune.task.base import Task
+from autoprune.task.recipe import Recipe
 from tests.task.toys import toy_data, toy_task, unlabelled_task
 
 

@@ -5,8 +5,8 @@ from torch.utils.data import TensorDataset
 
 from autoprune.errors import TaskError
 from autoprune.pruning import prune
-from autoprune.task.base import Recipe
 from autoprune.task.check import check_task
+from autoprune.task.recipe import Recipe
 from autoprune.training.finetune import finetune
 from tests.task.toys import toy_data, toy_model, toy_task, unlabelled_task
 

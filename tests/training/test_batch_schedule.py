@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from autoprune import memory_limits
-from autoprune.task.base import Recipe
+from autoprune.task.recipe import Recipe
 from autoprune.training import batch_schedule
 from autoprune.training.batch_schedule import TrainingBatch, repeated, repeats_per_batch, shuffled
 from autoprune.training.finetune import finetune

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from autoprune.errors import TaskError
-from autoprune.task.base import Recipe
+from autoprune.task.recipe import Recipe
 from autoprune.training.dense import build_dense, load_dense, train_dense, weights_to_bytes
 from autoprune.training.scoring import evaluate
 from tests.task.toys import toy_task

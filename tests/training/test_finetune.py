@@ -9,7 +9,7 @@ from torch.utils.data import TensorDataset
 
 from autoprune.errors import TrialError, UsageError
 from autoprune.task.augment import flip
-from autoprune.task.base import Recipe
+from autoprune.task.recipe import Recipe
 from autoprune.training.distillation import divergence
 from autoprune.training.finetune import finetune
 from autoprune.training.sample_passes import SamplePasses

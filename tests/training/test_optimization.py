@@ -5,7 +5,7 @@ from torch import nn
 from torch.optim import SGD, AdamW
 
 from autoprune.errors import UsageError
-from autoprune.task.base import Recipe
+from autoprune.task.recipe import Recipe
 from autoprune.training.optimization import learning_rate, make_optimizer, uses_bf16
 
 

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from autoprune.errors import TaskError, TrialError
 from autoprune.pruning import prune
-from autoprune.task.base import Recipe
+from autoprune.task.recipe import Recipe
 from autoprune.training.finetune import finetune
 from autoprune.training.sample_passes import SamplePasses
 from autoprune.training.scoring import evaluate

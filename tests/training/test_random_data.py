@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from autoprune.task.base import Recipe, Task
+from autoprune.task.base import Task
+from autoprune.task.recipe import Recipe
 from autoprune.training.batch_schedule import TrainingBatch, shuffled
 from autoprune.training.finetune import finetune
 from autoprune.training.objective import LossTerm, Objective

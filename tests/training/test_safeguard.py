@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from autoprune.task.base import Recipe
+from autoprune.task.recipe import Recipe
 from autoprune.training.finetune import finetune
 from autoprune.training.held_out import HeldOut
 from autoprune.training.safeguard import Safeguard

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from autoprune.errors import UsageError
-from autoprune.task.base import Recipe
+from autoprune.task.recipe import Recipe
 from autoprune.training.objective import LossTerm
 from autoprune.training.update import Updates
 
