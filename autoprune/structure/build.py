@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
-from torch import nn
+from torch import fx, nn
 
 from autoprune.errors import StructureError
 from autoprune.model.acceptance import ExampleInputs, accepted, as_inputs
@@ -16,15 +17,17 @@ from autoprune.model.outputs import Selector, output_names, with_plain_outputs
 from autoprune.structure.analysis import Analysis
 from autoprune.structure.branches import find_branches
 from autoprune.structure.capture import Capture, module_tensors
+from autoprune.structure.elements import unchanged
 from autoprune.structure.geometry import Dim
 from autoprune.structure.labels import Labels, Value
 from autoprune.structure.modes import capture_both
-from autoprune.structure.nodes import FREE
+from autoprune.structure.movements import item, movement, reshaping
+from autoprune.structure.nodes import FREE, shape_of
 from autoprune.structure.operators import find_operators
 from autoprune.structure.outputs import fixed_outputs, with_narrow_outputs
 from autoprune.structure.recurrent import name_hidden
 from autoprune.structure.recurrent_layers import GATES
-from autoprune.structure.rules import pass_labels
+from autoprune.structure.rules import pass_labels, rule_for
 from autoprune.structure.structure import Fixed, Structure
 from autoprune.structure.units import Channels, Site, find_units
 
@@ -79,7 +82,7 @@ def _structure_of(
     labels = Labels()
     values = {n: _initial(labels, t) for n, t in tensors.items() if canonical[n] == n and t.is_floating_point()}
     states = _label_graphs(labels, values, captures, tensors, canonical)
-    units, channels = find_units(labels, _sites(values, states), _roles(states))
+    units, channels = find_units(labels, _sites(values, states), _roles(states), partial(_described, captures))
     if not units:
         raise StructureError(
             "nothing in this model can be pruned: " + _why_nothing(states, _fixed(labels, values, channels), captures)
@@ -142,6 +145,27 @@ def _roles(states: Mapping[bool, Analysis]) -> dict[str, list[Array]]:
         "head": [array for state in states.values() for array in state.heads],
         "head_dim": [array for state in states.values() for array in state.head_dims],
     }
+
+
+def _described(captures: Mapping[bool, Capture], site: Site) -> str:
+    """Return the words for a dimension: the operator that made it, behind views, and the layers that read it."""
+    kind, name, dim = site
+    if kind == "parameter":
+        return f"{name}[{dim}]"
+    nodes = {node.name: node for node in captures[kind == "train"].graph.nodes}
+    node = nodes[name]
+    sources = [source for user in node.users for source in user.all_input_nodes if source.op == "get_attr"]
+    weights = sorted({str(source.target) for source in sources if len(shape_of(source)) > 1})
+    while node.all_input_nodes and rule_for(node.target) in (movement, reshaping, unchanged, item):
+        node = node.all_input_nodes[0]
+    read = f", and {', '.join(weights)} reads the result" if weights else ""
+    return f"{node.target} (node {node.name!r}{_written_at(node)}){read}"
+
+
+def _written_at(node: fx.Node) -> str:
+    """Return the line of the user's code that made a node, if the exporter recorded it."""
+    lines = [line.strip() for line in str(node.meta.get("stack_trace", "")).splitlines() if line.strip()]
+    return f": `{lines[-1]}`" if lines and not lines[-1].startswith("File") else ""
 
 
 def _canonical(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:

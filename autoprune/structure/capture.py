@@ -28,7 +28,7 @@ from torch.utils import _pytree as pytree
 from autoprune.errors import StructureError
 from autoprune.model.acceptance import users_line
 from autoprune.structure.cells import take_cells_apart
-from autoprune.structure.folding import fold_shuffles, inline_blocks, is_mode_block
+from autoprune.structure.folding import constant_lookups, fold_shuffles, inline_blocks, is_mode_block
 from autoprune.structure.input_sizes import InputSizes
 from autoprune.structure.recurrent_layers import unstack
 from autoprune.structure.symbols import OutOfTimeError, input_sizes, keep_batch, limited
@@ -70,7 +70,7 @@ class Capture:
     sizes: InputSizes = field(default_factory=InputSizes)
     """Free and fixed sizes of the inputs."""
     lookups: Mapping[str, tuple[str, int]] = field(default_factory=dict)
-    """Constants that hold positions in a dimension: the node and the dimension, by name."""
+    """Constants and buffers that hold positions in a dimension: the node and the dimension, by name."""
 
     @property
     def mode(self) -> str:
@@ -202,15 +202,20 @@ def _require_any_batch(program: ExportedProgram) -> None:
         )
 
 
-def simplified(capture: Capture) -> Capture:
-    """Unstack recurrent layers, take cells apart and fold shuffles of an exported graph, which is changed in place."""
+def simplified(capture: Capture, buffers: Mapping[str, torch.Tensor]) -> Capture:
+    """Unstack recurrent layers, take cells apart and fold shuffles of an exported graph, which is changed in place.
+
+    `buffers` are those of the model, by name: integer ones may hold positions in a dimension.
+    """
     unstack(capture.graph)
     take_cells_apart(capture.graph)
+    integers = {name: tensor.detach() for name, tensor in buffers.items()} | dict(capture.constants)
+    lookups = constant_lookups(capture.graph, integers)
     shuffles = fold_shuffles(capture.graph, capture.mode)
     return replace(
         capture,
         constants={**capture.constants} | {name: index for name, (index, _, _) in shuffles.items()},
-        lookups={name: (node, dim) for name, (_, node, dim) in shuffles.items()},
+        lookups=lookups | {name: (node, dim) for name, (_, node, dim) in shuffles.items()},
     )
 
 

@@ -59,7 +59,8 @@ def capture_both(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> di
     sizes = evaluation.sizes.also(training.sizes)
     captures = {capture.training: replace(capture, sizes=sizes) for capture in (evaluation, training)}
     sizes = checked_sizes(model, captures, example_inputs)
-    return {mode: simplified(replace(capture, sizes=sizes)) for mode, capture in captures.items()}
+    buffers = dict(model.named_buffers())
+    return {mode: simplified(replace(capture, sizes=sizes), buffers) for mode, capture in captures.items()}
 
 
 def free_sizes(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> InputSizes:

@@ -207,10 +207,10 @@ class Structure:
 
         They are int64 arrays by name, in the order of the evaluation graph.
         """
-        capture, masks = self.captures[False], self.masks(policy)
+        capture, masks, tensors = self.captures[False], self.masks(policy), self.tensors
         positions = {}
         for name, place in capture.lookups.items():
-            index, mask = capture.constants[name], masks.get((capture.mode, *place))
+            index, mask = tensors[name], masks.get((capture.mode, *place))
             positions[name] = (index if mask is None else renumbered(index, mask)).numpy()
         return positions
 

@@ -13,7 +13,7 @@ another. Units that break this rule are fixed, and the grouping is repeated. Dim
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +50,10 @@ class Channels:
 
 
 def find_units(
-    labels: Labels, sites: Mapping[Site, list[Array]], roles: Mapping[str, Sequence[Array]] | None = None
+    labels: Labels,
+    sites: Mapping[Site, list[Array]],
+    roles: Mapping[str, Sequence[Array]] | None = None,
+    describe: Callable[[Site], str] = str,
 ) -> tuple[tuple[Unit, ...], dict[Site, Channels]]:
     """Group labels into units; return the units and the channels of every dimension.
 
@@ -59,6 +62,7 @@ def find_units(
             is repeated.
         sites: components of each labelled dimension, arrays of labels `[size]`.
         roles: labels by the kind of unit that they make; all other units have the kind "channel".
+        describe: returns the words for a site, for the reasons of units that are fixed.
 
     Returns:
         The units, in order of the first dimension that they cut, and the channels of every site.
@@ -77,7 +81,17 @@ def find_units(
             return _as_units(homes, channels, labels, roles or {}), channels
         for unit in ragged:
             members = np.array(sorted(x for atom in homes.atoms_of(unit) for x in atom))
-            labels.fix(members, "its living counts are not a product of widths")
+            uneven = [conflicts | _ragged(channels, homes.widths) for channels, conflicts in of_patterns]
+            where = next((site for site in sites if site[0] == "eval" and unit in uneven[of_site[site]]), None)
+            where = where or next((site for site in sites if unit in uneven[of_site[site]]), None)
+            labels.fix(members, _why_ragged(None if where is None else describe(where)))
+
+
+def _why_ragged(where: str | None) -> str:
+    """Return why a unit keeps its width, given the words for the first dimension that it would cut unevenly."""
+    if where is None:
+        return "its channels share entries, so that none can go alone"
+    return f"its channels meet each other in {where}, so that none can go alone"
 
 
 def _patterns(labels: Labels, sites: Mapping[Site, list[Array]]) -> tuple[list[list[Array]], dict[Site, int]]:

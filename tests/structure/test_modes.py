@@ -113,7 +113,7 @@ def test_evaluation_is_switched_from_training(case: str, exported: list[bool]) -
     model, x = _SWITCHED[case]
     captures = modes.capture_both(model, (x,))
     assert exported == [True]
-    expected = modes.simplified(modes.export(model, (x,), training=False))
+    expected = modes.simplified(modes.export(model, (x,), training=False), dict(model.named_buffers()))
     own = captures[False]
     assert [n.target for n in own.graph.nodes if n.op == "call_function"] == [
         n.target for n in expected.graph.nodes if n.op == "call_function"
