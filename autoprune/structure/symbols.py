@@ -195,9 +195,12 @@ def keep_batch(graph: fx.Graph, sizes: InputSizes) -> None:
             node = size.node
             free = [s for s in expression.free_symbols if str(s) not in batch and s in _hints(node.shape_env)]
             left = expression.xreplace({s: _hints(node.shape_env)[s] for s in free})
+            # All inputs have one batch, for which the exporter may have several symbols.
+            batches = sorted((s for s in left.free_symbols if str(s) in batch), key=str)
+            left = left.xreplace(dict.fromkeys(batches[1:], batches[0])) if len(batches) > 1 else left
             if left.is_number:
                 reduced[expression] = int(left)
-            elif free:
+            elif free or len(batches) > 1:
                 reduced[expression] = node.shape_env.create_symintnode(left, hint=node.hint)
             else:
                 reduced[expression] = size
