@@ -53,7 +53,9 @@ class Maker:
         self.state_of_dense = random_state(structure.model, torch.Generator().manual_seed(0))
         dead = structure.branches.dead_tensors(self.removed)
         with torch.no_grad():
-            self.state = slice_tensors(self.state_of_dense, self.masks, structure.canonical, dead)
+            self.state = slice_tensors(
+                self.state_of_dense, self.masks, structure.canonical, dead, structure.lookup_sites
+            )
         self.sizes = Sizes.between(structure.model, pruned, structure.units, cut.widths)
         self.graph = Form(pruned)
         self.groups = groups_of(pruned)

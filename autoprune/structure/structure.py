@@ -71,6 +71,11 @@ class Structure:
         return module_tensors(self.model) | constants
 
     @property
+    def lookup_sites(self) -> dict[str, Site]:
+        """Dimensions in which constants and buffers hold positions, by their names."""
+        return {name: (c.mode, *place) for c in self.captures.values() for name, place in c.lookups.items()}
+
+    @property
     def full_widths(self) -> dict[str, int]:
         """Dense width of every unit."""
         return {unit.name: unit.width for unit in self.units}
@@ -290,8 +295,7 @@ class Structure:
         captures = {
             m: rewrite(c, masks, self.canonical, self.branches.idle(c.mode, removed)) for m, c in self.captures.items()
         }
-        lookups = {name: (c.mode, *place) for c in self.captures.values() for name, place in c.lookups.items()}
-        tensors = slice_tensors(self.tensors, masks, self.canonical, dead, lookups)
+        tensors = slice_tensors(self.tensors, masks, self.canonical, dead, self.lookup_sites)
         return GraphModel(captures, tensors, set(self.model.state_dict()))
 
     def _difference(
