@@ -28,23 +28,12 @@ from torch.nn import functional as F
 
 from autoprune import memory_limits
 from autoprune.errors import TrialError
-from autoprune.recovery.consumers import (
-    Consumer,
-    adapted_norms,
-    bias_of,
-    by_example,
-    covered_units,
-    find_consumers,
-    input_windows,
-    kept_positions,
-    output_positions,
-    sample_windows,
-    weight_of,
-)
+from autoprune.recovery.consumers import Consumer, adapted_norms, bias_of, covered_units, find_consumers, weight_of
 from autoprune.recovery.influence import Influence, influence
 from autoprune.recovery.moments import ridged
 from autoprune.recovery.prefix import PrefixCache
 from autoprune.recovery.recurrent import Direction, find_directions, hidden_state, weights_of
+from autoprune.recovery.windows import by_example, input_windows, kept_positions, output_positions, sample_windows
 from autoprune.structure import GraphModel, Structure
 
 Array = np.ndarray

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, fx
 
 from autoprune.errors import TaskError
-from autoprune.recovery.consumers import Consumer, by_example, find_consumers, input_windows, sample_windows
+from autoprune.recovery.consumers import Consumer, find_consumers
 from autoprune.recovery.recurrent import Direction, find_directions, hidden_state
+from autoprune.recovery.windows import by_example, input_windows, sample_windows
 from autoprune.structure import Structure
 
 _POSITIONS = (64, 256)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autoprune.recovery.consumers import find_consumers, input_windows, output_positions
+from autoprune.recovery.consumers import find_consumers
 from autoprune.recovery.recover import recover
+from autoprune.recovery.windows import input_windows, output_positions
 from autoprune.structure import analyze
 
 aten = torch.ops.aten
