@@ -106,6 +106,15 @@ def is_empty(location: StudyLocation) -> bool:
     return file is not None and not (file.exists() and file.stat().st_size)
 
 
+def readers_url(path: Path) -> str:
+    """URL with which SQLite opens a file only to read it.
+
+    Beside a write-ahead log SQLite wants a file for readers, which cannot be made in a folder without write permission.
+    """
+    ours = os.access(path.parent, os.W_OK) or Path(f"{path}-wal").exists()
+    return f"file:{quote(str(path))}?mode=ro" + ("" if ours else "&immutable=1")
+
+
 def missing_file(file: Path) -> RunFolderError:
     """Return the error for a file of studies that is gone."""
     return RunFolderError(f"{file}, which holds the studies of this run, is gone. Restore it")

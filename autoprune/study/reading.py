@@ -7,7 +7,6 @@ are part of Optuna's file format; a test compares what this file reads with what
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,9 +15,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-from autoprune.study.location import StudyLocation, missing_file, study_name, unusable_file
+from autoprune.study.location import StudyLocation, missing_file, readers_url, study_name, unusable_file
 
 _BUSY_SECONDS = 30.0
 
@@ -49,15 +47,6 @@ def stored_studies(location: StudyLocation) -> list[StoredStudy]:
         RunFolderError: the file is gone or cannot be read, or the database cannot be reached.
     """
     return _of_file(location) if isinstance(location, Path) else _by_optuna(location)
-
-
-def readers_url(path: Path) -> str:
-    """URL with which SQLite opens a file only to read it.
-
-    Beside a write-ahead log SQLite wants a file for readers, which cannot be made in a folder without write permission.
-    """
-    ours = os.access(path.parent, os.W_OK) or Path(f"{path}-wal").exists()
-    return f"file:{quote(str(path))}?mode=ro" + ("" if ours else "&immutable=1")
 
 
 def _of_file(path: Path) -> list[StoredStudy]:

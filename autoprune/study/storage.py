@@ -22,9 +22,16 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from autoprune.errors import RunFolderError, UsageError
 from autoprune.records import digest_of
-from autoprune.study.location import StudyLocation, file_of, is_empty, missing_file, study_name, unusable_file
+from autoprune.study.location import (
+    StudyLocation,
+    file_of,
+    is_empty,
+    missing_file,
+    readers_url,
+    study_name,
+    unusable_file,
+)
 from autoprune.study.optuna_private import Database, close_storage
-from autoprune.study.reading import readers_url
 from autoprune.study.spec import SPEC_KEY, StudySpec
 from autoprune.trials import TrialResult
 
