@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import onnx
 
@@ -27,9 +28,9 @@ def name_axes(graph: onnx.GraphProto, sizes: InputSizes) -> None:
                 axis.dim_param = re.sub(r"[A-Za-z_]\w*", lambda m: names.get(m[0], m[0]), axis.dim_param)
 
 
-def dynamic_axes(graph: onnx.GraphProto) -> dict[str, dict[str, str]]:
-    """Return the named axes of every input, by input and dimension: `{"x": {"0": "batch", "2": "x_2"}}`."""
-    return {value.name: dict(_named(value)) for value in graph.input}
+def dynamic_axes(path: Path) -> dict[str, dict[str, str]]:
+    """Read the named axes of every input of an ONNX file, such as `{"x": {"0": "batch", "2": "x_2"}}`."""
+    return {value.name: dict(_named(value)) for value in onnx.load(path, load_external_data=False).graph.input}
 
 
 def _named(value: onnx.ValueInfoProto) -> Iterator[tuple[str, str]]:

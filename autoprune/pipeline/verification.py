@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -121,7 +120,7 @@ def _verified(policy: Policy, costs: CostModel, deployment: Deployment) -> dict[
         "test_score": score_on_test(scored, dense_model),
         "metric": task.metric_name,
         "onnx_relative_difference": difference,
-        "dynamic_shapes": dynamic_axes(onnx.load(files.onnx, load_external_data=False).graph),
+        "dynamic_shapes": dynamic_axes(files.onnx),
         **_latencies(policy, target_model, costs, deployment),
         **dense_model.sizes(policy),
     }

@@ -113,7 +113,7 @@ def _read_dim(structure: Structure, node: fx.Node, weight: str) -> int | None:
         return None
     if node.target in MATRIX and source.meta["val"].dim() != 2:
         return None
-    if node.target is aten.addmm.default and (node.kwargs or cast(fx.Node, node.args[0]).op != "get_attr"):
+    if node.target is aten.addmm.default and (node.kwargs or cast(Any, node.args)[0].op != "get_attr"):
         return None  # factors of both summands, or a sum with activations
     return 1 if node.target is aten.linear.default or node.target in _CONVOLUTIONS else 0
 

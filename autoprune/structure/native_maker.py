@@ -213,7 +213,7 @@ class Maker:
     def _wrong_in_graph(self, training: bool) -> list[str]:
         """Return the parameters whose gradients differ between the dense graph and the dense model."""
         if training not in self._wrong:
-            graph = Form(self.structure._build({}))
+            graph = Form(self.structure.cut({}))
             given = self.state_of_dense, self.inputs[0]
             expected = self._run(self._dense, self.inputs[0], training=training, state=self.state_of_dense)
             outputs = self._of_graph(graph, *given, training, True)

@@ -136,11 +136,6 @@ def random_like(x: torch.Tensor, batch: int, generator: torch.Generator) -> torc
     return torch.randn((batch, *x.shape[1:]), generator=generator, dtype=torch.float64)
 
 
-def random_parameter(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return a random tensor of the same shape in float64, drawn in float32, which is faster."""
-    return randomize(torch.empty(tensor.shape), generator).double()
-
-
 def randomize(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Overwrite a parameter or buffer by random numbers and return it.
 

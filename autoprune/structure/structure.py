@@ -16,12 +16,13 @@ from autoprune.model.adapters import view_keywords
 from autoprune.records import Policy, Unit, digest_of
 from autoprune.structure.branches import Branches
 from autoprune.structure.capture import Capture, module_tensors
+from autoprune.structure.cut_proof import culprits, proven_difference
 from autoprune.structure.gates import ALWAYS, Gate
 from autoprune.structure.geometry import Dim, Operator
-from autoprune.structure.input_sizes import FixedSize, InputSizes, at_second
+from autoprune.structure.input_sizes import FixedSize, InputSizes
 from autoprune.structure.memory import Memory
 from autoprune.structure.module import GraphModel, Input, PrunedTo
-from autoprune.structure.proof import TOLERANCE, is_large, largest_difference
+from autoprune.structure.proof import TOLERANCE
 from autoprune.structure.shrink import living_masks, renumbered, rewrite, slice_tensors
 from autoprune.structure.units import Channels, Site
 
@@ -239,13 +240,13 @@ class Structure:
             torch.Size([3, 4])
         """
         masks, removed = self.masks(policy, keep), self.removed(policy)
-        shrunk = self._build(masks, removed)
+        shrunk = self.cut(masks, removed)
         if prove:
-            difference = self._require_same_sizes(masks, removed, shrunk)
+            difference = proven_difference(self, masks, removed, shrunk)
             if difference > TOLERANCE:
                 raise ProofError(
                     f"the shrunk model does not compute what the dense model computes (relative difference "
-                    f"{difference:.2g}, allowed {TOLERANCE:g}); broken by {', '.join(self._culprits(policy, keep))}. "
+                    f"{difference:.2g}, allowed {TOLERANCE:g}); broken by {', '.join(culprits(self, policy, keep))}. "
                     "Exclude these units in the search space, and please report the model."
                 )
         shrunk.pruned_to = PrunedTo(
@@ -255,19 +256,6 @@ class Structure:
             outputs=self.captures[False].counted,
         )
         return shrunk.train(self.model.training)
-
-    def _require_same_sizes(self, masks: Mapping[Site, Array], removed: AbstractSet[int], shrunk: GraphModel) -> float:
-        """Return the difference of the proof; sizes of inputs at which it fails alone become fixed in `shrunk`."""
-        other = at_second(self.sizes, self.example_inputs)
-        if other is None:
-            return self._difference(masks, removed, shrunk)
-        difference = self._difference(masks, removed, shrunk, other)
-        if difference <= TOLERANCE and is_large(self.example_inputs):
-            return difference  # a size that was written down would show at the second size, and each proof takes long
-        if difference > TOLERANCE:
-            why = "the cut model computes something else at another size"
-            shrunk.fix_sizes(self.sizes.with_fixed(set(self.sizes.symbols()), why))
-        return self._difference(masks, removed, shrunk)
 
     @property
     def sizes(self) -> InputSizes:
@@ -288,37 +276,16 @@ class Structure:
 
     def evaluation_graph(self) -> fx.GraphModule:
         """Return the dense model's evaluation graph as a module; its nodes have the names of `channels`."""
-        return self._build({}).eval().evaluation_graph()
+        return self.cut({}).eval().evaluation_graph()
 
-    def _build(self, masks: Mapping[Site, Array], removed: AbstractSet[int] = frozenset()) -> GraphModel:
+    def cut(self, masks: Mapping[Site, Array], removed: AbstractSet[int] = frozenset()) -> GraphModel:
+        """Return the model with the channels of `masks` and without the branches of the `removed` units; not proven."""
         dead = self.branches.dead_tensors(removed)
         captures = {
             m: rewrite(c, masks, self.canonical, self.branches.idle(c.mode, removed)) for m, c in self.captures.items()
         }
         tensors = slice_tensors(self.tensors, masks, self.canonical, dead, self.lookup_sites)
         return GraphModel(captures, tensors, set(self.model.state_dict()))
-
-    def _difference(
-        self,
-        masks: Mapping[Site, Array],
-        removed: AbstractSet[int],
-        shrunk: GraphModel,
-        inputs: Sequence[torch.Tensor] | None = None,
-    ) -> float:
-        absent = {training: self.branches.absent(c.mode, removed) for training, c in self.captures.items()}
-        return largest_difference(self._build({}), shrunk, masks, self.canonical, inputs or self.example_inputs, absent)
-
-    def _culprits(self, policy: Policy, keep: Mapping[str, Array] | None) -> list[str]:
-        """Return the units that break the proof when cut alone; all units that are cut, when none does."""
-        cut = [u.name for u in self.units if policy.widths[u.name] < u.width]
-        guilty = []
-        for name in cut:
-            alone = Policy(space_id=policy.space_id, widths=self.full_widths | {name: policy.widths[name]})
-            masks = self.masks(alone, {name: keep[name]} if keep and name in keep else None)
-            removed = self.removed(alone)
-            if self._difference(masks, removed, self._build(masks, removed)) > TOLERANCE:
-                guilty.append(name)
-        return guilty or cut
 
 
 def _as_lists(keep: Mapping[str, Array] | None) -> dict[str, list[int]]:

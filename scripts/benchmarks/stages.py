@@ -19,8 +19,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -42,22 +43,22 @@ CLASSES, TOKENS, WORDS = 1000, 128, 30_000
 
 
 def resnet50(times: int = 1) -> nn.Module:
-    from torchvision.models.resnet import Bottleneck, ResNet
+    resnet: Any = import_module("torchvision.models.resnet")
 
-    return ResNet(Bottleneck, [times * blocks for blocks in (3, 4, 6, 3)])
+    return resnet.ResNet(resnet.Bottleneck, [times * blocks for blocks in (3, 4, 6, 3)])
 
 
 def vit_b_16(times: int = 1) -> nn.Module:
-    from torchvision.models import VisionTransformer
+    models: Any = import_module("torchvision.models")
 
-    return VisionTransformer(224, 16, num_layers=12 * times, num_heads=12, hidden_dim=768, mlp_dim=3072)
+    return models.VisionTransformer(224, 16, num_layers=12 * times, num_heads=12, hidden_dim=768, mlp_dim=3072)
 
 
 def mobilenet_v2(times: int = 1) -> nn.Module:
-    from torchvision.models import MobileNetV2
+    models: Any = import_module("torchvision.models")
 
     blocks = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
-    return MobileNetV2(inverted_residual_setting=[[t, c, n * times, s] for t, c, n, s in blocks])
+    return models.MobileNetV2(inverted_residual_setting=[[t, c, n * times, s] for t, c, n, s in blocks])
 
 
 def bert(times: int = 1) -> nn.Module:
@@ -82,7 +83,7 @@ def make_task() -> Task:
     return Task(
         name=name,
         build_model=lambda: MODELS[name](times).eval(),
-        example_inputs={"input_ids": x[:1]} if text else (x[:1],),
+        example_inputs=cast(Any, {"input_ids": x[:1]} if text else (x[:1],)),
         train_set=TensorDataset(x[:64], y[:64]),
         val_set=TensorDataset(x[64:128], y[64:128]),
         test_set=TensorDataset(x[128:], y[128:]),

@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import zoo_models
 
 from autoprune.structure import Structure, analyze
+from autoprune.structure.cut_proof import culprits, difference
 from autoprune.structure.input_sizes import at_second
 
 FIELDS = (
@@ -120,15 +121,15 @@ def _run(name: str, onnx: bool) -> dict[str, Any]:
         row[f"{cost}_ratio"] = round(float(values[1] / max(1, values[0])), 3)
     start = time.perf_counter()
     masks, removed = structure.masks(half, keep), structure.removed(half)
-    shrunk = structure._build(masks, removed)
-    row["difference"] = structure._difference(masks, removed, shrunk)
+    shrunk = structure.cut(masks, removed)
+    row["difference"] = difference(structure, masks, removed, shrunk)
     second = at_second(structure.sizes, inputs)
     if second is not None:
-        row["second_difference"] = structure._difference(masks, removed, shrunk, second)
+        row["second_difference"] = difference(structure, masks, removed, shrunk, second)
     row["shrink_s"] = round(time.perf_counter() - start, 2)
     row["status"] = "exact" if row["difference"] < 1e-5 else "wrong"
     if row["status"] == "wrong":
-        row["reason"] = ", ".join(structure._culprits(half, keep)[:5])
+        row["reason"] = ", ".join(culprits(structure, half, keep)[:5])
     if row["status"] == "exact":
         row |= _native(structure, half, keep)
     if row["status"] == "exact" and onnx:
@@ -143,7 +144,7 @@ def _native(structure: Structure, half: Any, keep: Any) -> dict[str, Any]:
 
     start = time.perf_counter()
     try:
-        cut = in_form(structure, structure.shrink(half, keep, prove=False)).pruned_to
+        cut: Any = in_form(structure, structure.shrink(half, keep, prove=False)).pruned_to
         row = {"native": cut.form, "native_reason": cut.reason[:300]}
     except AutopruneError as error:
         row = {"native": "refused", "native_reason": str(error)[:300]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -78,7 +79,7 @@ def _transformers() -> dict[str, Callable[[], Built]]:
 
 
 def _encoders() -> dict[str, Callable[[], Built]]:
-    import transformers as hf  # pyright: ignore[reportMissingImports]: in the extra `zoo`
+    hf: Any = import_module("transformers")  # in the extra `zoo`
 
     return {
         "bert": lambda: (Logits(hf.BertForSequenceClassification(hf.BertConfig(**_TEXT))), (_tokens(),)),
@@ -101,7 +102,7 @@ def _encoders() -> dict[str, Callable[[], Built]]:
 
 
 def _decoders() -> dict[str, Callable[[], Built]]:
-    import transformers as hf  # pyright: ignore[reportMissingImports]: in the extra `zoo`
+    hf: Any = import_module("transformers")  # in the extra `zoo`
 
     llama = _TEXT | {"num_key_value_heads": 2, "pad_token_id": 0, "use_cache": False, "tie_word_embeddings": False}
     return {
@@ -121,7 +122,7 @@ def _decoders() -> dict[str, Callable[[], Built]]:
 
 def _of_signals() -> dict[str, Callable[[], Built]]:
     """Return transformers for sound and for images."""
-    import transformers as hf  # pyright: ignore[reportMissingImports]: in the extra `zoo`
+    hf: Any = import_module("transformers")  # in the extra `zoo`
 
     image = _LAYERS | {"image_size": 64, "num_labels": 5}
     pixels = (torch.randn(2, 3, 64, 64),)

@@ -113,7 +113,7 @@ def test_free_sizes_are_named_axes_of_the_file(tmp_path, pruned):
     model, x = _Centred().eval(), torch.randn(1, 3, 16, 16)
     exported = autoprune.prune(model, x, keep=0.5).eval() if pruned else model
     path = autoprune.export_onnx(exported, x, tmp_path / "centred.onnx")
-    assert dynamic_axes(onnx.load(path).graph) == {"x": {"0": "batch", "2": "x_2", "3": "x_3"}}
+    assert dynamic_axes(path) == {"x": {"0": "batch", "2": "x_2", "3": "x_3"}}
     other = torch.randn(3, 3, 21, 34)
     with torch.no_grad():
         assert torch.allclose(OnnxModule(path)(other), exported(other), atol=1e-5)

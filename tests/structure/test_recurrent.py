@@ -97,7 +97,7 @@ def test_the_proof_notices_a_gate_that_is_cut_elsewhere() -> None:
     absent: dict[bool, set[str]] = {False: set(), True: set()}
     differences = [
         largest_difference(
-            structure._build({}), structure._build(cut), cut, structure.canonical, structure.example_inputs, absent
+            structure.cut({}), structure.cut(cut), cut, structure.canonical, structure.example_inputs, absent
         )
         for cut in (masks, bent)
     ]
