@@ -36,7 +36,7 @@ def units(model: nn.Module, example_inputs: ExampleInputs, *, outputs: Selector 
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> table = autoprune.units(model, torch.randn(1, 4))
         >>> table["members"].tolist()
-        ['0.weight[0], 0.bias[0], 2.weight[1]', '0.weight[1]', '2.weight[0]']
+        ['0.weight[0], 0.bias[0], 2.weight[1]', '0.weight[1]', '2.weight[0]', 'input[1]']
         >>> table["reason"].tolist()
         ['', 'reads a fixed input', 'an output of the model', 'a weight fixes it']
     """

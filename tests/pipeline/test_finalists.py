@@ -198,7 +198,8 @@ def test_int8_goes_from_the_search_to_a_verified_file(copied: autoprune.Run, tmp
 
 
 def test_the_real_device_measures_when_nothing_else_is_given(searched: autoprune.Run) -> None:
-    run = autoprune.search(run_dir=searched.folder.path, budgets=["100%"])
+    run = autoprune.search(run_dir=searched.folder.path, budgets=["bytes:90%"])  # met by any machine, however busy
+    assert everything(run)
     for model in everything(run):
         assert model.latency_ms_measured is not None
         assert model.latency_ms_measured != pytest.approx(model.latency_ms_predicted, rel=1e-6)
