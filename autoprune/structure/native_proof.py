@@ -57,7 +57,7 @@ class Form:
         self.module.zero_grad(set_to_none=True)
         with ExitStack() as stack:
             stack.enter_context(quiet())
-            stack.enter_context(_float64_default())
+            stack.enter_context(_Float64Default())
             stack.enter_context(torch.random.fork_rng(devices=[]))
             stack.enter_context(ExpectedNoise())
             stack.enter_context(torch.set_grad_enabled(gradients))
@@ -183,7 +183,7 @@ def pass_on_hooks(source: Tensor, target: Tensor) -> None:
             target.register_hook(hook)
 
 
-class _float64_default:  # noqa: N801: a context manager
+class _Float64Default:
     """Tensors that `forward` makes are in float64."""
 
     def __enter__(self) -> None:
