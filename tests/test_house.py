@@ -24,7 +24,7 @@ ROOMS_OF = {
     "onnx": {"onnxgraph", "device", "profiling", "export"},
     "onnxruntime": {"onnxgraph", "device", "profiling", "export"},
     "onnxscript": {"onnxgraph"},
-    "plotly": {"report"},
+    "plotly": set(),
     "typer": {"cli"},
     "rich": {"cli", "report"},
 }

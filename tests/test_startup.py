@@ -24,7 +24,7 @@ NEEDED: dict[str, set[str]] = {
     "spaces": set(),
     "front RUN": set(),
     "pick RUN --knee": set(),
-    "report RUN --out PAGE": {"plotly"},
+    "report RUN --out PAGE": set(),
     "status RUN": set(),
 }
 """Heavy libraries that each command needs."""

@@ -5,13 +5,11 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from autoprune.report.plots import Plot
 from autoprune.report.tables import all_rungs, prediction_line, shown_ms, trust_lines
 from autoprune.runfolder import write_atomic
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2rem auto; padding: 0 1rem; color: #1b1f24; }
@@ -24,15 +22,13 @@ code { font-size: 13px; }
 
 def write_html(document: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> Path:
     """Write the page, atomically; it needs no network and no other file."""
-    from plotly.io import to_html  # 0.1 s that only a page needs
-
     measured = _is_measured(document)
     how = "measured beside the dense model" if measured else "predicted: the latency table is of another device"
     parts = [
         f"<h1>{html.escape(str(config['task']))} on {html.escape(str(config['target']))}</h1>",
         f"<p>Strategy <code>{html.escape(str(config['strategy']))}</code>, {config['threads']} thread(s), "
         f"batch {config['batch']}, seed {config['seed']}. Every latency was {how}.</p>",
-        to_html(front_figure(document), include_plotlyjs=True, full_html=False),
+        front_plot(document).html(),
         _models(document),
         "<h2>Searched against uniform</h2>",
         _rungs(document),
@@ -68,31 +64,35 @@ def _table_line(document: Mapping[str, Any]) -> str:
     return text + (f" A foreign table: {'; '.join(table['foreign'])}." if table["foreign"] else "")
 
 
-def front_figure(document: Mapping[str, Any]) -> go.Figure:
+def front_plot(document: Mapping[str, Any]) -> Plot:
     """Test score against latency: dense, front, uniform."""
-    import plotly.graph_objects as go
-
     dense, models, baselines = document["dense"], document["models"], document["baselines"]
     how = "measured" if _is_measured(document) else "predicted"
-    figure = go.Figure()
-    figure.add_scatter(
-        x=[dense["latency_ms_measured"]], y=[dense["test_score"]], name="dense", mode="markers",
-        marker={"size": 12, "symbol": "square", "color": "#57606a"},
-    )  # fmt: skip
+    traces: list[dict[str, Any]] = [
+        {
+            "type": "scatter", "name": "dense", "mode": "markers",
+            "x": [dense["latency_ms_measured"]], "y": [dense["test_score"]],
+            "marker": {"size": 12, "symbol": "square", "color": "#57606a"},
+        }
+    ]  # fmt: skip
     for name, rows, color, mode in (
         ("uniform", baselines, "#bf8700", "markers"),
         ("front", models, "#0969da", "lines+markers"),
     ):
-        figure.add_scatter(
-            x=[shown_ms(m) for m in rows], y=[m["test_score"] for m in rows], name=name, mode=mode,
-            text=[f"{m['digest']}<br>{m['latency_ratio']:.1%} of dense" for m in rows],
-            marker={"size": 11, "color": color},
+        traces.append(
+            {
+                "type": "scatter", "name": name, "mode": mode,
+                "x": [shown_ms(m) for m in rows], "y": [m["test_score"] for m in rows],
+                "text": [f"{m['digest']}<br>{m['latency_ratio']:.1%} of dense" for m in rows],
+                "marker": {"size": 11, "color": color},
+            }
         )  # fmt: skip
-    figure.update_layout(
-        template="simple_white", height=420, margin={"l": 60, "r": 20, "t": 20, "b": 50},
-        xaxis_title=f"{how} latency, ms", yaxis_title=f"{document['metric']}, test", legend={"x": 0.8, "y": 0.1},
-    )  # fmt: skip
-    return figure
+    layout = {
+        "height": 420, "margin": {"l": 60, "r": 20, "t": 20, "b": 50}, "legend": {"x": 0.8, "y": 0.1},
+        "xaxis": {"title": {"text": f"{how} latency, ms"}},
+        "yaxis": {"title": {"text": f"{document['metric']}, test"}},
+    }  # fmt: skip
+    return Plot(traces=traces, layout=layout)
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.table import Table
 
 from autoprune.records import Staircase
+from autoprune.report.plots import Plot
 from autoprune.runfolder import write_atomic
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 _BARS = "▁▂▃▄▅▆▇█"
 _COLUMNS = 3
@@ -46,34 +45,49 @@ def sparkline(values: Sequence[float]) -> str:
 
 def write_staircases(stairs: Sequence[Staircase], target: Mapping[str, Any], path: Path) -> Path:
     """Write a self-contained page with one plot for each unit, atomically."""
-    from plotly.io import to_html  # 0.1 s that only a page needs
-
     title = f"{target['name']}, {target['threads']} thread(s), batch {target['batch']}, {target['precision']}"
-    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>Staircases, {title}</title>"
-    body = to_html(staircase_figure(stairs, title), include_plotlyjs=True, full_html=False)
-    write_atomic(path, (page + body + "</html>\n").encode())
+    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>Staircases, {html.escape(title)}</title>\n"
+    write_atomic(path, (page + staircase_plot(stairs, title).html() + "</html>\n").encode())
     return path
 
 
-def staircase_figure(stairs: Sequence[Staircase], title: str) -> go.Figure:
+def staircase_plot(stairs: Sequence[Staircase], title: str) -> Plot:
     """Latency of each unit's operators against its width, with two standard deviations; useful widths are marked."""
-    from plotly.subplots import make_subplots
-
     rows = -(-len(stairs) // _COLUMNS)
-    figure = make_subplots(rows=rows, cols=_COLUMNS, subplot_titles=[stair.unit for stair in stairs])
-    for number, stair in enumerate(stairs):
-        place = {"row": number // _COLUMNS + 1, "col": number % _COLUMNS + 1}
-        us, two_sd = [1e3 * ms for ms in stair.latency_ms], [2e3 * ms for ms in stair.sd_ms]
-        figure.add_scatter(
-            x=stair.widths, y=us, mode="lines+markers", marker={"size": 4, "color": "#57606a"}, line={"width": 1},
-            error_y={"array": two_sd, "thickness": 0.7, "width": 0}, showlegend=False, **place,
+    traces: list[dict[str, Any]] = []
+    layout: dict[str, Any] = {
+        "title": {"text": title},
+        "height": 280 * rows + 80,
+        "grid": {"rows": rows, "columns": _COLUMNS, "pattern": "independent"},
+        "annotations": [],
+    }
+    for number, stair in enumerate(stairs, start=1):
+        axes = {"xaxis": f"x{number}", "yaxis": f"y{number}"} if number > 1 else {"xaxis": "x", "yaxis": "y"}
+        traces += [axes | trace for trace in _stair_traces(stair, in_legend=number == 1)]
+        for axis, label in zip(axes.values(), ("width", "us"), strict=True):
+            layout[f"{axis[0]}axis{axis[1:]}"] = {"title": {"text": label}, "rangemode": "tozero"}
+        layout["annotations"].append(
+            {
+                "text": stair.unit, "showarrow": False, "font": {"size": 16},
+                "xref": f"{axes['xaxis']} domain", "x": 0.5, "xanchor": "center",
+                "yref": f"{axes['yaxis']} domain", "y": 1.0, "yanchor": "bottom",
+            }
         )  # fmt: skip
-        chosen = [i for i, width in enumerate(stair.widths) if width in stair.useful]
-        figure.add_scatter(
-            x=[stair.widths[i] for i in chosen], y=[us[i] for i in chosen], mode="markers", name="useful width",
-            marker={"size": 9, "color": "#0969da"}, showlegend=number == 0, **place,
-        )  # fmt: skip
-    figure.update_xaxes(title_text="width", rangemode="tozero")
-    figure.update_yaxes(title_text="us", rangemode="tozero")
-    figure.update_layout(title=title, template="simple_white", height=280 * rows + 80)
-    return figure
+    return Plot(traces=traces, layout=layout)
+
+
+def _stair_traces(stair: Staircase, *, in_legend: bool) -> list[dict[str, Any]]:
+    us = [1e3 * ms for ms in stair.latency_ms]
+    chosen = [i for i, width in enumerate(stair.widths) if width in stair.useful]
+    return [
+        {
+            "type": "scatter", "mode": "lines+markers", "x": stair.widths, "y": us, "showlegend": False,
+            "marker": {"size": 4, "color": "#57606a"}, "line": {"width": 1},
+            "error_y": {"type": "data", "array": [2e3 * ms for ms in stair.sd_ms], "thickness": 0.7, "width": 0},
+        },
+        {
+            "type": "scatter", "mode": "markers", "name": "useful width", "showlegend": in_legend,
+            "x": [stair.widths[i] for i in chosen], "y": [us[i] for i in chosen],
+            "marker": {"size": 9, "color": "#0969da"},
+        },
+    ]  # fmt: skip
