@@ -24,6 +24,7 @@ from autoprune.structure.modes import capture_both
 from autoprune.structure.movements import item, movement, reshaping
 from autoprune.structure.nodes import FREE, shape_of
 from autoprune.structure.operators import find_operators
+from autoprune.structure.orders import Lookups, stepped_lookups
 from autoprune.structure.outputs import fixed_outputs, with_narrow_outputs
 from autoprune.structure.recurrent import name_hidden
 from autoprune.structure.recurrent_layers import GATES
@@ -87,6 +88,10 @@ def _structure_of(
         raise StructureError(
             "nothing in this model can be pruned: " + _why_nothing(states, _fixed(labels, values, channels), captures)
         )
+    looked_up = _with_steps_looked_up(captures, channels)
+    if looked_up is not None:
+        constants = {name: tensor for capture in looked_up.values() for name, tensor in capture.constants.items()}
+        return _structure_of(model, inputs, looked_up, {**tensors} | constants)
     units = name_hidden(units, captures, canonical)
     full = np.array([unit.width for unit in units], dtype=np.int64)
     branches = find_branches(captures, channels, canonical, len(units))
@@ -119,6 +124,21 @@ def _with_cut_sizes_fixed(captures: Mapping[bool, Capture], channels: Mapping[Si
     }
     why = "forward merges it with channels that can be cut"
     return {mode: replace(c, sizes=c.sizes.with_fixed(symbols, why)) for mode, c in captures.items()}
+
+
+def _with_steps_looked_up(
+    captures: Mapping[bool, Capture], channels: Mapping[Site, Channels]
+) -> dict[bool, Capture] | None:
+    """Turn slices with a step along channels that can be cut into lookups; `None` where there are none."""
+    cut = {site for site, of_site in channels.items() if of_site.of_unit}
+    new = {}
+    for training, capture in captures.items():
+        lookups = Lookups(capture.mode, dict(capture.lookups))
+        stepped_lookups(capture.graph, lookups, lambda node, dim, mode=capture.mode: (mode, node, dim) in cut)
+        constants = {**capture.constants} | lookups.constants
+        new[training] = replace(capture, constants=constants, lookups=lookups.places)
+    is_new = any(new[mode].constants.keys() != captures[mode].constants.keys() for mode in new)
+    return new if is_new else None
 
 
 def _label_graphs(

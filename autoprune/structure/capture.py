@@ -28,8 +28,9 @@ from torch.utils import _pytree as pytree
 from autoprune.errors import StructureError
 from autoprune.model.acceptance import users_line
 from autoprune.structure.cells import take_cells_apart
-from autoprune.structure.folding import constant_lookups, fold_shuffles, inline_blocks, is_mode_block
+from autoprune.structure.folding import fold_shuffles, inline_blocks, is_mode_block
 from autoprune.structure.input_sizes import InputSizes
+from autoprune.structure.orders import constant_lookups
 from autoprune.structure.recurrent_layers import unstack
 from autoprune.structure.symbols import OutOfTimeError, input_sizes, keep_batch, limited
 from autoprune.structure.whole_layers import STAND_INS, whole_layers
@@ -210,13 +211,9 @@ def simplified(capture: Capture, buffers: Mapping[str, torch.Tensor]) -> Capture
     unstack(capture.graph)
     take_cells_apart(capture.graph)
     integers = {name: tensor.detach() for name, tensor in buffers.items()} | dict(capture.constants)
-    lookups = constant_lookups(capture.graph, integers)
-    shuffles = fold_shuffles(capture.graph, capture.mode)
-    return replace(
-        capture,
-        constants={**capture.constants} | {name: index for name, (index, _, _) in shuffles.items()},
-        lookups=lookups | {name: (node, dim) for name, (_, node, dim) in shuffles.items()},
-    )
+    lookups = constant_lookups(capture.graph, capture.mode, integers)
+    fold_shuffles(capture.graph, lookups)
+    return replace(capture, constants={**capture.constants} | lookups.constants, lookups=lookups.places)
 
 
 def with_batch(x: torch.Tensor, batch: int) -> torch.Tensor:

@@ -46,8 +46,9 @@ def glu(state: Analysis, node: fx.Node) -> Value:
 def concatenation(state: Analysis, node: fx.Node) -> Value:
     """Rule of `cat`: labels are joined along one dimension and tied along all other dimensions."""
     labels, shape = state.labels, shape_of(node)
-    operands = [state.value(a) for a in node.args[0] if shape_of(a) != (0,)]  # type: ignore[union-attr]
     dim = argument(node, "dim") % len(shape)
+    values = [state.value(a) for a in node.args[0]]  # type: ignore[union-attr]
+    operands = [value for value in values if 0 not in value.shape]
     joined = []
     for operand in operands:
         parts = operand.along(dim)

@@ -47,6 +47,15 @@ ELEMENTWISE = {
 """Operators (all overloads) that are element-wise in effect, though they lack PyTorch's tag `pointwise`."""
 
 
+_GROUPED_PRODUCTS = {"aten::_grouped_mm", "transformers::grouped_mm_fallback"}
+"""Products of rows, sorted by expert, with the matrix of their expert: `(x [S, K], weight [G, K, N], ends [G])`."""
+
+
+def is_grouped_product(target: Any) -> bool:
+    """Return whether an operator multiplies each row with the matrix of its expert, in a mixture of experts."""
+    return isinstance(target, OpOverload) and target._schema.name in _GROUPED_PRODUCTS
+
+
 def is_pool(target: Any) -> bool:
     """Return whether an operator pools or resizes every channel by itself."""
     return isinstance(target, OpOverload) and target.overloadpacket in POOLS

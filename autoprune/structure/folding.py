@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -11,7 +11,8 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from autoprune.structure.autocast import cast_inputs
-from autoprune.structure.nodes import FREE, concrete, shape_of, symbolic_dims
+from autoprune.structure.nodes import FREE, concrete, shape_of
+from autoprune.structure.orders import Lookups
 
 aten = torch.ops.aten
 _MODE_BLOCKS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
@@ -19,10 +20,6 @@ _MODE_BLOCKS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
 _VIEWS = {aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints}
 _CHAIN = _VIEWS | {
     aten.permute.default, aten.transpose.int, aten.contiguous.default, aten.clone.default, aten.unflatten.int,
-}  # fmt: skip
-_COPIES = {
-    aten.lift_fresh_copy.default, aten.lift_fresh.default, aten.clone.default, aten.alias.default, aten.detach.default,
-    aten.contiguous.default, aten.detach_.default,
 }  # fmt: skip
 _SHUFFLES = {aten.channel_shuffle.default, aten.native_channel_shuffle.default}
 
@@ -86,95 +83,16 @@ def _copied(block: fx.Graph, place: fx.Node, inputs: Sequence[Any]) -> Any:
     raise AssertionError("a graph ends with its output")
 
 
-def fold_shuffles(graph: fx.Graph, mode: str) -> dict[str, tuple[torch.Tensor, str, int]]:
+def fold_shuffles(graph: fx.Graph, lookups: Lookups) -> None:
     """Replace view-transpose-view chains that only permute one dimension by `index_select` with a constant.
 
     Such a chain splits its dimension into factors, which would tie all channels of a factor; a lookup ties nothing.
-
-    Returns:
-        The constants (indices `[size]`) by name, each with the node and the dimension that it looks up.
     """
-    lookups: dict[str, tuple[torch.Tensor, str, int]] = {}
     for node in list(graph.nodes):
         source = _source_of_chain(node)
         moved = _moved(source, node) if source is not None else None
-        if source is None or moved is None:
-            continue
-        dim, index = moved
-        name = f"constant_{mode}_shuffle_{len(lookups)}"
-        lookups[name] = index, source.name, dim
-        with graph.inserting_before(node):
-            constant = graph.create_node("get_attr", name)
-            constant.meta["val"] = index
-            new = graph.call_function(aten.index_select.default, (source, dim, constant))
-            new.meta = dict(node.meta)
-        node.replace_all_uses_with(new)
-        while node is not source:
-            before = cast(fx.Node, node.args[0])
-            graph.erase_node(node)
-            node = before
-    return lookups
-
-
-def constant_lookups(graph: fx.Graph, integers: Mapping[str, torch.Tensor]) -> dict[str, tuple[str, int]]:
-    """Turn `x[:, order]` with a constant order of distinct indices into `index_select`, in place.
-
-    `integers` are the buffers and constants by name. A tensor that looks up several values is left alone.
-
-    Returns:
-        The node and the dimension that each order looks up, by the name of the order.
-    """
-    lookups: dict[str, tuple[str, int]] = {}
-    for node in list(graph.nodes):
-        place = _looked_up(node)
-        if place is None:
-            continue
-        source, dim, index = place
-        constant = _constant_behind(index)
-        order = None if constant is None else integers.get(str(constant.target))
-        uses = [n for n in graph.nodes if n.op == "get_attr" and constant is not None and n.target == constant.target]
-        if constant is None or order is None or len(uses) > 1 or not _are_positions(order, shape_of(source)[dim]):
-            continue
-        with graph.inserting_before(node):
-            new = graph.call_function(aten.index_select.default, (source, dim, constant))
-        new.meta = dict(node.meta)
-        node.replace_all_uses_with(new)
-        graph.erase_node(node)
-        while index is not constant:
-            copy, index = index, cast(fx.Node, index.args[0])
-            graph.erase_node(copy)
-        lookups[str(constant.target)] = source.name, dim
-    return lookups
-
-
-def _looked_up(node: fx.Node) -> tuple[fx.Node, int, fx.Node] | None:
-    """Return source, dimension and index of a node that looks up one dimension, which is not the batch; else `None`."""
-    if node.target is aten.index_select.default:
-        source, dim, index = cast(tuple[fx.Node, int, fx.Node], node.args)
-        dim %= max(len(shape_of(source)), 1)
-    elif node.target is aten.index.Tensor:
-        source, given = cast(tuple[fx.Node, list[fx.Node | None]], node.args)
-        dims = [d for d, each in enumerate(given) if each is not None]
-        if len(dims) != 1:
-            return None
-        dim, index = dims[0], cast(fx.Node, given[dims[0]])
-    else:
-        return None
-    return (source, dim, index) if dim not in symbolic_dims(source) else None
-
-
-def _constant_behind(index: fx.Node) -> fx.Node | None:
-    """Return the tensor of the model that a node copies; `None` if it is none, or something else reads it."""
-    while index.target in _COPIES and len(index.users) == 1:
-        index = cast(fx.Node, index.args[0])
-    return index if index.op == "get_attr" and len(index.users) == 1 else None
-
-
-def _are_positions(order: torch.Tensor, size: int) -> bool:
-    """Return whether a tensor holds distinct positions in a dimension of a size."""
-    if order.dtype not in (torch.int64, torch.int32) or order.dim() != 1 or not len(order) or size < 2:
-        return False
-    return bool((order >= 0).all() and (order < size).all()) and len(order.unique()) == len(order)
+        if source is not None and moved is not None:
+            lookups.replace(node, source, *moved)
 
 
 def _source_of_chain(node: fx.Node) -> fx.Node | None:

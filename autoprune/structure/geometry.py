@@ -91,7 +91,7 @@ RECURRENT = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 """Number of gates (blocks of rows in each weight) of recurrent layers."""
 
 ATTENTION = "scaled_dot_product_attention"
-PRODUCTS = {"matmul": 0, "bmm": 0, "mm": 0, "addmm": 1, "baddbmm": 1}
+PRODUCTS = {"matmul": 0, "bmm": 0, "mm": 0, "addmm": 1, "baddbmm": 1, "_grouped_mm": 0, "grouped_mm_fallback": 0}
 """Matrix products, and the position of the first of their two factors among the arguments."""
 EINSUM = "einsum"
 

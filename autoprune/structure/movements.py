@@ -16,7 +16,7 @@ from torch.fx.node import map_arg
 
 from autoprune.structure.analysis import Analysis
 from autoprune.structure.labels import Array, Value
-from autoprune.structure.nodes import argument, concrete, shape_of, symbolic_dims
+from autoprune.structure.nodes import FREE, argument, concrete, shape_of, symbolic_dims
 
 aten = torch.ops.aten
 
@@ -36,7 +36,7 @@ MOVEMENTS = {
     aten.permute_copy.default, aten.transpose_copy.int, aten.unbind_copy.int,
 }  # fmt: skip
 _UNEVEN: dict[Any, tuple[str, ...]] = {
-    aten.roll.default: ("dims",), aten.unfold.default: ("dimension",), aten.rot90.default: ("dims",),
+    aten.unfold.default: ("dimension",), aten.rot90.default: ("dims",),
     aten.diagonal.default: ("dim1", "dim2"),
 }  # fmt: skip
 """Operators that move elements to other places once some indices are gone, and the arguments with the dimensions."""
@@ -49,13 +49,13 @@ def movement(state: Analysis, node: fx.Node) -> Any:
     args, kwargs = map_arg((node.args[1:], node.kwargs), lambda n: concrete(n.meta["val"]))
     target = cast(Callable[..., Any], node.target)
     outputs: list[list[Array]] = []
+    value = node.meta["val"]
+    shapes = [concrete(v.shape) for v in (value if isinstance(value, (list, tuple)) else [value])]
     for component in x.components:
         moved = target(torch.from_numpy(component).expand(x.shape), *args, **kwargs)
         outputs.append([_collapsed(t) for t in (moved if isinstance(moved, (list, tuple)) else [moved])])
-    value = node.meta["val"]
     if not isinstance(value, (list, tuple)):
-        return separable(state, node, shape_of(node), [o[0] for o in outputs])
-    shapes = [concrete(v.shape) for v in value]
+        return separable(state, node, shapes[0], [o[0] for o in outputs])
     return [separable(state, node, s, [o[k] for o in outputs]) for k, s in enumerate(shapes)]
 
 
@@ -106,7 +106,7 @@ def _runs(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], 
 
 def _collapsed(labels: torch.Tensor) -> Array:
     """Give the size 1 to dimensions along which nothing changes."""
-    for dim in range(labels.dim()):
+    for dim in range(labels.dim()) if labels.numel() else ():
         first = labels.narrow(dim, 0, 1)
         if labels.stride(dim) == 0 or labels.shape[dim] == 1 or bool((labels == first).all()):
             labels = first
@@ -118,6 +118,8 @@ def separable(state: Analysis, node: fx.Node, shape: tuple[int, ...], components
 
     A component of several dimensions is split, or fixed if the batch is among them; a single channel is fixed.
     """
+    if 0 in shape:
+        return Value(shape)  # an empty part, such as what partial rotary embeddings leave of a whole head
     symbolic = symbolic_dims(node)
     kept = []
     for component in components:
@@ -137,13 +139,20 @@ def separable(state: Analysis, node: fx.Node, shape: tuple[int, ...], components
 
 def _fix_uneven(state: Analysis, node: fx.Node, x: Value) -> None:
     """Fix the dimensions along which an operator would not do the same on fewer indices."""
+    rank = len(x.shape)
     if node.target is aten.slice.Tensor and argument(node, "step") != 1:
-        state.labels.fix_value(x, "is sliced with a step", [argument(node, "dim") % len(x.shape)])
+        source = cast(fx.Node, node.args[0])
+        dim = argument(node, "dim") % rank
+        if dim in symbolic_dims(source) | source.meta.get(FREE, {}).keys():
+            state.labels.fix_value(x, "is sliced with a step, along a size that the input decides", [dim])
+    elif node.target is aten.roll.default:
+        shifts, dims = argument(node, "shifts"), argument(node, "dims")
+        dims = [d for s, d in zip(shifts, dims, strict=True) if not isinstance(s, int)] if dims else range(rank)
+        state.labels.fix_value(x, f"is moved by {node.target}", {d % rank for d in dims})
     elif node.target in _UNEVEN:
         given = [argument(node, name) for name in _UNEVEN[node.target]]
         listed = [d for dims in given for d in ([dims] if isinstance(dims, int) else dims)]
-        dims = listed or range(len(x.shape))
-        state.labels.fix_value(x, f"is moved by {node.target}", {d % len(x.shape) for d in dims})
+        state.labels.fix_value(x, f"is moved by {node.target}", {d % rank for d in listed or range(rank)})
 
 
 def item(state: Analysis, node: fx.Node) -> Any:

@@ -35,6 +35,16 @@ def _matmul(state: Analysis, node: fx.Node, first: object, second: object) -> Va
     return _contract(state, node, [(x, names_x), (y, names_y)], out)
 
 
+def expert_product(state: Analysis, node: fx.Node) -> Value:
+    """Rule of grouped products, `x [S, K]`, `weight [G, K, N]`: K meets, N passes, and the experts G are fixed."""
+    x, weight = state.value(node.args[0]), state.value(node.args[1])
+    if len(x.shape) != 2 or len(weight.shape) != 3:
+        raise ValueError("only rows that are sorted by expert are known")
+    state.labels.fix_value(weight, "is an expert, which rows are sent to by number", [0])
+    state.labels.fix_value(x, "is a row that is sent to an expert", [0])
+    return _contract(state, node, [(x, ["row", "inner"]), (weight, ["expert", "inner", "column"])], ["row", "column"])
+
+
 def _leading(count: int) -> list[int]:
     """Return the names of leading dimensions, counted from the right."""
     return list(range(-count, 0))

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from autoprune.structure.aliases import is_in_place
 from autoprune.structure.branches import ADDITIONS
 from autoprune.structure.capture import Capture
+from autoprune.structure.families import is_grouped_product
 from autoprune.structure.nodes import symbolic_dims
 from autoprune.structure.units import Site
 
@@ -169,8 +170,8 @@ class Reference(fx.Interpreter):
             return self._call(n, {m: self._zeroed(m) for m in n.all_input_nodes})
         if n.target is aten.einsum.default:
             return self._call(n, {m: self._zeroed(m) for m in n.all_input_nodes[1:]})
-        if n.target in _PRODUCTS:
-            operand = n.args[_PRODUCTS[n.target]]
+        if n.target in _PRODUCTS or is_grouped_product(n.target):
+            operand = n.args[_PRODUCTS.get(n.target, 1)]
             assert isinstance(operand, fx.Node)
             return self._call(n, {} if operand.op == "get_attr" else {operand: self._zeroed(operand)})
         return super().run_node(n)

@@ -141,6 +141,18 @@ def _narrow(old: fx.Node, new: fx.Node, living: Living) -> None:
         _set(new, "length", int(mask[start : start + length].sum()))
 
 
+def _roll(old: fx.Node, new: fx.Node, living: Living) -> None:
+    """Rewrite `roll(x, shifts, dims)`: as many living indices come to the front as there are among those that did."""
+    source = cast(fx.Node, old.args[0])
+    shape, dims = shape_of(source), argument(old, "dims")
+    shifts = list(argument(old, "shifts"))
+    for place, dim in enumerate(dims):
+        mask = living(source.name, dim % len(shape))
+        if mask is not None:
+            shifts[place] = int(mask[len(mask) - shifts[place] % len(mask) :].sum())
+    _set(new, "shifts", shifts)
+
+
 def _padding(old: fx.Node, new: fx.Node, living: Living) -> None:
     """Rewrite the amounts of padding added to a labelled dimension to living counts."""
     amounts, rank = list(argument(new, "pad")), len(shape_of(old))
@@ -215,6 +227,7 @@ REWRITES: dict[Any, Rewrite] = {
     aten.unsafe_split.Tensor: _split,
     aten.unsafe_split_with_sizes.default: _split,
     aten.narrow.default: _narrow,
+    aten.roll.default: _roll,
     aten.rand.default: _sizes("size"),
     aten.randn.default: _sizes("size"),
     aten.pad.default: _padding,

@@ -46,7 +46,7 @@ from autoprune.structure.elements import (
     unpooling,
     within,
 )
-from autoprune.structure.families import is_elementwise, is_pool, is_unchanged
+from autoprune.structure.families import is_elementwise, is_grouped_product, is_pool, is_unchanged
 from autoprune.structure.labels import Labels, Value
 from autoprune.structure.layers import (
     batch_norm,
@@ -66,6 +66,7 @@ from autoprune.structure.products import (
     bilinear,
     distances,
     einsum,
+    expert_product,
     matrix_product,
     shifted_product,
     similarity,
@@ -277,4 +278,6 @@ def rule_for(target: Any) -> Rule | None:
         return unchanged
     if is_pool(target):
         return pool
+    if is_grouped_product(target):
+        return expert_product
     return pointwise if is_elementwise(target) else None

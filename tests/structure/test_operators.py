@@ -99,6 +99,7 @@ OPERATORS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
     "distances": (2, lambda x: x * torch.cdist(x.sigmoid().flatten(2).mT, x.flatten(2).mT).mean()),
     "added by index": (2, _added_by_index),
     "scattered": (2, _scattered),
+    "an empty part": (2, lambda x: torch.cat([x[:, : x.shape[1]].sigmoid(), x[:, x.shape[1] :]], 1)),
 }  # fmt: skip
 
 

@@ -66,6 +66,39 @@ def test_channels_in_a_constant_order_are_cut(kind: str, tmp_path) -> None:
         assert isinstance(prune(model, (x,), keep=0.5, multiple_of=1, native=True), Ordered)
 
 
+class Moved(nn.Module):
+    """Layers whose channels are moved between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(6))
+        self.widen, self.last = nn.Linear(4, 8), nn.Linear(12, 2)
+        self.register_buffer("order", torch.tensor([7, 1, 3, 5]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        roll, step, rest, negative, twice, again = self.layers
+        x = torch.roll(roll(x), 3, 1)
+        x = F.relu(self.widen(step(x)[:, 1::2]))
+        x = F.relu(rest(x)) + torch.cat([x[:, ::2], x[:, 1::2]], 1)
+        x = negative(x)[:, [-1, -3, 2, 0, 1, 3, 4, 6]]
+        x = again(twice(F.relu(x))[:, torch.arange(7, -1, -1)]).sigmoid()
+        return self.last(torch.cat([x[:, self.order], x.flip(1)[:, self.order], x[:, [0, 0, 5, 5]]], 1))
+
+
+def test_layers_between_moved_channels_are_cut(tmp_path) -> None:
+    torch.manual_seed(0)
+    model, x = Moved(), torch.randn(2, 8)
+    structure = analyze(model, x)
+    cut = {member.parameter for unit in structure.units for member in unit.members if member.dim == 0}
+    assert {f"layers.{n}.weight" for n in range(6)} <= cut
+    torch.testing.assert_close(structure.shrink(structure.dense_policy())(x), model(x))
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        keep = {u.name: rng.choice(u.width, rng.integers(1, u.width + 1), replace=False) for u in structure.units}
+        small = structure.shrink(Policy(space_id="", widths={n: len(k) for n, k in keep.items()}), keep)
+        assert export_onnx(small.eval(), x, tmp_path / "moved.onnx").exists()
+
+
 def test_packed_sequences_and_compared_masks_are_refused_with_a_way_out() -> None:
     class Packed(nn.Module):
         def __init__(self) -> None:

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from autoprune.pruning import prune
+from autoprune.records import Policy
+from autoprune.structure import analyze
 
 transformers = pytest.importorskip("transformers")
 
@@ -43,3 +45,23 @@ def test_a_configuration_without_one_value_for_all_layers_is_said_to_be_stale():
     assert small.pruned_to.form == "native", small.pruned_to.reason
     assert "from_pretrained would refuse" in small.pruned_to.notes[0]
     assert small.config.intermediate_size == 48
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "units"),
+    [
+        ("Phi3", {"intermediate_size": 48}, {"self_attn.qkv_proj": "head", "mlp.gate_up_proj": "channel"}),
+        ("Mixtral", {"intermediate_size": 48, "num_local_experts": 2}, {"mlp.experts": "channel"}),
+    ],
+)
+def test_joint_projections_and_experts_are_cut(family, options, units):
+    config = getattr(transformers, f"{family}Config")(
+        **CONFIGURED | {"num_hidden_layers": 1}, **TOKENS, num_key_value_heads=2, **options
+    )
+    structure = analyze(getattr(transformers, f"{family}ForCausalLM")(config).eval(), INPUTS)
+    kinds = {unit.name: unit.kind for unit in structure.units}
+    assert {f"model.layers.0.{name}": kind for name, kind in units.items()}.items() <= kinds.items()
+    half = {unit.name: max(1, unit.width // 2) for unit in structure.units}
+    structure.shrink(Policy(space_id="", widths=half))
+    dense, cut = structure.params(structure.widths([structure.dense_policy(), Policy(space_id="", widths=half)]))
+    assert cut < 0.4 * dense
