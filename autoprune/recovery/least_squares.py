@@ -16,7 +16,7 @@ Meng et al. 2024 (https://arxiv.org/abs/2403.12983).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -28,19 +28,27 @@ from torch.nn import functional as F
 
 from autoprune import memory_limits
 from autoprune.errors import TrialError
-from autoprune.recovery.consumers import Consumer, adapted_norms, bias_of, covered_units, find_consumers, weight_of
+from autoprune.recovery.consumers import (
+    MATRIX,
+    Consumer,
+    adapted_norms,
+    bias_of,
+    covered_units,
+    find_consumers,
+    groups_of,
+    input_of,
+    weight_of,
+)
 from autoprune.recovery.influence import Influence, influence
-from autoprune.recovery.moments import ridged
 from autoprune.recovery.prefix import PrefixCache
-from autoprune.recovery.recurrent import Direction, find_directions, hidden_state, weights_of
-from autoprune.recovery.windows import by_example, input_windows, kept_positions, output_positions, sample_windows
+from autoprune.recovery.recorder import DenseRecorder
+from autoprune.recovery.recurrent import Direction, find_directions, weights_of
+from autoprune.recovery.regression import regression
+from autoprune.recovery.windows import by_example, input_windows, kept_positions, sample_windows
 from autoprune.structure import GraphModel, Structure
 
 Array = np.ndarray
 Masks = Mapping[tuple[str, str, int], Array]
-
-_RIDGE = 1e-3
-"""Added to the diagonal of X^T X, as a share of the mean of that diagonal."""
 
 _POSITIONS = 32
 """Positions of one example that a layer is fitted at, fewer where their targets take too much memory."""
@@ -62,8 +70,12 @@ class Reconstruction:
 
     @cached_property
     def consumers(self) -> Mapping[str, Consumer]:
-        """Layers that are fitted, by their node in the evaluation graph."""
-        return {consumer.node: consumer for consumer in find_consumers(self.structure)}
+        """Layers that are fitted, by the nodes of the evaluation graph at which they are."""
+        return {node: consumer for consumer in self._consumers for node in _some(consumer.nodes)}
+
+    @cached_property
+    def _consumers(self) -> tuple[Consumer, ...]:
+        return find_consumers(self.structure)
 
     @cached_property
     def recurrent(self) -> Mapping[str, tuple[Direction, ...]]:
@@ -73,7 +85,7 @@ class Reconstruction:
     @property
     def covered(self) -> frozenset[int]:
         """Units whose readers are all reconstructed, or need no reconstruction (depthwise layers)."""
-        return covered_units(self.structure, self.consumers.values(), itertools.chain(*self.recurrent.values()))
+        return covered_units(self.structure, self._consumers, itertools.chain(*self.recurrent.values()))
 
     @property
     def examples(self) -> int:
@@ -122,24 +134,16 @@ class Reconstruction:
 
     @cached_property
     def _positions(self) -> int:
-        outputs = sum(self.structure.tensors[c.weight].shape[1 - c.dim] for c in self.consumers.values())
+        tensors = self.structure.tensors
+        outputs = sum(tensors[c.weight].shape[1 - c.dim] * (1 if c.dim else c.groups) for c in self.consumers.values())
         wanted = 4 * outputs * self.examples * _POSITIONS
         affordable = _POSITIONS * memory_limits.RECONSTRUCTION_TARGET_BYTES // max(wanted, 1)
         return max(_FEWEST_POSITIONS, min(_POSITIONS, affordable))
 
-    @property
-    def _steps(self) -> Mapping[str, tuple[Tensor, ...]]:
-        """Inputs and hidden states `[rows, C + H]` of each direction of the dense model's recurrent layers, by node."""
-        return self._recorded.steps
-
-    @property
-    def _targets(self) -> Mapping[str, Tensor]:
-        """Outputs `[rows, O]` of the dense model at the positions that each consumer is fitted at, by node."""
-        return self._recorded.targets
-
     @cached_property
-    def _recorded(self) -> _Recorder:
-        recorder = _Recorder(self.structure.evaluation_graph(), self)
+    def recorded(self) -> DenseRecorder:
+        """What the dense model computes at the positions that layers are fitted at."""
+        recorder = DenseRecorder(self.structure.evaluation_graph(), self.consumers, self.recurrent, self.sample)
         with torch.no_grad():
             recorder.run(*self.inputs)
         return recorder
@@ -148,34 +152,11 @@ class Reconstruction:
         """Return the dense weights of one direction of a recurrent layer."""
         return [self.structure.tensors[name].detach() for name in direction.weights]
 
-    def _steps_of(self, node: fx.Node, args: tuple[Any, ...], outputs: Tensor) -> tuple[Tensor, ...]:
-        state = hidden_state(args)
-        return tuple(self._sample(d.columns(args[0], state, outputs), node.name) for d in self.recurrent[node.name])
-
-    def _sample(self, windows: Tensor, node: str, kept: Tensor | None = None) -> Tensor:
+    def sample(self, windows: Tensor, node: str, kept: Tensor | None = None) -> Tensor:
         """Sample the same positions of a node in the dense model and, of the kept ones, in every pruned model."""
         seed = [*self.consumers, *self.recurrent].index(node)
         windows = by_example(windows, self.examples)
         return sample_windows(windows, self._positions, torch.Generator().manual_seed(seed), kept)
-
-
-class _Recorder(fx.Interpreter):
-    """Runs the dense model and keeps the targets of every regression."""
-
-    def __init__(self, module: fx.GraphModule, reconstruction: Reconstruction) -> None:
-        super().__init__(module)
-        self._reconstruction = reconstruction
-        self.targets: dict[str, Tensor] = {}
-        self.steps: dict[str, tuple[Tensor, ...]] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        output = super().run_node(n)
-        if n.name in self._reconstruction.consumers:
-            self.targets[n.name] = self._reconstruction._sample(output_positions(n, output), n.name)
-        if n.name in self._reconstruction.recurrent:
-            args, _ = self.fetch_args_kwargs_from_env(n)
-            self.steps[n.name] = self._reconstruction._steps_of(n, args, output[0])
-        return output
 
 
 class _Fitter(fx.Interpreter):
@@ -192,9 +173,11 @@ class _Fitter(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         if n.name in self._influence.touched:
             args, _ = self.fetch_args_kwargs_from_env(n)
-            if n.name in self._reconstruction.consumers:
-                if n.name in self._influence.fed:
-                    self._fit(n, args)
+            consumer = self._reconstruction.consumers.get(n.name)
+            if consumer is not None and consumer.is_shared:
+                self._fit_once(consumer, n, args)
+            elif consumer is not None and n.name in self._influence.fed:
+                self._fit(consumer, n, args)
             elif n.name in self._reconstruction.recurrent:
                 self._fit_recurrent(n, args)
             elif n.name in self._reconstruction._norms:
@@ -204,37 +187,63 @@ class _Fitter(fx.Interpreter):
                 args[4].copy_(variance)
         return super().run_node(n)
 
-    def _fit(self, node: fx.Node, args: tuple[Any, ...]) -> None:
-        reconstruction, consumer = self._reconstruction, self._reconstruction.consumers[node.name]
+    def _fit(self, consumer: Consumer, node: fx.Node, args: tuple[Any, ...]) -> None:
+        """Fit a layer to the dense model's outputs at the same positions."""
+        reconstruction = self._reconstruction
         windows, kept = input_windows(node, args), kept_positions(node, self._masks)
-        rows = reconstruction._sample(windows, node.name, kept)
-        target = reconstruction._targets[node.name]
+        rows = reconstruction.sample(windows, node.name, kept)
+        target = reconstruction.recorded.targets[node.name]
         if kept is not None:
             is_kept = kept.expand(len(windows), -1)[:, :, None, None]
-            target = target[reconstruction._sample(is_kept, node.name).flatten()]
-        outputs = self._kept(consumer.weight, 1 - consumer.dim)
-        if outputs is not None:
-            target = target[:, outputs]
-        if not len(rows):
-            return  # none of the sampled positions is left
+            target = target[reconstruction.sample(is_kept, node.name).flatten()]
+        if len(rows):  # else none of the sampled positions is left
+            self._adapt(consumer, node, args, rows, target)
+
+    def _fit_once(self, consumer: Consumer, node: fx.Node, args: tuple[Any, ...]) -> None:
+        """Fit a layer that runs several times, before its first run, to inputs and outputs of the dense model.
+
+        Its later inputs in the pruned model depend on the weights that are fitted, as those of a recurrent cell do.
+        """
+        if node.name != consumer.nodes[0] or self._kept(consumer.weight, consumer.dim) is None:
+            return
+        nodes = _some(consumer.nodes)
+        rows = torch.cat([self._reconstruction.recorded.rows[name] for name in nodes])
+        target = torch.cat([self._reconstruction.recorded.targets[name] for name in nodes])
+        source = input_of(node, node.args)
+        mask = self._masks.get(("eval", source.name, source.meta["val"].dim() - 1 if node.target in MATRIX else 1))
+        if mask is not None:
+            rows = rows[:, consumer.columns(np.flatnonzero(mask))]
+        self._adapt(consumer, node, args, rows, target)
+
+    def _adapt(self, consumer: Consumer, node: fx.Node, args: tuple[Any, ...], rows: Tensor, target: Tensor) -> None:
+        """Add the regression, on rows `[R, D]`, of what the outputs of a layer miss of `target` `[R, O]`."""
+        groups = groups_of(node, args)
+        outputs = self._kept_outputs(consumer, node)
+        rows = consumer.split(rows, groups)
+        target = consumer.split(target if outputs is None else target[:, outputs], groups)
         weight, bias = weight_of(node, args), bias_of(node, args)
-        missing = target - F.linear(rows, consumer.matrix(weight), bias)
-        change, offset = _regression(rows, missing, centred=consumer.centred)
+        matrix = consumer.matrix(weight, groups)
+        if consumer.groups == 1:
+            missing = target - F.linear(rows, matrix, bias)
+        else:
+            missing = target - rows @ matrix.mT - (0 if bias is None else bias.reshape(groups, 1, -1))
+        change, offset = regression(rows, missing, centred=consumer.centred)
         if not bool(torch.isfinite(change).all()):
             raise TrialError(f"activations must be finite; the input of {consumer.weight!r} in the pruned model is not")
-        consumer.add(weight, change)
-        if consumer.bias is not None:
-            bias.add_(offset)
+        consumer.add(weight, change, groups)
+        if consumer.bias is not None and bias is not None:
+            bias.add_(offset.flatten())
 
     def _fit_recurrent(self, node: fx.Node, args: tuple[Any, ...]) -> None:
         """Fit a recurrent layer to the dense model's pre-activations, with the dense model's kept hidden states."""
         reconstruction = self._reconstruction
-        for direction, dense in zip(reconstruction.recurrent[node.name], reconstruction._steps[node.name], strict=True):
+        recorded = reconstruction.recorded.steps[node.name]
+        for direction, dense in zip(reconstruction.recurrent[node.name], recorded, strict=True):
             mine, full = weights_of(direction, args), reconstruction.weights(direction)
             rows, hidden = (self._kept(direction.weights[1], dim) for dim in (0, 1))
             states = dense[:, full[0].shape[1] :]
             states = states if hidden is None else states[:, hidden]
-            inputs = reconstruction._sample(direction.inputs(args[0])[:, :, None], node.name)
+            inputs = reconstruction.sample(direction.inputs(args[0])[:, :, None], node.name)
             columns = torch.cat([inputs, states], dim=1)
             size = mine[1].shape[1]
             for part in direction.parts:
@@ -243,7 +252,7 @@ class _Fitter(fx.Interpreter):
                     first, last = part.first * full[1].shape[1], part.last * full[1].shape[1]
                     target = target[:, rows[(rows >= first) & (rows < last)] - first]
                 missing = target - direction.sums(part, columns, mine)
-                change, offset = _regression(direction.read(part, columns, mine), missing, centred=direction.centred)
+                change, offset = regression(direction.read(part, columns, mine), missing, centred=direction.centred)
                 if not bool(torch.isfinite(change).all()):
                     raise TrialError(
                         f"activations must be finite; the input of {direction.weights[0]!r} in the pruned model is not"
@@ -252,19 +261,18 @@ class _Fitter(fx.Interpreter):
                 bias = direction.sums(part, torch.zeros_like(columns[:1]), mine)[0]
                 direction.assign(part, direction.read(part, kept, mine) + change, bias + offset, mine)
 
+    def _kept_outputs(self, consumer: Consumer, node: fx.Node) -> Tensor | None:
+        """Return the kept output channels of a layer; `None` for all."""
+        if consumer.dim or consumer.groups == 1:
+            return self._kept(consumer.weight, 1 - consumer.dim)
+        mask = self._masks.get(("eval", node.name, 1))  # the weight has the places in one group
+        return None if mask is None else torch.from_numpy(np.flatnonzero(mask))
+
     def _kept(self, weight: str, dim: int) -> Tensor | None:
         mask = self._masks.get(("parameter", weight, dim))
         return None if mask is None else torch.from_numpy(np.flatnonzero(mask))
 
 
-def _regression(rows: Tensor, target: Tensor, *, centred: bool) -> tuple[Tensor, Tensor]:
-    """Return the ridge regression of `target` `[R, O]` on `rows` `[R, D]`: weights `[O, D]` and an intercept `[O]`.
-
-    The intercept is 0 unless `centred`. The ridge pulls the weights to 0, so a target of residuals changes weights only
-    where the rows ask for it.
-    """
-    x, y = (each.mean(0) if centred else each.new_zeros(each.shape[1]) for each in (rows, target))
-    inputs, outputs = rows - x, target - y
-    second = ridged((inputs.T @ inputs / len(rows)).double(), _RIDGE)
-    weight = torch.linalg.solve(second, (inputs.T @ outputs / len(rows)).double()).T.to(rows.dtype)
-    return weight, y - weight @ x
+def _some(nodes: Sequence[str]) -> Sequence[str]:
+    """Return the nodes at which a layer that runs several times is fitted: the first, and at most 31 others."""
+    return nodes[:: -(-len(nodes) // _POSITIONS)]

@@ -25,14 +25,17 @@ _ENTRIES = 200_000
 
 @dataclass(frozen=True, kw_only=True)
 class Moments:
-    """Mean `[D]` and raw second moment `[D, D]` of the input columns of a consumer, float64."""
+    """Mean `[D]` and raw second moment `[D, D]` of the input columns of a consumer, float64.
+
+    A convolution in G groups has those of each group, `[G, D]` and `[G, D, D]`.
+    """
 
     mean: Tensor
     raw: Tensor
 
     def second(self, *, centred: bool) -> Tensor:
-        """Return the covariance when `centred`, else the raw second moment: `[D, D]`."""
-        return self.raw - torch.outer(self.mean, self.mean) if centred else self.raw
+        """Return the covariance when `centred`, else the raw second moment, in the shape of `raw`."""
+        return self.raw - self.mean[..., :, None] * self.mean[..., None, :] if centred else self.raw
 
 
 def collect_moments(structure: Structure, batches: Iterable[tuple[Tensor, ...]]) -> dict[str, Moments]:
@@ -42,7 +45,8 @@ def collect_moments(structure: Structure, batches: Iterable[tuple[Tensor, ...]])
         TaskError: an activation is not finite.
     """
     consumers = find_consumers(structure)
-    reader = _MomentReader(structure.evaluation_graph(), {c.node: c for c in consumers}, find_directions(structure))
+    by_node = {node: consumer for consumer in consumers for node in consumer.nodes}
+    reader = _MomentReader(structure.evaluation_graph(), by_node, find_directions(structure))
     with torch.no_grad():
         for inputs in batches:
             reader.read(inputs)
@@ -53,12 +57,6 @@ def collect_moments(structure: Structure, batches: Iterable[tuple[Tensor, ...]])
                 "Check the weights and the data for NaN and infinity."
             )
     return {name: Moments(mean=total / count, raw=raw / count) for name, (total, raw, count) in reader.sums.items()}
-
-
-def ridged(matrix: Tensor, share: float) -> Tensor:
-    """Return `matrix` `[D, D]` with a share of its mean diagonal added to the diagonal, so that it can be inverted."""
-    extra = share * float(matrix.diagonal().mean())
-    return matrix + torch.eye(len(matrix), dtype=matrix.dtype) * max(extra, 1e-12)
 
 
 class _MomentReader(fx.Interpreter):
@@ -83,17 +81,21 @@ class _MomentReader(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         if n.name in self._consumers:
             args, _ = self.fetch_args_kwargs_from_env(n)
-            self._add(self._consumers[n.name].weight, by_example(input_windows(n, args), self._examples))
+            self._add(self._consumers[n.name], by_example(input_windows(n, args), self._examples))
         output = super().run_node(n)
         for direction in self._recurrent.get(n.name, ()):
             args, _ = self.fetch_args_kwargs_from_env(n)
-            self._add(direction.weights[0], direction.columns(args[0], hidden_state(args), output[0]))
+            self._add(direction, direction.columns(args[0], hidden_state(args), output[0]))
         return output
 
-    def _add(self, name: str, windows: Tensor) -> None:
+    def _add(self, reader: Consumer | Direction, windows: Tensor) -> None:
+        name = reader.weight if isinstance(reader, Consumer) else reader.weights[0]
         count = int(np.clip(_ENTRIES // windows[0, 0, 0].numel(), *_POSITIONS))
         columns = sample_windows(windows, count, self._generator).double()
-        total, raw, rows = columns.sum(0), columns.T @ columns, len(columns)
+        rows = len(columns)
+        if isinstance(reader, Consumer):
+            columns = reader.split(columns, reader.groups)
+        total, raw = columns.sum(-2), columns.mT @ columns
         if name in self.sums:
             before = self.sums[name]
             total, raw, rows = total + before[0], raw + before[1], rows + before[2]

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from autoprune.structure import Structure
+from autoprune.structure.families import is_grouped_product
 from autoprune.structure.products import einsum_names
 from autoprune.structure.recurrent_layers import GATES
 
@@ -57,8 +58,8 @@ def _summed(node: fx.Node, variable: set[fx.Node]) -> Iterator[tuple[Any, int]]:
         yield from ((weight, 1) for weight in node.args[2] if _rank(weight) > 1)  # type: ignore[union-attr]
     elif variable.issuperset(node.all_input_nodes):
         return
-    elif node.target in _PRODUCTS:
-        first = _PRODUCTS[node.target]
+    elif node.target in _PRODUCTS or is_grouped_product(node.target):
+        first = _PRODUCTS.get(node.target, 0)
         x, y = node.args[first : first + 2]
         yield x, -1
         yield y, max(_rank(y) - 2, 0)

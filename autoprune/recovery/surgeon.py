@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoprune.recovery.consumers import covered_units, find_consumers
-from autoprune.recovery.moments import Moments, ridged
+from autoprune.recovery.consumers import Consumer, covered_units, find_consumers
+from autoprune.recovery.moments import Moments
 from autoprune.recovery.recurrent import find_directions
+from autoprune.recovery.regression import ridged
 from autoprune.structure import Structure
 
 Array = np.ndarray
@@ -45,21 +46,13 @@ def surgeon_order(
     """
     consumers = tuple(c for c in find_consumers(structure) if c.weight in moments)
     recurrent = [d for ds in find_directions(structure).values() for d in ds if d.weights[0] in moments]
-    covered = covered_units(structure, consumers, recurrent)
+    covered, tensors = covered_units(structure, consumers, recurrent), structure.tensors
     order = {}
     for number, unit in enumerate(structure.units):
-        readers = [
-            _Reader(
-                c.matrix(structure.tensors[c.weight].detach()),
-                moments[c.weight].second(centred=c.centred),
-                c.blocks(number),
-            )
-            for c in consumers
-            if number in c.units
-        ]
+        readers = [r for c in consumers if number in c.units for r in _readers(tensors, moments, c, number)]
         readers += [
             _Reader(
-                d.matrix([structure.tensors[w] for w in d.weights]),
+                d.matrix([tensors[w] for w in d.weights]),
                 moments[d.weights[0]].second(centred=d.centred),
                 d.blocks(number),
             )
@@ -68,6 +61,18 @@ def surgeon_order(
         ]
         order[unit.name] = _ranked(unit.width, readers) if number in covered else list(fallback[unit.name])
     return order
+
+
+def _readers(
+    tensors: Mapping[str, Tensor], moments: Mapping[str, Moments], consumer: Consumer, unit: int
+) -> list[_Reader]:
+    """Return what reads a unit in a layer: each of its groups by itself, as a share of the whole layer's outputs."""
+    weight = consumer.matrix(tensors[consumer.weight].detach(), consumer.groups).double()
+    second, blocks = moments[consumer.weight].second(centred=consumer.centred), consumer.blocks(unit)
+    if consumer.groups == 1:
+        return [_Reader(weight, second, blocks)]
+    energy = float((weight @ second * weight).sum()) or 1.0
+    return [_Reader(*of_group, blocks, energy) for of_group in zip(weight, second, strict=True)]
 
 
 def _ranked(width: int, readers: Sequence[_Reader]) -> list[int]:
@@ -85,11 +90,14 @@ def _ranked(width: int, readers: Sequence[_Reader]) -> list[int]:
 
 
 class _Reader:
-    """Weights and inverse second moment of a layer from which the channels of one unit, `blocks` of columns, go."""
+    """Weights and inverse second moment of a layer from which the channels of one unit, `blocks` of columns, go.
 
-    def __init__(self, weight: Tensor, second: Tensor, blocks: Tensor) -> None:
-        self._weight = weight.double()
-        self._energy = float((self._weight @ second * self._weight).sum()) or 1.0
+    Costs are shares of `energy` (default: that of the layer's outputs).
+    """
+
+    def __init__(self, weight: Tensor, second: Tensor, blocks: Tensor, energy: float | None = None) -> None:
+        self._weight = weight.to(torch.float64, copy=True)  # it is changed in place, and may be the model's own
+        self._energy = energy or float((self._weight @ second * self._weight).sum()) or 1.0
         self._inverse = torch.linalg.inv(ridged(second, _DAMPING))
         self._blocks = blocks
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from autoprune.records import Policy
 from autoprune.recovery.consumers import find_consumers
 from autoprune.recovery.recover import recover
 from autoprune.recovery.windows import input_windows, output_positions
@@ -77,7 +78,7 @@ def test_windows_and_matrix_of_a_transposed_convolution_give_its_outputs(layer: 
     model = nn.Sequential(getattr(nn, f"Conv{len(shape)}d")(2, 4, 1), nn.ReLU(), layer).eval()
     structure = analyze(model, torch.randn(2, 2, *shape))
     (consumer,) = [c for c in find_consumers(structure) if c.weight == "2.weight"]
-    node = next(n for n in structure.captures[False].graph.nodes if n.name == consumer.node)
+    node = next(n for n in structure.captures[False].graph.nodes if n.name == consumer.nodes[0])
     x = torch.randn(2, 4, *shape)
     windows = input_windows(node, (x, layer.weight, layer.bias, *node.args[3:])).flatten(3)
     wanted = output_positions(node, layer(x))
@@ -88,13 +89,54 @@ def test_windows_and_matrix_of_a_transposed_convolution_give_its_outputs(layer: 
         torch.testing.assert_close(layer.weight, 2 * before)
 
 
-def test_a_transposed_convolution_makes_up_for_removed_channels() -> None:
-    """Half of the channels repeat the other half, so that a perfect repair exists."""
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("layer", [nn.Conv2d, nn.ConvTranspose2d])
+def test_a_convolution_makes_up_for_removed_channels(layer: type[nn.Module], groups: int) -> None:
+    """Half of the channels (of each group) repeat the other half, so that a perfect repair exists."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(8, 3, 3, stride=2)).eval()
+    model = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), layer(8, 4, 3, stride=2, groups=groups)).eval()
+    each = 8 // groups
     with torch.no_grad():
-        model[0].weight[4:], model[0].bias[4:] = model[0].weight[:4].clone(), model[0].bias[:4].clone()
-    x = torch.randn(64, 2, 6, 6)
-    small = recover(model, {"0": 4}, [x])
+        for tensor in (model[0].weight.unflatten(0, (groups, each)), model[0].bias.unflatten(0, (groups, each))):
+            tensor[:, each // 2 :] = tensor[:, : each // 2].clone()
+    model, x = model.double(), torch.randn(64, 2, 6, 6, dtype=torch.float64)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    widths = analyze(model, x[:1]).full_widths
+    (within,) = [name for name, width in widths.items() if width == each]
+    small = recover(model, {within: each // 2}, [x])
     with torch.no_grad():
         assert (small(x) - model(x)).norm() < 0.05 * model(x).norm()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+class Loop(nn.Module):
+    """A layer, or a cell, that runs three times."""
+
+    def __init__(self, cell: type[nn.Module] | None) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 12), nn.Linear(12, 2)
+        self.up, self.down = (nn.Linear(12, 16), nn.Linear(16, 12)) if cell is None else (cell(12, 12), None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        hidden = state = x[:, 0] if self.down else x.new_zeros(x.shape[0], 12)
+        for step in range(3):
+            if self.down is not None:
+                hidden = hidden + self.down(F.gelu(self.up(hidden)))
+            elif isinstance(self.up, nn.LSTMCell):
+                hidden, state = self.up(x[:, step], (hidden, state))
+            else:
+                hidden = self.up(x[:, step], hidden)
+        return self.last(hidden)
+
+
+@pytest.mark.parametrize("cell", [None, nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+def test_a_layer_that_runs_several_times_is_repaired(cell: type[nn.Module] | None) -> None:
+    torch.manual_seed(0)
+    model, x = Loop(cell).eval(), torch.randn(128, 3, 2) @ torch.randn(2, 4)
+    structure = analyze(model, x[:1])
+    half = {unit.name: unit.width // 2 for unit in structure.units}
+    plain = structure.shrink(Policy(space_id="", widths=half)).eval()
+    small = recover(model, half, [x])
+    with torch.no_grad():
+        assert (small(x) - model(x)).norm() < 0.5 * (plain(x) - model(x)).norm()
