@@ -110,6 +110,11 @@ class RunFolder:
         return self.path / "finetune_recipe.json"
 
     @property
+    def form(self) -> Path:
+        """Form of the pruned models: the user's own classes or graph modules, and why."""
+        return self.path / "form.json"
+
+    @property
     def sensitivity(self) -> Path:
         """Divergence of every unit at every level."""
         return self.path / "sensitivity.json"

@@ -17,7 +17,7 @@ from autoprune.recovery.batchnorm import recalibrate
 from autoprune.recovery.least_squares import Reconstruction
 from autoprune.recovery.prefix import PrefixCache
 from autoprune.runfolder import RunFolder, read_json
-from autoprune.structure import GraphModel, Structure, in_form, trained_form
+from autoprune.structure import GraphModel, ModelForm, Structure, form_at_half, trained_form
 from autoprune.task.base import Task
 from autoprune.task.batches import batches, length, sample_rows, take
 from autoprune.task.recipe import Recipe
@@ -35,7 +35,8 @@ class DenseModel:
     """A trained dense model and everything that is the same for all policies that cut it.
 
     `module` is the model itself. `order` ranks the channels of each unit, most important first. A `reconstruction`
-    adjusts the readers of pruned channels by least squares; without one, batch norms alone are recalibrated.
+    adjusts the readers of pruned channels by least squares; without one, batch norms alone are recalibrated. `form` is
+    that of its pruned models; `None` where it is not decided yet.
     """
 
     task: Task
@@ -43,17 +44,25 @@ class DenseModel:
     structure: Structure
     order: dict[str, list[int]]
     reconstruction: Reconstruction | None = None
+    form: ModelForm | None = None
 
     @classmethod
     def open(cls, task: Task, dense: nn.Module, structure: Structure, folder: RunFolder) -> DenseModel:
-        """Return the dense model of a run, with the channel order and the fine-tuning recipe that its folder holds."""
+        """Return the dense model of a run, with the channel order, recipe and form that its folder holds."""
         if task.finetune_recipe is None and folder.recipe.exists():
             task = replace(task, finetune_recipe=Recipe(**read_json(folder.recipe, "recipe")["recipe"]))
         channels = read_json(folder.order, "reconstruct", "seed", "order")
         reconstruction = None
         if channels["reconstruct"]:
             reconstruction = reconstruction_of(task, structure, channels["seed"])
-        return cls(task=task, module=dense, structure=structure, order=channels["order"], reconstruction=reconstruction)
+        return cls(
+            task=task,
+            module=dense,
+            structure=structure,
+            order=channels["order"],
+            reconstruction=reconstruction,
+            form=ModelForm.from_json(read_json(folder.form, "name", "reason", "notes")) if folder.form.exists() else None,
+        )
 
     @property
     def not_reconstructed(self) -> tuple[str, ...]:
@@ -106,15 +115,11 @@ class DenseModel:
         Raises:
             StructureError: no form computes the gradients of the model.
         """
-        return trained_form(self.structure, model) if self._is_native else model
+        return trained_form(self.structure, model) if self._form.name == "native" else model
 
     @cached_property
-    def _is_native(self) -> bool:
-        """Whether the user's own classes are proven with half of every unit."""
-        widths = {unit.name: max(1, unit.width // 2) for unit in self.structure.units}
-        cut = Cut.of(self.structure, self.order, Policy(space_id="", widths=widths))
-        form = in_form(self.structure, cut.shrink(prove=False))
-        return not isinstance(form, GraphModel)
+    def _form(self) -> ModelForm:
+        return self.form or form_at_half(self.structure)[0]
 
     @cached_property
     def teacher(self) -> TeacherMemory:

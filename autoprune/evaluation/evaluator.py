@@ -155,7 +155,8 @@ class EvaluatorFactory:
     def packed(self) -> EvaluatorFactory:
         """Return a factory for other hosts, which holds dense weights, channel order and latency table itself."""
         folder = RunFolder(Path(self.run_dir))
-        needed = [folder.dense, folder.order, folder.table, *([folder.recipe] if folder.recipe.exists() else ())]
+        needed = [folder.dense, folder.order, folder.table]
+        needed += [path for path in (folder.recipe, folder.form) if path.exists()]
         return replace(self, files={path.name: path.read_bytes() for path in needed})
 
     def __call__(self) -> Evaluator:

@@ -30,7 +30,7 @@ from autoprune.records import Policy
 from autoprune.report.checks import Estimate, Finding
 from autoprune.search.effort import EFFORTS, Effort
 from autoprune.search.sensitivity import anchor_policies
-from autoprune.structure import Structure, analyze
+from autoprune.structure import Structure, analyze, form_at_half
 from autoprune.task.base import Task
 from autoprune.task.batches import length, sample_rows, take
 from autoprune.task.check import check_task
@@ -116,8 +116,9 @@ def check_up(
     dense = findings.attempt("dense model", lambda: _built(task), task)
     structure = findings.attempt("trace and units", lambda: _analyzed(dense, task), dense)
     small = findings.attempt("shrink", lambda: _shrunk(structure), structure)
+    own = findings.attempt("form", lambda: _form(structure), small) if small is not None else dense
     model = dense if small is None else small
-    batch = findings.attempt("fine-tuning", lambda: _tuned(model, dense, task), model) or _FALLBACK_BATCH
+    batch = findings.attempt("fine-tuning", lambda: _tuned(own, dense, task), own) or _FALLBACK_BATCH
     findings.attempt("evaluation", lambda: _evaluated(model, dense, task, batch, shrunk=small is not None), model)
     with TemporaryDirectory() as folder:
         path = findings.attempt("ONNX export", lambda: _exported(model, task, Path(folder) / "model.onnx"), structure)
@@ -176,6 +177,12 @@ def _shrunk(structure: Structure) -> tuple[nn.Module, str]:
     params, macs = (cost[1] / max(cost[0], 1) for cost in (structure.params(both), structure.macs(both)))
     text = f"all units at half: {params:.0%} of the parameters, {macs:.0%} of the MACs; proven equal to the cut model"
     return structure.shrink(policy).eval(), text
+
+
+def _form(structure: Structure) -> tuple[nn.Module, str]:
+    form, small = form_at_half(structure)
+    proven = "own classes, proven equal in outputs and gradients" if form.name == "native" else str(form)
+    return small, "; ".join((proven, *form.notes))
 
 
 def _tuned(model: nn.Module, dense: nn.Module, task: Task) -> tuple[int, str]:

@@ -32,10 +32,10 @@ from autoprune.pipeline.run import OBJECT_TASK, Run, open_task
 from autoprune.pipeline.spaces import SpaceFile
 from autoprune.pipeline.studies import study_location
 from autoprune.pipeline.tables import latency_table
-from autoprune.pipeline.units import check_units, note_space
+from autoprune.pipeline.units import check_units, decide_form, note_space
 from autoprune.pipeline.verification import score_on_test
 from autoprune.records import SearchSpace
-from autoprune.runfolder import RunFolder, write_json
+from autoprune.runfolder import RunFolder, read_json, write_json
 from autoprune.search.effort import Effort
 from autoprune.study.location import SharedStorage, StudyLocation
 from autoprune.study.storage import check_storage, sole_controller
@@ -137,6 +137,7 @@ def prepare(
     module, structure = untrained(config, folder, task, events)
     space_file = SpaceFile.read(config, structure)
     check_units(structure, space_file, events)
+    decide_form(structure, folder, events)
     measurer = measurer or DeviceMeasurer.of(config)
     table = latency_table(config, folder, structure, space_file, measurer, events)
     space = space_file.of_table(table)
@@ -204,6 +205,7 @@ def _search(config: RunConfig, location: StudyLocation, prepared: Prepared, even
         "rank_correlations": [correlation.to_json() for correlation in outcome.correlations],
         "unmet_budgets": unmet,
         "finetune_recipe": asdict(dense_model.task.tuning_recipe),
+        "form": {key: read_json(folder.form)[key] for key in ("name", "reason", "notes")},
         "not_reconstructed": dense_model.not_reconstructed if config.reconstruct else (),
     }
     write_json(folder.front, document)

@@ -1,11 +1,14 @@
-"""The units of a model, before anything costs time: proven for the smallest policy, and said in lines."""
+"""The units of a model and the form of its cuts, before anything costs time: proven, and said in lines."""
 
 from __future__ import annotations
+
+from dataclasses import asdict
 
 from autoprune.pipeline.events import Events
 from autoprune.pipeline.spaces import SpaceFile
 from autoprune.records import SearchSpace
-from autoprune.structure import Structure
+from autoprune.runfolder import RunFolder, write_json
+from autoprune.structure import Structure, form_at_half
 
 
 def check_units(structure: Structure, space_file: SpaceFile, events: Events) -> None:
@@ -18,6 +21,20 @@ def check_units(structure: Structure, space_file: SpaceFile, events: Events) -> 
     events.note(f"{len(structure.units)} units")
     for op, nodes in structure.unsupported.items():
         events.note(f"operator {op} has no rule: what it touches keeps its width ({len(nodes)} places)")
+
+
+def decide_form(structure: Structure, folder: RunFolder, events: Events) -> None:
+    """Decide on the form of pruned models, note it and why, and keep it in the run folder for all workers.
+
+    Raises:
+        StructureError: neither form computes the gradients of the model, so none can be fine-tuned.
+    """
+    if folder.form.exists():
+        return
+    form, _ = form_at_half(structure)
+    write_json(folder.form, asdict(form))
+    for line in (f"pruned models: {form}", *form.notes):
+        events.note(line)
 
 
 def note_space(space: SearchSpace, name: str, events: Events) -> None:

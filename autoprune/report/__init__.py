@@ -3,7 +3,15 @@
 from autoprune.report.checks import basis_line, check_header, check_row, estimate_table
 from autoprune.report.console import ConsoleEvents
 from autoprune.report.html import write_html
-from autoprune.report.tables import fixed_table, front_table, prediction_line, rung_table, trust_lines, unit_table
+from autoprune.report.tables import (
+    fixed_table,
+    form_lines,
+    front_table,
+    prediction_line,
+    rung_table,
+    trust_lines,
+    unit_table,
+)
 
 __all__ = [
     "ConsoleEvents",
@@ -13,6 +21,7 @@ __all__ = [
     "estimate_table",
     "fixed_table",
     "front_table",
+    "form_lines",
     "prediction_line",
     "rung_table",
     "trust_lines",

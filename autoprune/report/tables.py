@@ -162,6 +162,18 @@ def prediction_line(document: Document) -> str:
     )
 
 
+def form_lines(document: Document) -> list[str]:
+    """The form of the run's PyTorch models and why; runs of earlier versions did not keep it."""
+    form = document.get("form")
+    if form is None:
+        return []
+    if form["name"] == "native":
+        line = "PyTorch models have your own classes: outputs and gradients are proven equal."
+    else:
+        line = f"PyTorch models are graph modules, because {form['reason'].rstrip('.')}."
+    return [line, *(f"{note[:1].upper()}{note[1:].rstrip('.')}." for note in form["notes"])]
+
+
 def trust_lines(document: Document) -> list[str]:
     """How far cheap scores ranked policies as dearer ones did, budgets without a model, and what was not repaired."""
     lines = [

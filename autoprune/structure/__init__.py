@@ -17,10 +17,10 @@ from autoprune.structure.build import analyze
 from autoprune.structure.capture import module_tensors
 from autoprune.structure.geometry import Dim, Operator
 from autoprune.structure.module import GraphModel, Input, PrunedTo
-from autoprune.structure.native import in_form, native, trained_form
+from autoprune.structure.native import ModelForm, form_at_half, in_form, native, trained_form
 from autoprune.structure.structure import Fixed, Structure
 
 __all__ = [
-    "Dim", "Fixed", "GraphModel", "Input", "Operator", "PrunedTo", "Structure", "analyze", "in_form",
-    "module_tensors", "native", "trained_form",
+    "Dim", "Fixed", "GraphModel", "Input", "ModelForm", "Operator", "PrunedTo", "Structure", "analyze", "form_at_half",
+    "in_form", "module_tensors", "native", "trained_form",
 ]  # fmt: skip

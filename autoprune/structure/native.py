@@ -12,16 +12,57 @@ entries are zero, where that has equal outputs.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 from torch import nn
 
 from autoprune.errors import StructureError
-from autoprune.structure.module import GraphModel
+from autoprune.records import Policy
+from autoprune.structure.module import GraphModel, PrunedTo
 from autoprune.structure.native_maker import Maker
 from autoprune.structure.structure import Structure
 
 _INSTEAD = "Use the graph module (native=False): it trains, exports, compiles and has the same parameter names."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelForm:
+    """The form that pruned models of a structure have.
+
+    - `name`: "native" for the user's own classes, "graph" for a `GraphModel`.
+    - `reason`: why it is a graph.
+    - `notes`: what a user of this form should know.
+    """
+
+    name: str
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ModelForm:
+        """Return the form that `dataclasses.asdict` wrote."""
+        return cls(name=value["name"], reason=value["reason"], notes=tuple(value["notes"]))
+
+    def __str__(self) -> str:
+        """Return the form and its reason, as a part of a sentence."""
+        return "own classes" if self.name == "native" else f"graph module, because {self.reason}"
+
+
+def form_at_half(structure: Structure) -> tuple[ModelForm, nn.Module]:
+    """Return the form of pruned models, and a model in it that keeps random halves of all units.
+
+    Raises:
+        StructureError: neither form computes the gradients of the model.
+    """
+    widths = {unit.name: max(1, unit.width // 2) for unit in structure.units}
+    rng = np.random.default_rng(0)
+    keep = {u.name: np.sort(rng.choice(u.width, widths[u.name], replace=False)) for u in structure.units}
+    small = in_form(structure, structure.shrink(Policy(space_id="", widths=widths), keep, prove=False))
+    about: PrunedTo = small.__dict__["pruned_to"]
+    return ModelForm(name=about.form, reason=about.reason, notes=about.notes), small
 
 
 def in_form(
