@@ -96,8 +96,7 @@ def finetune(
     recipe = recipe or task.tuning_recipe
     schedule = (seed, samples, recipe.batch_size, recipe.precision)  # all that the teacher's outputs depend on
     objective = Objective(task=task, recipe=recipe, teacher=teacher, memory=memory, schedule=schedule)
-    optimizer = make_optimizer(model, recipe)
-    updates, rate = Updates(model, optimizer, recipe), 0.0
+    updates, rate = Updates(model, make_optimizer(model, recipe), recipe), 0.0
     repeats = objective.repeats(relative_cost)
     drawn = math.ceil(samples / repeats)
     progress = _Progress(samples=drawn * repeats, on_progress=on_progress)
@@ -109,7 +108,7 @@ def finetune(
                 terms = objective.terms(model, batch)
                 loss = updates.take(terms, rate)
                 progress.after_step(batch.examples, loss)
-                guard.after_step(progress.done, loss, optimizer)
+                guard.after_step(progress.done, loss, updates)
                 if guard.gave_up:
                     break
             updates.finish(rate)

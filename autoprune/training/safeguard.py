@@ -7,12 +7,12 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from autoprune.errors import TrialError
 from autoprune.task.recipe import Recipe
 from autoprune.training.held_out import HeldOut
+from autoprune.training.update import Updates
 from autoprune.trials import FORWARD_SHARE
 
 _MOST_CHECKS = 16
@@ -58,17 +58,17 @@ class Safeguard:
     def __post_init__(self) -> None:
         self._check(0)
 
-    def after_step(self, done: int, loss: float, optimizer: torch.optim.Optimizer) -> None:
+    def after_step(self, done: int, loss: float, updates: Updates) -> None:
         """Check the model when it is time for that; go back to the best state at half the rate where the loss rose.
 
         Args:
             done: examples trained on so far.
             loss: loss of the step; one that is not finite is a rise.
-            optimizer: forgets its moments when the model goes back.
+            updates: start again when the model goes back.
         """
         if self._rose(loss, done):
             self._restore()
-            optimizer.state.clear()
+            updates.restart()
             self.rate_scale /= 2
             self._halvings += 1
         elif self._interval <= done - self._checked_at and done < self.samples:
@@ -137,9 +137,9 @@ class Unguarded:
     gave_up: bool = False
     _done_steps: int = 0
 
-    def after_step(self, done: int, loss: float, optimizer: torch.optim.Optimizer) -> None:
+    def after_step(self, done: int, loss: float, updates: Updates) -> None:
         """Raise a `TrialError` for a loss that is not finite."""
-        del done, optimizer
+        del done, updates
         self._done_steps += 1
         if not math.isfinite(loss):
             raise TrialError(

@@ -35,6 +35,12 @@ class Updates:
             self._step(rate)
         return loss.item()
 
+    def restart(self) -> None:
+        """Forget gradients, moments and the average of the weights, which belong to a state that was given up."""
+        self._batches = self._steps = 0
+        self._average = {}
+        self._optimizer.state.clear()
+
     def finish(self, rate: float = 0.0) -> None:
         """Take the step of the batches that are left over, and put the average of the weights into the model."""
         if self._batches:

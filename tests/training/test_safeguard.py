@@ -12,6 +12,7 @@ from autoprune.training.held_out import HeldOut
 from autoprune.training.safeguard import Safeguard
 from autoprune.training.sample_passes import SamplePasses
 from autoprune.training.scoring import predict_outputs
+from autoprune.training.update import Updates
 from tests.task.toys import toy_model, toy_task, unlabelled_task
 
 GENTLE = Recipe(batch_size=16, lr=0.01, precision="fp32")
@@ -107,13 +108,13 @@ def test_a_rise_halves_the_rate_and_goes_back_to_the_best_state():
     model = near(dense)
     kept = copy.deepcopy(model.state_dict())
     guard = Safeguard(model=model, held_out=held_out, recipe=GENTLE, samples=640)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    updates = Updates(model, torch.optim.SGD(model.parameters(), lr=0.1), GENTLE)
     for step in range(3):
-        guard.after_step(16 * step, 0.1, optimizer)
+        guard.after_step(16 * step, 0.1, updates)
     with torch.no_grad():
         next(model.parameters()).normal_(std=10)
     for step in range(3, 10):
-        guard.after_step(16 * step, 1.0, optimizer)
+        guard.after_step(16 * step, 1.0, updates)
     assert guard.rate_scale == 0.5
     assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
 
@@ -123,9 +124,9 @@ def test_batches_of_very_different_losses_are_no_rise():
     held_out = HeldOut.of(task, predict_outputs(dense, task, task.val_set))
     model = near(dense)
     guard = Safeguard(model=model, held_out=held_out, recipe=GENTLE, samples=10_000)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    updates = Updates(model, torch.optim.SGD(model.parameters(), lr=0.1), GENTLE)
     for step, loss in enumerate([0.01] * 20 + [1.0] * 40):
-        guard.after_step(16 * step, loss, optimizer)
+        guard.after_step(16 * step, loss, updates)
     assert guard.rate_scale == 1
 
 
@@ -152,3 +153,15 @@ def test_a_loss_that_is_not_a_number_is_infinite():
         next(model.parameters()).fill_(torch.nan)
     assert held_out.loss(model.train(), GENTLE) == float("inf")
     assert model.training
+
+
+@pytest.mark.parametrize("changes", [{"accumulate": 2}, {"ema": 0.9}])
+def test_one_bad_batch_spoils_neither_later_gradients_nor_the_average(changes):
+    task, dense = unlabelled_task(), fresh(1)
+    images = task.train_set.tensors[0].repeat(8, 1, 1, 1)
+    images[5] = torch.nan
+    task, recipe = unlabelled_task(train_set=TensorDataset(images)), dataclasses.replace(GENTLE, **changes)
+    result, before, after = guarded(near(dense, noise=0.1), task, dense, recipe, samples=384)
+    assert result.rate_scale == 0.5
+    assert not result.undone
+    assert after < before
