@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
-from autoprune import memory_limits
 from autoprune.errors import TaskError
 from autoprune.model.acceptance import users_line
+from autoprune.model.nesting import tensors_in
 from autoprune.model.randomness import seeded
+from autoprune.model.streams import read_batches
 
 
 def as_tensors(item: object) -> tuple[Tensor, ...]:
@@ -64,15 +64,13 @@ def _stacked_or_list(parts: Sequence[Any]) -> Any:
 
 
 def _tensor_or_same(part: Any) -> Any:
+    """Return numbers and arrays as a tensor; a list that holds tensors has an entry for each example, and stays."""
+    if isinstance(part, list | tuple) and tensors_in(part):
+        return part
     try:
         return torch.as_tensor(part)
     except (TypeError, ValueError, RuntimeError):
         return part
-
-
-def tensors_in(parts: Any) -> list[Tensor]:
-    """Return all tensors in nested data."""
-    return [leaf for leaf in pytree.tree_leaves(parts) if isinstance(leaf, Tensor)]
 
 
 def is_dataset(value: object) -> bool:
@@ -220,29 +218,4 @@ def _loaded(name: str, loader: Iterable[Any]) -> tuple[Any, Callable[[list[Any]]
             size = 32  # a user's batch sampler may give batches of different sizes
         if size is not None:
             return source, loader.collate_fn, size
-    batches, held_bytes = [], 0
-    for batch in loader:
-        parts = tuple(batch.values()) if isinstance(batch, Mapping) else batch
-        tensors = as_tensors(parts)
-        if any(tensor.ndim == 0 for tensor in tensors) or len({len(tensor) for tensor in tensors}) != 1:
-            shapes = [tuple(tensor.shape) for tensor in tensors]
-            raise TaskError(f"{name} is no data set, so it must give batches of equally long tensors; got {shapes}")
-        batches.append(dict(zip(batch, tensors, strict=True)) if isinstance(batch, Mapping) else tensors)
-        held_bytes += sum(tensor.nbytes for tensor in tensors)
-        if held_bytes > memory_limits.ITERABLE_DATA_BYTES:
-            raise TaskError(
-                f"{name} cannot be indexed, so it is read into memory, and it is larger than "
-                f"{memory_limits.ITERABLE_DATA_BYTES >> 30} GiB; give a map-style data set, or a DataLoader over one"
-            )
-    items = [item for batch in batches for item in _split(batch)]
-    return items, default_collate, len(next(iter(_tensors(batches[0])))) if batches else 1
-
-
-def _tensors(batch: Any) -> Iterable[Tensor]:
-    return batch.values() if isinstance(batch, Mapping) else batch
-
-
-def _split(batch: Any) -> Iterable[Any]:
-    """Return the items of a batch, each in the form of the batch (dicts or tuples)."""
-    rows = zip(*_tensors(batch), strict=True)
-    return (dict(zip(batch, row, strict=True)) for row in rows) if isinstance(batch, Mapping) else rows
+    return read_batches(name, loader)

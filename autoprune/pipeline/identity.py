@@ -9,7 +9,7 @@ from importlib import metadata
 import torch
 
 from autoprune.errors import RunFolderError
-from autoprune.model.examples import tensors_in
+from autoprune.model.nesting import tensors_in
 from autoprune.records import digest_of
 from autoprune.runfolder import RunFolder, read_json, write_json
 from autoprune.structure import Structure

@@ -12,7 +12,8 @@ from torch.utils.data import Dataset, TensorDataset
 
 from autoprune.errors import AutopruneError, TaskError
 from autoprune.model.acceptance import accepted
-from autoprune.model.examples import Items, tensors_in
+from autoprune.model.examples import Items
+from autoprune.model.nesting import tensors_in
 from autoprune.model.outputs import described
 from autoprune.model.randomness import seeded
 from autoprune.task.base import DATA_SETS, IGNORED, Task

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from autoprune import memory_limits
-from autoprune.model.examples import tensors_in
+from autoprune.model.nesting import tensors_in
 from autoprune.model.randomness import seeded
 from autoprune.task.base import Task
 from autoprune.task.batches import length, take

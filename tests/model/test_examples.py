@@ -97,6 +97,12 @@ def test_other_iterables_of_batches_are_kept(loader):
     assert sum(len(labels) for _, labels in original(data)) == 10
 
 
+def test_one_box_an_image_is_a_list_as_several_are():
+    items = [(torch.zeros(1, 2, 2), [torch.ones(1)], 3) for _ in range(4)]
+    data = read(DataLoader(items, 2, collate_fn=lambda pairs: (torch.stack([p[0] for p in pairs]), [*pairs[0][1]] * 2)))
+    assert isinstance(take(data, torch.tensor([0, 1]))[1], list)
+
+
 def test_an_iterable_of_dicts():
     data = read(iter([{"image": DATA.tensors[0], "label": DATA.tensors[1]}]), ("image",))
     assert take(data, torch.tensor([6]))[1].tolist() == [2]
@@ -188,7 +194,14 @@ def together(items):
     return torch.stack(images), list(targets), list(scores)
 
 
-@pytest.mark.parametrize("data", [Boxes(), DataLoader(Boxes(), 3, collate_fn=together)])
+class BoxStream(IterableDataset):
+    def __iter__(self):
+        return map(Boxes().__getitem__, range(12))
+
+
+@pytest.mark.parametrize(
+    "data", [Boxes(), DataLoader(Boxes(), 3, collate_fn=together), DataLoader(BoxStream(), 3, collate_fn=together)]
+)
 def test_targets_of_any_nesting_reach_the_training_step(data):
     task = Task(
         build_model=detector,
