@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from autoprune.model.compute import computing_on
 from autoprune.task.base import Task
 from autoprune.task.batches import batches, length, sample_rows
 from autoprune.training.sample_passes import SamplePasses
@@ -64,7 +65,8 @@ def recalibrate(
     rows = rows[: len(rows) // batch_size * batch_size]
     probe, _ = task.split(next(batches(dataset, 2, rows=rows[:2])))
     inputs = (task.split(b)[0] for b in batches(dataset, batch_size, rows=rows))
-    probes = recalibrate_on(model, probe, inputs, seed=seed)
+    with computing_on(task.compute_device, model):
+        probes = recalibrate_on(model, probe, inputs, seed=seed)
     if passes is not None:
         passes.forward(len(rows) + probes * len(rows[:2]), relative_cost)
 

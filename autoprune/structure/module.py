@@ -57,7 +57,7 @@ class GraphModel(nn.Module):
 
     It trains, moves between devices and types, deep-copies, exports, and has the state-dict names of the captured
     model. It has none of the original's Python attributes or methods. Inputs are tensors, by position or by name.
-    Tensors that `forward` makes or casts follow the parameters when these are converted to another type.
+    Tensors that `forward` makes or casts follow the parameters when these go to another type or device.
 
     `pruned_to` says how the model was cut; `None` for a model that was not.
     """
@@ -141,10 +141,11 @@ class GraphModel(nn.Module):
         return new
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> GraphModel:
-        before = {name: tensor.dtype for name, tensor in self.state_dict(keep_vars=True).items()}
+        before = {name: _kinds(tensor) for name, tensor in self.state_dict(keep_vars=True).items()}
         super()._apply(fn, recurse)
         after = self.state_dict(keep_vars=True)
-        converted = {dtype: after[name].dtype for name, dtype in before.items() if after[name].dtype != dtype}
+        pairs = (zip(old, _kinds(after[name]), strict=True) for name, old in before.items())
+        converted = {old: new for pair in pairs for old, new in pair if old != new}
         if converted:
             self.captures = {m: replace(c, graph=_of_types(c.graph, converted)) for m, c in self.captures.items()}
             self._forwards = {mode: compiled(capture.graph) for mode, capture in self.captures.items()}
@@ -185,11 +186,15 @@ def _register(root: nn.Module, name: str, tensor: torch.Tensor, persistent: bool
         owner.register_buffer(leaf, tensor, persistent=persistent)
 
 
-def _of_types(graph: fx.Graph, converted: Mapping[torch.dtype, torch.dtype]) -> fx.Graph:
-    """Return a copy of a graph in which the types that nodes name are converted."""
+def _kinds(tensor: torch.Tensor) -> tuple[torch.dtype, torch.device]:
+    return tensor.dtype, tensor.device
+
+
+def _of_types(graph: fx.Graph, converted: Mapping[Any, Any]) -> fx.Graph:
+    """Return a copy of a graph in which the types and devices that nodes name are converted."""
 
     def follow(value: Any) -> Any:
-        return converted.get(value, value) if isinstance(value, torch.dtype) else value
+        return converted.get(value, value) if isinstance(value, torch.dtype | torch.device) else value
 
     copied, new = fx.Graph(), dict[fx.Node, fx.Node]()
     for node in graph.nodes:

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from autoprune.errors import TaskError
 from autoprune.model.acceptance import ExampleInputs, as_inputs
 from autoprune.model.adapters import ModelBuilder, OwnMetric, OwnStep, keywords_of
+from autoprune.model.compute import compute_device
 from autoprune.model.examples import Items, as_parts, is_data, items_of
 from autoprune.model.outputs import Selector, select
 from autoprune.task.metric_direction import Negated
@@ -62,10 +63,12 @@ class Task:
         recipe: trains the dense model from scratch; with None `build_model` returns trained weights.
         finetune_recipe: trains pruned models. With None a search finds optimizer and rate by a short test on a repaired
             model, once per run.
-
         finetune: `finetune(model, samples, seed)` trains pruned models in the place of the built-in loop: a trainer of
             your own. It sees `samples` training examples (repeated ones count again), and trains the model that it is
             given or returns one with the same weights.
+        device: where models are trained and scored: `cpu`, `cuda`, `cuda:1`, or `auto` for `cuda` where there is one.
+            Batches of `train_step` are on it, and calls of the model in `metric` take and return tensors of the CPU.
+            `build_model`, data, repair and results stay on the CPU. Never measured on a GPU.
 
     A task holds its plain form, which all later stages read: data sets of tuples, and a model that takes tensors in
     order (or by keyword).
@@ -109,6 +112,7 @@ class Task:
     recipe: Recipe | None = None
     finetune_recipe: Recipe | None = None
     finetune: Callable[[nn.Module, int, int], nn.Module | None] | None = None
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -154,6 +158,11 @@ class Task:
     def select(self, outputs: Any) -> Any:
         """Return the part of the model's outputs that counts, a tensor with the batch dimension first."""
         return select(outputs, self.outputs)
+
+    @property
+    def compute_device(self) -> torch.device:
+        """The device that models are trained and scored on; `TaskError` where the host does not have it."""
+        return compute_device(self.device)
 
     @cached_property
     def classifies(self) -> bool:
@@ -246,6 +255,7 @@ _FIELD_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lower_is_better": (lambda value: isinstance(value, bool), "True or False"),
     "augment": _OPTIONAL_CALLABLE,
     "finetune": _OPTIONAL_CALLABLE,
+    "device": _TEXT,
     "recipe": (lambda value: value is None or isinstance(value, Recipe), "a Recipe or None"),
     "finetune_recipe": (lambda value: value is None or isinstance(value, Recipe), "a Recipe or None"),
 }

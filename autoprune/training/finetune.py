@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from autoprune.errors import UsageError
+from autoprune.model.compute import computing_on
 from autoprune.model.randomness import seeded
 from autoprune.task.base import Task
 from autoprune.task.recipe import Recipe
@@ -164,7 +165,11 @@ def _training(model: nn.Module, teacher: nn.Module | None, task: Task, recipe: R
                 _to_channels_last(each, task)
         model.train()
         try:
-            yield
+            device = task.compute_device
+            with computing_on(device, *models):
+                if device.type == "cuda":
+                    torch.cuda.manual_seed_all(seed)  # dropout draws there
+                yield
         finally:
             model.eval()
             for each in models:

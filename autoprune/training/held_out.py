@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from autoprune.model.compute import CPU, computing_on
 from autoprune.model.randomness import seeded
 from autoprune.task.base import Task
 from autoprune.task.batches import batches, length, sample_rows
@@ -66,7 +67,7 @@ class HeldOut:
         """
         was_training = model.training
         model.eval()
-        with torch.no_grad(), seeded(0):
+        with torch.no_grad(), seeded(0), computing_on(self.task.compute_device, model, results=CPU):
             losses = [
                 self._loss(model, recipe, batch, dense) * len(batch[0])
                 for batch, dense in zip(self.batches, self.dense_outputs, strict=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from autoprune.model.compute import CPU, moved
 from autoprune.task.base import Task
 from autoprune.task.recipe import Recipe
 from autoprune.training.batch_schedule import TrainingBatch, repeated, repeats_per_batch, shuffled
@@ -61,8 +63,8 @@ class Objective:
         """Run the model on a batch and return the terms of the loss, in float32."""
         if self.task.train_step is not None:
             return self._terms_of_own_step(model, batch)
-        inputs, targets = self.task.split(batch.tensors)
-        with autocast(self.recipe.precision):
+        inputs, targets = self.task.split(moved(batch.tensors, self._device))
+        with autocast(self.recipe.precision, self._device):
             outputs = self.task.select(model(*inputs))
         if batch.teacher_outputs is None:
             return [LossTerm(weight=1.0, value=self._task_loss(outputs, targets))]
@@ -80,8 +82,8 @@ class Objective:
             lambda _, inputs, named, outputs: calls.append((outputs, inputs, named)), with_kwargs=True
         )
         try:
-            with autocast(self.recipe.precision):
-                loss = self.task.train_step(model, batch.tensors)
+            with autocast(self.recipe.precision, self._device):
+                loss = self.task.train_step(model, moved(batch.tensors, self._device))
         finally:
             hook.remove()
         if not self.distils or not calls:
@@ -99,6 +101,7 @@ class Objective:
 
     def _distance(self, outputs: Tensor, dense_outputs: Tensor) -> Tensor:
         temperature, classifies = self.recipe.temperature, self.task.classifies
+        dense_outputs = moved(dense_outputs, self._device)
         return distillation_loss(outputs, dense_outputs, classifies=classifies, temperature=temperature)
 
     def _task_loss(self, outputs: Tensor, targets: Tensor | None) -> Tensor:
@@ -123,5 +126,9 @@ class Objective:
 
     def _ask_teacher(self, inputs: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> Tensor:
         assert self.teacher is not None
-        with torch.no_grad(), autocast(self.recipe.precision):
-            return self.task.select(self.teacher(*inputs, **named))
+        with torch.no_grad(), autocast(self.recipe.precision, self._device):
+            return moved(self.task.select(self.teacher(*inputs, **named)), CPU)
+
+    @cached_property
+    def _device(self) -> torch.device:
+        return self.task.compute_device

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from autoprune.errors import UsageError
+from autoprune.model.compute import CPU
 from autoprune.task.recipe import Precision, Recipe
 
 _WARM_UP = 0.05
@@ -23,14 +24,14 @@ _START = 0.04
 
 
 def _cosine(progress: float) -> float:
-    """Half a cosine after a linear warm-up. Source: Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983."""
+    """Half a cosine after a linear warm-up. Source: Loshchilov and Hutter 2016, https://arxiv.org/abs/1608.03983."""
     if progress < _WARM_UP:
         return progress / _WARM_UP
     return 0.5 * (1 + math.cos(math.pi * (progress - _WARM_UP) / (1 - _WARM_UP)))
 
 
 def _one_cycle(progress: float) -> float:
-    """A long linear rise, then half a cosine. Source: Smith and Topin 2018, https://arxiv.org/abs/1708.07120."""
+    """A long linear rise, then half a cosine. Source: Smith and Topin 2017, https://arxiv.org/abs/1708.07120."""
     if progress < _RISE:
         return _START + (1 - _START) * progress / _RISE
     return 0.5 * (1 + math.cos(math.pi * (progress - _RISE) / (1 - _RISE)))
@@ -68,16 +69,18 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     return SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, foreach=True)
 
 
-def uses_bf16(precision: Precision) -> bool:
-    """Whether to compute in bf16: for `bf16`, and for `auto` where the CPU multiplies bf16 matrices in hardware (AMX).
+def uses_bf16(precision: Precision, device: torch.device = CPU) -> bool:
+    """Whether to compute in bf16: for `bf16`, and for `auto` where the device multiplies bf16 matrices in hardware.
 
-    Other CPUs emulate bf16 or have only its dot product; they gain too little, or lose.
+    On CPUs that is AMX. Others emulate bf16 or have only its dot product; they gain too little, or lose.
     """
-    if precision == "auto":
-        return bool(torch.cpu._is_amx_tile_supported())
-    return precision == "bf16"
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_amx_tile_supported())
 
 
-def autocast(precision: Precision) -> AbstractContextManager[object]:
-    """Return a context in which the model computes in the number format of a recipe."""
-    return torch.autocast("cpu", torch.bfloat16) if uses_bf16(precision) else nullcontext()
+def autocast(precision: Precision, device: torch.device = CPU) -> AbstractContextManager[object]:
+    """Return a context in which a model on a device computes in the number format of a recipe."""
+    return torch.autocast(device.type, torch.bfloat16) if uses_bf16(precision, device) else nullcontext()

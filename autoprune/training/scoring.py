@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, Subset
 
 from autoprune.errors import AutopruneError, TaskError, TrialError, UsageError
 from autoprune.model.acceptance import users_line
+from autoprune.model.compute import CPU, computing_on
 from autoprune.task.base import IGNORED, Task
 from autoprune.task.batches import batches, length, sample_rows
 from autoprune.training.distillation import are_logits, divergence
@@ -50,7 +51,7 @@ def predict_outputs(
     """
     model.eval()
     rows = sample_rows(length(dataset), limit)
-    with torch.no_grad():
+    with torch.no_grad(), computing_on(task.compute_device, model, results=CPU):
         parts = [task.select(model(*task.split(batch)[0])) for batch in batches(dataset, batch_size, rows=rows)]
     if len({part.shape[1:] for part in parts}) > 1:
         raise TaskError(
@@ -136,7 +137,7 @@ def _score(
     if task.metric is not None:
         some = dataset if len(rows) == length(dataset) else Subset(dataset, rows.tolist())
         try:
-            with torch.no_grad():
+            with torch.no_grad(), computing_on(task.compute_device, model, results=CPU):
                 score = task.metric(model.eval(), some)
         except AutopruneError:
             raise
