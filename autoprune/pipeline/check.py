@@ -37,6 +37,7 @@ from autoprune.task.check import check_task
 from autoprune.task.metric_direction import doubt
 from autoprune.training.dense import build_dense
 from autoprune.training.finetune import finetune
+from autoprune.training.recipe_search import expected_passes
 from autoprune.training.scoring import evaluate, predict_outputs
 
 _KEPT = 0.5
@@ -262,6 +263,7 @@ def _estimates(config: RunConfig, task: Task, apart: int, seconds: float) -> tup
     for name in EFFORTS:
         effort = Effort.derive(name, train_examples=train, val_examples=val, full_epochs=task.full_epochs)
         passes = effort.expected_passes(budgets=1, val_examples=val, share=_KEPT, apart=apart)
+        passes += expected_passes(task, _KEPT)
         estimates.append(
             Estimate(
                 effort=name,

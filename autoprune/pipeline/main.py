@@ -182,7 +182,8 @@ def _search(config: RunConfig, location: StudyLocation, prepared: Prepared, even
     prepared = replace(prepared, dense_model=dense_model)
     with executor_of(config, folder, prepared.evaluator) as executor:
         note_workers(folder, config.executor, executor.slots)
-        announce(config, plan.space, dense_model, costs, effort, executor.slots, events)
+        spent = sum(recipe_passes(folder).values())
+        announce(config, plan.space, dense_model, costs, effort, executor.slots, events, spent=spent)
         exploration = explore(plan, costs, deployment, executor, events)
         costs, outcome = exploration.costs, exploration.outcome
         note_outcome(outcome, events)

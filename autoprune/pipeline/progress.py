@@ -50,8 +50,13 @@ def announce(
     effort: Effort,
     slots: int,
     events: Events,
+    *,
+    spent: float = 0.0,
 ) -> None:
-    """Note what the effort means and how long it may take on `slots` workers, before anything is spent."""
+    """Note what the effort means and how long it may take on `slots` workers.
+
+    `spent` are the sample passes that the test of the recipe took before.
+    """
     for fidelity, count in effort.trials_at(len(costs.limits)).items():
         samples = fidelity.finetune_samples
         tuning = f"{samples:,} samples of fine-tuning" if samples else "no fine-tuning"
@@ -64,7 +69,11 @@ def announce(
     passes = effort.expected_passes(budgets=len(costs.limits), val_examples=examples, share=share, apart=apart)
     each_s = seconds_per_pass(dense_model.task, dense_model.module)
     minutes = max(passes * each_s / slots / 60, 0.1)
-    events.note(f"about {passes:,.0f} sample passes, {minutes:.1f} min on {slots} worker(s)")
+    events.note(
+        f"about {passes + spent:,.0f} sample passes"
+        + (f" with {spent:,.0f} for the recipe" if spent else "")
+        + f", {minutes:.1f} min on {slots} worker(s)"
+    )
     proxy_s = share * proxy_passes(effort, examples) * each_s / slots
     if config.strategy == "direct" and config.sampler == "gp" and proxy_s < GP_SECONDS:
         events.note(

@@ -44,7 +44,7 @@ def _tested(dense_model: DenseModel, plan: Search, costs: CostModel) -> RecipeCh
     model = cut.shrink()
     dense_model.repair(model, cut, passes)
     choice = find_recipe(
-        model,
+        dense_model.trained_form(model),
         dense_model.task,
         teacher=dense_model.module,
         held_out=dense_model.held_out,

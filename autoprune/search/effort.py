@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from autoprune.errors import UsageError, unknown_name
-from autoprune.trials import FORWARD_SHARE, Fidelity
+from autoprune.trials import CHECKS_SHARE, FORWARD_SHARE, HELD_OUT_EXAMPLES, Fidelity
 
 PROXY_VAL_SAMPLES = 500
 
@@ -119,8 +119,7 @@ class Effort:
         """Upper estimate of the passes of the whole search and its full fine-tunes (pruned models cost less)."""
         trials = self.trials_at(budgets)
         teacher = FORWARD_SHARE * sum(fidelity.finetune_samples for fidelity in trials)
-        repaired = FORWARD_SHARE * trials[self.full] * val_examples  # scored before their fine-tunes, too
-        return teacher + repaired + sum(count * _passes(fidelity, val_examples) for fidelity, count in trials.items())
+        return teacher + sum(count * _passes(fidelity, val_examples) for fidelity, count in trials.items())
 
     def expected_passes(self, *, budgets: int, val_examples: int, share: float, apart: int) -> float:
         """Upper estimate for policies of a `share` of the dense cost, and `apart` single-unit policies."""
@@ -133,5 +132,9 @@ def proxy_passes(effort: Effort, val_examples: int) -> float:
 
 
 def _passes(fidelity: Fidelity, val_examples: int) -> float:
-    scored = fidelity.val_samples or val_examples
-    return fidelity.finetune_samples + FORWARD_SHARE * (scored + _CALIBRATION_SAMPLES)
+    """Return the passes of one policy of the dense model's size; one that is fine-tuned is scored before it, too."""
+    scored, tuned = fidelity.val_samples or val_examples, fidelity.finetune_samples
+    if not tuned:
+        return FORWARD_SHARE * (scored + _CALIBRATION_SAMPLES)
+    held_out = 2 * min(HELD_OUT_EXAMPLES, val_examples)
+    return (1 + CHECKS_SHARE) * tuned + FORWARD_SHARE * (2 * scored + held_out + _CALIBRATION_SAMPLES)

@@ -19,8 +19,8 @@ from autoprune.task.base import Task
 from autoprune.task.batches import batches, length, sample_rows
 from autoprune.task.recipe import Recipe
 from autoprune.training.distillation import distillation_loss
+from autoprune.trials import HELD_OUT_EXAMPLES
 
-_EXAMPLES = 128
 _BATCH = 64
 
 
@@ -46,7 +46,7 @@ class HeldOut:
             task: the task whose validation data are sampled.
             dense_outputs: outputs of the dense model on the whole validation data, in its order.
         """
-        rows = sample_rows(length(task.val_set), _EXAMPLES)
+        rows = sample_rows(length(task.val_set), HELD_OUT_EXAMPLES)
         examples = tuple(batches(task.val_set, _BATCH, rows=rows))
         return cls(task=task, batches=examples, dense_outputs=dense_outputs[rows].split(_BATCH))
 

@@ -18,11 +18,13 @@ from torch import nn
 
 from autoprune.errors import TrialError
 from autoprune.task.base import Task
+from autoprune.task.batches import length
 from autoprune.task.recipe import Recipe
 from autoprune.training.finetune import finetune
 from autoprune.training.held_out import HeldOut
 from autoprune.training.sample_passes import SamplePasses
 from autoprune.training.teacher import TeacherMemory
+from autoprune.trials import FORWARD_SHARE, HELD_OUT_EXAMPLES
 
 _CANDIDATES = (
     *(Recipe(optimizer="sgd", batch_size=32, lr=lr) for lr in (0.08, 0.02, 0.005, 0.00125)),
@@ -72,6 +74,18 @@ class RecipeChoice:
             "tests": tests,
             "sample_passes": self.sample_passes,
         }
+
+
+def expected_passes(task: Task, relative_cost: float) -> float:
+    """Return the sample passes of `find_recipe`, at most; 0 where the task says how pruned models are trained."""
+    if task.finetune_recipe is not None or task.finetune is not None:
+        return 0.0
+    candidates, trained, asked, tests = len(_CANDIDATES), 0, 0, 0
+    for samples, survivors in _ROUNDS:
+        trained, asked, tests = trained + candidates * samples, asked + samples, tests + candidates
+        candidates = survivors
+    held_out = (tests + 1) * min(HELD_OUT_EXAMPLES, length(task.val_set))
+    return relative_cost * (trained + FORWARD_SHARE * held_out) + FORWARD_SHARE * asked
 
 
 def find_recipe(

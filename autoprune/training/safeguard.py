@@ -13,11 +13,10 @@ from autoprune.errors import TrialError
 from autoprune.task.recipe import Recipe
 from autoprune.training.held_out import HeldOut
 from autoprune.training.update import Updates
-from autoprune.trials import FORWARD_SHARE
+from autoprune.trials import CHECKS_SHARE, FORWARD_SHARE
 
 _MOST_CHECKS = 16
-_CHECKS_SHARE = 0.1
-"""Checks are at most so many, and cost at most this share of the training."""
+"""Checks are at most so many, and cost at most `CHECKS_SHARE` of the training."""
 
 _FIRST, _WINDOW = 3, 10
 """Steps of the first mean of the training loss, while the rate is still low, and of all later ones."""
@@ -111,7 +110,7 @@ class Safeguard:
     @property
     def _interval(self) -> int:
         cost = FORWARD_SHARE * self.held_out.examples
-        return math.ceil(max(self.samples / _MOST_CHECKS, cost / _CHECKS_SHARE))
+        return math.ceil(max(self.samples / _MOST_CHECKS, cost / CHECKS_SHARE))
 
     def _held_out_loss(self) -> float:
         self.forwards += self.held_out.examples

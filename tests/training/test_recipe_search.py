@@ -1,12 +1,14 @@
+import dataclasses
 import json
 
+import pytest
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from autoprune.task.base import Task
 from autoprune.training.held_out import HeldOut
-from autoprune.training.recipe_search import find_recipe
+from autoprune.training.recipe_search import expected_passes, find_recipe
 from autoprune.training.scoring import predict_outputs
 
 
@@ -67,6 +69,8 @@ def test_the_choice_is_the_same_again_and_counted():
     asked = sum({test.samples for test in first.tests})
     scored = 64 * (len(first.tests) + 1)
     assert abs(first.sample_passes - (0.5 * trained + asked / 3 + 0.5 * scored / 3)) < 1e-6
+    assert expected_passes(task, 0.5) == pytest.approx(first.sample_passes)
+    assert expected_passes(dataclasses.replace(task, finetune_recipe=first.recipe), 0.5) == 0
 
 
 def test_a_candidate_that_diverges_loses_and_is_written_as_null():
