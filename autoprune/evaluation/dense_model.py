@@ -6,6 +6,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import torch
 from torch import Tensor, nn
 
 from autoprune import memory_limits
@@ -17,13 +18,14 @@ from autoprune.recovery.batchnorm import recalibrate
 from autoprune.recovery.least_squares import Reconstruction
 from autoprune.recovery.prefix import PrefixCache
 from autoprune.runfolder import RunFolder, read_json
-from autoprune.structure import GraphModel, ModelForm, Structure, form_at_half, trained_form
+from autoprune.structure import GraphModel, ModelForm, Structure, form_at_half, module_tensors, trained_form
 from autoprune.task.base import Task
 from autoprune.task.batches import batches, length, sample_rows, take
 from autoprune.task.recipe import Recipe
+from autoprune.training.finetune import FinetuneResult, OnProgress, finetune
 from autoprune.training.held_out import HeldOut
 from autoprune.training.sample_passes import SamplePasses
-from autoprune.training.scoring import EVALUATION_BATCH, predict_outputs
+from autoprune.training.scoring import EVALUATION_BATCH, evaluate, predict_outputs
 from autoprune.training.teacher import TeacherMemory
 
 RECONSTRUCTION_EXAMPLES = 256
@@ -61,7 +63,9 @@ class DenseModel:
             structure=structure,
             order=channels["order"],
             reconstruction=reconstruction,
-            form=ModelForm.from_json(read_json(folder.form, "name", "reason", "notes")) if folder.form.exists() else None,
+            form=ModelForm.from_json(read_json(folder.form, "name", "reason", "notes"))
+            if folder.form.exists()
+            else None,
         )
 
     @property
@@ -116,6 +120,46 @@ class DenseModel:
             StructureError: no form computes the gradients of the model.
         """
         return trained_form(self.structure, model) if self._form.name == "native" else model
+
+    def score(self, model: nn.Module) -> float:
+        """Return the task's metric of a model on the validation data."""
+        return evaluate(model, self.task, self.task.val_set, dense_outputs=self.dense_outputs).score
+
+    def finetune(
+        self,
+        model: GraphModel,
+        policy: Policy,
+        *,
+        samples: int,
+        seed: int,
+        passes: SamplePasses | None = None,
+        memory: TeacherMemory | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> FinetuneResult:
+        """Fine-tune the model of a policy in place, in its trained form, with this model as teacher.
+
+        Arguments are those of `training.finetune.finetune`.
+        """
+        form = self.trained_form(model)
+        result = finetune(
+            form,
+            self.task,
+            samples=samples,
+            seed=seed,
+            teacher=self.module,
+            passes=passes,
+            relative_cost=self.relative_cost(policy),
+            memory=memory,
+            held_out=self.held_out,
+            on_progress=on_progress,
+        )
+        if form is not model:
+            trained = module_tensors(form)
+            with torch.no_grad():
+                for name, tensor in module_tensors(model).items():
+                    if name in trained:  # constants of the graph are not
+                        tensor.copy_(trained[name])
+        return result
 
     @cached_property
     def _form(self) -> ModelForm:

@@ -17,10 +17,9 @@ from autoprune.latency.table import LatencyTable
 from autoprune.pruning import Cut
 from autoprune.records import Policy
 from autoprune.runfolder import RunFolder
-from autoprune.structure import GraphModel, analyze, module_tensors
+from autoprune.structure import GraphModel, analyze
 from autoprune.task.load import load_task
 from autoprune.training.dense import load_dense, weights_to_bytes
-from autoprune.training.finetune import FinetuneResult, finetune
 from autoprune.training.sample_passes import SamplePasses
 from autoprune.training.scoring import evaluate
 from autoprune.trials import Measurement, TrialResult, TrialSpec
@@ -76,7 +75,14 @@ class Evaluator:
             return model, repaired, False
         before = copy.deepcopy(model.state_dict())
         try:
-            result = self._finetune(model, spec, passes)
+            result = self.dense_model.finetune(
+                model,
+                spec.policy,
+                samples=spec.fidelity.finetune_samples,
+                seed=spec.seed,
+                passes=passes,
+                memory=self.dense_model.teacher,
+            )
             tuned = None if result.undone else self._measure(model, cut, spec, passes)
         except TrialError:
             tuned = None  # the loss or the outputs are not finite any more; those of the repaired model are
@@ -90,28 +96,6 @@ class Evaluator:
         model = cut.shrink(prove=spec.fidelity.finetune_samples > 0)
         self.dense_model.repair(model, cut, passes)
         return model
-
-    def _finetune(self, model: GraphModel, spec: TrialSpec, passes: SamplePasses) -> FinetuneResult:
-        dense_model = self.dense_model
-        form = dense_model.trained_form(model)
-        result = finetune(
-            form,
-            dense_model.task,
-            samples=spec.fidelity.finetune_samples,
-            seed=spec.seed,
-            teacher=dense_model.module,
-            passes=passes,
-            relative_cost=dense_model.relative_cost(spec.policy),
-            memory=dense_model.teacher,
-            held_out=dense_model.held_out,
-        )
-        if form is not model:
-            trained = module_tensors(form)
-            with torch.no_grad():
-                for name, tensor in module_tensors(model).items():
-                    if name in trained:  # constants of the graph are not
-                        tensor.copy_(trained[name])
-        return result
 
     def _measure(self, model: GraphModel, cut: Cut, spec: TrialSpec, passes: SamplePasses) -> Measurement:
         dense_model, limit, prefixed = self.dense_model, spec.fidelity.val_samples, None

@@ -22,7 +22,6 @@ from autoprune.runfolder import read_json, write_atomic, write_json
 from autoprune.structure import Structure
 from autoprune.task.batches import length
 from autoprune.training.dense import weights_to_bytes
-from autoprune.training.finetune import finetune
 from autoprune.trials import FrontModel
 
 
@@ -86,18 +85,24 @@ def _finetune(run: Run, prepared: Prepared, candidate: Candidate, epochs: float,
     dense_model, policy = prepared.dense_model, candidate.record.policy
     model = load_model(dense_model, run.folder, policy)
     events.stage(f"Fine-tuning {candidate.digest}")
-    result = finetune(
+    score = dense_model.score(model)
+    result = dense_model.finetune(
         model,
-        dense_model.task,
+        policy,
         samples=max(1, round(epochs * length(dense_model.task.train_set))),
         seed=run.config.seed,
-        teacher=dense_model.module,
-        relative_cost=dense_model.relative_cost(policy),
-        held_out=dense_model.held_out,
         on_progress=lambda done, total, loss: events.advance(done, total, f"loss {loss:.3f}"),
     )
     if result.undone:
         events.note("no state was better on held-out data than the one before, so the weights stay as they were")
+        return
+    tuned = dense_model.score(model)
+    if tuned < score:
+        metric = dense_model.task.metric_name
+        events.note(
+            f"{metric} fell from {score:.4f} to {tuned:.4f} on validation data, so the weights stay as they were"
+        )
+        return
     write_atomic(run.folder.model(candidate.digest).weights, weights_to_bytes(model))
 
 

@@ -29,6 +29,8 @@ def finetune_by_own_trainer(model: nn.Module, task: Task, *, samples: int, seed:
             f"finetune(model, samples, seed) failed: {type(error).__name__}: {error}{users_line(error)}"
         ) from error
     trained = model if trained is None else unwrap(trained)
+    if isinstance(trained, nn.Module) and any(inner is model for inner in trained.modules()):
+        trained = model  # inside a wrapper, such as a LightningModule
     if not isinstance(trained, nn.Module):
         raise TaskError(
             "finetune(model, samples, seed) must return the trained model, or None where it trains the model that it "

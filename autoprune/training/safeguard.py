@@ -29,6 +29,12 @@ running statistics of batch norms lag behind the weights, and the training loss 
 of batches differ much, the mean of ten steps doubles by chance.
 """
 
+_TIE = 0.05
+"""An earlier state takes the place of the last one where its held-out loss is lower by more than this share.
+
+Losses of late states differ less than that by chance (see the decisions on repair and fine-tuning).
+"""
+
 _MOST_HALVINGS = 10
 
 
@@ -46,6 +52,7 @@ class Safeguard:
     samples: int
     rate_scale: float = 1.0
     forwards: int = 0
+    _first_loss: float = math.inf
     _best_loss: float = math.inf
     _best_state: dict[str, Tensor] = field(default_factory=dict)
     _best_at: int = 0
@@ -55,7 +62,7 @@ class Safeguard:
     _halvings: int = 0
 
     def __post_init__(self) -> None:
-        self._check(0)
+        self._first_loss = self._check(0)
 
     def after_step(self, done: int, loss: float, updates: Updates) -> None:
         """Check the model when it is time for that; go back to the best state at half the rate where the loss rose.
@@ -101,9 +108,13 @@ class Safeguard:
         return self._halvings >= _MOST_HALVINGS
 
     def finish(self, done: int) -> bool:
-        """Leave the model in its best state; return whether that is the state before training."""
-        self._check(done)
-        if self._best_at != done:
+        """Leave the model in its last state or in the best one; return whether that is the state before training.
+
+        The last state, whose rate has fallen to 0, is kept where it is better than the first one and within `_TIE` of
+        the best one.
+        """
+        last_loss = self._check(done)
+        if last_loss > (1 + _TIE) * self._best_loss or not last_loss < self._first_loss:
             self._restore()
         return self._best_at == 0
 

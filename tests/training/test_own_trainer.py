@@ -37,7 +37,13 @@ def elsewhere(model, samples, seed):
     return twin
 
 
-@pytest.mark.parametrize("trainer", [loop, elsewhere])
+def wrapped(model, samples, seed):
+    """A trainer that returns the module around the model."""
+    loop(model, samples, seed)
+    return nn.ModuleDict({"net": model})
+
+
+@pytest.mark.parametrize("trainer", [loop, elsewhere, wrapped])
 def test_it_trains_pruned_models_and_its_budget_counts(trainer):
     task = toy_task(loss=None, finetune=trainer, metric=lambda model, data: 0.0)
     labelled = toy_task()

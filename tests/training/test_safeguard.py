@@ -119,6 +119,21 @@ def test_a_rise_halves_the_rate_and_goes_back_to_the_best_state():
     assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize(("last_noise", "kept"), [(0.0202, "last"), (0.04, "best"), (0.3, "best")])
+def test_an_earlier_state_is_taken_only_where_it_is_clearly_better(last_noise, kept):
+    task, dense = unlabelled_task(), fresh(1)
+    held_out = HeldOut.of(task, predict_outputs(dense, task, task.val_set))
+    model = near(dense, noise=0.1)
+    guard = Safeguard(model=model, held_out=held_out, recipe=GENTLE, samples=640)
+    updates = Updates(model, torch.optim.SGD(model.parameters(), lr=0.1), GENTLE)
+    states = {"best": near(dense, noise=0.02).state_dict(), "last": near(dense, noise=last_noise).state_dict()}
+    model.load_state_dict(states["best"])
+    guard.after_step(320, 0.1, updates)
+    model.load_state_dict(states["last"])
+    assert not guard.finish(640)
+    assert all(torch.equal(value, states[kept][name]) for name, value in model.state_dict().items())
+
+
 def test_batches_of_very_different_losses_are_no_rise():
     task, dense = unlabelled_task(), fresh(1)
     held_out = HeldOut.of(task, predict_outputs(dense, task, task.val_set))
