@@ -57,15 +57,16 @@ class DenseModel:
         reconstruction = None
         if channels["reconstruct"]:
             reconstruction = reconstruction_of(task, structure, channels["seed"])
+        form = None
+        if folder.form.exists():
+            form = ModelForm.from_json(read_json(folder.form, "name", "reason", "notes"))
         return cls(
             task=task,
             module=dense,
             structure=structure,
             order=channels["order"],
             reconstruction=reconstruction,
-            form=ModelForm.from_json(read_json(folder.form, "name", "reason", "notes"))
-            if folder.form.exists()
-            else None,
+            form=form,
         )
 
     @property

@@ -27,6 +27,7 @@ from autoprune.structure import GraphModel
 from autoprune.structure.capture import quiet
 from autoprune.structure.input_sizes import InputSizes
 from autoprune.structure.module import evaluating
+from autoprune.structure.size_formulas import short_formulas
 from autoprune.structure.whole_layers import whole_layers
 
 _TRANSPOSED = "_transposed"
@@ -56,7 +57,7 @@ def export_onnx(
     varargs = _takes_varargs(model)
     shapes = _dynamic_shapes(inputs, varargs, sizes) if dynamic_batch else None
     try:
-        with _quiet(), torch.no_grad(), whole_layers(), evaluating(model):
+        with _quiet(), torch.no_grad(), whole_layers(), short_formulas(), evaluating(model):
             traced = with_plain_outputs(model.with_stand_ins() if isinstance(model, GraphModel) else model)
             program = torch.onnx.export(
                 traced, inputs, dynamo=True, verbose=False, dynamic_shapes=shapes,

@@ -32,8 +32,10 @@ from autoprune.structure.folding import fold_shuffles, inline_blocks, is_mode_bl
 from autoprune.structure.input_sizes import InputSizes
 from autoprune.structure.orders import constant_lookups
 from autoprune.structure.recurrent_layers import unstack
+from autoprune.structure.size_formulas import short_formulas
 from autoprune.structure.symbols import OutOfTimeError, input_sizes, keep_batch, limited
 from autoprune.structure.whole_layers import STAND_INS, whole_layers
+from autoprune.structure.whole_windows import WholeWindows
 
 _SECONDS = 30.0
 """Processor time for an export with free sizes: nearly all models take as long as with fixed ones, a few take hours."""
@@ -129,7 +131,7 @@ def _exported(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[Expor
 def _export(
     model: nn.Module, inputs: tuple[torch.Tensor, ...], shapes: tuple[Mapping[int, Any], ...]
 ) -> ExportedProgram:
-    with quiet(), whole_layers():
+    with quiet(), whole_layers(), short_formulas(), WholeWindows():
         return torch.export.export(
             model, inputs, dynamic_shapes=(shapes,) if _takes_varargs(model) else shapes, strict=False
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
@@ -33,15 +34,32 @@ class FixedSize:
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """A branch on sizes that `forward` took during capture: a Python expression of symbols, and the line that asked."""
+    """A branch on sizes that `forward` took during capture: a Python expression of symbols, and the line that asked.
+
+    `definitions` are names in the expression that stand for formulas, in the order in which they are computed.
+    """
 
     code: str
     line: str
+    definitions: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def is_number(self) -> bool:
+        """Whether this says that a formula is one number."""
+        return bool(re.search(r"== \d+$", self.code))
+
+    @property
+    def symbols(self) -> frozenset[str]:
+        """Symbols in the expression and in the definitions."""
+        return frozenset().union(*(_names(code) for code in (self.code, *(code for _, code in self.definitions))))
 
     def holds(self, sizes: Mapping[str, int]) -> bool:
         """Return whether the captured graph holds at these sizes of the symbols; true for unknown symbols."""
+        known = dict(sizes)
         try:
-            return bool(_evaluated(self.code)(**sizes))
+            for name, formula in self.definitions:
+                known[name] = evaluated(formula)(**known)
+            return bool(evaluated(self.code)(**known))
         except (ArithmeticError, NameError, TypeError, ValueError):
             return True
 
@@ -54,7 +72,8 @@ class InputSizes:
     - `formulas`: for every dimension the expression of symbols that is its size; "" for a fixed one. The first
       dimension of each input is the batch. Dimensions with one symbol have equal sizes.
     - `reasons`: why a dimension is fixed, by (input, dimension).
-    - `conditions`: branches that the capture took because of sizes. `needs`: equations that operators rely on.
+    - `conditions`: branches that the capture took because of sizes, which are required of every call.
+    - `needs`: equations that operators of torch were told during capture; not all of them matter.
     - `second`: shapes other than the examples' at which the graph was compared with the model (`None`: none is free).
     """
 
@@ -104,7 +123,7 @@ class InputSizes:
         known = self._sizes(self.shapes) | dict(symbols)
         return tuple(
             tuple(
-                _evaluated(formula)(**known) if formula else size for formula, size in zip(formulas, shape, strict=True)
+                evaluated(formula)(**known) if formula else size for formula, size in zip(formulas, shape, strict=True)
             )
             for formulas, shape in zip(self.formulas, self.shapes, strict=True)
         )
@@ -180,7 +199,7 @@ class InputSizes:
     def _require_relations(self, shapes: Sequence[Sequence[int]]) -> None:
         sizes = self._sizes(shapes)
         for number, dim, formula in self.free():
-            wanted, got = _evaluated(formula)(**sizes), shapes[number][dim]
+            wanted, got = evaluated(formula)(**sizes), shapes[number][dim]
             if wanted != got:
                 raise UsageError(
                     f"dimension {dim} of the input {self.names[number]!r} follows from other sizes of the inputs and "
@@ -202,8 +221,8 @@ def _names(code: str) -> frozenset[str]:
 
 
 @lru_cache(maxsize=1024)
-def _evaluated(code: str) -> Callable[..., Any]:
-    """Return a function of symbols, by name, for a Python expression."""
+def evaluated(code: str) -> Callable[..., Any]:
+    """Return a function of symbols, by name, for a Python expression that torch printed."""
     compiled = compile(code, "<autoprune sizes>", "eval")
     scope = {"__builtins__": {}, "math": math, "max": max, "min": min, "abs": abs, "int": int, "float": float}
     scope |= {"Max": max, "Min": min}

@@ -42,10 +42,24 @@ def checked_sizes(
     sizes = captures[False].sizes
     if not sizes.symbols():
         return sizes
-    values, never, wrong = _Trial(model, captures, example_inputs).second(sizes)
+    trial = _Trial(model, captures, example_inputs)
+    if sizes.needs and trial.needed(sizes):
+        sizes = _with_needs(sizes)
+        if not sizes.symbols():
+            return sizes
+    values, never, wrong = trial.second(sizes)
     sizes = sizes.with_fixed(never, "the model runs at none of the other sizes that were tried")
     sizes = sizes.with_fixed(wrong, "the captured graph computes something else at another size")
     return replace(sizes, second=sizes.shapes_at(values) if values else None)
+
+
+def _with_needs(sizes: InputSizes) -> InputSizes:
+    """Return sizes in which the equations of operators hold: those with a number fix sizes, others are conditions."""
+    numbers = [need for need in sizes.needs if need.is_number]
+    for need in numbers:
+        sizes = sizes.with_fixed(need.symbols, f"{need.line} makes a number of it")
+    others = [need for need in sizes.needs if need not in numbers]
+    return replace(sizes, conditions=tuple(dict.fromkeys((*sizes.conditions, *others))))
 
 
 class _Trial:
@@ -61,6 +75,13 @@ class _Trial:
             for tensor in (*self._model.parameters(), *self._model.buffers()):
                 if tensor.is_floating_point():
                     randomize(tensor, generator)
+
+    def needed(self, sizes: InputSizes) -> bool:
+        """Return whether graphs compute something else at a size where the equations of operators do not hold."""
+        free = replace(sizes, needs=())
+        broken = (v for v in _candidates(sizes.symbols(), free) if not all(n.holds(v) for n in sizes.needs))
+        tried = (self._equal_at(sizes, values) for values in islice(broken, _TRIES))
+        return next((not works for works in tried if works is not None), False)
 
     def second(self, sizes: InputSizes) -> tuple[dict[str, int], set[str], set[str]]:
         """Return other sizes by symbol, the symbols at whose other sizes the model never ran, and those of faults."""

@@ -26,13 +26,14 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
-from torch.utils._sympy.printers import PythonPrinter
 
 from autoprune.structure.input_sizes import Condition, InputSizes
 from autoprune.structure.nodes import FREE
+from autoprune.structure.size_formulas import definitions, example_sizes, inputs_of, printed
 
 _TORCH, _OURS = f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parents[1]}{os.sep}"
 _LAYERS = f"{_TORCH}nn{os.sep}"
+_EXPORTING = str(Path(__file__).with_name("capture.py"))
 
 
 class OutOfTimeError(BaseException):
@@ -43,10 +44,12 @@ class OutOfTimeError(BaseException):
 def limited(seconds: float, lines: dict[str, str]) -> Iterator[None]:
     """Raise `OutOfTimeError` when the algebra of sizes goes on after `seconds` of this thread's own time.
 
-    `lines` receives, for each symbol that becomes a number, the line of the user's code that was running.
+    `lines` receives the line of the user's code that was running, for each symbol that becomes a number and for each
+    equation that the capture relies on.
     """
     thread, end = threading.get_ident(), time.thread_time() + seconds
-    own = {name: getattr(ShapeEnv, name) for name in ("_maybe_evaluate_static", "simplify", "_set_replacement")}
+    limits = ("_maybe_evaluate_static", "simplify")
+    own = {name: getattr(ShapeEnv, name) for name in (*limits, "_set_replacement", "_maybe_guard_rel")}
 
     def limit(name: str) -> Any:
         def called(self: Any, *args: Any, **options: Any) -> Any:
@@ -62,7 +65,12 @@ def limited(seconds: float, lines: dict[str, str]) -> Iterator[None]:
             lines.setdefault(str(symbol), _running_line())
         return own["_set_replacement"](self, symbol, value, *args, **options)
 
-    patched = {name: limit(name) for name in own} | {"_set_replacement": replace}
+    def learn(self: Any, guard: Any) -> None:
+        if threading.get_ident() == thread and isinstance(guard, sympy.Eq):
+            lines.setdefault(str(guard), _running_line())
+        own["_maybe_guard_rel"](self, guard)
+
+    patched = {name: limit(name) for name in limits} | {"_set_replacement": replace, "_maybe_guard_rel": learn}
     try:
         for name, method in patched.items():
             setattr(ShapeEnv, name, method)
@@ -74,10 +82,8 @@ def limited(seconds: float, lines: dict[str, str]) -> Iterator[None]:
 
 def _running_line() -> str:
     """Return the innermost line of the model's code that runs now: `net.py line 8`; "" if there is none."""
-    inside = False
     for frame in reversed(traceback.extract_stack()):
-        inside = inside or not frame.filename.startswith(_OURS)
-        if inside and frame.filename.startswith(_OURS):
+        if frame.filename == _EXPORTING:
             break  # the caller of autoprune comes next
         if not frame.filename.startswith((_TORCH, _OURS, "<")):
             return f"{Path(frame.filename).name} line {frame.lineno}"
@@ -102,7 +108,7 @@ def input_sizes(
     formulas, shapes, reasons = [], [], dict(why_static)
     for number, node in enumerate(tensors):
         expressions = [_expression(size) for size in node.meta["val"].shape]
-        formulas.append(tuple("" if isinstance(e, int) else _printed(e) for e in expressions))
+        formulas.append(tuple("" if isinstance(e, int) else printed(e) for e in expressions))
         shapes.append(tuple(_hint(size) for size in node.meta["val"].shape))
         for dim, expression in enumerate(expressions):
             if isinstance(expression, int) and (number, dim) not in reasons:
@@ -114,8 +120,8 @@ def input_sizes(
         shapes=tuple(shapes),
         formulas=tuple(formulas),
         reasons=reasons,
-        conditions=() if env is None else tuple(_conditions(env, known, of_user=True)),
-        needs=() if env is None else tuple(c for c in _conditions(env, known, of_user=False) if "==" in c.code),
+        conditions=() if env is None else tuple(_conditions(env, known, lines, of_user=True)),
+        needs=() if env is None else tuple(c for c in _conditions(env, known, lines, of_user=False) if "==" in c.code),
     )
 
 
@@ -146,7 +152,7 @@ def _origins(env: Any) -> dict[tuple[str, int], str]:
     return origins
 
 
-def _conditions(env: Any, known: set[str], *, of_user: bool) -> Iterator[Condition]:
+def _conditions(env: Any, known: set[str], lines: Mapping[str, str], *, of_user: bool) -> Iterator[Condition]:
     """Yield the questions about known symbols that the user's code and layers of torch asked, or the exporter's own."""
     seen = set()
     for guard in env.guards:
@@ -154,17 +160,21 @@ def _conditions(env: Any, known: set[str], *, of_user: bool) -> Iterator[Conditi
         if not isinstance(frame, traceback.FrameSummary):
             continue
         own = frame.filename.startswith(_TORCH) and not frame.filename.startswith(_LAYERS)
-        code = _printed(guard.expr) if own is not of_user else ""
-        if code and code not in seen and {str(s) for s in guard.expr.free_symbols} <= known:
+        code = printed(guard.expr) if own is not of_user else ""
+        if code and code not in seen and {str(s) for s in inputs_of(env, guard.expr)} <= known:
             seen.add(code)
-            yield Condition(code=code, line=f"{Path(frame.filename).name} line {frame.lineno}")
+            line = lines.get(str(guard.expr)) or f"{Path(frame.filename).name} line {frame.lineno}"
+            yield Condition(code=code, line=line, definitions=tuple(_definitions(env, guard.expr)))
 
 
-def _printed(expression: sympy.Basic) -> str:
-    try:
-        return PythonPrinter().doprint(expression)
-    except (AttributeError, NotImplementedError, TypeError):
-        return ""
+def _definitions(env: Any, expression: Any) -> Iterator[tuple[str, str]]:
+    """Yield the names behind a formula with their Python expressions, in the order in which they were defined."""
+    needed, waiting = set[Any](), [expression]
+    while waiting:
+        names = waiting.pop().free_symbols & definitions(env).keys() - needed
+        needed |= names
+        waiting += [definitions(env)[name] for name in names]
+    yield from ((str(name), printed(formula)) for name, formula in definitions(env).items() if name in needed)
 
 
 def _expression(size: Any) -> Any:
@@ -192,18 +202,13 @@ def keep_batch(graph: fx.Graph, sizes: InputSizes) -> None:
         if isinstance(expression, int):
             return expression
         if expression not in reduced:
-            node = size.node
-            free = [s for s in expression.free_symbols if str(s) not in batch and s in _hints(node.shape_env)]
-            left = expression.xreplace({s: _hints(node.shape_env)[s] for s in free})
-            # All inputs have one batch, for which the exporter may have several symbols.
-            batches = sorted((s for s in left.free_symbols if str(s) in batch), key=str)
-            left = left.xreplace(dict.fromkeys(batches[1:], batches[0])) if len(batches) > 1 else left
+            left = _of_batch(size.node.shape_env, expression, batch)
             if left.is_number:
                 reduced[expression] = int(left)
-            elif free or len(batches) > 1:
-                reduced[expression] = node.shape_env.create_symintnode(left, hint=node.hint)
             else:
-                reduced[expression] = size
+                reduced[expression] = (
+                    size if left == expression else size.node.shape_env.create_symintnode(left, hint=size.node.hint)
+                )
         return reduced[expression]
 
     def visited(value: Any) -> Any:
@@ -222,14 +227,32 @@ def keep_batch(graph: fx.Graph, sizes: InputSizes) -> None:
             node.meta["val"] = pytree.tree_map(visited, node.meta["val"])
 
 
-def _hints(env: Any) -> Any:
-    return env.backed_var_to_val if hasattr(env, "backed_var_to_val") else env.var_to_val
+def _of_batch(env: Any, expression: Any, batch: frozenset[str]) -> Any:
+    """Return a formula in the batch alone: other sizes are the example's, and names are replaced by definitions."""
+    values: dict[Any, Any] = {}
+    for symbol in expression.free_symbols:
+        behind = {str(s) for s in inputs_of(env, symbol)}
+        if symbol in definitions(env) and behind & batch:
+            values[symbol] = _of_batch(env, definitions(env)[symbol], batch)
+        elif str(symbol) not in batch and symbol in example_sizes(env):
+            values[symbol] = example_sizes(env)[symbol]
+    left = expression.xreplace(values) if values else expression
+    # All inputs have one batch, for which the exporter may have several symbols.
+    batches = sorted((s for s in left.free_symbols if str(s) in batch), key=str)
+    return left.xreplace(dict.fromkeys(batches[1:], batches[0])) if len(batches) > 1 else left
 
 
 def _free_dims(value: Any, batch: frozenset[str]) -> dict[int, frozenset[str]]:
+    """Return the symbols of inputs, besides the batch, in each dimension of a value's first tensor."""
     first = value[0] if isinstance(value, (list, tuple)) and value else value
     if not isinstance(first, torch.Tensor):
         return {}
-    symbols = {d: getattr(_expression(size), "free_symbols", set()) for d, size in enumerate(first.shape)}
-    free = {d: frozenset(str(s) for s in of_dim) - batch for d, of_dim in symbols.items()}
+    free = {dim: _inputs_of(size) - batch for dim, size in enumerate(first.shape)}
     return {d: names for d, names in free.items() if names}
+
+
+def _inputs_of(size: Any) -> frozenset[str]:
+    expression = _expression(size)
+    if isinstance(expression, int):
+        return frozenset()
+    return frozenset(str(symbol) for symbol in inputs_of(size.node.shape_env, expression))

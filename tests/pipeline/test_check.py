@@ -15,8 +15,8 @@ from tests.measurers import SimulatedMeasurer
 
 TINY = {"task": "tests.pipeline.tiny:make_task"}
 STAGES = [
-    "task", "data, model, loss", "dense model", "trace and units", "shrink", "form", "fine-tuning", "evaluation", "ONNX export",
-    "equal outputs", "latency", "time of a sample pass",
+    "task", "data, model, loss", "dense model", "trace and units", "shrink", "form", "fine-tuning", "evaluation",
+    "ONNX export", "equal outputs", "latency", "time of a sample pass",
 ]  # fmt: skip
 
 

@@ -54,7 +54,7 @@ def refused():
 
 def test_a_model_whose_gradients_no_form_has_is_refused_before_the_search(tmp_path):
     measurer = SimulatedMeasurer()
-    with pytest.raises(StructureError, match="does not compute the gradients .* the autograd function Reversed"):
+    with pytest.raises(StructureError, match=r"does not compute the gradients .* the autograd function Reversed"):
         autoprune.search(refused(), run_dir=tmp_path, budgets=["50%"], measurer=measurer)
     assert not RunFolder(tmp_path).table.exists()
     assert not RunFolder(tmp_path).dense.exists()
