@@ -182,8 +182,7 @@ def _search(config: RunConfig, location: StudyLocation, prepared: Prepared, even
     prepared = replace(prepared, dense_model=dense_model)
     with executor_of(config, folder, prepared.evaluator) as executor:
         note_workers(folder, config.executor, executor.slots)
-        spent = sum(recipe_passes(folder).values())
-        announce(config, plan.space, dense_model, costs, effort, executor.slots, events, spent=spent)
+        announce(config, plan.space, dense_model, costs, effort, executor.slots, events, spent=_spent(folder))
         exploration = explore(plan, costs, deployment, executor, events)
         costs, outcome = exploration.costs, exploration.outcome
         note_outcome(outcome, events)
@@ -191,7 +190,6 @@ def _search(config: RunConfig, location: StudyLocation, prepared: Prepared, even
         channels = scoring_passes(config, folder, dense_model.task)
         passes = search_passes(outcome, effort, dense_model.task, executor.slots, channels) | recipe_passes(folder)
     unmet = _unmet_budgets(costs, models, events)
-    rungs = [fidelity.name for fidelity in effort.rungs]
     document = front_document(
         models,
         dense_entry(prepared.dense_score, dense_test_score, dense_model, costs),
@@ -202,7 +200,7 @@ def _search(config: RunConfig, location: StudyLocation, prepared: Prepared, even
         "budgets": list(config.budgets),
         "space_id": plan.space.id,
         "search_sample_passes": passes,
-        "rungs": rung_scores(outcome.results, rungs, costs.limits, uniform_baselines(plan, costs)),
+        "rungs": rung_scores(outcome.results, _names(effort), costs.limits, uniform_baselines(plan, costs)),
         "rank_correlations": [correlation.to_json() for correlation in outcome.correlations],
         "unmet_budgets": unmet,
         "finetune_recipe": asdict(dense_model.task.tuning_recipe),
@@ -214,6 +212,14 @@ def _search(config: RunConfig, location: StudyLocation, prepared: Prepared, even
         raise TrialError(
             "no fine-tuned model meets its budget when measured: see `autoprune front`. Raise the budgets."
         )
+
+
+def _spent(folder: RunFolder) -> float:
+    return sum(recipe_passes(folder).values())
+
+
+def _names(effort: Effort) -> list[str]:
+    return [fidelity.name for fidelity in effort.rungs]
 
 
 def _unmet_budgets(costs: CostModel, models: Sequence[FrontModel], events: Events) -> list[str]:
