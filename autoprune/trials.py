@@ -17,7 +17,7 @@ FORWARD_SHARE = 1 / 3
 """Sample passes of a forward pass alone: a backward pass takes about twice as many multiplications."""
 
 HELD_OUT_EXAMPLES = 128
-"""Validation examples, at most, by which a fine-tuning keeps its best state."""
+"""Validation examples, at most, by which a fine-tuning goes back to an earlier state."""
 
 CHECKS_SHARE = 0.1
 """Passes over these examples during a fine-tuning, at most, as a share of its training; two more are at its ends."""

@@ -173,7 +173,7 @@ class DenseModel:
 
     @cached_property
     def held_out(self) -> HeldOut:
-        """Validation examples by which fine-tunings keep their best state."""
+        """Validation examples by which fine-tunings go back to an earlier state."""
         return HeldOut.of(self.task, self.dense_outputs)
 
     @cached_property

@@ -41,7 +41,6 @@ from autoprune.study.location import SharedStorage, StudyLocation
 from autoprune.study.storage import check_storage, sole_controller
 from autoprune.task.base import Task
 from autoprune.task.batches import length
-from autoprune.training.scoring import evaluate
 from autoprune.trials import FrontModel
 
 
@@ -145,7 +144,9 @@ def prepare(
     costs = reachable_costs(structure, table, space, config.parsed_budgets())
     module.load_state_dict(trained_dense(config, folder, task, events).state_dict())
     dense_model = make_dense_model(config, folder, task, module, structure, events)
-    score = _dense_score(dense_model, costs, events)
+    score = dense_model.score(module)
+    metric, dense_us = task.metric_name, costs.dense_ms * 1e3
+    events.note(f"dense: {metric} {score:.4f} on validation data, {dense_us:.0f} us measured")
     doubt_metric(dense_model, score, space, events)
     effort = Effort.derive(
         config.effort,
@@ -161,13 +162,6 @@ def prepare(
     return Prepared(
         space=space, costs=costs, dense_model=dense_model, dense_score=score, effort=effort, deployment=deployment
     )
-
-
-def _dense_score(dense_model: DenseModel, costs: CostModel, events: Events) -> float:
-    task, outputs = dense_model.task, dense_model.dense_outputs
-    score = evaluate(dense_model.module, task, task.val_set, dense_outputs=outputs).score
-    events.note(f"dense: {task.metric_name} {score:.4f} on validation data, {costs.dense_ms * 1e3:.0f} us measured")
-    return score
 
 
 def _search(config: RunConfig, location: StudyLocation, prepared: Prepared, events: Events) -> None:

@@ -34,7 +34,7 @@ from torch.utils._sympy.value_ranges import ValueRanges
 from autoprune.structure.input_sizes import evaluated
 
 _MOST_TERMS = 12
-"""Terms of a formula above which it gets a name: `swin_t` takes 12 s with 12, 16 s with 30, and hours without names."""
+"""Terms of a formula above which it gets a name; short ones are left to torch, which can simplify them."""
 _NEAR, _FAR = 24, 4
 """Numbers of trial sizes: from half to twice the example's size, and as many below and above each as `_FAR` says."""
 _FIRST_NAME = 900_000
@@ -47,10 +47,10 @@ _CONVERSIONS = {"__bool__", "__int__", "__index__", "__float__"}
 
 
 def printed(expression: sympy.Basic) -> str:
-    """Return a formula as a Python expression of symbols; "" where Python has none."""
+    """Return a formula as a Python expression of symbols; "" where torch's printer refuses it, as broken powers."""
     try:
         return PythonPrinter().doprint(expression)
-    except (AttributeError, NotImplementedError, TypeError):
+    except (AssertionError, NotImplementedError, TypeError):
         return ""
 
 

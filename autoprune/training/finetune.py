@@ -75,8 +75,9 @@ def finetune(
         relative_cost: MACs of `model` as a share of the teacher's.
         memory: outputs of the teacher from earlier fine-tunings on the same batches. Whoever shares it counts the
             passes that fill it.
-        held_out: examples by which the best state is kept, that before training included. Where the loss rises,
-            training goes on from the best state at half the rate. Without them a loss that is not finite is an error.
+        held_out: examples that decide at the end whether the model goes back to its best state, that before training
+            included. Where the loss rises, training goes on from the best state at half the rate. Without them a loss
+            that is not finite is an error.
         on_progress: called after every step.
 
     Raises:

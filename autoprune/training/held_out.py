@@ -1,4 +1,4 @@
-"""The loss on held-out examples, by which a fine-tuning keeps its best state.
+"""The loss on held-out examples, by which a fine-tuning goes back to an earlier state.
 
 The examples are a fixed sample of the validation data, which already choose between policies. Training data would not
 show that a model learns them by heart, and holding some back would cost a small data set a tenth of its examples. Test

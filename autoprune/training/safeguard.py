@@ -1,4 +1,4 @@
-"""Keep the best state that a fine-tuning meets on held-out data, and halve the rate where the training loss rises."""
+"""Never end worse than an earlier state on held-out data, and halve the rate where the training loss rises."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ running statistics of batch norms lag behind the weights, and the training loss 
 of batches differ much, the mean of ten steps doubles by chance.
 """
 
-_TIE = 0.05
+TIE = 0.05
 """An earlier state takes the place of the last one where its held-out loss is lower by more than this share.
 
 Losses of late states differ less than that by chance (see the decisions on repair and fine-tuning).
@@ -110,11 +110,11 @@ class Safeguard:
     def finish(self, done: int) -> bool:
         """Leave the model in its last state or in the best one; return whether that is the state before training.
 
-        The last state, whose rate has fallen to 0, is kept where it is better than the first one and within `_TIE` of
+        The last state, whose rate has fallen to 0, is kept where it is better than the first one and within `TIE` of
         the best one.
         """
         last_loss = self._check(done)
-        if last_loss > (1 + _TIE) * self._best_loss or not last_loss < self._first_loss:
+        if last_loss > (1 + TIE) * self._best_loss or not last_loss < self._first_loss:
             self._restore()
         return self._best_at == 0
 

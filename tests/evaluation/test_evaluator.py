@@ -16,6 +16,7 @@ from autoprune.structure import analyze
 from autoprune.training.dense import train_dense
 from autoprune.training.sample_passes import SamplePasses
 from autoprune.trials import Fidelity, TrialResult, TrialSpec
+from tests.backwards import Reversed
 from tests.pipeline import tiny
 
 PROXY = Fidelity(name="proxy", rung=0, val_samples=100)
@@ -134,18 +135,6 @@ def test_models_come_in_evaluation_mode(dense_model: DenseModel) -> None:
     model = dense_model.cut(spec(dense_model, PROXY).policy).shrink()
     assert not model.training
     assert isinstance(model, nn.Module)
-
-
-class Reversed(torch.autograd.Function):
-    """The identity whose gradient has the opposite sign."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return -gradient
 
 
 def test_a_fine_tune_has_the_gradients_of_the_users_own_module(dense_model: DenseModel) -> None:

@@ -11,20 +11,9 @@ from autoprune.pipeline.units import decide_form
 from autoprune.report import form_lines
 from autoprune.runfolder import RunFolder, read_json
 from autoprune.structure import analyze
+from tests.backwards import Reversed
 from tests.measurers import SimulatedMeasurer
 from tests.pipeline import tiny
-
-
-class Reversed(torch.autograd.Function):
-    """The identity whose gradient has the opposite sign."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return -gradient
 
 
 class Written(torch.nn.Module):

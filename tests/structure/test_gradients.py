@@ -7,20 +7,9 @@ from torch.utils.checkpoint import checkpoint
 
 from autoprune.errors import StructureError
 from autoprune.pruning import prune
+from tests.backwards import Reversed
 
 X = torch.randn(4, 3, 10, 10, generator=torch.Generator().manual_seed(0))
-
-
-class Flipped(torch.autograd.Function):
-    """The identity whose gradient has the opposite sign."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return -gradient
 
 
 class Signs(torch.autograd.Function):
@@ -73,7 +62,7 @@ def with_a_parameter_hook():
 
 
 LOST = {
-    "reversal": lambda: Net(after=Flipped.apply),
+    "reversal": lambda: Net(after=Reversed.apply),
     "straight through": lambda: Net(after=Signs.apply),
     "hook of a tensor": lambda: Net(after=scaled_by_a_tensor_hook),
     "hook of a module": with_a_module_hook,
@@ -124,9 +113,9 @@ def test_a_graph_with_other_gradients_is_refused(make):
 
 def test_the_message_names_the_function_and_why_own_classes_do_not_do():
     def fixed(layer, x):
-        return Flipped.apply(layer(x).mean((2, 3)).reshape(-1, 12)[..., None, None])
+        return Reversed.apply(layer(x).mean((2, 3)).reshape(-1, 12)[..., None, None])
 
-    with pytest.raises(StructureError, match=r"the autograd function Flipped\. .* no pruned form: .* does not run"):
+    with pytest.raises(StructureError, match=r"the autograd function Reversed\. .* no pruned form: .* does not run"):
         prune(Net(fixed), X[:1], multiple_of=1)
     with pytest.raises(StructureError, match="a backward hook of b"):
         prune(with_a_module_hook(), X[:1], native=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import sympy
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -10,7 +11,8 @@ from torch.nn import functional as F
 import autoprune
 from autoprune.errors import UsageError
 from autoprune.structure import analyze, capture
-from autoprune.structure.input_sizes import resized
+from autoprune.structure.input_sizes import evaluated, resized
+from autoprune.structure.size_formulas import printed
 
 
 class _Resizing(nn.Module):
@@ -112,6 +114,12 @@ def test_images_of_another_size(build, training):
     assert torch.allclose(same(image), model(image), atol=1e-5)
     half = autoprune.prune(model, torch.randn(1, 3, 32, 32), keep=0.5, native=False)
     assert half(image).shape == model(image).shape
+
+
+def test_a_formula_that_python_cannot_compute_has_no_code():
+    rows = sympy.Symbol("s0", integer=True)
+    assert evaluated(printed(rows**2 + 3))(s0=4) == 19
+    assert printed(rows ** sympy.Rational(1, 3)) == ""
 
 
 def test_inputs_of_one_size_are_free_together():
