@@ -6,7 +6,7 @@ over everything is the adaptive pool to one entry, which has no size in it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,12 @@ _ADAPTIVE: dict[Any, tuple[Callable[..., Any], int]] = {
 }  # fmt: skip
 """The adaptive pool for each pool, and its number of dimensions."""
 
+_AVERAGES = {F.avg_pool1d, F.avg_pool2d, F.avg_pool3d}
+_FIRST = ("input", "kernel_size", "stride", "padding")
+_OF_AVERAGES = (*_FIRST, "ceil_mode", "count_include_pad", "divisor_override")
+_OF_MAXIMA = (*_FIRST, "dilation", "ceil_mode", "return_indices")
+"""Parameters of the functions, in order; those that are compiled have no signature to ask for."""
+
 _USUAL: dict[str, Any] = {"dilation": 1, "return_indices": False, "divisor_override": None}
 """Options of pools, and the values with which the adaptive pool is the same."""
 
@@ -30,19 +36,22 @@ class WholeWindows(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in _ADAPTIVE and _covers(_ADAPTIVE[func][1], *args, **(kwargs or {})):
-            return _ADAPTIVE[func][0](args[0], 1)
+        if func in _ADAPTIVE:
+            names = _OF_AVERAGES if func in _AVERAGES else _OF_MAXIMA
+            options = dict(zip(names, args, strict=False)) | (kwargs or {})
+            adaptive, dims = _ADAPTIVE[func]
+            if _covers(dims, options):
+                return adaptive(options["input"], 1)
         return func(*args, **(kwargs or {}))
 
 
-def _covers(
-    dims: int, x: Any = None, kernel_size: Any = None, stride: Any = None, padding: Any = 0, **options: Any
-) -> bool:
+def _covers(dims: int, options: Mapping[str, Any]) -> bool:
     """Return whether a pool's window was computed as the size of its input, with nothing else that matters."""
-    window = list(kernel_size) if isinstance(kernel_size, (tuple, list)) else [kernel_size] * dims
+    x, window, padding = options["input"], options["kernel_size"], options.get("padding", 0)
+    window = list(window) if isinstance(window, (tuple, list)) else [window] * dims
     if not isinstance(x, torch.Tensor) or len(window) != dims or x.dim() <= dims:
         return False
     padded = any(padding) if isinstance(padding, (tuple, list)) else padding
-    if padded or any(options.get(name, usual) != usual for name, usual in _USUAL.items()):
+    if padded or any(options.get(name, usual) not in (usual, (usual,) * dims) for name, usual in _USUAL.items()):
         return False
     return all(isinstance(k, torch.SymInt) and bool(k == s) for k, s in zip(window, x.shape[-dims:], strict=True))

@@ -163,6 +163,37 @@ def test_a_window_as_large_as_the_image_follows_it():
         assert torch.allclose(same(x), model(x), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("pool", "dims"),
+    [
+        (nn.AvgPool1d(2, 2, 1, True, False), 1),
+        (nn.AvgPool2d(3, 2, 1, True, False, 5), 2),
+        (nn.AvgPool3d(2), 3),
+        (nn.MaxPool1d(2), 1),
+        (nn.MaxPool2d(3, 2, 1, 2, ceil_mode=True), 2),
+        (nn.MaxPool3d(2), 3),
+        (lambda x: F.avg_pool2d(x, 2, 2, 0, False, True, None), 2),
+        (lambda x: F.max_pool2d(x, 2, 2, 0, 1, False, False), 2),
+        (lambda x: F.avg_pool2d(input=x, kernel_size=x.shape[2:], count_include_pad=False), 2),
+        (lambda x: F.avg_pool3d(x, (2, *x.shape[3:])), 3),
+    ],
+)
+def test_pools_keep_their_options_at_every_size(pool, dims):
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+            self.first, self.out = convolution(2, 8, 1), convolution(8, 3, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(pool(torch.relu(self.first(x))))
+
+    model = Pooled().eval()
+    same = autoprune.prune(model, torch.randn(1, 2, *(12,) * dims), keep=1.0, native=False).eval()
+    x = torch.randn(2, 2, *(12,) * dims)
+    assert torch.allclose(same(x), model(x), atol=1e-5)
+
+
 def test_sizes_stay_free_where_each_block_pads_and_crops_again():
     """Without names for long formulas, the algebra of torch about the sizes of such nets takes minutes."""
     model, image = _Windows().eval(), torch.randn(2, 1, 19, 24)
