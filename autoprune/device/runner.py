@@ -5,7 +5,6 @@ Callers do not see whether ONNX Runtime or PyTorch runs a model, nor whether it 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from autoprune.device.ssh import measure_remotely
 from autoprune.device.target import Target
 from autoprune.device.timing import Feeds, Kernels, Model, Protocol, Timings, named_feeds, open_session, time_runs
 from autoprune.errors import LatencyError
+from autoprune.model.copying import copy_of
 
 
 def time_models(
@@ -108,7 +108,7 @@ def _opener(model: Model, target: Target, feeds: Feeds) -> Callable[[], Run]:
 def _torch_run(model: nn.Module, target: Target, feeds: Feeds) -> Run:
     """A callable for eager or compiled PyTorch; on CUDA it ends when the device is done."""
     inputs = [torch.from_numpy(feed).to(target.provider) for feed in feeds]
-    module = copy.deepcopy(model).eval().to(target.provider)
+    module = copy_of(model).eval().to(target.provider)
     called: Callable[..., object] = torch.compile(module) if target.name.endswith("-compiled") else module
     cuda = target.provider == "cuda"
 

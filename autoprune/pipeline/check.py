@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from autoprune.device.timing import Protocol
 from autoprune.errors import AutopruneError
 from autoprune.export.onnx_file import export_candidate
 from autoprune.export.verify import parity
+from autoprune.model.copying import copy_of
 from autoprune.pipeline.dense import affordable_examples, seconds_per_pass
 from autoprune.pipeline.measurer import DeviceMeasurer, Measurer
 from autoprune.pipeline.run import open_task
@@ -193,7 +193,7 @@ def _tuned(model: nn.Module, dense: nn.Module, task: Task) -> tuple[int, str]:
     less = f" (a step has {batch}, not {recipe.batch_size}, to save memory)" if batch < recipe.batch_size else ""
     recipe = dataclasses.replace(recipe, batch_size=batch)
     given = None if task.finetune is not None else recipe
-    tuning = finetune(copy.deepcopy(model), task, samples=_BATCHES * batch, seed=0, recipe=given, teacher=dense)
+    tuning = finetune(copy_of(model), task, samples=_BATCHES * batch, seed=0, recipe=given, teacher=dense)
     loss = "own trainer" if given is None else f"loss {tuning.train_loss:.4g}"
     return batch, f"{tuning.samples} examples{less}; {loss}"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +18,7 @@ from autoprune.device.runner import kernel_times, time_models
 from autoprune.device.target import Target
 from autoprune.device.timing import Feeds, Kernels, Model, Protocol, Timings, named_feeds, open_session
 from autoprune.errors import AutopruneError, LatencyError
+from autoprune.model.copying import copy_of
 from autoprune.onnxgraph.export import export_onnx, serialized, with_constant_weights
 from autoprune.onnxgraph.origins import Origin, find_origins, made_distinct, repeats
 from autoprune.onnxgraph.outputs import finite_inputs, holds_nan, relative_difference, torch_outputs
@@ -131,7 +131,7 @@ def _with_distinct_weights(structure: Structure) -> Structure:
 
     The exporter stores equal weights once, and then they cannot be cut apart. What they are makes no difference here.
     """
-    model, seen = copy.deepcopy(structure.model), set()
+    model, seen = copy_of(structure.model), set()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in (t for t in [*model.parameters(), *_statistics(model)] if t.is_floating_point()):

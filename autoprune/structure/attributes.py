@@ -3,6 +3,8 @@
 A module such as `Attention(num_heads=4)` reads `self.num_heads` in its forward. The attribute has no label, so its new
 value is found by trying: an attribute whose value equals an old size near it may follow that size, and a trial says
 how far the model gets with it. Attributes are decided for a whole class at a time, such as `Attention.num_heads`.
+
+Numbers in lists, tuples, dictionaries and configuration objects count as well, and so do those of the module's class.
 """
 
 from __future__ import annotations
@@ -10,9 +12,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from autoprune.records import Unit
 from autoprune.structure.capture import module_tensors
@@ -20,11 +23,17 @@ from autoprune.structure.capture import module_tensors
 _TRIALS = 32
 _OPTIONS = 3
 """Sizes that are tried for one attribute."""
-_CONFIG = "config"
+_DEEPEST, _MOST_ENTRIES = 3, 64
+"""How deep numbers may be nested in a module, and how many entries a list may have."""
 _PLAIN = set(vars(nn.Module())) | {"training"}
+_NO_SETTINGS = (nn.Module, Tensor, type, FunctionType, MethodType, ModuleType)
+_WITH_SIZES = (nn.MultiheadAttention, nn.Unflatten)
+"""Layers of torch whose numbers do not follow from their own weights."""
 
-Key = tuple[str, str]
-"""The class of modules and the attribute."""
+Steps = tuple[str | int, ...]
+"""The way to a number: an attribute, then keys, indices and attributes."""
+Key = tuple[str, Steps]
+"""The class that holds a number, and the way to it."""
 Source = tuple[Any, ...]
 """A key of `Sizes`, relative to a module."""
 Score = tuple[float, float]
@@ -73,16 +82,10 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Attribute:
-    """One whole number of one module (or of its configuration), by path and name."""
+    """One whole number of one module: the module's path, and the way from the module to the number."""
 
     path: str
-    name: str
-    of_config: bool = False
-
-    def holder(self, model: nn.Module) -> Any:
-        """Return the object that has the attribute."""
-        module = model.get_submodule(self.path)
-        return getattr(module, _CONFIG) if self.of_config else module
+    steps: Steps
 
 
 Values = Mapping[Attribute, int]
@@ -92,10 +95,9 @@ def set_values(model: nn.Module, values: Values) -> None:
     """Set attributes of a model's modules, in place; those of removed modules are left out."""
     for attribute, value in values.items():
         try:
-            holder = attribute.holder(model)
-        except AttributeError:
+            _put(model.get_submodule(attribute.path), attribute.steps, value)
+        except (AttributeError, LookupError, TypeError):
             continue
-        setattr(holder, attribute.name, value)
 
 
 def values_of(model: nn.Module, attributes: Iterable[Attribute]) -> dict[Attribute, int]:
@@ -103,16 +105,37 @@ def values_of(model: nn.Module, attributes: Iterable[Attribute]) -> dict[Attribu
     values = {}
     for attribute in attributes:
         try:
-            values[attribute] = getattr(attribute.holder(model), attribute.name)
-        except AttributeError:
+            value: Any = model.get_submodule(attribute.path)
+            for step in attribute.steps:
+                value = _inner(value, step)
+        except (AttributeError, LookupError, TypeError):
             continue
+        values[attribute] = value
     return values
+
+
+def _inner(holder: Any, step: str | int) -> Any:
+    return holder[step] if isinstance(holder, list | tuple | Mapping) else getattr(holder, str(step))
+
+
+def _put(holder: Any, steps: Steps, value: int) -> Any:
+    """Set a number within an object; return the object, or what stands for it where it is a tuple."""
+    first, *rest = steps
+    inner = _put(_inner(holder, first), tuple(rest), value) if rest else value
+    if isinstance(holder, tuple):
+        entries = [inner if place == first else entry for place, entry in enumerate(holder)]
+        return type(holder)(*entries) if hasattr(holder, "_fields") else type(holder)(entries)
+    if isinstance(holder, list | dict):
+        holder[first] = inner  # pyright: ignore[reportArgumentType, reportCallIssue]
+    else:
+        setattr(holder, str(first), inner)
+    return holder
 
 
 def options(model: nn.Module, sizes: Sizes) -> dict[Key, list[dict[Attribute, int]]]:
     """Return for every attribute of a class the values that its modules may take, the most frequent source first."""
     collected: dict[Key, dict[Source, dict[Attribute, int]]] = {}
-    for key, attribute, value in _numbers(model):
+    for key, attribute, value in numbers_of_modules(model):
         path, sources = attribute.path, {}
         while not sources:
             sources = sizes.sources(f"{path}." if path else "", value)
@@ -147,7 +170,7 @@ def follow(choices: Mapping[Key, Sequence[Mapping[Attribute, int]]], trial: Call
 
     best = score()
     for improve in (True, False):
-        for key in sorted(choices, key=lambda key: key[0] != _CONFIG):
+        for key in choices:
             for option in [*range(1, len(choices[key])), -1] if improve else [-1]:
                 if left <= 0 or (improve and best >= (1.0, 0.0)):
                     break
@@ -166,17 +189,54 @@ def merged(choices: Mapping[Key, Sequence[Mapping[Attribute, int]]], chosen: Map
     return {a: v for key, option in chosen.items() if option >= 0 for a, v in choices[key][option].items()}
 
 
-def numbers_of(module: Any) -> dict[str, int]:
+def numbers_of(holder: Any) -> dict[str, int]:
     """Return the whole numbers above 1 that an object holds in its attributes."""
-    return {name: v for name, v in vars(module).items() if name not in _PLAIN and type(v) is int and v > 1}
+    return {str(steps[0]): value for steps, value in _numbers_in(holder, set(), 1)}
 
 
-def _numbers(model: nn.Module) -> Iterator[tuple[Key, Attribute, int]]:
-    """Yield the whole numbers of all modules that are no layers of torch, and of the model's configuration."""
-    if hasattr(getattr(model, _CONFIG, None), "__dict__"):
-        for name, value in numbers_of(model.config).items():
-            yield (_CONFIG, name), Attribute("", name, of_config=True), value
+def numbers_of_modules(model: nn.Module) -> Iterator[tuple[Key, Attribute, int]]:
+    """Yield the whole numbers of all modules that are no layers of torch; those of configurations come first."""
+    of_modules = []
+    seen = set[int]()
     for path, module in model.named_modules():
-        own = type(module).__module__.startswith("torch.nn.modules") and not isinstance(module, nn.MultiheadAttention)
-        for name, value in ({} if own else numbers_of(module)).items():
-            yield (type(module).__qualname__, name), Attribute(path, name), value
+        if type(module).__module__.startswith("torch.nn.modules") and not isinstance(module, _WITH_SIZES):
+            continue
+        for steps, value in _numbers_in(module, seen, _DEEPEST):
+            entry = (type(module).__qualname__, steps), Attribute(path, steps), value
+            if isinstance(vars(module).get(str(steps[0])), int | None):
+                of_modules.append(entry)
+            else:
+                yield entry
+    yield from of_modules
+
+
+def _numbers_in(holder: Any, seen: set[int], depth: int) -> Iterator[tuple[Steps, int]]:
+    """Yield the whole numbers above 1 within an object, with the way to each; an object that was `seen` has none."""
+    if id(holder) in seen or depth == 0:
+        return
+    if not isinstance(holder, tuple):
+        seen.add(id(holder))
+    for step, value in _entries(holder):
+        if type(value) is int:
+            if value > 1:
+                yield (step,), value
+        elif isinstance(value, list | tuple | dict) or _is_settings(value):
+            yield from (((step, *steps), number) for steps, number in _numbers_in(value, seen, depth - 1))
+
+
+def _entries(holder: Any) -> list[tuple[str | int, Any]]:
+    if isinstance(holder, list | tuple):
+        return list(enumerate(holder)) if len(holder) <= _MOST_ENTRIES else []
+    if isinstance(holder, dict):
+        return list(holder.items()) if len(holder) <= _MOST_ENTRIES or all(isinstance(k, str) for k in holder) else []
+    entries = {name: value for name, value in vars(holder).items() if name not in _PLAIN}
+    if isinstance(holder, nn.Module):
+        own = type(holder).__mro__[: type(holder).__mro__.index(nn.Module)]
+        of_class = {name: v for kind in own for name, v in vars(kind).items() if type(v) is int and name[:1] != "_"}
+        entries = of_class | entries
+    return list(entries.items())
+
+
+def _is_settings(value: Any) -> bool:
+    """Return whether an object is one with attributes of its own, such as a configuration."""
+    return hasattr(value, "__dict__") and not isinstance(value, _NO_SETTINGS) and not callable(value)

@@ -7,7 +7,6 @@ of any size.
 
 from __future__ import annotations
 
-import copy
 import logging
 import re
 import traceback
@@ -27,6 +26,7 @@ from torch.utils import _pytree as pytree
 
 from autoprune.errors import StructureError
 from autoprune.model.acceptance import users_line
+from autoprune.model.copying import copy_of
 from autoprune.structure.cells import take_cells_apart
 from autoprune.structure.folding import fold_shuffles, inline_blocks, is_mode_block
 from autoprune.structure.input_sizes import InputSizes
@@ -90,7 +90,7 @@ def export(model: nn.Module, example_inputs: Sequence[torch.Tensor], *, training
     Raises:
         StructureError: the model cannot be traced; the message has the exporter's reason.
     """
-    model = copy.deepcopy(model).train(training)
+    model = copy_of(model).train(training)
     inputs = tuple(with_batch(x, 3) for x in example_inputs)
     program, sizes = _exported(model, inputs)
     _require_any_batch(program)
@@ -186,7 +186,7 @@ def _runs(model: nn.Module, inputs: Sequence[torch.Tensor]) -> bool:
     """Return whether a model runs on inputs, in evaluation mode."""
     try:
         with quiet(), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            copy.deepcopy(model).eval()(*inputs)
+            copy_of(model).eval()(*inputs)
     except Exception:  # a user's forward may raise anything
         return False
     return True
@@ -256,6 +256,8 @@ def _unlift(program: ExportedProgram, mode: str) -> tuple[fx.Graph, dict[str, to
     graph = fx.Graph()
     new: dict[fx.Node, fx.Node] = {}
     constants: dict[str, torch.Tensor] = {}
+    # The exporter takes a parameter that forward reads from a plain list for a constant.
+    named = {(t.data_ptr(), t.shape, t.stride()): name for name, t in program.state_dict.items()}
     for node in program.graph.nodes:
         # Tensors are placeholders here, so `get_attr` reads a graph within the graph.
         if node.op == "get_attr" and not all(is_mode_block(user) for user in node.users):
@@ -266,9 +268,12 @@ def _unlift(program: ExportedProgram, mode: str) -> tuple[fx.Graph, dict[str, to
         if node.op == "placeholder" and specs[node.name].kind in _TENSOR_KINDS:
             target = str(specs[node.name].target)
             if specs[node.name].kind is InputKind.CONSTANT_TENSOR:
+                constant = cast(torch.Tensor, program.constants[target])
+                held = named.get((constant.data_ptr(), constant.shape, constant.stride())) if constant.numel() else None
                 # The mode is in the name, because both modes number their constants from 0.
-                name, target = target, f"constant_{mode}_{target.replace('.', '_')}"
-                constants[target] = cast(torch.Tensor, program.constants[name])
+                target = held or f"constant_{mode}_{target.replace('.', '_')}"
+                if held is None:
+                    constants[target] = constant
             new[node] = graph.create_node("get_attr", target, name=node.name)
         elif node.op == "placeholder" and specs[node.name].kind is not InputKind.USER_INPUT:
             raise StructureError(

@@ -12,7 +12,6 @@ mode (it drops auxiliary outputs, for example) fails the check and is exported t
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,6 +24,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autoprune.errors import StructureError
+from autoprune.model.copying import copy_of
 from autoprune.structure.capture import Capture, export, quiet, simplified, with_batch
 from autoprune.structure.input_sizes import InputSizes
 from autoprune.structure.module import compiled
@@ -54,7 +54,7 @@ def capture_both(model: nn.Module, example_inputs: Sequence[torch.Tensor]) -> di
     """
     training = export(model, example_inputs, training=True)
     evaluation = switched(training)
-    if not computes_the_same(evaluation, copy.deepcopy(model).eval(), example_inputs):
+    if not computes_the_same(evaluation, copy_of(model).eval(), example_inputs):
         evaluation = export(model, example_inputs, training=False)
     sizes = evaluation.sizes.also(training.sizes)
     captures = {capture.training: replace(capture, sizes=sizes) for capture in (evaluation, training)}

@@ -26,7 +26,7 @@ from autoprune.structure.native_proof import (
     random_state,
     same_outputs,
 )
-from autoprune.structure.own_classes import groups_of, rebuilt, with_zeros
+from autoprune.structure.own_classes import groups_of, rebuilt
 from autoprune.structure.pretrained import STALE, configured, has_configuration
 from autoprune.structure.proof import LARGE_BATCH, TOLERANCE, random_like
 from autoprune.structure.shrink import slice_tensors
@@ -90,10 +90,8 @@ class Maker:
 
     def _copy(self, level: int, values: Values | None = None) -> nn.Module:
         model = self.structure.model
-        copied = rebuilt(model, self.pruned, level, self.groups)
+        copied = rebuilt(model, self.pruned, self.structure.example_inputs, level, self.groups)
         set_values(copied, values or {})
-        if self.removed:
-            with_zeros(copied, model, self.pruned, level, self.structure.example_inputs)
         return copied
 
     def _values(self, level: int) -> Iterator[Values]:

@@ -6,7 +6,6 @@ depth) take their expected value and other random numbers start from one seed, s
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from autoprune.model.copying import copy_of
 from autoprune.model.outputs import plain
 from autoprune.structure.capture import module_tensors, quiet
 from autoprune.structure.proof import output_difference, randomize
@@ -40,7 +40,7 @@ class Form:
     """A float64 copy of a model that runs on given parameters; the model is left as it was."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.module = _with_hooks(model, copy.deepcopy(model).double())
+        self.module = copy_of(model).double()
 
     def run(
         self, state: Mapping[str, Tensor], inputs: Sequence[Tensor], *, training: bool, gradients: bool = True
@@ -119,7 +119,7 @@ def _differ(a: Tensor, b: Tensor, largest: float) -> bool:
 def custom_functions(model: nn.Module, inputs: Sequence[Tensor]) -> list[str]:
     """Return the names of the `torch.autograd.Function`s that a pass of a model runs, and of its backward hooks."""
     with quiet(), torch.random.fork_rng(devices=[]):
-        outputs = plain(copy.deepcopy(model).train()(*inputs))
+        outputs = plain(copy_of(model).train()(*inputs))
     leaves = (leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor))
     pending, seen, names = [leaf.grad_fn for leaf in leaves], set[int](), dict[str, None]()
     nodes: list[Any] = []
@@ -166,21 +166,6 @@ def _backward(outputs: Sequence[Tensor]) -> None:
     starts = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype) for t in floating]
     if floating:
         torch.autograd.backward(floating, starts)
-
-
-def _with_hooks(model: nn.Module, copied: nn.Module) -> nn.Module:
-    """Let the hooks of a model's parameters follow to a copy of it, because `deepcopy` leaves them out."""
-    own = dict(copied.named_parameters(remove_duplicate=False))
-    for name, parameter in model.named_parameters():
-        pass_on_hooks(parameter, own[name])
-    return copied
-
-
-def pass_on_hooks(source: Tensor, target: Tensor) -> None:
-    """Register the gradient hooks of one tensor on another."""
-    if target is not source and not target._backward_hooks:
-        for hook in (source._backward_hooks or {}).values():
-            target.register_hook(hook)
 
 
 class _Float64Default:

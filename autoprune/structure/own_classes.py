@@ -13,9 +13,9 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils import _pytree as pytree
 
 from autoprune.errors import StructureError
+from autoprune.model.copying import copy_of
 from autoprune.structure.capture import module_tensors, quiet
 from autoprune.structure.module import GraphModel
-from autoprune.structure.native_proof import pass_on_hooks
 
 _GROUPS = {"group_norm": 1} | {f"conv{kind}{n}d": 6 for n in (1, 2, 3) for kind in ("", "_transpose")}
 """Position of the argument that holds an operator's number of groups."""
@@ -42,46 +42,72 @@ def _zeros(x: Tensor, rank: int) -> Tensor:
     return x.new_zeros((*x.shape[:1], *[1] * (rank - 1))[:rank], dtype=dtype)
 
 
-def rebuilt(model: nn.Module, pruned: GraphModel, level: int = 0, groups: Mapping[str, int] | None = None) -> nn.Module:
-    """Return a copy of a dense model with the parameters and buffers of `pruned`, at their sizes.
+def rebuilt(
+    model: nn.Module,
+    pruned: GraphModel,
+    inputs: Sequence[Tensor],
+    level: int = 0,
+    groups: Mapping[str, int] | None = None,
+) -> nn.Module:
+    """Return a copy of a dense model with the tensors of `pruned`, and zeros in the places of removed modules.
+
+    A tensor is replaced wherever the model holds it: in attributes, lists and partial functions, too.
 
     Args:
         model: the dense model, which is left as it was.
         pruned: made from it by `Structure.shrink`.
+        inputs: of the model; a pass shows what the removed modules return.
         level: how far below the largest removed modules the replaced ones are.
         groups: of `groups_of(pruned)`, where it is known already.
+
+    Raises:
+        StructureError: the model cannot be copied, or `removed_modules` are not clear.
     """
-    state = module_tensors(pruned)
+    state, dense = module_tensors(pruned), module_tensors(model)
     groups = groups_of(pruned) if groups is None else groups
-    copied = copy.deepcopy(model)
-    for name in removed_modules(model, state, level):
-        parent, _, leaf = name.rpartition(".")
-        setattr(copied.get_submodule(parent), leaf, nn.Module())
     copies = {id(tensor): copy.deepcopy(tensor) for tensor in state.values()}  # tied tensors stay tied
+    replaced: dict[int, Any] = {id(t): copies[id(state[name])] for name, t in dense.items() if name in state}
+    replaced |= {id(t): copies[id(state[name])] for name, t in _constants(model, state).items()}
+    replaced |= _zeros_of(model, removed_modules(model, state, level), inputs)
+    copied = copy_of(model, replaced)
     for name, module in copied.named_modules():
-        for own in cast("list[dict[str, Any]]", [module._parameters, module._buffers]):
-            for leaf, tensor in own.items():
-                full = f"{name}.{leaf}" if name else leaf
-                if tensor is not None:
-                    own[leaf] = copies[id(state[full])]
-                    pass_on_hooks(model.get_parameter(full), own[leaf]) if isinstance(tensor, nn.Parameter) else None
         resize(module, groups.get(f"{name}.weight" if name else "weight"))
     return copied
 
 
-def with_zeros(copied: nn.Module, model: nn.Module, pruned: GraphModel, level: int, inputs: Sequence[Tensor]) -> None:
-    """Put `Removed` modules into a copy of `rebuilt`, in place; `inputs` show what the dense modules return."""
-    names = removed_modules(model, module_tensors(pruned), level)
+def _constants(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors in attributes of modules that are cut, by the name that `state` has for them.
+
+    The capture names the constant `scale` of the module `block.0` "constant_eval_block_0_scale".
+    """
+    constants = {}
+    for path, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if isinstance(value, Tensor):
+                full = f"{path}.{attribute}" if path else attribute
+                for mode in ("eval", "train"):
+                    name = f"constant_{mode}_{full.replace('.', '_')}"
+                    if name in state and state[name].shape != value.shape:
+                        constants[name] = value
+    return constants
+
+
+def _zeros_of(model: nn.Module, names: Sequence[str], inputs: Sequence[Tensor]) -> dict[int, Removed]:
+    """Return a `Removed` for each named module of a dense model, by the module's `id`."""
+    if not names:
+        return {}
     returned: dict[str, Any] = {}
-    dense = copy.deepcopy(model).eval()
+    dense = copy_of(model).eval()
     for name in names:
         dense.get_submodule(name).register_forward_hook(lambda _m, _i, out, name=name: returned.update({name: out}))
     with quiet(), torch.no_grad(), torch.random.fork_rng(devices=[]):
         dense(*(x.clone() for x in inputs))
+    zeros = {}
     for name in names:
         ranks = pytree.tree_map(lambda x: x.dim() if isinstance(x, Tensor) else None, returned.get(name))
-        parent, _, leaf = name.rpartition(".")
-        setattr(copied.get_submodule(parent), leaf, Removed(ranks).train(copied.training))
+        module = model.get_submodule(name)
+        zeros[id(module)] = Removed(ranks).train(module.training)
+    return zeros
 
 
 def removed_modules(model: nn.Module, state: Mapping[str, Tensor], level: int) -> list[str]:

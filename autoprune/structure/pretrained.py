@@ -62,13 +62,13 @@ def configured(model: nn.Module, pruned: nn.Module, sizes: Sizes) -> Values | No
 
 def _values(model: nn.Module, built: nn.Module, changed: Mapping[str, int]) -> Values:
     """Return the changed fields, and the numbers of modules that differ in the built model."""
-    values = {Attribute("", name, of_config=True): new for name, new in changed.items()}
+    values = {Attribute("", ("config", name)): new for name, new in changed.items()}
     modules = dict(built.named_modules())
     for path, module in model.named_modules():
         other = numbers_of(modules[path]) if path in modules else {}
         for name, value in numbers_of(module).items():
             if name in other and other[name] != value:
-                values[Attribute(path, name)] = other[name]
+                values[Attribute(path, (name,))] = other[name]
     return values
 
 

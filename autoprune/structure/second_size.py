@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from autoprune.model.copying import copy_of
 from autoprune.structure.capture import Capture, quiet, with_batch
 from autoprune.structure.input_sizes import InputSizes, resized
 from autoprune.structure.module import compiled
@@ -68,7 +68,7 @@ class _Trial:
     def __init__(
         self, model: nn.Module, captures: Mapping[bool, Capture], example_inputs: Sequence[torch.Tensor]
     ) -> None:
-        self._model, self._captures = copy.deepcopy(model), captures
+        self._model, self._captures = copy_of(model), captures
         self._inputs = [with_batch(x, _BATCH) for x in example_inputs]
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():

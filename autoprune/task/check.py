@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from autoprune.errors import AutopruneError, TaskError
 from autoprune.model.acceptance import accepted
+from autoprune.model.copying import copy_of
 from autoprune.model.examples import Items
 from autoprune.model.nesting import tensors_in
 from autoprune.model.outputs import described
@@ -34,7 +34,7 @@ def check_task(task: Task) -> None:
     for name in DATA_SETS:
         _check_data(task, model, name, getattr(task, name))
     _check_augment(task)
-    _check_training(task, copy.deepcopy(model).train())
+    _check_training(task, copy_of(model).train())
 
 
 def _build(task: Task) -> nn.Module:
