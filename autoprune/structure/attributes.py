@@ -27,8 +27,6 @@ _DEEPEST, _MOST_ENTRIES = 3, 64
 """How deep numbers may be nested in a module, and how many entries a list may have."""
 _PLAIN = set(vars(nn.Module())) | {"training"}
 _NO_SETTINGS = (nn.Module, Tensor, type, FunctionType, MethodType, ModuleType)
-_WITH_SIZES = (nn.MultiheadAttention, nn.Unflatten)
-"""Layers of torch whose numbers do not follow from their own weights."""
 
 Steps = tuple[str | int, ...]
 """The way to a number: an attribute, then keys, indices and attributes."""
@@ -128,7 +126,10 @@ def _put(holder: Any, steps: Steps, value: int) -> Any:
     if isinstance(holder, list | dict):
         holder[first] = inner  # pyright: ignore[reportArgumentType, reportCallIssue]
     else:
-        setattr(holder, str(first), inner)
+        try:
+            setattr(holder, str(first), inner)
+        except AttributeError:  # a frozen dataclass, of which the copied model has its own
+            vars(holder)[str(first)] = inner
     return holder
 
 
@@ -195,11 +196,11 @@ def numbers_of(holder: Any) -> dict[str, int]:
 
 
 def numbers_of_modules(model: nn.Module) -> Iterator[tuple[Key, Attribute, int]]:
-    """Yield the whole numbers of all modules that are no layers of torch; those of configurations come first."""
+    """Yield the whole numbers of all modules but layers of torch; those of configurations come first."""
     of_modules = []
     seen = set[int]()
     for path, module in model.named_modules():
-        if type(module).__module__.startswith("torch.nn.modules") and not isinstance(module, _WITH_SIZES):
+        if type(module).__module__.startswith("torch.nn.modules") and not isinstance(module, nn.Unflatten):
             continue
         for steps, value in _numbers_in(module, seen, _DEEPEST):
             entry = (type(module).__qualname__, steps), Attribute(path, steps), value

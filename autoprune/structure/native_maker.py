@@ -18,6 +18,7 @@ from autoprune.records import Policy
 from autoprune.structure.attributes import Attribute, Key, Score, Sizes, Values, follow, options, set_values, values_of
 from autoprune.structure.input_sizes import at_second
 from autoprune.structure.module import GraphModel
+from autoprune.structure.narrow_attention import follow_heads
 from autoprune.structure.native_proof import (
     Form,
     Pass,
@@ -91,6 +92,7 @@ class Maker:
     def _copy(self, level: int, values: Values | None = None) -> nn.Module:
         model = self.structure.model
         copied = rebuilt(model, self.pruned, self.structure.example_inputs, level, self.groups)
+        follow_heads(copied, self.masks, self.structure.canonical)
         set_values(copied, values or {})
         return copied
 
