@@ -112,7 +112,7 @@ def values_of(model: nn.Module, attributes: Iterable[Attribute]) -> dict[Attribu
     return values
 
 
-def _inner(holder: Any, step: str | int) -> Any:
+def _inner(holder: Any, step: Any) -> Any:
     return holder[step] if isinstance(holder, list | tuple | Mapping) else getattr(holder, str(step))
 
 
@@ -121,7 +121,7 @@ def _put(holder: Any, steps: Steps, value: int) -> Any:
     first, *rest = steps
     inner = _put(_inner(holder, first), tuple(rest), value) if rest else value
     if isinstance(holder, tuple):
-        entries = [inner if place == first else entry for place, entry in enumerate(holder)]
+        entries: Any = [inner if place == first else entry for place, entry in enumerate(holder)]
         return type(holder)(*entries) if hasattr(holder, "_fields") else type(holder)(entries)
     if isinstance(holder, list | dict):
         holder[first] = inner  # pyright: ignore[reportArgumentType, reportCallIssue]

@@ -108,14 +108,15 @@ def _living_rows(
 ) -> list[np.ndarray] | None:
     """Return which rows of the projections of queries, keys and values live, bool `[heads, head_width]` each."""
     width = module.num_heads * module.head_dim
-    names = ["in_proj_weight"] if module.in_proj_weight is not None else ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
+    joint = module.in_proj_weight is not None
+    names = ["in_proj_weight"] if joint else ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
     rows = []
     for name in names:
         first = canonical.get(f"{prefix}{name}", "")
         mask = masks.get(("parameter", first, 0))
         rows.append(np.ones(3 * width // len(names), dtype=bool) if mask is None else mask)
-    joined = np.concatenate(rows)
-    return list(joined.reshape(3, module.num_heads, module.head_dim)) if joined.size == 3 * width else None
+    living = np.concatenate(rows)
+    return list(living.reshape(3, module.num_heads, module.head_dim)) if living.size == 3 * width else None
 
 
 def _resize(module: nn.MultiheadAttention, living: list[np.ndarray]) -> None:

@@ -76,5 +76,5 @@ def test_a_model_that_refuses_to_be_copied_is_named():
         def __deepcopy__(self, memo):
             raise RuntimeError("there is only one")
 
-    with pytest.raises(StructureError, match="cannot be copied .*there is only one"):
+    with pytest.raises(StructureError, match=r"cannot be copied .*there is only one"):
         copy_of(Unique())

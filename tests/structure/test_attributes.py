@@ -30,7 +30,8 @@ class Net(nn.Module):
     def __init__(self, width, **held):
         super().__init__()
         self.first, self.last, self.width = nn.Conv2d(3, 12, 3), nn.Linear(12, 2), width
-        vars(self).update(held)
+        for name, value in held.items():
+            setattr(self, name, value)
 
     def forward(self, x):
         return self.last(torch.relu(self.first(x)).mean((2, 3)).view(-1, self.width(self)))
