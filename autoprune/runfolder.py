@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -33,7 +32,6 @@ from autoprune.errors import RunFolderError
 from autoprune.lease import held
 
 SCHEMA = 1
-_SCRATCH = ".scratch-"
 
 
 @dataclass(frozen=True)
@@ -178,14 +176,6 @@ class RunFolder:
             raise RunFolderError(
                 f"the run folder {self.path} cannot be written: {error.strerror or error}. Choose another --run-dir."
             ) from error
-
-    @contextmanager
-    def scratch(self) -> Iterator[Path]:
-        """Yield a temporary folder inside the run; folders that a killed process left are removed first."""
-        for left in self.path.glob(f"{_SCRATCH}*"):
-            shutil.rmtree(left, ignore_errors=True)
-        with tempfile.TemporaryDirectory(dir=self.path, prefix=_SCRATCH) as folder:
-            yield Path(folder)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -14,7 +14,7 @@ from autoprune.device import timing
 from autoprune.device.connect import make_target
 from autoprune.device.target import Target
 from autoprune.device.timing import Feeds, Model, Timings
-from autoprune.records import LatencySample
+from autoprune.records import LatencySample, Policy
 from autoprune.structure import Structure, analyze
 from tests.machines import AdditiveMachine, SimulatedTimer, simulated_timer, stairs
 from tests.pipeline import tiny
@@ -80,8 +80,10 @@ class SimulatedMeasurer:
             self._structure = analyze(task.build_model().eval(), task.example_inputs)
         return self._structure
 
-    def widths(self, model: Model) -> dict[str, int]:
-        """Output channels of the layer that every unit is named after."""
+    def widths(self, model: Model | Policy) -> dict[str, int]:
+        """Output channels of the layer that every unit is named after; a simulated timer makes no model of a policy."""
+        if isinstance(model, Policy):
+            return dict(model.widths)
         shapes = _shapes(model)
         return {unit.name: shapes[unit.name] for unit in self.structure.units}
 

@@ -50,18 +50,6 @@ def test_a_file_without_a_key_that_is_needed(tmp_path: Path) -> None:
         read_json(tmp_path / "f.json", "a", "b")
 
 
-def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    with folder.scratch() as first:
-        left = first.rename(first.with_name(first.name + "left"))
-        (left / "0.onnx").write_bytes(b"model")
-        first.mkdir()
-    assert [*tmp_path.iterdir()] == [left]
-    with folder.scratch() as second:
-        assert [*tmp_path.iterdir()] == [second]
-    assert not [*tmp_path.iterdir()]
-
-
 def test_an_absent_file_says_which_command_makes_it(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="autoprune search"):
         read_json(tmp_path / "front.json")

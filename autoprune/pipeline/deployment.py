@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from autoprune.onnxgraph.export import serialized
 from autoprune.onnxgraph.quantization import quantized
 from autoprune.pipeline.cost_model import CostModel
 from autoprune.pipeline.measurer import Measurer
-from autoprune.profiling.policy_timer import finite_feeds
+from autoprune.profiling.policy_timer import PolicyTimer, finite_feeds
 from autoprune.records import Policy
 from autoprune.runfolder import RunFolder, int8_beside, write_atomic
 from autoprune.task.batches import batches, length, sample_rows
@@ -81,17 +82,18 @@ class Deployment:
     def ratios(self, policies: Sequence[Policy], costs: CostModel) -> npt.NDArray[np.float64]:
         """Return latencies as shares of the dense model's `[P]`: measured together, or predicted for a foreign table.
 
-        The models have the weights of the dense one, which do not matter to latency.
+        The models are made by the timer of a latency table, out of one export: the exporter takes seconds for each
+        model, and weights do not matter to latency.
         """
         if self.foreign:
             return costs.predicted_ratios(policies)
-        with self.folder.scratch() as folder:
-            paths = [folder / f"{number}.onnx" for number in range(len(policies))]
-            models = [
-                self.export(self.dense_model.cut(policy).shrink(), path)
-                for policy, path in zip(policies, paths, strict=True)
-            ]
-            return np.array(self.timings(models).ratios)
+        timer = self._timer
+        models = list(timer.models(self.dense_model.structure.widths(policies), "candidates"))
+        return np.array(self.measurer.timings(models, timer.dense, timer.feeds).ratios)
+
+    @cached_property
+    def _timer(self) -> PolicyTimer:
+        return self.measurer.policy_timer(self.dense_model.structure, seed=self.seed)
 
     def _calibration(self) -> list[Feeds]:
         """Return batches of training inputs that the ranges of int8 activations are taken from."""
