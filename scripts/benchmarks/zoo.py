@@ -1,20 +1,25 @@
-"""Cut published architectures to half width, prove the result, export it, and put Torch-Pruning beside it.
+"""Cut published architectures to half width, prove the result, export it, and put other tools beside it.
 
-Every model runs in its own process with a time limit. Needs the extra `zoo`. Results go to a CSV file, one line for
-each model; a second run goes on with the missing models. A summary is printed at the end.
+Every model runs in its own process with a limit of CPU seconds. Needs the extra `zoo`. Results go to a CSV file, one
+line for each model; a second run goes on with what is missing, and tries again what a smaller limit ended. A summary is
+printed at the end. How the tools are used and judged: `zoo_peers.py`, `zoo_judge.py`.
 
-    python scripts/benchmarks/zoo.py --out zoo.csv [--only resnet,vit] [--onnx] [--torch-pruning] [--limit 120]
+    OMP_NUM_THREADS=1 python scripts/benchmarks/zoo.py --out zoo.csv [--only resnet,vit] [--onnx] [--limit 100]
+        [--tools autoprune torch_pruning kirigami onnxsim] [--tools-only]
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import json
-import subprocess
+import multiprocessing
+import os
+import resource
+import signal
 import sys
 import tempfile
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +32,7 @@ from torch.utils import _pytree as pytree
 sys.path.insert(0, str(Path(__file__).parent))
 
 import zoo_models
+import zoo_peers
 
 from autoprune.structure import Structure, analyze
 from autoprune.structure.cut_proof import culprits, difference
@@ -35,9 +41,11 @@ from autoprune.structure.input_sizes import at_second
 FIELDS = (
     "model", "status", "units", "heads", "params_ratio", "macs_ratio", "latency_ratio", "difference",
     "native", "native_s", "native_reason", "free_sizes", "second_difference",
-    "onnx_difference", "analyze_s", "shrink_s", "onnx_s", "unsupported", "tp_status", "tp_params_ratio", "tp_s",
-    "reason",
+    "onnx_difference", "analyze_s", "shrink_s", "onnx_s", "unsupported", "reason",
+    *(f"{tool}_{field}" for tool in zoo_peers.TOOLS for field in zoo_peers.FIELDS),
 )  # fmt: skip
+_PATIENCE = 6
+"""Seconds of the clock for one CPU second of the limit: a process that waits for ever ends, too."""
 
 
 def main() -> None:
@@ -45,28 +53,29 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("zoo.csv"))
     parser.add_argument("--only", default="", help="parts of names, separated by commas")
     parser.add_argument("--onnx", action="store_true", help="export, compare with ONNX Runtime, time beside dense")
-    parser.add_argument("--torch-pruning", action="store_true", help="run Torch-Pruning on the same model")
-    parser.add_argument("--limit", type=float, default=120.0, help="seconds for one model")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--tools", nargs="+", default=[], choices=zoo_peers.TOOLS, help="tools to judge on the models")
+    parser.add_argument("--tools-only", action="store_true", help="leave out what the other columns need")
+    parser.add_argument("--limit", type=int, default=100, help="CPU seconds for one model and tool")
     options = parser.parse_args()
-    if options.worker:
-        print(json.dumps(_run(options.worker, options.onnx) if not options.torch_pruning else _peer(options.worker)))
-        return
     chosen = [n for n in zoo_models.names() if not options.only or any(p in n for p in options.only.split(","))]
-    rows = _read(options.out)
-    with options.out.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        if not rows:
-            writer.writeheader()
-        for name in [name for name in chosen if name not in {row["model"] for row in rows}]:
-            row = {"model": name, **_in_process(name, options.limit, ["--onnx"] if options.onnx else [])}
-            if options.torch_pruning:
-                row |= _in_process(name, options.limit, ["--torch-pruning"], "tp_status")
-            writer.writerow({key: row.get(key, "") for key in FIELDS})
-            file.flush()
-            print(name, {k: v for k, v in row.items() if k != "model"}, flush=True)
-            rows.append(row)
-    print(_summary(rows))
+    rows = {row["model"]: row for row in _read(options.out)}
+    for name in chosen:
+        row = rows.setdefault(name, {"model": name})
+        if not options.tools_only and _missing(row, "status", options.limit):
+            row |= _in_process("", name, options.limit, onnx=options.onnx)
+        for tool in options.tools:
+            if _missing(row, f"{tool}_status", options.limit):
+                result = _in_process(tool, name, options.limit)
+                row |= {f"{tool}_{key}": value for key, value in result.items()}
+                print(name, tool, result, flush=True)
+        _write(options.out, list(rows.values()))
+    print(_summary(list(rows.values())))
+
+
+def _missing(row: dict[str, Any], status: str, limit: int) -> bool:
+    """Whether there is no result yet, or one that a smaller limit ended."""
+    value = row.get(status, "timeout 0")
+    return value.startswith("timeout") and int(value.split()[1]) < limit
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -77,6 +86,16 @@ def _read(path: Path) -> list[dict[str, Any]]:
         return [{key: _number(value) for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
 
 
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write all rows; a run that is killed leaves the file of before or the new one."""
+    part = path.with_suffix(".part")
+    with part.open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    part.replace(path)
+
+
 def _number(text: str) -> float | str:
     try:
         return float(text)
@@ -84,17 +103,30 @@ def _number(text: str) -> float | str:
         return text
 
 
-def _in_process(name: str, limit: float, flags: list[str], status: str = "status") -> dict[str, Any]:
-    """Run one model in a process of its own; return its row, or a `status` of "timeout" or "crash"."""
-    command = [sys.executable, __file__, "--worker", name, *flags]
+def _in_process(tool: str, name: str, limit: int, *, onnx: bool = False) -> dict[str, Any]:
+    """Run one model in a process of its own; return its row, or a `status` of "timeout LIMIT" or "crash"."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["zoo_peers", "timm", "torchvision", "transformers", "autoprune"])  # imported once
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_worker, args=(sender, tool, name, limit, onnx))
+    process.start()
+    sender.close()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
-    except subprocess.TimeoutExpired:
-        return {status: "timeout"}
-    try:
-        return json.loads(done.stdout.strip().splitlines()[-1])
-    except (IndexError, json.JSONDecodeError):
-        return {status: "crash", "reason": (done.stderr.strip().splitlines() or ["?"])[-1][:300]}
+        return receiver.recv() if receiver.poll(_PATIENCE * limit) else {"status": f"timeout {limit}"}
+    except EOFError:
+        process.join()
+        late = process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL)
+        return {"status": f"timeout {limit}" if late else "crash", "reason": f"ended with {process.exitcode}"}
+    finally:
+        process.kill()
+        process.join()
+
+
+def _worker(sender: Connection, tool: str, name: str, limit: int, onnx: bool) -> None:
+    """Send the row of one model; the system ends the process at its limit of CPU seconds."""
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
+    sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
+    sender.send(zoo_peers.run(tool, name) if tool else _run(name, onnx))
 
 
 def _run(name: str, onnx: bool) -> dict[str, Any]:
@@ -189,42 +221,16 @@ def _onnx_difference(model: nn.Module, path: Path, inputs: tuple[torch.Tensor, .
     )
 
 
-def _peer(name: str) -> dict[str, Any]:
-    """Run Torch-Pruning out of the box on the same model: half the channels everywhere but in the outputs."""
-    import torch_pruning as tp  # pyright: ignore[reportMissingImports]: in the extra `zoo`
-
-    model, inputs = zoo_models.build(name)
-    model.eval()
-    before = sum(p.numel() for p in model.parameters())
-    start = time.perf_counter()
-    last = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features in (2, 5, 10, 100)]
-    try:
-        pruner = tp.pruner.MagnitudePruner(
-            model, inputs, importance=tp.importance.MagnitudeImportance(), pruning_ratio=0.5, ignored_layers=last
-        )
-        pruner.step()
-        model(*inputs)
-    except Exception as error:
-        return {"tp_status": f"failed: {type(error).__name__}"}
-    after = sum(p.numel() for p in model.parameters())
-    return {
-        "tp_status": "completes",
-        "tp_params_ratio": round(after / before, 3),
-        "tp_s": round(time.perf_counter() - start, 2),
-    }
-
-
 def _summary(rows: list[dict[str, Any]]) -> str:
     exact = [row for row in rows if row.get("status") == "exact"]
     ratios = [row["params_ratio"] for row in exact]
     onnx = [row for row in exact if isinstance(row.get("onnx_difference"), float) and row["onnx_difference"] < 1e-3]
-    peers = [row for row in rows if row.get("tp_status") == "completes"]
     latencies = [row["latency_ratio"] for row in exact if "latency_ratio" in row]
     seconds = [row["analyze_s"] + row["shrink_s"] for row in exact]
     free = [row for row in exact if row.get("free_sizes") and row.get("second_difference", 1.0) < 1e-5]
     lines = [
         f"free sizes, exact at a second size: {len(free)} of {len(rows)}",
-        f"exact: {len(exact)} of {len(rows)}; in ONNX Runtime too: {len(onnx)}; Torch-Pruning completes: {len(peers)}",
+        f"exact: {len(exact)} of {len(rows)}; in ONNX Runtime too: {len(onnx)}",
         f"own classes proven: {sum(row.get('native') == 'native' for row in exact)}; refused: "
         f"{sum(row.get('native') == 'refused' for row in exact)}; seconds: median "
         f"{np.median([row['native_s'] for row in exact if 'native_s' in row] or [0]):.1f}, worst "
@@ -233,9 +239,36 @@ def _summary(rows: list[dict[str, Any]]) -> str:
         f"latency left: median {np.median(latencies or [0]):.2f}, worst {max(latencies, default=0):.2f}",
         f"seconds (analyse, cut, prove): median {np.median(seconds or [0]):.1f}, worst {max(seconds, default=0):.1f}",
     ]
+    lines += [_of_tool(tool, rows) for tool in zoo_peers.TOOLS if any(f"{tool}_status" in row for row in rows)]
     return "\n".join(
-        lines + [f"not exact: {r['model']} {r.get('status')} {r.get('reason', '')}" for r in rows if r not in exact]
+        lines
+        + [
+            f"not exact: {r['model']} {r.get('status')} {r.get('reason', '')}"
+            for r in rows
+            if "status" in r and r not in exact
+        ]
     )
+
+
+def _of_tool(tool: str, rows: list[dict[str, Any]]) -> str:
+    """Return one line of how many models a tool cuts, and how well."""
+    own = [{key: row.get(f"{tool}_{key}", "") for key in zoo_peers.FIELDS} for row in rows if f"{tool}_status" in row]
+    done = [row for row in own if row["status"] == "completes" and str(row["same_shape"]) == "True"]
+    small = [row for row in done if row["params_ratio"] <= zoo_peers.SMALLER]
+    ratios, seconds = ([row[key] for row in own if row["status"] == "completes"] for key in ("params_ratio", "s"))
+    counts = {
+        "completes": sum(row["status"] == "completes" for row in own),
+        "same shape": len(done),
+        "a tenth smaller": len(small),
+        "and exact": sum(row["exact"] == "exact" for row in small),
+        "different": sum(row["exact"] == "different" for row in small),
+        "unjudged": sum(row["exact"].startswith("unjudged") for row in small),
+        "and trains": sum(str(row["trains"]) == "True" for row in small),
+        "timeout": sum(row["status"].startswith("timeout") for row in own),
+        "crash": sum(row["status"] == "crash" for row in own),
+    }
+    numbers = f"params left {np.median(ratios or [1]):.2f}, seconds {np.median(seconds or [0]):.1f} in the median"
+    return f"{tool} on {len(own)}: " + ", ".join(f"{key} {n}" for key, n in counts.items()) + f"; {numbers}"
 
 
 if __name__ == "__main__":
