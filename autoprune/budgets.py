@@ -4,6 +4,8 @@ A budget is one text, such as `50%`, `1.2ms`, `bytes:1MB` or `33%,params:50%,act
 costs, joined by commas. All of them must be met; of two limits on the same cost the tighter one counts. Several
 budgets are read by one rule: those that limit latency are alternatives, each of which gives models; one that names no
 latency is added to every one of those; if none names latency, all of them together form one budget.
+
+A budget by score, `score:-1%` or `score:0.92`, limits the other axis: it asks for the fastest model that keeps so much.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ _UNITS: Mapping[str, Mapping[str, float]] = {
     "activation_bytes": _BYTES,
 }
 _COLUMNS: Mapping[str, str] = dict(zip(_UNITS, COSTS, strict=True))
+_SCORE = re.compile(r"\s*score\s*:\s*([+-]?[0-9]*\.?[0-9]+)\s*(%?)\s*")
 _HINT = "Write `50%` or `1.2ms`, or name another cost as in `bytes:1MB`."
 
 
@@ -159,6 +162,52 @@ class Budget:
 
     def __str__(self) -> str:
         return ",".join(map(str, self.bounds))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreBudget:
+    """The least score that a model keeps on validation data: a share of the dense model's that may go, or a number.
+
+    `str` gives the budget back as written.
+
+    Example:
+        >>> ScoreBudget.parse("score:-1%").least(dense=0.9)
+        0.891
+    """
+
+    number: float
+    relative: bool
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.number) or (self.relative and not -100 < self.number < 0):
+            raise BudgetError(_score_rule(str(self)))
+
+    @classmethod
+    def parse(cls, text: str) -> ScoreBudget:
+        """Read `score:-1%` or `score:0.92`; `BudgetError` for anything else."""
+        match = _SCORE.fullmatch(text)
+        if match is None:
+            raise BudgetError(_score_rule(text))
+        return cls(number=float(match[1]), relative=bool(match[2]))
+
+    def least(self, dense: float) -> float:
+        """Return the least score, for a dense model of that score."""
+        return dense + self.number * abs(dense) / 100 if self.relative else self.number
+
+    def __str__(self) -> str:
+        return f"score:{_plain(self.number)}{'%' if self.relative else ''}"
+
+
+def _score_rule(text: str) -> str:
+    return (
+        "a budget by score is the share of the dense model's score that may be lost, as in `score:-1%`, or the least "
+        f"score, as in `score:0.92`, and stands alone; got {text!r}. Give other limits as budgets of their own."
+    )
+
+
+def parse_budget(text: str) -> Budget | ScoreBudget:
+    """Read a budget of either kind; `BudgetError` says what can be written."""
+    return ScoreBudget.parse(text) if str(text).lstrip().startswith("score") else Budget.parse(text)
 
 
 def alternatives(budgets: Sequence[Budget]) -> tuple[Budget, ...]:

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from yaml.composer import ComposerError
 
-from autoprune.budgets import Budget, alternatives
+from autoprune.budgets import Budget, ScoreBudget, alternatives, parse_budget
 from autoprune.errors import ConfigError
 
 FOUNDATION = (
@@ -36,6 +36,9 @@ FOUNDATION = (
 
 QUESTION = ("space", "strategy", "sampler", "effort", "trials")
 """Fields that may change until the first trial. Budgets may change at any time: other budgets make new studies."""
+
+_FIRST_LATENCY = "50%"
+"""The latency that a budget by score searches first."""
 
 _SCHEMA = 1  # of `run.yaml`, as the run folder writes it: a file of another version may mean something else
 
@@ -67,7 +70,8 @@ class RunConfig(BaseModel):
     """Limits on the cost of a model: a share of the dense latency (`50%`), a time (`1.2ms`), another cost (`bytes:1MB`,
     `params:50%`, `macs:10M`, `activation_bytes:100kB`), or several limits joined by commas (`50%,bytes:1MB`). Budgets
     that limit latency are alternatives, each of which gives models; one that names no latency is added to every one of
-    those; if none names latency, all together form one budget."""
+    those; if none names latency, all together form one budget. A score (`score:-1%` of the dense model's, `score:0.92`)
+    asks for the fastest model that keeps it on validation data."""
     strategy: str = "guided"
     """How policies are proposed: `guided` by sensitivities, an exact solver and a refinement; the others are yardsticks
     (see `autoprune.search.strategies`)."""
@@ -109,7 +113,7 @@ class RunConfig(BaseModel):
     @field_validator("budgets")
     @classmethod
     def _readable(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
-        parsed = [Budget.parse(text) for text in texts]
+        parsed = [parse_budget(text) for text in texts]
         return tuple(dict.fromkeys(str(budget) for budget in parsed))
 
     @field_validator(
@@ -142,8 +146,28 @@ class RunConfig(BaseModel):
         return self.workers or max(1, min(os.cpu_count() or 1, 8))
 
     def parsed_budgets(self) -> tuple[Budget, ...]:
-        """Return the budgets that each give models: alternatives in latency, each with all other limits."""
-        return alternatives([Budget.parse(text) for text in self.budgets])
+        """Return the budgets that each give models: alternatives in latency, each with all other limits.
+
+        A budget by score begins at half of the latency where no budget names a latency.
+        """
+        first = [Budget.parse(_FIRST_LATENCY)] if self.by_score_alone else []
+        return alternatives([*self._cost_budgets(), *first])
+
+    def with_untimed(self, budget: Budget) -> Budget:
+        """Return a budget with the limits that are added to every budget."""
+        return alternatives([budget, *(other for other in self._cost_budgets() if not other.timed)])[0]
+
+    @property
+    def by_score_alone(self) -> bool:
+        """Whether the search itself decides which latencies to search, because budgets by score alone give models."""
+        return bool(self.score_budgets()) and not any(budget.timed for budget in self._cost_budgets())
+
+    def _cost_budgets(self) -> list[Budget]:
+        return [budget for budget in map(parse_budget, self.budgets) if isinstance(budget, Budget)]
+
+    def score_budgets(self) -> tuple[ScoreBudget, ...]:
+        """Return the budgets by score."""
+        return tuple(budget for budget in map(parse_budget, self.budgets) if isinstance(budget, ScoreBudget))
 
 
 def field_docs() -> dict[str, str]:

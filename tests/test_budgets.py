@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoprune.budgets import Bound, Budget, Limit, alternatives, latency_limit_ms
+from autoprune.budgets import Bound, Budget, Limit, ScoreBudget, alternatives, latency_limit_ms, parse_budget
 from autoprune.errors import BudgetError, UsageError
 from autoprune.records import COSTS
 
@@ -179,3 +179,20 @@ def test_a_latency_alone() -> None:
     assert latency_limit_ms("800us", 2.0) == pytest.approx(0.8)
     with pytest.raises(BudgetError, match="a latency is a share"):
         latency_limit_ms("bytes:1MB", 2.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "dense", "least"),
+    [("score:-1%", 0.9, 0.891), (" score : -0.5 %", 0.8, 0.796), ("score:0.92", 0.5, 0.92), ("score:-2%", -5.0, -5.1)],
+)
+def test_a_budget_by_score_keeps_a_share_of_the_dense_score_or_a_number(text: str, dense: float, least: float) -> None:
+    budget = parse_budget(text)
+    assert isinstance(budget, ScoreBudget)
+    assert budget.least(dense) == pytest.approx(least)
+    assert parse_budget(str(budget)) == budget
+
+
+@pytest.mark.parametrize("text", ["score:1%", "score:-100%", "score:", "score:-1%,bytes:1MB", "score:-1ms", "score"])
+def test_a_budget_by_score_that_makes_no_sense_says_what_can_be_written(text: str) -> None:
+    with pytest.raises(BudgetError, match=r"score:-1%.*score:0\.92.*stands alone"):
+        parse_budget(text)

@@ -14,7 +14,14 @@ from autoprune.errors import UsageError
 
 def show(run_dir: Path) -> None:
     """Print the front of a run and how far it can be trusted."""
-    from autoprune.report import form_lines, front_table, prediction_line, rung_table, trust_lines
+    from autoprune.report import (
+        form_lines,
+        front_table,
+        prediction_line,
+        rung_table,
+        score_budget_lines,
+        trust_lines,
+    )
     from autoprune.runfolder import RunFolder, read_json
 
     folder = RunFolder(run_dir)
@@ -23,7 +30,12 @@ def show(run_dir: Path) -> None:
     rungs = rung_table(document)
     if rungs.row_count:  # no uniform policy meets the budgets, or the searched one is it
         out.print(rungs)
-    for line in (*form_lines(document), *trust_lines(document), prediction_line(document)):
+    for line in (
+        *score_budget_lines(document),
+        *form_lines(document),
+        *trust_lines(document),
+        prediction_line(document),
+    ):
         say(line)
     for model in document["models"]:
         say(f"{model['budget']}: {folder.path / model['onnx']}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -65,6 +65,15 @@ class CostModel:
     def additive(self, space: SearchSpace) -> Additive:
         """Return the costs as sums of tables over the levels of a space, for the solver."""
         return additive_costs(self.structure, self.predictor, space)
+
+    @property
+    def latency_ratios(self) -> dict[str, float]:
+        """Largest latency of every budget, as a share of the dense model's; infinite where it is not limited."""
+        return {budget: limit.most[COSTS.index("latency_ms")] / self.dense_ms for budget, limit in self.limits.items()}
+
+    def with_budgets(self, budgets: Sequence[Budget]) -> CostModel:
+        """Return the model with further budgets."""
+        return replace(self, limits={**self.limits, **{str(b): b.limit(self.dense_costs) for b in budgets}})
 
     def meets(self, budget: str, policy: Policy, ratio: float, tolerance: float = BUDGET_TOLERANCE) -> bool:
         """Return whether a policy meets a budget: its latency within the tolerance, all other costs exactly.

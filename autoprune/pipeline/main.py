@@ -12,6 +12,7 @@ from autoprune.config import RunConfig
 from autoprune.device.target import differences
 from autoprune.errors import TrialError, UsageError
 from autoprune.evaluation import DenseModel, Evaluator
+from autoprune.executors.base import Executor
 from autoprune.pipeline.baselines import uniform_baselines
 from autoprune.pipeline.channel_order import make_dense_model, scoring_passes
 from autoprune.pipeline.configuration import check_cluster, check_names, resolve, with_absolute_paths
@@ -21,7 +22,7 @@ from autoprune.pipeline.deployment import Deployment
 from autoprune.pipeline.document import front_document, rung_scores, unmet_budgets
 from autoprune.pipeline.events import Events, Silent
 from autoprune.pipeline.executors import executor_of
-from autoprune.pipeline.exploration import explore, search_passes, search_plan
+from autoprune.pipeline.exploration import Exploration, explore, search_passes, search_plan
 from autoprune.pipeline.finalists import finish
 from autoprune.pipeline.identity import note_workers
 from autoprune.pipeline.measurer import DeviceMeasurer, Measurer
@@ -29,12 +30,14 @@ from autoprune.pipeline.metric import doubt_metric
 from autoprune.pipeline.progress import announce, note_outcome
 from autoprune.pipeline.recipe import recipe_passes, with_recipe
 from autoprune.pipeline.run import OBJECT_TASK, Run, open_task
+from autoprune.pipeline.score_budgets import ScoreSearch, next_budgets
 from autoprune.pipeline.spaces import SpaceFile
 from autoprune.pipeline.studies import study_location
 from autoprune.pipeline.tables import latency_table
 from autoprune.pipeline.units import check_units, decide_form, note_space
 from autoprune.pipeline.verification import score_on_test
 from autoprune.records import SearchSpace
+from autoprune.report import score_budget_lines
 from autoprune.runfolder import RunFolder, read_json, write_json
 from autoprune.search.effort import Effort
 from autoprune.study.location import SharedStorage, StudyLocation
@@ -177,13 +180,15 @@ def _search(config: RunConfig, location: StudyLocation, prepared: Prepared, even
     with executor_of(config, folder, prepared.evaluator) as executor:
         note_workers(folder, config.executor, executor.slots)
         announce(config, plan.space, dense_model, costs, effort, executor.slots, events, spent=_spent(folder))
-        exploration = explore(plan, costs, deployment, executor, events)
+        scores = _score_searches(config, prepared)
+        exploration, models = _models(config, location, prepared, scores, executor, events)
         costs, outcome = exploration.costs, exploration.outcome
-        note_outcome(outcome, events)
-        models = finish(exploration.plan, exploration.last_rung, costs, deployment, executor, events)
         channels = scoring_passes(config, folder, dense_model.task)
         passes = search_passes(outcome, effort, dense_model.task, executor.slots, channels) | recipe_passes(folder)
-    unmet = _unmet_budgets(costs, models, events)
+    answers = [search.entry(models, _scored_examples(dense_model.task)) for search in scores]
+    for line in score_budget_lines({"score_budgets": answers}):
+        events.note(line)
+    unmet = _unmet_budgets(_asked(config), models, events)
     document = front_document(
         models,
         dense_entry(prepared.dense_score, dense_test_score, dense_model, costs),
@@ -197,6 +202,7 @@ def _search(config: RunConfig, location: StudyLocation, prepared: Prepared, even
         "rungs": rung_scores(outcome.results, _names(effort), costs.limits, uniform_baselines(plan, costs)),
         "rank_correlations": [correlation.to_json() for correlation in outcome.correlations],
         "unmet_budgets": unmet,
+        "score_budgets": answers,
         "finetune_recipe": asdict(dense_model.task.tuning_recipe),
         "form": {key: read_json(folder.form)[key] for key in ("name", "reason", "notes")},
         "not_reconstructed": dense_model.not_reconstructed if config.reconstruct else (),
@@ -208,6 +214,49 @@ def _search(config: RunConfig, location: StudyLocation, prepared: Prepared, even
         )
 
 
+def _models(
+    config: RunConfig,
+    location: StudyLocation,
+    prepared: Prepared,
+    scores: Sequence[ScoreSearch],
+    executor: Executor,
+    events: Events,
+) -> tuple[Exploration, list[FrontModel]]:
+    """Search and verify the models of all budgets; budgets by score search one latency after the other."""
+    dense_model, costs, deployment = prepared.dense_model, prepared.costs, prepared.deployment
+    first = len(config.parsed_budgets())
+    while True:
+        plan = search_plan(config, location, prepared.space, dense_model, costs, prepared.effort)
+        exploration = explore(plan, costs, deployment, executor, events)
+        costs = exploration.costs
+        note_outcome(exploration.outcome, events)
+        models = finish(exploration.plan, exploration.last_rung, costs, deployment, executor, events)
+        more = next_budgets(scores, first, costs.latency_ratios, models)
+        if not more:
+            return exploration, models
+        events.note(f"for the budgets by score, {', '.join(map(str, more))} of the dense latency is searched next")
+        events.stage("Search")
+        costs = costs.with_budgets([config.with_untimed(budget) for budget in more])
+
+
+def _asked(config: RunConfig) -> list[str]:
+    """Return the budgets that were asked for, without those by score and the latencies that these search."""
+    return [] if config.by_score_alone else [str(budget) for budget in config.parsed_budgets()]
+
+
+def _score_searches(config: RunConfig, prepared: Prepared) -> list[ScoreSearch]:
+    floor = float(prepared.costs.predicted_ratios([prepared.space.smallest()])[0])
+    return [
+        ScoreSearch(budget=budget, least=budget.least(prepared.dense_score), floor=floor)
+        for budget in config.score_budgets()
+    ]
+
+
+def _scored_examples(task: Task) -> int | None:
+    """Return the number of validation examples where the score is the share that is classified right."""
+    return length(task.val_set) if task.metric is None and task.classifies else None
+
+
 def _spent(folder: RunFolder) -> float:
     return sum(recipe_passes(folder).values())
 
@@ -216,8 +265,8 @@ def _names(effort: Effort) -> list[str]:
     return [fidelity.name for fidelity in effort.rungs]
 
 
-def _unmet_budgets(costs: CostModel, models: Sequence[FrontModel], events: Events) -> list[str]:
-    unmet = unmet_budgets(list(costs.limits), models)
+def _unmet_budgets(budgets: Sequence[str], models: Sequence[FrontModel], events: Events) -> list[str]:
+    unmet = unmet_budgets(budgets, models)
     if unmet:
         events.note(f"no fine-tuned model meets {', '.join(unmet)}: raise it, or search longer (--effort, --trials)")
     return unmet

@@ -12,6 +12,7 @@ from autoprune.evaluation import DenseModel
 from autoprune.pipeline.cost_model import CostModel
 from autoprune.pipeline.dense import seconds_per_pass
 from autoprune.pipeline.events import Events
+from autoprune.pipeline.score_budgets import MOST_LATENCIES
 from autoprune.records import SearchSpace
 from autoprune.search.controller import Outcome
 from autoprune.search.effort import Effort, proxy_passes
@@ -74,6 +75,11 @@ def announce(
         + (f" with {spent:,.0f} for the recipe" if spent else "")
         + f", {minutes:.1f} min on {slots} worker(s)"
     )
+    if config.score_budgets():
+        events.note(
+            f"that is the first search: a budget by score goes on with at most {MOST_LATENCIES} further latencies, "
+            "one after the other"
+        )
     proxy_s = share * proxy_passes(effort, examples) * each_s / slots
     if config.strategy == "direct" and config.sampler == "gp" and proxy_s < GP_SECONDS:
         events.note(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from autoprune.budgets import Budget
 from autoprune.config import RunConfig
 from autoprune.errors import ConfigError
 from autoprune.latency.table import LatencyTable
@@ -38,7 +37,7 @@ class SpaceFile:
             spec=load_spec(path),
             units=structure.units,
             structure_digest=structure.digest(),
-            timed=any(Budget.parse(text).timed for text in config.budgets),
+            timed=any(budget.timed for budget in config.parsed_budgets()),
         )
 
     @property

@@ -9,6 +9,7 @@ from autoprune.report.tables import (
     front_table,
     prediction_line,
     rung_table,
+    score_budget_lines,
     trust_lines,
     unit_table,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "front_table",
     "prediction_line",
     "rung_table",
+    "score_budget_lines",
     "trust_lines",
     "unit_table",
     "write_html",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.report.plots import Plot
-from autoprune.report.tables import all_rungs, form_lines, prediction_line, shown_ms, trust_lines
+from autoprune.report.tables import all_rungs, form_lines, prediction_line, score_budget_lines, shown_ms, trust_lines
 from autoprune.runfolder import write_atomic
 
 _STYLE = """
@@ -30,6 +30,7 @@ def write_html(document: Mapping[str, Any], config: Mapping[str, Any], path: Pat
         f"batch {config['batch']}, seed {config['seed']}. Every latency was {how}.</p>",
         front_plot(document).html(),
         _models(document),
+        *(f"<p>{html.escape(line)}</p>" for line in score_budget_lines(document)),
         *(f"<p>{html.escape(line)}</p>" for line in form_lines(document)),
         "<h2>Searched against uniform</h2>",
         _rungs(document),

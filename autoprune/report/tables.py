@@ -174,6 +174,22 @@ def form_lines(document: Document) -> list[str]:
     return [line, *(f"{note[:1].upper()}{note[1:].rstrip('.')}." for note in form["notes"])]
 
 
+def score_budget_lines(document: Document) -> list[str]:
+    """Return the answer to every budget by score: the fastest model that keeps so much, with its interval."""
+    lines = []
+    for entry in document.get("score_budgets", ()):
+        asked = f"{entry['budget']} (at least {entry['least_score']:.4f})"
+        if entry["digest"] is None:
+            lines.append(f"No model that is faster than the dense one keeps {asked}.")
+            continue
+        half = f" +- {entry['score_interval']:.4f} (95 %)" if entry["score_interval"] else ""
+        lines.append(
+            f"{asked}: the fastest model is {entry['digest']}, {entry['latency_ratio']:.1%} of the dense latency, "
+            f"score {entry['score']:.4f}{half}."
+        )
+    return lines
+
+
 def trust_lines(document: Document) -> list[str]:
     """How far cheap scores ranked policies as dearer ones did, budgets without a model, and what was not repaired."""
     lines = [
