@@ -23,6 +23,8 @@ pytest_plugins = ["tests.structure_fixtures"]
 
 SPEC = f"{Path(tiny.__file__)}:make_task"
 OPTIONS = {"budgets": ["80%", "65%"], "trials": 10, "executor": "inline"}
+QUICK = {"budgets": ["80%"], "trials": 2, "executor": "inline", "strategy": "uniform"}
+"""A run through all stages, for tests that are not about the search."""
 
 
 @pytest.fixture(scope="session", autouse=True)

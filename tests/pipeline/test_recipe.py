@@ -10,7 +10,7 @@ import pytest
 import autoprune
 from autoprune.evaluation.evaluator import EvaluatorFactory
 from autoprune.runfolder import read_json
-from tests.conftest import OPTIONS
+from tests.conftest import QUICK
 from tests.measurers import SimulatedMeasurer
 from tests.pipeline import tiny
 
@@ -39,7 +39,7 @@ def without_recipe() -> autoprune.Task:
 def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[autoprune.Run, Notes]:
     folder, notes = tmp_path_factory.mktemp("run") / "tiny", Notes()
     spec = f"{Path(__file__)}:without_recipe"
-    return autoprune.search(spec, run_dir=folder, measurer=SimulatedMeasurer(), events=notes, **OPTIONS), notes
+    return autoprune.search(spec, run_dir=folder, measurer=SimulatedMeasurer(), events=notes, **QUICK), notes
 
 
 def test_the_recipe_is_found_once_reported_counted_and_used(searched: tuple[autoprune.Run, Notes]) -> None:

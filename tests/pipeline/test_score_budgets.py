@@ -15,7 +15,7 @@ from autoprune.records import Policy
 from autoprune.report import score_budget_lines
 from autoprune.runfolder import read_json
 from autoprune.trials import FrontModel
-from tests.conftest import OPTIONS, SPEC
+from tests.conftest import QUICK, SPEC
 from tests.measurers import SimulatedMeasurer
 
 ONE_PERCENT = ScoreBudget.parse("score:-1%")
@@ -71,8 +71,8 @@ def test_other_budgets_are_searched_first_and_their_limits_hold_at_every_latency
 
 
 def test_a_run_answers_with_the_fastest_model_that_keeps_the_score(finished: autoprune.Run, tmp_path: Path) -> None:
-    known = {"table": str(finished.folder.table), "dense": str(finished.folder.dense), "trials": 2}
-    options = OPTIONS | known | {"budgets": ["score:-30%"], "strategy": "uniform"}
+    known = {"table": str(finished.folder.table), "dense": str(finished.folder.dense)}
+    options = QUICK | known | {"budgets": ["score:-30%"]}
     run = autoprune.search(SPEC, run_dir=tmp_path / "run", measurer=SimulatedMeasurer(), **options)
     document = read_json(run.folder.front)
     (entry,) = document["score_budgets"]

@@ -18,7 +18,7 @@ import autoprune
 from autoprune.errors import BudgetError, LatencyError, RunFolderError, TaskError, UsageError
 from autoprune.latency.table import LatencyTable
 from autoprune.runfolder import RunFolder
-from tests.conftest import OPTIONS, SPEC
+from tests.conftest import OPTIONS, QUICK, SPEC
 from tests.measurers import SimulatedMeasurer
 from tests.pipeline import tiny
 
@@ -187,9 +187,8 @@ def test_other_budgets_are_another_study_that_begins_with_what_is_known(copied: 
 
 
 def test_a_task_object_runs_in_this_process(copied: autoprune.Run, tmp_path: Path) -> None:
-    options = OPTIONS | {"trials": 2, "budgets": ["80%"], "strategy": "uniform"}
     task = tiny.make_task()
-    run = search(task, run_dir=tmp_path / "object", table=str(copied.folder.table), **options)
+    run = search(task, run_dir=tmp_path / "object", table=str(copied.folder.table), **QUICK)
     assert [m.strategy for m in run.models] == ["uniform"]
     with pytest.raises(UsageError, match="pass it again"):
         _ = autoprune.Run.open(run.folder.path).dense_model
@@ -266,7 +265,7 @@ def test_a_table_of_another_device_decides_by_prediction_alone(copied: autoprune
     table = LatencyTable.load(copied.folder.table)
     foreign = dataclasses.replace(table, target=dict(table.target) | {"cpu": "another"})
     foreign.save(tmp_path / "foreign.json")
-    options = OPTIONS | {"dense": str(copied.folder.dense), "table": str(tmp_path / "foreign.json")}
+    options = QUICK | {"dense": str(copied.folder.dense), "table": str(tmp_path / "foreign.json")}
     with pytest.raises(LatencyError, match=r"cpu: .* here, 'another' there"):
         search(SPEC, run_dir=tmp_path / "run", **options)
     run = search(SPEC, run_dir=tmp_path / "run", allow_foreign_table=True, **options)
