@@ -185,9 +185,6 @@ def _search(config: RunConfig, location: StudyLocation, prepared: Prepared, even
         costs, outcome = exploration.costs, exploration.outcome
         channels = scoring_passes(config, folder, dense_model.task)
         passes = search_passes(outcome, effort, dense_model.task, executor.slots, channels) | recipe_passes(folder)
-    answers = [search.entry(models, _scored_examples(dense_model.task)) for search in scores]
-    for line in score_budget_lines({"score_budgets": answers}):
-        events.note(line)
     unmet = _unmet_budgets(_asked(config), models, events)
     document = front_document(
         models,
@@ -202,7 +199,7 @@ def _search(config: RunConfig, location: StudyLocation, prepared: Prepared, even
         "rungs": rung_scores(outcome.results, _names(effort), costs.limits, uniform_baselines(plan, costs)),
         "rank_correlations": [correlation.to_json() for correlation in outcome.correlations],
         "unmet_budgets": unmet,
-        "score_budgets": answers,
+        "score_budgets": _score_answers(scores, models, dense_model.task, events),
         "finetune_recipe": asdict(dense_model.task.tuning_recipe),
         "form": {key: read_json(folder.form)[key] for key in ("name", "reason", "notes")},
         "not_reconstructed": dense_model.not_reconstructed if config.reconstruct else (),
@@ -252,9 +249,15 @@ def _score_searches(config: RunConfig, prepared: Prepared) -> list[ScoreSearch]:
     ]
 
 
-def _scored_examples(task: Task) -> int | None:
-    """Return the number of validation examples where the score is the share that is classified right."""
-    return length(task.val_set) if task.metric is None and task.classifies else None
+def _score_answers(
+    scores: Sequence[ScoreSearch], models: Sequence[FrontModel], task: Task, events: Events
+) -> list[dict[str, Any]]:
+    """Return the entries of the budgets by score, and note each."""
+    shares = task.metric is None and task.classifies  # the score is the share of examples that are classified right
+    answers = [search.entry(models, length(task.val_set) if shares else None) for search in scores]
+    for line in score_budget_lines({"score_budgets": answers}):
+        events.note(line)
+    return answers
 
 
 def _spent(folder: RunFolder) -> float:
