@@ -27,8 +27,7 @@ from autoprune.structure import GraphModel
 from autoprune.structure.capture import quiet
 from autoprune.structure.input_sizes import InputSizes
 from autoprune.structure.module import evaluating
-from autoprune.structure.size_formulas import short_formulas
-from autoprune.structure.whole_layers import whole_layers
+from autoprune.structure.traceable import traceable
 
 _TRANSPOSED = "_transposed"
 _MOST_BYTES = 2**31 - 2**24
@@ -57,7 +56,7 @@ def export_onnx(
     varargs = _takes_varargs(model)
     shapes = _dynamic_shapes(inputs, varargs, sizes) if dynamic_batch else None
     try:
-        with _quiet(), torch.no_grad(), whole_layers(), short_formulas(), evaluating(model):
+        with _quiet(), torch.no_grad(), traceable(model), evaluating(model):
             traced = with_plain_outputs(model.with_stand_ins() if isinstance(model, GraphModel) else model)
             program = torch.onnx.export(
                 traced, inputs, dynamo=True, verbose=False, dynamic_shapes=shapes,

@@ -96,3 +96,8 @@ def align(labels: Labels, operands: Sequence[Value], shape: tuple[int, ...], nam
 def passing(value: Value, dims: Sequence[int]) -> tuple[Array, ...]:
     """Return the components along `dims`, for an output of the same rank and the same sizes there."""
     return tuple(c for c in value.components if any(c.shape[d] > 1 for d in dims))
+
+
+def hide(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
+    """Return a shape with the size 1 in the place of one dimension."""
+    return (*shape[:dim], 1, *shape[dim + 1 :])

@@ -2,41 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import nn
 
 from autoprune.errors import StructureError
 from autoprune.model.acceptance import ExampleInputs, accepted, as_inputs
 from autoprune.model.adapters import adapted, keywords_of
-from autoprune.model.outputs import Selector, output_names, with_plain_outputs
+from autoprune.model.outputs import Selector, with_plain_outputs
 from autoprune.structure.analysis import Analysis
 from autoprune.structure.branches import find_branches
 from autoprune.structure.capture import Capture, module_tensors
-from autoprune.structure.elements import unchanged
 from autoprune.structure.geometry import Dim
+from autoprune.structure.hidden_units import name_hidden
 from autoprune.structure.labels import Labels, Value
 from autoprune.structure.modes import capture_both
-from autoprune.structure.movements import item, movement, reshaping
-from autoprune.structure.nodes import FREE, shape_of
+from autoprune.structure.nodes import FREE
 from autoprune.structure.operators import find_operators
 from autoprune.structure.orders import Lookups, stepped_lookups
 from autoprune.structure.outputs import fixed_outputs, with_narrow_outputs
-from autoprune.structure.recurrent import name_hidden
+from autoprune.structure.reasons import described, useless_units, why_nothing, with_advice
 from autoprune.structure.recurrent_layers import GATES
-from autoprune.structure.rules import pass_labels, rule_for
+from autoprune.structure.rules import pass_labels
 from autoprune.structure.structure import Fixed, Structure
 from autoprune.structure.units import Channels, Site, find_units
 
 Array = np.ndarray
-_OF_EVERY_MODEL = ("an output of the model", "reads a fixed input")
-"""Reasons that every model has for its first and last layer."""
-_MOST_REASONS = 3
-_ADVICE = "torch.nn.utils.parametrize.remove_parametrizations"
 
 
 def analyze(model: nn.Module, example_inputs: ExampleInputs, outputs: Selector = None) -> Structure:
@@ -83,10 +78,12 @@ def _structure_of(
     labels = Labels()
     values = {n: _initial(labels, t) for n, t in tensors.items() if canonical[n] == n and t.is_floating_point()}
     states = _label_graphs(labels, values, captures, tensors, canonical)
-    units, channels = find_units(labels, _sites(values, states), _roles(states), partial(_described, captures))
+    sites = _sites(values, states)
+    useless = partial(useless_units, captures, canonical, sites)
+    units, channels = find_units(labels, sites, _roles(states), partial(described, captures), useless)
     if not units:
         raise StructureError(
-            "nothing in this model can be pruned: " + _why_nothing(states, _fixed(labels, values, channels), captures)
+            "nothing in this model can be pruned: " + why_nothing(states, _fixed(labels, values, channels), captures)
         )
     looked_up = _with_steps_looked_up(captures, channels)
     if looked_up is not None:
@@ -167,27 +164,6 @@ def _roles(states: Mapping[bool, Analysis]) -> dict[str, list[Array]]:
     }
 
 
-def _described(captures: Mapping[bool, Capture], site: Site) -> str:
-    """Return the words for a dimension: the operator that made it, behind views, and the layers that read it."""
-    kind, name, dim = site
-    if kind == "parameter":
-        return f"{name}[{dim}]"
-    nodes = {node.name: node for node in captures[kind == "train"].graph.nodes}
-    node = nodes[name]
-    sources = [source for user in node.users for source in user.all_input_nodes if source.op == "get_attr"]
-    weights = sorted({str(source.target) for source in sources if len(shape_of(source)) > 1})
-    while node.all_input_nodes and rule_for(node.target) in (movement, reshaping, unchanged, item):
-        node = node.all_input_nodes[0]
-    read = f", and {', '.join(weights)} reads the result" if weights else ""
-    return f"{node.target} (node {node.name!r}{_written_at(node)}){read}"
-
-
-def _written_at(node: fx.Node) -> str:
-    """Return the line of the user's code that made a node, if the exporter recorded it."""
-    lines = [line.strip() for line in str(node.meta.get("stack_trace", "")).splitlines() if line.strip()]
-    return f": `{lines[-1]}`" if lines and not lines[-1].startswith("File") else ""
-
-
 def _canonical(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """Return the first name of every tensor: the names of a tied parameter share one."""
     first: dict[int, str] = {}
@@ -242,43 +218,10 @@ def _fixed(labels: Labels, values: Mapping[str, Value], channels: Mapping[Site, 
             if value.shape[dim] > 1 and not channels["parameter", name, dim].of_unit:
                 reasons = (labels.reason(int(x)) for x in value.along(dim)[0])
                 reason = next((r for r in reasons if r), "no consistent set of its indices can go")
-                fixed.append(Fixed(parameter=name, dim=dim, size=value.shape[dim], reason=_with_advice(name, reason)))
+                fixed.append(Fixed(parameter=name, dim=dim, size=value.shape[dim], reason=with_advice(name, reason)))
     return tuple(fixed)
-
-
-def _with_advice(name: str, reason: str) -> str:
-    """Return the reason with what can be done about it: a parametrization computes the weight from another one."""
-    module, parametrized, rest = name.partition(".parametrizations.")
-    if not parametrized:
-        return reason
-    weight = rest.split(".")[0]
-    return f"{module}.{weight} is computed by a parametrization ({reason}); first: {_ADVICE}({module}, {weight!r})"
 
 
 def _dims(name: str, tensor: torch.Tensor, channels: Mapping[Site, Channels], full: Array) -> tuple[Dim, ...]:
     sites = [channels.get(("parameter", name, dim)) for dim in range(tensor.dim())]
     return tuple(Dim.of(c, full) if c else Dim(size) for c, size in zip(sites, tensor.shape, strict=True))
-
-
-def _why_nothing(states: Mapping[bool, Analysis], fixed: Sequence[Fixed], captures: Mapping[bool, Capture]) -> str:
-    """Return why a model has no unit, for the message of an error."""
-    unsupported = sorted(states[False].unsupported)
-    if unsupported:
-        advice = next((f". {each.reason}" for each in fixed if _ADVICE in each.reason), "")
-        return f"these operators have no rule and fix what they touch: {', '.join(unsupported)}{advice}."
-    reasons: dict[str, str] = {}
-    for each in fixed:
-        if not each.reason.startswith(_OF_EVERY_MODEL):
-            reasons.setdefault(each.reason, each.parameter)
-    if reasons:
-        return "; ".join(f"{name}: {reason}" for reason, name in list(reasons.items())[:_MOST_REASONS]) + "."
-    names = [name for name in output_names(captures[False].out_spec) if name]
-    several = (
-        f" It returns {', '.join(names[:8])}: `outputs=` says which of these counts; hidden states that the others are "
-        "computed from need not."
-        if len(names) > 1
-        else ""
-    )
-    return (
-        "every channel reaches an input or an output of the model. A prunable model has at least two layers." + several
-    )

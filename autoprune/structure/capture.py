@@ -8,6 +8,7 @@ of any size.
 from __future__ import annotations
 
 import logging
+import math
 import re
 import traceback
 import warnings
@@ -27,14 +28,17 @@ from torch.utils import _pytree as pytree
 from autoprune.errors import StructureError
 from autoprune.model.acceptance import users_line
 from autoprune.model.copying import copy_of
-from autoprune.structure.cells import take_cells_apart
+from autoprune.structure.cells import is_cell, take_cells_apart
 from autoprune.structure.folding import fold_shuffles, inline_blocks, is_mode_block
 from autoprune.structure.input_sizes import InputSizes
+from autoprune.structure.movements import VIEWS_IN_PLACE
 from autoprune.structure.orders import constant_lookups
 from autoprune.structure.recurrent_layers import unstack
-from autoprune.structure.size_formulas import short_formulas
-from autoprune.structure.symbols import OutOfTimeError, input_sizes, keep_batch, limited
-from autoprune.structure.whole_layers import STAND_INS, whole_layers
+from autoprune.structure.rules import rule_for
+from autoprune.structure.symbols import OutOfTimeError, fixing_line, input_sizes, keep_batch, limited
+from autoprune.structure.traceable import composites_taken_apart, traceable
+from autoprune.structure.unread import erase_assertions, erase_unread
+from autoprune.structure.whole_layers import STAND_INS
 from autoprune.structure.whole_windows import WholeWindows
 
 _SECONDS = 30.0
@@ -93,14 +97,13 @@ def export(model: nn.Module, example_inputs: Sequence[torch.Tensor], *, training
     model = copy_of(model).train(training)
     inputs = tuple(with_batch(x, 3) for x in example_inputs)
     program, sizes = _exported(model, inputs)
-    _require_any_batch(program)
     out_spec = program.call_spec.out_spec
     assert out_spec is not None
     graph, constants = _unlift(program, "train" if training else "eval")
     inline_blocks(graph, program.graph_module)
-    _erase_assertions(graph)
+    erase_assertions(graph)
     for node in graph.nodes:
-        node.target = STAND_INS.get(node.target, node.target)
+        node.target = STAND_INS.get(node.target) or VIEWS_IN_PLACE.get(node.target, node.target)
     keep_batch(graph, sizes)
     return Capture(graph=graph, out_spec=out_spec, training=training, constants=constants, sizes=sizes)
 
@@ -116,32 +119,32 @@ def _exported(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[Expor
         try:
             with limited(_SECONDS, lines):
                 program = _export(model, inputs, every)
-            return program, input_sizes(program, lines, {})
         except OutOfTimeError:
             reason = f"deciding about free sizes takes more than {_SECONDS:g} seconds"
         except Exception as error:
             reason = f"not traced with a free size: {_first_line(error)}{users_line(error, 'forward')}"
+        else:
+            _require_any_batch(program, lines)
+            return program, input_sizes(program, lines, {})
     try:
-        program = _export(model, inputs, batch)
+        with limited(math.inf, lines := {}):
+            program = _export(model, inputs, batch)
     except Exception as error:
         raise StructureError(_why_untraceable(error, model, inputs)) from error
+    _require_any_batch(program, lines)
     return program, input_sizes(program, {}, dict.fromkeys(beyond, reason))
 
 
 def _export(
     model: nn.Module, inputs: tuple[torch.Tensor, ...], shapes: tuple[Mapping[int, Any], ...]
 ) -> ExportedProgram:
-    with quiet(), whole_layers(), short_formulas(), WholeWindows():
+    def whole(target: Any) -> bool:
+        return rule_for(target) is not None or is_cell(target)
+
+    with quiet(), traceable(model), WholeWindows(), composites_taken_apart(whole):
         return torch.export.export(
             model, inputs, dynamic_shapes=(shapes,) if _takes_varargs(model) else shapes, strict=False
         )
-
-
-def _erase_assertions(graph: fx.Graph) -> None:
-    """Erase the exporter's assertions on types: under `torch.autocast`, values have other types than in the capture."""
-    for node in list(graph.nodes):
-        if node.target is torch.ops.aten._assert_tensor_metadata.default:
-            graph.erase_node(node)
 
 
 def _first_line(error: Exception) -> str:
@@ -192,24 +195,27 @@ def _runs(model: nn.Module, inputs: Sequence[torch.Tensor]) -> bool:
     return True
 
 
-def _require_any_batch(program: ExportedProgram) -> None:
+def _require_any_batch(program: ExportedProgram, lines: Mapping[str, str]) -> None:
     """Raise `StructureError` for a forward that only runs on the batch size of the capture."""
     names = set(program.graph_signature.user_inputs)
-    values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
-    batches = [value.shape[0] for value in values if isinstance(value, torch.Tensor) and value.dim()]
+    nodes = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+    batches = [x.shape[0] for x in (node.meta.get("val") for node in nodes) if isinstance(x, torch.Tensor) and x.dim()]
     # The exporter keeps a size that `forward` fixed as a symbol with a known number.
     if batches and not any(isinstance(b, torch.SymInt) and b.node.maybe_as_int() is None for b in batches):
+        line = next(filter(None, (fixing_line(program, lines, node.name, 0) for node in nodes)), "")
         raise StructureError(
-            "the model must run on any number of examples; its forward fixes the batch size when it is traced. Write "
-            "`x.shape[0]` instead of `len(x)`, and do not loop over examples in Python."
+            "the model must run on any number of examples; its forward fixes the batch size when it is traced"
+            f"{f' ({line})' if line else ''}. Use `x.shape[0]` without int(), do not loop over examples in Python, and "
+            "leave out operators that need a plain number in its place."
         )
 
 
 def simplified(capture: Capture, buffers: Mapping[str, torch.Tensor]) -> Capture:
-    """Unstack recurrent layers, take cells apart and fold shuffles of an exported graph, which is changed in place.
+    """Leave out what nothing reads, unstack recurrent layers, take cells apart and fold shuffles, in place.
 
     `buffers` are those of the model, by name: integer ones may hold positions in a dimension.
     """
+    erase_unread(capture.graph)
     unstack(capture.graph)
     take_cells_apart(capture.graph)
     integers = {name: tensor.detach() for name, tensor in buffers.items()} | dict(capture.constants)

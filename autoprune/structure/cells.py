@@ -37,6 +37,11 @@ def take_cells_apart(graph: fx.Graph) -> None:
         graph.erase_node(node)
 
 
+def is_cell(target: Any) -> bool:
+    """Return whether an operator is one step of a recurrent cell."""
+    return target in _CELLS
+
+
 class _Builder:
     """Adds nodes to a graph, each with the value (sizes and type) that its operator has."""
 

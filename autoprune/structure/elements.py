@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from autoprune.structure.analysis import Analysis, align, passing
+from autoprune.structure.analysis import Analysis, align, hide, passing
 from autoprune.structure.labels import Value
 from autoprune.structure.movements import separable
 from autoprune.structure.nodes import argument, concrete, shape_of
@@ -53,15 +53,11 @@ def concatenation(state: Analysis, node: fx.Node) -> Value:
     for operand in operands:
         parts = operand.along(dim)
         joined.append(labels.whole(parts) if parts else np.zeros(operand.shape[dim], dtype=np.int64))
-    others = [Value(_hide(o.shape, dim), tuple(c for c in o.components if c.shape[dim] == 1)) for o in operands]
-    aligned = align(labels, others, _hide(shape, dim), "cat")
+    others = [Value(hide(o.shape, dim), tuple(c for c in o.components if c.shape[dim] == 1)) for o in operands]
+    aligned = align(labels, others, hide(shape, dim), "cat")
     labels_along = np.concatenate(joined)
     own = [labels_along] if labels_along.any() else []
     return Value(shape, aligned.components + Value.of_dims(shape, {dim: own}).components)
-
-
-def _hide(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
-    return (*shape[:dim], 1, *shape[dim + 1 :])
 
 
 def stacking(state: Analysis, node: fx.Node) -> Value:
@@ -106,22 +102,6 @@ def complex_pairs(state: Analysis, node: fx.Node) -> Value:
     state.labels.fix_value(x, "is the real or imaginary part of a number", range(len(shape), len(x.shape)))
     parts = [c for c in x.components if all(size == 1 for size in c.shape[len(shape) :])]
     return Value(shape, tuple(c.reshape((*c.shape, 1)[: len(shape)]) for c in parts))
-
-
-def scattering(state: Analysis, node: fx.Node) -> Value:
-    """Rule of `index_add`, `scatter` and others that write into a tensor along `dim`, which is fixed.
-
-    All other dimensions of target, index and source are tied.
-    """
-    shape = shape_of(node)
-    dim = argument(node, "dim") % len(shape)
-    operands = [value for value in state.tensors(node) if len(value.shape) == len(shape)]
-    for value in operands:
-        state.labels.fix_value(value, "is written by index", [dim])
-        if _hide(value.shape, dim) != _hide(shape, dim):
-            raise ValueError("only a part of the target is written")
-    others = [Value(_hide(o.shape, dim), passing(o, [d for d in range(len(shape)) if d != dim])) for o in operands]
-    return Value(shape, align(state.labels, others, _hide(shape, dim), str(node.target)).components)
 
 
 def _reduced(state: Analysis, node: fx.Node, *, fixes: bool) -> Any:
@@ -235,52 +215,3 @@ def padding(state: Analysis, node: fx.Node) -> Value:
             array = [state.labels.fresh(before), component.ravel(), state.labels.fresh(after)]
             parts += Value.of_dims(shape, {dim: [np.concatenate(array)]}).components
     return Value(shape, tuple(parts))
-
-
-def indexing(state: Analysis, node: fx.Node) -> Value:
-    """Rule of `x[indices]`: the dimensions that are looked up are fixed, and all other dimensions pass."""
-    x = state.value(node.args[0])
-    indices: list[Any] = list(node.args[1])  # type: ignore[arg-type]
-    dims = [d for d, index in enumerate(indices) if index is not None]
-    if any(n.meta["val"].dtype == torch.bool for n in indices if n is not None):
-        state.labels.fix_value(x, "is looked up by a mask")
-        return Value(shape_of(node))
-    state.labels.fix_value(x, "is looked up by index", dims)
-    zeros = [None if n is None else torch.zeros(shape_of(n), dtype=torch.int64) for n in indices]
-    parts = []
-    for component in passing(x, [d for d in range(len(x.shape)) if d not in dims]):
-        indexed = aten.index.Tensor(torch.from_numpy(component).expand(x.shape), zeros)
-        parts.append(_collapsed(indexed.numpy()))
-    return separable(state, node, shape_of(node), parts)
-
-
-def _collapsed(labels: np.ndarray) -> np.ndarray:
-    """Give the size 1 to dimensions along which nothing changes."""
-    for dim in range(labels.ndim):
-        first = np.take(labels, [0], dim)
-        labels = first if (labels == first).all() else labels
-    return labels
-
-
-def lookup(state: Analysis, node: fx.Node) -> Value:
-    """Rule of `index_select` and `gather`: labels follow a constant index; else the dimension is fixed."""
-    x, shape = state.value(node.args[0]), shape_of(node)
-    dim = argument(node, "dim") % len(x.shape)
-    index = state.constants.get(str(getattr(node.args[2], "target", "")))
-    if index is None or index.dim() != 1:
-        state.labels.fix_value(x, "is looked up by index", [dim])
-        others = tuple(c for c in x.components if c.shape[dim] == 1)
-        return Value(shape, others) if node.target is aten.index_select.default else _gathered(state, node, others, dim)
-    parts = [c.take(index.numpy(), axis=dim) if c.shape[dim] > 1 else c for c in x.components]
-    return separable(state, node, shape, parts)
-
-
-def _gathered(state: Analysis, node: fx.Node, others: tuple[np.ndarray, ...], dim: int) -> Value:
-    """Return the value of `gather`, whose index has the dimensions of the output: all but `dim` are tied."""
-    index, shape = state.value(node.args[2]), shape_of(node)
-    state.labels.fix_value(index, "is looked up by index", [dim])
-    if _hide(state.value(node.args[0]).shape, dim) != _hide(shape, dim):
-        raise ValueError("only a part of the dimensions is looked up")
-    own = Value(_hide(shape, dim), tuple(c for c in index.components if c.shape[dim] == 1))
-    aligned = align(state.labels, [Value(_hide(shape, dim), others), own], _hide(shape, dim), str(node.target))
-    return Value(shape, aligned.components)

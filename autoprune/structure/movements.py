@@ -15,6 +15,7 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from autoprune.structure.analysis import Analysis
+from autoprune.structure.geometry import CAPTURE_BATCH
 from autoprune.structure.labels import Array, Value
 from autoprune.structure.nodes import FREE, argument, concrete, shape_of, symbolic_dims
 
@@ -28,7 +29,7 @@ RESHAPES = {
 MOVEMENTS = {
     aten.permute.default, aten.transpose.int, aten.t.default, aten.numpy_T.default, aten.slice.Tensor,
     aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.select.int, aten.unbind.int,
-    aten.roll.default, aten.flip.default, aten.movedim.int, aten.swapaxes.default,
+    aten.roll.default, aten.flip.default, aten.movedim.int, aten.swapaxes.default, aten.swapdims.default,
     aten.pixel_shuffle.default, aten.pixel_unshuffle.default, aten.unfold.default,
     aten.repeat_interleave.self_int, aten.movedim.intlist, aten.mT.default, aten.narrow.default,
     aten.tensor_split.sections, aten.tensor_split.indices, aten.unsafe_chunk.default, aten.unsafe_split.Tensor,
@@ -40,6 +41,17 @@ _UNEVEN: dict[Any, tuple[str, ...]] = {
     aten.diagonal.default: ("dim1", "dim2"),
 }  # fmt: skip
 """Operators that move elements to other places once some indices are gone, and the arguments with the dimensions."""
+
+VIEWS_IN_PLACE: dict[Any, Any] = {
+    aten.squeeze_.default: aten.squeeze.default, aten.squeeze_.dim: aten.squeeze.dim,
+    aten.squeeze_.dims: aten.squeeze.dims, aten.unsqueeze_.default: aten.unsqueeze.default,
+    aten.transpose_.default: aten.transpose.int, aten.t_.default: aten.t.default,
+    aten.swapaxes_.default: aten.swapaxes.default, aten.swapdims_.default: aten.swapdims.default,
+}  # fmt: skip
+"""Operators that change the shape of their operand, and those that return it changed; captured graphs have the latter.
+
+Readers that come later read the operator's output in a graph, and never its operand.
+"""
 
 
 def movement(state: Analysis, node: fx.Node) -> Any:
@@ -187,7 +199,15 @@ def _grown(before: tuple[int, ...], after: tuple[int, ...]) -> list[int]:
 
 
 def created(state: Analysis, node: fx.Node, dims: Sequence[int] | None = None) -> Value:
-    """Rule of `zeros`, `full` and others: all dimensions, or `dims`, are free; batch dimensions carry no labels."""
-    shape, symbolic = shape_of(node), symbolic_dims(node)
-    dims = range(len(shape)) if dims is None else dims
-    return Value.of_dims(shape, {d: [state.labels.fresh(shape[d])] for d in dims if shape[d] > 1 and d not in symbolic})
+    """Rule of `zeros`, `full` and others: all dimensions, or `dims`, are free; the batch carries no labels.
+
+    A size that is a multiple of the batch, as of heads that are folded into it, is free within each example.
+    """
+    shape, symbolic, free = shape_of(node), symbolic_dims(node), node.meta.get(FREE, {})
+    labels = {}
+    for dim in range(len(shape)) if dims is None else dims:
+        if shape[dim] > 1 and dim not in symbolic:
+            labels[dim] = [state.labels.fresh(shape[dim])]
+        elif dim in symbolic and dim not in free and shape[dim] > CAPTURE_BATCH and shape[dim] % CAPTURE_BATCH == 0:
+            labels[dim] = [np.tile(state.labels.fresh(shape[dim] // CAPTURE_BATCH), CAPTURE_BATCH)]
+    return Value.of_dims(shape, labels)

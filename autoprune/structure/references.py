@@ -265,6 +265,8 @@ class Reference(fx.Interpreter):
         source = node.args[0]
         assert isinstance(source, fx.Node)
         given[names[0]] = self._taken(source)
+        if "normalized_shape" in given:  # it may be computed in the graph
+            given["normalized_shape"] = given[names[0]].shape[-len(given["normalized_shape"]) :]
         value = self._scattered(node.target(**given), node, self.env[source].dim())  # type: ignore[operator]
         weights = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
         weight, bias = (

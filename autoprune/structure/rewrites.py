@@ -41,10 +41,10 @@ def _groups(old: fx.Node, new: fx.Node, living: Living) -> None:
         _set(new, name, int(mask.sum()))
 
 
-def _sizes(name: str) -> Rewrite:
+def _sizes(name: str, *, of_view: bool = True) -> Rewrite:
     """Return a rewrite of the argument `name`: written sizes of labelled dimensions become living counts.
 
-    A size of -1 and the size of the batch adjust themselves.
+    A size of -1 adjusts itself; so does one that is known at run time in a view, where it becomes -1.
     """
 
     def rewrite(old: fx.Node, new: fx.Node, living: Living) -> None:
@@ -55,7 +55,7 @@ def _sizes(name: str) -> Rewrite:
                 continue
             if not isinstance(size, fx.Node):
                 sizes[dim] = int(mask.sum())
-            elif -1 not in sizes:
+            elif of_view and -1 not in sizes:
                 sizes[dim] = -1
             else:
                 with new.graph.inserting_before(new):
@@ -87,7 +87,7 @@ def _repeats(old: fx.Node, new: fx.Node, living: Living) -> None:
 
 def _normalized_shape(old: fx.Node, new: fx.Node, living: Living) -> None:
     """Rewrite the `normalized_shape` of layer and RMS norms."""
-    sizes = list(argument(old, "normalized_shape"))
+    sizes = list(argument(new, "normalized_shape"))
     lead = len(shape_of(old)) - len(sizes)
     masks = [living(old.name, lead + k) for k in range(len(sizes))]
     _set(new, "normalized_shape", [s if m is None else int(m.sum()) for s, m in zip(sizes, masks, strict=True)])
@@ -187,6 +187,8 @@ def _scaled(graph: fx.Graph, size: fx.Node, factor: int, divisor: int) -> fx.Nod
     return graph.call_function(operator.floordiv, (graph.call_function(operator.mul, (size, factor)), divisor))
 
 
+_CREATED = _sizes("size", of_view=False)
+
 REWRITES: dict[Any, Rewrite] = {
     aten.conv1d.default: _groups,
     aten.conv2d.default: _groups,
@@ -205,16 +207,16 @@ REWRITES: dict[Any, Rewrite] = {
     aten.reshape.default: _sizes("shape"),
     aten._unsafe_view.default: _sizes("size"),
     aten.unflatten.int: _unflatten,
-    aten.expand.default: _sizes("size"),
+    aten.expand.default: _CREATED,
     aten.repeat.default: _repeats,
-    aten.zeros.default: _sizes("size"),
-    aten.ones.default: _sizes("size"),
-    aten.full.default: _sizes("size"),
-    aten.empty.memory_format: _sizes("size"),
-    aten.new_zeros.default: _sizes("size"),
-    aten.new_ones.default: _sizes("size"),
-    aten.new_full.default: _sizes("size"),
-    aten.new_empty.default: _sizes("size"),
+    aten.zeros.default: _CREATED,
+    aten.ones.default: _CREATED,
+    aten.full.default: _CREATED,
+    aten.empty.memory_format: _CREATED,
+    aten.new_zeros.default: _CREATED,
+    aten.new_ones.default: _CREATED,
+    aten.new_full.default: _CREATED,
+    aten.new_empty.default: _CREATED,
     aten.slice.Tensor: _slice,
     aten.select.int: _select,
     aten.split.Tensor: _split,
@@ -228,8 +230,8 @@ REWRITES: dict[Any, Rewrite] = {
     aten.unsafe_split_with_sizes.default: _split,
     aten.narrow.default: _narrow,
     aten.roll.default: _roll,
-    aten.rand.default: _sizes("size"),
-    aten.randn.default: _sizes("size"),
+    aten.rand.default: _CREATED,
+    aten.randn.default: _CREATED,
     aten.pad.default: _padding,
     aten.constant_pad_nd.default: _padding,
     aten.sym_size.int: _symbolic_size,

@@ -29,8 +29,6 @@ from autoprune.structure.elements import (
     concatenation,
     glu,
     ignored,
-    indexing,
-    lookup,
     maximum,
     merged_patches,
     padding,
@@ -39,7 +37,6 @@ from autoprune.structure.elements import (
     pool,
     reduction,
     sampling,
-    scattering,
     selection,
     stacking,
     unchanged,
@@ -47,6 +44,7 @@ from autoprune.structure.elements import (
     within,
 )
 from autoprune.structure.families import is_elementwise, is_grouped_product, is_pool, is_unchanged
+from autoprune.structure.indexed import classes, filling, indexing, intervals, lookup, scattering
 from autoprune.structure.labels import Labels, Value
 from autoprune.structure.layers import (
     batch_norm,
@@ -228,6 +226,14 @@ RULES: dict[Any, Rule] = (
         aten.scatter_add_.default: scattering,
         aten.scatter_reduce.two: scattering,
         aten.scatter_reduce_.two: scattering,
+        aten.index_reduce.default: scattering,
+        aten.index_reduce_.default: scattering,
+        aten.index_fill.int_Scalar: filling,
+        aten.index_fill.int_Tensor: filling,
+        aten.index_fill_.int_Scalar: filling,
+        aten.index_fill_.int_Tensor: filling,
+        aten.bucketize.Tensor: intervals,
+        aten.one_hot.default: classes,
         aten.bilinear.default: bilinear,
         aten.cosine_similarity.default: similarity,
         aten.pairwise_distance.default: similarity,

@@ -140,6 +140,17 @@ def _shape_env(program: ExportedProgram) -> Any:
     return None
 
 
+def fixing_line(program: ExportedProgram, lines: Mapping[str, str], name: str, dim: int) -> str:
+    """Return the line of the user's code that made a number of a dimension of an input; "" if it is unknown.
+
+    `lines` are those of `limited`.
+    """
+    nodes = [node for node in program.graph.nodes if node.name == name]
+    env = next((x.node.shape_env for n in nodes for x in n.meta["val"].shape if isinstance(x, torch.SymInt)), None)
+    env = _shape_env(program) if env is None else env
+    return "" if env is None else lines.get(_origins(env).get((re.sub(r"\W+", "_", name), dim), ""), "")
+
+
 def _origins(env: Any) -> dict[tuple[str, int], str]:
     """Return the symbol that each dimension of an input began with, by the input's name and the dimension."""
     origins = {}

@@ -54,6 +54,7 @@ def find_units(
     sites: Mapping[Site, list[Array]],
     roles: Mapping[str, Sequence[Array]] | None = None,
     describe: Callable[[Site], str] = str,
+    useless: Callable[[Mapping[Site, Channels], list[int]], Mapping[int, str]] | None = None,
 ) -> tuple[tuple[Unit, ...], dict[Site, Channels]]:
     """Group labels into units; return the units and the channels of every dimension.
 
@@ -63,6 +64,7 @@ def find_units(
         sites: components of each labelled dimension, arrays of labels `[size]`.
         roles: labels by the kind of unit that they make; all other units have the kind "channel".
         describe: returns the words for a site, for the reasons of units that are fixed.
+        useless: returns the units that no policy can change, with the reason, from channels and widths; they are fixed.
 
     Returns:
         The units, in order of the first dimension that they cut, and the channels of every site.
@@ -78,13 +80,16 @@ def find_units(
         ragged |= {unit for channels, _ in of_patterns for unit in _ragged(channels, homes.widths)}
         if not ragged:
             channels = {site: of_patterns[of_site[site]][0] for site in sites}
-            return _as_units(homes, channels, labels, roles or {}), channels
+            reasons = useless(channels, homes.widths) if useless else {}
+            if not reasons:
+                return _as_units(homes, channels, labels, roles or {}), channels
+            for unit, reason in reasons.items():
+                labels.fix(homes.labels_of(unit), reason)
         for unit in ragged:
-            members = np.array(sorted(x for atom in homes.atoms_of(unit) for x in atom))
             uneven = [conflicts | _ragged(channels, homes.widths) for channels, conflicts in of_patterns]
             where = next((site for site in sites if site[0] == "eval" and unit in uneven[of_site[site]]), None)
             where = where or next((site for site in sites if unit in uneven[of_site[site]]), None)
-            labels.fix(members, _why_ragged(None if where is None else describe(where)))
+            labels.fix(homes.labels_of(unit), _why_ragged(None if where is None else describe(where)))
 
 
 def _why_ragged(where: str | None) -> str:
@@ -133,6 +138,10 @@ class _Homes:
     def atoms_of(self, unit: int) -> list[Atom]:
         """Return the label sets of the channels of a unit."""
         return [self._atoms[n] for n in self._groups[unit]]
+
+    def labels_of(self, unit: int) -> Array:
+        """Return the labels of all channels of a unit, ascending."""
+        return np.array(sorted(x for atom in self.atoms_of(unit) for x in atom))
 
     def overlapping(self) -> set[int]:
         """Return the units whose channels share a label: the number of labels removed would depend on the choice."""

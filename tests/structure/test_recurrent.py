@@ -104,7 +104,7 @@ def test_the_proof_notices_a_gate_that_is_cut_elsewhere() -> None:
     assert differences[0] <= TOLERANCE < differences[1]
 
 
-def test_a_given_state_and_projections_keep_the_width_and_say_why() -> None:
+def test_a_given_state_and_cells_with_projections_keep_the_width_and_say_why() -> None:
     class Given(nn.Module):
         def __init__(self, **options: int) -> None:
             super().__init__()
@@ -120,7 +120,7 @@ def test_a_given_state_and_projections_keep_the_width_and_say_why() -> None:
     x, state = torch.randn(2, STEPS, FEATURES), torch.zeros(2, 1, HIDDEN)
     for inputs, options, units, reason in (
         ((x, state), {}, {"first", "second"}, "initial state"),
-        ((x,), {"proj_size": 3}, {"second"}, "proj_size"),
+        ((x,), {"proj_size": 4}, {"first", "net.l0", "second"}, "proj_size"),
     ):
         structure = analyze(Given(**options), inputs)
         assert set(structure.full_widths) == units
