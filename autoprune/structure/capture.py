@@ -7,6 +7,7 @@ of any size.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import re
@@ -230,9 +231,9 @@ def with_batch(x: torch.Tensor, batch: int) -> torch.Tensor:
 
 
 def _takes_varargs(model: nn.Module) -> bool:
-    """Return whether `forward` takes all its inputs as `*inputs`."""
-    code = getattr(type(model).forward, "__code__", None)
-    return code is not None and bool(code.co_flags & 0x04) and code.co_argcount == 1
+    """Return whether `forward` takes all its inputs as `*inputs`; the exporter, too, looks through decorators."""
+    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
+    return bool(kinds) and kinds[0] is inspect.Parameter.VAR_POSITIONAL
 
 
 @contextmanager

@@ -4,10 +4,15 @@ A fenced `bash` or `python` block is run. A comment on the line before says othe
 
     <!-- not run: REASON -->    never run here (another host, an environment of its own)
     <!-- slow -->               searches; run with the slow tests alone
+
+A page that is about another package says so once, and is skipped where that is not installed:
+
+    <!-- needs: PACKAGE, PACKAGE -->
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -51,6 +56,12 @@ def blocks_of(page: str) -> list[Block]:
         )
         for match in _BLOCK.finditer(text)
     ]
+
+
+def missing(page: str) -> list[str]:
+    """Packages that a page needs and that are not installed."""
+    needs = re.findall(r"^<!-- needs: ([^\n]+?) -->$", (ROOT / page).read_text(), re.M)
+    return [name for line in needs for name in line.split(", ") if importlib.util.find_spec(name) is None]
 
 
 def prepare(folder: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.blocks import ROOT, Block, blocks_of, prepare, run_block
+from tests.docs.blocks import ROOT, Block, blocks_of, missing, prepare, run_block
 
 HOW_TO = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs/how-to").glob("*.md"))
 PAGES = ["README.md", "docs/start.md", "docs/cluster/README.md", *HOW_TO]
@@ -16,6 +16,8 @@ NOT_RUN = 6
 
 
 def run(blocks: list[Block], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if absent := missing(blocks[0].page):
+        pytest.skip(f"{blocks[0].page} needs {', '.join(absent)}, which is not installed")
     prepare(folder)
     monkeypatch.chdir(folder)
     namespace = {"__name__": "page"}

@@ -1,5 +1,7 @@
 """Models that the exporter cannot follow, where the message says what to do."""
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -42,3 +44,23 @@ class Masking(nn.Module):
 def test_the_way_out_is_named(model, inputs, advice):
     with pytest.raises(StructureError, match=rf"test_untraceable.py, line \d+.*{advice}"):
         analyze(model.eval(), inputs)
+
+
+def test_a_decorated_forward_takes_several_inputs() -> None:
+    def through(forward):
+        @functools.wraps(forward)
+        def wrapper(self, *args, **kwargs):
+            return forward(self, *args, **kwargs)
+
+        return wrapper
+
+    class Decorated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(4, 16), nn.Linear(16, 2)
+
+        @through
+        def forward(self, x, gate):
+            return self.down(torch.relu(self.up(x)) * gate)
+
+    assert [unit.width for unit in analyze(Decorated(), (torch.randn(2, 4), torch.randn(2, 1))).units] == [16]
