@@ -141,13 +141,13 @@ class GraphModel(nn.Module):
         return new
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> GraphModel:
-        before = {name: _kinds(tensor) for name, tensor in self.state_dict(keep_vars=True).items()}
+        before = {name: kinds(tensor) for name, tensor in self.state_dict(keep_vars=True).items()}
         super()._apply(fn, recurse)
         after = self.state_dict(keep_vars=True)
-        pairs = (zip(old, _kinds(after[name]), strict=True) for name, old in before.items())
+        pairs = (zip(old, kinds(after[name]), strict=True) for name, old in before.items())
         converted = {old: new for pair in pairs for old, new in pair if old != new}
         if converted:
-            self.captures = {m: replace(c, graph=_of_types(c.graph, converted)) for m, c in self.captures.items()}
+            self.captures = {m: replace(c, graph=converted_graph(c.graph, converted)) for m, c in self.captures.items()}
             self._forwards = {mode: compiled(capture.graph) for mode, capture in self.captures.items()}
         return self
 
@@ -186,11 +186,12 @@ def _register(root: nn.Module, name: str, tensor: torch.Tensor, persistent: bool
         owner.register_buffer(leaf, tensor, persistent=persistent)
 
 
-def _kinds(tensor: torch.Tensor) -> tuple[torch.dtype, torch.device]:
+def kinds(tensor: torch.Tensor) -> tuple[torch.dtype, torch.device]:
+    """Return the type and the device of a tensor."""
     return tensor.dtype, tensor.device
 
 
-def _of_types(graph: fx.Graph, converted: Mapping[Any, Any]) -> fx.Graph:
+def converted_graph(graph: fx.Graph, converted: Mapping[Any, Any]) -> fx.Graph:
     """Return a copy of a graph in which the types and devices that nodes name are converted."""
 
     def follow(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -15,7 +14,7 @@ from autoprune.errors import StructureError
 from autoprune.model.acceptance import unwrap
 from autoprune.model.adapters import own_class
 from autoprune.records import Policy
-from autoprune.structure.attributes import Attribute, Key, Score, Sizes, Values, follow, options, set_values, values_of
+from autoprune.structure.attributes import Sizes, Values, follow, options, set_values
 from autoprune.structure.input_sizes import at_second
 from autoprune.structure.module import GraphModel
 from autoprune.structure.narrow_attention import follow_heads
@@ -27,17 +26,18 @@ from autoprune.structure.native_proof import (
     random_state,
     same_outputs,
 )
+from autoprune.structure.number_trials import Trials
 from autoprune.structure.own_classes import groups_of, rebuilt
 from autoprune.structure.pretrained import STALE, configured, has_configuration
 from autoprune.structure.proof import LARGE_BATCH, TOLERANCE, random_like
 from autoprune.structure.shrink import slice_tensors
 from autoprune.structure.structure import Structure
+from autoprune.structure.traced_copy import note_of, parts_of_wrong
+from autoprune.structure.traced_parts import trace
 
 _LARGE = 20_000
 """Elements of an example above which gradients are compared in training alone."""
 _SECOND_BATCH = 3
-_TRIAL_SECONDS = 10.0
-"""Processor time after which no more numbers of modules are tried."""
 _DEEPEST_LEVEL = 3
 
 
@@ -87,7 +87,25 @@ class Maker:
                 except StructureError as error:
                     failure = failure or error
         assert failure is not None
-        raise failure
+        return self._with_traced_parts(failure)
+
+    def _with_traced_parts(self, failure: StructureError) -> nn.Module:
+        """Return a copy in which modules whose own forward is wrong at pruned sizes compute a part of the graph.
+
+        Raises:
+            StructureError: `failure`, where that is wrong, too.
+        """
+        of_model = Form(self._copy(0))
+        try:
+            parts = parts_of_wrong(self.structure, of_model, self.graph, self.state_of_dense, self.state, self.inputs)
+            candidate = self._copy(0)
+            for path, of_modes in parts.items():
+                trace(candidate.get_submodule(path), of_modes)
+            self._require_equal_outputs(candidate)
+        except StructureError as error:
+            raise failure from error
+        self.notes = (*self.notes, note_of(self.structure.model, parts))
+        return candidate.train(self.pruned.training)
 
     def _copy(self, level: int, values: Values | None = None) -> nn.Module:
         model = self.structure.model
@@ -109,7 +127,7 @@ class Maker:
         yield {}
         choices = options(self.structure.model, self.sizes)
         if choices:
-            trials = _Trials(self, Form(self._copy(level)), choices)
+            trials = Trials(Form(self._copy(level)), choices, self.state, self.inputs[0], self._expected)
             yield follow(choices, trials.score)
 
     # The proof.
@@ -257,36 +275,6 @@ class Maker:
             raise StructureError(
                 f"the graph module does not run in float64 ({reason}), so nothing is proven"
             ) from error
-
-
-class _Trials:
-    """Passes of one copy of a model with different numbers in its modules, within a limit of time."""
-
-    def __init__(self, maker: Maker, form: Form, choices: Mapping[Key, Sequence[Mapping[Attribute, int]]]) -> None:
-        self._maker, self._form = maker, form
-        attributes = {attribute for options_of in choices.values() for option in options_of for attribute in option}
-        self._dense = values_of(form.module, attributes)
-        self._modules = len(list(form.module.modules()))
-        self._done = 0
-        self._end = time.process_time() + _TRIAL_SECONDS
-        for module in form.module.modules():
-            module.register_forward_hook(self._count)
-
-    def score(self, values: Values) -> Score:
-        """Return the share of modules that run, and minus the difference of outputs; `(1, 0)` when these are equal."""
-        if time.process_time() > self._end:
-            return -1.0, 0.0
-        set_values(self._form.module, {**self._dense, **values})
-        self._done = 0
-        try:
-            outputs = self._form.run(self._maker.state, self._maker.inputs[0], training=False, gradients=False)
-        except Exception:  # a user's forward may raise anything
-            return min(self._done, self._modules) / (self._modules + 1), -float("inf")
-        difference = same_outputs(self._maker._expected, outputs)
-        return 1.0, 0.0 if difference <= TOLERANCE else -difference
-
-    def _count(self, *_: object) -> None:
-        self._done += 1
 
 
 def _require_small(difference: float) -> None:

@@ -6,8 +6,8 @@ depth) take their expected value and other random numbers start from one seed, s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,12 +55,7 @@ class Form:
         """
         fill(self.module, state)
         self.module.zero_grad(set_to_none=True)
-        with ExitStack() as stack:
-            stack.enter_context(quiet())
-            stack.enter_context(_Float64Default())
-            stack.enter_context(torch.random.fork_rng(devices=[]))
-            stack.enter_context(ExpectedNoise())
-            stack.enter_context(torch.set_grad_enabled(gradients))
+        with in_float64(), torch.set_grad_enabled(gradients):
             outputs = plain(self.module.train(training)(*(x.clone() for x in inputs)))
             tensors = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
             if gradients:
@@ -68,6 +63,13 @@ class Form:
         parameters = self.module.named_parameters(remove_duplicate=False) if gradients else ()
         arrived = {n: torch.zeros_like(p) if p.grad is None else p.grad.detach() for n, p in parameters}
         return Pass([t.detach() for t in tensors], arrived)
+
+
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """Compute in float64, and without chance (see `ExpectedNoise`)."""
+    with quiet(), _Float64Default(), torch.random.fork_rng(devices=[]), ExpectedNoise():
+        yield
 
 
 def random_state(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:

@@ -1,0 +1,159 @@
+"""Which modules of a copy of the user's model must compute a part of the pruned graph, and these parts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from autoprune.errors import StructureError
+from autoprune.structure.boundaries import Boundaries, Mark, boundaries, values_of_nodes
+from autoprune.structure.capture import module_tensors
+from autoprune.structure.input_sizes import resized
+from autoprune.structure.module import GraphModel
+from autoprune.structure.native_proof import Form, fill, in_float64, same_outputs
+from autoprune.structure.proof import TOLERANCE, random_like
+from autoprune.structure.structure import Structure
+from autoprune.structure.traced_parts import Part, has_own_forward, part_of, wrong_modules
+
+_LARGEST_SHARE = 0.75
+"""Share of the modules of a model that may be in graphs: with more, the graph module is the plainer form."""
+_MOST_NAMED = 3
+"""Modules that a note names."""
+_THIRD_BATCH = 5
+
+
+def parts_of_wrong(
+    structure: Structure,
+    own: Form,
+    graph: Form,
+    state_of_dense: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    inputs: Sequence[Sequence[Tensor]],
+) -> dict[str, dict[bool, Part]]:
+    """Return for every module whose own forward is wrong at pruned sizes the parts of both modes, by path.
+
+    Four passes of the dense model and of its graph tell where modules lie in it, once for a structure; two passes of
+    the copy and of the pruned graph tell which modules are wrong.
+
+    Args:
+        structure: of the dense model.
+        own: a copy of the dense model with pruned tensors.
+        graph: the pruned graph module.
+        state_of_dense: random tensors of the dense model by name.
+        state: the same tensors, cut.
+        inputs: of two sizes.
+
+    Raises:
+        StructureError: a wrong module has no part.
+    """
+    pruned: Any = graph.module
+    assert isinstance(pruned, GraphModel)
+    tensors = module_tensors(pruned)
+    parts: dict[bool, dict[str, Part]] = {}
+    wrong = dict[str, None]()
+    for training in (False, True):
+        known = _known(structure, state_of_dense, inputs, training)
+        whole = pruned.captures[training].graph
+        parts[training] = dict(_parts(own.module, whole, tensors, known))
+        values = _Values(graph, state, inputs[0], training, parts[training].values())
+
+        def run(training: bool = training) -> None:
+            fill(own.module, state)
+            with in_float64(), torch.no_grad():
+                own.module.train(training)(*(x.clone() for x in inputs[0]))
+
+        of_inputs = {path: values.of_inputs(known, path) for path in parts[training]}
+        try:
+            wrong |= dict.fromkeys(wrong_modules(own.module, parts[training], of_inputs, values.outputs, run))
+        except StructureError:
+            raise
+        except Exception as error:  # the forward of the model itself may raise anything
+            raise StructureError(f"the model's own forward fails outside of its modules ({error})") from error
+    outermost = [path for path in wrong if not any(path.startswith(f"{other}.") for other in wrong)]
+    if not outermost or any(path not in parts[mode] for path in outermost for mode in parts):
+        raise StructureError("no module alone is wrong")
+    whole = sum(1 for _ in own.module.modules())
+    if sum(sum(1 for _ in own.module.get_submodule(path).modules()) for path in outermost) > _LARGEST_SHARE * whole:
+        raise StructureError("most of the model would be a graph")
+    return {path: {mode: parts[mode][path] for mode in parts} for path in outermost}
+
+
+def _known(
+    structure: Structure, state: Mapping[str, Tensor], inputs: Sequence[Sequence[Tensor]], training: bool
+) -> Boundaries:
+    if training not in structure.calls_of_modules:
+        model, graph = Form(structure.model), Form(structure.cut({}))
+        thirds = (x for x in _at_other_sizes(structure) if _equal(model, graph, state, x, training))
+        sizes = [*inputs, *islice(thirds, 1)]
+        structure.calls_of_modules[training] = boundaries(model, graph, state, sizes, training)
+    return structure.calls_of_modules[training]
+
+
+def _at_other_sizes(structure: Structure) -> Iterator[list[Tensor]]:
+    """Yield random inputs whose free sizes are 1/2, 2/3, 3/4, ... of the examples', and 2, 3/2, 4/3, ... of them.
+
+    The second size differs by a few entries, which features at a lower resolution do not show.
+    """
+    sizes = structure.captures[False].sizes
+    symbols = sizes.symbols()
+    smaller = {s: max(2, size * (k + 1) // (k + 2)) for k, (s, size) in enumerate(symbols.items())}
+    larger = {s: size * (k + 2) // (k + 1) for k, (s, size) in enumerate(symbols.items())}
+    halves = {s: size // 2 for s, size in symbols.items()}
+    for values in (smaller, larger, halves) if symbols else ():
+        known = symbols | values
+        if all(condition.holds(known) for condition in sizes.conditions):
+            generator = torch.Generator().manual_seed(1)
+            shapes = sizes.shapes_at(values)
+            examples = [resized(x, shape) for x, shape in zip(structure.example_inputs, shapes, strict=True)]
+            yield [random_like(x, _THIRD_BATCH, generator) for x in examples]
+
+
+def _equal(model: Form, graph: Form, state: Mapping[str, Tensor], inputs: Sequence[Tensor], training: bool) -> bool:
+    try:
+        both = [form.run(state, inputs, training=training, gradients=False) for form in (model, graph)]
+    except Exception:  # a user's forward may raise anything
+        return False
+    return same_outputs(*both) <= TOLERANCE
+
+
+def _parts(
+    model: nn.Module, graph: fx.Graph, tensors: Mapping[str, Tensor], known: Boundaries
+) -> Iterator[tuple[str, Part]]:
+    for path in known.calls:
+        try:
+            if has_own_forward(model.get_submodule(path)):
+                yield path, part_of(path, graph, tensors, known)
+        except (AttributeError, StructureError):  # in a removed module, or without a part of its own
+            continue
+
+
+class _Values:
+    """Values of a pruned graph: marks of all nodes, and the outputs of modules."""
+
+    def __init__(
+        self, graph: Form, state: Mapping[str, Tensor], inputs: Sequence[Tensor], training: bool, parts: Any
+    ) -> None:
+        names = {name for part in parts for name in part.output_names}
+        self.outputs = dict(values_of_nodes(graph, state, inputs, training, names))
+        self._marks = dict(values_of_nodes(graph, state, inputs, training))
+
+    def of_inputs(self, known: Boundaries, path: str) -> list[Mark | None]:
+        """Return the marks that the inputs of a module should have; `None` for other leaves and unknown ones."""
+        marks: list[Mark | None] = []
+        for values in zip(*(call.inputs for call in known.calls[path]), strict=True):
+            names = known.holding(values) if isinstance(values[0], Mark) else []
+            marks.append(next((self._marks[name] for name in names if name in self._marks), None))
+        return marks
+
+
+def note_of(model: nn.Module, paths: Mapping[str, object]) -> str:
+    """Return the sentence for users about modules that compute a part of the graph."""
+    classes = Counter(type(model.get_submodule(path)).__name__ for path in paths)
+    counted = ", ".join(f"{count} {name}" for name, count in classes.items())
+    some = ", ".join(list(paths)[:_MOST_NAMED]) + (", ..." if len(paths) > _MOST_NAMED else "")
+    return f"the forward of modules that hold dense sizes is their part of the traced graph: {counted} ({some})"

@@ -1,0 +1,299 @@
+"""Modules of a user's own class whose forward is a graph, because dense sizes are written in it.
+
+An attention that computes `C // num_heads` cannot have heads that are together narrower than the stream, whatever its
+numbers are. Its part of the pruned graph can. So the module keeps its class, its place and its parameters, and
+computes this part instead of its own forward; everything around it stays the user's code.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from autoprune.errors import StructureError, UsageError
+from autoprune.structure.aliases import is_in_place
+from autoprune.structure.boundaries import Boundaries, Call, Mark
+from autoprune.structure.module import compiled, converted_graph, kinds
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Part:
+    """The part of a graph that computes one module in one mode.
+
+    - `arguments` and `result`: how arguments and outputs nest.
+    - `taken`: positions of the leaves of the arguments that the graph takes, in order.
+    - `fixed`: leaves that every call must have, by position.
+    - `constants`: tensors that the graph reads, by the names that they have in the module.
+    - `output_names`: nodes of the whole graph that hold the outputs; "" where an output is `None`.
+    """
+
+    graph: fx.Graph
+    arguments: Any
+    taken: tuple[int, ...]
+    fixed: Mapping[int, Any]
+    result: Any
+    output_names: tuple[str, ...]
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def run(self) -> Callable[..., Any]:
+        """A function of the module and the taken leaves."""
+        return compiled(self.graph)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Part:
+        return self  # nothing in it changes
+
+
+class Traced(nn.Module):
+    """A module of the user's class that computes a part of the pruned graph, one for each mode."""
+
+    parts: Mapping[bool, Part]
+
+    def forward(self, *args: Any, **named: Any) -> Any:
+        """Return what the own forward returns.
+
+        Raises:
+            UsageError: the call has other arguments than the calls in a pass of the dense model.
+        """
+        part = self.parts[self.training]
+        leaves, arguments = pytree.tree_flatten((args, named))
+        if arguments != part.arguments or any(
+            type(leaves[n]) is not type(v) or leaves[n] != v for n, v in part.fixed.items()
+        ):
+            raise UsageError(
+                f"the forward of this {type(self).__mro__[2].__name__} is a traced graph, which takes the arguments of "
+                "the dense model's forward alone; got others. Use the module as the model does"
+            )
+        outputs = iter(part.run(self, *(leaves[n] for n in part.taken)))
+        return pytree.tree_unflatten([next(outputs) if name else None for name in part.output_names], part.result)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Traced:
+        before = {name: kinds(tensor) for name, tensor in _tensors(self).items()}
+        super()._apply(fn, recurse)
+        pairs = (zip(before[name], kinds(tensor), strict=True) for name, tensor in _tensors(self).items())
+        converted = {old: new for pair in pairs for old, new in pair if old != new}
+        if converted:
+            new = {
+                mode: replace(part, graph=converted_graph(part.graph, converted)) for mode, part in self.parts.items()
+            }
+            self.parts = new
+        return self
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return dict(module.named_parameters()) | dict(module.named_buffers())
+
+
+def trace(module: nn.Module, parts: Mapping[bool, Part]) -> None:
+    """Let a module compute parts of a graph, in place; its class becomes a subclass of `Traced` and its own class."""
+    own = type(module)
+    module.__class__ = type(f"Traced{own.__name__}", (Traced, own), {"__module__": own.__module__})
+    module.__dict__["parts"] = dict(parts)
+    for part in parts.values():
+        for name, tensor in part.constants.items():
+            module.register_buffer(name, tensor.clone(), persistent=False)
+
+
+def part_of(path: str, graph: fx.Graph, tensors: Mapping[str, Tensor], known: Boundaries) -> Part:
+    """Return the part of a pruned graph that computes one module.
+
+    Args:
+        path: of the module.
+        graph: of the pruned model in one mode.
+        tensors: of the pruned model by name.
+        known: values of the dense model and its graph, whose nodes have the same names.
+
+    Raises:
+        StructureError: the inputs or outputs of the module are no nodes of the graph, or the part needs others.
+    """
+    calls = known.calls.get(path)
+    if not calls:
+        raise StructureError(f"{path} is not called once in each pass")
+    cutter = _Cutter(path, graph, tensors, known, calls)
+    return cutter.part()
+
+
+class _Cutter:
+    """Cuts the part of one module out of a graph."""
+
+    def __init__(
+        self, path: str, graph: fx.Graph, tensors: Mapping[str, Tensor], known: Boundaries, calls: Sequence[Call]
+    ) -> None:
+        self._path, self._graph, self._tensors, self._known, self._calls = path, graph, tensors, known, calls
+        self._nodes = {node.name: node for node in graph.nodes}
+        self._new = fx.Graph()
+        self._constants: dict[str, Tensor] = {}
+        self._of_leaf: dict[str, fx.Node] = {}
+
+    def part(self) -> Part:
+        first = self._calls[0]
+        taken, fixed = self._leaves()
+        names = tuple(self._output(leaf) for leaf in zip(*(call.outputs for call in self._calls), strict=True))
+        needed = self._needed([self._nodes[name] for name in names if name])
+        copied: dict[fx.Node, fx.Node] = {}
+        for node in self._graph.nodes:
+            if node.name in self._of_leaf:
+                copied[node] = self._of_leaf[node.name]
+            elif node in needed:
+                copied[node] = self._copied(node, copied)
+        self._new.output(tuple(copied[self._nodes[name]] for name in names if name))
+        return Part(self._new, first.arguments, taken, fixed, first.result, names, self._constants)
+
+    def _leaves(self) -> tuple[tuple[int, ...], dict[int, Any]]:
+        """Make placeholders for the leaves that differ between calls; return their positions, and the other leaves."""
+        calls = self._calls
+        if any(call.arguments != calls[0].arguments or call.result != calls[0].result for call in calls):
+            raise StructureError(f"calls of {self._path} nest differently")
+        placeholders, fixed = dict[int, fx.Node](), dict[int, Any]()
+        for place, values in enumerate(zip(*(call.inputs for call in calls), strict=True)):
+            if isinstance(values[0], Mark) or (type(values[0]) is int and len(set(values)) > 1):
+                placeholders[place] = self._new.placeholder(f"leaf_{place}")
+                for name in self._known.holding(values):
+                    self._of_leaf.setdefault(name, placeholders[place])
+            elif isinstance(values[0], int | float | str | None) and len(set(values)) == 1:
+                fixed[place] = values[0]
+            else:
+                raise StructureError(f"{self._path} takes a {type(values[0]).__name__}")
+        for place, placeholder in placeholders.items():
+            self._add_sizes(placeholder, [call.inputs[place] for call in calls])
+        return tuple(placeholders), fixed
+
+    def _add_sizes(self, placeholder: fx.Node, values: Sequence[Any]) -> None:
+        """Make nodes of the sizes of an input that differ between calls, where the graph has nodes of these sizes."""
+        shapes = [value.shape for value in values if isinstance(value, Mark)]
+        for dim, sizes in enumerate(zip(*shapes, strict=True)):
+            names = [name for name in self._known.holding(sizes) if name not in self._of_leaf]
+            if len(set(sizes)) > 1 and names:
+                size = self._new.call_function(aten.sym_size.int, (placeholder, dim))
+                self._of_leaf |= dict.fromkeys(names, size)
+
+    def _output(self, values: Sequence[Any]) -> str:
+        """Return the name of the node that holds an output, one within the module if there is any."""
+        if all(value is None for value in values):
+            return ""
+        names = [n for n in self._known.holding(values) if n in self._nodes] if isinstance(values[0], Mark) else []
+        if not names:
+            raise StructureError(f"no node of the graph holds an output of {self._path}")
+        return next((name for name in names if self._is_inside(self._nodes[name])), names[0])
+
+    def _is_inside(self, node: fx.Node) -> bool:
+        stack = node.meta.get("nn_module_stack") or {}
+        return node.op != "get_attr" and any(path == self._path for path, *_ in stack.values())
+
+    def _needed(self, outputs: Sequence[fx.Node]) -> set[fx.Node]:
+        """Return the nodes behind the outputs, as far back as the inputs, and those that write within the module."""
+        writing = [n for n in self._graph.nodes if self._is_inside(n) and (is_in_place(n) or not n.users)]
+        pending, needed = [*outputs, *writing], set[fx.Node]()
+        while pending:
+            node = pending.pop()
+            if node in needed or node.name in self._of_leaf:
+                continue
+            if node.op in ("placeholder", "output"):
+                raise StructureError(f"{self._path} needs {node.name}, which is not among its arguments")
+            needed.add(node)
+            pending += node.all_input_nodes
+        return needed
+
+    def _copied(self, node: fx.Node, copied: dict[fx.Node, fx.Node]) -> fx.Node:
+        if node.op != "get_attr":
+            new = self._new.node_copy(node, lambda n: copied[n])
+            new.meta = {}
+            return new
+        target, prefix = str(node.target), f"{self._path}."
+        if not target.startswith(prefix):
+            if not target.startswith("constant_"):
+                raise StructureError(f"{self._path} reads {target}, which it does not hold")
+            self._constants[target] = self._tensors[target]
+        return self._new.create_node("get_attr", target.removeprefix(prefix))
+
+
+# The modules whose own forward is wrong.
+
+
+class _OtherInputsError(Exception):
+    """A module was called with other inputs than those that the pruned graph has for it."""
+
+
+def wrong_modules(
+    model: nn.Module,
+    parts: Mapping[str, Part],
+    inputs_of: Mapping[str, Sequence[Any]],
+    outputs_of: Mapping[str, Any],
+    run: Callable[[], Any],
+) -> list[str]:
+    """Return the modules whose own forward fails or computes something else, though the modules within do not.
+
+    Each module of `parts` is judged by its own work: what it returns is replaced by what it should return.
+
+    Args:
+        model: a float64 copy of the dense model with pruned tensors; its forwards are replaced for this pass.
+        parts: by path, of the modules that are judged.
+        inputs_of: for the leaves of a module's arguments the marks that they should have, `None` where it is unknown.
+        outputs_of: values of the nodes that hold outputs, by name.
+        run: runs the model.
+
+    Raises:
+        StructureError: what remains wrong is not in a module that is judged.
+    """
+    wrong: list[str] = []
+    guarded = {path: model.get_submodule(path) for path in parts}
+
+    def guard(path: str, own: Callable[..., Any]) -> Callable[..., Any]:
+        part = parts[path]
+        expected = [outputs_of[name] if name else None for name in part.output_names]
+
+        def forward(*args: Any, **named: Any) -> Any:
+            leaves = pytree.tree_leaves((args, named))
+            for leaf, mark in zip(leaves, inputs_of[path], strict=False):
+                if mark is not None and not (isinstance(leaf, Tensor) and Mark.of(leaf).equals(mark)):
+                    raise _OtherInputsError(path)
+            try:
+                outputs = pytree.tree_leaves(own(*args, **named))
+                equal = len(outputs) == len(expected) and all(map(_equal, outputs, expected))
+            except Exception:  # a user's forward may raise anything
+                equal = False
+            if not equal:
+                wrong.append(path)
+            return pytree.tree_unflatten([_cloned(value) for value in expected], part.result)
+
+        return forward
+
+    for path, module in guarded.items():
+        module.__dict__["forward"] = guard(path, module.forward)
+    try:
+        run()
+    except _OtherInputsError as error:
+        raise StructureError(f"the model's own forward calls {error} with something else") from error
+    finally:
+        for module in guarded.values():
+            module.__dict__.pop("forward", None)
+    return [path for path in wrong if not any(path.startswith(f"{other}.") for other in wrong)]
+
+
+def _cloned(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return Mark.of(a).equals(Mark.of(b))
+    return a is b
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Return whether a module has a forward of its own class, in Python, that may be replaced."""
+    kind = type(module)
+    return (
+        not isinstance(module, torch.jit.ScriptModule | nn.ModuleList | nn.ModuleDict)
+        and "forward" not in vars(module)
+        and any(inspect.isfunction(vars(base).get("forward")) for base in kind.__mro__)
+    )
