@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -65,8 +64,7 @@ class Structure:
     dims: Mapping[str, tuple[Dim, ...]]
     branches: Branches
     _memories: dict[frozenset[int], Memory] = field(default_factory=dict, init=False, repr=False, compare=False)
-    calls_of_modules: dict[bool, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """`Boundaries` of the dense model by mode, which `traced_copy` fills in and reads again."""
+    boundaries: dict[bool, object] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -86,12 +86,12 @@ def parts_of_wrong(
 def _known(
     structure: Structure, state: Mapping[str, Tensor], inputs: Sequence[Sequence[Tensor]], training: bool
 ) -> Boundaries:
-    if training not in structure.calls_of_modules:
+    if training not in structure.boundaries:
         model, graph = Form(structure.model), Form(structure.cut({}))
         thirds = (x for x in _at_other_sizes(structure) if _equal(model, graph, state, x, training))
         sizes = [*inputs, *islice(thirds, 1)]
-        structure.calls_of_modules[training] = boundaries(model, graph, state, sizes, training)
-    return structure.calls_of_modules[training]
+        structure.boundaries[training] = boundaries(model, graph, state, sizes, training)
+    return cast("Boundaries", structure.boundaries[training])
 
 
 def _at_other_sizes(structure: Structure) -> Iterator[list[Tensor]]:
