@@ -3,7 +3,7 @@
 from autoprune.pruning.cut import Cut
 from autoprune.pruning.listing import shares, units
 from autoprune.pruning.prune import prune
-from autoprune.pruning.ranking import channel_order, global_widths, keep_best
+from autoprune.pruning.ranking import channel_order, global_shares, keep_best, widths_of_shares
 from autoprune.pruning.scores import SCORES, Calibration, score_units
 
 __all__ = [
@@ -11,10 +11,11 @@ __all__ = [
     "Calibration",
     "Cut",
     "channel_order",
-    "global_widths",
+    "global_shares",
     "keep_best",
     "prune",
     "score_units",
     "shares",
     "units",
+    "widths_of_shares",
 ]

@@ -10,7 +10,7 @@ from torch import nn
 from autoprune.errors import UsageError
 from autoprune.model.acceptance import ExampleInputs
 from autoprune.model.outputs import Selector
-from autoprune.pruning.ranking import channel_order, global_widths, keep_best, local_widths
+from autoprune.pruning.ranking import channel_order, global_shares, keep_best, widths_of_shares
 from autoprune.pruning.scores import Calibration, score_units
 from autoprune.records import Policy
 from autoprune.structure import analyze, in_form
@@ -37,7 +37,8 @@ def prune(
         keep: share of channels kept, above 0 and at most 1; units of groups and within groups together keep it.
         multiple_of: widths are rounded to the nearest multiple.
         scores: how channels are ranked, a key of `autoprune.pruning.SCORES`.
-        ranking: `local` keeps the share in every unit; `global` ranks all channels together.
+        ranking: `local` keeps the share in every unit; `global` ranks all channels together, and units of groups and
+            within groups keep the mean of their shares.
         calibration: data for the scores that need it (`taylor`, `activation`).
         choose: which units take part, by name (default: all).
         native: `None` returns the model's own classes where outputs and gradients are proven equal, and the traced
@@ -67,10 +68,8 @@ def prune(
     structure = analyze(model, example_inputs, outputs)
     values = score_units(structure, scores, calibration)
     chosen = {name: of_unit for name, of_unit in values.items() if choose is None or choose(name)}
-    if ranking == "global":
-        widths = global_widths(chosen, keep, multiple_of)
-    else:
-        widths = local_widths(structure, chosen, keep, multiple_of)
+    shares = global_shares(chosen, keep) if ranking == "global" else dict.fromkeys(chosen, keep)
+    widths = widths_of_shares(structure, shares, multiple_of)
     policy = Policy(space_id=structure.digest(), widths=structure.full_widths | widths)
     pruned = structure.shrink(policy, keep_best(channel_order(values), policy))
     return in_form(structure, pruned, native, given=model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -24,11 +24,10 @@ def keep_best(order: Mapping[str, list[int]], policy: Policy) -> dict[str, Array
     return {name: np.sort(np.asarray(order[name][:width], dtype=np.int64)) for name, width in policy.widths.items()}
 
 
-def global_widths(scores: Mapping[str, Array], keep: float, multiple_of: int = 1, least: int = 1) -> dict[str, int]:
-    """Global ranking: widths when the best share `keep` of all channels is kept under one threshold.
+def global_shares(scores: Mapping[str, Array], keep: float) -> dict[str, float]:
+    """Global ranking: the share of each unit's channels among the best share `keep` of all channels.
 
-    Scores are divided by their mean within each unit, because their scale differs between units. Widths are rounded to
-    the nearest `multiple_of` and stay between `least` and the full width.
+    Scores are divided by their mean within each unit, because their scale differs between units.
     """
     if not 0 < keep <= 1:
         raise UsageError(f"the share of kept channels is above 0 and at most 1; got {keep}")
@@ -37,7 +36,7 @@ def global_widths(scores: Mapping[str, Array], keep: float, multiple_of: int = 1
     scaled = {name: values / max(values.mean(), 1e-30) for name, values in scores.items()}
     everything = np.sort(np.concatenate(list(scaled.values())))[::-1]
     threshold = everything[max(round(keep * len(everything)), 1) - 1]
-    return {name: round_width(int((v >= threshold).sum()), len(v), multiple_of, least) for name, v in scaled.items()}
+    return {name: float((values >= threshold).mean()) for name, values in scaled.items()}
 
 
 def round_width(width: float, full: int, multiple_of: int = 1, least: int = 1) -> int:
@@ -50,37 +49,41 @@ def round_width(width: float, full: int, multiple_of: int = 1, least: int = 1) -
     return int(min(max(rounded, least), full))
 
 
-def local_widths(structure: Structure, names: Collection[str], keep: float, multiple_of: int = 1) -> dict[str, int]:
-    """Local ranking: widths that keep the share `keep` of every unit's channels.
+def widths_of_shares(structure: Structure, shares: Mapping[str, float], multiple_of: int = 1) -> dict[str, int]:
+    """Return the widths that keep a share of the channels of every unit.
 
     Units of groups and within groups index one dimension together, such as 32 groups of 16 channels of a group norm.
-    Such units together keep the share: the wider one is cut first, and units that meet in several dimensions last.
-    Heads and their channels keep the share each.
+    Such units together keep the geometric mean of their shares: the one with the smallest share is cut first, then the
+    wider one, and units that meet in several dimensions last. Heads and their channels keep their shares each.
 
     Args:
         structure: the dense model.
-        names: units that are cut.
-        keep: above 0 and at most 1.
+        shares: above 0 and at most 1, by unit; units that are left out keep all.
         multiple_of: widths are rounded to the nearest multiple.
 
     Returns:
-        The width of each unit in `names`.
+        The width of each unit in `shares`.
     """
-    full = {number: unit.width for number, unit in enumerate(structure.units) if unit.name in names}
-    widths = {number: round_width(keep * width, width, multiple_of) for number, width in full.items()}
+    units = {number: unit for number, unit in enumerate(structure.units) if unit.name in shares}
+    full = {number: unit.width for number, unit in units.items()}
+    share = {number: shares[unit.name] for number, unit in units.items()}
+    widths = {number: round_width(share[number] * width, width, multiple_of) for number, width in full.items()}
     meetings = [meeting & full.keys() for meeting in _meetings(structure)]
     count = {number: sum(number in meeting for meeting in meetings) for number in full}
-    order = sorted((n for n in full if count[n]), key=lambda n: (count[n], -full[n], n))
+    order = sorted((n for n in full if count[n]), key=lambda n: (count[n], share[n], -full[n], n))
     widths |= {number: full[number] for number in order}
     for number in order * 2:  # the second round makes up for rounding in the first
-        own = [meeting - {number} for meeting in meetings if number in meeting]
-        shares = [math.prod(widths[n] / full[n] for n in others) for others in own]
+        own = [meeting for meeting in meetings if number in meeting]
+        wanted = [math.prod(share[n] for n in meeting) ** (1 / len(meeting)) for meeting in own]
+        others = [math.prod(widths[n] / full[n] for n in meeting - {number}) for meeting in own]
         options = {round_width(width, full[number], multiple_of) for width in range(1, full[number] + 1)}
         widths[number] = min(
             sorted(options, reverse=True),
-            key=lambda width: sum(abs(share * width / full[number] - keep) for share in shares),
+            key=lambda width: sum(
+                abs(other * width / full[number] - part) for other, part in zip(others, wanted, strict=True)
+            ),
         )
-    return {structure.units[number].name: width for number, width in widths.items()}
+    return {unit.name: widths[number] for number, unit in units.items()}
 
 
 def _meetings(structure: Structure) -> set[frozenset[int]]:

@@ -8,7 +8,7 @@ from torch import nn
 
 from autoprune import prune
 from autoprune.errors import UsageError
-from autoprune.pruning import channel_order, global_widths, keep_best
+from autoprune.pruning import channel_order, global_shares, keep_best
 from autoprune.pruning.ranking import round_width
 from autoprune.records import Policy
 from tests.nets import make_net
@@ -30,20 +30,20 @@ def test_local_rankings_are_nested_and_keep_the_best(values: dict, wide: int, na
         assert not dropped or min(of_unit[i] for i in small) >= max(of_unit[i] for i in dropped)
 
 
-@given(scores, st.floats(0.01, 1), st.integers(1, 8))
-def test_global_widths_are_legal(values: dict, keep: float, multiple_of: int) -> None:
-    for name, width in global_widths(values, keep, multiple_of).items():
-        full = len(values[name])
-        assert 1 <= width <= full
-        assert width % multiple_of == 0 or width == full
+@given(scores, st.floats(0.01, 1))
+def test_global_shares_keep_at_least_the_best(values: dict, keep: float) -> None:
+    shares = global_shares(values, keep)
+    kept = sum(round(share * len(values[name])) for name, share in shares.items())
+    assert kept >= round(keep * sum(map(len, values.values())))
+    assert all(0 <= share <= 1 for share in shares.values())
 
 
 def test_global_ranking_takes_more_where_scores_are_flat() -> None:
     import numpy as np
 
     values = {"flat": np.ones(10), "steep": np.array([100.0] + [0.01] * 9)}
-    widths = global_widths(values, 0.5)
-    assert widths["flat"] > widths["steep"]
+    shares = global_shares(values, 0.5)
+    assert shares["flat"] > shares["steep"]
 
 
 @pytest.mark.parametrize(("width", "expected"), [(5.9, 8), (11, 8), (13, 16), (0.2, 8), (99, 20)])
@@ -118,3 +118,10 @@ def test_units_of_groups_and_within_groups_together_keep_the_share(kind: str, ke
     small = prune(Nested(kind), torch.randn(1, 3, 4, 4), keep=keep, multiple_of=2)
     assert small.get_parameter("first.weight").shape[0] == expected
     assert small.get_parameter("last.weight").shape[1] == expected
+
+
+@pytest.mark.parametrize("kind", ["group norm", "grouped convolution", "pixel shuffle"])
+def test_units_that_meet_keep_the_share_of_a_global_ranking(kind: str) -> None:
+    torch.manual_seed(0)
+    small = prune(Nested(kind), torch.randn(1, 3, 4, 4), keep=0.5, multiple_of=1, ranking="global")
+    assert abs(small.get_parameter("last.weight").shape[1] - 32) <= 6
