@@ -17,8 +17,11 @@ from autoprune.structure import Structure
 
 aten = torch.ops.aten
 
-_CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv1d.padding, aten.conv2d.padding}
-TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input}
+_CONVOLUTIONS = {
+    aten.conv1d.default, aten.conv2d.default, aten.conv3d.default,
+    aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding,
+}  # fmt: skip
+TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
 MATRIX: dict[Any, int] = {aten.linear.default: 1, aten.addmm.default: 2, aten.mm.default: 1, aten.matmul.default: 1}
 """Layers that multiply rows with a matrix, and its position: `[O, C]` of a linear layer, else `[C, O]`."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, fx
 from autoprune.errors import TaskError
 from autoprune.recovery.consumers import Consumer, find_consumers
 from autoprune.recovery.recurrent import Direction, find_directions, hidden_state
-from autoprune.recovery.windows import by_example, input_windows, sample_windows
+from autoprune.recovery.windows import by_example, input_windows, position_dims, sample_windows
 from autoprune.structure import Structure
 
 _POSITIONS = (64, 256)
@@ -90,7 +91,7 @@ class _MomentReader(fx.Interpreter):
 
     def _add(self, reader: Consumer | Direction, windows: Tensor) -> None:
         name = reader.weight if isinstance(reader, Consumer) else reader.weights[0]
-        count = int(np.clip(_ENTRIES // windows[0, 0, 0].numel(), *_POSITIONS))
+        count = int(np.clip(_ENTRIES // math.prod(windows.shape[1 + position_dims(windows) :]), *_POSITIONS))
         columns = sample_windows(windows, count, self._generator).double()
         rows = len(columns)
         if isinstance(reader, Consumer):

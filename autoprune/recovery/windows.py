@@ -1,7 +1,11 @@
-"""Input windows and outputs of the layers that least squares fits, position by position."""
+"""Input windows and outputs of the layers that least squares fits, position by position.
+
+Windows are `[N, H, W, ...]` with what a position reads behind; those of 3-d convolutions are `[N, T, H, W, ...]`.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,7 +28,13 @@ def output_positions(node: fx.Node, output: Tensor) -> Tensor:
     """Return the output of a consumer by position, as `input_windows` orders them: `[N, H, W, O]`, a view."""
     if node.target in MATRIX:
         return _rows(output)
-    return output.permute(0, 2, 3, 1) if output.dim() == 4 else output.permute(0, 2, 1).unsqueeze(1)
+    output = output.movedim(1, -1)
+    return output.unsqueeze(1) if output.dim() == 3 else output
+
+
+def position_dims(windows: Tensor) -> int:
+    """Return the number of dimensions with positions: 3 for windows (8 dimensions) and outputs (5) of 3-d layers."""
+    return 3 if windows.dim() in (5, 8) else 2
 
 
 def kept_positions(node: fx.Node, masks: Mapping[tuple[str, str, int], np.ndarray]) -> Tensor | None:
@@ -47,24 +57,20 @@ def sample_windows(windows: Tensor, count: int, generator: torch.Generator, kept
     """Draw up to `count` random positions of every example, each example its own, and return their windows `[rows, D]`.
 
     Args:
-        windows: `[N, H, W, ...]`, which are flattened to `D` numbers each.
+        windows: `[N, H, W, ...]` or `[N, T, H, W, ...]`, which are flattened to `D` numbers each.
         count: positions of each example.
         generator: the same state draws the same positions.
         kept: bool `[H * W]` over the positions of the dense model, when `windows` hold only the kept ones. The draw is
             then the same as among all positions, without those that were removed.
     """
-    total = windows.shape[1] * windows.shape[2] if kept is None else len(kept)
+    sizes = windows.shape[1 : 1 + position_dims(windows)]
+    total = math.prod(sizes) if kept is None else len(kept)
     positions = torch.rand((len(windows), total), generator=generator).argsort(1)[:, :count]
     examples = torch.arange(len(windows))[:, None].expand_as(positions)
     if kept is not None:
         drawn = kept[positions]
         examples, positions = examples[drawn], (kept.cumsum(0) - 1)[positions[drawn]]
-    columns = windows.shape[2]
-    return (
-        windows[examples, positions // columns, positions % columns]
-        .reshape(examples.numel(), *windows.shape[3:])
-        .flatten(1)
-    )
+    return windows[(examples, *torch.unravel_index(positions, sizes))].reshape(examples.numel(), -1)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -74,13 +80,14 @@ def _rows(x: Tensor) -> Tensor:
 
 def by_example(windows: Tensor, examples: int) -> Tensor:
     """Return windows `[N, H, W, ...]` with all positions of an example together, where `forward` made them examples."""
-    if len(windows) > examples > 0 and len(windows) % examples == 0 and windows.shape[1:3] == (1, 1):
+    is_one = math.prod(windows.shape[1 : 1 + position_dims(windows)]) == 1
+    if len(windows) > examples > 0 and len(windows) % examples == 0 and is_one:
         return windows.reshape(examples, -1, *windows.shape[2:])
     return windows
 
 
 def _windows(args: tuple[Any, ...]) -> Tensor:
-    """View the padded input of a convolution as windows `[N, H, W, C, kernel height, kernel width]`."""
+    """View the padded input of a convolution as windows `[N, H, W, C, kernel height, kernel width]` (3-d: with T)."""
     defaults: tuple[Any, ...] = (None, None, None, 1, 0, 1)
     given: tuple[Any, ...] = (*args, *defaults[len(args) :])
     x, kernel, padding = given[0], tuple(given[1].shape[2:]), given[4]
@@ -118,14 +125,14 @@ def _unfolded(
     sides: Sequence[tuple[int, int]],
     dilation: tuple[int, ...],
 ) -> Tensor:
-    """Pad `x` by `sides` and view it as windows `[N, H, W, C, kernel height, kernel width]`."""
+    """Pad `x` by `sides` and view it as windows `[N, H, W, C, kernel height, kernel width]` (3-d: with T)."""
     x = F.pad(x, [side for pair in reversed(sides) for side in pair])
     for axis in range(len(kernel)):
         reach = dilation[axis] * (kernel[axis] - 1) + 1
         x = x.unfold(2 + axis, reach, stride[axis])[..., :: dilation[axis]]
     if len(kernel) == 1:
         x = x.unsqueeze(2).unsqueeze(4)
-    return x.permute(0, 2, 3, 1, 4, 5)
+    return x.movedim(1, x.dim() // 2)
 
 
 def _spread(value: Any, rank: int) -> tuple[int, ...]:

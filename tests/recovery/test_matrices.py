@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from autoprune.records import Policy
 from autoprune.recovery.consumers import find_consumers
 from autoprune.recovery.recover import recover
-from autoprune.recovery.windows import input_windows, output_positions
+from autoprune.recovery.windows import input_windows, output_positions, position_dims
 from autoprune.structure import analyze
 
 aten = torch.ops.aten
@@ -72,15 +72,18 @@ def test_a_product_with_a_matrix_is_repaired_like_a_linear_layer(name: str) -> N
         (nn.ConvTranspose1d(4, 3, 3, stride=2, padding=1, output_padding=1), (9,)),
         (nn.ConvTranspose2d(4, 3, (3, 2), stride=(1, 3), padding=(2, 1), dilation=(2, 1)), (6, 5)),
         (nn.ConvTranspose2d(4, 3, 2, stride=2, bias=False), (4, 4)),
+        (nn.ConvTranspose3d(4, 3, (2, 1, 3), stride=(1, 2, 1), padding=(1, 0, 1)), (3, 4, 5)),
+        (nn.Conv3d(4, 3, (3, 1, 2), stride=(1, 2, 1), padding=(1, 0, 1), dilation=(1, 1, 2)), (4, 3, 5)),
     ],
 )
-def test_windows_and_matrix_of_a_transposed_convolution_give_its_outputs(layer: nn.Module, shape: tuple) -> None:
+def test_windows_and_matrix_of_a_convolution_give_its_outputs(layer: nn.Module, shape: tuple) -> None:
     model = nn.Sequential(getattr(nn, f"Conv{len(shape)}d")(2, 4, 1), nn.ReLU(), layer).eval()
     structure = analyze(model, torch.randn(2, 2, *shape))
     (consumer,) = [c for c in find_consumers(structure) if c.weight == "2.weight"]
     node = next(n for n in structure.captures[False].graph.nodes if n.name == consumer.nodes[0])
     x = torch.randn(2, 4, *shape)
-    windows = input_windows(node, (x, layer.weight, layer.bias, *node.args[3:])).flatten(3)
+    windows = input_windows(node, (x, layer.weight, layer.bias, *node.args[3:]))
+    windows = windows.flatten(1 + position_dims(windows))
     wanted = output_positions(node, layer(x))
     with torch.no_grad():
         torch.testing.assert_close(F.linear(windows, consumer.matrix(layer.weight), layer.bias), wanted)
@@ -90,16 +93,17 @@ def test_windows_and_matrix_of_a_transposed_convolution_give_its_outputs(layer: 
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("layer", [nn.Conv2d, nn.ConvTranspose2d])
+@pytest.mark.parametrize("layer", [nn.Conv2d, nn.ConvTranspose2d, nn.Conv3d])
 def test_a_convolution_makes_up_for_removed_channels(layer: type[nn.Module], groups: int) -> None:
     """Half of the channels (of each group) repeat the other half, so that a perfect repair exists."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), layer(8, 4, 3, stride=2, groups=groups)).eval()
+    first, shape = (nn.Conv3d, (2, 5, 5, 5)) if layer is nn.Conv3d else (nn.Conv2d, (2, 6, 6))
+    model = nn.Sequential(first(2, 8, 3, padding=1), nn.ReLU(), layer(8, 4, 3, stride=2, groups=groups)).eval()
     each = 8 // groups
     with torch.no_grad():
         for tensor in (model[0].weight.unflatten(0, (groups, each)), model[0].bias.unflatten(0, (groups, each))):
             tensor[:, each // 2 :] = tensor[:, : each // 2].clone()
-    model, x = model.double(), torch.randn(64, 2, 6, 6, dtype=torch.float64)
+    model, x = model.double(), torch.randn(64, *shape, dtype=torch.float64)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     widths = analyze(model, x[:1]).full_widths
     (within,) = [name for name, width in widths.items() if width == each]
