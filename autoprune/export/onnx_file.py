@@ -17,7 +17,7 @@ from torch import nn
 from autoprune.device.connect import make_target
 from autoprune.device.timing import named_feeds, open_session
 from autoprune.errors import StructureError, UsageError
-from autoprune.export.verify import parity
+from autoprune.export.verify import parity, runs_at_second_size
 from autoprune.model.acceptance import ExampleInputs, as_inputs
 from autoprune.model.adapters import adapted, keywords_of
 from autoprune.model.outputs import Selector, with_selected_output
@@ -59,7 +59,8 @@ def export_candidate(
     if sizes is not None and sizes.symbols():
         with suppress(StructureError):  # an operator that the exporter translates for fixed sizes alone
             export_onnx(model, example_inputs, path, sizes=sizes)
-            return Path(path)
+            if runs_at_second_size(model, path, example_inputs, sizes):
+                return Path(path)
     export_onnx(model, example_inputs, path)
     return Path(path)
 

@@ -33,6 +33,12 @@ _TRANSPOSED = "_transposed"
 _MOST_BYTES = 2**31 - 2**24
 """Weights that fit in a file of 2 GiB, the most that protobuf writes, beside the graph."""
 
+_ADVICE = {
+    "grouped_mm": 'Before pruning, call model.set_experts_implementation("batched_mm"): the same experts in operators '
+    "that ONNX has",
+}
+"""What to do about operators that ONNX lacks, by a part of their name."""
+
 
 def export_onnx(
     model: nn.Module,
@@ -63,9 +69,10 @@ def export_onnx(
                 custom_translation_table=TRANSLATIONS | onnx_attention.TRANSLATIONS,
             )  # fmt: skip
     except Exception as error:
+        reason = _reason(error)
+        advice = next((text for name, text in _ADVICE.items() if name in reason), "Replace that operator")
         raise StructureError(
-            f"the model cannot be exported to ONNX: {_reason(error)}. Replace that operator, or deploy "
-            "PyTorch itself (--target torch-cpu)."
+            f"the model cannot be exported to ONNX: {reason}. {advice}, or deploy PyTorch itself (--target torch-cpu)."
         ) from error
     assert program is not None
     proto = program.model_proto

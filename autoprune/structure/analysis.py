@@ -22,6 +22,7 @@ class Analysis:
     - `groups`: the labels of the groups of grouped operators.
     - `heads`: labels of dimensions that two activations and their product share, such as the heads of attention.
     - `head_dims`: labels of the other dimensions of such products.
+    - `heads_of`: the labels of the heads of each such product.
     - `unsupported`: names of nodes whose operator has no rule, by operator.
 
     Labels below `_first_other` belong to parameters.
@@ -34,6 +35,7 @@ class Analysis:
     groups: dict[fx.Node, Array] = field(default_factory=dict)
     heads: list[Array] = field(default_factory=list)
     head_dims: list[Array] = field(default_factory=list)
+    heads_of: dict[fx.Node, list[Array]] = field(default_factory=dict)
     unsupported: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

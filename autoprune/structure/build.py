@@ -25,7 +25,7 @@ from autoprune.structure.nodes import FREE
 from autoprune.structure.operators import find_operators
 from autoprune.structure.orders import Lookups, stepped_lookups
 from autoprune.structure.outputs import fixed_outputs, with_narrow_outputs
-from autoprune.structure.reasons import described, useless_units, why_nothing, with_advice
+from autoprune.structure.reasons import described, fixed_heads, useless_units, why_nothing, with_advice
 from autoprune.structure.recurrent_layers import GATES
 from autoprune.structure.rules import pass_labels
 from autoprune.structure.structure import Fixed, Structure
@@ -98,7 +98,10 @@ def _structure_of(
         example_inputs=inputs,
         units=units,
         operators=find_operators(captures[False].graph, channels, full, branches),
-        fixed=_fixed(labels, values, channels),
+        fixed=(
+            *_fixed(labels, values, channels),
+            *fixed_heads(states[False], channels, [n for n, u in enumerate(units) if u.kind == "head"], canonical),
+        ),
         unsupported={op: tuple(nodes) for op, nodes in states[False].unsupported.items()},
         channels=channels,
         canonical=canonical,

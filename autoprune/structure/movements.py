@@ -67,7 +67,10 @@ def movement(state: Analysis, node: fx.Node) -> Any:
         moved = target(torch.from_numpy(component).expand(x.shape), *args, **kwargs)
         outputs.append([_collapsed(t) for t in (moved if isinstance(moved, (list, tuple)) else [moved])])
     if not isinstance(value, (list, tuple)):
-        return separable(state, node, shapes[0], [o[0] for o in outputs])
+        moved_value = separable(state, node, shapes[0], [o[0] for o in outputs])
+        if node.target is aten.pixel_shuffle.default:
+            state.labels.fix_value(moved_value, "becomes a row or column of pixels", _pixels(moved_value))
+        return moved_value
     return [separable(state, node, s, [o[k] for o in outputs]) for k, s in enumerate(shapes)]
 
 
@@ -161,10 +164,16 @@ def _fix_uneven(state: Analysis, node: fx.Node, x: Value) -> None:
         shifts, dims = argument(node, "shifts"), argument(node, "dims")
         dims = [d for s, d in zip(shifts, dims, strict=True) if not isinstance(s, int)] if dims else range(rank)
         state.labels.fix_value(x, f"is moved by {node.target}", {d % rank for d in dims})
+    elif node.target is aten.pixel_unshuffle.default:
+        state.labels.fix_value(x, "is a row or column of pixels that becomes channels", _pixels(x))
     elif node.target in _UNEVEN:
         given = [argument(node, name) for name in _UNEVEN[node.target]]
         listed = [d for dims in given for d in ([dims] if isinstance(dims, int) else dims)]
         state.labels.fix_value(x, f"is moved by {node.target}", {d % rank for d in listed or range(rank)})
+
+
+def _pixels(value: Value) -> range:
+    return range(len(value.shape) - 2, len(value.shape))
 
 
 def item(state: Analysis, node: fx.Node) -> Any:

@@ -109,20 +109,24 @@ def distances(state: Analysis, node: fx.Node) -> Value:
 def _contract(state: Analysis, node: fx.Node, operands: Sequence[tuple[Value, Names]], output: Names) -> Value:
     """Tie dimensions with equal names and pass the dimensions of the output on; an operand of size 1 is not tied.
 
-    A name that two operands and the output share is a dimension of heads: each of its indices has a product.
+    A name that two operands and the output share is a dimension of heads: each of its indices has a product. An operand
+    of size 1 there serves all heads.
     """
     met: dict[Hashable, list[list[Array]]] = {}
+    holders: dict[Hashable, int] = {}
     for value, names in operands:
         for dim, name in enumerate(names):
+            holders[name] = holders.get(name, 0) + 1
             if value.shape[dim] > 1:
                 met.setdefault(name, []).append(value.along(dim))
     tied = {name: tie(state.labels, sides, f"meets a fixed operand in {node.target}") for name, sides in met.items()}
-    heads = [name for name in output if len(met.get(name, ())) > 1 and tied[name]]
-    for name, components in tied.items():
+    heads = [name for name in output if holders.get(name, 0) > 1 and any(met.get(name, ()))]
+    for name, sides in met.items():
         if name in heads:
-            state.heads += components
+            state.heads += tied[name]
+            state.heads_of.setdefault(node, []).extend(part for side in sides for part in side)
         elif heads:
-            state.head_dims += components
+            state.head_dims += tied[name]
     return Value.of_dims(shape_of(node), {dim: tied.get(name, []) for dim, name in enumerate(output)})
 
 

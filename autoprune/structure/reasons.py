@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 from torch import fx
@@ -22,6 +22,7 @@ from autoprune.structure.units import Channels, Site
 _OF_EVERY_MODEL = ("an output of the model", "reads a fixed input")
 """Reasons that every model has for its first and last layer."""
 _MOST_REASONS = 3
+_MEETS = "meets a fixed operand"
 _ADVICE = "torch.nn.utils.parametrize.remove_parametrizations"
 
 
@@ -117,3 +118,40 @@ def why_nothing(states: Mapping[bool, Analysis], fixed: Sequence[Fixed], capture
     return (
         "every channel reaches an input or an output of the model. A prunable model has at least two layers." + several
     )
+
+
+def fixed_heads(
+    state: Analysis, channels: Mapping[Site, Channels], heads: Collection[int], canonical: Mapping[str, str]
+) -> tuple[Fixed, ...]:
+    """Return the heads of attention that stay, each with the weight that makes them and the reason.
+
+    Args:
+        state: of the evaluation graph.
+        channels: of every labelled dimension.
+        heads: indices of the units that are heads.
+        canonical: first name of every tensor.
+    """
+    fixed: dict[str, Fixed] = {}
+    for node, arrays in state.heads_of.items():
+        labels = [array for array in arrays if not state.labels.roots(array).any()]
+        weight = canonical.get(_nearest_weight(node), "") if labels else ""
+        cut = channels.get(("parameter", weight, 0))
+        if weight and weight not in fixed and not (cut and cut.of_unit.keys() & set(heads)):
+            reason = state.labels.reason(int(labels[0][0])) or ""
+            hint = ", such as a number for each head" if reason.startswith(_MEETS) else ""
+            count = len(np.unique(labels[0]))
+            fixed[weight] = Fixed(parameter=weight, dim=0, size=count, reason=f"its heads stay: {reason}{hint}")
+    return tuple(fixed.values())
+
+
+def _nearest_weight(node: fx.Node) -> str:
+    """Return the name of the matrix that a node's first operands are computed with, in the fewest steps."""
+    waiting, seen = [node], {node}
+    for each in waiting:
+        for source in each.all_input_nodes:
+            if source.op == "get_attr" and len(shape_of(source)) > 1:
+                return str(source.target)
+            if source not in seen:
+                seen.add(source)
+                waiting.append(source)
+    return ""

@@ -91,3 +91,31 @@ def test_a_whole_transformer_is_pruned() -> None:
     inputs = torch.randint(0, 20, (2, 7)), torch.randint(0, 20, (2, 5))
     small = prune(model, inputs, keep=0.5, multiple_of=2)
     assert sum(p.numel() for p in small.parameters()) < 0.4 * sum(p.numel() for p in model.parameters())
+
+
+class Shared(nn.Module):
+    """Attention whose heads share one key and value, with a bias of scores for each head or without."""
+
+    def __init__(self, *, biased: bool) -> None:
+        super().__init__()
+        self.first, self.joint, self.out = nn.Linear(3, 6), nn.Linear(6, 24), nn.Linear(16, 2)
+        self.biased = biased
+
+    def forward(self, x: Tensor) -> Tensor:
+        joint = self.joint(torch.relu(self.first(x))).unflatten(2, (6, 4)).transpose(1, 2)
+        query, key, value = joint[:, :4], joint[:, 4:5], joint[:, 5:]
+        scores = query @ key.transpose(2, 3)
+        if self.biased:
+            scores = scores + 0.5 ** torch.arange(4)[:, None, None] * torch.arange(x.shape[1])
+        return self.out((scores.softmax(-1) @ value).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_heads_with_shared_keys_are_units_or_say_why_not(biased: bool) -> None:
+    structure = analyze(Shared(biased=biased).eval(), torch.randn(2, 5, 3))
+    kinds = {unit.kind: unit.width for unit in structure.units}
+    assert kinds == {"channel": 6, "head_dim": 4} | ({} if biased else {"head": 4})
+    reasons = [fixed.reason for fixed in structure.fixed if "heads stay" in fixed.reason]
+    assert reasons == (
+        ["its heads stay: meets a fixed operand in aten.add.Tensor, such as a number for each head"] if biased else []
+    )
