@@ -239,7 +239,8 @@ def _summary(rows: list[dict[str, Any]]) -> str:
         f"latency left: median {np.median(latencies or [0]):.2f}, worst {max(latencies, default=0):.2f}",
         f"seconds (analyse, cut, prove): median {np.median(seconds or [0]):.1f}, worst {max(seconds, default=0):.1f}",
     ]
-    lines += [_of_tool(tool, rows) for tool in zoo_peers.TOOLS if any(f"{tool}_status" in row for row in rows)]
+    if any(f"{tool}_status" in row for row in rows for tool in zoo_peers.TOOLS):
+        lines.append(zoo_peers.table(rows))
     return "\n".join(
         lines
         + [
@@ -248,27 +249,6 @@ def _summary(rows: list[dict[str, Any]]) -> str:
             if "status" in r and r not in exact
         ]
     )
-
-
-def _of_tool(tool: str, rows: list[dict[str, Any]]) -> str:
-    """Return one line of how many models a tool cuts, and how well."""
-    own = [{key: row.get(f"{tool}_{key}", "") for key in zoo_peers.FIELDS} for row in rows if f"{tool}_status" in row]
-    done = [row for row in own if row["status"] == "completes" and str(row["same_shape"]) == "True"]
-    small = [row for row in done if row["params_ratio"] <= zoo_peers.SMALLER]
-    ratios, seconds = ([row[key] for row in own if row["status"] == "completes"] for key in ("params_ratio", "s"))
-    counts = {
-        "completes": sum(row["status"] == "completes" for row in own),
-        "same shape": len(done),
-        "a tenth smaller": len(small),
-        "and exact": sum(row["exact"] == "exact" for row in small),
-        "different": sum(row["exact"] == "different" for row in small),
-        "unjudged": sum(row["exact"].startswith("unjudged") for row in small),
-        "and trains": sum(str(row["trains"]) == "True" for row in small),
-        "timeout": sum(row["status"].startswith("timeout") for row in own),
-        "crash": sum(row["status"] == "crash" for row in own),
-    }
-    numbers = f"params left {np.median(ratios or [1]):.2f}, seconds {np.median(seconds or [0]):.1f} in the median"
-    return f"{tool} on {len(own)}: " + ", ".join(f"{key} {n}" for key, n in counts.items()) + f"; {numbers}"
 
 
 if __name__ == "__main__":

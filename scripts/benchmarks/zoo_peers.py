@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,39 @@ SMALLER = 0.9
 """Share of the parameters that may be left of a model that counts as cut."""
 CLASSES = (2, 5, 10, 100)
 """Numbers of outputs of the architectures: Torch-Pruning must be told to keep the last layer."""
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return a Markdown table: on how many architectures each tool has which outcome.
+
+    A model counts as cut when outputs keep their shapes and at most `SMALLER` of the parameters are left. What is
+    judged is counted among those.
+    """
+    lines = [
+        "| tool | models | completes | cut | exact | different | unjudged | exact and trains | timeout | crash "
+        "| params left (median) | CPU s (median) |",
+        "|---|" + "---|" * 11,
+    ]
+    for tool in TOOLS:
+        own = [{key: row.get(f"{tool}_{key}", "") for key in FIELDS} for row in rows if f"{tool}_status" in row]
+        done = [row for row in own if row["status"] == "completes"]
+        cut = [row for row in done if str(row["same_shape"]) == "True" and row["params_ratio"] <= SMALLER]
+        exact = [row for row in cut if row["exact"] == "exact"]
+        counts = (
+            len(own),
+            len(done),
+            len(cut),
+            len(exact),
+            sum(row["exact"] == "different" for row in cut),
+            sum(row["exact"].startswith("unjudged") for row in cut),
+            "a file" if tool == "onnxsim" else sum(str(row["trains"]) == "True" for row in exact),
+            sum(row["status"].startswith("timeout") for row in own),
+            sum(row["status"] == "crash" for row in own),
+            *(f"{np.median([row[key] for row in done] or [np.nan]):.2f}" for key in ("params_ratio", "s")),
+        )
+        if own:
+            lines.append(f"| {tool} | " + " | ".join(map(str, counts)) + " |")
+    return "\n".join(lines)
 
 
 def torch_pruning(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
