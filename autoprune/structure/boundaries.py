@@ -10,25 +10,30 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses import FakeTensorMode
 from torch.utils import _pytree as pytree
 
+from autoprune.structure.capture import quiet
 from autoprune.structure.module import GraphModel
 from autoprune.structure.native_proof import Form, fill, in_float64
 
 _EQUAL = 1e-9
 """Largest difference between marks of equal tensors, relative to their size."""
-_PERIOD = 9973
-"""Entries after which the weights of a mark repeat."""
+_SIZES = 2
+"""Further sizes at which a whole number must stay the same to be a constant."""
+_ENTRIES = 10_007
+"""About as many entries of a tensor are summed up."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """The shape of a tensor, and three sums over its entries that tell it from other tensors."""
+    """The shape of a tensor, and three sums over some of its entries that tell it from other tensors."""
 
     shape: tuple[int, ...]
     sums: tuple[float, float, float]
@@ -37,9 +42,11 @@ class Mark:
     def of(cls, tensor: Tensor) -> Mark:
         """Return the mark of a tensor; entries that are not finite count as 0."""
         x = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-        flat = np.nan_to_num(x.detach().cpu().double().numpy().ravel(), posinf=0.0, neginf=0.0)
-        weights = np.sin(np.arange(flat.size) % _PERIOD)
-        return cls(tuple(tensor.shape), (float(flat.sum()), float(flat @ weights), float(flat @ flat)))
+        flat = x.detach().cpu().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // _ENTRIES)].double().numpy()
+        finite = np.nan_to_num(sample, posinf=0.0, neginf=0.0)
+        weights = _weights(finite.size)
+        return cls(tuple(tensor.shape), (float(finite.sum()), float(finite @ weights), float(finite @ finite)))
 
     def equals(self, other: Mark) -> bool:
         """Return whether two tensors are equal, as far as marks tell."""
@@ -47,6 +54,11 @@ class Mark:
             return False
         size = 1.0 + self.sums[2] ** 0.5 + self.sums[2]
         return all(abs(a - b) <= _EQUAL * size for a, b in zip(self.sums, other.sums, strict=True))
+
+
+@lru_cache(maxsize=64)
+def _weights(size: int) -> np.ndarray:
+    return np.sin(np.arange(size))
 
 
 @dataclass(frozen=True)
@@ -64,15 +76,42 @@ class Boundaries:
     """Values in two passes of the dense model in one mode.
 
     - `calls`: of every module that is called once in a pass, by path; one call for each pass.
-    - `nodes`: marks of the tensors and sizes that nodes of the dense graph hold, one for each pass.
+    - `nodes`: marks of the tensors and whole numbers that nodes of the dense graph hold, one for each pass.
+    - `shapes`: shapes and whole numbers of the nodes at further sizes of the inputs, one for each size.
+    - `sizes_are_known`: whether inputs had enough sizes to tell which whole numbers follow them.
     """
 
     calls: dict[str, tuple[Call, ...]] = field(default_factory=dict)
     nodes: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    shapes: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    sizes_are_known: bool = False
 
     def holding(self, values: Sequence[Any]) -> list[str]:
         """Return the names of the nodes that hold a value, given its marks in all passes, in the order of the graph."""
         return [name for name, held in self.nodes.items() if len(held) == len(values) and all(map(_same, held, values))]
+
+    def of_size(self, name: str, dim: int) -> list[str]:
+        """Return the names of the nodes that hold the size of a dimension of a node, if it is not always the same."""
+        sizes = [mark.shape[dim] for mark in self.nodes[name]] + [shape[dim] for shape in self.shapes.get(name, ())]
+        return self._numbers.get(tuple(sizes), []) if len(set(sizes)) > 1 else []
+
+    def constant(self, name: str) -> int | None:
+        """Return the whole number that a node holds at all sizes of the inputs; `None` for others."""
+        values = self.numbers_of(name)
+        return values[0] if self.sizes_are_known and values and len(set(values)) == 1 else None
+
+    def numbers_of(self, name: str) -> tuple[int, ...]:
+        """Return the whole numbers that a node holds at all sizes; none for a tensor."""
+        values = (*self.nodes.get(name, ()), *self.shapes.get(name, ()))
+        return values if all(type(value) is int for value in values) else ()
+
+    @cached_property
+    def _numbers(self) -> dict[tuple[int, ...], list[str]]:
+        names: dict[tuple[int, ...], list[str]] = {}
+        for name in self.nodes:
+            if values := self.numbers_of(name):
+                names.setdefault(values, []).append(name)
+        return names
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -82,18 +121,51 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def boundaries(
-    model: Form, graph: Form, state: Mapping[str, Tensor], inputs: Iterable[Sequence[Tensor]], training: bool
+    model: Form,
+    graph: Form,
+    state: Mapping[str, Tensor],
+    inputs: Iterable[Sequence[Tensor]],
+    others: Sequence[Sequence[Tensor]],
+    training: bool,
 ) -> Boundaries:
-    """Run the dense model and its dense graph in one mode on all inputs."""
+    """Run the dense model and its dense graph in one mode on all inputs.
+
+    At the `others`, which are of further sizes, the shapes in the graph are computed without its numbers.
+    """
     passes = [(calls_of(model, state, x, training), _marks(graph, state, x, training)) for x in inputs]
     found = Boundaries()
     for path in passes[0][0]:
         calls = [calls.get(path, []) for calls, _ in passes]
         if all(len(of_pass) == 1 for of_pass in calls):
             found.calls[path] = tuple(of_pass[0] for of_pass in calls)
+    shapes = [of_size for x in others if (of_size := _shapes(graph, x, training))]
     for name in passes[0][1]:
         found.nodes[name] = tuple(marks[name] for _, marks in passes if name in marks)
+        found.shapes[name] = tuple(of_size[name] for of_size in shapes if name in of_size)
+    found.sizes_are_known = len(shapes) >= min(len(others), _SIZES)
     return found
+
+
+def _shapes(graph: Form, inputs: Sequence[Tensor], training: bool) -> dict[str, Any]:
+    """Return the shapes and whole numbers that nodes hold; nothing where the graph does not run at this size."""
+    module: Any = graph.module
+    shapes: dict[str, Any] = {}
+
+    class Shaping(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if isinstance(value, Tensor | int):
+                shapes[n.name] = tuple(value.shape) if isinstance(value, Tensor) else value
+            return value
+
+    runnable = fx.GraphModule(module, module.captures[training].graph).train(training)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as fake, quiet(), torch.no_grad():
+            of_type = (x.double() if x.is_floating_point() else x for x in inputs)
+            Shaping(runnable).run(*map(fake.from_tensor, of_type))
+    except Exception:  # sizes that do not fit, or a value that decides
+        return {}
+    return shapes
 
 
 def calls_of(

@@ -11,7 +11,7 @@ from autoprune.structure.attributes import Attribute, Key, Score, Values, set_va
 from autoprune.structure.native_proof import Form, Pass, same_outputs
 from autoprune.structure.proof import TOLERANCE
 
-_TRIAL_SECONDS = 10.0
+_TRIAL_SECONDS = 5.0
 """Processor time after which no more numbers of modules are tried."""
 
 

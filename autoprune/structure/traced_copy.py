@@ -15,16 +15,17 @@ from autoprune.structure.boundaries import Boundaries, Mark, boundaries, values_
 from autoprune.structure.capture import module_tensors
 from autoprune.structure.input_sizes import resized
 from autoprune.structure.module import GraphModel
-from autoprune.structure.native_proof import Form, fill, in_float64, same_outputs
-from autoprune.structure.proof import TOLERANCE, random_like
+from autoprune.structure.native_proof import Form, fill, in_float64
 from autoprune.structure.structure import Structure
-from autoprune.structure.traced_parts import Part, has_own_forward, part_of, wrong_modules
+from autoprune.structure.traced_parts import Part, has_own_forward, part_of
+from autoprune.structure.wrong_modules import wrong_modules
 
 _LARGEST_SHARE = 0.75
 """Share of the modules of a model that may be in graphs: with more, the graph module is the plainer form."""
 _MOST_NAMED = 3
 """Modules that a note names."""
-_THIRD_BATCH = 5
+_MOST_SIZES = 4
+"""Further sizes at which shapes in the graph are computed."""
 
 
 def parts_of_wrong(
@@ -88,37 +89,30 @@ def _known(
 ) -> Boundaries:
     if training not in structure.boundaries:
         model, graph = Form(structure.model), Form(structure.cut({}))
-        thirds = (x for x in _at_other_sizes(structure) if _equal(model, graph, state, x, training))
-        sizes = [*inputs, *islice(thirds, 1)]
-        structure.boundaries[training] = boundaries(model, graph, state, sizes, training)
+        others = list(islice(_at_other_sizes(structure), _MOST_SIZES))
+        structure.boundaries[training] = boundaries(model, graph, state, inputs, others, training)
     return cast("Boundaries", structure.boundaries[training])
 
 
 def _at_other_sizes(structure: Structure) -> Iterator[list[Tensor]]:
-    """Yield random inputs whose free sizes are 1/2, 2/3, 3/4, ... of the examples', and 2, 3/2, 4/3, ... of them.
+    """Yield inputs whose free sizes are fractions and multiples of the examples', different ones for each size.
 
     The second size differs by a few entries, which features at a lower resolution do not show.
     """
     sizes = structure.captures[False].sizes
     symbols = sizes.symbols()
-    smaller = {s: max(2, size * (k + 1) // (k + 2)) for k, (s, size) in enumerate(symbols.items())}
-    larger = {s: size * (k + 2) // (k + 1) for k, (s, size) in enumerate(symbols.items())}
-    halves = {s: size // 2 for s, size in symbols.items()}
-    for values in (smaller, larger, halves) if symbols else ():
-        known = symbols | values
-        if all(condition.holds(known) for condition in sizes.conditions):
-            generator = torch.Generator().manual_seed(1)
+    numbered = [(s, size, k) for k, (s, size) in enumerate(symbols.items())]
+    choices = [
+        {s: size * (k + 2) // (k + 1) for s, size, k in numbered},
+        {s: size * (k + 3) // (k + 2) + 8 * k + 12 for s, size, k in numbered},
+        {s: 2 * size + 20 * k + 4 for s, size, k in numbered},
+        {s: max(2, size * (k + 1) // (k + 2)) for s, size, k in numbered},
+        {s: size * (k + 2) for s, size, k in numbered},
+    ]
+    for values in choices if symbols else ():
+        if all(condition.holds(symbols | values) for condition in sizes.conditions):
             shapes = sizes.shapes_at(values)
-            examples = [resized(x, shape) for x, shape in zip(structure.example_inputs, shapes, strict=True)]
-            yield [random_like(x, _THIRD_BATCH, generator) for x in examples]
-
-
-def _equal(model: Form, graph: Form, state: Mapping[str, Tensor], inputs: Sequence[Tensor], training: bool) -> bool:
-    try:
-        both = [form.run(state, inputs, training=training, gradients=False) for form in (model, graph)]
-    except Exception:  # a user's forward may raise anything
-        return False
-    return same_outputs(*both) <= TOLERANCE
+            yield [resized(x, shape) for x, shape in zip(structure.example_inputs, shapes, strict=True)]
 
 
 def _parts(

@@ -133,13 +133,14 @@ class _Cutter:
         self._new = fx.Graph()
         self._constants: dict[str, Tensor] = {}
         self._of_leaf: dict[str, fx.Node] = {}
+        self._numbers: dict[fx.Node, int] = {}
 
     def part(self) -> Part:
         first = self._calls[0]
         taken, fixed = self._leaves()
         names = tuple(self._output(leaf) for leaf in zip(*(call.outputs for call in self._calls), strict=True))
         needed = self._needed([self._nodes[name] for name in names if name])
-        copied: dict[fx.Node, fx.Node] = {}
+        copied: dict[fx.Node, Any] = dict(self._numbers)
         for node in self._graph.nodes:
             if node.name in self._of_leaf:
                 copied[node] = self._of_leaf[node.name]
@@ -153,26 +154,27 @@ class _Cutter:
         calls = self._calls
         if any(call.arguments != calls[0].arguments or call.result != calls[0].result for call in calls):
             raise StructureError(f"calls of {self._path} nest differently")
-        placeholders, fixed = dict[int, fx.Node](), dict[int, Any]()
+        placeholders, fixed, held = dict[int, fx.Node](), dict[int, Any](), dict[fx.Node, str]()
         for place, values in enumerate(zip(*(call.inputs for call in calls), strict=True)):
             if isinstance(values[0], Mark) or (type(values[0]) is int and len(set(values)) > 1):
                 placeholders[place] = self._new.placeholder(f"leaf_{place}")
-                for name in self._known.holding(values):
-                    self._of_leaf.setdefault(name, placeholders[place])
+                names = self._known.holding(values)
+                self._of_leaf |= {name: placeholders[place] for name in names if name not in self._of_leaf}
+                if isinstance(values[0], Mark) and names:
+                    held[placeholders[place]] = names[0]
             elif isinstance(values[0], int | float | str | None) and len(set(values)) == 1:
                 fixed[place] = values[0]
             else:
                 raise StructureError(f"{self._path} takes a {type(values[0]).__name__}")
-        for place, placeholder in placeholders.items():
-            self._add_sizes(placeholder, [call.inputs[place] for call in calls])
+        for placeholder, name in held.items():
+            self._add_sizes(placeholder, name)
         return tuple(placeholders), fixed
 
-    def _add_sizes(self, placeholder: fx.Node, values: Sequence[Any]) -> None:
-        """Make nodes of the sizes of an input that differ between calls, where the graph has nodes of these sizes."""
-        shapes = [value.shape for value in values if isinstance(value, Mark)]
-        for dim, sizes in enumerate(zip(*shapes, strict=True)):
-            names = [name for name in self._known.holding(sizes) if name not in self._of_leaf]
-            if len(set(sizes)) > 1 and names:
+    def _add_sizes(self, placeholder: fx.Node, name: str) -> None:
+        """Make nodes of the sizes of an input, which `name` holds in the graph, where other nodes hold them."""
+        for dim in range(len(self._known.nodes[name][0].shape)):
+            names = [number for number in self._known.of_size(name, dim) if number not in self._of_leaf]
+            if names:
                 size = self._new.call_function(aten.sym_size.int, (placeholder, dim))
                 self._of_leaf |= dict.fromkeys(names, size)
 
@@ -192,101 +194,44 @@ class _Cutter:
     def _needed(self, outputs: Sequence[fx.Node]) -> set[fx.Node]:
         """Return the nodes behind the outputs, as far back as the inputs, and those that write within the module."""
         writing = [n for n in self._graph.nodes if self._is_inside(n) and (is_in_place(n) or not n.users)]
-        pending, needed = [*outputs, *writing], set[fx.Node]()
+        pending, needed, reachable = [*outputs, *writing], set[fx.Node](), self._reachable()
         while pending:
             node = pending.pop()
-            if node in needed or node.name in self._of_leaf:
-                continue
-            if node.op in ("placeholder", "output"):
-                raise StructureError(f"{self._path} needs {node.name}, which is not among its arguments")
-            needed.add(node)
-            pending += node.all_input_nodes
+            if node not in reachable:
+                raise StructureError(f"{self._path} needs {node.name}, which does not follow from its arguments")
+            if node not in needed and node.name not in self._of_leaf and node not in self._numbers:
+                needed.add(node)
+                pending += node.all_input_nodes
         return needed
 
-    def _copied(self, node: fx.Node, copied: dict[fx.Node, fx.Node]) -> fx.Node:
+    def _reachable(self) -> set[fx.Node]:
+        """Return the nodes that follow from the inputs and from what the module holds.
+
+        A whole number that does not, such as a width that was computed from those of another module, may be a constant.
+        """
+        reachable = set[fx.Node]()
+        for node in self._graph.nodes:
+            if node.op == "get_attr":
+                follows = str(node.target).startswith((f"{self._path}.", "constant_"))
+            else:
+                follows = node.op == "call_function" and reachable.issuperset(node.all_input_nodes)
+            if not follows and node.name not in self._of_leaf:
+                number = self._known.constant(node.name)
+                if number is None:
+                    continue
+                self._numbers[node] = number
+            reachable.add(node)
+        return reachable
+
+    def _copied(self, node: fx.Node, copied: Mapping[fx.Node, Any]) -> fx.Node:
         if node.op != "get_attr":
             new = self._new.node_copy(node, lambda n: copied[n])
             new.meta = {}
             return new
         target, prefix = str(node.target), f"{self._path}."
         if not target.startswith(prefix):
-            if not target.startswith("constant_"):
-                raise StructureError(f"{self._path} reads {target}, which it does not hold")
             self._constants[target] = self._tensors[target]
         return self._new.create_node("get_attr", target.removeprefix(prefix))
-
-
-# The modules whose own forward is wrong.
-
-
-class _OtherInputsError(Exception):
-    """A module was called with other inputs than those that the pruned graph has for it."""
-
-
-def wrong_modules(
-    model: nn.Module,
-    parts: Mapping[str, Part],
-    inputs_of: Mapping[str, Sequence[Any]],
-    outputs_of: Mapping[str, Any],
-    run: Callable[[], Any],
-) -> list[str]:
-    """Return the modules whose own forward fails or computes something else, though the modules within do not.
-
-    Each module of `parts` is judged by its own work: what it returns is replaced by what it should return.
-
-    Args:
-        model: a float64 copy of the dense model with pruned tensors; its forwards are replaced for this pass.
-        parts: by path, of the modules that are judged.
-        inputs_of: for the leaves of a module's arguments the marks that they should have, `None` where it is unknown.
-        outputs_of: values of the nodes that hold outputs, by name.
-        run: runs the model.
-
-    Raises:
-        StructureError: what remains wrong is not in a module that is judged.
-    """
-    wrong: list[str] = []
-    guarded = {path: model.get_submodule(path) for path in parts}
-
-    def guard(path: str, own: Callable[..., Any]) -> Callable[..., Any]:
-        part = parts[path]
-        expected = [outputs_of[name] if name else None for name in part.output_names]
-
-        def forward(*args: Any, **named: Any) -> Any:
-            leaves = pytree.tree_leaves((args, named))
-            for leaf, mark in zip(leaves, inputs_of[path], strict=False):
-                if mark is not None and not (isinstance(leaf, Tensor) and Mark.of(leaf).equals(mark)):
-                    raise _OtherInputsError(path)
-            try:
-                outputs = pytree.tree_leaves(own(*args, **named))
-                equal = len(outputs) == len(expected) and all(map(_equal, outputs, expected))
-            except Exception:  # a user's forward may raise anything
-                equal = False
-            if not equal:
-                wrong.append(path)
-            return pytree.tree_unflatten([_cloned(value) for value in expected], part.result)
-
-        return forward
-
-    for path, module in guarded.items():
-        module.__dict__["forward"] = guard(path, module.forward)
-    try:
-        run()
-    except _OtherInputsError as error:
-        raise StructureError(f"the model's own forward calls {error} with something else") from error
-    finally:
-        for module in guarded.values():
-            module.__dict__.pop("forward", None)
-    return [path for path in wrong if not any(path.startswith(f"{other}.") for other in wrong)]
-
-
-def _cloned(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return Mark.of(a).equals(Mark.of(b))
-    return a is b
 
 
 def has_own_forward(module: nn.Module) -> bool:
