@@ -1,5 +1,7 @@
 import copy
+import pickle
 
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch.nn.utils import parametrizations
 
 import autoprune
 from autoprune.errors import StructureError
+from autoprune.onnxgraph.export import export_onnx
 from autoprune.pruning import prune
 from autoprune.records import Policy
 from autoprune.recovery.recover import recover
@@ -96,13 +99,21 @@ class Recurrent(nn.Module):
     ],
     ids=["gru", "lstm", "rnn"],
 )
-def test_recurrent_layers_have_their_own_classes(layer):
+def test_recurrent_layers_have_their_own_classes(layer, tmp_path):
     x = torch.randn(4, 6, 5, generator=torch.Generator().manual_seed(0))
     model = Recurrent(layer)
     small = prune(model, (x,), multiple_of=1, native=True).eval()
     assert type(small.layer) is type(layer)
     assert small.layer.hidden_size == 6
     assert torch.allclose(small(x), prune(model, (x,), multiple_of=1, native=False).eval()(x), atol=1e-5)
+    sent = pickle.loads(pickle.dumps(small))  # as to a worker process
+    torch.testing.assert_close(sent(x), small(x))
+    loaded = autoprune.load(lambda: model, autoprune.save(small, tmp_path / "small.safetensors"))
+    assert (loaded.pruned_to.form, loaded.layer.hidden_size) == ("native", 6)
+    torch.testing.assert_close(loaded(x), small(x))
+    export_onnx(small, (x,), tmp_path / "small.onnx")
+    (outputs,) = onnxruntime.InferenceSession(tmp_path / "small.onnx").run(None, {"x": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(outputs), small(x), atol=1e-5, rtol=1e-4)
     small.train()(x).sum().backward()
     assert small.layer.weight_hh_l0.grad is not None
 
