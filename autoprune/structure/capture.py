@@ -284,8 +284,8 @@ def _unlift(program: ExportedProgram, mode: str) -> tuple[fx.Graph, dict[str, to
             new[node] = graph.create_node("get_attr", target, name=node.name)
         elif node.op == "placeholder" and specs[node.name].kind is not InputKind.USER_INPUT:
             raise StructureError(
-                f"inputs of a traced model are tensors; {node.name} is of kind {specs[node.name].kind}. Make objects that "
-                "are no tensors, such as a torch.Generator, outside of forward"
+                f"inputs of a traced model are tensors; {node.name} is of kind {specs[node.name].kind}. Make objects "
+                "that are no tensors, such as a torch.Generator, outside of forward"
             )
         else:
             new[node] = graph.node_copy(node, lambda n: new[n])
