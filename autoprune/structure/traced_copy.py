@@ -20,8 +20,8 @@ from autoprune.structure.structure import Structure
 from autoprune.structure.traced_parts import Part, has_own_forward, part_of
 from autoprune.structure.wrong_modules import wrong_modules
 
-_LARGEST_SHARE = 0.75
-"""Share of the modules of a model that may be in graphs: with more, the graph module is the plainer form."""
+_LARGEST_SHARE = 0.5
+"""Share of the modules of a model that one graph may hold: with more, the graph module is the plainer form."""
 _MOST_NAMED = 3
 """Modules that a note names."""
 _MOST_SIZES = 4
@@ -78,9 +78,9 @@ def parts_of_wrong(
     outermost = [path for path in wrong if not any(path.startswith(f"{other}.") for other in wrong)]
     if not outermost or any(path not in parts[mode] for path in outermost for mode in parts):
         raise StructureError("no module alone is wrong")
-    whole = sum(1 for _ in own.module.modules())
-    if sum(sum(1 for _ in own.module.get_submodule(path).modules()) for path in outermost) > _LARGEST_SHARE * whole:
-        raise StructureError("most of the model would be a graph")
+    size = {path: sum(1 for _ in module.modules()) for path, module in own.module.named_modules()}
+    if max(size[path] for path in outermost) > _LARGEST_SHARE * size[""]:
+        raise StructureError("most of the model would be one graph")
     return {path: {mode: parts[mode][path] for mode in parts} for path in outermost}
 
 
