@@ -206,7 +206,7 @@ def _evaluated(model: nn.Module, dense: nn.Module, task: Task, batch: int, *, sh
     score = evaluate(model, task, some, dense_outputs=dense_outputs).score
     warning = None
     if task.metric is not None:
-        dense_score = evaluate(dense, task, some, dense_outputs=dense_outputs).score
+        dense_score = evaluate(dense, task, some, dense_outputs=dense_outputs, outputs=dense_outputs).score
         warning = doubt(task.metric_name, dense_score, score, trained=task.recipe is None)
     which = "shrunk model, neither repaired nor tuned" if shrunk else "dense model"
     return None, f"{task.metric_name} {score:.4f} of the {which}, on {len(rows)} examples" + (
