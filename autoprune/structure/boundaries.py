@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses import FakeTensorMode
 from torch.utils import _pytree as pytree
 
+from autoprune.errors import StructureError
 from autoprune.structure.capture import quiet
 from autoprune.structure.module import GraphModel
 from autoprune.structure.native_proof import Form, fill, in_float64
@@ -190,8 +191,11 @@ def calls_of(
             hooks.append(module.register_forward_pre_hook(before, with_kwargs=True))
             hooks.append(module.register_forward_hook(after, prepend=True))
         fill(form.module, state)
-        with in_float64(), torch.no_grad():
-            form.module.train(training)(*(x.clone() for x in inputs))
+        try:
+            with in_float64(), torch.no_grad():
+                form.module.train(training)(*(x.clone() for x in inputs))
+        except Exception as error:  # kernels of some operators, such as grouped products, have no float64
+            raise StructureError(f"the model's own forward does not run in float64: {error}") from error
     return calls
 
 
