@@ -44,9 +44,9 @@ class Logits(nn.Module):
         self.model = model
         self.output = output
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """The chosen output of the model."""
-        return getattr(self.model(*inputs, return_dict=True), self.output)
+    def forward(self, x: Tensor) -> Tensor:
+        """The chosen output of the model; one argument by name, since symbolic tracers refuse `*inputs`."""
+        return getattr(self.model(x, return_dict=True), self.output)
 
 
 class Pooled(nn.Module):
