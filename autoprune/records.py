@@ -6,9 +6,12 @@ Glossary (one meaning each):
     dense model     the trained model of a task before anything is pruned; every ratio is a share of it
     unit            the smallest thing the search decides about: coupled channels (heads, hidden units, ...)
     width           how many channels (heads, ...) of a unit are kept; 0 removes the residual branch that the unit is in
-    level           a width that the search may choose for a unit
-    space           which units take part and the levels of each (a YAML file in `search_spaces/`)
-    policy          one width for every unit of a space; `digest()` names it everywhere
+    layer           an operator with weights; the weight's name is its name, and layers with tied weights are one
+    treatment       precision and rank in which a layer computes (see `treatments`)
+    decision        a unit or a layer that the search decides about
+    level           a width that the search may choose for a unit, or a treatment that it may choose for a layer
+    space           which decisions the search has and the levels of each (a YAML file in `search_spaces/`)
+    policy          one level for every decision of a space; `digest()` names it everywhere
     cut             which channels of every unit stay and which go, at the widths of one policy
     target          the measured device: runtime, provider, threads, precision, batch, host
     kit             a zip file of models and one script, for a device that cannot run autoprune
@@ -38,13 +41,14 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from numbers import Integral
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from autoprune.errors import PolicyError
+from autoprune.treatments import DENSE, Level, Treatment, level_from_json, level_to_json
 
 COSTS: tuple[str, ...] = ("latency_ms", "params", "macs", "bytes", "activation_bytes")
 """Costs of a model, in the order of every cost array `[K]`; `bytes` are of the weights, `activation_bytes` the peak."""
@@ -84,29 +88,85 @@ class Unit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchSpace:
-    """The levels of every unit, ascending; the largest level of a unit that is not searched is its only one.
+class Layer:
+    """An operator with a weight that may be treated; operators that share the weight are one layer.
 
-    `id` names the structure and the levels together: policies of one space are refused by another.
+    `name` is the state-dict name of the weight. `op` is the operator's name and `nodes` are those of the evaluation
+    graph that compute with the weight. `precisions` are those in which it can compute.
+    """
+
+    name: str
+    op: str
+    nodes: tuple[str, ...]
+    precisions: tuple[str, ...]
+
+    @property
+    def module(self) -> str:
+        """Name of the module that holds the weight; the weight's own name where the model itself holds it."""
+        return self.name.rpartition(".")[0] or self.name
+
+    def allows(self, treatment: Treatment) -> bool:
+        """Return whether the layer can be treated so."""
+        return treatment.precision in self.precisions and not treatment.rank
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """The width of a `unit` or the treatment of a `layer`, which the search decides; the dense level is the last."""
+
+    name: str
+    kind: Literal["unit", "layer"]
+    levels: tuple[Level, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSpace:
+    """The levels of every decision; a unit or a layer that is not searched has one.
+
+    `levels` maps every unit to its widths, ascending, and every layer that may be treated to its treatments, the
+    dense one last. `id` names the structure and the levels together: policies of one space are refused by another.
     """
 
     id: str
-    levels: Mapping[str, tuple[int, ...]]
+    levels: Mapping[str, tuple[Level, ...]]
 
     def __post_init__(self) -> None:
         for name, levels in self.levels.items():
-            if not levels or list(levels) != sorted(set(levels)) or levels[0] < 0:
+            if any(isinstance(level, Treatment) for level in levels):
+                orders = [level.order for level in levels if isinstance(level, Treatment)]
+                if len(orders) < len(levels) or orders != sorted(set(orders)):
+                    shown = ", ".join(map(str, levels))
+                    raise PolicyError(f"treatments of {name!r} are distinct, the dense one is last; got {shown}")
+            elif not levels or list(levels) != sorted(set(levels)) or levels[0] < 0:  # type: ignore[operator,type-var]
                 raise PolicyError(f"levels of {name!r} must be ascending, distinct and not negative; got {levels}")
         object.__setattr__(self, "levels", MappingProxyType(dict(self.levels)))
 
     @property
     def unit_names(self) -> tuple[str, ...]:
         """Names of all units, in the order of the structure."""
-        return tuple(self.levels)
+        return tuple(name for name, levels in self.levels.items() if not isinstance(levels[-1], Treatment))
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """Names of the layers that may be treated, in the order of the structure."""
+        return tuple(name for name, levels in self.levels.items() if isinstance(levels[-1], Treatment))
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """All decisions, units first."""
+        layers = set(self.layer_names)
+        return tuple(
+            Decision(name=name, kind="layer" if name in layers else "unit", levels=levels)
+            for name, levels in self.levels.items()
+        )
+
+    def widths_of(self, unit: str) -> tuple[int, ...]:
+        """Return the widths of a unit, ascending."""
+        return tuple(level for level in self.levels[unit] if not isinstance(level, Treatment))
 
     @cached_property
     def searched(self) -> tuple[str, ...]:
-        """Names of the units with more than one level, in the order of the structure."""
+        """Names of the decisions with more than one level, units first, in the order of the structure."""
         return tuple(name for name, levels in self.levels.items() if len(levels) > 1)
 
     @property
@@ -114,100 +174,136 @@ class SearchSpace:
         """Number of policies in the space."""
         return math.prod(len(levels) for levels in self.levels.values())
 
-    def policy(self, widths: Mapping[str, int]) -> Policy:
-        """Build a policy of this space; units that are left out keep their largest level.
+    def policy(self, choices: Mapping[str, Level]) -> Policy:
+        """Build a policy of this space; decisions that are left out keep their last level, the largest or dense one.
 
         Args:
-            widths: channels to keep, by unit name.
+            choices: levels by the name of the decision: channels to keep of a unit, or the treatment of a layer.
 
         Raises:
-            PolicyError: for a name or a width that the space does not have.
+            PolicyError: for a name or a level that the space does not have.
         """
-        for name, width in widths.items():
+        for name, level in choices.items():
             if name not in self.levels:
-                raise PolicyError(f"the space has no unit {name!r}; it has {', '.join(self.levels)}")
-            if width not in self.levels[name]:
-                raise PolicyError(f"{width} is no level of {name!r}; its levels are {self.levels[name]}")
-        return Policy(space_id=self.id, widths={n: widths.get(n, levels[-1]) for n, levels in self.levels.items()})
+                raise PolicyError(f"the space has no unit or layer {name!r}; it has {', '.join(self.levels)}")
+            if level not in self.levels[name]:
+                shown = ", ".join(map(str, self.levels[name]))
+                raise PolicyError(f"{level} is no level of {name!r}; its levels are {shown}")
+        return self._of({n: choices.get(n, levels[-1]) for n, levels in self.levels.items()})
+
+    def _of(self, choices: Mapping[str, Level]) -> Policy:
+        return Policy(
+            space_id=self.id,
+            widths={name: level for name, level in choices.items() if not isinstance(level, Treatment)},
+            treatments={name: level for name, level in choices.items() if isinstance(level, Treatment)},
+        )
 
     def places(self, policy: Policy) -> list[int]:
-        """Return the index of the level that each searched unit has in a policy: `[searched units]`."""
-        return [self.levels[name].index(policy.widths[name]) for name in self.searched]
+        """Return the index of the level that each searched decision has in a policy: `[searched decisions]`."""
+        return [self.levels[name].index(policy.level(name)) for name in self.searched]
 
     def at(self, places: Sequence[int]) -> Policy:
-        """Build the policy of some level indices `[searched units]`: the inverse of `places`."""
-        widths = {name: levels[-1] for name, levels in self.levels.items()}
+        """Build the policy of some level indices `[searched decisions]`: the inverse of `places`."""
+        choices = {name: levels[-1] for name, levels in self.levels.items()}
         for name, place in zip(self.searched, places, strict=True):
-            widths[name] = self.levels[name][place]
-        return Policy(space_id=self.id, widths=widths)
+            choices[name] = self.levels[name][place]
+        return self._of(choices)
 
     def __reduce__(self) -> tuple[object, ...]:
         return (SearchSpace.from_json, (self.to_json(),))
 
     def neighbours(self, policy: Policy) -> Iterator[Policy]:
-        """Yield the policies that differ in one unit, by one level down or up."""
+        """Yield the policies that differ in one decision, by one level down or up."""
         for name in self.searched:
             levels = self.levels[name]
-            place = levels.index(policy.widths[name])
+            place = levels.index(policy.level(name))
             for near in (place - 1, place + 1):
                 if 0 <= near < len(levels):
-                    yield self.policy({**policy.widths, name: levels[near]})
+                    yield self.policy({**policy.choices, name: levels[near]})
 
     def largest(self) -> Policy:
-        """Return the policy with every unit at its largest level."""
+        """Return the policy with every decision at its last level: the largest width, the dense layer."""
         return self.policy({})
 
     def smallest(self) -> Policy:
-        """Return the policy with every unit at its smallest level."""
+        """Return the policy with every decision at its first level: the smallest width, the cheapest treatment."""
         return self.policy({name: levels[0] for name, levels in self.levels.items()})
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain JSON value."""
-        return {"id": self.id, "levels": {name: list(levels) for name, levels in self.levels.items()}}
+        return {"id": self.id, "levels": {name: [*map(level_to_json, levels)] for name, levels in self.levels.items()}}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> SearchSpace:
         """Build the value that `to_json` wrote."""
-        return cls(id=value["id"], levels={name: tuple(levels) for name, levels in value["levels"].items()})
+        levels = {name: tuple(map(level_from_json, levels)) for name, levels in value["levels"].items()}
+        return cls(id=value["id"], levels=levels)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """One width for every unit: immutable, hashable, named everywhere by `digest()`."""
+    """One width for every unit, and the treatments of layers: immutable, hashable, named everywhere by `digest()`.
+
+    `treatments` holds the layers that are not dense; dense ones that are given are left out. A policy without
+    treatments has the digest and the JSON value that it had before there were treatments.
+    """
 
     space_id: str
     widths: Mapping[str, int]
+    treatments: Mapping[str, Treatment] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, width in self.widths.items():
             if not isinstance(width, Integral) or isinstance(width, bool) or width < 0:
                 raise PolicyError(f"a width is a whole number, 0 or more; {name!r} has {width!r}")
+        for name, treatment in self.treatments.items():
+            if not isinstance(treatment, Treatment):
+                raise PolicyError(f"a layer has a treatment; {name!r} has {treatment!r}. Treatment.parse reads a text")
+            if name in self.widths:
+                raise PolicyError(f"{name!r} names a unit and a layer; a policy needs distinct names")
         widths = {name: int(width) for name, width in self.widths.items()}
+        treatments = {name: treatment for name, treatment in self.treatments.items() if treatment != DENSE}
         object.__setattr__(self, "widths", MappingProxyType(widths))
+        object.__setattr__(self, "treatments", MappingProxyType(treatments))
+
+    @property
+    def choices(self) -> dict[str, Level]:
+        """Level of every unit, and of every layer that is not dense."""
+        return {**self.widths, **self.treatments}
+
+    def level(self, name: str) -> Level:
+        """Return the level of a decision; a layer that is not named is dense."""
+        width = self.widths.get(name)
+        return self.treatments.get(name, DENSE) if width is None else width
 
     def __hash__(self) -> int:
-        return hash((self.space_id, frozenset(self.widths.items())))
+        return hash((self.space_id, frozenset(self.choices.items())))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Policy) and self.space_id == other.space_id and dict(self.widths) == dict(other.widths)
+        return isinstance(other, Policy) and self.space_id == other.space_id and self.choices == other.choices
 
     def __reduce__(self) -> tuple[object, ...]:
         return (Policy.from_json, (self.to_json(),))
 
     def digest(self) -> str:
-        """Return twelve hex digits that name this policy, independent of the order of its units."""
-        return digest_of({"space": self.space_id, "widths": dict(self.widths)})
+        """Return twelve hex digits that name this policy, independent of the order of its decisions."""
+        value = self.to_json()
+        return digest_of({"space": value.pop("space_id"), **value})
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain JSON value."""
-        return {"space_id": self.space_id, "widths": dict(self.widths)}
+        value: dict[str, Any] = {"space_id": self.space_id, "widths": dict(self.widths)}
+        if self.treatments:
+            value["treatments"] = {name: str(treatment) for name, treatment in self.treatments.items()}
+        return value
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Policy:
         """Build the policy that `to_json` wrote; `PolicyError` when the value is not a policy."""
         try:
-            return cls(space_id=value["space_id"], widths=dict(value["widths"]))
-        except (KeyError, TypeError) as error:
+            treatments = {name: Treatment.parse(text) for name, text in value.get("treatments", {}).items()}
+            return cls(space_id=value["space_id"], widths=dict(value["widths"]), treatments=treatments)
+        except (KeyError, TypeError, AttributeError) as error:
             raise PolicyError(f"not a policy: {error!r}; expected {{'space_id': ..., 'widths': {{...}}}}") from error
 
 

@@ -11,6 +11,9 @@ steps: 8                  # ... in equal steps of the width, rounded up to multi
 removable: true           # also width 0 where that removes a residual branch (default); a list of widths says it itself
 overrides:                # per pattern, any of the six keys above; later patterns win
   "blocks.0.*": {min_keep: 0.5}
+treatments:               # levels of layers, by patterns of their names; later patterns win; without it all are dense
+  "*": [fp32, int8]
+  "head": [fp32]          # the name of a layer's module, or of its weight
 """
 
 from __future__ import annotations
@@ -24,8 +27,9 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from autoprune.config import read_yaml, validation_message, without_booleans
-from autoprune.errors import ConfigError, unknown_name
-from autoprune.records import SearchSpace, Unit, digest_of
+from autoprune.errors import ConfigError, PolicyError, unknown_name
+from autoprune.records import Layer, SearchSpace, Unit, digest_of
+from autoprune.treatments import DENSE, Level, Treatment, level_to_json, sorted_treatments
 
 EFFICIENT = "efficient"
 _MOST_CANDIDATES = 32
@@ -72,6 +76,21 @@ class SpaceSpec(LevelRule):
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     overrides: dict[str, LevelRule] = Field(default_factory=dict)
+    treatments: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+
+    @field_validator("treatments")
+    @classmethod
+    def _readable(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for pattern, texts in value.items():
+            try:
+                levels = [Treatment.parse(text) for text in texts]
+            except PolicyError as error:
+                raise ValueError(f"{pattern!r}: {error}") from error
+            if DENSE not in levels or len(set(levels)) < len(levels):
+                raise ValueError(
+                    f"treatments of {pattern!r} are distinct, and fp32 is one of them; got {', '.join(texts) or 'none'}"
+                )
+        return value
 
 
 def builtin_spaces() -> dict[str, Path]:
@@ -114,6 +133,7 @@ def build_space(
     structure_digest: str,
     source: object = "search space",
     useful: Useful | None = None,
+    layers: Sequence[Layer] = (),
 ) -> SearchSpace:
     """Build a search space: units that do not take part keep their full width as the only level.
 
@@ -126,6 +146,7 @@ def build_space(
         structure_digest: names the structure; a part of the space's `id`.
         source: the file, for messages.
         useful: widths by unit that no larger width beats on the latency table.
+        layers: layers of the model; those that a pattern of `treatments` names become decisions.
 
     Raises:
         ConfigError: for a pattern that matches no unit, an empty list of levels, or a space with nothing to search.
@@ -135,16 +156,39 @@ def build_space(
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise ConfigError(f"{source}: {key}: {pattern!r} matches no unit. Units: {', '.join(names)}.")
-    levels = {unit.name: _levels(spec, unit, source, useful) for unit in units}
-    if not any(len(widths) > 1 for widths in levels.values()):
+    levels: dict[str, tuple[Level, ...]] = {unit.name: _levels(spec, unit, source, useful) for unit in units}
+    levels |= _treatments(spec, layers, source)
+    if not any(len(of_decision) > 1 for of_decision in levels.values()):
         why = (
             " (no smaller width of any unit that the rules allow is measurably faster on this target; `levels` of its "
             "own searches all)"
         )
         why = why if useful else ""
         raise ConfigError(f"{source}: leaves nothing to search: every unit has one level{why}: {levels}")
-    key = {"structure": structure_digest, "levels": {name: list(widths) for name, widths in levels.items()}}
+    key = {"structure": structure_digest, "levels": {name: [*map(level_to_json, ls)] for name, ls in levels.items()}}
     return SearchSpace(id=digest_of(key), levels=levels)
+
+
+def _treatments(spec: SpaceSpec, layers: Sequence[Layer], source: object) -> dict[str, tuple[Level, ...]]:
+    """Return the treatments of the layers that some pattern names, in the order of the layers."""
+    for pattern in spec.treatments if layers else ():
+        if not any(_names(layer, pattern) for layer in layers):
+            known = ", ".join(layer.module for layer in layers)
+            raise ConfigError(f"{source}: treatments: {pattern!r} matches no layer. Layers: {known}.")
+    levels: dict[str, tuple[Level, ...]] = {}
+    for layer in layers:
+        wanted: tuple[Treatment, ...] = ()
+        for pattern, texts in spec.treatments.items():
+            if _names(layer, pattern):
+                wanted = tuple(Treatment.parse(text) for text in texts)
+        possible = [treatment for treatment in wanted if layer.allows(treatment)]
+        if len(possible) > 1:
+            levels[layer.name] = sorted_treatments(possible)
+    return levels
+
+
+def _names(layer: Layer, pattern: str) -> bool:
+    return fnmatchcase(layer.module, pattern) or fnmatchcase(layer.name, pattern)
 
 
 def _levels(spec: SpaceSpec, unit: Unit, source: object, useful: Useful | None) -> tuple[int, ...]:

@@ -81,7 +81,7 @@ def test_a_space_knows_its_policies() -> None:
     assert pickle.loads(pickle.dumps(SPACE)) == SPACE
 
 
-@pytest.mark.parametrize(("widths", "message"), [({"z": 1}, "no unit 'z'"), ({"a": 3}, "no level of 'a'")])
+@pytest.mark.parametrize(("widths", "message"), [({"z": 1}, "no unit or layer 'z'"), ({"a": 3}, "no level of 'a'")])
 def test_a_space_refuses_what_it_does_not_have(widths: dict[str, int], message: str) -> None:
     with pytest.raises(PolicyError, match=message):
         SPACE.policy(widths)

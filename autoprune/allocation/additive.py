@@ -46,7 +46,7 @@ class AdditiveCost:
         """The cost of policies, `[P]`."""
         total = np.full(len(policies), self.constant)
         for table in self.tables:
-            places = [[space.levels[u].index(policy.widths[u]) for policy in policies] for u in table.units]
+            places = [[space.levels[u].index(policy.level(u)) for policy in policies] for u in table.units]
             total += table.values[tuple(np.array(p, dtype=np.int64) for p in places)] if places else table.values
         return total
 

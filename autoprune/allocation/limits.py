@@ -72,9 +72,9 @@ def _setters(space: SearchSpace, limit: Limit, floor: npt.NDArray[np.float64], a
         return ""
     smallest, shares = space.smallest(), dict.fromkeys(space.searched, 0.0)
     for table in additive[name].tables:
-        places = tuple(space.levels[unit].index(smallest.widths[unit]) for unit in table.units)
+        places = tuple(space.levels[unit].index(smallest.level(unit)) for unit in table.units)
         for unit in set(table.units) & shares.keys():
             shares[unit] += float(table.values[places]) / float(floor[COSTS.index(name)])
     largest = sorted(shares, key=lambda unit: -shares[unit])[:_SETTERS]
-    units = ", ".join(f"{unit} at {smallest.widths[unit]} ({shares[unit]:.0%})" for unit in largest)
+    units = ", ".join(f"{unit} at {smallest.level(unit)} ({shares[unit]:.0%})" for unit in largest)
     return f", most of it in operators of {units}" if units else ""

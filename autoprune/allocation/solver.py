@@ -132,10 +132,10 @@ class Solver:
             return None
         if solution.x is None:
             raise TrialError(f"the allocation could not be solved: {solution.message}")
-        widths = {}
+        choices = {}
         for name, columns in self._columns.items():
-            widths[name] = self._space.levels[name][int(np.argmax(solution.x[columns]))]
-        return self._space.policy(widths)
+            choices[name] = self._space.levels[name][int(np.argmax(solution.x[columns]))]
+        return self._space.policy(choices)
 
     def _limits(self, limit: Limit) -> list[optimize.LinearConstraint]:
         constraints = []
@@ -150,7 +150,7 @@ class Solver:
     def _apart(self, policy: Policy, by: int) -> optimize.LinearConstraint:
         row = np.zeros(self._width)
         for name, columns in self._columns.items():
-            row[columns[self._space.levels[name].index(policy.widths[name])]] = 1
+            row[columns[self._space.levels[name].index(policy.level(name))]] = 1
         return optimize.LinearConstraint(row[None], -np.inf, max(len(self._names) - by, 0))
 
     def _parts(self, cost: AdditiveCost) -> tuple[float, list[tuple[Columns, Array]]]:
@@ -218,15 +218,16 @@ def _silent() -> Iterator[None]:
 
 
 def polished(policy: Policy, space: SearchSpace, predict: Predict, limit: Limit) -> Policy:
-    """Widen single units while the policy still fits: what costs nothing need not be given up."""
-    widths = dict(policy.widths)
+    """Raise single decisions by a level while the policy still fits: what costs nothing need not be given up."""
+    choices = policy.choices
     while True:
-        wider = [
-            space.policy(widths | {name: space.levels[name][space.levels[name].index(widths[name]) + 1]})
-            for name in space.searched
-            if widths[name] != space.levels[name][-1]
-        ]
-        fitting = np.flatnonzero(fits(predict(wider), limit)) if wider else np.empty(0, dtype=np.int64)
+        raised = []
+        for name in space.searched:
+            levels = space.levels[name]
+            place = levels.index(choices.get(name, levels[-1]))
+            if place + 1 < len(levels):
+                raised.append(space.policy(choices | {name: levels[place + 1]}))
+        fitting = np.flatnonzero(fits(predict(raised), limit)) if raised else np.empty(0, dtype=np.int64)
         if not fitting.size:
-            return space.policy(widths)
-        widths = dict(wider[int(fitting[0])].widths)
+            return space.policy(choices)
+        choices = raised[int(fitting[0])].choices

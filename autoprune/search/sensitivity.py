@@ -1,7 +1,7 @@
-"""Sensitivities: the loss of a model with one unit at one of its levels, all other units full.
+"""Sensitivities: the loss of a model with one decision at one of its levels, all others dense.
 
 The loss falls about exponentially with the kept share of the unit, at nearly the same rate in all units of a model. So
-a few levels are measured, and the losses of the others are interpolated.
+a few levels are measured, and the losses of the others are interpolated. Every treatment of a layer is measured.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from autoprune.records import Policy, SearchSpace
 from autoprune.study.spec import SMALLEST_LOSS
+from autoprune.treatments import Level
 
 Array = npt.NDArray[np.float64]
 
@@ -41,10 +42,14 @@ def anchor_policies(space: SearchSpace) -> dict[Policy, str]:
     They have a unit at its smallest level, and at the level nearest to half. Of removable units two in three are
     measured at width 0 alone: every third one shows how the loss falls from there.
     """
-    anchors: dict[str, list[int]] = {}
+    anchors: dict[str, Sequence[Level]] = {}
+    layers = set(space.layer_names)
     removable = 0
     for name in space.searched:
-        *below, full = space.levels[name]
+        if name in layers:
+            anchors[name] = space.levels[name][:-1]
+            continue
+        *below, full = space.widths_of(name)
         anchors[name] = sorted({below[0], min(below, key=lambda level: abs(level - _MIDDLE * full))})
         if below[0] == 0:
             anchors[name] = anchors[name] if removable % _EVERY == 0 else [0]
@@ -52,7 +57,7 @@ def anchor_policies(space: SearchSpace) -> dict[Policy, str]:
     return dict.fromkeys(_policies(space, anchors), "sensitivity")
 
 
-def _policies(space: SearchSpace, levels: Mapping[str, Sequence[int]]) -> Iterator[Policy]:
+def _policies(space: SearchSpace, levels: Mapping[str, Sequence[Level]]) -> Iterator[Policy]:
     for name, wanted in levels.items():
         yield from (space.policy({name: level}) for level in reversed(wanted))
 
@@ -71,16 +76,22 @@ def sensitivities(
     """
     measured = single_unit_policies(space) if measured is None else measured
     failed = _FAILED_LOSS_FACTOR * max(losses.values(), default=1.0)
-    lines = {}
+    lines, treated = {}, {}
+    layers = set(space.layer_names)
     for name in space.searched:
         policies = {level: space.policy({name: level}) for level in space.levels[name][:-1]}
         known = {level: losses.get(policy, failed) for level, policy in policies.items() if policy in measured}
-        values = np.maximum.accumulate(np.maximum(list(known.values())[::-1], 0.0))[::-1]
-        lines[name] = _Line(np.array(list(known)) / space.levels[name][-1], values)
+        losses_of = np.maximum(list(known.values()), 0.0)
+        if name in layers:
+            treated[name] = np.append(losses_of, 0.0)
+            continue
+        widths = np.array(list(known), dtype=float)
+        lines[name] = _Line(widths / space.widths_of(name)[-1], np.maximum.accumulate(losses_of[::-1])[::-1])
     rates = [line.rate for line in lines.values() if line.rate is not None]
     usual = float(np.median(rates)) if rates else _USUAL_RATE
-    kept = {name: np.array(space.levels[name][:-1]) / space.levels[name][-1] for name in space.searched}
-    return {name: np.append(line.at(kept[name], usual), 0.0) for name, line in lines.items()}
+    kept = {name: np.array(space.widths_of(name)[:-1]) / space.widths_of(name)[-1] for name in lines}
+    estimated = {name: np.append(line.at(kept[name], usual), 0.0) for name, line in lines.items()} | treated
+    return {name: estimated[name] for name in space.searched}
 
 
 @dataclass(frozen=True)

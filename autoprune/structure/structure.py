@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -13,15 +13,17 @@ from torch import fx, nn
 
 from autoprune.errors import PolicyError, ProofError
 from autoprune.model.adapters import view_keywords
-from autoprune.records import Policy, Unit, digest_of
+from autoprune.records import Layer, Policy, Unit, digest_of
 from autoprune.structure.branches import Branches
 from autoprune.structure.capture import Capture, module_tensors
 from autoprune.structure.cut_proof import culprits, proven_difference
 from autoprune.structure.gates import ALWAYS, Gate
 from autoprune.structure.geometry import Dim, Operator
 from autoprune.structure.input_sizes import FixedSize, InputSizes
+from autoprune.structure.layer_decisions import layers_of, steps_of
 from autoprune.structure.memory import Memory
 from autoprune.structure.module import GraphModel, Input, PrunedTo
+from autoprune.structure.placement import Placement
 from autoprune.structure.proof import TOLERANCE
 from autoprune.structure.shrink import living_masks, renumbered, rewrite, slice_tensors
 from autoprune.structure.units import Channels, Site
@@ -116,6 +118,38 @@ class Structure:
                 f"the width of {names[column]!r} is {least[column]} to {full[column]}; got {rows[row, column]}{why}"
             )
         return rows
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """Layers that may be treated, in the order of the evaluation graph."""
+        return layers_of(self.operators, self.tensors, self.canonical)
+
+    @cached_property
+    def placement(self) -> Placement:
+        """How the treatments of layers decide which tensors of the evaluation graph are int8."""
+        nodes = self.captures[False].graph.nodes
+        inputs = [node.name for node in nodes if node.op == "placeholder"]
+        outputs = [node.name for node in next(n for n in nodes if n.op == "output").all_input_nodes]
+        return Placement(steps_of(self.operators, self.layers, inputs, outputs))
+
+    def rows(self, policies: Sequence[Policy], layers: Sequence[str]) -> Array:
+        """Return widths and treatments of policies, int64 `[P, U + L]`: widths first, then codes of treatments.
+
+        Args:
+            policies: the policies.
+            layers: names of `L` layers; a policy may treat no other.
+
+        Raises:
+            PolicyError: a policy has other units or treats another layer.
+        """
+        codes = np.zeros((len(policies), len(layers)), dtype=np.int64)
+        columns = {name: column for column, name in enumerate(layers)}
+        for row, policy in zip(codes, policies, strict=True):
+            for name, treatment in policy.treatments.items():
+                if name not in columns:
+                    raise PolicyError(f"the policy treats {name!r} ({treatment}); expected one of {list(layers)}")
+                row[columns[name]] = treatment.code
+        return np.concatenate([self.widths(policies), codes], axis=1)
 
     def params(self, widths: Array) -> Array:
         """Return the number of parameters, int64 `[P]`; a tied parameter counts once."""

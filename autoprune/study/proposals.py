@@ -117,7 +117,8 @@ class Proposals:
         for attempt in range(_PROJECTIONS):
             if attempt >= _PROJECTIONS // 2:
                 levels = self._space.levels
-                proposed = self._space.policy({name: int(rng.choice(levels[name])) for name in self._space.searched})
+                places = [int(rng.integers(len(levels[name]))) for name in self._space.searched]
+                proposed = self._space.at(places)
             fitted = self._fit(proposed, self._space, self._predict, limit, rng)
             if fitted is None or fitted not in known:
                 break

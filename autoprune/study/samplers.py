@@ -105,7 +105,7 @@ def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
 
 def encode(policy: Policy, space: SearchSpace) -> Parameters:
     """The level indices of a policy; `PolicyError` when it is not of this space."""
-    known = space.policy(policy.widths)
+    known = space.policy(policy.choices)
     return dict(zip(space.searched, space.places(known), strict=True))
 
 

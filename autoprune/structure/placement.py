@@ -1,0 +1,148 @@
+"""Placement: which tensors of a model are int8, given which of its layers are.
+
+One function for the ONNX writer, the fake-quantized twin and the latency model. The rule:
+
+- A layer in int8 reads int8 and writes int8: its input and its output are quantized. Any other tensor is fp32.
+- A tensor is quantized once, by its producer. It keeps its scale through steps that only select or move numbers
+  (relu, max pooling, reshaping), so that a tensor and what follows through such steps are one *tensor* here.
+- A join (addition, concatenation, average pooling) computes in int8 when all that it reads and its output are int8.
+- Every other step computes in fp32.
+
+So a tensor that an fp32 step writes costs a quantization, and one that an fp32 step reads costs a dequantization:
+its *boundaries*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+Array = np.ndarray
+Kind = Literal["input", "layer", "moves", "join", "other", "output"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of a graph: what it is, the names of the steps that it reads, and of a `layer` its name.
+
+    Kinds: an `input` of the model; a `layer` that can be int8; `moves`, which selects or moves numbers; a `join`;
+    any `other` step; `output`, which reads what the model returns.
+    """
+
+    name: str
+    kind: Kind
+    inputs: tuple[str, ...] = ()
+    layer: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Boundary:
+    """A possible conversion of one tensor: `quantize` (fp32 to int8) or `dequantize` (int8 to fp32)."""
+
+    tensor: str
+    direction: Literal["quantize", "dequantize"]
+    layers: tuple[str, ...]
+    """Layers whose treatments decide whether the conversion takes place."""
+
+
+class Placement:
+    """The tensors of a graph, and how the treatments of layers decide about each.
+
+    Masks are bool arrays `[P]`, one value for each of P policies; `int8` maps names of layers to masks, and layers
+    that are left out are fp32. A tensor has the name of the step that made it.
+
+    Example:
+        >>> steps = [Step(name="x", kind="input"), Step(name="a", kind="layer", inputs=("x",), layer="a")]
+        >>> placement = Placement([*steps, Step(name="y", kind="output", inputs=("a",))])
+        >>> placement.int8_tensors({"a"})
+        frozenset({'a', 'x'})
+    """
+
+    def __init__(self, steps: Iterable[Step]) -> None:
+        self.steps = {step.name: step for step in steps}
+        self._tensor: dict[str, str] = {}
+        for step in self.steps.values():
+            self._tensor[step.name] = self._tensor[step.inputs[0]] if step.kind == "moves" else step.name
+        self._readers: dict[str, list[Step]] = {}
+        for step in self.steps.values():
+            if step.kind != "moves":
+                for name in dict.fromkeys(step.inputs):
+                    self._readers.setdefault(self._tensor[name], []).append(step)
+
+    def tensor_of(self, step: str) -> str:
+        """Return the tensor that a step writes: its own, or the one that it moves."""
+        return self._tensor[step]
+
+    @cached_property
+    def layers_of(self) -> Mapping[str, tuple[str, ...]]:
+        """Layers that write or read each tensor: it is int8 when one of the layers is."""
+        return {
+            tensor: tuple(
+                dict.fromkeys(
+                    s.layer for s in (self.steps[tensor], *self._readers.get(tensor, ())) if s.kind == "layer"
+                )
+            )
+            for tensor in dict.fromkeys(self._tensor.values())
+        }
+
+    def is_int8(self, tensor: str, int8: Mapping[str, Array]) -> Array:
+        """Return whether a tensor is int8, `[P]`."""
+        return _any([int8[layer] for layer in self.layers_of[tensor] if layer in int8], int8)
+
+    def runs_in_int8(self, step: Step, int8: Mapping[str, Array]) -> Array:
+        """Return whether a layer or a join computes in int8, `[P]`; all other steps never do."""
+        if step.kind == "layer":
+            return _any([int8[step.layer]] if step.layer in int8 else [], int8)
+        if step.kind != "join":
+            return _any([], int8)
+        touched = [self._tensor[name] for name in (*step.inputs, step.name)]
+        return ~_any([~self.is_int8(tensor, int8) for tensor in touched], int8)
+
+    def takes_place(self, boundary: Boundary, int8: Mapping[str, Array]) -> Array:
+        """Return whether a conversion takes place, `[P]`."""
+        tensor = boundary.tensor
+        sides = (
+            [self.steps[tensor]]
+            if boundary.direction == "quantize"
+            else [reader for reader in self._readers.get(tensor, ()) if reader.kind != "input"]
+        )
+        return self.is_int8(tensor, int8) & _any([~self.runs_in_int8(step, int8) for step in sides], int8)
+
+    def boundaries(self, treated: Collection[str]) -> tuple[Boundary, ...]:
+        """Return the conversions that can take place when the `treated` layers may be int8."""
+        possible = []
+        for tensor, layers in self.layers_of.items():
+            if not any(layer in treated for layer in layers):
+                continue
+            for direction, sides in (("quantize", [self.steps[tensor]]), ("dequantize", self._readers.get(tensor, []))):
+                if sides:
+                    deciding = {*layers, *(layer for step in sides for layer in self._deciding(step))}
+                    known = tuple(layer for layer in self._layer_names if layer in deciding and layer in treated)
+                    possible.append(Boundary(tensor=tensor, direction=direction, layers=known))  # type: ignore[arg-type]
+        return tuple(possible)
+
+    def int8_tensors(self, int8_layers: Collection[str]) -> frozenset[str]:
+        """Return the names of the tensors that are int8 when these layers are."""
+        return frozenset(t for t, layers in self.layers_of.items() if any(layer in int8_layers for layer in layers))
+
+    @cached_property
+    def _layer_names(self) -> Sequence[str]:
+        return list(dict.fromkeys(step.layer for step in self.steps.values() if step.kind == "layer"))
+
+    def _deciding(self, step: Step) -> tuple[str, ...]:
+        """Return the layers that decide whether a step computes in int8."""
+        if step.kind == "layer":
+            return (step.layer,)
+        if step.kind != "join":
+            return ()
+        return tuple(layer for name in (*step.inputs, step.name) for layer in self.layers_of[self._tensor[name]])
+
+
+def _any(masks: Sequence[Array], like: Mapping[str, Array]) -> Array:
+    """Return whether one of some masks holds, `[P]`; with none of them, nowhere."""
+    count = len(next(iter(like.values()))) if like else 1
+    return np.logical_or.reduce(masks) if masks else np.zeros(count, dtype=bool)

@@ -1,0 +1,118 @@
+"""Treatments: the precision and the rank in which a layer computes, as levels of a search.
+
+A treatment is written as its parts that are not dense: `fp32`, `int8`, `int8-dynamic`, `w8`, `w4`, `rank:24`,
+`int8+rank:24`. This module never imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from autoprune.errors import PolicyError
+
+PRECISIONS = ("fp32", "int8", "int8-dynamic", "w8", "w4")
+"""Precisions of a layer, in the order of their codes.
+
+- `int8`: weights and activations are int8; the ranges of activations are calibrated.
+- `int8-dynamic`: as `int8`, but every run takes the ranges of its own activations.
+- `w8`, `w4`: weights alone have 8 or 4 bits; the layer computes in fp32.
+"""
+
+_COST_ORDER = ("int8", "int8-dynamic", "w4", "w8", "fp32")
+"""Precisions from the one that usually computes fastest to the dense one."""
+
+_RANK = "rank:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Treatment:
+    """Precision and rank of one layer; the default is the dense layer.
+
+    Args:
+        precision: one of `PRECISIONS`.
+        rank: rank of the two factors that replace the weight; 0 keeps the weight whole.
+
+    Raises:
+        PolicyError: for an unknown precision or a rank below 0.
+
+    Example:
+        >>> str(Treatment(precision="int8", rank=24))
+        'int8+rank:24'
+    """
+
+    precision: str = "fp32"
+    rank: int = 0
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise PolicyError(f"a precision is one of {', '.join(PRECISIONS)}; got {self.precision!r}")
+        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 0:
+            raise PolicyError(f"a rank is a whole number, 1 or more, or 0 for the whole weight; got {self.rank!r}")
+
+    @classmethod
+    def parse(cls, text: str) -> Treatment:
+        """Read a treatment as it is written; `PolicyError` says what can be written."""
+        given: dict[str, str | int] = {}
+        for part in str(text).split("+"):
+            rank = part.removeprefix(_RANK)
+            if part in PRECISIONS and "precision" not in given:
+                given["precision"] = part
+            elif part != rank and rank.isdecimal() and int(rank) and "rank" not in given:
+                given["rank"] = int(rank)
+            else:
+                raise PolicyError(
+                    f"a treatment is a precision ({', '.join(PRECISIONS)}), a rank (rank:24) or both (int8+rank:24); "
+                    f"got {text!r}"
+                )
+        return cls(**given)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        rank = [f"{_RANK}{self.rank}"] if self.rank else []
+        precision = [] if rank and self.precision == "fp32" else [self.precision]
+        return "+".join([*precision, *rank])
+
+    @property
+    def code(self) -> int:
+        """The treatment as a number for arrays: 0 is the dense one."""
+        return PRECISIONS.index(self.precision) + len(PRECISIONS) * self.rank
+
+    @classmethod
+    def of_code(cls, code: int) -> Treatment:
+        """Return the treatment of a code."""
+        rank, precision = divmod(int(code), len(PRECISIONS))
+        return cls(precision=PRECISIONS[precision], rank=rank)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Sort key of the levels of a layer: cheaper treatments first, the dense one last."""
+        return (self.rank or 1 << 30, _COST_ORDER.index(self.precision))
+
+
+DENSE = Treatment()
+"""The layer as it was: fp32, with its whole weight."""
+
+INT8 = Treatment(precision="int8")
+
+Level = int | Treatment
+"""A level of a decision: the width of a unit, or the treatment of a layer."""
+
+
+def sorted_treatments(treatments: Iterable[Treatment]) -> tuple[Treatment, ...]:
+    """Return distinct treatments in the order of levels, the dense one last."""
+    return tuple(sorted(set(treatments), key=lambda treatment: treatment.order))
+
+
+def level_to_json(level: Level) -> int | str:
+    """Return a level as a plain JSON value."""
+    return str(level) if isinstance(level, Treatment) else int(level)
+
+
+def level_from_json(value: int | str) -> Level:
+    """Build the level that `level_to_json` wrote."""
+    return Treatment.parse(value) if isinstance(value, str) else int(value)
+
+
+def level_code(level: Level) -> int:
+    """Return a level as a number for arrays: a width as it is, a treatment as its code."""
+    return level.code if isinstance(level, Treatment) else level
