@@ -174,6 +174,11 @@ class SearchSpace:
         """Number of policies in the space."""
         return math.prod(len(levels) for levels in self.levels.values())
 
+    def with_dense_layers(self) -> SearchSpace:
+        """Return the same space with every layer dense, for strategies that decide about widths alone."""
+        layers = set(self.layer_names)
+        return SearchSpace(id=self.id, levels={n: ls[-1:] if n in layers else ls for n, ls in self.levels.items()})
+
     def policy(self, choices: Mapping[str, Level]) -> Policy:
         """Build a policy of this space; decisions that are left out keep their last level, the largest or dense one.
 

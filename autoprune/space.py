@@ -38,7 +38,7 @@ _WIDTH_KEYS = ("min_keep", "max_keep", "multiple_of", "steps")
 _DEFAULTS = {"min_keep": 0.125, "max_keep": 1.0, "removable": True}
 
 Useful = Mapping[str, Sequence[int]]
-"""Widths of every unit that no larger width beats on a latency table."""
+"""Widths of every unit, and codes of the treatments of every layer, that pay on a latency table."""
 
 
 class LevelRule(BaseModel):
@@ -145,7 +145,8 @@ def build_space(
         units: units of the model.
         structure_digest: names the structure; a part of the space's `id`.
         source: the file, for messages.
-        useful: widths by unit that no larger width beats on the latency table.
+        useful: what pays on the latency table: widths by unit that no larger width beats, and codes of treatments by
+            layer.
         layers: layers of the model; those that a pattern of `treatments` names become decisions.
 
     Raises:
@@ -157,7 +158,7 @@ def build_space(
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise ConfigError(f"{source}: {key}: {pattern!r} matches no unit. Units: {', '.join(names)}.")
     levels: dict[str, tuple[Level, ...]] = {unit.name: _levels(spec, unit, source, useful) for unit in units}
-    levels |= _treatments(spec, layers, source)
+    levels |= _treatments(spec, layers, source, useful)
     if not any(len(of_decision) > 1 for of_decision in levels.values()):
         why = (
             " (no smaller width of any unit that the rules allow is measurably faster on this target; `levels` of its "
@@ -169,7 +170,9 @@ def build_space(
     return SearchSpace(id=digest_of(key), levels=levels)
 
 
-def _treatments(spec: SpaceSpec, layers: Sequence[Layer], source: object) -> dict[str, tuple[Level, ...]]:
+def _treatments(
+    spec: SpaceSpec, layers: Sequence[Layer], source: object, useful: Useful | None
+) -> dict[str, tuple[Level, ...]]:
     """Return the treatments of the layers that some pattern names, in the order of the layers."""
     for pattern in spec.treatments if layers else ():
         if not any(_names(layer, pattern) for layer in layers):
@@ -182,6 +185,8 @@ def _treatments(spec: SpaceSpec, layers: Sequence[Layer], source: object) -> dic
             if _names(layer, pattern):
                 wanted = tuple(Treatment.parse(text) for text in texts)
         possible = [treatment for treatment in wanted if layer.allows(treatment)]
+        if useful is not None and layer.name in useful:
+            possible = [t for t in possible if t == DENSE or t.code in useful[layer.name]]
         if len(possible) > 1:
             levels[layer.name] = sorted_treatments(possible)
     return levels

@@ -9,7 +9,7 @@ import numpy as np
 from autoprune.allocation.limits import Predict, excess
 from autoprune.budgets import Limit
 from autoprune.records import COSTS, Policy, SearchSpace
-from autoprune.treatments import Level, Treatment
+from autoprune.treatments import Level
 
 _LATENCY = COSTS.index("latency_ms")
 _RATIOS = np.linspace(0, 1, 401)
@@ -23,24 +23,26 @@ def uniform_policy(
     Nearest in the cost that is tightest: with a limit on latency alone, the slowest policy that fits.
 
     Each searched unit takes the level above 0 nearest to ratio x `dense_widths[unit]` (the wider one when two are as
-    near): it removes no branches. Other units stay. All layers are dense, or all have their first treatment,
-    whichever leaves wider units. Of policies that come as near the slowest is taken, and of equally
+    near): it removes no branches. Other units stay. Of policies that come as near the slowest is taken, and of equally
     slow ones the widest.
+
+    Where layers may be treated, all are dense or all have their cheapest treatment, whichever keeps more channels.
     """
-    treated = [False, True] if space.layer_names else [False]
-    policies = list(
-        dict.fromkeys(_snapped(space, dense_widths, float(ratio), cheap) for ratio in _RATIOS for cheap in treated)
-    )
+    treatments: list[dict[str, Level]] = [{}, {name: space.levels[name][0] for name in space.layer_names}]
+    nearest = [
+        _nearest_to(limit, predict, [_snapped(space, dense_widths, float(ratio), chosen) for ratio in _RATIOS])
+        for chosen in (treatments if space.layer_names else treatments[:1])
+    ]
+    fitting = [policy for policy in nearest if policy is not None]
+    return max(fitting, key=lambda policy: sum(policy.widths.values()), default=None)
+
+
+def _nearest_to(limit: Limit, predict: Predict, candidates: Sequence[Policy]) -> Policy | None:
+    policies = list(dict.fromkeys(candidates))
     costs = predict(policies)
     beyond = excess(costs, limit)
     fitting = np.flatnonzero(beyond <= 0).tolist()
-    kept = [sum(policies[i].widths.values()) for i in fitting] if len(treated) > 1 else [0] * len(fitting)
-    best = (
-        max(zip(kept, fitting, strict=True), key=lambda e: (e[0], beyond[e[1]], costs[e[1], _LATENCY], e[1]))[1]
-        if fitting
-        else None
-    )
-    return None if best is None else policies[best]
+    return policies[max(fitting, key=lambda i: (beyond[i], costs[i, _LATENCY], i))] if fitting else None
 
 
 def baselines(
@@ -51,10 +53,12 @@ def baselines(
     return {limit: policy for limit, policy in policies.items() if policy is not None}
 
 
-def _snapped(space: SearchSpace, dense_widths: Mapping[str, int], ratio: float, cheap: bool) -> Policy:
-    choices: dict[str, Level] = {name: space.levels[name][0] for name in space.layer_names} if cheap else {}
-    units = [name for name in space.searched if not isinstance(space.levels[name][-1], Treatment)]
-    return space.policy(choices | {n: _nearest(space.widths_of(n), ratio * dense_widths[n]) for n in units})
+def _snapped(
+    space: SearchSpace, dense_widths: Mapping[str, int], ratio: float, treatments: Mapping[str, Level]
+) -> Policy:
+    units = [name for name in space.unit_names if len(space.levels[name]) > 1]
+    widths = {name: _nearest(space.widths_of(name), ratio * dense_widths[name]) for name in units}
+    return space.policy({**treatments, **widths})
 
 
 def _nearest(levels: Sequence[int], width: float) -> int:

@@ -170,11 +170,13 @@ def units(
     """List what can be pruned in a model, what each unit is worth, what keeps its width, and why."""
     from autoprune.pipeline.commands import described_units
     from autoprune.pruning import shares
-    from autoprune.report import fixed_table, unit_table
+    from autoprune.report import fixed_table, layer_table, unit_table
 
     given = given_options(task=task, model=model, data_dir=data_dir, space=space, table=table)
     structure, levels, latency = described_units(**given)
     out.print(unit_table(structure.units, levels, shares(structure), latency))
+    if any(layer.name in levels for layer in structure.layers):
+        out.print(layer_table(structure.layers, levels))
     out.print(fixed_table(structure.fixed, structure.unsupported, structure.fixed_sizes))
 
 

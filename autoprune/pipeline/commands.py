@@ -22,11 +22,12 @@ from autoprune.runfolder import read_json, write_atomic, write_json
 from autoprune.structure import Structure
 from autoprune.task.batches import length
 from autoprune.training.dense import weights_to_bytes
+from autoprune.treatments import Level
 from autoprune.trials import FrontModel
 
 
-def described_units(**options: Any) -> tuple[Structure, dict[str, tuple[int, ...]], dict[str, float]]:
-    """Return the structure of a model, the levels of its units, and with a table their shares of the latency."""
+def described_units(**options: Any) -> tuple[Structure, dict[str, tuple[Level, ...]], dict[str, float]]:
+    """Return the structure of a model, the levels of its decisions, and with a table shares of the latency by unit."""
     config = load_config(None, options)
     structure = structure_of(config)
     space_file = SpaceFile.read(config, structure)

@@ -107,11 +107,13 @@ def _scores(result: TrialResult) -> dict[str, Any]:
 
 def to_json(model: FrontModel) -> dict[str, Any]:
     """Return one model of `front.json`."""
-    return vars(model) | {"policy": dict(model.policy.widths)}
+    treated = {name: str(treatment) for name, treatment in model.policy.treatments.items()}
+    return vars(model) | {"policy": dict(model.policy.widths)} | ({"treatments": treated} if treated else {})
 
 
 def from_json(value: Mapping[str, Any], space_id: str) -> FrontModel:
     """Return the model of an entry of `front.json`: the inverse of `to_json`."""
-    policy = Policy(space_id=space_id, widths=value["policy"])
-    fields: dict[str, Any] = {**value, "policy": policy}
-    return FrontModel(**fields)
+    fields: dict[str, Any] = dict(value)
+    treatments = fields.pop("treatments", {})
+    stored = {"space_id": space_id, "widths": fields.pop("policy"), "treatments": treatments}
+    return FrontModel(**fields, policy=Policy.from_json(stored))

@@ -24,6 +24,7 @@ from autoprune.search.explore import SENSITIVITY, Search
 from autoprune.search.strategies import Strategy
 from autoprune.study.location import StudyLocation
 from autoprune.task.base import Task
+from autoprune.treatments import level_to_json
 from autoprune.trials import FORWARD_SHARE, TrialResult
 
 
@@ -121,8 +122,12 @@ def search_passes(outcome: Outcome, effort: Effort, task: Task, slots: int, chan
 def _sensitivity_record(
     space: SearchSpace, outcome: Outcome, divergence: Mapping[str, npt.NDArray]
 ) -> dict[str, dict[str, object]]:
-    """Return the divergence by unit and width, and the widths at which it was measured; the others are estimated."""
-    levels, alone = space.levels, outcome.results[SENSITIVITY]
-    by_width = {name: dict(zip(levels[name], values.tolist(), strict=True)) for name, values in divergence.items()}
-    measured = {name: sorted({r.policy.widths[name] for r in alone} - {levels[name][-1]}) for name in space.searched}
-    return {"divergence": dict(by_width), "measured": dict(measured)}
+    """Return the divergence by decision and level, and the levels that were measured; the others are estimated."""
+    alone = [result.policy for result in outcome.results[SENSITIVITY]]
+    by_level, measured = {}, {}
+    for name, values in divergence.items():
+        levels = space.levels[name]
+        by_level[name] = dict(zip(map(level_to_json, levels), values.tolist(), strict=True))
+        chosen = {policy.level(name) for policy in alone}
+        measured[name] = [level_to_json(level) for level in levels[:-1] if level in chosen]
+    return {"divergence": by_level, "measured": measured}

@@ -40,6 +40,7 @@ from autoprune.records import SearchSpace
 from autoprune.report import score_budget_lines
 from autoprune.runfolder import RunFolder, read_json, write_json
 from autoprune.search.effort import Effort
+from autoprune.search.strategies import JOINT
 from autoprune.study.location import SharedStorage, StudyLocation
 from autoprune.study.storage import check_storage, sole_controller
 from autoprune.task.base import Task
@@ -143,6 +144,8 @@ def prepare(
     measurer = measurer or DeviceMeasurer.of(config)
     table = latency_table(config, folder, structure, space_file, measurer, events)
     space = space_file.of_table(table)
+    if config.strategy not in JOINT:
+        space = space.with_dense_layers()
     note_space(space, space_file.name, events)
     costs = reachable_costs(structure, table, space, config.parsed_budgets())
     module.load_state_dict(trained_dense(config, folder, task, events).state_dict())
@@ -195,6 +198,7 @@ def _search(config: RunConfig, location: StudyLocation, prepared: Prepared, even
     ) | {
         "budgets": list(config.budgets),
         "space_id": plan.space.id,
+        **({"layers": len(plan.space.layer_names)} if plan.space.layer_names else {}),
         "search_sample_passes": passes,
         "rungs": rung_scores(outcome.results, _names(effort), costs.limits, uniform_baselines(plan, costs)),
         "rank_correlations": [correlation.to_json() for correlation in outcome.correlations],

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from autoprune.config import RunConfig
 from autoprune.errors import ConfigError
 from autoprune.latency.table import LatencyTable
-from autoprune.records import SearchSpace, Unit
+from autoprune.records import Layer, SearchSpace, Unit
 from autoprune.space import SpaceSpec, Useful, build_space, find_space, load_spec, needs_table
 from autoprune.structure import Structure
+from autoprune.treatments import level_code
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpaceFile:
-    """A search-space file for the units of one model.
+    """A search-space file for the units and layers of one model.
 
     `name` is what users call the space, `structure_digest` the model's; `timed`: some budget limits the latency.
     """
@@ -24,6 +25,7 @@ class SpaceFile:
     file_name: str
     spec: SpaceSpec
     units: Sequence[Unit]
+    layers: Sequence[Layer]
     structure_digest: str
     timed: bool
 
@@ -36,6 +38,7 @@ class SpaceFile:
             file_name=path.name,
             spec=load_spec(path),
             units=structure.units,
+            layers=structure.layers,
             structure_digest=structure.digest(),
             timed=any(budget.timed for budget in config.parsed_budgets()),
         )
@@ -71,8 +74,10 @@ class SpaceFile:
             space = self._built()
             table.require_space(space)
             return space
-        levels = table.space.levels
-        useful = {u.name: [w for w in table.useful.get(u.name, ()) if w in levels[u.name]] for u in self.units}
+        levels = {name: [*map(level_code, of_decision)] for name, of_decision in table.space.levels.items()}
+        useful = {
+            name: [code for code in table.useful.get(name, ()) if code in codes] for name, codes in levels.items()
+        }
         return self.narrowed(useful, levels)
 
     def evenly_spaced(self) -> SearchSpace:
@@ -80,7 +85,8 @@ class SpaceFile:
         scanned = self.scanned()
         if not self.efficient:
             return scanned
-        return build_space(self.spec, self.units, self.structure_digest, self.name, scanned.levels)
+        useful = {name: [*map(level_code, levels)] for name, levels in scanned.levels.items()}
+        return build_space(self.spec, self.units, self.structure_digest, self.name, useful, self.layers)
 
     def _built(self, useful: Useful | None = None) -> SearchSpace:
-        return build_space(self.spec, self.units, self.structure_digest, self.file_name, useful)
+        return build_space(self.spec, self.units, self.structure_digest, self.file_name, useful, self.layers)

@@ -40,4 +40,7 @@ def decide_form(structure: Structure, folder: RunFolder, events: Events) -> None
 def note_space(space: SearchSpace, name: str, events: Events) -> None:
     """Note how many policies a space holds."""
     size = f"{space.size:.3g}" if space.size < 1e300 else f"1e{len(str(space.size)) - 1}"
-    events.note(f"{len(space.searched)} units searched: {size} policies (space {name!r})")
+    layers = [name for name in space.searched if name in set(space.layer_names)]
+    treated = f" and the treatments of {len(layers)} layers" if layers else ""
+    units = len(space.searched) - len(layers)
+    events.note(f"{units} units{treated} searched: {size} policies (space {name!r})")

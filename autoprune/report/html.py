@@ -145,6 +145,9 @@ def _rungs(document: Mapping[str, Any]) -> str:
 
 def _widths(document: Mapping[str, Any]) -> str:
     models = [*document["models"], *document["baselines"]]
-    header = ["unit", *(f"{m['strategy']} {m['budget']}" for m in models)]
+    header = ["unit or layer", *(f"{m['strategy']} {m['budget']}" for m in models)]
     units = models[0]["policy"] if models else {}
-    return _table(header, [[unit, *(str(m["policy"][unit]) for m in models)] for unit in units])
+    rows = [[unit, *(str(m["policy"][unit]) for m in models)] for unit in units]
+    layers = dict.fromkeys(layer for m in models for layer in m.get("treatments", {}))
+    rows += [[layer, *(m.get("treatments", {}).get(layer, "fp32") for m in models)] for layer in layers]
+    return _table(header, rows)

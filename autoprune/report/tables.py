@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rich.table import Table
 
-from autoprune.records import Unit
+from autoprune.records import Layer, Unit
 
 Document = Mapping[str, Any]
 
@@ -21,10 +23,13 @@ def front_table(document: Document) -> Table:
     shown = _shown_sizes(document)
     for title in ("model", "", "budget"):
         table.add_column(title, no_wrap=True)
-    for title in (f"{metric} val", "test", "measured", "of dense", "predicted", *shown.values()):
+    treated = ["layers"] if document.get("layers") else []
+    for title in (f"{metric} val", "test", "measured", "of dense", "predicted", *treated, *shown.values()):
         table.add_column(title, justify="right", no_wrap=True)
     full = [f"{dense['score']:.4f}", f"{dense['test_score']:.4f}", _time(dense["latency_ms_measured"]), "100.0 %", ""]
-    table.add_row("dense", "", "", *full, *_sizes(dense, shown), style="dim", end_section=True)
+    dense_layers = ["fp32"] * len(treated)
+    table.add_row("dense", "", "", *full, *dense_layers, *_sizes(dense, shown), style="dim", end_section=True)
+    row = partial(_row, shown=shown, layers=document.get("layers", 0))
     everything = {m["digest"]: m for m in [*document["others"], *document["baselines"], *document["models"]]}
     baselines = {m["digest"] for m in document["baselines"]} - {m["digest"] for m in document["others"]}
     front = {m["digest"] for m in document["models"]}
@@ -37,12 +42,12 @@ def front_table(document: Document) -> Table:
         baseline = by_budget.pop(model["budget"], None)
         show_baseline = baseline is not None and baseline["digest"] not in digests
         kind = "uniform" if model["strategy"] == "uniform" else ""
-        table.add_row(*_row(model, " ".join(filter(None, (kind, mark))), shown), end_section=not show_baseline)
+        table.add_row(*row(model, " ".join(filter(None, (kind, mark)))), end_section=not show_baseline)
         if show_baseline and baseline is not None:
-            table.add_row(*_row(baseline, "uniform", shown), style="dim", end_section=True)
+            table.add_row(*row(baseline, "uniform"), style="dim", end_section=True)
     for baseline in by_budget.values():
         if baseline["digest"] not in digests:
-            table.add_row(*_row(baseline, "uniform", shown), style="dim", end_section=True)
+            table.add_row(*row(baseline, "uniform"), style="dim", end_section=True)
     return table
 
 
@@ -69,7 +74,7 @@ def rung_table(document: Document) -> Table:
 
 def unit_table(
     units: Sequence[Unit],
-    levels: Mapping[str, Sequence[int]],
+    levels: Mapping[str, Sequence[object]],
     shares: Mapping[str, tuple[float, float]],
     latency: Mapping[str, float] | None = None,
 ) -> Table:
@@ -97,6 +102,17 @@ def unit_table(
     return table
 
 
+def layer_table(layers: Sequence[Layer], levels: Mapping[str, Sequence[object]]) -> Table:
+    """Layers with the precisions in which they can compute, and the treatments that the space offers."""
+    table = Table(title="Layers", title_justify="left", title_style="bold")
+    for title in ("layer", "operator", "possible", "levels"):
+        table.add_column(title)
+    for layer in layers:
+        offered = " ".join(map(str, levels.get(layer.name, ("fp32",))))
+        table.add_row(layer.module, layer.op, " ".join(layer.precisions), offered)
+    return table
+
+
 def fixed_table(fixed: Iterable[Any], unsupported: Mapping[str, Sequence[str]], sizes: Iterable[Any] = ()) -> Table:
     """Weight dimensions that keep their size, and why; operators without a rule; fixed sizes of inputs."""
     table = Table(title="Fixed", title_justify="left", title_style="bold")
@@ -120,7 +136,13 @@ def all_rungs(document: Document) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(model: Mapping[str, Any], kind: str, shown: Mapping[str, str]) -> list[str]:
+def treated_layers(model: Mapping[str, Any], layers: int) -> str:
+    """Return how many of some layers have each treatment but the dense one: `int8 in 12 of 21`; `fp32` for none."""
+    counts = Counter(model.get("treatments", {}).values())
+    return ", ".join(f"{treatment} in {count} of {layers}" for treatment, count in counts.items()) or "fp32"
+
+
+def _row(model: Mapping[str, Any], kind: str, shown: Mapping[str, str], layers: int) -> list[str]:
     return [
         model["digest"],
         kind,
@@ -130,6 +152,7 @@ def _row(model: Mapping[str, Any], kind: str, shown: Mapping[str, str]) -> list[
         "" if model["latency_ms_measured"] is None else _time(model["latency_ms_measured"]),
         f"{100 * model['latency_ratio']:.1f} %",
         _time(model["latency_ms_predicted"]),
+        *([treated_layers(model, layers)] if layers else []),
         *_sizes(model, shown),
     ]
 

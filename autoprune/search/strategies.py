@@ -51,5 +51,8 @@ STRATEGIES: Mapping[str, Strategy] = {
 }
 """By name; the first one is the default."""
 
+JOINT = ("guided", "direct", "random", "uniform")
+"""Strategies that decide about treatments, too; the others are yardsticks of widths, and leave all layers dense."""
+
 NEEDS_IMPORTANCE: Mapping[str, str] = {"global-magnitude": "l2", "global-taylor": "taylor", "halp": "taylor"}
 """The score of channels (of `autoprune.pruning`) that a strategy goes by, as `Search.importance`, by its name."""

@@ -86,7 +86,7 @@ class Walk:
         widths: dict[str, int] = {}
         for place, name in enumerate(self._names):
             wanted = choose(self._state(place, widths)) * self._search.dense_widths[name]
-            levels = self._search.space.levels[name]
+            levels = self._search.space.widths_of(name)
             reach = self._costs([self._rest_smallest({**widths, name: level}) for level in levels]) <= 1
             open_levels = [level for level, within in zip(levels, reach, strict=True) if within] or levels[:1]
             widths[name] = min(reversed(open_levels), key=lambda level: abs(level - wanted))

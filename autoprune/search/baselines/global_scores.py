@@ -33,7 +33,7 @@ def policies_by_threshold(space: SearchSpace, importance: Mapping[str, Array]) -
     its channels at or above the threshold fill; with any such channel, at least its smallest level above 0.
     """
     scaled = {name: values / max(float(values.mean()), 1e-30) for name, values in importance.items()}
-    lasts = {name: _last_kept(space.levels[name], scaled[name]) for name in space.searched}
+    lasts = {name: _last_kept(space.widths_of(name), scaled[name]) for name in space.searched}
     thresholds = np.unique([np.inf, *(value for values in lasts.values() for value in values)])
     return [
         space.policy({name: space.levels[name][int((lasts[name] >= threshold).sum()) - 1] for name in space.searched})

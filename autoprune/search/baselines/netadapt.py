@@ -52,7 +52,7 @@ def proposals(search: Search, current: Policy, unmet: Sequence[Limit], step: int
     most = float(excess(now, target) - excess(dense, target) * _share(step))
     saving, next_levels = [], []
     for name in space.searched:
-        levels = reversed(space.levels[name])
+        levels = reversed(space.widths_of(name))
         narrower = [space.policy({**current.widths, name: level}) for level in levels if level < current.widths[name]]
         if not narrower:
             continue
