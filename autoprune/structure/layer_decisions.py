@@ -61,6 +61,9 @@ _MOVES = frozenset(
 )
 """Operators that select or move numbers of one input."""
 
+_CLIPS = frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min"})
+"""Moves that are computed on the way out of the step before them."""
+
 _JOINS = frozenset({"add", "cat"})
 
 
@@ -92,6 +95,14 @@ def steps_of(
             kind = "moves"
         elif operator.op in _JOINS and len(read) > 1:
             kind = "join"
-        layer = layer_of[operator.node] if kind == "layer" else ""
-        steps.append(Step(name=operator.node, kind=kind, inputs=read, layer=layer))
+        steps.append(
+            Step(
+                name=operator.node,
+                kind=kind,
+                inputs=read,
+                layer=layer_of[operator.node] if kind == "layer" else "",
+                fused=kind == "moves" and operator.op in {*_CLIPS, "batch_norm"},
+                writes_fp32=kind == "layer" and operator.op == "linear",
+            )
+        )
     return [*steps, *(Step(name=f"output {n}", kind="output", inputs=(n,)) for n in outputs if n in known)]

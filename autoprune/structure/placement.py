@@ -2,7 +2,8 @@
 
 One function for the ONNX writer, the fake-quantized twin and the latency model. The rule:
 
-- A layer in int8 reads int8 and writes int8: its input and its output are quantized. Any other tensor is fp32.
+- A layer in int8 reads int8: its input is quantized. A convolution in int8 writes int8, too; a linear layer turns its
+  sums into fp32 where no other layer reads them in int8. Any other tensor is fp32.
 - A tensor is quantized once, by its producer. It keeps its scale through steps that only select or move numbers
   (relu, max pooling, reshaping), so that a tensor and what follows through such steps are one *tensor* here.
 - A join (addition, concatenation, average pooling) computes in int8 when all that it reads and its output are int8.
@@ -31,12 +32,18 @@ class Step:
 
     Kinds: an `input` of the model; a `layer` that can be int8; `moves`, which selects or moves numbers; a `join`;
     any `other` step; `output`, which reads what the model returns.
+
+    A `fused` step moves on its way out of the step before it (relu, a folded batch norm, a bias): between the two,
+    nothing is quantized unless another step reads it. `writes_fp32` marks layers that can write fp32 without a
+    conversion.
     """
 
     name: str
     kind: Kind
     inputs: tuple[str, ...] = ()
     layer: str = ""
+    fused: bool = False
+    writes_fp32: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,26 +75,56 @@ class Placement:
         for step in self.steps.values():
             self._tensor[step.name] = self._tensor[step.inputs[0]] if step.kind == "moves" else step.name
         self._readers: dict[str, list[Step]] = {}
+        self._direct: dict[str, list[Step]] = {}
         for step in self.steps.values():
-            if step.kind != "moves":
-                for name in dict.fromkeys(step.inputs):
+            for name in dict.fromkeys(step.inputs):
+                self._direct.setdefault(name, []).append(step)
+                if step.kind != "moves":
                     self._readers.setdefault(self._tensor[name], []).append(step)
 
     def tensor_of(self, step: str) -> str:
         """Return the tensor that a step writes: its own, or the one that it moves."""
         return self._tensor[step]
 
+    def quantized_at(self, tensor: str) -> tuple[str, ...]:
+        """Return the steps of an int8 tensor whose outputs are quantized: all but those that a fused step alone reads.
+
+        They have one scale, so that all but the first change nothing.
+        """
+        of_tensor = [step for step, its_tensor in self._tensor.items() if its_tensor == tensor]
+        direct = {step: self._direct.get(step, []) for step in of_tensor}
+        return tuple(step for step in of_tensor if not (len(direct[step]) == 1 and direct[step][0].fused))
+
+    @cached_property
+    def keys(self) -> Mapping[str, str]:
+        """Name of every tensor that a layer touches, the same in each graph of a model: `conv1.weight.output`.
+
+        A tensor that no layer writes is the input of the first layer, by name, that reads it. Where a layer is called
+        again, its later calls are numbered: `conv1.weight.2.output`.
+        """
+        calls: dict[str, str] = {}
+        for step in self.steps.values():
+            if step.kind == "layer":
+                count = sum(self.steps[name].layer == step.layer for name in calls)
+                calls[step.name] = f"{step.layer}.{count + 1}" if count else step.layer
+        keys = {}
+        for tensor in self.layers_of:
+            reading = sorted(calls[reader.name] for reader in self._readers.get(tensor, ()) if reader.name in calls)
+            if tensor in calls:
+                keys[tensor] = f"{calls[tensor]}.output"
+            elif reading:
+                keys[tensor] = f"{reading[0]}.input"
+        return keys
+
     @cached_property
     def layers_of(self) -> Mapping[str, tuple[str, ...]]:
-        """Layers that write or read each tensor: it is int8 when one of the layers is."""
-        return {
-            tensor: tuple(
-                dict.fromkeys(
-                    s.layer for s in (self.steps[tensor], *self._readers.get(tensor, ())) if s.kind == "layer"
-                )
-            )
-            for tensor in dict.fromkeys(self._tensor.values())
-        }
+        """Layers whose treatments make each tensor int8, when one of them is int8: its readers, mostly its writer."""
+        return {tensor: self._layers_of(tensor) for tensor in dict.fromkeys(self._tensor.values())}
+
+    def _layers_of(self, tensor: str) -> tuple[str, ...]:
+        writer = self.steps[tensor]
+        sides = [*([] if writer.writes_fp32 else [writer]), *self._readers.get(tensor, ())]
+        return tuple(dict.fromkeys(step.layer for step in sides if step.kind == "layer"))
 
     def is_int8(self, tensor: str, int8: Mapping[str, Array]) -> Array:
         """Return whether a tensor is int8, `[P]`."""
