@@ -10,11 +10,13 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from autoprune.onnxgraph.export import is_transposed, plain_name
+from autoprune.onnxgraph.export import plain_name
 from autoprune.structure.placement import Kind, Step
 
-_FUSED = frozenset({"Relu", "Clip"})
-_MOVES = _FUSED | {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Dropout"}
+CLIPS = frozenset({"Relu", "Clip"})
+"""Moves that are computed on the way out of the node before them."""
+
+_MOVES = CLIPS | {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Dropout"}
 _JOINS = frozenset({"Add", "Concat"})
 
 
@@ -22,22 +24,26 @@ _JOINS = frozenset({"Add", "Concat"})
 class OnnxLayer:
     """A node that multiplies with a stored weight.
 
-    `name` is the weight's in the state dict, `stored` its name in the file, `axis` the dimension of output channels
-    there. `bias` is the stored bias that the node adds itself, "" without one; `addition` is the node that adds the
-    bias after a product (its output), "" where none does.
+    - `name`: of the weight in the state dict; `stored`: in the file; `output`: of what the node writes.
+    - `op_type`: of the node.
+    - `axis`: dimension of the stored weight that has the output channels.
+    - `bias`: stored bias that the node adds itself, "" without one.
+    - `addition`, `addition_bias`: output of the node that adds a bias to a product, and that bias; "" where none does.
     """
 
     name: str
-    node: onnx.NodeProto
     stored: str
+    output: str
+    op_type: str
     axis: int
     bias: str = ""
     addition: str = ""
+    addition_bias: str = ""
 
     @property
     def is_linear(self) -> bool:
         """Whether the layer is a matrix product: its sums can become fp32 without a conversion."""
-        return self.node.op_type != "Conv"
+        return self.op_type != "Conv"
 
 
 def onnx_layers(graph: onnx.GraphProto) -> dict[str, OnnxLayer]:
@@ -54,13 +60,16 @@ def onnx_layers(graph: onnx.GraphProto) -> dict[str, OnnxLayer]:
             continue
         if node.op_type == "MatMul" and len(stored[weight].dims) != 2:
             continue
+        addition, addition_bias = _addition(node, weight, readers, stored.keys())
         layers[node.output[0]] = OnnxLayer(
             name=plain_name(weight),
-            node=node,
             stored=weight,
+            output=node.output[0],
+            op_type=node.op_type,
             axis=_output_axis(node),
             bias=node.input[2] if len(node.input) > 2 else "",
-            addition=_addition(node, weight, readers, stored.keys()),
+            addition=addition,
+            addition_bias=addition_bias,
         )
     return layers
 
@@ -84,15 +93,13 @@ def steps_of_onnx(graph: onnx.GraphProto) -> list[Step]:
         layer = layers.get(node.output[0])
         if layer is not None:
             steps.append(
-                Step(
-                    name=node.output[0], kind="layer", inputs=read[:1], layer=layer.name, writes_fp32=layer.is_linear
-                )
+                Step(name=node.output[0], kind="layer", inputs=read[:1], layer=layer.name, writes_fp32=layer.is_linear)
             )
             continue
         if is_bias:
             kind = "moves"
         inputs = read[:1] if kind == "moves" else read
-        fused = is_bias or node.op_type in _FUSED
+        fused = is_bias or node.op_type in CLIPS
         steps += [
             Step(name=name, kind=kind, inputs=inputs, fused=fused and kind == "moves") for name in node.output if name
         ]
@@ -102,7 +109,7 @@ def steps_of_onnx(graph: onnx.GraphProto) -> list[Step]:
 def _kind(node: onnx.NodeProto, read: Collection[str]) -> Kind:
     if node.op_type in _MOVES and read and len([name for name in node.output if name]) == 1:
         return "moves"
-    return "join" if node.op_type in _JOINS and len(read) > 1 and len(read) == len(node.input) else "other"
+    return "join" if node.op_type in _JOINS and len({*read}) > 1 and len(read) == len(node.input) else "other"
 
 
 def _output_axis(node: onnx.NodeProto) -> int:
@@ -114,12 +121,12 @@ def _output_axis(node: onnx.NodeProto) -> int:
 
 def _addition(
     node: onnx.NodeProto, weight: str, readers: Mapping[str, list[onnx.NodeProto]], stored: Collection[str]
-) -> str:
-    """Return the output of the node that adds the layer's own bias to a product, "" where none does."""
+) -> tuple[str, str]:
+    """Return the output of the node that adds the layer's own bias to a product, and the bias; "" where none does."""
     following = readers.get(node.output[0], [])
     if node.op_type != "MatMul" or len(following) != 1 or following[0].op_type != "Add":
-        return ""
-    others = [name for name in following[0].input if name in stored]
+        return "", ""
     owner, _, leaf = plain_name(weight).rpartition(".")
     own = f"{owner}.{leaf.replace('weight', 'bias')}".lstrip(".")
-    return following[0].output[0] if len(others) == 1 and plain_name(others[0]) == own else ""
+    biases = [name for name in following[0].input if name in stored and plain_name(name) == own]
+    return (following[0].output[0], biases[0]) if biases else ("", "")

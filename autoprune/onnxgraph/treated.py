@@ -1,4 +1,4 @@
-"""ONNX files in which layers are treated: int8 with calibrated or dynamic ranges, weights of 8 or 4 bits.
+"""ONNX files in which layers are treated: int8 with calibrated ranges.
 
 An int8 layer is written as pairs of QuantizeLinear and DequantizeLinear (QDQ) around the fp32 operator, from which
 ONNX Runtime makes its int8 kernels. `Placement` says which tensors are int8, and the weights are those of the file:
@@ -7,7 +7,8 @@ batch norms have been folded into them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,12 +16,16 @@ from onnx import helper, numpy_helper
 
 from autoprune.errors import StructureError
 from autoprune.onnxgraph.export import plain_name
-from autoprune.onnxgraph.layer_steps import OnnxLayer, onnx_layers, steps_of_onnx, weight_of
+from autoprune.onnxgraph.layer_steps import CLIPS, OnnxLayer, onnx_layers, steps_of_onnx, weight_of
 from autoprune.quantization.grid import Range, RoundedWeight, nearest, rounded_bias
 from autoprune.structure.placement import Placement
-from autoprune.treatments import Treatment
+from autoprune.treatments import DENSE, INT8, Treatment
 
 _DEQUANTIZED = "_DequantizeLinear_Output"
+_QUANTIZED = "_quantized"
+
+_STAND_INS = {True: Range(low=0.0, high=1.0), False: Range(low=-1.0, high=1.0)}
+"""Ranges for timing, by whether the tensor comes out of a relu, which the runtime only folds into int8 steps from 0."""
 
 
 def treated(
@@ -39,18 +44,14 @@ def treated(
         weights: rounded weights and their biases by the names of layers; others are rounded to the nearest step.
 
     Raises:
-        StructureError: a weight is in the file, but no operator that can be treated so multiplies with it.
+        StructureError: a weight is in the file, but no operator that can be treated so multiplies with it; the
+            treatment is none that can be written; a range is missing.
     """
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
     del copied.graph.value_info[:]  # types of values change
     _Writer(copied.graph, treatments, ranges, weights or {}).write()
     return copied
-
-
-def placement_of(model: onnx.ModelProto) -> Placement:
-    """Return how the treatments of layers decide which values of an exported model are int8."""
-    return Placement(steps_of_onnx(model.graph))
 
 
 class _Writer:
@@ -67,84 +68,109 @@ class _Writer:
         self._layers = onnx_layers(graph)
         self._stored = {initializer.name: initializer for initializer in graph.initializer}
         _require_layers(treatments, self._layers.values(), self._stored)
-        self._treatments = treatments
-        self._weights = weights
+        self._int8 = {name for name, treatment in treatments.items() if treatment == INT8}
+        self._weights = dict(weights)
         self._placement = Placement(steps_of_onnx(graph))
-        int8 = {name for name, treatment in treatments.items() if treatment.precision == "int8"}
-        self._ranges = {
-            tensor: self._stand_in(tensor) if ranges is None else ranges[self._placement.keys[tensor]]
-            for tensor in self._placement.int8_tensors(int8)
-        }
+        self._ranges = _ranges(self._placement, self._int8, ranges, graph)
         self._at = {value: tensor for tensor in self._ranges for value in self._placement.quantized_at(tensor)}
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, np.ndarray] = {}
         self._dequantized: dict[str, str] = {}
 
     def write(self) -> None:
-        outputs = {entry.name for entry in self._graph.output}
+        """Rewrite all nodes, and the constants that they read."""
         for entry in self._graph.input:
             self._convert(entry.name, entry.name)
+        outputs = {entry.name for entry in self._graph.output} & self._at.keys()
         for node in list(self._graph.node):
             layer = self._layers.get(node.output[0])
             node.input[:] = [self._dequantized.get(name, name) for name in node.input]
-            if layer is not None:
+            if layer is not None and layer.name in self._int8:
                 self._treat(layer, node)
-            written = list(node.output)
-            for place, name in enumerate(written):
-                if name in self._at and name in outputs:
-                    node.output[place] = f"{name}_fp32"
+            values = list(node.output)
+            node.output[:] = [f"{name}_fp32" if name in outputs else name for name in values]
             self._nodes.append(node)
-            for name, new in zip(written, node.output, strict=True):
-                self._convert(name, new, name if name != new else "")
-        del self._graph.node[:]
-        self._graph.node.extend(self._nodes)
+            for value, written in zip(values, node.output, strict=True):
+                self._convert(value, written)
         read = {name for node in self._nodes for name in node.input}
-        kept = [i for i in self._graph.initializer if i.name in read]
-        del self._graph.initializer[:]
-        self._graph.initializer.extend(kept)
-        self._graph.initializer.extend(numpy_helper.from_array(v, name) for name, v in self._constants.items())
+        kept = [initializer for name, initializer in self._stored.items() if name in read]
+        made = [numpy_helper.from_array(value, name) for name, value in self._constants.items()]
+        del self._graph.node[:], self._graph.initializer[:]
+        self._graph.node.extend(self._nodes)
+        self._graph.initializer.extend([*kept, *made])
 
-    def _convert(self, name: str, written: str, output: str = "") -> None:
-        """Quantize and dequantize a value; readers take the second. `output` names the result if it is given."""
-        if name not in self._at:
+    def _convert(self, value: str, written: str) -> None:
+        """Quantize and dequantize a value that is written under another name where it is an output of the model."""
+        if value not in self._at:
             return
-        tensor = self._at[name]
-        scale, zero_point = f"{tensor}_scale", f"{tensor}_zero_point"
+        tensor = self._at[value]
+        constants = [f"{tensor}_scale", f"{tensor}_zero_point"]
         of_tensor = self._ranges[tensor]
-        self._constants[scale] = np.array(of_tensor.scale, np.float32)
-        self._constants[zero_point] = np.array(of_tensor.zero_point, np.uint8)
-        int8, back = f"{name}_QuantizeLinear_Output", output or name + _DEQUANTIZED
-        self._add("QuantizeLinear", [written, scale, zero_point], int8)
-        self._add("DequantizeLinear", [int8, scale, zero_point], back)
-        self._dequantized[name] = back
+        self._constants[constants[0]] = np.array(of_tensor.scale, np.float32)
+        self._constants[constants[1]] = np.array(of_tensor.zero_point, np.uint8)
+        int8, back = f"{value}_QuantizeLinear_Output", value + _DEQUANTIZED if value == written else value
+        self._add("QuantizeLinear", [written, *constants], int8)
+        self._add("DequantizeLinear", [int8, *constants], back)
+        self._dequantized[value] = back
 
-    def _add(self, op_type: str, inputs: list[str], output: str, **attributes: int) -> None:
-        self._nodes.append(helper.make_node(op_type, inputs, [output], name=f"{output}_{op_type}", **attributes))
+    def _add(self, op_type: str, inputs: Sequence[str], output: str, **attributes: Any) -> None:
+        self._nodes.append(helper.make_node(op_type, inputs, [output], name=output, **attributes))
 
-    def _treat(self, layer: OnnxLayer, node: onnx.NodeProto) -> str:
-        """Rewrite the node of a layer as its treatment says; return the name under which it writes its output."""
-        precision = self._treatments[layer.name].precision if layer.name in self._treatments else "fp32"
-        if precision == "int8":
-            self._treat_int8(layer, node)
-        return node.output[0]
-
-    def _treat_int8(self, layer: OnnxLayer, node: onnx.NodeProto) -> None:
+    def _treat(self, layer: OnnxLayer, node: onnx.NodeProto) -> None:
+        """Let the node of an int8 layer read its weight and its bias out of the grid."""
         read = self._placement.steps[layer.output].inputs[0]
-        scale = self._ranges[self._placement.tensor_of(read)].scale
-        rounded = self._rounded(layer, scale)
-        stored, dequantized = f"{layer.stored}_quantized", layer.stored + _DEQUANTIZED
-        if stored not in self._constants:  # else the layer is called again
-            self._constants[stored] = self._as_stored(layer, rounded.steps)
-            self._dequantize(stored, layer.stored, rounded.scales, axis=layer.axis)
-        node.input[1] = dequantized
+        input_scale = self._ranges[self._placement.tensor_of(read)].scale
+        if layer.name not in self._weights:
+            bias = numpy_helper.to_array(self._stored[layer.bias]) if layer.bias else None
+            self._weights[layer.name] = nearest(weight_of(layer, self._stored), bias, input_scale)
+        rounded = self._weights[layer.name]
+        steps = rounded.steps if layer.axis == 0 else np.ascontiguousarray(rounded.steps.T)
+        node.input[1] = self._dequantize(layer.stored, steps, rounded.scales, axis=layer.axis)
         if rounded.bias is None:
             return
-        if node.op_type == "MatMul":
-            self._set_addition(layer, rounded.bias)
-            return
-        bias = f"{layer.bias or layer.stored + '_bias'}"
-        bias = bias if f"{bias}_quantized" not in self._constants else f"{bias}_{layer.output}"
-        steps, scales = rounded_bias(rounded.bias, rounded.scales, scale)
-        self._constants[f"{bias}_quantized"] = steps
-        self._dequantize(f"{bias}_quantized", bias, scales, axis=0)
-        node.input[2:] = [bias + _DEQUANTIZED]
+        if layer.bias:
+            sums, scales = rounded_bias(rounded.bias, rounded.scales, input_scale)
+            node.input[2] = self._dequantize(f"{layer.bias}_{layer.output}", sums, scales, axis=0)
+        elif layer.addition_bias:
+            self._stored[layer.addition_bias] = numpy_helper.from_array(rounded.bias, layer.addition_bias)
+
+    def _dequantize(self, name: str, steps: np.ndarray, scales: np.ndarray, *, axis: int) -> str:
+        """Return the name of stored steps as numbers; a weight that is read again is dequantized once."""
+        stored, back = name + _QUANTIZED, name + _DEQUANTIZED
+        if stored not in self._constants:
+            self._constants |= {
+                stored: steps,
+                f"{name}_scale": scales,
+                f"{name}_zero_point": np.zeros_like(scales, steps.dtype),
+            }
+            self._add("DequantizeLinear", [stored, f"{name}_scale", f"{name}_zero_point"], back, axis=axis)
+        return back
+
+
+def _ranges(
+    placement: Placement, int8: Collection[str], ranges: Mapping[str, Range] | None, graph: onnx.GraphProto
+) -> dict[str, Range]:
+    """Return the range of every int8 tensor by its name in the graph: the calibrated one, or a stand-in."""
+    relus = {node.output[0] for node in graph.node if node.op_type in CLIPS}
+    found = {}
+    for tensor in placement.int8_tensors(int8):
+        key = placement.keys[tensor]
+        if ranges is None:
+            found[tensor] = _STAND_INS[not relus.isdisjoint(placement.quantized_at(tensor))]
+        elif key in ranges:
+            found[tensor] = ranges[key]
+        else:
+            raise StructureError(f"every int8 tensor has a range; {key!r} has none. Ranges are of {', '.join(ranges)}")
+    return found
+
+
+def _require_layers(
+    treatments: Mapping[str, Treatment], layers: Iterable[OnnxLayer], stored: Mapping[str, onnx.TensorProto]
+) -> None:
+    """Raise `StructureError` for a treatment that is not written, and for a weight that no layer multiplies with."""
+    known, in_file = {layer.name for layer in layers}, {plain_name(name) for name in stored}
+    for name, treatment in treatments.items():
+        if treatment not in (DENSE, INT8):
+            raise StructureError(f"ONNX files are written with layers in fp32 and int8; {name!r} is {treatment}")
+        if name in in_file - known:
+            raise StructureError(f"no convolution or matrix product of the ONNX file multiplies with {name!r} alone")

@@ -210,9 +210,7 @@ def _search(config: RunConfig, location: StudyLocation, prepared: Prepared, even
     }
     write_json(folder.front, document)
     if not document["models"]:
-        raise TrialError(
-            "no fine-tuned model meets its budget when measured: see `autoprune front`. Raise the budgets."
-        )
+        raise TrialError("no fine-tuned model meets its budget when measured: see `autoprune front`. Raise the budgets")
 
 
 def _models(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
+from torch import fx
 
-from autoprune.records import Layer
+from autoprune.errors import PolicyError
+from autoprune.records import Layer, Policy
 from autoprune.structure.geometry import Operator
 from autoprune.structure.placement import Kind, Step
 
@@ -67,42 +69,65 @@ _CLIPS = frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min"})
 _JOINS = frozenset({"add", "cat"})
 
 
-def steps_of(
-    operators: Sequence[Operator], layers: Sequence[Layer], inputs: Sequence[str], outputs: Sequence[str]
-) -> list[Step]:
+def steps_of(graph: fx.Graph, operators: Sequence[Operator], layers: Sequence[Layer]) -> list[Step]:
     """Return the steps of an evaluation graph, which `Placement` decides about.
 
     A batch norm that alone reads a convolution is folded into it when the model is exported, so it moves its output.
 
     Args:
-        operators: of the graph, in order.
+        graph: of the dense model, or of a shrunk one: without the nodes of removed branches.
+        operators: of the dense model's graph.
         layers: those that can be int8 (`layers_of`).
-        inputs: names of the nodes of the model's inputs.
-        outputs: names of the nodes that the model returns.
     """
     layer_of = {node: layer.name for layer in layers for node in layer.nodes}
-    readers = Counter(name for operator in operators for name in operator.inputs) + Counter(outputs)
-    known = {*inputs, *(operator.node for operator in operators)}
-    steps = [Step(name=name, kind="input") for name in inputs]
-    for operator in operators:
-        read = tuple(name for name in operator.inputs if name in known)
-        kind: Kind = "other"
-        if operator.node in layer_of and len(read) == 1:
-            kind = "layer"
-        elif operator.op == "batch_norm" and len(read) == 1:
-            kind = "moves" if read[0] in layer_of and readers[read[0]] == 1 else "other"
-        elif operator.op in _MOVES and len(read) == 1:
-            kind = "moves"
-        elif operator.op in _JOINS and len(read) > 1:
-            kind = "join"
-        steps.append(
-            Step(
-                name=operator.node,
-                kind=kind,
-                inputs=read,
-                layer=layer_of[operator.node] if kind == "layer" else "",
-                fused=kind == "moves" and operator.op in {*_CLIPS, "batch_norm"},
-                writes_fp32=kind == "layer" and operator.op == "linear",
-            )
-        )
-    return [*steps, *(Step(name=f"output {n}", kind="output", inputs=(n,)) for n in outputs if n in known)]
+    known = {operator.node: operator.op for operator in operators}
+    steps: dict[str, Step] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            steps[node.name] = Step(name=node.name, kind="input")
+        elif node.op == "output":
+            for read in node.all_input_nodes:
+                steps[f"output {read.name}"] = Step(name=f"output {read.name}", kind="output", inputs=(read.name,))
+        elif node.name in known:
+            # Where one side of an addition was removed, a copy of the other has its name.
+            op = "clone" if node.target == torch.ops.aten.clone.default else known[node.name]
+            steps[node.name] = _step(node, op, layer_of.get(node.name, ""), steps)
+    return list(steps.values())
+
+
+def _step(node: fx.Node, op: str, layer: str, before: Mapping[str, Step]) -> Step:
+    """Return the step of a node that reads some of the steps `before` it."""
+    read = tuple(n.name for n in node.all_input_nodes if n.name in before)
+    kind: Kind = "other"
+    if layer and len(read) == 1:
+        kind = "layer"
+    elif op == "batch_norm" and len(read) == 1:
+        kind = "moves" if before[read[0]].kind == "layer" and len(node.all_input_nodes[0].users) == 1 else "other"
+    elif op in _MOVES and len(read) == 1:
+        kind = "moves"
+    elif op in _JOINS and len(read) > 1:
+        kind = "join"
+    return Step(
+        name=node.name,
+        kind=kind,
+        inputs=read,
+        layer=layer if kind == "layer" else "",
+        fused=kind == "moves" and op in {*_CLIPS, "batch_norm"},
+        writes_fp32=kind == "layer" and op == "linear",
+    )
+
+
+def treatment_codes(policies: Sequence[Policy], layers: Sequence[str]) -> np.ndarray:
+    """Return the codes of treatments of policies, int64 `[P, L]`, for the names of `L` layers.
+
+    Raises:
+        PolicyError: a policy treats another layer.
+    """
+    codes = np.zeros((len(policies), len(layers)), dtype=np.int64)
+    columns = {name: column for column, name in enumerate(layers)}
+    for row, policy in zip(codes, policies, strict=True):
+        for name, treatment in policy.treatments.items():
+            if name not in columns:
+                raise PolicyError(f"the policy treats {name!r} ({treatment}); expected one of {list(layers)}")
+            row[columns[name]] = treatment.code
+    return codes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from autoprune.errors import PolicyError
+from autoprune.records import Unit
 from autoprune.structure.aliases import is_in_place, owners
 from autoprune.structure.branches import may_be_bypassed
 from autoprune.structure.capture import Capture
@@ -18,6 +20,32 @@ from autoprune.structure.units import Channels, Site
 
 aten = torch.ops.aten
 Array = np.ndarray
+
+
+def channel_masks(units: Sequence[Unit], widths: Array, keep: Mapping[str, Array] | None = None) -> dict[int, Array]:
+    """Return which channels of every unit live, bool `[width]` by the unit's index.
+
+    Args:
+        units: of the dense model.
+        widths: to be kept, `[U]`.
+        keep: distinct channel indices by unit (default: the first ones).
+
+    Raises:
+        PolicyError: the indices do not fit.
+    """
+    kept = {}
+    for number, unit in enumerate(units):
+        chosen = None if keep is None else keep.get(unit.name)
+        indices = np.arange(widths[number]) if chosen is None else np.asarray(chosen)
+        indices = indices.astype(np.int64) if not len(indices) else indices  # an empty list becomes floats
+        if len(np.unique(indices)) != widths[number] or not np.isin(indices, np.arange(unit.width)).all():
+            raise PolicyError(
+                f"{unit.name!r} keeps {widths[number]} distinct channels below {unit.width}; got {indices}"
+            )
+        mask = np.zeros(unit.width, dtype=bool)
+        mask[indices] = True
+        kept[number] = mask
+    return kept
 
 
 def living_masks(channels: Mapping[Site, Channels], keep: Mapping[int, Array]) -> dict[Site, Array]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,15 +17,15 @@ from autoprune.records import Layer, Policy, Unit, digest_of
 from autoprune.structure.branches import Branches
 from autoprune.structure.capture import Capture, module_tensors
 from autoprune.structure.cut_proof import culprits, proven_difference
-from autoprune.structure.gates import ALWAYS, Gate
 from autoprune.structure.geometry import Dim, Operator
 from autoprune.structure.input_sizes import FixedSize, InputSizes
-from autoprune.structure.layer_decisions import layers_of, steps_of
+from autoprune.structure.layer_decisions import layers_of, steps_of, treatment_codes
 from autoprune.structure.memory import Memory
 from autoprune.structure.module import GraphModel, Input, PrunedTo
 from autoprune.structure.placement import Placement
 from autoprune.structure.proof import TOLERANCE
-from autoprune.structure.shrink import living_masks, renumbered, rewrite, slice_tensors
+from autoprune.structure.shrink import channel_masks, living_masks, renumbered, rewrite, slice_tensors
+from autoprune.structure.tensor_costs import tensor_costs
 from autoprune.structure.units import Channels, Site
 
 Array = np.ndarray
@@ -127,10 +127,11 @@ class Structure:
     @cached_property
     def placement(self) -> Placement:
         """How the treatments of layers decide which tensors of the evaluation graph are int8."""
-        nodes = self.captures[False].graph.nodes
-        inputs = [node.name for node in nodes if node.op == "placeholder"]
-        outputs = [node.name for node in next(n for n in nodes if n.op == "output").all_input_nodes]
-        return Placement(steps_of(self.operators, self.layers, inputs, outputs))
+        return self.placement_in(self.captures[False].graph)
+
+    def placement_in(self, graph: fx.Graph) -> Placement:
+        """Return how treatments decide which tensors of a shrunk evaluation graph are int8; branches may be gone."""
+        return Placement(steps_of(graph, self.operators, self.layers))
 
     def rows(self, policies: Sequence[Policy], layers: Sequence[str]) -> Array:
         """Return widths and treatments of policies, int64 `[P, U + L]`: widths first, then codes of treatments.
@@ -142,14 +143,7 @@ class Structure:
         Raises:
             PolicyError: a policy has other units or treats another layer.
         """
-        codes = np.zeros((len(policies), len(layers)), dtype=np.int64)
-        columns = {name: column for column, name in enumerate(layers)}
-        for row, policy in zip(codes, policies, strict=True):
-            for name, treatment in policy.treatments.items():
-                if name not in columns:
-                    raise PolicyError(f"the policy treats {name!r} ({treatment}); expected one of {list(layers)}")
-                row[columns[name]] = treatment.code
-        return np.concatenate([self.widths(policies), codes], axis=1)
+        return np.concatenate([self.widths(policies), treatment_codes(policies, layers)], axis=1)
 
     def params(self, widths: Array) -> Array:
         """Return the number of parameters, int64 `[P]`; a tied parameter counts once."""
@@ -164,20 +158,8 @@ class Structure:
         return sum(sizes, np.zeros(len(widths), dtype=np.int64))
 
     def tensor_costs(self) -> Iterator[tuple[str, tuple[int, ...], Callable[[Array], Array]]]:
-        """Yield the terms that `params` and `bytes` sum.
-
-        Each is the cost ("params" or "bytes"), the indices of the units that it depends on, and a function from widths
-        `[P, U]` to its amount `[P]`.
-        """
-        for name, tensor in self.tensors.items():
-            if self.canonical[name] != name:
-                continue
-            dims, gate = self.dims[name], self.branches.tensors.get(name, ALWAYS)
-            units = tuple(sorted({*gate.units, *(unit for dim in dims for unit in dim.units)}))
-            if isinstance(tensor, nn.Parameter):
-                yield "params", units, partial(_numel, dims, gate, 1)
-            if torch.is_floating_point(tensor):
-                yield "bytes", units, partial(_numel, dims, gate, tensor.element_size())
+        """Yield the terms that `params` and `bytes` sum (see `tensor_costs`)."""
+        return tensor_costs(self.tensors, self.canonical, self.dims, self.branches.tensors)
 
     def macs(self, widths: Array) -> Array:
         """Return the multiply-accumulates for one example, int64 `[P]` (see `Operator.macs`)."""
@@ -213,19 +195,7 @@ class Structure:
         Raises:
             PolicyError: the policy or the indices do not fit.
         """
-        widths = self.widths([policy])[0]
-        kept = {}
-        for number, unit in enumerate(self.units):
-            chosen = None if keep is None else keep.get(unit.name)
-            indices = np.arange(widths[number]) if chosen is None else np.asarray(chosen)
-            indices = indices.astype(np.int64) if not len(indices) else indices  # an empty list becomes floats
-            if len(np.unique(indices)) != widths[number] or not np.isin(indices, np.arange(unit.width)).all():
-                raise PolicyError(
-                    f"{unit.name!r} keeps {widths[number]} distinct channels below {unit.width}; got {indices}"
-                )
-            mask = np.zeros(unit.width, dtype=bool)
-            mask[indices] = True
-            kept[number] = mask
+        kept = channel_masks(self.units, self.widths([policy])[0], keep)
         return living_masks(self.channels, kept)
 
     def kept(self, policy: Policy, keep: Mapping[str, Array] | None = None) -> dict[str, tuple[Array | None, ...]]:
@@ -325,10 +295,3 @@ class Structure:
 
 def _as_lists(keep: Mapping[str, Array] | None) -> dict[str, list[int]]:
     return {name: np.asarray(indices).astype(int).tolist() for name, indices in (keep or {}).items()}
-
-
-def _numel(dims: Sequence[Dim], gate: Gate, each: int, widths: Array) -> Array:
-    total = each * gate(widths).astype(np.int64)
-    for dim in dims:
-        total *= dim(widths)
-    return total

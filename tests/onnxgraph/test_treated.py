@@ -1,0 +1,114 @@
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from autoprune.device.timing import named_feeds, open_session
+from autoprune.errors import StructureError
+from autoprune.onnxgraph.export import export_onnx
+from autoprune.onnxgraph.layer_steps import steps_of_onnx
+from autoprune.onnxgraph.treated import treated
+from autoprune.quantization.grid import Range
+from autoprune.records import Policy
+from autoprune.structure.placement import Placement
+from autoprune.treatments import INT8, Treatment
+from tests.small_nets import MIXED, NETS
+
+RANGE = Range(low=-4.0, high=4.0)
+
+
+def placement_of(model):
+    return Placement(steps_of_onnx(model.graph))
+
+
+def int8_keys(placement, layers):
+    return {placement.keys[tensor] for tensor in placement.int8_tensors(layers)}
+
+
+def quantized_values(model):
+    """The values that a file quantizes, without the constants."""
+    return {node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+
+
+def run(model, target, feeds):
+    session = open_session(model.SerializeToString(), target)
+    return session.run(None, named_feeds(session, feeds))[0]
+
+
+@pytest.mark.parametrize("name", [*NETS, *MIXED])
+def test_graph_and_file_place_the_same_tensors(name, structure_of, dense_of):
+    structure, rng = structure_of(name), np.random.default_rng(0)
+    names, file = [layer.name for layer in structure.layers], placement_of(dense_of(name))
+    for layers in [names, *([n for n in names if rng.random() < 0.5] for _ in range(10))]:
+        assert int8_keys(structure.placement, layers) == int8_keys(file, layers)
+        model = treated(dense_of(name), dict.fromkeys(layers, INT8))
+        tensors = {file.tensor_of(value.removesuffix("_fp32")) for value in quantized_values(model)}
+        assert tensors == file.int8_tensors(layers)
+
+
+def test_the_placement_of_a_cut_model_lacks_its_removed_branches(structure_of, feeds):
+    structure = structure_of("blocks")
+    removable = [unit.name for unit in structure.units if unit.removable]
+    small = structure.shrink(Policy(space_id="", widths=structure.full_widths | {removable[0]: 0}))
+    file = export_onnx(small.eval(), structure.example_inputs)
+    names = [layer.name for layer in structure.layers]
+    keys = int8_keys(structure.placement_in(small.captures[False].graph), names)
+    assert keys == int8_keys(placement_of(file), names) < int8_keys(structure.placement, names)
+    treated(file, dict.fromkeys(names, INT8))  # removed layers are passed over
+
+
+@pytest.mark.parametrize("name", [*NETS, *MIXED])
+def test_with_ranges_the_outputs_stay_about_the_same(name, structure_of, dense_of, target):
+    structure, model = structure_of(name), dense_of(name)
+    feeds = [structure.example_inputs[0].numpy()]
+    int8 = dict.fromkeys((layer.name for layer in structure.layers), INT8)
+    ranges = dict.fromkeys(placement_of(model).keys.values(), RANGE)
+    wanted, outputs = run(model, target, feeds), run(treated(model, int8, ranges), target, feeds)
+    assert 0 < np.abs(outputs - wanted).max() < 0.1 * np.abs(wanted).max() + 0.05
+    np.testing.assert_array_equal(run(treated(model, {}), target, feeds), wanted)
+
+
+def test_an_almost_dead_filter_does_not_overflow_its_bias(target):
+    net = nn.Conv2d(1, 2, 3).eval()
+    assert net.bias is not None
+    with torch.no_grad():
+        net.weight[0] *= 1e-9
+        net.weight[1], net.bias[1] = 0, 0
+        net.bias[0] = 1.5
+    x = torch.randn(1, 1, 8, 8)
+    ranges = {"weight.input": RANGE, "weight.output": Range(low=-2.0, high=2.0)}
+    outputs = run(treated(export_onnx(net, (x,)), {"weight": INT8}, ranges), target, [x.numpy()])
+    assert np.abs(outputs - net(x).detach().numpy()).max() < 0.01
+
+
+def test_a_layer_that_runs_twice_has_one_weight_and_two_biases(target):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(2, 2, 3, padding=1)
+
+        def forward(self, x):
+            return self.conv(torch.sigmoid(self.conv(x)))
+
+    torch.manual_seed(0)
+    net, x = Twice().eval(), torch.randn(1, 2, 4, 4)
+    ranges = dict.fromkeys(["conv.weight.input", "conv.weight.output", "conv.weight.2.input"], RANGE)
+    ranges["conv.weight.2.output"] = RANGE
+    model = treated(export_onnx(net, (x,)), {"conv.weight": INT8}, ranges)
+    kinds = [numpy_helper.to_array(initializer).dtype for initializer in model.graph.initializer]
+    assert kinds.count(np.dtype(np.int32)) == 4  # two biases and their zero points
+    assert sum(i.name == "conv.weight_quantized" for i in model.graph.initializer) == 1
+    assert np.abs(run(model, target, [x.numpy()]) - net(x).detach().numpy()).max() < 0.1
+
+
+def test_what_cannot_be_written_is_refused(dense_of):
+    model = dense_of("flat")
+    onnx.checker.check_model(treated(model, {"head.weight": INT8}))
+    with pytest.raises(StructureError, match=r"in fp32 and int8; 'head.weight' is w4"):
+        treated(model, {"head.weight": Treatment(precision="w4")})
+    with pytest.raises(StructureError, match=r"every int8 tensor has a range; 'hidden.weight.output' has none"):
+        treated(model, {"head.weight": INT8}, {})
+    with pytest.raises(StructureError, match=r"multiplies with 'head.bias' alone"):
+        treated(model, {"head.bias": INT8})
