@@ -41,7 +41,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Integral
 from types import MappingProxyType
@@ -85,29 +85,6 @@ class Unit:
     def __post_init__(self) -> None:
         if self.width < 1:
             raise PolicyError(f"a unit has at least one channel; {self.name!r} has {self.width}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layer:
-    """An operator with a weight that may be treated; operators that share the weight are one layer.
-
-    `name` is the state-dict name of the weight. `op` is the operator's name and `nodes` are those of the evaluation
-    graph that compute with the weight. `precisions` are those in which it can compute.
-    """
-
-    name: str
-    op: str
-    nodes: tuple[str, ...]
-    precisions: tuple[str, ...]
-
-    @property
-    def module(self) -> str:
-        """Name of the module that holds the weight; the weight's own name where the model itself holds it."""
-        return self.name.rpartition(".")[0] or self.name
-
-    def allows(self, treatment: Treatment) -> bool:
-        """Return whether the layer can be treated so."""
-        return treatment.precision in self.precisions and not treatment.rank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,85 +287,3 @@ class Policy:
             return cls(space_id=value["space_id"], widths=dict(value["widths"]), treatments=treatments)
         except (KeyError, TypeError, AttributeError) as error:
             raise PolicyError(f"not a policy: {error!r}; expected {{'space_id': ..., 'widths': {{...}}}}") from error
-
-
-_GEOMETRY_KEYS = {"out_rows": "height", "out_columns": "width"}
-"""Keys in a latency table of the fields whose names in Python differ."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Geometry:
-    """All that the latency of one operator depends on, for one example; the key of a latency table.
-
-    `fused` names the operators that the runtime folds into this one. Sizes that do not apply are 0, a dilation of 1 is
-    `()`. A geometry never holds a layer name. Batch, threads and precision belong to the table's target.
-    `structure.geometry.Operator` says which sizes recurrent layers and attention have.
-    """
-
-    op: str
-    c_in: int
-    c_out: int
-    out_rows: int = 0
-    out_columns: int = 0
-    kernel: tuple[int, ...] = ()
-    stride: tuple[int, ...] = ()
-    dilation: tuple[int, ...] = ()
-    groups: int = 1
-    fused: str = ""
-
-    @property
-    def kind(self) -> Geometry:
-        """The part of the geometry that no width changes: channels and groups are 0."""
-        return replace(self, c_in=0, c_out=0, groups=0)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a plain JSON value; the output's rows and columns are its `height` and `width`."""
-        return {_GEOMETRY_KEYS.get(name, name): value for name, value in vars(self).items()}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Geometry:
-        """Build the value that `to_json` wrote."""
-        names = {key: name for name, key in _GEOMETRY_KEYS.items()}
-        fields: dict[str, Any] = {
-            names.get(key, key): tuple(field) if isinstance(field, list) else field for key, field in value.items()
-        }
-        return cls(**fields)
-
-    def __str__(self) -> str:
-        rows = f"{self.out_rows}x" if self.out_rows else ""
-        size = f" {rows}{self.out_columns}" if rows or self.out_columns else ""
-        kernel = f" k{'x'.join(map(str, self.kernel))}" if self.kernel else ""
-        stride = f" s{'x'.join(map(str, self.stride))}" if self.stride and set(self.stride) != {1} else ""
-        dilation = f" d{'x'.join(map(str, self.dilation))}" if self.dilation else ""
-        groups = f" g{self.groups}" if self.groups > 1 else ""
-        fused = f"+{self.fused}" if self.fused else ""
-        return f"{self.op}{fused} {self.c_in}->{self.c_out}{size}{kernel}{stride}{dilation}{groups}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatencySample:
-    """Latency of one model: median and tenth / ninetieth percentile of `runs` timed runs, in milliseconds."""
-
-    median_ms: float
-    p10_ms: float
-    p90_ms: float
-    runs: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a plain JSON value."""
-        return asdict(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Staircase:
-    """Cost of the operators of one unit against its width, while all units that share these operators are full.
-
-    `latency_ms` and its standard deviation `sd_ms` have one value for each of the ascending `widths`. `useful` are the
-    widths that no larger one beats.
-    """
-
-    unit: str
-    widths: tuple[int, ...]
-    latency_ms: tuple[float, ...]
-    sd_ms: tuple[float, ...]
-    useful: tuple[int, ...]

@@ -28,8 +28,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from autoprune.config import read_yaml, validation_message, without_booleans
 from autoprune.errors import ConfigError, PolicyError, unknown_name
-from autoprune.records import Layer, SearchSpace, Unit, digest_of
-from autoprune.treatments import DENSE, Level, Treatment, level_to_json, sorted_treatments
+from autoprune.records import SearchSpace, Unit, digest_of
+from autoprune.treatments import DENSE, Layer, Level, Treatment, level_to_json, sorted_treatments
 
 EFFICIENT = "efficient"
 _MOST_CANDIDATES = 32

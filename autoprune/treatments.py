@@ -94,6 +94,30 @@ DENSE = Treatment()
 
 INT8 = Treatment(precision="int8")
 
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """An operator with a weight that may be treated; operators that share the weight are one layer.
+
+    `name` is the state-dict name of the weight. `op` is the operator's name and `nodes` are those of the evaluation
+    graph that compute with the weight. `precisions` are those in which it can compute.
+    """
+
+    name: str
+    op: str
+    nodes: tuple[str, ...]
+    precisions: tuple[str, ...]
+
+    @property
+    def module(self) -> str:
+        """Name of the module that holds the weight; the weight's own name where the model itself holds it."""
+        return self.name.rpartition(".")[0] or self.name
+
+    def allows(self, treatment: Treatment) -> bool:
+        """Return whether the layer can be treated so."""
+        return treatment.precision in self.precisions and not treatment.rank
+
+
 Level = int | Treatment
 """A level of a decision: the width of a unit, or the treatment of a layer."""
 

@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 
 from autoprune.device.timing import Protocol, Timings
+from autoprune.latencies import LatencySample
+from autoprune.latency.charges import priced_operators
 from autoprune.latency.evidence import Conditions, Evidence, build_table, fit_evidence
-from autoprune.latency.geometries import PricedOperators, possible_geometries, priced_operators
+from autoprune.latency.geometries import PricedOperators, possible_geometries
 from autoprune.latency.predictor import GeometryIndex
 from autoprune.latency.prior import work_ms
 from autoprune.latency.sampling import covering_widths, random_widths
 from autoprune.latency.table import FIT, HELD_OUT
 from autoprune.profiling.policy_timer import PolicyTimer, make_policy_timer
-from autoprune.records import LatencySample, SearchSpace
+from autoprune.records import SearchSpace
 from autoprune.structure import Structure
 
 QUICK = Protocol(repeats=2, reference_samples=1, sample_ms=0.02, warmup_runs=1, retries=0)

@@ -14,7 +14,8 @@ from autoprune.device import timing
 from autoprune.device.connect import make_target
 from autoprune.device.target import Target
 from autoprune.device.timing import Feeds, Model, Timings
-from autoprune.records import LatencySample, Policy
+from autoprune.latencies import LatencySample
+from autoprune.records import Policy
 from autoprune.structure import Structure, analyze
 from tests.machines import AdditiveMachine, SimulatedTimer, simulated_timer, stairs
 from tests.pipeline import tiny
@@ -44,7 +45,9 @@ class SimulatedMeasurer:
         cost = stairs(4)
         return AdditiveMachine(structure, lambda g: cost(g) / 500, remainder_ms=0.001, noise=noise, seed=seed)
 
-    def policy_timer(self, structure: Structure, *, seed: int, on_progress: Any = None) -> SimulatedTimer:
+    def policy_timer(
+        self, structure: Structure, *, layers: Sequence[str] = (), seed: int, on_progress: Any = None
+    ) -> SimulatedTimer:
         """Time policies with 0.4 % of noise."""
         self._structure = structure
         machine = self.machine(structure, noise=0.004, seed=seed)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoprune.errors import PolicyError, UsageError
-from autoprune.records import COSTS, Geometry, Policy, SearchSpace, Unit
+from autoprune.records import COSTS, Policy, SearchSpace, Unit
 from autoprune.trials import Fidelity, Measurement, TrialResult, trial_seed
 
 SPACE = SearchSpace(id="s", levels={"a": (2, 4, 8), "b": (16,), "c": (1, 3)})
@@ -135,24 +135,6 @@ def test_seeds_depend_on_run_and_fidelity() -> None:
 def test_a_unit_has_channels() -> None:
     with pytest.raises(PolicyError, match="at least one channel"):
         Unit(name="u", kind="channel", width=0, members=())
-
-
-def test_a_geometry_reads_well() -> None:
-    geometry = Geometry(
-        op="conv2d", c_in=16, c_out=32, out_rows=14, out_columns=14, kernel=(3, 3), stride=(2, 2), fused="relu"
-    )
-    assert str(geometry) == "conv2d+relu 16->32 14x14 k3x3 s2x2"
-
-
-def test_a_geometry_keeps_the_keys_of_tables_made_before() -> None:
-    geometry = Geometry(op="conv2d", c_in=16, c_out=32, out_rows=14, out_columns=7, kernel=(3, 3), fused="relu")
-    stored = {
-        "op": "conv2d", "c_in": 16, "c_out": 32, "height": 14, "width": 7, "kernel": [3, 3], "stride": [],
-        "dilation": [], "groups": 1, "fused": "relu",
-    }  # fmt: skip
-    assert Geometry.from_json(stored) == geometry
-    assert json.loads(json.dumps(geometry.to_json())) == stored
-    assert list(geometry.to_json()) == list(stored)
 
 
 def test_widths_may_be_numpy_integers():

@@ -19,7 +19,7 @@ from autoprune.device import measure
 from autoprune.device.measure import Block, Protocol, Run, quiet
 from autoprune.device.target import Target
 from autoprune.errors import LatencyError
-from autoprune.records import LatencySample
+from autoprune.latencies import LatencySample
 
 __all__ = ["Feeds", "Kernels", "Model", "Protocol", "Timings", "named_feeds", "open_session", "time_runs", "timings_of"]
 

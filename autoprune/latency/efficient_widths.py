@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from autoprune.latency.geometries import PricedOperator
+from autoprune.latencies import Staircase
+from autoprune.latency.charges import PricedOperator
 from autoprune.latency.predictor import LatencyPredictor
 from autoprune.latency.sampling import scan_contexts
-from autoprune.records import SearchSpace, Staircase
+from autoprune.records import SearchSpace
 
 TOLERANCE = 0.005
 """A width is useless when a larger one costs at most this share more."""

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from autoprune.errors import LatencyError
+from autoprune.latencies import Geometry
 from autoprune.latency.efficient_widths import staircases
 from autoprune.latency.fitting import Fit, HeldOut, fit, held_out
 from autoprune.latency.geometries import PricedOperators
 from autoprune.latency.monotonicity import ordered_chains
 from autoprune.latency.predictor import MISSING, Costs, GeometryIndex, LatencyPredictor, Prediction
 from autoprune.latency.table import CANDIDATE, HELD_OUT, Entry, LatencyTable, ProfiledPolicy
-from autoprune.records import Geometry, SearchSpace
+from autoprune.records import SearchSpace
 from autoprune.structure import Structure
 
 _DENSE_WEIGHT = 5.0

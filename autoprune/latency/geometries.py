@@ -1,94 +1,19 @@
-"""Charges of a runtime: the operators of a graph, where an operator and everything fused into it are one charge."""
+"""Geometries of a model: its charges, and the keys that they have in a latency table at any policy of a space."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from autoprune.records import Geometry, SearchSpace
-from autoprune.structure import Dim, Operator, Structure
-from autoprune.structure.gates import NEVER, Gate
+from autoprune.latencies import Geometry
+from autoprune.latency.charges import PricedOperator, priced_operators
+from autoprune.records import SearchSpace
+from autoprune.structure import Structure
 
-_FREE = frozenset(
-    {"flatten", "view", "reshape", "unflatten", "dropout", "contiguous", "clone", "detach", "alias", "squeeze"}
-    | {"unsqueeze", "getitem", "zeros"}
-)
-_WEIGHTED = frozenset(
-    {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear"}
-)
-_ACTIVATIONS = frozenset({"relu", "relu6", "hardtanh", "clamp", "leaky_relu", "sigmoid", "hardsigmoid", "tanh"})
 _MOST_COMBINATIONS = 100_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class PricedOperator:
-    """One charge of the runtime: an operator, and the names of the element-wise ones that ride on it (`fused`).
-
-    `node` is the operator's name in the captured graph. `carrier` is the node that the dense model charges for it: the
-    same node, or the operator it rides on there. `parameters` are state-dict names. The operator is charged while
-    `gate` is open and `unless` is closed. `unless` closes when a branch is removed: only then is an activation behind
-    that branch a charge of its own.
-    """
-
-    node: str
-    carrier: str
-    op: str
-    c_in: Dim
-    c_out: Dim
-    groups: Dim
-    out_rows: int
-    out_columns: int
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    dilation: tuple[int, ...]
-    fused: str
-    parameters: tuple[str, ...]
-    gate: Gate
-    unless: Gate
-
-    def present(self, widths: np.ndarray) -> np.ndarray:
-        """Return whether the operator is charged at all: bool `[P]` for widths `[P, U]`."""
-        return self.gate(widths) & ~self.unless(widths)
-
-    def sizes(self, widths: np.ndarray) -> np.ndarray:
-        """Return channels in, channels out and groups: int64 `[P, 3]` for widths `[P, U]`."""
-        return np.stack([self.c_in(widths), self.c_out(widths), self.groups(widths)], axis=1)
-
-    def geometry(self, sizes: Iterable[int]) -> Geometry:
-        """Key of this operator in a latency table, for one row of `sizes`."""
-        c_in, c_out, groups = (int(size) for size in sizes)
-        return replace(self.signature, c_in=c_in, c_out=c_out, groups=groups)
-
-    def geometries(self, widths: np.ndarray) -> list[Geometry]:
-        """Distinct keys of this operator in all models of widths `[P, U]`."""
-        return [self.geometry(row) for row in np.unique(self.sizes(widths[self.present(widths)]), axis=0)]
-
-    @property
-    def signature(self) -> Geometry:
-        """The part of the key that no width changes (channels and groups are 0)."""
-        return Geometry(
-            op=self.op,
-            c_in=0,
-            c_out=0,
-            out_rows=self.out_rows,
-            out_columns=self.out_columns,
-            kernel=self.kernel,
-            stride=self.stride,
-            dilation=self.dilation,
-            groups=0,
-            fused=self.fused,
-        )
-
-    @property
-    def units(self) -> tuple[int, ...]:
-        """Indices of the units that the cost depends on."""
-        sized = {*self.c_in.units, *self.c_out.units, *self.groups.units}
-        return tuple(sorted({*sized, *self.gate.units, *self.unless.units}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,112 +36,6 @@ class PricedOperators:
         return cls(all=priced, varying=varying, constant=tuple(op for op in priced if not op.units))
 
 
-_Key = tuple[str, str]
-"""Name of a charge: the node of its operator, and the operators that are fused into it."""
-
-
-def priced_operators(operators: Sequence[Operator]) -> tuple[PricedOperator, ...]:
-    """Return the charges of the dense model in graph order, then the charges that only a removed branch causes.
-
-    A removed branch changes the charges beside it: an activation that rode on the branch becomes a charge of its own,
-    or rides on another operator. The operators are therefore grouped again without each removable unit, one unit at a
-    time; how several removed branches combine is not looked at.
-    """
-    dense = _charges(operators)
-    removable = sorted({unit for operator in operators for unit in operator.gate.units})
-    without_unit = {unit: _charges(without(operators, {unit})) for unit in removable}
-    return (*_charges_of_dense(dense, without_unit), *_charges_of_removal(dense, without_unit))
-
-
-def _charges_of_dense(
-    dense: Mapping[_Key, _Charge], without_unit: Mapping[int, Mapping[_Key, _Charge]]
-) -> Iterator[PricedOperator]:
-    """Charges of the dense model: each ends when a unit is removed without which it is grouped differently."""
-    for key, charge in dense.items():
-        gate = charge.head.gate
-        regrouping = {u for u, charges in without_unit.items() if key not in charges and gate.open_without({u})}
-        yield _priced(charge, charge.head.node, gate & _all_above_zero(regrouping), NEVER)
-
-
-def _charges_of_removal(
-    dense: Mapping[_Key, _Charge], without_unit: Mapping[int, Mapping[_Key, _Charge]]
-) -> Iterator[PricedOperator]:
-    """Charges that the dense model does not have: each exists while any of the units that cause it is removed."""
-    carriers = {node: charge.head.node for charge in dense.values() for node in (charge.head.node, *charge.riders)}
-    causes: dict[_Key, set[int]] = {}
-    for unit, charges in without_unit.items():
-        for key in charges.keys() - dense.keys():
-            causes.setdefault(key, set()).add(unit)
-    for key, units in causes.items():
-        charge = without_unit[min(units)][key]
-        carrier = carriers.get(charge.head.node, charge.head.node)
-        yield _priced(charge, carrier, charge.head.gate, _all_above_zero(units))
-
-
-def without(operators: Sequence[Operator], removed: AbstractSet[int]) -> list[Operator]:
-    """The operators that run when some units (indices) have width 0.
-
-    A bypassed addition, and an activation that has nothing to do behind it, passes its operand on.
-    """
-    passed: dict[str, str | None] = {}
-    running = []
-    for operator in operators:
-        inputs = [passed.get(name, name) for name in operator.inputs]
-        remaining = tuple(name for name in inputs if name is not None)
-        if operator.gate.open_without(removed):
-            running.append(replace(operator, inputs=remaining))
-        else:
-            bypassed = operator.op == "add" or operator.op in _ACTIVATIONS
-            passed[operator.node] = remaining[0] if bypassed and remaining else None
-    return running
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Charge:
-    """An operator, the nodes that ride on it, and the operators among them that its key names (`fused`)."""
-
-    head: Operator
-    riders: tuple[str, ...]
-    fused: str
-
-
-def _charges(operators: Sequence[Operator]) -> dict[_Key, _Charge]:
-    """Group operators as ONNX Runtime does: weights + batch norm, then an addition and an activation, in one charge.
-
-    A follower rides only on an operator whose output nothing else reads. An addition of two such operators rides on
-    the later one. Reshapes and dropout cost nothing.
-    """
-    readers = Counter(name for operator in operators for name in operator.inputs)
-    heads: list[Operator] = []
-    fused: dict[str, list[str]] = {}
-    riders: dict[str, list[str]] = defaultdict(list)
-    tails: dict[str, str] = {}
-    for operator in operators:
-        if operator.op in _FREE:
-            continue
-        carriers = [name for name in operator.inputs if readers[name] == 1 and name in tails]
-        riding = [name for name in carriers if _may_ride(operator.op, fused[tails[name]])]
-        if riding:
-            tail = max(riding, key=lambda name: _position(heads, tails[name]))
-            head = tails.pop(tail)
-            tails[operator.node] = head
-            riders[head].append(operator.node)
-            fused[head] += [] if operator.op == "batch_norm" else [operator.op]
-            continue
-        heads.append(operator)
-        if operator.op in _WEIGHTED:
-            tails[operator.node] = operator.node
-            fused[operator.node] = []
-    charges = [
-        _Charge(head=h, riders=tuple(riders.get(h.node, ())), fused="+".join(fused.get(h.node, []))) for h in heads
-    ]
-    return {(charge.head.node, charge.fused): charge for charge in charges}
-
-
-def _all_above_zero(units: AbstractSet[int]) -> Gate:
-    return Gate(frozenset([frozenset(units)]))
-
-
 def possible_geometries(
     priced: Sequence[PricedOperator], space: SearchSpace, unit_names: Sequence[str], *, seed: int = 0
 ) -> tuple[Geometry, ...]:
@@ -230,40 +49,6 @@ def possible_geometries(
         widths = _combinations(operator.units, space, unit_names, rng)
         geometries |= dict.fromkeys(operator.geometries(widths))
     return tuple(geometries)
-
-
-def _may_ride(op: str, fused: Sequence[str]) -> bool:
-    """Order of a fusion: batch norm first, then one addition, then one activation that ends it."""
-    if fused and fused[-1] in _ACTIVATIONS:
-        return False
-    if op == "batch_norm":
-        return not fused
-    return op in _ACTIVATIONS or (op == "add" and not fused)
-
-
-def _position(heads: Sequence[Operator], node: str) -> int:
-    return next(i for i, head in enumerate(heads) if head.node == node)
-
-
-def _priced(charge: _Charge, carrier: str, gate: Gate, unless: Gate) -> PricedOperator:
-    head = charge.head
-    return PricedOperator(
-        node=head.node,
-        carrier=carrier,
-        op=head.op,
-        c_in=head.c_in,
-        c_out=head.c_out,
-        groups=head.groups,
-        out_rows=head.out_rows,
-        out_columns=head.out_columns,
-        kernel=tuple(head.kernel),
-        stride=tuple(head.stride),
-        dilation=tuple(head.dilation),
-        fused=charge.fused,
-        parameters=tuple(head.parameters),
-        gate=gate,
-        unless=unless,
-    )
 
 
 def _combinations(

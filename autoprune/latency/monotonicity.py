@@ -18,7 +18,7 @@ from dataclasses import replace
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from autoprune.records import Geometry
+from autoprune.latencies import Geometry
 
 _SWEEPS = 12
 _MOST_LANES = 16

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from autoprune.errors import MissingEntryError, PolicyError
-from autoprune.latency.geometries import PricedOperator
-from autoprune.records import Geometry, Policy
+from autoprune.latencies import Geometry
+from autoprune.latency.charges import PricedOperator
+from autoprune.records import Policy
 
 _BITS = 21
 """Channel counts below 2**21 pack three to an int64 key."""

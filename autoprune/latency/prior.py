@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from autoprune.records import Geometry
+from autoprune.latencies import Geometry
 from autoprune.structure.geometry import RECURRENT
 
 _LEAST_MS = 1e-4

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from autoprune.latency.geometries import PricedOperator
+from autoprune.latencies import Geometry
+from autoprune.latency.charges import PricedOperator
 from autoprune.latency.predictor import GeometryIndex
-from autoprune.records import Geometry, SearchSpace
+from autoprune.records import SearchSpace
 
 _POOL_PER_POLICY = 20
 _UNIFORM_STEPS = 8

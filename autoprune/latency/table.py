@@ -14,10 +14,11 @@ import numpy as np
 
 from autoprune.device.target import Target, differences
 from autoprune.errors import LatencyError
+from autoprune.latencies import Geometry
 from autoprune.latency.fitting import DRAWS, HeldOut
 from autoprune.latency.geometries import PricedOperators
 from autoprune.latency.predictor import Costs, GeometryIndex, LatencyPredictor
-from autoprune.records import Geometry, SearchSpace, digest_of
+from autoprune.records import SearchSpace, digest_of
 from autoprune.runfolder import write_atomic
 from autoprune.structure import Structure
 

@@ -11,6 +11,7 @@ from autoprune.config import RunConfig, load_config
 from autoprune.device.address import split_address
 from autoprune.device.kit import read_manifest
 from autoprune.errors import UsageError
+from autoprune.latencies import Staircase
 from autoprune.latency.efficient_widths import staircases
 from autoprune.latency.geometries import PricedOperators
 from autoprune.latency.table import LatencyTable
@@ -23,7 +24,6 @@ from autoprune.pipeline.tables import profiled_table
 from autoprune.profiling.kit_profile import import_kit, make_kit
 from autoprune.profiling.report import accuracy_lines, check_lines
 from autoprune.profiling.table_check import CLOCK_TOLERANCE, check_table
-from autoprune.records import Staircase
 from autoprune.runfolder import write_atomic
 from autoprune.structure import Structure, analyze
 from autoprune.training.dense import build_dense

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from autoprune.config import RunConfig
 from autoprune.errors import ConfigError
 from autoprune.latency.table import LatencyTable
-from autoprune.records import Layer, SearchSpace, Unit
+from autoprune.records import SearchSpace, Unit
 from autoprune.space import SpaceSpec, Useful, build_space, find_space, load_spec, needs_table
 from autoprune.structure import Structure
-from autoprune.treatments import level_code
+from autoprune.treatments import Layer, level_code
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,8 @@ import numpy as np
 
 from autoprune.device.timing import Kernels, Timings
 from autoprune.errors import RunFolderError
-from autoprune.records import LatencySample, digest_of
+from autoprune.latencies import LatencySample
+from autoprune.records import digest_of
 
 Answer = TypeVar("Answer")
 

@@ -12,8 +12,10 @@ from autoprune.device.kit import kit_bytes, read_manifest, read_results
 from autoprune.device.target import Target, check_target, target_of
 from autoprune.device.timing import Protocol, Timings
 from autoprune.errors import KitError
+from autoprune.latencies import Geometry
+from autoprune.latency.charges import PricedOperator
 from autoprune.latency.evidence import Conditions, Evidence, build_table, occurrences
-from autoprune.latency.geometries import PricedOperator, PricedOperators, possible_geometries
+from autoprune.latency.geometries import PricedOperators, possible_geometries
 from autoprune.latency.predictor import GeometryIndex
 from autoprune.latency.prior import prior_ms
 from autoprune.latency.sampling import covering_widths, random_widths, scanned_widths, uniform_ladder
@@ -21,7 +23,7 @@ from autoprune.latency.table import FIT, HELD_OUT, SCAN, LatencyTable
 from autoprune.profiling.node_times import profiled_ms
 from autoprune.profiling.policy_timer import Progress, make_policy_timer
 from autoprune.profiling.profile import as_prior, scanned_geometries
-from autoprune.records import Geometry, SearchSpace
+from autoprune.records import SearchSpace
 from autoprune.structure import Structure
 
 _COVERING, _HELD_OUT, _REMEASURED, _PROFILED = 200, 40, 16, 60

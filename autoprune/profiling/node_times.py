@@ -14,7 +14,8 @@ import numpy as np
 import onnx
 
 from autoprune.device.timing import Kernels
-from autoprune.latency.geometries import PricedOperator, PricedOperators
+from autoprune.latency.charges import PricedOperator
+from autoprune.latency.geometries import PricedOperators
 from autoprune.onnxgraph.export import plain_name
 from autoprune.structure.gates import NEVER
 

@@ -12,10 +12,12 @@ import numpy as np
 
 from autoprune.device.target import Target
 from autoprune.device.timing import Kernels, Protocol, Timings
+from autoprune.latencies import Geometry
+from autoprune.latency.charges import PricedOperator
 from autoprune.latency.efficient_widths import staircases
 from autoprune.latency.evidence import Conditions, Evidence, build_table, fit_evidence, occurrences, predictor_of
 from autoprune.latency.fitting import Fit
-from autoprune.latency.geometries import PricedOperator, PricedOperators, possible_geometries
+from autoprune.latency.geometries import PricedOperators, possible_geometries
 from autoprune.latency.predictor import GeometryIndex
 from autoprune.latency.prior import prior_ms
 from autoprune.latency.sampling import covering_widths, every_other, random_widths, scanned_widths, uniform_ladder
@@ -32,7 +34,7 @@ from autoprune.profiling.duration import (
 from autoprune.profiling.journal import Journal
 from autoprune.profiling.node_times import profiled_ms
 from autoprune.profiling.policy_timer import PolicyTimer, Progress, make_policy_timer
-from autoprune.records import Geometry, SearchSpace
+from autoprune.records import SearchSpace
 from autoprune.structure import Structure
 
 Narrow = Callable[[Mapping[str, Sequence[int]]], SearchSpace]

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from autoprune.records import Staircase
+from autoprune.latencies import Staircase
 from autoprune.report.plots import Plot
 from autoprune.runfolder import write_atomic
 

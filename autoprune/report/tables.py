@@ -9,7 +9,8 @@ from typing import Any
 
 from rich.table import Table
 
-from autoprune.records import Layer, Unit
+from autoprune.records import Unit
+from autoprune.treatments import Layer
 
 Document = Mapping[str, Any]
 

@@ -9,9 +9,10 @@ import torch
 from torch import fx
 
 from autoprune.errors import PolicyError
-from autoprune.records import Layer, Policy
+from autoprune.records import Policy
 from autoprune.structure.geometry import Operator
 from autoprune.structure.placement import Kind, Step
+from autoprune.treatments import Layer
 
 _PRECISIONS = {
     "conv1d": ("fp32", "int8"),

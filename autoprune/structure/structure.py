@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from autoprune.errors import PolicyError, ProofError
 from autoprune.model.adapters import view_keywords
-from autoprune.records import Layer, Policy, Unit, digest_of
+from autoprune.records import Policy, Unit, digest_of
 from autoprune.structure.branches import Branches
 from autoprune.structure.capture import Capture, module_tensors
 from autoprune.structure.cut_proof import culprits, proven_difference
@@ -27,6 +27,7 @@ from autoprune.structure.proof import TOLERANCE
 from autoprune.structure.shrink import channel_masks, living_masks, renumbered, rewrite, slice_tensors
 from autoprune.structure.tensor_costs import tensor_costs
 from autoprune.structure.units import Channels, Site
+from autoprune.treatments import Layer
 
 Array = np.ndarray
 

@@ -23,13 +23,13 @@ from autoprune.device.connect import make_target
 from autoprune.device.runner import time_models
 from autoprune.device.target import Target
 from autoprune.device.timing import Protocol
+from autoprune.latencies import Geometry
 from autoprune.latency.evidence import occurrences
 from autoprune.latency.fitting import spearman
 from autoprune.latency.geometries import PricedOperators
 from autoprune.latency.predictor import GeometryIndex
 from autoprune.latency.table import FIT, HELD_OUT, LatencyTable
 from autoprune.profiling.profile import profile
-from autoprune.records import Geometry
 from autoprune.space import build_space, find_space, load_spec
 from autoprune.structure import Structure, analyze
 from autoprune.task.builtin import MODELS

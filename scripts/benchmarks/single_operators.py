@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from autoprune.records import Geometry
+from autoprune.latencies import Geometry
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from autoprune.latency import geometries as geometries_module
-from autoprune.latency.geometries import possible_geometries, priced_operators, without
+from autoprune.latency.charges import priced_operators, without
+from autoprune.latency.geometries import possible_geometries
 from autoprune.latency.table import LatencyTable
 from autoprune.profiling.profile import profile
 from autoprune.structure import analyze

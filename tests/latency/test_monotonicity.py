@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from autoprune.latencies import Geometry
 from autoprune.latency.monotonicity import disjoint, monotone, ordered_chains
-from autoprune.records import Geometry
 
 CONV = Geometry(op="conv2d", c_in=0, c_out=0, out_rows=4, out_columns=4, kernel=(3, 3))
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from autoprune.device.timing import Kernels
+from autoprune.latencies import Geometry
 from autoprune.latency.geometries import PricedOperators, possible_geometries
 from autoprune.latency.prior import prior_ms, work_ms
 from autoprune.profiling.node_times import profiled_ms
 from autoprune.profiling.policy_timer import make_policy_timer
-from autoprune.records import Geometry
 from tests.machines import index_of
 
 

@@ -6,7 +6,7 @@ import torch
 
 from autoprune.device.runner import kernel_times
 from autoprune.device.timing import Kernels
-from autoprune.latency.geometries import priced_operators
+from autoprune.latency.charges import priced_operators
 from autoprune.onnxgraph.export import export_onnx
 from autoprune.onnxgraph.resizer import Resizer
 from autoprune.profiling.node_times import NodeOwners, node_times_ms

@@ -8,12 +8,13 @@ import pytest
 from autoprune.device.address import Address
 from autoprune.device.timing import Protocol
 from autoprune.errors import LatencyError
+from autoprune.latencies import Geometry
 from autoprune.latency.geometries import PricedOperators, possible_geometries
 from autoprune.latency.table import FIT, HELD_OUT, SCAN, LatencyTable
 from autoprune.profiling import profile as profiling
 from autoprune.profiling.duration import MAX_SECONDS, expected_seconds
 from autoprune.profiling.profile import as_prior, profile, scanned_geometries
-from autoprune.records import Geometry, SearchSpace
+from autoprune.records import SearchSpace
 from tests.machines import QUICK, AdditiveMachine, recording_timer, simulated_timer, stairs
 
 

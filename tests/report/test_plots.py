@@ -8,7 +8,7 @@ import re
 import plotly.graph_objects as go
 import pytest
 
-from autoprune.records import Staircase
+from autoprune.latencies import Staircase
 from autoprune.report.html import front_plot
 from autoprune.report.plots import Plot
 from autoprune.report.staircases import staircase_plot

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from autoprune.records import Staircase
+from autoprune.latencies import Staircase
 from autoprune.report.staircases import sparkline, staircase_table, write_staircases
 
 STEM = Staircase(unit="stem", widths=(2, 4, 8), latency_ms=(0.01, 0.01, 0.02), sd_ms=(0.0, 0.0, 0.001), useful=(4, 8))
