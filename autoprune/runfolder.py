@@ -11,7 +11,7 @@ latency_table.json      the table that predicted every latency
 latency_table.samples.jsonl  measurements of a table in the making, gone when it is written
 study.db                Optuna studies, one for each fidelity; or study.json, which says where they are
 front.json              the result
-models/<digest>/        policy.json, weights.safetensors, model.onnx, metrics.json
+models/<digest>/        policy.json, weights.safetensors, int8.safetensors, model.onnx, model.int8.onnx, metrics.json
 report.html
 """
 
@@ -49,6 +49,11 @@ class ModelFolder:
     def weights(self) -> Path:
         """Fine-tuned weights."""
         return self.path / "weights.safetensors"
+
+    @property
+    def int8(self) -> Path:
+        """Ranges and rounded weights of int8 layers."""
+        return self.path / "int8.safetensors"
 
     @property
     def onnx(self) -> Path:

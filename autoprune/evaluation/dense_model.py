@@ -13,6 +13,9 @@ from autoprune import memory_limits
 from autoprune.evaluation.costs import sizes
 from autoprune.model.randomness import seeded
 from autoprune.pruning import Cut
+from autoprune.quantization.calibration import CALIBRATION_RUNS, calibrated, int8_layers
+from autoprune.quantization.numbers import Quantization
+from autoprune.quantization.twin import make_twin
 from autoprune.records import Policy
 from autoprune.recovery.batchnorm import recalibrate
 from autoprune.recovery.least_squares import Reconstruction
@@ -30,6 +33,8 @@ from autoprune.training.teacher import TeacherMemory
 
 RECONSTRUCTION_EXAMPLES = 256
 _FEWEST_EXAMPLES = 32
+CALIBRATION_EXAMPLES = 128
+"""Training examples that the ranges of int8 tensors are taken from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +127,36 @@ class DenseModel:
         """
         return trained_form(self.structure, model) if self._form.name == "native" else model
 
+    def quantization(self, model: GraphModel, policy: Policy, passes: SamplePasses | None = None) -> Quantization:
+        """Return the numbers of the int8 layers of a policy's model, calibrated on training examples.
+
+        Raises:
+            PolicyError: the policy treats a layer in another way than int8.
+            StructureError: a layer cannot be int8.
+            TrialError: activations are not finite.
+        """
+        inputs = self._calibration_inputs
+        if passes is not None:
+            passes.forward(CALIBRATION_RUNS * len(inputs[0]), self.relative_cost(policy))
+        placement = self.structure.placement_in(model.captures[False].graph)
+        return calibrated(model, placement, int8_layers(policy), inputs)
+
+    def as_deployed(self, model: GraphModel, policy: Policy, passes: SamplePasses | None = None) -> GraphModel:
+        """Return what computes as the deployed model of a policy: the model itself, or its twin with int8 layers."""
+        if not policy.treatments:
+            return model
+        return self.twin(model, self.quantization(model, policy, passes))
+
+    def twin(self, model: GraphModel, numbers: Quantization) -> GraphModel:
+        """Return the twin of a model whose int8 layers have these numbers."""
+        return make_twin(model, self.structure.placement_in(model.captures[False].graph), numbers)
+
+    @cached_property
+    def _calibration_inputs(self) -> tuple[Tensor, ...]:
+        if self.reconstruction is not None:
+            return tuple(x[:CALIBRATION_EXAMPLES] for x in self.reconstruction.inputs)
+        return reconstruction_inputs(self.task, self.structure, seed=0, most=CALIBRATION_EXAMPLES)
+
     def score(self, model: nn.Module) -> float:
         """Return the task's metric of a model on the validation data."""
         return evaluate(model, self.task, self.task.val_set, dense_outputs=self.dense_outputs).score
@@ -201,10 +236,15 @@ class DenseModel:
 
 def reconstruction_of(task: Task, structure: Structure, seed: int) -> Reconstruction:
     """Return a reconstruction on as many training examples as its activations leave room for, at most 256."""
+    return Reconstruction(structure=structure, inputs=reconstruction_inputs(task, structure, seed=seed))
+
+
+def reconstruction_inputs(
+    task: Task, structure: Structure, *, seed: int, most: int = RECONSTRUCTION_EXAMPLES
+) -> tuple[Tensor, ...]:
+    """Return the inputs of as many training examples as the activations of the model leave room for."""
     full = structure.widths([structure.dense_policy()])
     room = memory_limits.RECONSTRUCTION_ACTIVATION_BYTES // max(int(structure.peak_activation_bytes(full)[0]), 1)
-    count = max(_FEWEST_EXAMPLES, min(RECONSTRUCTION_EXAMPLES, room))
-    rows = sample_rows(length(task.train_set), count, seed=seed)
+    rows = sample_rows(length(task.train_set), max(_FEWEST_EXAMPLES, min(most, room)), seed=seed)
     with seeded(seed):
-        inputs, _ = task.split(take(task.train_set, rows))
-    return Reconstruction(structure=structure, inputs=inputs)
+        return task.split(take(task.train_set, rows))[0]

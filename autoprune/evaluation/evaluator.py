@@ -99,10 +99,11 @@ class Evaluator:
 
     def _measure(self, model: GraphModel, cut: Cut, spec: TrialSpec, passes: SamplePasses) -> Measurement:
         dense_model, limit, prefixed = self.dense_model, spec.fidelity.val_samples, None
-        if not spec.fidelity.finetune_samples and dense_model.task.metric is None:
+        treated = bool(spec.policy.treatments)
+        if not treated and not spec.fidelity.finetune_samples and dense_model.task.metric is None:
             prefixed = dense_model.outputs_from_prefix(model, cut, limit)
         evaluation = evaluate(
-            model,
+            dense_model.as_deployed(model, spec.policy, passes),
             dense_model.task,
             dense_model.task.val_set,
             dense_outputs=dense_model.dense_outputs,

@@ -8,6 +8,7 @@ batch norms have been folded into them.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ _STAND_INS = {True: Range(low=0.0, high=1.0), False: Range(low=-1.0, high=1.0)}
 
 
 def treated(
-    model: onnx.ModelProto,
+    model: onnx.ModelProto | Path,
     treatments: Mapping[str, Treatment],
     ranges: Mapping[str, Range] | None = None,
     weights: Mapping[str, RoundedWeight] | None = None,
@@ -37,7 +38,7 @@ def treated(
     """Return a copy of an exported model whose layers are treated.
 
     Args:
-        model: an export of `export_onnx`, or one of `Resizer.resize`, in fp32.
+        model: an export of `export_onnx`, or one of `Resizer.resize`, in fp32; or the file of one.
         treatments: by the names of layers; layers that the graph does not have were removed and are passed over.
         ranges: of the int8 tensors by their keys (`Placement.keys`). Without them the file is valid and takes its
             time, but its numbers mean nothing.
@@ -48,7 +49,7 @@ def treated(
             treatment is none that can be written; a range is missing.
     """
     copied = onnx.ModelProto()
-    copied.CopyFrom(model)
+    copied.CopyFrom(onnx.load(str(model)) if isinstance(model, Path) else model)
     del copied.graph.value_info[:]  # types of values change
     _Writer(copied.graph, treatments, ranges, weights or {}).write()
     return copied

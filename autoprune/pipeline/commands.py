@@ -86,7 +86,7 @@ def _finetune(run: Run, prepared: Prepared, candidate: Candidate, epochs: float,
     dense_model, policy = prepared.dense_model, candidate.record.policy
     model = load_model(dense_model, run.folder, policy)
     events.stage(f"Fine-tuning {candidate.digest}")
-    score = dense_model.score(model)
+    score = dense_model.score(dense_model.as_deployed(model, policy))
     result = dense_model.finetune(
         model,
         policy,
@@ -97,7 +97,7 @@ def _finetune(run: Run, prepared: Prepared, candidate: Candidate, epochs: float,
     if result.undone:
         events.note("no state was better on held-out data than the one before, so the weights stay as they were")
         return
-    tuned = dense_model.score(model)
+    tuned = dense_model.score(dense_model.as_deployed(model, policy))
     if tuned < score:
         metric = dense_model.task.metric_name
         events.note(

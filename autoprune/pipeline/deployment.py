@@ -1,4 +1,4 @@
-"""Models in the form that a target runs (ONNX, int8 ONNX or PyTorch), timed there beside the dense model."""
+"""Models in the form that a target runs (ONNX, ONNX with int8 layers, PyTorch), timed there beside the dense model."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ import numpy.typing as npt
 from torch import nn
 
 from autoprune.device.timing import Feeds, Model, Timings
+from autoprune.errors import StructureError
 from autoprune.evaluation import DenseModel
 from autoprune.export.onnx_file import export_candidate
 from autoprune.onnxgraph.export import serialized
 from autoprune.onnxgraph.quantization import quantized
+from autoprune.onnxgraph.treated import treated
 from autoprune.pipeline.cost_model import CostModel
 from autoprune.pipeline.measurer import Measurer
 from autoprune.profiling.policy_timer import PolicyTimer, finite_feeds
+from autoprune.quantization.numbers import Quantization
 from autoprune.records import Policy
 from autoprune.runfolder import RunFolder, int8_beside, write_atomic
 from autoprune.task.batches import batches, length, sample_rows
@@ -45,27 +48,45 @@ class Deployment:
         """Whether the target runs int8 models."""
         return self.measurer.target.precision == "int8"
 
-    def shipped(self, onnx: Path) -> Path:
-        """Return the file to deploy of a model exported to `onnx`: itself, or the int8 one beside it."""
-        return int8_beside(onnx) if self.int8 else onnx
+    def shipped(self, onnx: Path, policy: Policy | None = None) -> Path:
+        """Return the file to deploy of a model exported to `onnx`: itself, or the one with int8 layers beside it."""
+        return int8_beside(onnx) if self.int8 or (policy is not None and policy.treatments) else onnx
 
-    def export(self, model: nn.Module, onnx: Path) -> Model:
-        """Write the ONNX file of a model, and the int8 one beside it where the target runs that.
+    def export(
+        self, model: nn.Module, onnx: Path, policy: Policy | None = None, numbers: Quantization | None = None
+    ) -> Model:
+        """Write the ONNX file of a model in fp32, and the one with int8 layers beside it where that is deployed.
 
         The file is written for PyTorch targets, too: it is part of every result.
+
+        Args:
+            model: in fp32.
+            onnx: path of the file in fp32.
+            policy: of the model (default: no layer is treated).
+            numbers: of its int8 layers. Without them the file takes its time, but its outputs mean nothing.
 
         Returns:
             The form that the target runs.
 
         Raises:
-            StructureError: for a model that cannot be exported or quantized.
+            StructureError: for a model that cannot be exported or quantized, or cannot run so on the target.
         """
+        treatments = policy.treatments if policy is not None else {}
+        if treatments and (self.int8 or self.measurer.target.runtime == "torch"):
+            raise StructureError(
+                f"layers with a precision of their own need ONNX Runtime and a target in fp32; this one is "
+                f"{self.measurer.target.runtime} in {self.measurer.target.precision}. "
+                "Search widths alone (--space default)"
+            )
         export_candidate(model, self.dense_model.task.example_inputs, onnx, sizes=self.dense_model.structure.sizes)
         if self.measurer.target.runtime == "torch":
             return model
         if self.int8:
             write_atomic(self.shipped(onnx), serialized(quantized(onnx, *self._calibration())))
-        return self.shipped(onnx)
+        if treatments:
+            ranges, weights = (numbers.ranges, numbers.weights) if numbers else (None, None)
+            write_atomic(self.shipped(onnx, policy), serialized(treated(onnx, treatments, ranges, weights)))
+        return self.shipped(onnx, policy)
 
     def dense(self) -> Model:
         """Return the dense model as the target runs it, exported once for a run."""
@@ -88,7 +109,7 @@ class Deployment:
         if self.foreign:
             return costs.predicted_ratios(policies)
         timer = self._timer
-        models = list(timer.models(self.dense_model.structure.widths(policies), "candidates"))
+        models = [timer.build(policy) for policy in policies]
         return np.array(self.measurer.timings(models, timer.dense, timer.feeds).ratios)
 
     @cached_property

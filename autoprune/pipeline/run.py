@@ -48,16 +48,19 @@ class Candidate:
         """The exported model, in the precision of the target."""
         return self.run.folder.path / (self.record.onnx or self.run.folder.model(self.digest).onnx)
 
-    def model(self, *, native: bool | None = None) -> nn.Module:
+    def model(self, *, native: bool | None = None, quantized: bool = False) -> nn.Module:
         """The really smaller module with its fine-tuned weights, in evaluation mode.
 
         It has the model's own classes where these are proven, and is a graph module otherwise; `pruned_to.reason` says
         why. With `native=True`, `StructureError` is raised where own classes cannot be had; `native=False` asks for the
-        graph module.
+        graph module. With `quantized=True` it is the graph module that computes as the deployed file does: layers that
+        the search put in int8 round to the same numbers.
         """
-        from autoprune.pipeline.verification import load_model
+        from autoprune.pipeline.verification import load_model, load_twin
         from autoprune.structure import in_form
 
+        if quantized:
+            return load_twin(self.run.dense_model, self.run.folder, self.record.policy)
         structure = self.run.dense_model.structure
         small = load_model(self.run.dense_model, self.run.folder, self.record.policy)
         return in_form(structure, small, native)

@@ -17,11 +17,12 @@ from autoprune.device.timing import Model
 from autoprune.errors import AutopruneError, RunFolderError
 from autoprune.evaluation import DenseModel
 from autoprune.export.onnx_file import OnnxModule
-from autoprune.export.verify import parity
+from autoprune.export.verify import INT8_LIMIT, parity
 from autoprune.onnxgraph.axes import dynamic_axes
 from autoprune.pipeline.cost_model import CostModel
 from autoprune.pipeline.deployment import Deployment
 from autoprune.profiling.table_check import CLOCK_TOLERANCE
+from autoprune.quantization.numbers import Quantization
 from autoprune.records import Policy
 from autoprune.runfolder import RunFolder, read_json, write_json
 from autoprune.structure import GraphModel
@@ -53,6 +54,18 @@ def load_model(dense_model: DenseModel, folder: RunFolder, policy: Policy) -> Gr
         raise RunFolderError(f"{path} does not fit policy {policy.digest()}: names or shapes differ")
     model.load_state_dict(weights)
     return model.eval()
+
+
+def load_twin(dense_model: DenseModel, folder: RunFolder, policy: Policy) -> GraphModel:
+    """Return the fine-tuned model of a policy as it is deployed: with its int8 layers, in evaluation mode.
+
+    Raises:
+        RunFolderError: when its weights, or the numbers of its int8 layers, are absent or damaged.
+    """
+    model = load_model(dense_model, folder, policy)
+    if not policy.treatments:
+        return model
+    return dense_model.twin(model, Quantization.load(folder.model(policy.digest()).int8))
 
 
 def whole(path: Path) -> bool:
@@ -101,7 +114,7 @@ def verify_model(
         strategy=strategy,
         budget=budget,
         meets_budget=costs.meets(budget, policy, metrics["latency_ratio"]) if budget else None,
-        onnx=str(deployment.shipped(files.onnx).relative_to(folder.path)),
+        onnx=str(deployment.shipped(files.onnx, policy).relative_to(folder.path)),
     )
 
 
@@ -111,19 +124,38 @@ def _verified(policy: Policy, costs: CostModel, deployment: Deployment) -> dict[
     model = load_model(dense_model, deployment.folder, policy)
     kept = {name: indices.tolist() for name, indices in dense_model.cut(policy).kept_channels.items()}
     write_json(files.policy, policy.to_json() | {"digest": policy.digest(), "kept": kept})
-    target_model = deployment.export(model, files.onnx)
+    numbers = dense_model.quantization(model, policy) if policy.treatments else None
+    target_model = deployment.export(model, files.onnx, policy, numbers)
     difference = parity(model, files.onnx, _real_inputs(task))
+    shipped, of_int8 = deployment.shipped(files.onnx, policy), {}
     # A quantized model scores differently, and it is the one that will be deployed.
-    scored = OnnxModule(deployment.shipped(files.onnx), model) if deployment.int8 else model
+    scored = model if shipped == files.onnx else OnnxModule(shipped, model)
+    if numbers is not None:
+        numbers.save(files.int8)
+        of_int8 = _agreement(dense_model.twin(model, numbers), shipped, scored, task)
     return {
         "score": evaluate(scored, task, task.val_set, dense_outputs=dense_model.dense_outputs).score,
         "test_score": score_on_test(scored, dense_model),
         "metric": task.metric_name,
         "onnx_relative_difference": difference,
+        **of_int8,
         "dynamic_shapes": dynamic_axes(files.onnx),
         **_latencies(policy, target_model, costs, deployment),
         **dense_model.sizes(policy),
     }
+
+
+def _agreement(twin: GraphModel, onnx: Path, scored: torch.nn.Module, task: Task) -> dict[str, float]:
+    """Return how well the twin of int8 layers, which the search scored, agrees with their file.
+
+    Raises:
+        VerificationError: when the file computes something else.
+    """
+    agreement = {"int8_relative_difference": parity(twin, onnx, _real_inputs(task), limit=INT8_LIMIT)}
+    if task.classifies:
+        classes = [predict_outputs(model, task, task.val_set).argmax(1) for model in (twin, scored)]
+        agreement["int8_same_predictions"] = float((classes[0] == classes[1]).float().mean())
+    return agreement
 
 
 def _latencies(policy: Policy, target_model: Model, costs: CostModel, deployment: Deployment) -> dict[str, Any]:

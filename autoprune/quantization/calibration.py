@@ -1,0 +1,96 @@
+"""The numbers of int8 layers, out of a trained model and inputs: ranges, rounded weights, corrected biases.
+
+1. The model runs in fp32. Each int8 tensor takes the range in which it loses least.
+2. Weights are rounded to the nearest step of their channel's grid.
+3. The int8 model runs, and every bias takes up what the mean output of its channel moved since step 1, layer after
+   layer: each corrects for the layers before it, too.
+
+Source: bias correction, Nagel et al. 2019, https://arxiv.org/abs/1906.04721.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from autoprune.errors import PolicyError
+from autoprune.quantization.grid import nearest
+from autoprune.quantization.numbers import Quantization
+from autoprune.quantization.ranges import Observer, channel_mean
+from autoprune.quantization.twin import biases_of, folded_layers, make_twin
+from autoprune.records import Policy
+from autoprune.structure import GraphModel
+from autoprune.structure.placement import Placement
+from autoprune.treatments import INT8
+
+CALIBRATION_RUNS = 2
+"""Times that the examples pass through a model: in fp32 and in int8."""
+
+
+def int8_layers(policy: Policy) -> tuple[str, ...]:
+    """Return the names of the layers that a policy treats.
+
+    Raises:
+        PolicyError: it treats one in another way than int8, which is not computed here.
+    """
+    for name, treatment in policy.treatments.items():
+        if treatment != INT8:
+            raise PolicyError(
+                f"layers are computed in fp32 and int8; {name!r} is {treatment}. Leave it out of the space"
+            )
+    return tuple(policy.treatments)
+
+
+def calibrated(
+    model: GraphModel, placement: Placement, int8: Collection[str], inputs: tuple[Tensor, ...]
+) -> Quantization:
+    """Return the numbers with which layers of a model compute in int8.
+
+    Args:
+        model: trained and repaired, in fp32.
+        placement: of its evaluation graph.
+        int8: names of the int8 layers; those that the graph does not have were removed and are passed over.
+        inputs: of the model, tensors `[N, ...]` of some N = 128 training examples.
+
+    Raises:
+        TrialError: activations are not finite.
+        StructureError: a layer cannot be int8.
+    """
+    layers = {name: layer for name, layer in folded_layers(model, placement).items() if name in int8}
+    ends = dict(pair for layer in layers.values() for pair in zip(layer.nodes, layer.ends, strict=True))
+    observer = Observer(model.evaluation_graph(), placement, layers.keys(), ends)
+    with torch.no_grad():
+        observer.run(*inputs)
+        ranges = observer.ranges()
+        weights = {}
+        for name, layer in layers.items():
+            read = placement.tensor_of(placement.steps[layer.nodes[0]].inputs[0])
+            bias = None if layer.bias is None else layer.bias.numpy()
+            weights[name] = nearest(layer.weight.numpy(), bias, ranges[placement.keys[read]].scale)
+        numbers = Quantization(ranges=ranges, weights=weights)
+        twin = make_twin(model, placement, numbers)
+        _Corrector(twin, placement, observer.means).run(*inputs)
+    corrected = biases_of(twin, numbers)
+    return replace(numbers, weights={name: replace(w, bias=corrected.get(name, w.bias)) for name, w in weights.items()})
+
+
+class _Corrector(fx.Interpreter):
+    """Runs a twin and moves biases until the mean output of every channel is that of the model in fp32."""
+
+    def __init__(self, twin: GraphModel, placement: Placement, means: Mapping[str, Tensor]) -> None:
+        super().__init__(twin.evaluation_graph())
+        self._placement, self._means = placement, means
+
+    def run_node(self, n: fx.Node) -> Any:
+        output = super().run_node(n)
+        if n.name not in self._means or not isinstance(n.args[2], fx.Node):
+            return output
+        bias = self.env[n.args[2]]
+        missing = self._means[n.name] - channel_mean(output, writes_fp32=self._placement.steps[n.name].writes_fp32)
+        bias.add_(missing)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        return self.call_function(n.target, args, kwargs)

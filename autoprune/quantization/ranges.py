@@ -1,0 +1,99 @@
+"""Ranges of int8 tensors, out of what a model computes on calibration inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from autoprune.errors import TrialError
+from autoprune.quantization.grid import Range
+from autoprune.quantization.rounding import in_grid
+from autoprune.structure.placement import Placement
+
+_VALUES = 1 << 15
+"""Numbers of one tensor, evenly spaced in memory, that decide about its range."""
+
+_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4)
+"""Candidates for a range, as shares of the smallest and the largest number."""
+
+
+class Observer(fx.Interpreter):
+    """Runs a model in fp32 and keeps what its int8 form is fitted to.
+
+    - `ranges()`: of every int8 tensor, by its key (`Placement.keys`).
+    - `means`: mean output of every channel of an int8 layer `[O]`, by the node of the layer; a batch norm that is
+      folded into the layer is part of it.
+    """
+
+    def __init__(
+        self, module: fx.GraphModule, placement: Placement, int8: Collection[str], ends: Mapping[str, str]
+    ) -> None:
+        super().__init__(module)
+        self._placement = placement
+        tensors = placement.int8_tensors(int8)
+        self._at = {step: tensor for tensor in tensors for step in placement.quantized_at(tensor)}
+        self._layer_of_end = {end: node for node, end in ends.items()}
+        self._values: dict[str, list[Tensor]] = {tensor: [] for tensor in tensors}
+        self._extremes: dict[str, list[Tensor]] = {tensor: [] for tensor in tensors}
+        self.means: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run a node and look at its output."""
+        output = super().run_node(n)
+        tensor = self._at.get(n.name)
+        if tensor is not None:
+            flat = output.detach().reshape(-1)
+            self._values[tensor].append(flat[:: -(-len(flat) // _VALUES)].clone())
+            self._extremes[tensor] += [*torch.aminmax(flat)]
+        if n.name in self._layer_of_end:
+            layer = self._layer_of_end[n.name]
+            self.means[layer] = channel_mean(output, writes_fp32=self._placement.steps[layer].writes_fp32)
+        return output
+
+    def ranges(self) -> dict[str, Range]:
+        """Return the range with the least squared error of every int8 tensor that was written.
+
+        Raises:
+            TrialError: a number is not finite.
+        """
+        found = {}
+        for tensor, values in self._values.items():
+            if not values:
+                continue
+            extremes = torch.stack(self._extremes[tensor])
+            if not bool(torch.isfinite(extremes).all()):
+                raise TrialError(f"activations must be finite on calibration data; {tensor!r} is not")
+            found[self._placement.keys[tensor]] = least_error_range(torch.cat(values), extremes)
+        return found
+
+
+def least_error_range(values: Tensor, extremes: Tensor | Sequence[float]) -> Range:
+    """Return the range in which a tensor loses least to rounding and to clipping together.
+
+    Args:
+        values: a sample of its numbers `[N]`.
+        extremes: numbers between the smallest and the largest of which all are.
+
+    Example:
+        >>> values = torch.linspace(0, 1, 1000)
+        >>> least_error_range(values, [0.0, 1.0])
+        Range(low=0.0, high=1.0)
+    """
+    low, high = float(min(extremes)), float(max(extremes))
+
+    def error(candidate: Range) -> float:
+        return float((in_grid(values, candidate.scale, candidate.zero_point) - values).square().mean())
+
+    return min((Range(low=low * share, high=high * share) for share in _SHARES), key=error)
+
+
+def channel_mean(output: Tensor, *, writes_fp32: bool) -> Tensor:
+    """Return the mean of every channel `[O]` of a layer's output.
+
+    Channels are the last dimension of a linear layer, which `writes_fp32`, and the second of a convolution.
+    """
+    channels = output.dim() - 1 if writes_fp32 else 1
+    return output.mean([dim for dim in range(output.dim()) if dim != channels])

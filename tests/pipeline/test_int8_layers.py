@@ -1,0 +1,70 @@
+"""A policy with int8 layers goes through evaluation, export and verification."""
+
+import numpy as np
+import pytest
+import torch
+
+import autoprune
+from autoprune.device.connect import make_target
+from autoprune.errors import StructureError
+from autoprune.evaluation import Evaluator
+from autoprune.export.onnx_file import OnnxModule
+from autoprune.pipeline.deployment import Deployment
+from autoprune.pipeline.events import Silent
+from autoprune.pipeline.main import prepare
+from autoprune.pipeline.run import Candidate
+from autoprune.pipeline.verification import load_twin, verify_model
+from autoprune.records import Policy
+from autoprune.runfolder import read_json, write_atomic
+from autoprune.training.scoring import predict_outputs
+from autoprune.treatments import INT8
+from autoprune.trials import Fidelity, TrialSpec
+from tests.measurers import SimulatedMeasurer
+
+FULL = Fidelity(name="full", rung=3, finetune_samples=64)
+
+
+def treated(policy: Policy, *layers: str) -> Policy:
+    return Policy(space_id=policy.space_id, widths=policy.widths, treatments=dict.fromkeys(layers, INT8))
+
+
+def test_what_is_scored_is_what_is_delivered(copied: autoprune.Run, measurer: SimulatedMeasurer) -> None:
+    dense_model, folder = copied.dense_model, copied.folder
+    policy = treated(copied.models[0].policy, "features.0.weight", "features.3.weight", "features.7.weight")
+    result = Evaluator(dense_model=dense_model, predict_ms=lambda _: 1.0)(
+        TrialSpec(number=0, policy=policy, fidelity=FULL, seed=1)
+    )
+    assert result.weights is not None
+    assert result.measurement is not None
+    files = folder.model(policy.digest())
+    files.path.mkdir()
+    write_atomic(files.weights, result.weights)
+    prepared = prepare(copied.config, folder, copied.open_task(), Silent(), measurer)
+    record = verify_model(policy, None, "guided", prepared.costs, prepared.deployment)
+    assert record.score == pytest.approx(result.measurement.score, abs=0.01)  # by the file, and by the twin
+    assert record.onnx is not None
+    assert record.onnx.endswith("model.int8.onnx")
+    metrics = read_json(files.metrics)
+    assert metrics["int8_same_predictions"] >= 0.995
+    assert 0 < metrics["int8_relative_difference"] < 0.05
+
+    task, twin = dense_model.task, Candidate(run=copied, record=record).model(quantized=True)
+    outputs = predict_outputs(OnnxModule(folder.path / record.onnx), task, task.test_set)
+    assert float((predict_outputs(twin, task, task.test_set) - outputs).abs().max()) < 0.05 * float(outputs.abs().max())
+    plain = predict_outputs(Candidate(run=copied, record=record).model(), task, task.test_set)
+    assert not torch.allclose(plain, outputs, rtol=1e-3)
+
+
+def test_a_policy_without_treatments_is_its_own_twin(finished: autoprune.Run) -> None:
+    policy, x = finished.models[0].policy, finished.dense_model.task.example_inputs[0]
+    candidate = finished.candidate(policy.digest())
+    np.testing.assert_array_equal(candidate.model(quantized=True)(x).detach(), candidate.model()(x).detach())
+    assert load_twin(finished.dense_model, finished.folder, policy).pruned_to is not None
+
+
+def test_targets_without_int8_layers_refuse_them(copied: autoprune.Run) -> None:
+    measurer = SimulatedMeasurer(make_target("torch-cpu"))
+    deployment = Deployment(folder=copied.folder, dense_model=copied.dense_model, measurer=measurer, seed=0)
+    policy = treated(copied.models[0].policy, "head.weight")
+    with pytest.raises(StructureError, match="need ONNX Runtime and a target in fp32; this one is torch in fp32"):
+        deployment.export(copied.dense_model.cut(policy).shrink(), copied.folder.path / "x.onnx", policy)

@@ -1,0 +1,128 @@
+"""The twin computes what ONNX Runtime computes from the file, on nets of all kinds."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from autoprune.device.timing import named_feeds, open_session
+from autoprune.errors import PolicyError, RunFolderError, StructureError, TrialError
+from autoprune.onnxgraph.export import export_onnx
+from autoprune.onnxgraph.treated import treated
+from autoprune.quantization.calibration import calibrated, int8_layers
+from autoprune.quantization.numbers import Quantization
+from autoprune.quantization.twin import folded_layers, make_twin
+from autoprune.records import Policy
+from autoprune.structure import analyze
+from autoprune.treatments import INT8, Treatment
+from tests.small_nets import MIXED, NETS
+
+
+def inputs_of(structure, count=64):
+    shape = structure.example_inputs[0].shape[1:]
+    x = torch.randn(count, *shape, generator=torch.Generator().manual_seed(1))
+    strength = torch.linspace(-3, 3, count).reshape(-1, *[1] * len(shape))
+    return strength * (1 + x)  # examples differ, so that outputs do
+
+
+def twin_and_file(structure, model, exported, layers, target, path):
+    """The outputs of a model, its twin and its file."""
+    placement, x = structure.placement_in(model.captures[False].graph), inputs_of(structure)
+    calibrated(model, placement, layers, (x,)).save(path)
+    numbers = Quantization.load(path)
+    file = treated(exported, dict.fromkeys(layers, INT8), numbers.ranges, numbers.weights)
+    session = open_session(file.SerializeToString(), target)
+    with torch.no_grad():
+        twin = make_twin(model, placement, numbers)
+        return model(x).numpy(), twin(x).numpy(), session.run(None, named_feeds(session, [x.numpy()]))[0]
+
+
+@pytest.mark.parametrize("name", [*NETS, *MIXED])
+def test_the_twin_agrees_with_the_file_at_random_widths_and_layers(name, structure_of, target, tmp_path):
+    structure, rng = structure_of(name), np.random.default_rng(1)
+    widths = {unit.name: int(rng.integers(unit.width // 2, unit.width + 1)) for unit in structure.units}
+    model = structure.shrink(Policy(space_id="", widths=widths), prove=False).eval()
+    exported = export_onnx(model, structure.example_inputs)
+    names = [layer.name for layer in structure.layers]
+    for layers in (names, [n for n in names if rng.random() < 0.5]):
+        fp32, twin, file = twin_and_file(structure, model, exported, layers, target, tmp_path / "int8.safetensors")
+        spread = (fp32 - fp32.mean(0)).std()
+        assert (twin - file).std() < 0.05 * spread
+        assert 0 < (twin - fp32).std() < 0.1 * spread
+        assert (file.argmax(1) == twin.argmax(1)).mean() > 0.9
+
+
+def test_removed_branches_and_their_layers_are_passed_over(structure_of, target, tmp_path):
+    structure = structure_of("blocks")
+    removed = {unit.name: 0 for unit in structure.units if unit.removable}
+    model = structure.shrink(Policy(space_id="", widths=structure.full_widths | removed)).eval()
+    layers = [layer.name for layer in structure.layers]
+    exported = export_onnx(model, structure.example_inputs)
+    fp32, twin, file = twin_and_file(structure, model, exported, layers, target, tmp_path / "int8.safetensors")
+    assert (twin - file).std() < 0.05 * (fp32 - fp32.mean(0)).std()
+
+
+def test_the_twin_trains_through_its_rounding_and_leaves_the_model_alone(structure_of):
+    structure = structure_of("residual")
+    model = structure.shrink(structure.dense_policy()).eval()
+    before, x = copy.deepcopy(model.state_dict()), inputs_of(structure)
+    layers = [layer.name for layer in structure.layers]
+    twin = make_twin(model, structure.placement, calibrated(model, structure.placement, layers, (x,)))
+    loss = nn.functional.mse_loss(twin.train()(x), torch.zeros(64, 5))
+    loss.backward()
+    gradients = {name: p.grad for name, p in twin.named_parameters()}
+    assert [name for name, gradient in gradients.items() if gradient is None or not bool(gradient.any())] == []
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.sub_(0.05 * parameter.grad)  # pyright: ignore[reportOperatorIssue]
+        assert nn.functional.mse_loss(twin(x), torch.zeros(64, 5)) < loss
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_biases_take_up_what_rounding_moves_the_mean_outputs(structure_of):
+    structure = structure_of("residual")
+    model, x = structure.shrink(structure.dense_policy()).eval(), inputs_of(structure)
+    layers, placement = [layer.name for layer in structure.layers], structure.placement
+    numbers = calibrated(model, placement, layers, (x,))
+    plain = {name: layer.bias for name, layer in folded_layers(model, placement).items()}
+    weights = {n: replace(w, bias=plain[n].numpy()) for n, w in numbers.weights.items()}  # pyright: ignore
+    with torch.no_grad():
+        shift, uncorrected = (
+            float((make_twin(model, placement, each)(x) - model(x)).mean(0).abs().max())
+            for each in (numbers, replace(numbers, weights=weights))
+        )
+    assert shift < 0.1 * uncorrected
+
+
+def test_faults_are_told(structure_of, tmp_path):
+    structure = structure_of("flat")
+    model, x = structure.shrink(structure.dense_policy()).eval(), inputs_of(structure)
+    policy = replace(structure.dense_policy(), treatments={"head.weight": Treatment(precision="w8")})
+    with pytest.raises(PolicyError, match=r"fp32 and int8; 'head.weight' is w8"):
+        int8_layers(policy)
+    x[0, 0, 0, 0] = float("nan")
+    with pytest.raises(TrialError, match="activations must be finite on calibration data"):
+        calibrated(model, structure.placement, ["head.weight"], (x,))
+    (tmp_path / "torn").write_bytes(b"torn")
+    with pytest.raises(RunFolderError, match="absent or damaged"):
+        Quantization.load(tmp_path / "torn")
+
+
+def test_a_layer_that_runs_twice_before_batch_norms_stays_in_fp32():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.conv = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 1)
+            self.one, self.two, self.head = nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            x = self.two(self.conv(self.one(self.conv(self.stem(x)))))
+            return self.head(x.mean((2, 3)))
+
+    structure = analyze(Twice().eval(), torch.randn(1, 1, 4, 4))
+    model = structure.shrink(structure.dense_policy()).eval()
+    with pytest.raises(StructureError, match=r"'conv.weight' runs several times and feeds a batch norm"):
+        folded_layers(model, structure.placement)
