@@ -1,17 +1,45 @@
-"""The uniform baseline: every unit cut by the same share."""
+"""The baselines of a search: every unit cut by the same share, and the dense model with its layers in int8."""
 
 from __future__ import annotations
 
 from autoprune.allocation.uniform import baselines
 from autoprune.pipeline.cost_model import CostModel
+from autoprune.pipeline.deployment import Deployment
+from autoprune.pipeline.verification import verify_model, whole
 from autoprune.records import Policy
+from autoprune.runfolder import write_atomic
 from autoprune.search.explore import Search
+from autoprune.training.dense import weights_to_bytes
+from autoprune.treatments import INT8
+from autoprune.trials import FrontModel
 
 UNIFORM = "uniform"
-"""The strategy that a baseline is reported under."""
+"""The strategy that a uniform baseline is reported under."""
+
+INT8_ALONE = "int8"
+"""The strategy that the dense model in int8 is reported under."""
 
 
 def uniform_baselines(plan: Search, costs: CostModel) -> dict[str, Policy]:
     """Return the uniform policy of every budget that has one within its limit."""
     by_limit = baselines(plan.space, plan.dense_widths, costs.limited_costs, list(costs.limits.values()))
     return {budget: by_limit[limit] for budget, limit in costs.limits.items() if limit in by_limit}
+
+
+def dense_in_int8(plan: Search, costs: CostModel, deployment: Deployment) -> FrontModel | None:
+    """Return the dense model with every layer in int8 that the space offers so, verified without any training.
+
+    Returns:
+        The model; `None` where the space offers int8 for no layer.
+
+    Raises:
+        StructureError, VerificationError: as `verify_model`.
+    """
+    space = plan.space
+    policy = space.policy({name: INT8 for name in space.layer_names if INT8 in space.levels[name]})
+    if not policy.treatments:
+        return None
+    weights = deployment.folder.model(policy.digest()).weights
+    if not whole(weights):
+        write_atomic(weights, weights_to_bytes(deployment.dense_model.cut(policy).shrink(prove=False)))
+    return verify_model(policy, None, INT8_ALONE, costs, deployment)

@@ -13,13 +13,13 @@ from autoprune.device.target import differences
 from autoprune.errors import TrialError, UsageError
 from autoprune.evaluation import DenseModel, Evaluator
 from autoprune.executors.base import Executor
-from autoprune.pipeline.baselines import uniform_baselines
+from autoprune.pipeline.baselines import dense_in_int8, uniform_baselines
 from autoprune.pipeline.channel_order import make_dense_model, scoring_passes
 from autoprune.pipeline.configuration import check_cluster, check_names, resolve, with_absolute_paths
 from autoprune.pipeline.cost_model import CostModel, reachable_costs
 from autoprune.pipeline.dense import trained_dense, untrained
 from autoprune.pipeline.deployment import Deployment
-from autoprune.pipeline.document import front_document, rung_scores, unmet_budgets
+from autoprune.pipeline.document import front_document, rung_scores, to_json, unmet_budgets
 from autoprune.pipeline.events import Events, Silent
 from autoprune.pipeline.executors import executor_of
 from autoprune.pipeline.exploration import Exploration, explore, search_passes, search_plan
@@ -40,6 +40,7 @@ from autoprune.records import SearchSpace
 from autoprune.report import score_budget_lines
 from autoprune.runfolder import RunFolder, read_json, write_json
 from autoprune.search.effort import Effort
+from autoprune.search.explore import Search
 from autoprune.search.strategies import JOINT
 from autoprune.study.location import SharedStorage, StudyLocation
 from autoprune.study.storage import check_storage, sole_controller
@@ -198,7 +199,7 @@ def _search(config: RunConfig, location: StudyLocation, prepared: Prepared, even
     ) | {
         "budgets": list(config.budgets),
         "space_id": plan.space.id,
-        **({"layers": len(plan.space.layer_names)} if plan.space.layer_names else {}),
+        **_layer_entries(plan, costs, deployment),
         "search_sample_passes": passes,
         "rungs": rung_scores(outcome.results, _names(effort), costs.limits, uniform_baselines(plan, costs)),
         "rank_correlations": [correlation.to_json() for correlation in outcome.correlations],
@@ -249,6 +250,12 @@ def _score_searches(config: RunConfig, prepared: Prepared) -> list[ScoreSearch]:
         ScoreSearch(budget=budget, least=budget.least(prepared.dense_score), floor=floor)
         for budget in config.score_budgets()
     ]
+
+
+def _layer_entries(plan: Search, costs: CostModel, deployment: Deployment) -> dict[str, Any]:
+    """Return the entries of `front.json` about treated layers; none where the space has only widths."""
+    layers, in_int8 = len(plan.space.layer_names), dense_in_int8(plan, costs, deployment)
+    return ({"layers": layers} if layers else {}) | ({"dense_in_int8": to_json(in_int8)} if in_int8 else {})
 
 
 def _score_answers(

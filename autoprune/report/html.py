@@ -20,6 +20,10 @@ code { font-size: 13px; }
 """
 
 
+_KINDS = {"uniform": "uniform ", "int8": "dense in int8 "}
+"""Words before the digests of baselines."""
+
+
 def write_html(document: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> Path:
     """Write the page, atomically; it needs no network and no other file."""
     measured = _is_measured(document)
@@ -78,9 +82,12 @@ def front_plot(document: Mapping[str, Any]) -> Plot:
         }
     ]  # fmt: skip
     for name, rows, color, mode in (
+        ("dense in int8", _in_int8(document), "#8250df", "markers"),
         ("uniform", baselines, "#bf8700", "markers"),
         ("front", models, "#0969da", "lines+markers"),
     ):
+        if not rows and name == "dense in int8":
+            continue
         traces.append(
             {
                 "type": "scatter", "name": name, "mode": mode,
@@ -97,6 +104,11 @@ def front_plot(document: Mapping[str, Any]) -> Plot:
     return Plot(traces=traces, layout=layout)
 
 
+def _in_int8(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The dense model in int8, where the space offers that."""
+    return [document["dense_in_int8"]] if "dense_in_int8" in document else []
+
+
 def _table(header: list[str], rows: list[list[str]]) -> str:
     head = "".join(f"<th>{html.escape(cell)}" for cell in header)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in row) for row in rows)
@@ -106,7 +118,7 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 def _models(document: Mapping[str, Any]) -> str:
     rows = [
         [
-            m["digest"] if m["strategy"] != "uniform" else f"uniform {m['digest']}",
+            f"{_KINDS.get(m['strategy'], '')}{m['digest']}",
             m["budget"] or "",
             f"{m['score']:.4f}",
             f"{m['test_score']:.4f}",
@@ -117,9 +129,9 @@ def _models(document: Mapping[str, Any]) -> str:
             f"{m['macs']:,}",
             f"{m['bytes']:,}",
             f"{m['activation_bytes']:,}" if m.get("activation_bytes") is not None else "",
-            "yes" if m["meets_budget"] else "no",
+            "" if m["budget"] is None else "yes" if m["meets_budget"] else "no",
         ]
-        for m in [*document["models"], *document["others"], *document["baselines"]]
+        for m in [*document["models"], *document["others"], *document["baselines"], *_in_int8(document)]
     ]
     header = [
         "model",

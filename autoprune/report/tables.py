@@ -29,8 +29,11 @@ def front_table(document: Document) -> Table:
         table.add_column(title, justify="right", no_wrap=True)
     full = [f"{dense['score']:.4f}", f"{dense['test_score']:.4f}", _time(dense["latency_ms_measured"]), "100.0 %", ""]
     dense_layers = ["fp32"] * len(treated)
-    table.add_row("dense", "", "", *full, *dense_layers, *_sizes(dense, shown), style="dim", end_section=True)
+    in_int8 = document.get("dense_in_int8")
+    table.add_row("dense", "", "", *full, *dense_layers, *_sizes(dense, shown), style="dim", end_section=not in_int8)
     row = partial(_row, shown=shown, layers=document.get("layers", 0))
+    if in_int8:
+        table.add_row(*row(in_int8, "dense in int8"), style="dim", end_section=True)
     everything = {m["digest"]: m for m in [*document["others"], *document["baselines"], *document["models"]]}
     baselines = {m["digest"] for m in document["baselines"]} - {m["digest"] for m in document["others"]}
     front = {m["digest"] for m in document["models"]}
