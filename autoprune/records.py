@@ -48,7 +48,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from autoprune.errors import PolicyError
-from autoprune.treatments import DENSE, Level, Treatment, level_from_json, level_to_json
+from autoprune.treatments import DENSE, Level, Treatment, level_code, level_from_json, level_to_json
 
 COSTS: tuple[str, ...] = ("latency_ms", "params", "macs", "bytes", "activation_bytes")
 """Costs of a model, in the order of every cost array `[K]`; `bytes` are of the weights, `activation_bytes` the peak."""
@@ -136,6 +136,11 @@ class SearchSpace:
             Decision(name=name, kind="layer" if name in layers else "unit", levels=levels)
             for name, levels in self.levels.items()
         )
+
+    @property
+    def codes(self) -> dict[str, tuple[int, ...]]:
+        """Levels of every decision as the numbers of its column of rows: widths, and codes of treatments."""
+        return {name: tuple(map(level_code, levels)) for name, levels in self.levels.items()}
 
     def widths_of(self, unit: str) -> tuple[int, ...]:
         """Return the widths of a unit, ascending."""

@@ -22,6 +22,8 @@ _WEIGHTED = frozenset(
     {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear"}
 )
 _ACTIVATIONS = frozenset({"relu", "relu6", "hardtanh", "clamp", "leaky_relu", "sigmoid", "hardsigmoid", "tanh"})
+BYPASSED = _ACTIVATIONS | {"add"}
+"""Operators that pass an operand on where a removed branch leaves them nothing to do."""
 
 
 def _ones(rows: np.ndarray) -> np.ndarray:
@@ -183,8 +185,7 @@ def without(operators: Sequence[Operator], removed: AbstractSet[int]) -> list[Op
         if operator.gate.open_without(removed):
             running.append(replace(operator, inputs=remaining))
         else:
-            bypassed = operator.op == "add" or operator.op in _ACTIVATIONS
-            passed[operator.node] = remaining[0] if bypassed and remaining else None
+            passed[operator.node] = remaining[0] if operator.op in BYPASSED and remaining else None
     return running
 
 

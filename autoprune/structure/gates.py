@@ -55,6 +55,14 @@ def all_of(gates: Iterable[Gate]) -> Gate:
     return combined
 
 
+def any_of(gates: Iterable[Gate]) -> Gate:
+    """Return a gate that is open while one of `gates` is."""
+    combined = NEVER
+    for gate in gates:
+        combined |= gate
+    return combined
+
+
 def _smallest(alternatives: AbstractSet[frozenset[int]]) -> Gate:
     """Return a gate without the alternatives that contain another alternative, because they add nothing."""
     return Gate(frozenset(a for a in alternatives if not any(other < a for other in alternatives)))

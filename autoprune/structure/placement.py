@@ -25,6 +25,9 @@ import numpy as np
 Array = np.ndarray
 Kind = Literal["input", "layer", "moves", "join", "other", "output"]
 
+_ALL: Mapping[str, Array] = {}
+"""No step is missing in any policy."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
@@ -130,24 +133,30 @@ class Placement:
         """Return whether a tensor is int8, `[P]`."""
         return _any([int8[layer] for layer in self.layers_of[tensor] if layer in int8], int8)
 
-    def runs_in_int8(self, step: Step, int8: Mapping[str, Array]) -> Array:
-        """Return whether a layer or a join computes in int8, `[P]`; all other steps never do."""
+    def runs_in_int8(self, step: Step, int8: Mapping[str, Array], exists: Mapping[str, Array] = _ALL) -> Array:
+        """Return whether a layer or a join computes in int8, `[P]`; all other steps never do.
+
+        `exists` holds masks of the steps that some policies lack; a join ignores the inputs that are not there.
+        """
         if step.kind == "layer":
             return _any([int8[step.layer]] if step.layer in int8 else [], int8)
         if step.kind != "join":
             return _any([], int8)
-        touched = [self._tensor[name] for name in (*step.inputs, step.name)]
-        return ~_any([~self.is_int8(tensor, int8) for tensor in touched], int8)
+        touched = [(~self.is_int8(self._tensor[name], int8), name) for name in (*step.inputs, step.name)]
+        return ~_any([fp32 & exists.get(name, True) for fp32, name in touched], int8)
 
-    def takes_place(self, boundary: Boundary, int8: Mapping[str, Array]) -> Array:
-        """Return whether a conversion takes place, `[P]`."""
-        tensor = boundary.tensor
-        sides = (
-            [self.steps[tensor]]
-            if boundary.direction == "quantize"
-            else [reader for reader in self._readers.get(tensor, ()) if reader.kind != "input"]
-        )
-        return self.is_int8(tensor, int8) & _any([~self.runs_in_int8(step, int8) for step in sides], int8)
+    def takes_place(self, boundary: Boundary, int8: Mapping[str, Array], exists: Mapping[str, Array] = _ALL) -> Array:
+        """Return whether a conversion takes place, `[P]`, among the steps that exist (see `runs_in_int8`)."""
+        fp32 = [
+            ~self.runs_in_int8(step, int8, exists) & exists.get(step.name, True) for step in self.sides_of(boundary)
+        ]
+        return self.is_int8(boundary.tensor, int8) & _any(fp32, int8)
+
+    def sides_of(self, boundary: Boundary) -> tuple[Step, ...]:
+        """Return the steps one of which must compute in fp32 for a conversion: the writer, or the readers."""
+        if boundary.direction == "quantize":
+            return (self.steps[boundary.tensor],)
+        return tuple(self._readers.get(boundary.tensor, ()))
 
     def boundaries(self, treated: Collection[str]) -> tuple[Boundary, ...]:
         """Return the conversions that can take place when the `treated` layers may be int8."""
@@ -157,7 +166,7 @@ class Placement:
                 continue
             for direction, sides in (("quantize", [self.steps[tensor]]), ("dequantize", self._readers.get(tensor, []))):
                 if sides:
-                    deciding = {*layers, *(layer for step in sides for layer in self._deciding(step))}
+                    deciding = {*layers, *(layer for step in sides for layer in self.deciding(step))}
                     known = tuple(layer for layer in self._layer_names if layer in deciding and layer in treated)
                     possible.append(Boundary(tensor=tensor, direction=direction, layers=known))  # type: ignore[arg-type]
         return tuple(possible)
@@ -170,7 +179,7 @@ class Placement:
     def _layer_names(self) -> Sequence[str]:
         return list(dict.fromkeys(step.layer for step in self.steps.values() if step.kind == "layer"))
 
-    def _deciding(self, step: Step) -> tuple[str, ...]:
+    def deciding(self, step: Step) -> tuple[str, ...]:
         """Return the layers that decide whether a step computes in int8."""
         if step.kind == "layer":
             return (step.layer,)

@@ -1,0 +1,230 @@
+"""Charges of a model whose layers may be treated: in which precision, in which pieces, and the conversions between.
+
+In fp32, an addition and an activation ride on the convolution before them. Where a value between them becomes int8,
+they do not: the addition is then a charge of its own. Where a tensor changes between fp32 and int8, its conversion is
+a charge. `Placement` knows both; here its answers become functions of rows `[P, U + L]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from autoprune.latency.charges import ALWAYS_DENSE, BYPASSED, Decided, PricedOperator
+from autoprune.structure import Dim, Operator, Structure
+from autoprune.structure.gates import ALWAYS, NEVER, Gate, any_of
+from autoprune.structure.geometry import output_shape
+from autoprune.structure.placement import Boundary, Placement, Step
+from autoprune.treatments import INT8
+
+Masks = Mapping[str, np.ndarray]
+
+
+def treated_charges(
+    structure: Structure, charges: Sequence[PricedOperator], layers: Sequence[str]
+) -> tuple[PricedOperator, ...]:
+    """Return the charges of a model whose layers may be treated: pieces of the given ones, then conversions.
+
+    Args:
+        structure: of the model.
+        charges: those of the model in fp32.
+        layers: names of the `L` layers, in the order of the last columns of rows.
+    """
+    decisions = _Decisions.of(structure, layers)
+    pieces = [piece for charge in charges for piece in _pieces(charge, structure, decisions)]
+    boundaries = structure.placement.boundaries(frozenset(layers))
+    return (*pieces, *(_conversion(boundary, structure, decisions) for boundary in boundaries))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Decisions:
+    """Answers of a placement for rows.
+
+    `columns` are those of the layers, `gates` say when a layer runs, and `exists` when the value of a step exists.
+    """
+
+    placement: Placement
+    columns: Mapping[str, int]
+    gates: Mapping[str, Gate]
+    exists: Mapping[str, Gate]
+
+    @classmethod
+    def of(cls, structure: Structure, layers: Sequence[str]) -> _Decisions:
+        gate_of = {operator.node: operator.gate for operator in structure.operators}
+        nodes = {layer.name: layer.nodes for layer in structure.layers}
+        return cls(
+            placement=structure.placement,
+            columns={name: len(structure.units) + number for number, name in enumerate(layers)},
+            gates={name: any_of(gate_of[node] for node in nodes[name]) for name in layers},
+            exists={node: gate for node, gate in _value_gates(structure.operators).items() if gate != ALWAYS},
+        )
+
+    def code(self, layer: str) -> Decided:
+        """Code of the treatment of a layer."""
+        return Decided(columns=(self.columns[layer],), of=partial(_column, self.columns[layer]))
+
+    def is_int8(self, tensor: str) -> Decided:
+        """Whether a tensor is int8."""
+        return self._decided(self.placement.layers_of[tensor], (), partial(_is_int8, self.placement, tensor))
+
+    def code_of_join(self, step: Step) -> Decided:
+        """Code of int8 where a join computes in int8, else of fp32."""
+        layers = self.placement.deciding(step)
+        return self._decided(layers, step.inputs, partial(_join_code, self.placement, step))
+
+    def takes_place(self, boundary: Boundary) -> Decided:
+        """Whether a conversion takes place."""
+        sides = self.placement.sides_of(boundary)
+        steps = (
+            *(side.name for side in sides),
+            *(name for side in sides if side.kind == "join" for name in side.inputs),
+        )
+        return self._decided(boundary.layers, steps, partial(_takes_place, self.placement, boundary))
+
+    def _decided(
+        self, layers: Sequence[str], steps: Sequence[str], answer: Callable[[Masks, Masks], np.ndarray]
+    ) -> Decided:
+        """Return what a placement answers to the masks of layers that are int8, and of steps that exist."""
+        columns = {name: self.columns[name] for name in layers if name in self.columns}
+        gates = {name: self.gates[name] for name in columns}
+        exists = {name: self.exists[name] for name in steps if name in self.exists}
+        units = {unit for gate in (*gates.values(), *exists.values()) for unit in gate.units}
+        return Decided(
+            columns=tuple(sorted({*columns.values(), *units})), of=partial(_answer, columns, gates, exists, answer)
+        )
+
+
+def _answer(
+    columns: Mapping[str, int],
+    gates: Mapping[str, Gate],
+    exists: Mapping[str, Gate],
+    answer: Callable[[Masks, Masks], np.ndarray],
+    rows: np.ndarray,
+) -> np.ndarray:
+    int8 = {name: (rows[:, column] == INT8.code) & gates[name](rows) for name, column in columns.items()}
+    return answer(int8, {name: gate(rows) for name, gate in exists.items()})
+
+
+def _is_int8(placement: Placement, tensor: str, int8: Masks, _: Masks) -> np.ndarray:
+    return placement.is_int8(tensor, int8)
+
+
+def _join_code(placement: Placement, step: Step, int8: Masks, exists: Masks) -> np.ndarray:
+    return placement.runs_in_int8(step, int8, exists) * np.int64(INT8.code)
+
+
+def _takes_place(placement: Placement, boundary: Boundary, int8: Masks, exists: Masks) -> np.ndarray:
+    return placement.takes_place(boundary, int8, exists)
+
+
+def _moved_code(tensor: Decided, rows: np.ndarray) -> np.ndarray:
+    return tensor.of(rows) * np.int64(INT8.code)
+
+
+def _column(column: int, rows: np.ndarray) -> np.ndarray:
+    return rows[:, column]
+
+
+def _value_gates(operators: Sequence[Operator]) -> dict[str, Gate]:
+    """Return when the value of every operator exists: also that of an addition that only passes an operand on."""
+    gates: dict[str, Gate] = {}
+    for operator in operators:
+        passes = operator.op in BYPASSED and operator.gate != ALWAYS
+        read = [gates.get(name, ALWAYS) for name in operator.inputs]
+        gates[operator.node] = any_of(read) if passes else operator.gate
+    return gates
+
+
+def _pieces(charge: PricedOperator, structure: Structure, decisions: _Decisions) -> Iterator[PricedOperator]:
+    """Yield the charges that one of fp32 falls into: it ends before each rider that reads an int8 value."""
+    placement = decisions.placement
+    nodes = (charge.node, *charge.riders)
+    ends: dict[int, Decided] = {}
+    for place in range(1, len(nodes)):
+        flowing = decisions.is_int8(placement.tensor_of(nodes[place - 1]))
+        if placement.steps[nodes[place]].kind != "moves" and flowing.columns:
+            ends[place] = flowing
+    for begin in (0, *ends):
+        for end in (*(place for place in ends if place > begin), len(nodes)):
+            inside = [decided for place, decided in ends.items() if begin < place < end]
+            at = [ends[place] for place in (begin, end) if place in ends]
+            yield _piece(charge, nodes[begin:end], structure, decisions, _all_and_none(at, inside))
+
+
+def _all_and_none(holding: Sequence[Decided], failing: Sequence[Decided]) -> Decided:
+    """Return whether all of some conditions hold and none of others."""
+    if not holding and not failing:
+        return Decided()
+    columns = {column for decided in (*holding, *failing) for column in decided.columns}
+    return Decided(columns=tuple(sorted(columns)), of=partial(_holds, tuple(holding), tuple(failing)))
+
+
+def _holds(holding: Sequence[Decided], failing: Sequence[Decided], rows: np.ndarray) -> np.ndarray:
+    wanted = [decided.of(rows).astype(bool) for decided in holding]
+    unwanted = [~decided.of(rows).astype(bool) for decided in failing]
+    return np.logical_and.reduce([*wanted, *unwanted])
+
+
+def _piece(
+    charge: PricedOperator, nodes: Sequence[str], structure: Structure, decisions: _Decisions, condition: Decided
+) -> PricedOperator:
+    """Return the charge of some of the nodes of one, the first of which is its operator."""
+    operators = {operator.node: operator for operator in structure.operators}
+    riding = [operators[node].op for node in nodes[1:] if operators[node].op != "batch_norm"]
+    common = {"riders": tuple(nodes[1:]), "fused": "+".join(riding), "condition": condition}
+    treatment = _treatment(nodes[0], decisions)
+    if nodes[0] == charge.node:
+        return replace(charge, treatment=treatment, **common)
+    head = operators[nodes[0]]
+    return replace(
+        charge, node=head.node, op=head.op, c_in=head.c_in, c_out=head.c_out, groups=head.groups,
+        out_rows=head.out_rows, out_columns=head.out_columns, kernel=tuple(head.kernel), stride=tuple(head.stride),
+        dilation=tuple(head.dilation), parameters=tuple(head.parameters), treatment=treatment, **common,
+    )  # fmt: skip
+
+
+def _treatment(node: str, decisions: _Decisions) -> Decided:
+    """Return the treatment of the operator at a node: its layer's, or int8 where a join or a pooling is in int8."""
+    step = decisions.placement.steps[node]
+    if step.kind == "layer":
+        return decisions.code(step.layer) if step.layer in decisions.columns else ALWAYS_DENSE
+    if step.kind == "join":
+        decided = decisions.code_of_join(step)
+    elif step.kind == "moves":
+        tensor = decisions.is_int8(decisions.placement.tensor_of(node))
+        decided = replace(tensor, of=partial(_moved_code, tensor))
+    else:
+        return ALWAYS_DENSE
+    return decided if decided.columns else ALWAYS_DENSE
+
+
+def _conversion(boundary: Boundary, structure: Structure, decisions: _Decisions) -> PricedOperator:
+    """Return the charge of a conversion, at the size of the value that is converted."""
+    placement = decisions.placement
+    value = boundary.tensor
+    if boundary.direction == "dequantize":
+        value = next(name for name in placement.sides_of(boundary)[0].inputs if placement.tensor_of(name) == value)
+    sized = _sized(value, structure)
+    return PricedOperator(
+        node=f"{boundary.direction} {boundary.tensor}", carrier="", op=boundary.direction,
+        c_in=sized.c_out, c_out=sized.c_out, groups=Dim(1), out_rows=sized.out_rows, out_columns=sized.out_columns,
+        kernel=(), stride=(), dilation=(), fused="", parameters=(), gate=ALWAYS, unless=NEVER,
+        condition=decisions.takes_place(boundary),
+    )  # fmt: skip
+
+
+def _sized(value: str, structure: Structure) -> Operator:
+    """Return an operator with the output sizes of a value: the one that writes it, or one that stands for an input."""
+    operators = {operator.node: operator for operator in structure.operators}
+    if value in operators:
+        return operators[value]
+    node = next(node for node in structure.captures[False].graph.nodes if node.name == value)
+    _, *sizes = output_shape(node)
+    channels, *places = sizes or [1]
+    return Operator(
+        node=value, op="input", inputs=(), c_in=Dim(channels), c_out=Dim(channels), groups=Dim(1),
+        out_columns=int(np.prod(places)),
+    )  # fmt: skip
