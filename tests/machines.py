@@ -13,7 +13,7 @@ from autoprune.latency.evidence import Conditions, Evidence, build_table, fit_ev
 from autoprune.latency.geometries import PricedOperators, possible_geometries
 from autoprune.latency.predictor import GeometryIndex
 from autoprune.latency.prior import work_ms
-from autoprune.latency.sampling import covering_widths, random_widths
+from autoprune.latency.sampling import covering_rows, random_rows
 from autoprune.latency.table import FIT, HELD_OUT
 from autoprune.profiling.policy_timer import PolicyTimer, make_policy_timer
 from autoprune.records import SearchSpace
@@ -139,8 +139,8 @@ def simulated_table(machine, space: SearchSpace, target, *, policies=120, tested
     names = tuple(space.levels)
     varying = PricedOperators.of(structure).varying
     prior = {g: work_ms(g) for g in possible_geometries(varying, space, names)}
-    fitted = covering_widths(space, names, index_of(structure, prior), policies, np.zeros(len(prior)), rng)
-    held = random_widths(space, names, tested, rng)
+    fitted = covering_rows(space, names, index_of(structure, prior), policies, np.zeros(len(prior)), rng)
+    held = random_rows(space, names, tested, rng)
     evidence = Evidence.none(len(names)).plus(fitted, machine.ratios(fitted), FIT)
     evidence = evidence.plus(held, machine.ratios(held), HELD_OUT)
     return build_table(
@@ -174,7 +174,7 @@ def doubled(table):
 
 
 def rows_of(space, count, seed):
-    return random_widths(space, space.unit_names, count, np.random.default_rng(seed))
+    return random_rows(space, space.unit_names, count, np.random.default_rng(seed))
 
 
 def prior_of(structure, space):

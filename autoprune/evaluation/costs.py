@@ -12,16 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 from autoprune.allocation.additive import Additive, AdditiveCost, CostTable
+from autoprune.errors import PolicyError
 from autoprune.latency.predictor import LatencyPredictor
 from autoprune.records import COSTS, Policy, SearchSpace
 from autoprune.structure import Structure
+from autoprune.treatments import DENSE
 
 Array = npt.NDArray[np.int64]
 Part = tuple[tuple[int, ...], Callable[[Array], npt.NDArray[Any]]]
-"""Units (indices), and what they cost together: `[P]` for widths `[P, U]`."""
+"""Columns of rows, units and layers, and what they cost together: `[P]` for rows `[P, U + L]`."""
 
 _MOST_ENTRIES = 20_000
-"""A part over more combinations of levels is replaced by its main effects."""
+"""A part over more combinations of widths is replaced by its main effects."""
 
 _NEVER = 1e6
 """Cost of a combination that has none: the latency table has no entry for it."""
@@ -29,14 +31,29 @@ _NEVER = 1e6
 _SIZES: Mapping[str, Callable[[Structure, Array], Array]] = {
     "params": Structure.params,
     "macs": Structure.macs,
-    "bytes": Structure.bytes,
     "activation_bytes": Structure.peak_activation_bytes,
 }
+"""Costs that widths alone decide; the peak of activations is that of the model in fp32."""
 
 
-def sizes(structure: Structure, widths: Array) -> dict[str, Array]:
-    """Return all costs but latency by name, each int64 `[P]`, for widths int64 `[P, U]`."""
-    return {name: size(structure, widths) for name, size in _SIZES.items()}
+def sizes(structure: Structure, rows: Array, layers: Sequence[str] = ()) -> dict[str, Array]:
+    """Return all costs but latency by name, each int64 `[P]`.
+
+    Treatments change the bytes of weights alone: `params` and `macs` are counts, and `activation_bytes` are those of
+    the model in fp32.
+
+    Args:
+        structure: of the model.
+        rows: int64 `[P, U + L]` (`structure.rows`).
+        layers: names of the `L` layers.
+    """
+    return {name: _size(name, structure, rows, layers) for name in COSTS if name != "latency_ms"}
+
+
+def _size(name: str, structure: Structure, rows: Array, layers: Sequence[str]) -> Array:
+    if name == "bytes":
+        return structure.bytes(rows, layers)
+    return _SIZES[name](structure, rows[:, : len(structure.units)])
 
 
 def cost_matrix(
@@ -50,33 +67,53 @@ def cost_matrix(
         float64 `[P, K]`: latency in milliseconds, bytes, counts.
 
     Raises:
-        MissingEntryError: for a width that the latency table lacks.
+        MissingEntryError: for a width or a treatment that the latency table lacks.
         PolicyError: for a policy of another model.
     """
-    widths = structure.widths(policies)
-    costs = np.zeros((len(widths), len(COSTS)))
+    layers = predictor.layers
+    rows = structure.rows(policies, layers)
+    costs = np.zeros((len(rows), len(COSTS)))
     for column, name in enumerate(COSTS):
         if name in wanted:
-            costs[:, column] = predictor.predict(widths) if name == "latency_ms" else _SIZES[name](structure, widths)
+            timed = name == "latency_ms"
+            costs[:, column] = predictor.predict(rows) if timed else _size(name, structure, rows, layers)
     return costs
 
 
 def additive_costs(structure: Structure, predictor: LatencyPredictor, space: SearchSpace) -> Additive:
-    """Return every cost but the peak of activations as a sum of tables over the levels of the space."""
+    """Return every cost but the peak of activations as a sum of tables over the levels of the space.
+
+    A layer of the latency table that the space leaves out is dense.
+
+    Raises:
+        PolicyError: the space treats a layer that the latency table does not know.
+    """
+    unknown = [name for name in space.layer_names if name not in predictor.layers and len(space.levels[name]) > 1]
+    if unknown:
+        raise PolicyError(
+            f"the latency table knows no treatment of {unknown[0]!r}, which the search space treats. Run `autoprune "
+            "profile` with this space."
+        )
     parts: dict[str, list[Part]] = {"latency_ms": list(predictor.parts()), "params": [], "bytes": [], "macs": []}
-    for name, units, cost in structure.tensor_costs():
+    for name, units, cost in structure.tensor_costs(predictor.layers):
         parts[name].append((units, cost))
     parts["macs"] = [(op.units, op.macs) for op in structure.operators]
-    tabulated, constants = _Tabulated(structure, space), {"latency_ms": predictor.remainder_ms}
+    tabulated, constants = (
+        _Tabulated(predictor.columns, predictor.layers, space),
+        {"latency_ms": predictor.remainder_ms},
+    )
     return {name: tabulated.cost(of_cost, constants.get(name, 0.0)) for name, of_cost in parts.items()}
 
 
 class _Tabulated:
     """Turns parts of a cost into tables over the levels of a space."""
 
-    def __init__(self, structure: Structure, space: SearchSpace) -> None:
-        self._names = [unit.name for unit in structure.units]
-        self._levels = [np.array(space.levels[name], dtype=np.int64) for name in self._names]
+    def __init__(self, columns: Sequence[str], layers: Sequence[str], space: SearchSpace) -> None:
+        self._names = columns
+        codes = space.codes
+        self._levels = [np.array(codes.get(name, (DENSE.code,)), dtype=np.int64) for name in columns]
+        self._units = len(columns) - len(layers)
+        self._searched = set(codes)
         self._full = np.array([levels[-1] for levels in self._levels])
 
     def cost(self, parts: Iterable[Part], constant: float) -> AdditiveCost:
@@ -88,7 +125,7 @@ class _Tabulated:
         for units, together in groups.items():
             if not units:
                 constant += self._values(together, self._full[None])[0]
-            elif math.prod(len(self._levels[u]) for u in units) <= _MOST_ENTRIES:
+            elif math.prod(len(self._levels[u]) for u in units if u < self._units) <= _MOST_ENTRIES:
                 tables.append(self._table(units, together))
             else:
                 offset, effects = self._main_effects(units, together)
@@ -96,6 +133,7 @@ class _Tabulated:
         return AdditiveCost(constant=float(constant), tables=tuple(tables))
 
     def _table(self, units: tuple[int, ...], parts: Sequence[Part]) -> CostTable:
+        units = tuple(u for u in units if self._names[u] in self._searched)
         shape = [len(self._levels[u]) for u in units]
         rows = np.tile(self._full, (math.prod(shape), 1))
         rows[:, list(units)] = list(itertools.product(*(self._levels[u] for u in units)))
@@ -106,7 +144,7 @@ class _Tabulated:
         middle = self._full.copy()
         middle[list(units)] = [self._levels[u][len(self._levels[u]) // 2] for u in units]
         offset, tables = float(self._values(parts, middle[None])[0]), []
-        for unit in units:
+        for unit in (u for u in units if self._names[u] in self._searched):
             rows = np.tile(middle, (len(self._levels[unit]), 1))
             rows[:, unit] = self._levels[unit]
             tables.append(CostTable(units=(self._names[unit],), values=self._values(parts, rows) - offset))

@@ -122,12 +122,13 @@ class PricedOperator:
     def units(self) -> tuple[int, ...]:
         """Indices of the columns of rows, units and layers, that the cost depends on."""
         treated = {*self.condition.columns, *self.treatment.columns}
-        return tuple(sorted({*self.sized_by, *self.gate.units, *self.unless.units, *treated}))
+        return tuple(sorted({*self.widths, *treated}))
 
     @property
-    def sized_by(self) -> tuple[int, ...]:
-        """Indices of the units that its sizes depend on."""
-        return tuple(sorted({*self.c_in.units, *self.c_out.units, *self.groups.units}))
+    def widths(self) -> tuple[int, ...]:
+        """Indices of the units whose widths its sizes and its gates depend on."""
+        sized = {*self.c_in.units, *self.c_out.units, *self.groups.units}
+        return tuple(sorted({*sized, *self.gate.units, *self.unless.units}))
 
 
 _Key = tuple[str, str]

@@ -25,14 +25,13 @@ _SURE_SDS = 2.0
 def staircases(
     predictor: LatencyPredictor, space: SearchSpace, priced: Sequence[PricedOperator]
 ) -> tuple[Staircase, ...]:
-    """The staircase of every unit of `space` that has more than one known width."""
+    """The staircase of every unit of `space` that has more than one known width; its costs are those in fp32."""
     stairs = []
-    names = tuple(space.levels)
-    for unit, name in enumerate(names):
+    for unit, name in enumerate(space.unit_names):
         widths = np.array(predictor.known_widths[name], dtype=np.int64)
         if len(widths) < 2:
             continue
-        costs, spreads = _costs(predictor, unit, widths, scan_contexts(unit, space, names, priced))
+        costs, spreads = _costs(predictor, unit, widths, scan_contexts(unit, space, priced))
         seen = ~np.isnan(costs[0])
         stairs.append(
             Staircase(

@@ -19,6 +19,7 @@ from autoprune.latency.predictor import MISSING, Costs, GeometryIndex, LatencyPr
 from autoprune.latency.table import CANDIDATE, HELD_OUT, Entry, LatencyTable, ProfiledPolicy
 from autoprune.records import SearchSpace
 from autoprune.structure import Structure
+from autoprune.structure.layer_decisions import policy_of
 
 _DENSE_WEIGHT = 5.0
 """Budgets are shares of the dense latency, so the table must be exact there; it is also the best measured model."""
@@ -32,9 +33,9 @@ _LEAST_NOISE = 0.001
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """Timed policies: widths `[M, U]`, latency as a share of the dense model's `[M]`, and why each was timed."""
+    """Timed policies: rows `[M, U + L]`, latency as a share of the dense model's `[M]`, and why each was timed."""
 
-    widths: np.ndarray
+    rows: np.ndarray
     ratios: np.ndarray
     roles: tuple[str, ...]
 
@@ -46,18 +47,18 @@ class Evidence:
         """Mask `[M]` of the policies that a table may be fitted to."""
         return ~self.where(HELD_OUT)
 
-    def plus(self, widths: np.ndarray, ratios: np.ndarray, role: str) -> Evidence:
+    def plus(self, rows: np.ndarray, ratios: np.ndarray, role: str) -> Evidence:
         """This evidence and some more of one role."""
         return Evidence(
-            widths=np.concatenate([self.widths, widths]),
+            rows=np.concatenate([self.rows, rows]),
             ratios=np.concatenate([self.ratios, ratios]),
-            roles=(*self.roles, *[role] * len(widths)),
+            roles=(*self.roles, *[role] * len(rows)),
         )
 
     @classmethod
-    def none(cls, units: int) -> Evidence:
-        """No policies of `units` units."""
-        return cls(widths=np.empty((0, units), dtype=np.int64), ratios=np.empty(0), roles=())
+    def none(cls, columns: int) -> Evidence:
+        """No policies of so many units and layers."""
+        return cls(rows=np.empty((0, columns), dtype=np.int64), ratios=np.empty(0), roles=())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,13 +107,14 @@ def fit_evidence(
     Not to the dense model where PyTorch runs it: a pruned model is a graph module there, which has another overhead.
     """
     mask = evidence.fitted()
-    widths, ratios = evidence.widths[mask], evidence.ratios[mask]
+    rows, ratios = evidence.rows[mask], evidence.ratios[mask]
     weights = np.where(evidence.where(CANDIDATE)[mask], _CANDIDATE_WEIGHT, 1.0)
     if runtime != "torch":
-        full = np.array([[unit.width for unit in structure.units]], dtype=np.int64)
-        widths, ratios = np.concatenate([widths, full]), np.append(ratios, 1.0)
+        full = np.zeros((1, rows.shape[1]), dtype=np.int64)  # layers are dense: their code is 0
+        full[0, : len(structure.units)] = [unit.width for unit in structure.units]
+        rows, ratios = np.concatenate([rows, full]), np.append(ratios, 1.0)
         weights = np.append(weights, _DENSE_WEIGHT)
-    numbers = index.numbers(widths)
+    numbers = index.numbers(rows)
     known = (numbers != MISSING).all(axis=1)
     if known.sum() < 2:
         raise LatencyError(f"a latency table needs at least two timed policies; got {int(known.sum())}")
@@ -125,10 +127,12 @@ def fit_evidence(
     )
 
 
-def predictor_of(index: GeometryIndex, known: Mapping[str, Sequence[int]], fitted: Fit) -> LatencyPredictor:
-    """Return the predictor of a fit; `known` are the widths of every unit that have entries."""
+def predictor_of(
+    index: GeometryIndex, known: Mapping[str, Sequence[int]], fitted: Fit, layers: Sequence[str] = ()
+) -> LatencyPredictor:
+    """Return the predictor of a fit; `known` are the widths of units and codes of `layers` that have entries."""
     costs = Costs(entries_ms=fitted.entries_ms, spread_ms=fitted.spread_ms)
-    return LatencyPredictor(index, known, costs, (fitted.remainder_ms, fitted.remainder_spread_ms))
+    return LatencyPredictor(index, known, costs, (fitted.remainder_ms, fitted.remainder_spread_ms), layers)
 
 
 def build_table(
@@ -160,10 +164,11 @@ def build_table(
         structure, index, geometries, evidence, prior_ms,
         dense_ms=dense_ms, noise=conditions.noise, runtime=target["runtime"], seed=conditions.seed,
     )  # fmt: skip
-    known = _known_widths(structure, space, evidence)
-    stairs = staircases(predictor_of(index, known, fitted), space, priced.varying)
+    known = _known(space, evidence)
+    layers = space.layer_names
+    stairs = staircases(predictor_of(index, known, fitted, layers), space, priced.varying)
     fitted, proof = _proven(fitted, index, evidence, conditions)
-    predicted = predictor_of(index, known, fitted).predict_with_sd(evidence.widths)
+    predicted = predictor_of(index, known, fitted, layers).predict_with_sd(evidence.rows)
     return LatencyTable(
         target=dict(target),
         space=space,
@@ -175,7 +180,7 @@ def build_table(
         remainder_ms=fitted.remainder_ms,
         remainder_spread_ms=tuple(map(float, fitted.remainder_spread_ms)),
         entries=_entries(geometries, prior_ms, fitted),
-        fixed=tuple(str(op.geometry(op.sizes(evidence.widths[:1])[0])) for op in priced.constant),
+        fixed=tuple(str(op.geometry(op.sizes(evidence.rows[:1])[0])) for op in priced.constant),
         known=known,
         useful=known | {stair.unit: stair.useful for stair in stairs},
         held_out=proof,
@@ -183,13 +188,13 @@ def build_table(
         repeated_blocks=conditions.repeated_blocks,
         noise=conditions.noise,
         again_ms=tuple(map(float, conditions.again * dense_ms)),
-        samples=_samples(tuple(known), evidence, dense_ms, predicted),
+        samples=_samples(tuple(known), layers, evidence, dense_ms, predicted),
         notes=tuple(conditions.notes),
         refits=conditions.refits,
     )
 
 
-def refit_table(table: LatencyTable, structure: Structure, widths: np.ndarray, ratios: np.ndarray) -> LatencyTable:
+def refit_table(table: LatencyTable, structure: Structure, rows: np.ndarray, ratios: np.ndarray) -> LatencyTable:
     """Fit a table again with candidates that a run measured.
 
     The useful widths of the table stay: a search that has begun keeps its space, also when it is resumed.
@@ -197,24 +202,23 @@ def refit_table(table: LatencyTable, structure: Structure, widths: np.ndarray, r
     Args:
         table: The table to start from, with its own timed policies.
         structure: The structure that the table was measured for.
-        widths: Widths of the candidates, int64 `[C, U]`.
+        rows: Widths and treatments of the candidates, int64 `[C, U + L]` (`structure.rows(policies, table.layers)`).
         ratios: Measured latency of the candidates as a share of the dense model's, float64 `[C]`.
 
     Returns:
         A new table, fitted to the policies of the old one and to the candidates.
     """
-    names = tuple(table.known)
     before = Evidence(
-        widths=np.array([[sample.widths[name] for name in names] for sample in table.samples], dtype=np.int64),
+        rows=structure.rows([sample.policy for sample in table.samples], table.layers),
         ratios=np.array([sample.measured_ms for sample in table.samples]) / table.dense_ms,
         roles=tuple(sample.role for sample in table.samples),
     )
     refitted = build_table(
         structure,
-        PricedOperators.of(structure),
+        PricedOperators.of(structure, table.layers),
         table.space,
         table.target,
-        before.plus(widths, ratios, CANDIDATE),
+        before.plus(rows, ratios, CANDIDATE),
         {geometry: entry.prior_ms for geometry, entry in table.entries.items()},
         Conditions(
             dense_ms=table.dense_ms,
@@ -236,7 +240,7 @@ def _proven(fitted: Fit, index: GeometryIndex, evidence: Evidence, conditions: C
     tested = evidence.where(HELD_OUT)
     if not tested.any():
         raise LatencyError("a latency table needs held-out policies to be proven on; got none")
-    counts = occurrences(index.numbers(evidence.widths[tested]), len(fitted.entries_ms))
+    counts = occurrences(index.numbers(evidence.rows[tested]), len(fitted.entries_ms))
     measured_ms = evidence.ratios[tested] * conditions.dense_ms
     fitted = _calibrated(fitted, counts, measured_ms)
     # The deviation is of the true latency; a measured one has its noise on top.
@@ -268,24 +272,26 @@ def _three_digits(values: np.ndarray) -> np.ndarray:
     return np.array([float(f"{value:.3g}") for value in values.ravel()]).reshape(values.shape)
 
 
-def _known_widths(structure: Structure, space: SearchSpace, evidence: Evidence) -> dict[str, tuple[int, ...]]:
+def _known(space: SearchSpace, evidence: Evidence) -> dict[str, tuple[int, ...]]:
     return {
-        unit.name: tuple(sorted({*space.levels[unit.name], *map(int, np.unique(evidence.widths[:, number]))}))
-        for number, unit in enumerate(structure.units)
+        name: tuple(sorted({*codes, *map(int, np.unique(evidence.rows[:, column]))}))
+        for column, (name, codes) in enumerate(space.codes.items())
     }
 
 
 def _samples(
-    names: Sequence[str], evidence: Evidence, dense_ms: float, predicted: Prediction
+    names: Sequence[str], layers: Sequence[str], evidence: Evidence, dense_ms: float, predicted: Prediction
 ) -> tuple[ProfiledPolicy, ...]:
-    rows = zip(evidence.widths, evidence.ratios, predicted.latency_ms, predicted.sd_ms, evidence.roles, strict=True)
+    policies = (policy_of(names, row, layers) for row in evidence.rows)
+    rows = zip(policies, evidence.ratios, predicted.latency_ms, predicted.sd_ms, evidence.roles, strict=True)
     return tuple(
         ProfiledPolicy(
-            widths=dict(zip(names, map(int, widths), strict=True)),
+            widths=dict(policy.widths),
+            treatments=dict(policy.treatments),
             measured_ms=float(ratio * dense_ms),
             predicted_ms=float(ms),
             sd_ms=float(sd),
             role=role,
         )
-        for widths, ratio, ms, sd, role in rows
+        for policy, ratio, ms, sd, role in rows
     )

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from autoprune.errors import MissingEntryError, PolicyError
 from autoprune.latencies import Geometry
 from autoprune.latency.charges import PricedOperator
 from autoprune.records import Policy
+from autoprune.structure.layer_decisions import treatment_codes
+from autoprune.treatments import Treatment
 
 _BITS = 21
 """Channel counts below 2**21 pack three to an int64 key."""
@@ -61,47 +63,49 @@ class GeometryIndex:
 
     def __init__(self, priced: Sequence[PricedOperator], geometries: Sequence[Geometry]) -> None:
         self._priced = tuple(priced)
-        by_signature: dict[Geometry, list[tuple[int, int]]] = {operator.signature: [] for operator in priced}
+        by_signature: dict[Geometry, dict[int, list[tuple[int, int]]]] = {operator.signature: {} for operator in priced}
         for number, geometry in enumerate(geometries):
-            if geometry.kind in by_signature:
+            signature = replace(geometry.kind, treatment="")
+            if signature in by_signature:
+                code = Treatment.parse(geometry.treatment).code if geometry.treatment else 0
                 sizes = np.array([[geometry.c_in, geometry.c_out, geometry.groups]], dtype=np.int64)
-                by_signature[geometry.kind].append((int(_packed(sizes)[0]), number))
-        self._keys: list[np.ndarray] = []
-        self._numbers: list[np.ndarray] = []
-        for operator in priced:
-            pairs = np.array(sorted(by_signature[operator.signature]), dtype=np.int64).reshape(-1, 2)
-            # A sentinel above every key keeps the search inside the array.
-            self._keys.append(np.append(pairs[:, 0], np.iinfo(np.int64).max))
-            self._numbers.append(np.append(pairs[:, 1], MISSING))
+                by_signature[signature].setdefault(code, []).append((int(_packed(sizes)[0]), number))
+        self._entries: list[dict[int, tuple[np.ndarray, np.ndarray]]] = [
+            {code: _searchable(pairs) for code, pairs in by_signature[operator.signature].items()}
+            for operator in priced
+        ]
 
     @property
     def operators(self) -> tuple[PricedOperator, ...]:
         """The operators, in the order of the columns of `numbers`."""
         return self._priced
 
-    def numbers(self, widths: np.ndarray) -> np.ndarray:
-        """Positions in `geometries`: int64 `[P, operators]` for widths `[P, U]`; else `MISSING` or `ABSENT`."""
-        columns = [self.numbers_of(operator, widths) for operator in range(len(self._priced))]
-        return np.stack(columns, axis=1) if columns else np.empty((len(widths), 0), dtype=np.int64)
+    def numbers(self, rows: np.ndarray) -> np.ndarray:
+        """Positions in `geometries`: int64 `[P, operators]` for rows `[P, U + L]`; else `MISSING` or `ABSENT`."""
+        columns = [self.numbers_of(operator, rows) for operator in range(len(self._priced))]
+        return np.stack(columns, axis=1) if columns else np.empty((len(rows), 0), dtype=np.int64)
 
-    def numbers_of(self, operator: int, widths: np.ndarray) -> np.ndarray:
+    def numbers_of(self, operator: int, rows: np.ndarray) -> np.ndarray:
         """One column of `numbers`: int64 `[P]`."""
-        keys, numbers = self._keys[operator], self._numbers[operator]
-        wanted = _packed(self._priced[operator].sizes(widths))
-        place = np.searchsorted(keys, wanted)
-        numbers_or_missing = np.where(keys[place] == wanted, numbers[place], MISSING)
-        return np.where(self._priced[operator].present(widths), numbers_or_missing, ABSENT)
-
-    def geometry(self, operator: int, widths: np.ndarray) -> Geometry:
-        """Key of one operator for one row of widths `[U]`."""
         priced = self._priced[operator]
-        return priced.geometry(priced.sizes(widths[None])[0])
+        wanted, codes = _packed(priced.sizes(rows)), priced.treatment.of(rows)
+        found = np.full(len(rows), MISSING, dtype=np.int64)
+        for code, (keys, numbers) in self._entries[operator].items():
+            place = np.searchsorted(keys, wanted)
+            found = np.where((codes == code) & (keys[place] == wanted), numbers[place], found)
+        return np.where(priced.present(rows), found, ABSENT)
+
+    def geometry(self, operator: int, row: np.ndarray) -> Geometry:
+        """Key of one operator for one row `[U + L]`."""
+        priced = self._priced[operator]
+        return priced.geometry(priced.sizes(row[None])[0], int(priced.treatment.of(row[None])[0]))
 
 
 class LatencyPredictor:
     """Predicts the latency of any policy of one structure from the entries of a table; holds no model.
 
-    `known` are the widths of every unit, in the structure's order, that the table has entries for.
+    `known` are the widths of every unit, in the structure's order, that the table has entries for, then the codes of
+    treatments of every one of the `layers`.
     """
 
     def __init__(
@@ -110,9 +114,11 @@ class LatencyPredictor:
         known: Mapping[str, Sequence[int]],
         costs: Costs,
         remainder: tuple[float, np.ndarray],
+        layers: Sequence[str] = (),
     ) -> None:
         self._index = index
         self._names = tuple(known)
+        self.layers = tuple(layers)
         self._widths = tuple(np.array(sorted(widths), dtype=np.int64) for widths in known.values())
         self._codes = tuple(_codes(widths) for widths in self._widths)
         self._costs = Costs(
@@ -129,13 +135,22 @@ class LatencyPredictor:
 
     @property
     def known_widths(self) -> dict[str, tuple[int, ...]]:
-        """Widths of every unit that the table has entries for, ascending."""
+        """Widths of every unit, and codes of treatments of every layer, that the table has entries for, ascending."""
         return {name: tuple(map(int, widths)) for name, widths in zip(self._names, self._widths, strict=True)}
 
-    def predict(self, policies: Sequence[Policy] | np.ndarray) -> np.ndarray:
-        """Milliseconds, float64 `[P]`, of policies or of widths `[P, U]` (int64, units in the structure's order).
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns of rows: units, then layers."""
+        return self._names
 
-        Raises `MissingEntryError` that names the first unit or geometry that the table does not know.
+    def predict(self, policies: Sequence[Policy] | np.ndarray) -> np.ndarray:
+        """Milliseconds, float64 `[P]`, of policies or of rows `[P, U + L]` (see `Structure.rows`).
+
+        Rows `[P, U]` of widths alone are of models in fp32.
+
+        Raises:
+            MissingEntryError: names the first unit, layer or geometry that the table does not know.
+            PolicyError: a policy has no width for a unit.
         """
         rows, codes = self._coded(policies)
         total = self._sum_ms(rows, codes)
@@ -151,7 +166,7 @@ class LatencyPredictor:
         return Prediction(latency_ms=latency_ms, sd_ms=np.sqrt(np.mean(draws**2, axis=1)))
 
     def parts(self) -> Iterator[tuple[tuple[int, ...], Callable[[np.ndarray], np.ndarray]]]:
-        """Yield the summands of a prediction beside the remainder: units, and milliseconds `[P]` for widths `[P, U]`.
+        """Yield the summands of a prediction beside the remainder: columns, and milliseconds `[P]` for rows.
 
         NaN where the table has no entry.
         """
@@ -190,8 +205,10 @@ class LatencyPredictor:
         return total
 
     def _coded(self, policies: Sequence[Policy] | np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Widths `[P, U]`, and for each unit the position of its width among the known ones `[P]`."""
+        """Rows `[P, U + L]`, and for each column the positions of its levels among the known ones `[P]`."""
         rows = policies if isinstance(policies, np.ndarray) else self._rows(policies)
+        if rows.shape[1] < len(self._names):
+            rows = np.pad(rows, ((0, 0), (0, len(self._names) - rows.shape[1])))
         coded = []
         for unit, lookup in enumerate(self._codes):
             column = rows[:, unit]
@@ -199,20 +216,29 @@ class LatencyPredictor:
             code = lookup[inside]
             wrong = np.flatnonzero((code < 0) | (inside != column))
             if wrong.size:
-                raise MissingEntryError(
-                    f"the latency table does not know width {column[wrong[0]]} of unit {self._names[unit]!r}; it "
-                    f"knows {', '.join(map(str, self._widths[unit]))}. Run `autoprune profile` with a search space "
-                    "that has it."
-                )
+                raise self._unknown(unit, int(column[wrong[0]]))
             coded.append(code)
         return rows, coded
 
     def _rows(self, policies: Sequence[Policy]) -> np.ndarray:
+        units = self._names[: len(self._names) - len(self.layers)]
         try:
-            rows = [[policy.widths[name] for name in self._names] for policy in policies]
+            widths = [[policy.widths[name] for name in units] for policy in policies]
         except KeyError as error:
-            raise PolicyError(f"the policy has no width for unit {error}; expected {list(self._names)}") from error
-        return np.array(rows, dtype=np.int64).reshape(len(policies), len(self._names))
+            raise PolicyError(f"the policy has no width for unit {error}; expected {list(units)}") from error
+        rows = np.array(widths, dtype=np.int64).reshape(len(policies), len(units))
+        return np.concatenate([rows, treatment_codes(policies, self.layers)], axis=1)
+
+    def _unknown(self, column: int, code: int) -> MissingEntryError:
+        name, known = self._names[column], self._widths[column]
+        if name in self.layers:
+            what, levels = f"treatment {Treatment.of_code(code)} of layer", [Treatment.of_code(each) for each in known]
+        else:
+            what, levels = f"width {code} of unit", known
+        return MissingEntryError(
+            f"the latency table does not know {what} {name!r}; it knows {', '.join(map(str, levels))}. "
+            "Run `autoprune profile` with a search space that has it."
+        )
 
     def _missing(self, row: np.ndarray) -> MissingEntryError:
         numbers = self._index.numbers(row[None])[0]
@@ -238,6 +264,7 @@ class LatencyPredictor:
     def _term(self, units: tuple[int, ...], operators: Sequence[int]) -> Term:
         shape = tuple(len(self._widths[u]) for u in units)
         rows = np.ones((math.prod(shape), len(self._names)), dtype=np.int64)
+        rows[:, len(self._names) - len(self.layers) :] = 0
         rows[:, list(units)] = list(itertools.product(*(self._widths[u] for u in units)))
         numbers = np.stack([self._index.numbers_of(operator, rows) for operator in operators])
         latency_ms = self._costs.entries_ms[numbers].sum(axis=0)
@@ -250,6 +277,12 @@ def _codes(widths: np.ndarray) -> np.ndarray:
     lookup = np.full(int(widths[-1]) + 1, -1, dtype=np.int64)
     lookup[widths] = np.arange(len(widths))
     return lookup
+
+
+def _searchable(pairs: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Ascending keys and the numbers of their entries; a sentinel above every key keeps a search inside the arrays."""
+    found = np.array(sorted(pairs), dtype=np.int64)
+    return np.append(found[:, 0], np.iinfo(np.int64).max), np.append(found[:, 1], MISSING)
 
 
 def _flat(term: Term, codes: Sequence[np.ndarray]) -> np.ndarray:

@@ -23,43 +23,59 @@ _PARTNERS = (1.0, 0.5)
 """Keep ratios of the units that share operators with the scanned one: full and half."""
 
 
-def random_widths(space: SearchSpace, unit_names: tuple[str, ...], count: int, rng: np.random.Generator) -> np.ndarray:
-    """Random policies, int64 `[count, U]`: half with independent levels, half with similar keep ratios in all units.
+def random_rows(space: SearchSpace, names: Sequence[str], count: int, rng: np.random.Generator) -> np.ndarray:
+    """Random policies, int64 `[count, U + L]`: half with independent widths, half with similar keep ratios.
 
-    Independent levels alone would all cost about the same; similar ratios reach the cheap and the dear ends. Of both,
-    an eighth of the units that may have width 0 do.
+    Independent widths alone would all cost about the same; similar ratios reach the cheap and the dear ends. Of both,
+    an eighth of the units that may have width 0 do. A fifth of the policies treats no layer, a fifth all, and every
+    other one a random share of them. `names` are those of the columns: units, then layers.
     """
-    columns = []
+    columns, units = [], [name for name in names if name not in space.layer_names]
     shares = rng.uniform(0, 1, size=count)
     proportional = rng.permutation(count) < count // 2
-    for name in unit_names:
-        levels = _above_zero(space.levels[name])
+    for name in units:
+        levels = _above_zero(space.codes[name])
         independent = rng.choice(levels, size=count)
         wanted = shares * levels[-1] * np.exp(rng.normal(0, _SPREAD, size=count))
         column = np.where(proportional, _nearest(levels, wanted), independent)
         if space.levels[name][0] == 0:
             column[rng.random(count) < _REMOVED] = 0
         columns.append(column)
-    return np.stack(columns, axis=1)
+    return np.stack([*columns, *_random_treatments(space, names[len(units) :], count, rng)], axis=1)
 
 
-def covering_widths(
+def _random_treatments(
+    space: SearchSpace, layers: Sequence[str], count: int, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Codes of treatments `[count]` for each layer."""
+    if not layers:
+        return []
+    shares = np.clip(rng.uniform(-1 / 3, 4 / 3, size=count), 0, 1)
+    columns = []
+    for name in layers:
+        *treated, dense = space.codes[name]
+        chosen = rng.choice(treated or [dense], size=count)
+        columns.append(np.where(rng.random(count) < shares, chosen, dense))
+    return columns
+
+
+def covering_rows(
     space: SearchSpace,
-    unit_names: tuple[str, ...],
+    names: Sequence[str],
     index: GeometryIndex,
     count: int,
     seen: np.ndarray,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """`count` policies, int64 `[count, U]`, chosen greedily so that every entry occurs, and all about equally often.
+    """`count` policies, int64 `[count, U + L]`, chosen greedily: every entry occurs, and all about equally often.
 
     `seen` `[entries]` says how often each occurred so far; it is left alone. Where branches may be removed, every
     second policy is a random one: few entries occur in what lacks branches, but what these save has to be learned.
     """
-    pool = random_widths(space, unit_names, _POOL_PER_POLICY * count, rng)
+    pool = random_rows(space, names, _POOL_PER_POLICY * count, rng)
     numbers = index.numbers(pool)
     seen = np.append(seen, [np.inf, np.inf])  # operators that are absent, and entries that the table will not have
-    removable = any(space.levels[name][0] == 0 for name in unit_names)
+    removable = any(space.levels[name][0] == 0 for name in space.unit_names)
     chosen = []
     for turn in range(count):
         gain = (1 / (1 + seen[numbers]) ** 2).sum(axis=1)
@@ -69,50 +85,56 @@ def covering_widths(
     return pool[chosen]
 
 
-def uniform_ladder(space: SearchSpace, unit_names: tuple[str, ...]) -> np.ndarray:
-    """Policies of one keep ratio for all units, from the smallest without width 0 to the largest, int64 `[P, U]`."""
+def uniform_ladder(space: SearchSpace) -> np.ndarray:
+    """Policies of one keep ratio for all units, from the smallest without width 0 to the largest, int64 `[P, U + L]`.
+
+    Where layers may be treated, each comes twice: with all layers dense, and with all of them treated.
+    """
     ratios = np.linspace(0, 1, _UNIFORM_STEPS)
-    levels = [_above_zero(space.levels[name]) for name in unit_names]
-    return np.unique(np.stack([_nearest(values, ratios * values[-1]) for values in levels], axis=1), axis=0)
+    levels = [_above_zero(space.codes[name]) for name in space.unit_names]
+    widths = np.unique(np.stack([_nearest(values, ratios * values[-1]) for values in levels], axis=1), axis=0)
+    return np.concatenate([np.column_stack([widths, np.tile(c, (len(widths), 1))]) for c in uniform_treatments(space)])
+
+
+def uniform_treatments(space: SearchSpace) -> np.ndarray:
+    """Codes of treatments `[contexts, L]`: all layers dense, and where layers may be treated, all treated."""
+    codes = [space.codes[name] for name in space.layer_names]
+    rows = [[levels[-1] for levels in codes], [levels[0] for levels in codes]]
+    return np.array(rows if rows[0] != rows[1] else rows[:1], dtype=np.int64)
 
 
 def partners_of(unit: int, priced: Sequence[PricedOperator]) -> set[int]:
     """Units that share an operator with `unit`."""
-    return {other for operator in priced if unit in operator.units for other in operator.units} - {unit}
+    return {other for op in priced if unit in op.widths for other in op.widths} - {unit}
 
 
-def scan_contexts(
-    unit: int, space: SearchSpace, unit_names: Sequence[str], priced: Sequence[PricedOperator]
-) -> np.ndarray:
-    """Widths `[contexts, U]` that surround a scanned unit.
+def scan_contexts(unit: int, space: SearchSpace, priced: Sequence[PricedOperator]) -> np.ndarray:
+    """Rows `[contexts, U + L]` that surround a scanned unit.
 
     Its partners are full, then half; all others are at their smallest above 0, so that the unit's own operators weigh
-    most.
+    most. Where layers may be treated, these follow with all layers treated.
     """
-    levels = [_above_zero(space.levels[name]) for name in unit_names]
+    levels = [_above_zero(space.codes[name]) for name in space.unit_names]
     rows = np.tile([values[0] for values in levels], (len(_PARTNERS), 1))
     for row, ratio in zip(rows, _PARTNERS, strict=True):
         for other in partners_of(unit, priced):
             row[other] = _nearest(levels[other], np.array([ratio * levels[other][-1]]))[0]
-    return rows
+    return np.concatenate([np.column_stack([rows, np.tile(c, (len(rows), 1))]) for c in uniform_treatments(space)])
 
 
-def scanned_widths(
-    space: SearchSpace,
-    unit_names: tuple[str, ...],
-    priced: Sequence[PricedOperator],
-    widths: Mapping[str, Sequence[int]],
+def scanned_rows(
+    space: SearchSpace, priced: Sequence[PricedOperator], widths: Mapping[str, Sequence[int]]
 ) -> np.ndarray:
-    """Every width of every unit in each of its contexts, int64 `[P, U]`, without those that hold no new geometry.
+    """Every width of every unit in each of its contexts, int64 `[P, U + L]`, without those that hold no new geometry.
 
     Units with the same operators (the blocks of a stage) so share their scans.
     """
     rows: dict[tuple[int, ...], None] = {}  # scans of different units may meet
     known = set()
-    for unit, name in enumerate(unit_names):
+    for unit, name in enumerate(space.unit_names):
         if len(widths[name]) < 2:
             continue
-        for context in scan_contexts(unit, space, unit_names, priced):
+        for context in scan_contexts(unit, space, priced):
             for width in widths[name]:
                 row = context.copy()
                 row[unit] = width
@@ -120,7 +142,7 @@ def scanned_widths(
                 if not keys <= known:
                     known |= keys
                     rows[tuple(row.tolist())] = None
-    return np.array([*rows], dtype=np.int64).reshape(-1, len(unit_names))
+    return np.array([*rows], dtype=np.int64).reshape(-1, len(space.levels))
 
 
 def every_other(levels: Sequence[int]) -> tuple[int, ...]:
@@ -130,7 +152,7 @@ def every_other(levels: Sequence[int]) -> tuple[int, ...]:
 
 
 def _learnt_from(operator: PricedOperator, row: np.ndarray) -> list[Geometry]:
-    """Return the keys that a scan of widths `[U]` gives evidence on; the signature if the operator is absent there."""
+    """Return the keys that a row `[U + L]` gives evidence on; the signature if the operator is absent there."""
     return operator.geometries(row[None]) or [operator.signature]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,15 @@ from autoprune.latencies import Geometry
 from autoprune.latency.fitting import DRAWS, HeldOut
 from autoprune.latency.geometries import PricedOperators
 from autoprune.latency.predictor import Costs, GeometryIndex, LatencyPredictor
-from autoprune.records import SearchSpace, digest_of
+from autoprune.records import Policy, SearchSpace, digest_of
 from autoprune.runfolder import write_atomic
 from autoprune.structure import Structure
+from autoprune.treatments import DENSE, Treatment, level_code, level_from_json
 
-SCHEMA = 3
+SCHEMA = 4
+"""Tables of widths alone have the schema before: they are what they were, and earlier versions read them."""
+
+_WIDTHS_SCHEMA = 3
 _ADVICE = "Run `autoprune profile` again, or delete it if it is part of a run, which then measures it again."
 SCAN, FIT, HELD_OUT, CANDIDATE = "scan", "fit", "held_out", "candidate"
 ROLES = (SCAN, FIT, HELD_OUT, CANDIDATE)
@@ -31,13 +35,34 @@ ROLES = (SCAN, FIT, HELD_OUT, CANDIDATE)
 
 @dataclass(frozen=True, kw_only=True)
 class ProfiledPolicy:
-    """One policy that was timed: measured and predicted milliseconds, and the prediction's standard deviation."""
+    """One policy that was timed: measured and predicted milliseconds, and the prediction's standard deviation.
+
+    `treatments` holds the layers that are not dense.
+    """
 
     widths: Mapping[str, int]
     measured_ms: float
     predicted_ms: float
     sd_ms: float
     role: str
+    treatments: Mapping[str, Treatment] = field(default_factory=dict)
+
+    @property
+    def policy(self) -> Policy:
+        """The policy, outside any space."""
+        return Policy(space_id="", widths=self.widths, treatments=self.treatments)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a plain JSON value; without treatments, as it was before there were any."""
+        value = vars(self) | {"widths": dict(self.widths)}
+        treatments = {name: str(treatment) for name, treatment in value.pop("treatments").items()}
+        return value | ({"treatments": treatments} if treatments else {})
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ProfiledPolicy:
+        """Build the value that `to_json` wrote."""
+        treatments = {name: Treatment.parse(text) for name, text in value.get("treatments", {}).items()}
+        return cls(**{**value, "treatments": treatments})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +81,11 @@ class LatencyTable:
     `target` is the fingerprint of the measured target (batch, threads and precision are part of it, so the keys of the
     entries need not be), `structure` the digest of the profiled structure, `space` the levels it was profiled for,
     `dense_ms` the measured latency of the dense model, `remainder_ms` the constant part of every model: what no unit
-    changes, listed in `fixed`. `known` are the widths of every unit that have entries, `useful` those that no larger
-    width beats. `created` is a UTC time in ISO format. `drift_percent` is how far the dense model moved within a block
-    of measurements, `noise` the relative standard deviation of one measured ratio, `again_ms` second measurements of
-    the first held-out policies. `notes` say what was out of the ordinary. `refits` counts how often a run fitted it
+    changes, listed in `fixed`. `known` are the widths of every unit that have entries, and the codes of treatments of
+    every layer that was treated; `useful` are those that no larger width, and no denser treatment, beats. `created` is
+    a UTC time in ISO format. `drift_percent` is how far the dense model moved within a block of measurements, `noise`
+    the relative standard deviation of one measured ratio, `again_ms` second measurements of the first held-out
+    policies. `notes` say what was out of the ordinary. `refits` counts how often a run fitted it
     again with candidates that it had measured.
     """
 
@@ -103,14 +129,19 @@ class LatencyTable:
     def predictor(self, structure: Structure) -> LatencyPredictor:
         """The predictor for the profiled structure; `LatencyError` for any other, whose remainder is unknown."""
         self.require_structure(structure)
-        index = GeometryIndex(PricedOperators.of(structure).varying, tuple(self.entries))
+        index = GeometryIndex(PricedOperators.of(structure, self.layers).varying, tuple(self.entries))
         costs = Costs(
             entries_ms=np.array([entry.latency_ms for entry in self.entries.values()]),
             spread_ms=np.array([entry.spread_ms for entry in self.entries.values()]).T,
         )
         return LatencyPredictor(
-            index, self.known, costs, (self.remainder_ms, np.array(self.remainder_spread_ms, dtype=float))
+            index, self.known, costs, (self.remainder_ms, np.array(self.remainder_spread_ms, dtype=float)), self.layers
         )
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers whose treatments it knows, in the order of the last columns of rows."""
+        return self.space.layer_names
 
     def require(self, target: Target, *, allow_foreign: bool = False) -> LatencyTable:
         """Return the table if it was measured on `target`; `LatencyError` that spells out what differs otherwise."""
@@ -126,7 +157,7 @@ class LatencyTable:
         """Return whether this table is `other`, or `other` fitted again with candidates of a run."""
         pairs = zip(self.samples, other.samples, strict=False)
         return len(self.samples) >= len(other.samples) and all(
-            mine.widths == theirs.widths and math.isclose(mine.measured_ms, theirs.measured_ms)
+            mine.policy == theirs.policy and math.isclose(mine.measured_ms, theirs.measured_ms)
             for mine, theirs in pairs
         )
 
@@ -139,13 +170,16 @@ class LatencyTable:
             )
 
     def require_space(self, space: SearchSpace) -> None:
-        """Raise `LatencyError` that names the first width of `space` that the table was not profiled for."""
+        """Raise `LatencyError` that names the first level of `space` that the table was not profiled for."""
+        treated = set(space.layer_names)
         for name, levels in space.levels.items():
-            missing = sorted(set(levels) - set(self.space.levels.get(name, ())))
+            known = self.space.levels.get(name, (DENSE,) if name in treated else ())
+            missing = [level for level in levels if level not in known]
             if missing:
+                what = "treatment {} of layer" if name in treated else "width {} of unit"
                 raise LatencyError(
-                    f"the latency table was profiled for another search space: it does not know width {missing[0]} of "
-                    f"unit {name!r}, only {', '.join(map(str, self.space.levels.get(name, ())))}. Run "
+                    f"the latency table was profiled for another search space: it does not know "
+                    f"{what.format(missing[0])} {name!r}, only {', '.join(map(str, known))}. Run "
                     "`autoprune profile` with this space."
                 )
 
@@ -157,17 +191,22 @@ class LatencyTable:
         """Plain JSON value with a checksum, so that a file that was cut off or edited by hand is recognised."""
         entries = [geometry.to_json() | vars(entry) for geometry, entry in self.entries.items()]
         document = vars(self) | {
-            "schema": SCHEMA,
+            "schema": SCHEMA if self.layers else _WIDTHS_SCHEMA,
             "space": self.space.to_json(),
             "entries": entries,
-            "known": {name: list(widths) for name, widths in self.known.items()},
-            "useful": {name: list(widths) for name, widths in self.useful.items()},
+            "known": self._levels(self.known),
+            "useful": self._levels(self.useful),
             "held_out": asdict(self.held_out),
-            "samples": [vars(sample) | {"widths": dict(sample.widths)} for sample in self.samples],
+            "samples": [sample.to_json() for sample in self.samples],
             "sample_counts": self.counts,
         }
         document = json.loads(json.dumps(document))
         return document | {"checksum": digest_of(document, length=32)}
+
+    def _levels(self, codes: Mapping[str, Sequence[int]]) -> dict[str, list[int] | list[str]]:
+        """Return codes as they are written in a file: treatments by their names."""
+        layers = set(self.layers)
+        return {n: [str(Treatment.of_code(c)) for c in cs] if n in layers else list(cs) for n, cs in codes.items()}
 
     @classmethod
     def load(cls, path: str | Path) -> LatencyTable:
@@ -180,9 +219,11 @@ class LatencyTable:
             ) from error
         except ValueError as error:
             raise LatencyError(f"{path}: not a latency table, or cut off: {error}. {_ADVICE}") from error
-        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        if not isinstance(document, dict) or document.get("schema") not in (_WIDTHS_SCHEMA, SCHEMA):
             schema = document.get("schema") if isinstance(document, dict) else None
-            raise LatencyError(f"{path}: latency tables have schema {SCHEMA}; got {schema!r}. {_ADVICE}")
+            raise LatencyError(
+                f"{path}: latency tables have schema {_WIDTHS_SCHEMA} or {SCHEMA}; got {schema!r}. {_ADVICE}"
+            )
         try:
             return cls._from_document(document)
         except (KeyError, TypeError, ValueError, AttributeError, LatencyError) as error:
@@ -204,10 +245,10 @@ class LatencyTable:
                 "remainder_spread_ms": tuple(content["remainder_spread_ms"]),
                 "again_ms": tuple(content["again_ms"]),
                 "fixed": tuple(content["fixed"]),
-                "known": {name: tuple(widths) for name, widths in content["known"].items()},
-                "useful": {name: tuple(widths) for name, widths in content["useful"].items()},
+                "known": {name: _codes(levels) for name, levels in content["known"].items()},
+                "useful": {name: _codes(levels) for name, levels in content["useful"].items()},
                 "held_out": HeldOut(**content["held_out"]),
-                "samples": tuple(ProfiledPolicy(**sample) for sample in content["samples"]),
+                "samples": tuple(map(ProfiledPolicy.from_json, content["samples"])),
                 "notes": tuple(content["notes"]),
             }
         )
@@ -216,6 +257,10 @@ class LatencyTable:
         if document.get("checksum") != digest_of(content, length=32):
             raise LatencyError("it was changed after it was measured: its checksum does not fit its content")
         return table
+
+
+def _codes(levels: Sequence[int | str]) -> tuple[int, ...]:
+    return tuple(level_code(level_from_json(level)) for level in levels)
 
 
 def _entry(value: dict[str, Any]) -> tuple[Geometry, Entry]:

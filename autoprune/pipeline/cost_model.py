@@ -90,7 +90,7 @@ class CostModel:
 
     def corrected(self, policies: Sequence[Policy], ratios: np.ndarray) -> CostModel:
         """Return the model whose table is also fitted to policies that were measured at `ratios` `[P]` of dense."""
-        table = refit_table(self.table, self.structure, self.structure.widths(policies), ratios)
+        table = refit_table(self.table, self.structure, self.structure.rows(policies, self.table.layers), ratios)
         return CostModel(structure=self.structure, table=table, limits=self.limits)
 
 

@@ -30,8 +30,13 @@ class Measurer(Protocol):
         """The target that latencies are measured on; it decides the form of the models (`Target.runtime`)."""
         ...
 
-    def policy_timer(self, structure: Structure, *, seed: int, on_progress: Progress | None = None) -> PolicyTimer:
-        """Return what times policies of a structure beside its dense model, for a latency table."""
+    def policy_timer(
+        self, structure: Structure, *, layers: Sequence[str] = (), seed: int, on_progress: Progress | None = None
+    ) -> PolicyTimer:
+        """Return what times policies of a structure beside its dense model, for a latency table.
+
+        `layers` are the names of those that the policies may treat.
+        """
         ...
 
     def timings(
@@ -64,9 +69,11 @@ class DeviceMeasurer:
         """
         return cls(make_target(config.target, config.threads, config.batch, config.precision))
 
-    def policy_timer(self, structure: Structure, *, seed: int, on_progress: Progress | None = None) -> PolicyTimer:
+    def policy_timer(
+        self, structure: Structure, *, layers: Sequence[str] = (), seed: int, on_progress: Progress | None = None
+    ) -> PolicyTimer:
         """Return a timer of policies on the target."""
-        return make_policy_timer(structure, self.target, seed=seed, on_progress=on_progress)
+        return make_policy_timer(structure, self.target, layers=layers, seed=seed, on_progress=on_progress)
 
     def timings(
         self, models: Sequence[Model], reference: Model, feeds: Feeds, *, protocol: timing.Protocol | None = None

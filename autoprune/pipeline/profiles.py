@@ -82,7 +82,10 @@ def check_profile(path: Path, events: Events, *, measurer: Measurer | None = Non
     table.require_structure(structure)
     events.stage("Checking the latency table")
     timer = measurer.policy_timer(
-        structure, seed=config.seed, on_progress=lambda stage, done, total: events.advance(done, total, stage)
+        structure,
+        layers=table.layers,
+        seed=config.seed,
+        on_progress=lambda stage, done, total: events.advance(done, total, stage),
     )
     check = check_table(table, structure, measurer.target, timer=timer)
     for line in check_lines(check):
@@ -96,7 +99,8 @@ def explained(path: Path, **options: Any) -> tuple[LatencyTable, tuple[Staircase
     """Return a table and the staircase of every unit."""
     table = LatencyTable.load(path)
     structure = structure_of(load_config(None, options))
-    return table, staircases(table.predictor(structure), table.space, PricedOperators.of(structure).varying)
+    priced = PricedOperators.of(structure, table.layers)
+    return table, staircases(table.predictor(structure), table.space, priced.varying)
 
 
 def write_kit(destination: Path, events: Events, **options: Any) -> None:
@@ -116,7 +120,7 @@ def write_kit(destination: Path, events: Events, **options: Any) -> None:
         structure,
         space_file.evenly_spaced(),
         name,
-        scanned=space_file.scanned().levels,
+        scanned=space_file.scanned().codes,
         threads=config.threads,
         batch=config.batch,
         precision=config.precision,

@@ -87,12 +87,16 @@ def profiled_table(
     Measurements are appended to a file beside it, from which an interrupted profile goes on.
     """
     events.stage("Latency table")
+    space = space_file.scanned()
     table = profile(
         structure,
-        space_file.scanned(),
+        space,
         measurer.target,
         timer=measurer.policy_timer(
-            structure, seed=seed, on_progress=lambda stage, done, total: events.advance(done, total, stage)
+            structure,
+            layers=space.layer_names,
+            seed=seed,
+            on_progress=lambda stage, done, total: events.advance(done, total, stage),
         ),
         narrow=space_file.narrowed if space_file.efficient else None,
         seed=seed,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from autoprune.device.timing import Protocol
 from autoprune.latency.geometries import PricedOperators
-from autoprune.latency.sampling import every_other, scanned_widths
+from autoprune.latency.sampling import every_other, scanned_rows
 from autoprune.records import SearchSpace
 from autoprune.structure import Structure
 
@@ -30,9 +30,8 @@ def expected_seconds(
 
     That is `max_seconds`, or more for a large model, of which the least that is measured takes longer.
     """
-    names = tuple(unit.name for unit in structure.units)
-    widths = {name: _thinned(levels, 4) for name, levels in space.levels.items()}
-    policies = len(scanned_widths(space, names, PricedOperators.of(structure).varying, widths))
+    widths = {name: _thinned(space.widths_of(name), 4) for name in space.unit_names}
+    policies = len(scanned_rows(space, PricedOperators.of(structure, space.layer_names).varying, widths))
     policies += HELD_OUT_POLICIES + LEAST_ROUNDS * ROUND + REMEASURED
     return max(max_seconds, policies * seconds_each(run_s, LOAD_S, Protocol()))
 

@@ -71,21 +71,21 @@ class Journal:
             on_note(f"goes on after an interruption: {models} models are timed already (from scratch: delete {path})")
         return journal
 
-    def timings(self, stage: str, widths: np.ndarray, measure: Callable[[], Timings]) -> Timings:
-        """Return the timings of rows of widths `[P, U]`: the known ones, or those that `measure` returns."""
-        question = {"kind": "times", "stage": stage, "widths": widths.tolist()}
+    def timings(self, stage: str, rows: np.ndarray, measure: Callable[[], Timings]) -> Timings:
+        """Return the timings of rows `[P, U + L]`: the known ones, or those that `measure` returns."""
+        question = {"kind": "times", "stage": stage, "widths": rows.tolist()}
 
         def read(answer: Any) -> Timings:
             timings = _timings(answer)
-            if len(timings.ratios) != len(widths):
-                raise ValueError(f"{len(timings.ratios)} timings of {len(widths)} models")
+            if len(timings.ratios) != len(rows):
+                raise ValueError(f"{len(timings.ratios)} timings of {len(rows)} models")
             return timings
 
         return self._answer(question, measure, asdict, read)
 
-    def kernels(self, widths: np.ndarray, measure: Callable[[], list[Kernels]]) -> list[Kernels]:
-        """Return the kernel times of rows of widths `[P, U]`: the known ones, or those that `measure` returns."""
-        question = {"kind": "kernels", "widths": widths.tolist()}
+    def kernels(self, rows: np.ndarray, measure: Callable[[], list[Kernels]]) -> list[Kernels]:
+        """Return the kernel times of rows `[P, U + L]`: the known ones, or those that `measure` returns."""
+        question = {"kind": "kernels", "widths": rows.tolist()}
         return self._answer(
             question,
             measure,

@@ -18,7 +18,7 @@ from autoprune.latency.evidence import Conditions, Evidence, build_table, occurr
 from autoprune.latency.geometries import PricedOperators, possible_geometries
 from autoprune.latency.predictor import GeometryIndex
 from autoprune.latency.prior import prior_ms
-from autoprune.latency.sampling import covering_widths, random_widths, scanned_widths, uniform_ladder
+from autoprune.latency.sampling import covering_rows, random_rows, scanned_rows, uniform_ladder
 from autoprune.latency.table import FIT, HELD_OUT, SCAN, LatencyTable
 from autoprune.profiling.node_times import profiled_ms
 from autoprune.profiling.policy_timer import Progress, make_policy_timer
@@ -70,25 +70,28 @@ def make_kit(
     if kind.runtime != "onnxruntime":
         raise KitError(f"a kit holds ONNX models; {target_name} does not run them. Choose an ort target.")
     target = _somewhere(target_name, kind.provider, threads, batch, precision)
-    timer = make_policy_timer(structure, target, seed=seed, on_progress=on_progress, constant_weights=True)
-    widths, roles = _policies(structure, space, scanned or space.levels, seed)
+    timer = make_policy_timer(
+        structure, target, layers=space.layer_names, seed=seed, on_progress=on_progress, constant_weights=True
+    )
+    widths_of = scanned or {name: space.widths_of(name) for name in space.unit_names}
+    rows, roles = _policies(structure, space, widths_of, seed)
     planned = {
         "space": space.to_json(),
         "structure": structure.digest(),
         "target": {"name": target_name, "batch": batch, "precision": precision},
         "seed": seed,
-        "widths": widths.tolist(),
+        "widths": rows.tolist(),
         "roles": list(roles),
     }
     fit_rows = [number for number, role in enumerate(roles) if role == FIT]
     return kit_bytes(
-        timer.models(widths, "building models"),
+        timer.models(rows, "building models"),
         timer.dense,
         timer.feeds,
         provider=kind.provider,
         threads=threads,
         protocol=protocol or Protocol(),
-        timed=np.random.default_rng(seed).permutation(len(widths)).tolist(),
+        timed=np.random.default_rng(seed).permutation(len(rows)).tolist(),
         profiled=fit_rows[-_PROFILED:],
         origin=planned | {"options": dict(origin or {})},
     )
@@ -115,14 +118,15 @@ def import_kit(results: Path, kit: Path, structure: Structure) -> LatencyTable:
     row_of = {name: row for row, name in enumerate(sorted(set(manifest["models"]) - {manifest["reference"]}))}
     ratios = np.empty(len(row_of))
     ratios[[row_of[name] for name in manifest["timed"]]] = measured.timings.ratios
-    widths, roles = np.array(origin["widths"], dtype=np.int64), np.array(origin["roles"])
+    rows, roles = np.array(origin["widths"], dtype=np.int64), np.array(origin["roles"])
     again = roles == AGAIN
-    evidence = Evidence(widths=widths[~again], ratios=ratios[~again], roles=tuple(roles[~again].tolist()))
-    priced, space = PricedOperators.of(structure), SearchSpace.from_json(origin["space"])
+    evidence = Evidence(rows=rows[~again], ratios=ratios[~again], roles=tuple(roles[~again].tolist()))
+    space = SearchSpace.from_json(origin["space"])
+    priced = PricedOperators.of(structure, space.layer_names)
     target = target_of(measured.target, **origin["target"])
-    timer = make_policy_timer(structure, target, seed=origin["seed"], constant_weights=True)
-    geometries = _geometries(priced.varying, space, evidence.widths)
-    profiled = widths[[row_of[name] for name in manifest["profiled"]]]
+    timer = make_policy_timer(structure, target, layers=space.layer_names, seed=origin["seed"], constant_weights=True)
+    geometries = _geometries(priced.varying, space, evidence.rows)
+    profiled = rows[[row_of[name] for name in manifest["profiled"]]]
     numbers = GeometryIndex(priced.varying, geometries).numbers(profiled)
     prior = as_prior(geometries, prior_ms(geometries, profiled_ms(numbers, measured.kernels, timer.dense_onnx, priced)))
     notes = (*timer.notes, f"measured by a kit on {measured.target['cpu']}")
@@ -147,25 +151,25 @@ def _conditions(timings: Timings, again: np.ndarray, seed: int, seconds: float, 
 def _policies(
     structure: Structure, space: SearchSpace, scanned: Mapping[str, Sequence[int]], seed: int
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Policies of a kit, int64 `[P, U]`, and the role of each."""
+    """Policies of a kit, int64 `[P, U + L]`, and the role of each."""
     rng = np.random.default_rng(seed)
     names = tuple(space.levels)
-    varying = PricedOperators.of(structure).varying
-    scans = scanned_widths(space, names, varying, scanned)
-    ladder = uniform_ladder(space, names)
+    varying = PricedOperators.of(structure, space.layer_names).varying
+    scans = scanned_rows(space, varying, scanned)
+    ladder = uniform_ladder(space)
     geometries = _geometries(varying, space, scans)
     index = GeometryIndex(varying, geometries)
     seen = occurrences(index.numbers(np.concatenate([scans, ladder])), len(geometries)).sum(axis=0)
-    covering = covering_widths(space, names, index, _COVERING, seen, rng)
-    tested = random_widths(space, names, _HELD_OUT, rng)
+    covering = covering_rows(space, names, index, _COVERING, seen, rng)
+    tested = random_rows(space, names, _HELD_OUT, rng)
     parts = {SCAN: scans, FIT: np.concatenate([ladder, covering]), HELD_OUT: tested, AGAIN: tested[:_REMEASURED]}
     return np.concatenate([*parts.values()]), tuple(role for role, rows in parts.items() for _ in rows)
 
 
-def _geometries(varying: Sequence[PricedOperator], space: SearchSpace, widths: np.ndarray) -> tuple[Geometry, ...]:
-    """Geometries of rows of widths `[P, U]` and of every policy of `space`, in a stable order."""
+def _geometries(varying: Sequence[PricedOperator], space: SearchSpace, rows: np.ndarray) -> tuple[Geometry, ...]:
+    """Geometries of rows `[P, U + L]` and of every policy of `space`, in a stable order."""
     of_space = possible_geometries(varying, space, tuple(space.levels))
-    return tuple(scanned_geometries(varying, widths) | dict.fromkeys(of_space))
+    return tuple(scanned_geometries(varying, rows) | dict.fromkeys(of_space))
 
 
 def _somewhere(name: str, provider: str, threads: int, batch: int, precision: str) -> Target:

@@ -17,7 +17,7 @@ from torch import nn
 from autoprune.device.runner import kernel_times, time_models
 from autoprune.device.target import Target
 from autoprune.device.timing import Feeds, Kernels, Model, Protocol, Timings, named_feeds, open_session
-from autoprune.errors import AutopruneError, LatencyError
+from autoprune.errors import AutopruneError, LatencyError, UsageError
 from autoprune.model.copying import copy_of
 from autoprune.onnxgraph.export import export_onnx, serialized, with_constant_weights
 from autoprune.onnxgraph.origins import Origin, find_origins, made_distinct, repeats
@@ -25,8 +25,10 @@ from autoprune.onnxgraph.outputs import finite_inputs, holds_nan, relative_diffe
 from autoprune.onnxgraph.quantization import quantized
 from autoprune.onnxgraph.resizer import Resizer, unnamed_weights
 from autoprune.onnxgraph.sizes import LearnedSizes, learn_sizes, with_own_shapes
+from autoprune.onnxgraph.treated import treated
 from autoprune.records import Policy
 from autoprune.structure import Structure
+from autoprune.structure.layer_decisions import policy_of
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage, the models done and the models of the stage."""
@@ -50,40 +52,37 @@ class PolicyTimer:
     build: Callable[[Policy], Model]
     on_progress: Progress
     notes: tuple[str, ...]
+    layers: tuple[str, ...] = ()
 
     @property
-    def unit_names(self) -> tuple[str, ...]:
-        """Names of the units, in the order of the columns of widths."""
-        return tuple(unit.name for unit in self.structure.units)
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns of rows: units, then layers that may be treated."""
+        return (*(unit.name for unit in self.structure.units), *self.layers)
 
-    def models(self, widths: np.ndarray, stage: str) -> Iterator[Model]:
-        """Models of rows of widths `[P, U]`, one at a time."""
-        for done, row in enumerate(widths):
-            self.on_progress(stage, done, len(widths))
-            yield self.build(as_policy(self.unit_names, row))
-        self.on_progress(stage, len(widths), len(widths))
+    def models(self, rows: np.ndarray, stage: str) -> Iterator[Model]:
+        """Models of rows `[P, U + L]`, one at a time."""
+        for done, row in enumerate(rows):
+            self.on_progress(stage, done, len(rows))
+            yield self.build(policy_of(self.columns, row, self.layers))
+        self.on_progress(stage, len(rows), len(rows))
 
-    def time(self, widths: np.ndarray, stage: str, protocol: Protocol) -> Timings:
-        """Time rows of widths `[P, U]` against the dense model."""
-        models = self.models(widths, stage)
+    def time(self, rows: np.ndarray, stage: str, protocol: Protocol) -> Timings:
+        """Time rows `[P, U + L]` against the dense model."""
+        models = self.models(rows, stage)
         return time_models(models, self.target, self.feeds, reference=self.dense, protocol=protocol, seed=self.seed)
 
-    def kernels(self, widths: np.ndarray) -> list[Kernels]:
-        """Return kernel times from the runtime's profiler for rows of widths `[P, U]`; empty without a profiler."""
+    def kernels(self, rows: np.ndarray) -> list[Kernels]:
+        """Return kernel times from the runtime's profiler for rows `[P, U + L]`; empty without a profiler."""
         if self.dense_onnx is None:
             return []
-        return list(kernel_times(self.models(widths, "operators"), self.target, self.feeds))
-
-
-def as_policy(unit_names: Sequence[str], row: np.ndarray) -> Policy:
-    """The policy of one row of widths `[U]`, whether they are levels of a space or not."""
-    return Policy(space_id="", widths={name: int(w) for name, w in zip(unit_names, row, strict=True)})
+        return list(kernel_times(self.models(rows, "operators"), self.target, self.feeds))
 
 
 def make_policy_timer(
     structure: Structure,
     target: Target,
     *,
+    layers: Sequence[str] = (),
     seed: int = 0,
     on_progress: Progress | None = None,
     constant_weights: bool | None = None,
@@ -96,13 +95,20 @@ def make_policy_timer(
     Args:
         structure: The structure whose policies are timed.
         target: Where they are timed.
+        layers: Names of the layers that may be treated, in the order of the last columns of rows.
         seed: Seed of the inputs and of the policy that resizing is proven on.
         on_progress: Called with every model that is built.
         constant_weights: Fill every weight with one number, which compresses well. Default: for another host alone.
 
     Raises:
         StructureError: The model cannot be exported.
+        UsageError: Layers are treated, and the target does not run ONNX models, or quantizes them as a whole.
     """
+    if layers and (target.runtime != "onnxruntime" or target.precision != "fp32"):
+        raise UsageError(
+            f"treatments of layers are timed on ONNX models of a target in fp32; got {target.name} in "
+            f"{target.precision}. Leave `treatments` out of the search space, or choose an ort target in fp32."
+        )
     constant_weights = bool(target.address) if constant_weights is None else constant_weights
     common: dict[str, Any] = {
         "structure": structure,
@@ -110,6 +116,7 @@ def make_policy_timer(
         "seed": seed,
         "feeds": finite_feeds(structure, target.batch, seed),
         "on_progress": on_progress or (lambda stage, done, total: None),
+        "layers": tuple(layers),
     }
     if target.runtime == "torch":
         shrink = partial(_shrunk, structure)
@@ -123,7 +130,17 @@ def make_policy_timer(
         exported = with_constant_weights(exported)
     build, reason = _builder(structure, exported, origins, target, common["feeds"], constant_weights, seed)
     notes = (f"every policy was exported from scratch, which is slower: {reason}",) if reason else ()
-    return PolicyTimer(**common, dense_onnx=exported, dense=serialized(exported), build=build, notes=notes)
+    return PolicyTimer(
+        **common, dense_onnx=exported, dense=serialized(exported), build=partial(_treated, build), notes=notes
+    )
+
+
+def _treated(build: Callable[[Policy], bytes], policy: Policy) -> bytes:
+    """Build the model of a policy's widths and treat its layers; ranges of tensors do not change its latency."""
+    model = build(policy)
+    if not policy.treatments:
+        return model
+    return serialized(treated(onnx.load_from_string(model), policy.treatments))
 
 
 def _with_distinct_weights(structure: Structure) -> Structure:
@@ -217,7 +234,7 @@ def _trials(structure: Structure, seed: int) -> list[Policy]:
     names = [unit.name for unit in structure.units]
     row = np.array([rng.integers(1, unit.width + 1) for unit in structure.units])
     removed = np.where([unit.removable for unit in structure.units], 0, row)
-    return [as_policy(names, row), *([as_policy(names, removed)] if (removed == 0).any() else [])]
+    return [policy_of(names, row), *([policy_of(names, removed)] if (removed == 0).any() else [])]
 
 
 def _exported(

@@ -20,7 +20,7 @@ from autoprune.latency.fitting import Fit
 from autoprune.latency.geometries import PricedOperators, possible_geometries
 from autoprune.latency.predictor import GeometryIndex
 from autoprune.latency.prior import prior_ms
-from autoprune.latency.sampling import covering_widths, every_other, random_widths, scanned_widths, uniform_ladder
+from autoprune.latency.sampling import covering_rows, every_other, random_rows, scanned_rows, uniform_ladder
 from autoprune.latency.table import FIT, HELD_OUT, SCAN, LatencyTable
 from autoprune.profiling.duration import (
     HELD_OUT_POLICIES,
@@ -95,19 +95,20 @@ def profile(
         conditions |= {"seed": seed, "protocol": asdict(protocol), "narrowed": narrow is not None}
         journal = Journal.open(samples, conditions, on_note)
     work = _Profile(
-        timer=timer or make_policy_timer(structure, target, seed=seed, on_progress=on_progress),
-        priced=PricedOperators.of(structure),
+        timer=timer
+        or make_policy_timer(structure, target, layers=space.layer_names, seed=seed, on_progress=on_progress),
+        priced=PricedOperators.of(structure, space.layer_names),
         space=space,
         protocol=protocol,
         journal=journal,
         rng=np.random.default_rng(seed),
-        evidence=Evidence.none(len(structure.units)),
+        evidence=Evidence.none(len(space.levels)),
         max_seconds=max_seconds,
     )
     prior = work.scan(_SCAN_SHARE * max_seconds, _NODE_SHARE * max_seconds)
     work.space = space if narrow is None else narrow(work.useful(prior))
     prior = work.prior()
-    tested = random_widths(work.space, work.timer.unit_names, HELD_OUT_POLICIES, work.rng)
+    tested = random_rows(work.space, work.columns, HELD_OUT_POLICIES, work.rng)
     work.time(tested, HELD_OUT)
     work.rounds(prior)
     again = work.measure(tested[:REMEASURED], "measuring again")
@@ -142,8 +143,13 @@ class _Profile:
 
     @property
     def varying(self) -> tuple[PricedOperator, ...]:
-        """The operators that some unit changes."""
+        """The operators that some unit or layer changes."""
         return self.priced.varying
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns of rows: units, then layers."""
+        return tuple(self.space.levels)
 
     @property
     def dense_ms(self) -> float:
@@ -172,60 +178,59 @@ class _Profile:
             notes=(*self.timer.notes, *self.notes),
         )
 
-    def measure(self, widths: np.ndarray, stage: str) -> np.ndarray:
+    def measure(self, rows: np.ndarray, stage: str) -> np.ndarray:
         """Ratios to the dense model, in random order: slow changes cannot tell kinds of policies apart."""
-        order = self.rng.permutation(len(widths))
+        order = self.rng.permutation(len(rows))
         ratios: list[float] = []
-        for timer, block in self._blocks(widths[order]):
+        for timer, block in self._blocks(rows[order]):
             timings = self.journal.timings(stage, block, partial(timer.time, block, stage, self.protocol))
             timer.on_progress(stage, len(block), len(block))  # of a known block, nothing was told yet
             self.timings.append(timings)
             ratios += timings.ratios
         return np.array(ratios)[np.argsort(order)]
 
-    def _blocks(self, widths: np.ndarray) -> Iterator[tuple[PolicyTimer, np.ndarray]]:
-        """Yield rows of widths as many at a time as the journal keeps, with a timer that counts all of the rows.
-
-        A kit on another host holds all of the rows, and goes on by itself when its measurement broke off.
-        """
-        size = len(widths) if self.timer.target.address else self.protocol.block
-        for begin in range(0, len(widths), size):
-            told = partial(self._told, begin, len(widths))
-            yield replace(self.timer, on_progress=told), widths[begin : begin + size]
+    def _blocks(self, rows: np.ndarray) -> Iterator[tuple[PolicyTimer, np.ndarray]]:
+        """Yield as many rows at a time as the journal keeps, with a timer that counts all of them."""
+        # A kit on another host holds all of the rows, and goes on by itself when its measurement broke off.
+        size = len(rows) if self.timer.target.address else self.protocol.block
+        for begin in range(0, len(rows), size):
+            told = partial(self._told, begin, len(rows))
+            yield replace(self.timer, on_progress=told), rows[begin : begin + size]
 
     def _told(self, begin: int, total: int, stage: str, done: int, _: int) -> None:
         self.timer.on_progress(stage, begin + done, total)
 
-    def time(self, widths: np.ndarray, role: str) -> None:
-        """Measure rows of widths and keep them as evidence."""
-        if len(widths):
-            ratios = self.measure(widths, _STAGES[role])
-            self.evidence = self.evidence.plus(widths, ratios, role)
+    def time(self, rows: np.ndarray, role: str) -> None:
+        """Measure rows and keep them as evidence."""
+        if len(rows):
+            ratios = self.measure(rows, _STAGES[role])
+            self.evidence = self.evidence.plus(rows, ratios, role)
 
     def scan(self, seconds: float, node_seconds: float) -> dict[Geometry, float]:
         """Time every width of every unit, as many as fit into the time, and profile some kernels; returns the prior."""
         run_s, build_s = self.journal.cost(self._cost)
         most = int(seconds / seconds_each(run_s, build_s, self.protocol))
-        widths, rows = dict(self.space.levels), self._scan_rows(self.space.levels)
+        widths = {name: self.space.widths_of(name) for name in self.space.unit_names}
+        rows = self._scan_rows(widths)
         while len(rows) > most and max(len(levels) for levels in widths.values()) > 4:
             widths = {name: every_other(levels) if len(levels) > 4 else levels for name, levels in widths.items()}
             rows = self._scan_rows(widths)
         if len(rows) > most:
             self.notes.append(f"scanning took {len(rows)} models, more than the time allows")
-        self.space = SearchSpace(id=self.space.id, levels=widths)
+        self.space = SearchSpace(id=self.space.id, levels={**self.space.levels, **widths})
         nodes = int(np.clip(node_seconds / (build_s + 2 * LOAD_S + _NODE_RUNS * run_s), _LEAST_NODES, _MOST_NODES))
-        self.profiled = random_widths(self.space, self.timer.unit_names, nodes, self.rng)
+        self.profiled = random_rows(self.space, self.columns, nodes, self.rng)
         for timer, block in self._blocks(self.profiled):
             self.kernels += self.journal.kernels(block, partial(timer.kernels, block))
         self.time(rows, SCAN)
         return self.prior(scans_only=True)
 
     def _scan_rows(self, widths: Mapping[str, Sequence[int]]) -> np.ndarray:
-        return scanned_widths(self.space, self.timer.unit_names, self.varying, widths)
+        return scanned_rows(self.space, self.varying, widths)
 
     def _cost(self) -> tuple[float, float]:
         """Seconds of one run of the dense model, and of building and loading one policy."""
-        smallest = np.array([[levels[0] for levels in self.space.levels.values()]])
+        smallest = np.array([[codes[0] for codes in self.space.codes.values()]])
         start = time.monotonic()
         timed = self.timer.time(smallest, "a first look", replace(self.protocol, repeats=3, retries=0))
         took, run_s = time.monotonic() - start, timed.reference_ms / 1e3
@@ -237,22 +242,22 @@ class _Profile:
 
     def prior(self, scans_only: bool = False) -> dict[Geometry, float]:
         """Geometries of the scans and (later) of every policy of the space, with their prior cost."""
-        keys = scanned_geometries(self.varying, self.evidence.widths)
+        keys = scanned_geometries(self.varying, self.evidence.rows)
         if not scans_only:
-            keys |= dict.fromkeys(possible_geometries(self.varying, self.space, self.timer.unit_names))
+            keys |= dict.fromkeys(possible_geometries(self.varying, self.space, self.columns))
         geometries = tuple(keys)
         numbers = GeometryIndex(self.varying, geometries).numbers(self.profiled)
         known_ms = profiled_ms(numbers, self.kernels, self.timer.dense_onnx, self.priced)
         return as_prior(geometries, prior_ms(geometries, known_ms))
 
     def useful(self, prior: Mapping[Geometry, float]) -> dict[str, tuple[int, ...]]:
-        """Useful widths of every unit, from the scans alone."""
+        """Useful widths of every unit, and codes of treatments of every layer, from the scans alone."""
         geometries, values = tuple(prior), np.array([*prior.values()])
         index = GeometryIndex(self.varying, geometries)
         fitted = self.fit(index, geometries, values)
-        predictor = predictor_of(index, self.space.levels, fitted)
+        predictor = predictor_of(index, self.space.codes, fitted, self.space.layer_names)
         useful = {stair.unit: stair.useful for stair in staircases(predictor, self.space, self.varying)}
-        return {name: useful.get(name, tuple(levels)) for name, levels in self.space.levels.items()}
+        return {name: useful.get(name, codes) for name, codes in self.space.codes.items()}
 
     def fit(self, index: GeometryIndex, geometries: Sequence[Geometry], prior_ms: np.ndarray) -> Fit:
         """The fit to the evidence so far."""
@@ -263,19 +268,19 @@ class _Profile:
 
     def rounds(self, prior: Mapping[Geometry, float]) -> None:
         """Time policies that cover the entries until the error of new ones no longer falls, or the time is over."""
-        names, index = self.timer.unit_names, GeometryIndex(self.varying, tuple(prior))
+        index = GeometryIndex(self.varying, tuple(prior))
         prior_values, geometries = np.array([*prior.values()]), tuple(prior)
-        self.time(uniform_ladder(self.space, names), FIT)
+        self.time(uniform_ladder(self.space), FIT)
         errors: list[float] = []
         for _ in range(_MOST_ROUNDS):
             start = self.elapsed()
-            seen = occurrences(index.numbers(self.evidence.widths[self.evidence.fitted()]), len(prior)).sum(axis=0)
-            widths = covering_widths(self.space, names, index, ROUND, seen, self.rng)
+            seen = occurrences(index.numbers(self.evidence.rows[self.evidence.fitted()]), len(prior)).sum(axis=0)
+            rows = covering_rows(self.space, self.columns, index, ROUND, seen, self.rng)
             dense_ms = self.dense_ms
             fitted = self.fit(index, geometries, prior_values)
-            self.time(widths, FIT)
-            measured = self.evidence.ratios[-len(widths) :] * dense_ms
-            predicted = fitted.predict(occurrences(index.numbers(widths), len(prior)))
+            self.time(rows, FIT)
+            measured = self.evidence.ratios[-len(rows) :] * dense_ms
+            predicted = fitted.predict(occurrences(index.numbers(rows), len(prior)))
             errors.append(float(np.abs(predicted / measured - 1).mean()))
             took = self.elapsed() - start
             late = self.elapsed() + took * (1 + REMEASURED / ROUND) > self.max_seconds
@@ -284,9 +289,9 @@ class _Profile:
                 break
 
 
-def scanned_geometries(varying: Sequence[PricedOperator], widths: np.ndarray) -> dict[Geometry, None]:
-    """Every geometry that some row of `widths` `[P, U]` holds, in a stable order."""
-    return dict.fromkeys(geometry for op in varying for geometry in op.geometries(widths))
+def scanned_geometries(varying: Sequence[PricedOperator], rows: np.ndarray) -> dict[Geometry, None]:
+    """Every geometry that some of `rows` `[P, U + L]` holds, in a stable order."""
+    return dict.fromkeys(geometry for op in varying for geometry in op.geometries(rows))
 
 
 def as_prior(geometries: Sequence[Geometry], costs_ms: np.ndarray) -> dict[Geometry, float]:

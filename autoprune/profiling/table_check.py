@@ -63,13 +63,13 @@ def check_table(
         StructureError: The model cannot be exported.
         LatencyError: The exported models cannot be timed.
     """
-    timer = timer or make_policy_timer(structure, target, seed=seed, on_progress=on_progress)
+    timer = timer or make_policy_timer(structure, target, layers=table.layers, seed=seed, on_progress=on_progress)
     samples = [sample for sample in table.samples if sample.role == HELD_OUT][:_POLICIES]
-    widths = np.array([[sample.widths[name] for name in timer.unit_names] for sample in samples], dtype=np.int64)
+    rows = structure.rows([sample.policy for sample in samples], table.layers)
     protocol = protocol or Protocol()
-    first = timer.time(widths, "measuring again", protocol)
-    second = timer.time(widths[:_REMEASURED], "noise", protocol)
-    predicted = table.predictor(structure).predict_with_sd(widths)
+    first = timer.time(rows, "measuring again", protocol)
+    second = timer.time(rows[:_REMEASURED], "noise", protocol)
+    predicted = table.predictor(structure).predict_with_sd(rows)
     return TableCheck(
         now=held_out(
             predicted.latency_ms,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from autoprune.errors import PolicyError
 from autoprune.records import Policy
 from autoprune.structure.geometry import Operator
 from autoprune.structure.placement import Kind, Step
-from autoprune.treatments import Layer
+from autoprune.treatments import Layer, Treatment
 
 _PRECISIONS = {
     "conv1d": ("fp32", "int8"),
@@ -132,3 +132,19 @@ def treatment_codes(policies: Sequence[Policy], layers: Sequence[str]) -> np.nda
                 raise PolicyError(f"the policy treats {name!r} ({treatment}); expected one of {list(layers)}")
             row[columns[name]] = treatment.code
     return codes
+
+
+def policy_of(columns: Sequence[str], row: Sequence[int] | np.ndarray, layers: Collection[str] = ()) -> Policy:
+    """Return the policy of one row `[U + L]`, whether its widths are levels of a space or not.
+
+    Args:
+        columns: names of the columns: units, then layers.
+        row: widths of the units, then codes of the layers' treatments.
+        layers: names of the columns that are layers.
+    """
+    codes = {name: int(code) for name, code in zip(columns, row, strict=True)}
+    return Policy(
+        space_id="",
+        widths={name: code for name, code in codes.items() if name not in layers},
+        treatments={name: Treatment.of_code(code) for name, code in codes.items() if name in layers},
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,7 +25,7 @@ from autoprune.structure.module import GraphModel, Input, PrunedTo
 from autoprune.structure.placement import Placement
 from autoprune.structure.proof import TOLERANCE
 from autoprune.structure.shrink import channel_masks, living_masks, renumbered, rewrite, slice_tensors
-from autoprune.structure.tensor_costs import tensor_costs
+from autoprune.structure.tensor_costs import TensorCost, tensor_costs
 from autoprune.structure.units import Channels, Site
 from autoprune.treatments import Layer
 
@@ -150,17 +150,18 @@ class Structure:
         """Return the number of parameters, int64 `[P]`; a tied parameter counts once."""
         return self._total(widths, "params")
 
-    def bytes(self, widths: Array) -> Array:
-        """Return the bytes of parameters and floating-point buffers, int64 `[P]`."""
-        return self._total(widths, "bytes")
+    def bytes(self, rows: Array, layers: Sequence[str] = ()) -> Array:
+        """Return the bytes of parameters and floating-point buffers, int64 `[P]`; rows end in codes of `layers`."""
+        return self._total(rows, "bytes", layers)
 
-    def _total(self, widths: Array, cost: str) -> Array:
-        sizes = (size(widths) for name, _, size in self.tensor_costs() if name == cost)
-        return sum(sizes, np.zeros(len(widths), dtype=np.int64))
+    def _total(self, rows: Array, cost: str, layers: Sequence[str] = ()) -> Array:
+        sizes = (size(rows) for name, _, size in self.tensor_costs(layers) if name == cost)
+        return sum(sizes, np.zeros(len(rows), dtype=np.int64))
 
-    def tensor_costs(self) -> Iterator[tuple[str, tuple[int, ...], Callable[[Array], Array]]]:
+    def tensor_costs(self, layers: Sequence[str] = ()) -> Iterator[TensorCost]:
         """Yield the terms that `params` and `bytes` sum (see `tensor_costs`)."""
-        return tensor_costs(self.tensors, self.canonical, self.dims, self.branches.tensors)
+        columns = {name: len(self.units) + number for number, name in enumerate(layers)}
+        return tensor_costs(self.tensors, self.canonical, self.dims, self.branches.tensors, columns)
 
     def macs(self, widths: Array) -> Array:
         """Return the multiply-accumulates for one example, int64 `[P]` (see `Operator.macs`)."""

@@ -11,8 +11,16 @@ from torch import nn
 
 from autoprune.structure.gates import ALWAYS, Gate
 from autoprune.structure.geometry import Dim
+from autoprune.treatments import Treatment
 
 Array = np.ndarray
+
+TensorCost = tuple[str, tuple[int, ...], Callable[[Array], Array]]
+"""The name of a cost, the columns of rows that it depends on, and a function from rows `[P, U + L]` to it `[P]`."""
+
+_SCALE_BYTES = 4
+_BLOCK = 32
+"""Inputs that share a scale in a weight of 4 bits."""
 
 
 def tensor_costs(
@@ -20,7 +28,8 @@ def tensor_costs(
     canonical: Mapping[str, str],
     dims: Mapping[str, Sequence[Dim]],
     gates: Mapping[str, Gate],
-) -> Iterator[tuple[str, tuple[int, ...], Callable[[Array], Array]]]:
+    layers: Mapping[str, int],
+) -> Iterator[TensorCost]:
     """Yield what every tensor costs; tied ones cost once.
 
     Args:
@@ -28,10 +37,10 @@ def tensor_costs(
         canonical: first name of the tensor behind every name.
         dims: sizes of the dimensions of every tensor.
         gates: of the tensors that go with removed branches.
+        layers: column of rows that holds the treatment, by the name of the layer's weight.
 
     Yields:
-        The cost ("params" or "bytes"), the indices of the units that it depends on, and a function from widths `[P, U]`
-        to its amount `[P]`.
+        "params" or "bytes", with the columns that it depends on and its amount.
     """
     for name, tensor in tensors.items():
         if canonical[name] != name:
@@ -41,7 +50,28 @@ def tensor_costs(
         if isinstance(tensor, nn.Parameter):
             yield "params", units, partial(_numel, dims[name], gate, 1)
         if torch.is_floating_point(tensor):
-            yield "bytes", units, partial(_numel, dims[name], gate, tensor.element_size())
+            each, column = tensor.element_size(), layers.get(name)
+            if column is None:
+                yield "bytes", units, partial(_numel, dims[name], gate, each)
+            else:
+                yield "bytes", (*units, column), partial(_treated_bytes, dims[name], gate, each, column)
+
+
+def _treated_bytes(dims: Sequence[Dim], gate: Gate, each: int, column: int, rows: Array) -> Array:
+    """Return the bytes of a weight as its treatment stores it: 1 or half a byte a number, and the scales.
+
+    In int8 and with 8 bits, every output channel has a scale in fp32; with 4 bits, every block of the inputs has one.
+    """
+    codes, numbers = rows[:, column], _numel(dims, gate, 1, rows)
+    outputs = dims[0](rows) * gate(rows)
+    total = each * numbers
+    for code in np.unique(codes[codes > 0]).tolist():
+        treatment = Treatment.of_code(code)
+        inputs = numbers // np.maximum(outputs, 1)
+        blocks = -(-inputs // _BLOCK) if treatment.precision == "w4" else 1
+        stored = -(-numbers // 2) if treatment.precision == "w4" else numbers
+        total = np.where(codes == code, stored + _SCALE_BYTES * blocks * outputs, total)
+    return total
 
 
 def _numel(dims: Sequence[Dim], gate: Gate, each: int, widths: Array) -> Array:

@@ -27,8 +27,8 @@ def test_evidence_grows_by_roles():
     none = Evidence.none(3)
     evidence = none.plus(np.array([[1, 2, 3]]), np.array([0.5]), SCAN)
     evidence = evidence.plus(np.array([[4, 5, 6], [7, 8, 9]]), np.array([0.6, 0.7]), HELD_OUT)
-    assert evidence.widths.tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
-    assert evidence.widths.dtype == np.int64
+    assert evidence.rows.tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    assert evidence.rows.dtype == np.int64
     assert evidence.ratios.tolist() == [0.5, 0.6, 0.7]
     assert evidence.roles == (SCAN, HELD_OUT, HELD_OUT)
     assert evidence.fitted().tolist() == [True, False, False]

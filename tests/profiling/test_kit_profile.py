@@ -14,7 +14,7 @@ import pytest
 from autoprune.device.kit import kit_bytes, read_manifest
 from autoprune.errors import KitError, UsageError
 from autoprune.latency.geometries import PricedOperators, possible_geometries
-from autoprune.latency.sampling import scanned_widths, uniform_ladder
+from autoprune.latency.sampling import scanned_rows, uniform_ladder
 from autoprune.latency.table import FIT, HELD_OUT, SCAN, LatencyTable
 from autoprune.profiling import kit_profile
 from autoprune.profiling.kit_profile import AGAIN, import_kit, make_kit
@@ -70,8 +70,8 @@ def test_a_kit_says_what_it_was_made_for(kit, structure_of, space_of):
     counts = Counter(origin["roles"])
     assert (counts[HELD_OUT], counts[AGAIN]) == (10, 4)
     space, varying = space_of("residual", 4), PricedOperators.of(structure_of("residual")).varying
-    assert counts[SCAN] == len(scanned_widths(space, tuple(space.levels), varying, space.levels))
-    assert counts[FIT] == len(uniform_ladder(space, tuple(space.levels))) + 24
+    assert counts[SCAN] == len(scanned_rows(space, varying, space.levels))
+    assert counts[FIT] == len(uniform_ladder(space)) + 24
     assert len(kit[2]) == len(origin["widths"]) + 1
 
 

@@ -13,8 +13,9 @@ from autoprune.device.timing import named_feeds, open_session
 from autoprune.errors import LatencyError
 from autoprune.onnxgraph.resizer import Resizer
 from autoprune.profiling import policy_timer as timer_module
-from autoprune.profiling.policy_timer import as_policy, make_policy_timer, random_feeds
+from autoprune.profiling.policy_timer import make_policy_timer, random_feeds
 from autoprune.structure import analyze
+from autoprune.structure.layer_decisions import policy_of
 from tests.machines import QUICK
 
 
@@ -46,8 +47,8 @@ def test_rows_of_widths_become_models_of_these_widths_and_progress_is_told(struc
     told = []
     structure = structure_of("flat")
     timer = make_policy_timer(structure, target, on_progress=lambda *stage: told.append(stage))
-    assert timer.unit_names == tuple(unit.name for unit in structure.units)
-    column = timer.unit_names.index("features.0")
+    assert timer.columns == tuple(unit.name for unit in structure.units)
+    column = timer.columns.index("features.0")
     rows = np.array([[unit.width for unit in structure.units]] * 3)
     rows[:, column] = [8, 5, 2]
     assert [conv_shapes(model) for model in timer.models(rows, "a stage")] == [
@@ -59,9 +60,9 @@ def test_rows_of_widths_become_models_of_these_widths_and_progress_is_told(struc
 
 
 def test_a_policy_has_the_widths_of_its_row():
-    assert dict(as_policy(["a", "b"], np.array([3, 4])).widths) == {"a": 3, "b": 4}
+    assert dict(policy_of(["a", "b"], np.array([3, 4])).widths) == {"a": 3, "b": 4}
     with pytest.raises(ValueError, match="zip"):
-        as_policy(["a"], np.array([3, 4]))
+        policy_of(["a"], np.array([3, 4]))
 
 
 @pytest.mark.parametrize(
