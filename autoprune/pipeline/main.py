@@ -143,6 +143,7 @@ def prepare(
     check_units(structure, space_file, events)
     decide_form(structure, folder, events)
     measurer = measurer or DeviceMeasurer.of(config)
+    space_file.require_target(measurer.target)
     table = latency_table(config, folder, structure, space_file, measurer, events)
     space = space_file.of_table(table)
     if config.strategy not in JOINT:

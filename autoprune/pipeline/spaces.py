@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from autoprune.config import RunConfig
-from autoprune.errors import ConfigError
+from autoprune.device.target import Target
+from autoprune.errors import ConfigError, UsageError
 from autoprune.latency.table import LatencyTable
 from autoprune.records import SearchSpace, Unit
 from autoprune.space import SpaceSpec, Useful, build_space, find_space, load_spec, needs_table
@@ -87,6 +88,15 @@ class SpaceFile:
             return scanned
         useful = {name: [*map(level_code, levels)] for name, levels in scanned.levels.items()}
         return build_space(self.spec, self.units, self.structure_digest, self.name, useful, self.layers)
+
+    def require_target(self, target: Target) -> None:
+        """Raise `UsageError` where the file treats layers and the target cannot run models with such layers."""
+        if self.spec.treatments and (target.runtime == "torch" or target.precision != "fp32"):
+            raise UsageError(
+                f"layers with a precision of their own need ONNX Runtime and a target in fp32; the space {self.name!r} "
+                f"has `treatments`, and the target runs {target.runtime} in {target.precision}. "
+                "Leave out --precision, choose another --target, or search widths alone (--space default)"
+            )
 
     def _built(self, useful: Useful | None = None) -> SearchSpace:
         return build_space(self.spec, self.units, self.structure_digest, self.file_name, useful, self.layers)

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from autoprune.config import RunConfig
-from autoprune.errors import ConfigError
+from autoprune.device.connect import make_target
+from autoprune.device.target import Target
+from autoprune.errors import ConfigError, UsageError
 from autoprune.pipeline.spaces import SpaceFile
 from autoprune.structure import Structure, analyze
 
@@ -31,3 +33,14 @@ def test_all_widths_are_searched_when_none_is_faster_and_no_budget_is_a_latency(
 
 def test_useful_widths_are_searched_where_there_are_some(structure: Structure) -> None:
     assert space_file(structure, "params:50%").narrowed({"0": [8, 16]}, {"0": [4, 16]}).levels["0"] == (8, 16)
+
+
+@pytest.mark.parametrize("target", [make_target("torch-cpu"), make_target("ort-cpu", precision="int8")])
+def test_targets_that_cannot_run_treated_layers_are_refused_before_anything_is_measured(
+    structure: Structure, target: Target
+) -> None:
+    joint = SpaceFile.read(RunConfig(task="digits", space="joint"), structure)
+    with pytest.raises(UsageError, match=r"need ONNX Runtime and a target in fp32; the space 'joint'.*--space default"):
+        joint.require_target(target)
+    joint.require_target(make_target("ort-cpu"))
+    space_file(structure, "50%").require_target(target)
