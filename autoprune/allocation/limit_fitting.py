@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from autoprune.allocation.limits import Predict, fits
+from autoprune.allocation.limits import Predict, fastest, fits
 from autoprune.budgets import Limit
 from autoprune.records import Policy, SearchSpace
 
@@ -26,11 +26,14 @@ def fit_to_limit(
     """Project `policy` onto the limit: narrow random units level by level until it fits, then widen while it fits.
 
     The result is maximal: no single unit can go up one level within the limit. Deterministic in `rng`, and it leaves a
-    maximal policy alone. None when the walk down to the smallest policy meets nothing that fits.
+    maximal policy alone. None when the walks down to the smallest and the fastest policy meet nothing that fits.
     """
     start = np.array(space.places(policy), dtype=np.int64)
     down = _walk(start, np.zeros_like(start), rng)
     first = _first(down, True, space, predict, limit)
+    if first is None and space.layer_names:  # the cheapest treatments on paper are not the fastest of narrow layers
+        down = _walk(start, np.array(space.places(fastest(space, predict)), dtype=np.int64), rng)
+        first = _first(down, True, space, predict, limit)
     if first is None:
         return None
     return space.at(_widen(down[first], space, predict, limit, rng).tolist())

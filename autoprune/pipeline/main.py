@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from autoprune.allocation.limits import fastest
 from autoprune.config import RunConfig
 from autoprune.device.target import differences
 from autoprune.errors import TrialError, UsageError
@@ -246,7 +247,7 @@ def _asked(config: RunConfig) -> list[str]:
 
 
 def _score_searches(config: RunConfig, prepared: Prepared) -> list[ScoreSearch]:
-    floor = float(prepared.costs.predicted_ratios([prepared.space.smallest()])[0])
+    floor = float(prepared.costs.predicted_ratios([fastest(prepared.space, prepared.costs.limited_costs)])[0])
     return [
         ScoreSearch(budget=budget, least=budget.least(prepared.dense_score), floor=floor)
         for budget in config.score_budgets()
