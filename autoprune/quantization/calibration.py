@@ -1,6 +1,6 @@
 """The numbers of int8 layers, out of a trained model and inputs: ranges, rounded weights, corrected biases.
 
-1. The model runs in fp32. Each int8 tensor takes the range in which it loses least.
+1. The model runs in fp32. The range of an int8 tensor holds all its numbers, but for outliers that cost too much.
 2. Weights are rounded to the nearest step of their channel's grid.
 3. The int8 model runs, and every bias takes up what the mean output of its channel moved since step 1, layer after
    layer: each corrects for the layers before it, too.

@@ -13,11 +13,18 @@ from autoprune.quantization.grid import Range
 from autoprune.quantization.rounding import in_grid
 from autoprune.structure.placement import Placement
 
-_VALUES = 1 << 15
-"""Numbers of one tensor, evenly spaced in memory, that decide about its range."""
+_VALUES = 1 << 13
+"""Numbers of one tensor, drawn at random, that decide about its range."""
 
-_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4)
-"""Candidates for a range, as shares of the smallest and the largest number."""
+_SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+"""Narrower ranges that are tried, as shares of the smallest and the largest number."""
+
+_WORTHWHILE = 0.5
+"""Share of the squared error that must be left where numbers are clipped.
+
+What is clipped is lost in every layer behind; rounding errors average out. Without this rule a `mobilenet-tiny` of half
+widths kept 98.3 % of its predictions, with it 99.0 %, and 99.3 % where nothing is clipped.
+"""
 
 
 class Observer(fx.Interpreter):
@@ -39,6 +46,7 @@ class Observer(fx.Interpreter):
         self._values: dict[str, list[Tensor]] = {tensor: [] for tensor in tensors}
         self._extremes: dict[str, list[Tensor]] = {tensor: [] for tensor in tensors}
         self.means: dict[str, Tensor] = {}
+        self._generator = torch.Generator().manual_seed(0)
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node and look at its output."""
@@ -46,7 +54,7 @@ class Observer(fx.Interpreter):
         tensor = self._at.get(n.name)
         if tensor is not None:
             flat = output.detach().reshape(-1)
-            self._values[tensor].append(flat[:: -(-len(flat) // _VALUES)].clone())
+            self._values[tensor].append(flat[torch.randint(len(flat), (_VALUES,), generator=self._generator)])
             self._extremes[tensor] += [*torch.aminmax(flat)]
         if n.name in self._layer_of_end:
             layer = self._layer_of_end[n.name]
@@ -54,7 +62,7 @@ class Observer(fx.Interpreter):
         return output
 
     def ranges(self) -> dict[str, Range]:
-        """Return the range with the least squared error of every int8 tensor that was written.
+        """Return the range of every int8 tensor that was written.
 
         Raises:
             TrialError: a number is not finite.
@@ -66,12 +74,12 @@ class Observer(fx.Interpreter):
             extremes = torch.stack(self._extremes[tensor])
             if not bool(torch.isfinite(extremes).all()):
                 raise TrialError(f"activations must be finite on calibration data; {tensor!r} is not")
-            found[self._placement.keys[tensor]] = least_error_range(torch.cat(values), extremes)
+            found[self._placement.keys[tensor]] = best_range(torch.cat(values), extremes)
         return found
 
 
-def least_error_range(values: Tensor, extremes: Tensor | Sequence[float]) -> Range:
-    """Return the range in which a tensor loses least to rounding and to clipping together.
+def best_range(values: Tensor, extremes: Tensor | Sequence[float]) -> Range:
+    """Return the range of a tensor: all its numbers, or fewer where that halves the squared error or more.
 
     Args:
         values: a sample of its numbers `[N]`.
@@ -79,15 +87,17 @@ def least_error_range(values: Tensor, extremes: Tensor | Sequence[float]) -> Ran
 
     Example:
         >>> values = torch.linspace(0, 1, 1000)
-        >>> least_error_range(values, [0.0, 1.0])
-        Range(low=0.0, high=1.0)
+        >>> best_range(values, [0.0, 1.0]), best_range(values, [0.0, 10.0])
+        (Range(low=0.0, high=1.0), Range(low=0.0, high=1.0))
     """
     low, high = float(min(extremes)), float(max(extremes))
 
     def error(candidate: Range) -> float:
         return float((in_grid(values, candidate.scale, candidate.zero_point) - values).square().mean())
 
-    return min((Range(low=low * share, high=high * share) for share in _SHARES), key=error)
+    whole = Range(low=low, high=high)
+    clipping = min((Range(low=low * share, high=high * share) for share in _SHARES), key=error)
+    return clipping if error(clipping) < _WORTHWHILE * error(whole) else whole
 
 
 def channel_mean(output: Tensor, *, writes_fp32: bool) -> Tensor:
