@@ -1,0 +1,109 @@
+"""What int8 layers cost in score without training, and how well the twin agrees with ONNX Runtime.
+
+The net is trained, cut to a share of every unit and repaired; then all its layers become int8. Printed for each share:
+scores on validation data in fp32, of the twin and of the file; the share of predictions that the twin has in common
+with the file, and with fp32; the seconds of building the twin, and of the repair. With `--finetune`, the same after so
+many training examples in fp32.
+
+    OMP_NUM_THREADS=1 python scripts/benchmarks/int8.py [--task fashion-mnist] [--model resnet20]
+        [--dense weights.safetensors] [--samples 24000] [--finetune 3000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from autoprune.evaluation import DenseModel
+from autoprune.evaluation.dense_model import reconstruction_of
+from autoprune.export.onnx_file import OnnxModule
+from autoprune.onnxgraph.export import export_onnx, serialized
+from autoprune.onnxgraph.treated import treated
+from autoprune.pruning import channel_order, score_units
+from autoprune.records import Policy
+from autoprune.structure import GraphModel, analyze
+from autoprune.task.builtin import make_task
+from autoprune.training.dense import build_dense, load_dense, weights_to_bytes
+from autoprune.training.finetune import finetune
+from autoprune.training.sample_passes import SamplePasses
+from autoprune.training.scoring import predict_outputs
+from autoprune.treatments import INT8
+
+SHARES = (1.0, 0.5, 0.25)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", default="fashion-mnist")
+    parser.add_argument("--model", default="resnet20")
+    parser.add_argument("--dense", type=Path, help="weights, trained and written here when they are absent")
+    parser.add_argument("--samples", type=int, default=24_000, help="examples that the dense net is trained on")
+    parser.add_argument("--finetune", type=int, default=0, help="examples that cut nets are trained on, in fp32")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    dense_model = _dense_model(options)
+    for share in SHARES:
+        policy = _policy(dense_model, share)
+        cut = dense_model.cut(policy)
+        model, start = cut.shrink(prove=False), time.perf_counter()
+        if share < 1:
+            dense_model.repair(model, cut, SamplePasses())
+        repaired_s = time.perf_counter() - start
+        print(
+            f"{share:.0%} of every unit: {_compared(dense_model, model, policy)}, repair {repaired_s:.2f} s", flush=True
+        )
+        if options.finetune and share < 1:
+            dense_model.finetune(model, policy, samples=options.finetune, seed=0)
+            print(f"  after {options.finetune} examples: {_compared(dense_model, model, policy)}", flush=True)
+
+
+def _dense_model(options: argparse.Namespace) -> DenseModel:
+    task = make_task(options.task, options.model)
+    if options.dense is None or not options.dense.exists():
+        dense = build_dense(task)
+        finetune(dense, task, recipe=task.recipe, samples=options.samples, seed=0)
+        if options.dense is not None:
+            options.dense.write_bytes(weights_to_bytes(dense))
+    else:
+        dense = load_dense(task, options.dense)
+    structure = analyze(dense, task.example_inputs)
+    return DenseModel(
+        task=task,
+        module=dense,
+        structure=structure,
+        order=channel_order(score_units(structure, "l2")),
+        reconstruction=reconstruction_of(task, structure, 0),
+    )
+
+
+def _policy(dense_model: DenseModel, share: float) -> Policy:
+    structure = dense_model.structure
+    widths = {unit.name: max(1, int(unit.width * share)) for unit in structure.units}
+    treatments = {layer.name: INT8 for layer in structure.layers}
+    return replace(structure.dense_policy(), widths=widths, treatments=treatments)
+
+
+def _compared(dense_model: DenseModel, model: GraphModel, policy: Policy) -> str:
+    start = time.perf_counter()
+    numbers = dense_model.quantization(model, policy)
+    twin, task = dense_model.twin(model, numbers), dense_model.task
+    seconds = time.perf_counter() - start
+    exported = export_onnx(model, task.example_inputs)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "int8.onnx"
+        path.write_bytes(serialized(treated(exported, policy.treatments, numbers.ranges, numbers.weights)))
+        forms = {"fp32": model, "twin": twin, "file": OnnxModule(path, model)}
+        classes = {name: predict_outputs(form, task, task.val_set).argmax(1) for name, form in forms.items()}
+    targets = torch.tensor([int(task.val_set[i][1]) for i in range(len(task.val_set))])  # type: ignore[arg-type]
+    scores = ", ".join(f"{name} {float((c == targets).float().mean()):.4f}" for name, c in classes.items())
+    same = {name: float((classes[name] == classes["twin"]).float().mean()) for name in ("file", "fp32")}
+    return f"{scores}; same as the file {same['file']:.2%}, as fp32 {same['fp32']:.2%}; twin {seconds:.2f} s"
+
+
+if __name__ == "__main__":
+    main()
