@@ -3,7 +3,7 @@
 1. The model runs in fp32. The range of an int8 tensor holds all its numbers, but for outliers that cost too much.
 2. Weights are rounded to the nearest step of their channel's grid.
 3. The int8 model runs, and every bias takes up what the mean output of its channel moved since step 1, layer after
-   layer: each corrects for the layers before it, too.
+   layer: each corrects for the layers before it, too. The biases of a file are whole steps, so these are as well.
 
 Source: bias correction, Nagel et al. 2019, https://arxiv.org/abs/1906.04721.
 """
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, fx
 
 from autoprune.errors import PolicyError
-from autoprune.quantization.grid import nearest
+from autoprune.quantization.grid import Range, bias_in_grid, nearest
 from autoprune.quantization.numbers import Quantization
 from autoprune.quantization.ranges import Observer, channel_mean
-from autoprune.quantization.twin import biases_of, folded_layers, make_twin
+from autoprune.quantization.twin import Folded, biases_of, folded_layers, make_twin
 from autoprune.records import Policy
 from autoprune.structure import GraphModel
 from autoprune.structure.placement import Placement
@@ -61,21 +61,28 @@ def calibrated(
         StructureError: a layer cannot be int8.
     """
     layers = {name: layer for name, layer in folded_layers(model, placement).items() if name in int8}
-    ends = dict(pair for layer in layers.values() for pair in zip(layer.nodes, layer.ends, strict=True))
+    ends = {layer.nodes[0]: layer.ends[0] for layer in layers.values() if len(layer.nodes) == 1}
     observer = Observer(model.evaluation_graph(), placement, layers.keys(), ends)
     with torch.no_grad():
         observer.run(*inputs)
         ranges = observer.ranges()
-        weights = {}
-        for name, layer in layers.items():
-            read = placement.tensor_of(placement.steps[layer.nodes[0]].inputs[0])
-            bias = None if layer.bias is None else layer.bias.numpy()
-            weights[name] = nearest(layer.weight.numpy(), bias, ranges[placement.keys[read]].scale)
+        scales = {name: _input_scale(layer, placement, ranges) for name, layer in layers.items()}
+        weights = {
+            name: nearest(layer.weight.numpy(), None if layer.bias is None else layer.bias.numpy(), scales[name])
+            for name, layer in layers.items()
+        }
         numbers = Quantization(ranges=ranges, weights=weights)
         twin = make_twin(model, placement, numbers)
         _Corrector(twin, placement, observer.means).run(*inputs)
     corrected = biases_of(twin, numbers)
-    return replace(numbers, weights={name: replace(w, bias=corrected.get(name, w.bias)) for name, w in weights.items()})
+    on_grid = {name: bias_in_grid(bias, weights[name].scales, scales[name]) for name, bias in corrected.items()}
+    return replace(numbers, weights={name: replace(w, bias=on_grid.get(name)) for name, w in weights.items()})
+
+
+def _input_scale(layer: Folded, placement: Placement, ranges: Mapping[str, Range]) -> float:
+    """Return the scale of the tensor that a layer reads, in its first call where it has several."""
+    read = placement.tensor_of(placement.steps[layer.nodes[0]].inputs[0])
+    return ranges[placement.keys[read]].scale
 
 
 class _Corrector(fx.Interpreter):

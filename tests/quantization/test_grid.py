@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoprune.quantization.grid import LEVELS, Range, nearest, rounded_bias
+from autoprune.quantization.grid import LEVELS, Range, bias_in_grid, nearest, rounded_bias
 from autoprune.quantization.ranges import best_range
 from autoprune.quantization.rounding import in_grid, weight_in_grid
 
@@ -60,3 +60,12 @@ def test_gradients_pass_where_nothing_is_clipped():
     rounded.sum().backward()
     assert weight.grad is not None
     assert weight.grad.tolist() == [[1, 1], [1, 1]]
+
+
+def test_a_bias_in_the_grid_is_what_a_file_stores_and_stays_so():
+    scales = np.array([0.01, 1e-4], np.float32)
+    once = bias_in_grid(np.array([0.123456, -0.5], np.float32), scales, 0.05)
+    steps, of_sums = rounded_bias(once, scales, 0.05)
+    np.testing.assert_allclose(steps * of_sums, once, rtol=1e-6)
+    np.testing.assert_allclose(bias_in_grid(once, scales, 0.05), once, rtol=1e-6)
+    assert abs(once[0] - 0.123456) <= 0.00025
