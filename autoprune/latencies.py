@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+CONVERSIONS = ("quantize", "dequantize")
+"""Operators that turn a tensor from fp32 to int8, and back."""
+
 _GEOMETRY_KEYS = {"out_rows": "height", "out_columns": "width"}
 """Keys in a latency table of the fields whose names in Python differ."""
 

@@ -8,7 +8,6 @@ import numpy as np
 
 from autoprune.device.timing import Protocol, Timings
 from autoprune.latencies import LatencySample
-from autoprune.latency.charges import priced_operators
 from autoprune.latency.evidence import Conditions, Evidence, build_table, fit_evidence
 from autoprune.latency.geometries import PricedOperators, possible_geometries
 from autoprune.latency.predictor import GeometryIndex
@@ -48,7 +47,8 @@ def stairs(step, overhead_ms=0.002):
         positions = max(1, g.out_rows) * max(1, g.out_columns)
         lanes_in, lanes_out = (math.ceil(max(1, c) / step) * step for c in (g.c_in, g.c_out))
         work = lanes_out if g.groups > 1 or g.op == "relu" else lanes_in * lanes_out
-        return overhead_ms + 2e-5 * positions * work * math.prod(g.kernel or (1,))
+        speed = 3 if g.treatment else 1
+        return overhead_ms + 2e-5 / speed * positions * work * math.prod(g.kernel or (1,))
 
     return cost
 
@@ -56,21 +56,23 @@ def stairs(step, overhead_ms=0.002):
 class AdditiveMachine:
     """A model costs a remainder and `cost(geometry)` for every operator; a measured ratio has relative `noise`."""
 
-    def __init__(self, structure, cost=None, *, remainder_ms=0.05, noise=0.0, seed=0):
+    def __init__(self, structure, cost=None, *, remainder_ms=0.05, noise=0.0, seed=0, layers=()):
         self.structure, self.cost = structure, cost or stairs(4)
         self.remainder_ms, self.noise = remainder_ms, noise
         self.rng = np.random.default_rng(seed)
-        self.priced = priced_operators(structure.operators)
+        self.layers = tuple(layers)
+        self.priced = PricedOperators.of(structure, self.layers).all
 
-    def ms(self, widths):
-        total = np.full(len(widths), self.remainder_ms)
+    def ms(self, rows):
+        total = np.full(len(rows), self.remainder_ms)
         for op in self.priced:
-            total += op.present(widths) * [self.cost(op.geometry(size)) for size in op.sizes(widths)]
+            keys = zip(op.sizes(rows), op.treatment.of(rows), strict=True)
+            total += op.present(rows) * [self.cost(op.geometry(size, code)) for size, code in keys]
         return total
 
     @property
     def dense_ms(self):
-        return float(self.ms(np.array([[unit.width for unit in self.structure.units]]))[0])
+        return float(self.ms(self.structure.rows([self.structure.dense_policy()], self.layers))[0])
 
     def ratios(self, widths):
         noise = 1 + self.noise * self.rng.standard_normal(len(widths))
@@ -137,15 +139,16 @@ def simulated_table(machine, space: SearchSpace, target, *, policies=120, tested
     structure: Structure = machine.structure
     rng = np.random.default_rng(seed)
     names = tuple(space.levels)
-    varying = PricedOperators.of(structure).varying
-    prior = {g: work_ms(g) for g in possible_geometries(varying, space, names)}
-    fitted = covering_rows(space, names, index_of(structure, prior), policies, np.zeros(len(prior)), rng)
+    priced = PricedOperators.of(structure, space.layer_names)
+    prior = {g: work_ms(g) for g in possible_geometries(priced.varying, space, names)}
+    index = GeometryIndex(priced.varying, tuple(prior))
+    fitted = covering_rows(space, names, index, policies, np.zeros(len(prior)), rng)
     held = random_rows(space, names, tested, rng)
     evidence = Evidence.none(len(names)).plus(fitted, machine.ratios(fitted), FIT)
     evidence = evidence.plus(held, machine.ratios(held), HELD_OUT)
     return build_table(
         structure,
-        PricedOperators.of(structure),
+        priced,
         space,
         target.fingerprint(),
         evidence,

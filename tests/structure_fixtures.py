@@ -8,6 +8,7 @@ from autoprune.device.connect import make_target
 from autoprune.onnxgraph.export import export_onnx
 from autoprune.records import SearchSpace
 from autoprune.structure import analyze
+from autoprune.treatments import DENSE, INT8
 from tests.machines import AdditiveMachine, simulated_table
 from tests.small_nets import MIXED, NETS
 
@@ -40,6 +41,19 @@ def _removing_space(name, step=2):
 
 
 @cache
+def _treated_space(name, step=2):
+    layers = {layer.name: (INT8, DENSE) for layer in _structure(name).layers}
+    return SearchSpace(id=f"treated-{name}", levels={**_removing_space(name, step).levels, **layers})
+
+
+@cache
+def _treated_table():
+    structure, space = _structure("residual"), _treated_space("residual")
+    machine = AdditiveMachine(structure, noise=0.003, layers=space.layer_names)
+    return simulated_table(machine, space, _target())
+
+
+@cache
 def _target():
     return make_target("ort-cpu")
 
@@ -48,6 +62,12 @@ def _target():
 def _table():
     machine = AdditiveMachine(_structure("residual"), noise=0.003)
     return simulated_table(machine, _space("residual"), _target())
+
+
+@pytest.fixture
+def treated_table():
+    """A table of `residual` whose layers may be in int8, on a simulated machine with 0.3 % noise."""
+    return _treated_table()
 
 
 @pytest.fixture(params=NETS)
@@ -75,6 +95,12 @@ def space_of():
 def removing_space_of():
     """As `space_of`, with width 0 where a branch can be removed."""
     return _removing_space
+
+
+@pytest.fixture(scope="session")
+def treated_space_of():
+    """As `removing_space_of`, with every layer in fp32 or int8."""
+    return _treated_space
 
 
 @pytest.fixture(scope="session")

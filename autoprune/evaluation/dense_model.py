@@ -221,7 +221,8 @@ class DenseModel:
 
     def sizes(self, policy: Policy) -> dict[str, int]:
         """Return `params`, `macs`, `bytes` and `activation_bytes` of a policy."""
-        by_name = sizes(self.structure, self.structure.widths([policy]))
+        layers = tuple(policy.treatments)
+        by_name = sizes(self.structure, self.structure.rows([policy], layers), layers)
         return {name: int(size) for name, (size,) in by_name.items()}
 
     @cached_property

@@ -93,8 +93,7 @@ class PricedOperator:
     def geometry(self, sizes: Iterable[int], code: int = 0) -> Geometry:
         """Key of this operator in a latency table, for one row of `sizes` and the code of its treatment."""
         c_in, c_out, groups = (int(size) for size in sizes)
-        treatment = str(Treatment.of_code(code)) if code else ""
-        return replace(self.signature, c_in=c_in, c_out=c_out, groups=groups, treatment=treatment)
+        return replace(self.signature(code), c_in=c_in, c_out=c_out, groups=groups)
 
     def geometries(self, rows: np.ndarray) -> list[Geometry]:
         """Distinct keys of this operator in all models of rows `[P, U + L]`."""
@@ -102,9 +101,12 @@ class PricedOperator:
         keys = np.column_stack([self.treatment.of(rows), self.sizes(rows)])
         return [self.geometry(sizes, code) for code, *sizes in np.unique(keys, axis=0)]
 
-    @property
-    def signature(self) -> Geometry:
-        """The part of the key that neither widths nor treatments change (channels and groups are 0)."""
+    def signature(self, code: int = 0) -> Geometry:
+        """Return the part of the key that no width changes (channels and groups are 0), in a treatment.
+
+        An activation that rides on an int8 operator is not named: it only changes the range to which sums are rounded.
+        """
+        free = code and self.fused in _ACTIVATIONS
         return Geometry(
             op=self.op,
             c_in=0,
@@ -115,7 +117,8 @@ class PricedOperator:
             stride=self.stride,
             dilation=self.dilation,
             groups=0,
-            fused=self.fused,
+            fused="" if free else self.fused,
+            treatment=str(Treatment.of_code(code)) if code else "",
         )
 
     @property

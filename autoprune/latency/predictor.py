@@ -6,7 +6,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -63,15 +63,14 @@ class GeometryIndex:
 
     def __init__(self, priced: Sequence[PricedOperator], geometries: Sequence[Geometry]) -> None:
         self._priced = tuple(priced)
-        by_signature: dict[Geometry, dict[int, list[tuple[int, int]]]] = {operator.signature: {} for operator in priced}
+        by_kind: dict[Geometry, list[tuple[int, int]]] = defaultdict(list)
         for number, geometry in enumerate(geometries):
-            signature = replace(geometry.kind, treatment="")
-            if signature in by_signature:
-                code = Treatment.parse(geometry.treatment).code if geometry.treatment else 0
-                sizes = np.array([[geometry.c_in, geometry.c_out, geometry.groups]], dtype=np.int64)
-                by_signature[signature].setdefault(code, []).append((int(_packed(sizes)[0]), number))
+            sizes = np.array([[geometry.c_in, geometry.c_out, geometry.groups]], dtype=np.int64)
+            by_kind[geometry.kind].append((int(_packed(sizes)[0]), number))
+        found = {kind: _searchable(pairs) for kind, pairs in by_kind.items()}
+        codes = {Treatment.parse(text).code if text else 0 for text in {kind.treatment for kind in found}}
         self._entries: list[dict[int, tuple[np.ndarray, np.ndarray]]] = [
-            {code: _searchable(pairs) for code, pairs in by_signature[operator.signature].items()}
+            {code: found[operator.signature(code)] for code in sorted(codes) if operator.signature(code) in found}
             for operator in priced
         ]
 

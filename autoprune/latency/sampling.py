@@ -142,6 +142,22 @@ def scanned_rows(
                 if not keys <= known:
                     known |= keys
                     rows[tuple(row.tolist())] = None
+    scanned = np.array([*rows], dtype=np.int64).reshape(-1, len(space.levels))
+    return np.concatenate([scanned, _treated_alone(space)])
+
+
+def _treated_alone(space: SearchSpace) -> np.ndarray:
+    """Every treatment of every layer alone, and every layer alone dense among treated ones, int64 `[P, U + L]`.
+
+    All units have their largest width.
+    """
+    units, codes = space.unit_names, space.codes
+    rows: dict[tuple[int, ...], None] = {}
+    for layer in space.layer_names:
+        for code in codes[layer][:-1]:
+            for context, chosen in ((-1, code), (0, codes[layer][-1])):
+                treated = [codes[name][context] if name != layer else chosen for name in space.layer_names]
+                rows[(*(codes[name][-1] for name in units), *treated)] = None
     return np.array([*rows], dtype=np.int64).reshape(-1, len(space.levels))
 
 
@@ -153,7 +169,7 @@ def every_other(levels: Sequence[int]) -> tuple[int, ...]:
 
 def _learnt_from(operator: PricedOperator, row: np.ndarray) -> list[Geometry]:
     """Return the keys that a row `[U + L]` gives evidence on; the signature if the operator is absent there."""
-    return operator.geometries(row[None]) or [operator.signature]
+    return operator.geometries(row[None]) or [operator.signature()]
 
 
 def _above_zero(levels: Sequence[int]) -> np.ndarray:

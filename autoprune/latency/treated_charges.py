@@ -7,7 +7,7 @@ a charge. `Placement` knows both; here its answers become functions of rows `[P,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -21,6 +21,9 @@ from autoprune.structure.placement import Boundary, Placement, Step
 from autoprune.treatments import INT8
 
 Masks = Mapping[str, np.ndarray]
+
+_OWN_LAYOUT = frozenset({"conv2d"})
+"""Operators that the runtime computes in a memory layout of their own in fp32."""
 
 
 def treated_charges(
@@ -36,7 +39,8 @@ def treated_charges(
     decisions = _Decisions.of(structure, layers)
     pieces = [piece for charge in charges for piece in _pieces(charge, structure, decisions)]
     boundaries = structure.placement.boundaries(frozenset(layers))
-    return (*pieces, *(_conversion(boundary, structure, decisions) for boundary in boundaries))
+    conversions = [charge for boundary in boundaries for charge in _conversions(boundary, structure, decisions)]
+    return (*pieces, *conversions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,19 +74,24 @@ class _Decisions:
         """Whether a tensor is int8."""
         return self._decided(self.placement.layers_of[tensor], (), partial(_is_int8, self.placement, tensor))
 
+    def some_int8(self, tensors: Iterable[str]) -> Decided:
+        """Whether one of some tensors is int8."""
+        return _some([self.is_int8(tensor) for tensor in tensors])
+
     def code_of_join(self, step: Step) -> Decided:
         """Code of int8 where a join computes in int8, else of fp32."""
         layers = self.placement.deciding(step)
         return self._decided(layers, step.inputs, partial(_join_code, self.placement, step))
 
-    def takes_place(self, boundary: Boundary) -> Decided:
-        """Whether a conversion takes place."""
-        sides = self.placement.sides_of(boundary)
+    def meets_fp32(self, boundary: Boundary, sides: Sequence[Step]) -> Decided:
+        """Whether a conversion takes place because some of its sides compute in fp32."""
         steps = (
             *(side.name for side in sides),
             *(name for side in sides if side.kind == "join" for name in side.inputs),
         )
-        return self._decided(boundary.layers, steps, partial(_takes_place, self.placement, boundary))
+        return self._decided(
+            boundary.layers, steps, partial(_meets_fp32, self.placement, boundary.tensor, tuple(sides))
+        )
 
     def _decided(
         self, layers: Sequence[str], steps: Sequence[str], answer: Callable[[Masks, Masks], np.ndarray]
@@ -116,8 +125,8 @@ def _join_code(placement: Placement, step: Step, int8: Masks, exists: Masks) -> 
     return placement.runs_in_int8(step, int8, exists) * np.int64(INT8.code)
 
 
-def _takes_place(placement: Placement, boundary: Boundary, int8: Masks, exists: Masks) -> np.ndarray:
-    return placement.takes_place(boundary, int8, exists)
+def _meets_fp32(placement: Placement, tensor: str, sides: Sequence[Step], int8: Masks, exists: Masks) -> np.ndarray:
+    return placement.meets_fp32(tensor, sides, int8, exists)
 
 
 def _moved_code(tensor: Decided, rows: np.ndarray) -> np.ndarray:
@@ -139,14 +148,20 @@ def _value_gates(operators: Sequence[Operator]) -> dict[str, Gate]:
 
 
 def _pieces(charge: PricedOperator, structure: Structure, decisions: _Decisions) -> Iterator[PricedOperator]:
-    """Yield the charges that one of fp32 falls into: it ends before each rider that reads an int8 value."""
+    """Yield the charges that one of fp32 falls into: it ends before each rider that reads an int8 value.
+
+    An addition does not ride either when the other value that it adds was int8: the runtime then adds in another
+    memory layout.
+    """
     placement = decisions.placement
     nodes = (charge.node, *charge.riders)
     ends: dict[int, Decided] = {}
     for place in range(1, len(nodes)):
-        flowing = decisions.is_int8(placement.tensor_of(nodes[place - 1]))
-        if placement.steps[nodes[place]].kind != "moves" and flowing.columns:
-            ends[place] = flowing
+        step = placement.steps[nodes[place]]
+        read = step.inputs if step.kind == "join" else (nodes[place - 1],)
+        converted = decisions.some_int8(dict.fromkeys(map(placement.tensor_of, read)))
+        if step.kind != "moves" and converted.columns:
+            ends[place] = converted
     for begin in (0, *ends):
         for end in (*(place for place in ends if place > begin), len(nodes)):
             inside = [decided for place, decided in ends.items() if begin < place < end]
@@ -160,6 +175,16 @@ def _all_and_none(holding: Sequence[Decided], failing: Sequence[Decided]) -> Dec
         return Decided()
     columns = {column for decided in (*holding, *failing) for column in decided.columns}
     return Decided(columns=tuple(sorted(columns)), of=partial(_holds, tuple(holding), tuple(failing)))
+
+
+def _some(holding: Sequence[Decided]) -> Decided:
+    """Return whether one of some conditions holds."""
+    columns = {column for decided in holding for column in decided.columns}
+    return Decided(columns=tuple(sorted(columns)), of=partial(_any_holds, tuple(holding)))
+
+
+def _any_holds(holding: Sequence[Decided], rows: np.ndarray) -> np.ndarray:
+    return np.logical_or.reduce([decided.of(rows).astype(bool) for decided in holding if decided.columns])
 
 
 def _holds(holding: Sequence[Decided], failing: Sequence[Decided], rows: np.ndarray) -> np.ndarray:
@@ -201,19 +226,29 @@ def _treatment(node: str, decisions: _Decisions) -> Decided:
     return decided if decided.columns else ALWAYS_DENSE
 
 
-def _conversion(boundary: Boundary, structure: Structure, decisions: _Decisions) -> PricedOperator:
-    """Return the charge of a conversion, at the size of the value that is converted."""
+def _conversions(boundary: Boundary, structure: Structure, decisions: _Decisions) -> Iterator[PricedOperator]:
+    """Yield the charges of a conversion, at the size of the value that is converted.
+
+    The operator that writes it in fp32, or a convolution that reads it, is named by `fused`: the runtime's fp32
+    convolutions have a memory layout of their own, into which and out of which values are copied.
+    """
     placement = decisions.placement
-    value = boundary.tensor
-    if boundary.direction == "dequantize":
-        value = next(name for name in placement.sides_of(boundary)[0].inputs if placement.tensor_of(name) == value)
-    sized = _sized(value, structure)
-    return PricedOperator(
-        node=f"{boundary.direction} {boundary.tensor}", carrier="", op=boundary.direction,
-        c_in=sized.c_out, c_out=sized.c_out, groups=Dim(1), out_rows=sized.out_rows, out_columns=sized.out_columns,
-        kernel=(), stride=(), dilation=(), fused="", parameters=(), gate=ALWAYS, unless=NEVER,
-        condition=decisions.takes_place(boundary),
-    )  # fmt: skip
+    op_of = {operator.node: operator.op for operator in structure.operators}
+    sides: dict[str, list[Step]] = {}
+    for side in placement.sides_of(boundary):
+        op = op_of.get(side.name, "")
+        sides.setdefault(op if boundary.direction == "quantize" or op in _OWN_LAYOUT else "", []).append(side)
+    for name, steps in sides.items():
+        value = boundary.tensor
+        if boundary.direction == "dequantize":
+            value = next(read for read in steps[0].inputs if placement.tensor_of(read) == value)
+        sized = _sized(value, structure)
+        yield PricedOperator(
+            node=f"{boundary.direction} {boundary.tensor} {name}".strip(), carrier="", op=boundary.direction,
+            c_in=sized.c_out, c_out=sized.c_out, groups=Dim(1), out_rows=sized.out_rows,
+            out_columns=sized.out_columns, kernel=(), stride=(), dilation=(), fused=name, parameters=(), gate=ALWAYS,
+            unless=NEVER, condition=decisions.meets_fp32(boundary, steps),
+        )  # fmt: skip
 
 
 def _sized(value: str, structure: Structure) -> Operator:

@@ -128,7 +128,9 @@ def import_kit(results: Path, kit: Path, structure: Structure) -> LatencyTable:
     geometries = _geometries(priced.varying, space, evidence.rows)
     profiled = rows[[row_of[name] for name in manifest["profiled"]]]
     numbers = GeometryIndex(priced.varying, geometries).numbers(profiled)
-    prior = as_prior(geometries, prior_ms(geometries, profiled_ms(numbers, measured.kernels, timer.dense_onnx, priced)))
+    prior = as_prior(
+        geometries, prior_ms(geometries, profiled_ms(geometries, numbers, measured.kernels, timer.dense_onnx, priced))
+    )
     notes = (*timer.notes, f"measured by a kit on {measured.target['cpu']}")
     conditions = _conditions(measured.timings, ratios[again], origin["seed"], measured.seconds, notes)
     return build_table(structure, priced, space, target.fingerprint(), evidence, prior, conditions)

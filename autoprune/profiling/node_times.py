@@ -14,8 +14,10 @@ import numpy as np
 import onnx
 
 from autoprune.device.timing import Kernels
+from autoprune.latencies import Geometry
 from autoprune.latency.charges import PricedOperator
 from autoprune.latency.geometries import PricedOperators
+from autoprune.latency.prior import work_ms
 from autoprune.onnxgraph.export import plain_name
 from autoprune.structure.gates import NEVER
 
@@ -90,11 +92,18 @@ def node_times_ms(kernels: Kernels, owners: NodeOwners) -> dict[int, float]:
 
 
 def profiled_ms(
-    numbers: np.ndarray, kernels: Iterable[Kernels], dense: onnx.ModelProto | None, priced: PricedOperators
+    geometries: Sequence[Geometry],
+    numbers: np.ndarray,
+    kernels: Iterable[Kernels],
+    dense: onnx.ModelProto | None,
+    priced: PricedOperators,
 ) -> dict[int, float]:
     """Return the median milliseconds of every geometry that some profiled model held, by its position in the table.
 
+    Where layers are treated, the time of an operator and of those that rode on it is divided by their work.
+
     Args:
+        geometries: Those of the table.
         numbers: Positions of the geometries of the profiled policies, int64 `[P, varying operators]`.
         kernels: Times of the kernels of each profiled policy; empty for runtimes without a profiler.
         dense: The dense export; `None` for runtimes without a profiler.
@@ -102,7 +111,7 @@ def profiled_ms(
     """
     if dense is None:
         return {}
-    owners = NodeOwners(dense, priced.all)
+    owners, treated = NodeOwners(dense, priced.all), any(geometry.treatment for geometry in geometries)
     columns: dict[str, list[int]] = defaultdict(list)
     for column, operator in enumerate(priced.varying):
         columns[operator.carrier].append(column)
@@ -113,6 +122,10 @@ def profiled_ms(
             held = [int(row[column]) for column in columns[priced.all[operator].carrier] if row[column] >= 0]
             if len(held) == 1:
                 times_ms[held[0]].append(ms)
+            elif treated and held:
+                work = [work_ms(geometries[number]) for number in held]
+                for number, share in zip(held, work, strict=True):
+                    times_ms[number].append(ms * share / sum(work))
     return {number: float(np.median(times)) for number, times in times_ms.items()}
 
 

@@ -247,7 +247,7 @@ class _Profile:
             keys |= dict.fromkeys(possible_geometries(self.varying, self.space, self.columns))
         geometries = tuple(keys)
         numbers = GeometryIndex(self.varying, geometries).numbers(self.profiled)
-        known_ms = profiled_ms(numbers, self.kernels, self.timer.dense_onnx, self.priced)
+        known_ms = profiled_ms(geometries, numbers, self.kernels, self.timer.dense_onnx, self.priced)
         return as_prior(geometries, prior_ms(geometries, known_ms))
 
     def useful(self, prior: Mapping[Geometry, float]) -> dict[str, tuple[int, ...]]:

@@ -147,10 +147,14 @@ class Placement:
 
     def takes_place(self, boundary: Boundary, int8: Mapping[str, Array], exists: Mapping[str, Array] = _ALL) -> Array:
         """Return whether a conversion takes place, `[P]`, among the steps that exist (see `runs_in_int8`)."""
-        fp32 = [
-            ~self.runs_in_int8(step, int8, exists) & exists.get(step.name, True) for step in self.sides_of(boundary)
-        ]
-        return self.is_int8(boundary.tensor, int8) & _any(fp32, int8)
+        return self.meets_fp32(boundary.tensor, self.sides_of(boundary), int8, exists)
+
+    def meets_fp32(
+        self, tensor: str, sides: Iterable[Step], int8: Mapping[str, Array], exists: Mapping[str, Array] = _ALL
+    ) -> Array:
+        """Return whether a tensor is int8 and one of some steps that write or read it computes in fp32, `[P]`."""
+        fp32 = [~self.runs_in_int8(step, int8, exists) & exists.get(step.name, True) for step in sides]
+        return self.is_int8(tensor, int8) & _any(fp32, int8)
 
     def sides_of(self, boundary: Boundary) -> tuple[Step, ...]:
         """Return the steps one of which must compute in fp32 for a conversion: the writer, or the readers."""

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
 import autoprune
+from autoprune.errors import PolicyError
 from autoprune.evaluation import Evaluator, additive_costs, cost_matrix, costs
 from autoprune.latency.table import LatencyTable
-from autoprune.records import COSTS, Policy
+from autoprune.records import COSTS, Policy, SearchSpace
+from autoprune.structure import Structure
+from autoprune.treatments import INT8
 from autoprune.trials import Fidelity, TrialSpec
 
 
@@ -60,3 +65,38 @@ def test_additive_costs_sum_to_the_exact_ones(finished: autoprune.Run, monkeypat
     wide = [table.space.policy({n: int(rng.choice(v)) for n, v in levels.items()}) for _ in range(30)]
     error = rough.of(table.space, wide) / cost_matrix(structure, predictor, wide)[:, COSTS.index("params")] - 1
     assert 0 < np.abs(error).mean() < 0.1
+
+
+def test_costs_of_mixed_policies_are_sums_of_tables(
+    treated_table: LatencyTable, structure_of: Callable[[str], Structure]
+) -> None:
+    structure, space = structure_of("residual"), treated_table.space
+    predictor, rng = treated_table.predictor(structure), np.random.default_rng(0)
+    policies = [space.policy({n: ls[int(rng.integers(len(ls)))] for n, ls in space.levels.items()}) for _ in range(30)]
+    wanted = cost_matrix(structure, predictor, policies)
+    for name, cost in additive_costs(structure, predictor, space).items():
+        np.testing.assert_allclose(cost.of(space, policies), wanted[:, COSTS.index(name)], rtol=1e-9)
+    dense = space.with_dense_layers()
+    for name, cost in additive_costs(structure, predictor, dense).items():
+        policy = dense.smallest()
+        np.testing.assert_allclose(
+            cost.of(dense, [policy])[0], cost_matrix(structure, predictor, [policy])[0, COSTS.index(name)], rtol=1e-9
+        )
+
+
+def test_int8_weights_have_a_byte_each_and_a_scale_for_each_output(structure_of: Callable[[str], Structure]) -> None:
+    structure = structure_of("residual")
+    layers = tuple(layer.name for layer in structure.layers)
+    dense = structure.dense_policy()
+    treated = Policy(space_id="", widths=dense.widths, treatments={layers[0]: INT8})
+    fp32, int8 = (int(structure.bytes(structure.rows([p], layers), layers)[0]) for p in (dense, treated))
+    weight = structure.tensors[layers[0]]
+    assert fp32 - int8 == 3 * weight.numel() - 4 * weight.shape[0]
+
+
+def test_a_space_with_layers_that_the_table_does_not_know_is_refused(
+    table: LatencyTable, structure_of: Callable[[str], Structure], treated_space_of: Callable[[str], SearchSpace]
+) -> None:
+    structure = structure_of("residual")
+    with pytest.raises(PolicyError, match="knows no treatment"):
+        additive_costs(structure, table.predictor(structure), treated_space_of("residual"))

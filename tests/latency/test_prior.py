@@ -31,7 +31,7 @@ def profiled(world, rows, ms_of):
         held = [op for op in weighted if op.present(row[None])[0]]
         names = tuple(nodes[next(n for n in op.parameters if n in nodes)] for op in held)
         kernels.append(Kernels(names=names, ms=np.array([[ms_of(op.geometries(row[None])[0]) for op in held]] * 3)))
-    known_ms = profiled_ms(index.numbers(rows), kernels, dense, priced)
+    known_ms = profiled_ms(geometries, index.numbers(rows), kernels, dense, priced)
     return prior_ms(geometries, known_ms), known_ms
 
 
@@ -82,7 +82,7 @@ def test_a_kernel_that_took_no_microsecond_still_costs_something(world):
 
 def test_without_a_profiler_the_work_decides(world):
     geometries, priced, _, _, index, _ = world
-    known_ms = profiled_ms(index.numbers(np.empty((0, 3), dtype=np.int64)), [], None, priced)
+    known_ms = profiled_ms(geometries, index.numbers(np.empty((0, 3), dtype=np.int64)), [], None, priced)
     assert known_ms == {}
     prior = prior_ms(geometries, known_ms)
     np.testing.assert_allclose(prior, [work_ms(g) for g in geometries])
@@ -108,7 +108,7 @@ def test_the_profiler_of_the_runtime_gives_a_prior(structure_of, space_of, targe
     geometries = possible_geometries(priced.varying, space, tuple(space.levels))
     rows = np.array([list(space.smallest().widths.values()), list(space.largest().widths.values())])
     numbers = index_of(structure, geometries).numbers(rows)
-    known_ms = profiled_ms(numbers, timer.kernels(rows), timer.dense_onnx, priced)
+    known_ms = profiled_ms(geometries, numbers, timer.kernels(rows), timer.dense_onnx, priced)
     assert set(known_ms) == set(numbers.ravel().tolist())
     prior = prior_ms(geometries, known_ms)
     assert (prior > 0).all()

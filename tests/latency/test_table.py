@@ -6,11 +6,13 @@ import pytest
 
 from autoprune.device.address import Address
 from autoprune.device.connect import make_target
-from autoprune.errors import LatencyError, RunFolderError
+from autoprune.errors import LatencyError, MissingEntryError, RunFolderError
+from autoprune.latency.evidence import refit_table
 from autoprune.latency.fitting import DRAWS
 from autoprune.latency.geometries import PricedOperators
 from autoprune.latency.table import CANDIDATE, FIT, HELD_OUT, SCAN, LatencyTable
-from autoprune.records import digest_of
+from autoprune.records import Policy, SearchSpace, digest_of
+from autoprune.treatments import Treatment
 from tests.machines import doubled
 
 
@@ -202,3 +204,52 @@ def test_operators_are_split_by_whether_a_unit_changes_them(structure_of):
     assert constant == ()
     assert {op.op for op in varying} == {"conv2d", "conv_transpose2d", "mean", "linear"}
     assert PricedOperators.of(structure_of("residual")).constant == ()
+
+
+def test_a_table_with_treatments_comes_back_whole(treated_table, structure_of, tmp_path):
+    path = tmp_path / "table.json"
+    treated_table.save(path)
+    loaded = LatencyTable.load(path)
+    assert loaded == treated_table
+    stored = json.loads(path.read_text())
+    assert stored["schema"] == 4
+    layer = loaded.layers[0]
+    assert set(stored["known"][layer]) == {"fp32", "int8"}
+    assert any(sample.treatments for sample in loaded.samples)
+    structure = structure_of("residual")
+    policies = [sample.policy for sample in loaded.samples]
+    predicted = loaded.predictor(structure).predict(policies)
+    np.testing.assert_allclose(predicted, [sample.predicted_ms for sample in loaded.samples])
+    assert loaded.held_out.mape_percent < 8
+    assert loaded.held_out.spearman > 0.95
+    widths = structure.widths([structure.dense_policy()])
+    np.testing.assert_allclose(
+        loaded.predictor(structure).predict(widths), loaded.predictor(structure).predict([structure.dense_policy()])
+    )
+
+
+def test_a_table_of_widths_has_the_schema_that_it_had(table):
+    stored = table.to_json()
+    assert stored["schema"] == 3
+    assert not any("treatment" in value for value in [*stored["entries"], *stored["samples"]])
+
+
+def test_unknown_treatments_are_refused(treated_table, table, structure_of, treated_space_of):
+    treated_table.require_space(table.space)
+    treated = treated_space_of("residual").levels
+    layers = {name: levels for name, levels in treated.items() if name in treated_table.layers}
+    with pytest.raises(LatencyError, match=r"treatment int8 of layer .* only fp32"):
+        table.require_space(SearchSpace(id="", levels={**table.space.levels, **layers}))
+    layer = treated_table.layers[0]
+    w4 = Policy(space_id="", widths=table.space.largest().widths, treatments={layer: Treatment(precision="w4")})
+    with pytest.raises(MissingEntryError, match=f"treatment w4 of layer '{layer}'; it knows fp32, int8"):
+        treated_table.predictor(structure_of("residual")).predict([w4])
+
+
+def test_a_refit_learns_from_treated_candidates(treated_table, structure_of):
+    structure = structure_of("residual")
+    policies = [sample.policy for sample in treated_table.samples if sample.treatments][:8]
+    rows = structure.rows(policies, treated_table.layers)
+    again = refit_table(treated_table, structure, rows, np.full(len(rows), 0.5))
+    assert again.continues(treated_table)
+    assert [sample.policy for sample in again.samples[-8:]] == policies
