@@ -185,10 +185,9 @@ def _treatments(
             if _names(layer, pattern):
                 wanted = tuple(Treatment.parse(text) for text in texts)
         possible = [treatment for treatment in wanted if layer.allows(treatment)]
-        if useful is not None and layer.name in useful:
-            possible = [t for t in possible if t == DENSE or t.code in useful[layer.name]]
-        if len(possible) > 1:
-            levels[layer.name] = sorted_treatments(possible)
+        if len(possible) > 1:  # a layer none of whose treatments pays stays, with one level: a table has its column
+            pays = None if useful is None else useful.get(layer.name)
+            levels[layer.name] = sorted_treatments(t for t in possible if t == DENSE or pays is None or t.code in pays)
     return levels
 
 

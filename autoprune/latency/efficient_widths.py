@@ -1,4 +1,4 @@
-"""Useful widths: those that no larger width beats on the measured table; and the staircases that show why."""
+"""Useful levels: widths that no larger width beats on the measured table, treatments that pay; and staircases."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from autoprune.latencies import Staircase
 from autoprune.latency.charges import PricedOperator
 from autoprune.latency.predictor import LatencyPredictor
-from autoprune.latency.sampling import scan_contexts
+from autoprune.latency.sampling import scan_contexts, uniform_treatments
 from autoprune.records import SearchSpace
 
 TOLERANCE = 0.005
@@ -43,6 +43,27 @@ def staircases(
             )
         )
     return tuple(stairs)
+
+
+def useful_treatments(predictor: LatencyPredictor, space: SearchSpace) -> dict[str, tuple[int, ...]]:
+    """Return the codes of treatments that pay, dense last, for every layer of a space.
+
+    A treatment is dropped if the layer and its conversions cost no less than dense in every context: units at their
+    largest width and at half of it, all other layers dense and all treated.
+    """
+    codes, columns = space.codes, predictor.columns
+    halves = [min(codes[n], key=lambda width, full=codes[n][-1]: abs(2 * width - full)) for n in space.unit_names]
+    widths = [[codes[n][-1] for n in space.unit_names], halves]
+    contexts = np.array([[*of_units, *of_layers] for of_units in widths for of_layers in uniform_treatments(space)])
+    useful = {}
+    for layer in space.layer_names:
+        column, levels = columns.index(layer), codes[layer]
+        rows = np.repeat(contexts, len(levels), axis=0)
+        rows[:, column] = np.tile(levels, len(contexts))
+        costs = predictor.unit_costs(column, rows)[0].reshape(len(contexts), -1)
+        pays = np.any(costs < (1 - TOLERANCE) * costs[:, -1:], axis=0).tolist()
+        useful[layer] = tuple(code for code, gains in zip(levels, pays, strict=True) if gains or code == levels[-1])
+    return useful
 
 
 def useful_among(widths: np.ndarray, costs: np.ndarray, spreads: np.ndarray) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from autoprune.errors import LatencyError
 from autoprune.latencies import Geometry
-from autoprune.latency.efficient_widths import staircases
+from autoprune.latency.efficient_widths import staircases, useful_treatments
 from autoprune.latency.fitting import Fit, HeldOut, fit, held_out
 from autoprune.latency.geometries import PricedOperators
 from autoprune.latency.monotonicity import ordered_chains
@@ -166,7 +166,9 @@ def build_table(
     )  # fmt: skip
     known = _known(space, evidence)
     layers = space.layer_names
-    stairs = staircases(predictor_of(index, known, fitted, layers), space, priced.varying)
+    predictor = predictor_of(index, known, fitted, layers)
+    useful = {stair.unit: stair.useful for stair in staircases(predictor, space, priced.varying)}
+    useful |= useful_treatments(predictor, space)
     fitted, proof = _proven(fitted, index, evidence, conditions)
     predicted = predictor_of(index, known, fitted, layers).predict_with_sd(evidence.rows)
     return LatencyTable(
@@ -182,7 +184,7 @@ def build_table(
         entries=_entries(geometries, prior_ms, fitted),
         fixed=tuple(str(op.geometry(op.sizes(evidence.rows[:1])[0])) for op in priced.constant),
         known=known,
-        useful=known | {stair.unit: stair.useful for stair in stairs},
+        useful=known | useful,
         held_out=proof,
         drift_percent=conditions.drift * 100,
         repeated_blocks=conditions.repeated_blocks,

@@ -14,7 +14,7 @@ from autoprune.device.target import Target
 from autoprune.device.timing import Kernels, Protocol, Timings
 from autoprune.latencies import Geometry
 from autoprune.latency.charges import PricedOperator
-from autoprune.latency.efficient_widths import staircases
+from autoprune.latency.efficient_widths import staircases, useful_treatments
 from autoprune.latency.evidence import Conditions, Evidence, build_table, fit_evidence, occurrences, predictor_of
 from autoprune.latency.fitting import Fit
 from autoprune.latency.geometries import PricedOperators, possible_geometries
@@ -257,6 +257,7 @@ class _Profile:
         fitted = self.fit(index, geometries, values)
         predictor = predictor_of(index, self.space.codes, fitted, self.space.layer_names)
         useful = {stair.unit: stair.useful for stair in staircases(predictor, self.space, self.varying)}
+        useful |= useful_treatments(predictor, self.space)
         return {name: useful.get(name, codes) for name, codes in self.space.codes.items()}
 
     def fit(self, index: GeometryIndex, geometries: Sequence[Geometry], prior_ms: np.ndarray) -> Fit:

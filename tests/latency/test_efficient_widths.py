@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoprune.latency.efficient_widths import staircases, useful_among
+from autoprune.latency.efficient_widths import staircases, useful_among, useful_treatments
 from autoprune.latency.geometries import PricedOperators, possible_geometries
 from autoprune.latency.predictor import Costs, GeometryIndex, LatencyPredictor
 from autoprune.records import SearchSpace
+from autoprune.treatments import INT8
 from tests.machines import stairs
 
 WIDTHS = np.arange(1, 65)
@@ -195,3 +196,17 @@ def test_width_0_is_always_useful(structure_of, removing_space_of):
     for stair, unit in zip(staircases(predictor, space, priced), structure.units, strict=True):
         assert (stair.useful[0] == stair.widths[0] == 0) == unit.removable
         assert not unit.removable or stair.latency_ms[0] < stair.latency_ms[1]
+
+
+@pytest.mark.parametrize(("cost", "kept"), [(0.4, {INT8.code, 0}), (300.0, {0})])
+def test_treatments_that_cost_more_than_dense_everywhere_are_dropped(structure_of, treated_space_of, cost, kept):
+    structure, space = structure_of("residual"), treated_space_of("residual")
+    priced = PricedOperators.of(structure, space.layer_names).varying
+    geometries = possible_geometries(priced, space, tuple(space.levels))
+    ms = np.array([(cost if g.treatment else 1.0) * stairs(4)(g) for g in geometries])
+    costs = Costs(entries_ms=ms, spread_ms=np.zeros((4, len(ms))))
+    index = GeometryIndex(priced, geometries)
+    predictor = LatencyPredictor(index, space.codes, costs, (0.0, np.zeros(4)), space.layer_names)
+    useful = useful_treatments(predictor, space)
+    assert list(useful) == list(space.layer_names)
+    assert set().union(*useful.values()) == kept
