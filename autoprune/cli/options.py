@@ -15,7 +15,7 @@ from rich.text import Text
 
 _AGAIN_SECONDS = 1.0
 
-out = Console(width=None if sys.stdout.isatty() else 132)
+out = Console(width=None if sys.stdout.isatty() else 180)
 
 RunDir = Annotated[Path, typer.Argument(help="Run folder of `autoprune search`.")]
 Policy = Annotated[str, typer.Option("--policy", help="Digest of a model of the run, or the beginning of it.")]
