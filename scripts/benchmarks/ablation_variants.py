@@ -192,8 +192,9 @@ def every_level(prepared: Prepared) -> SearchSpace:
     removable = {unit.name for unit in prepared.dense_model.structure.units if unit.removable}
     full = prepared.dense_model.structure.full_widths
     levels = {}
-    for name, scanned in prepared.costs.table.space.levels.items():
-        widths = {width for width in scanned if width % _GRID == 0 and width} | {full[name]}
+    scanned = prepared.costs.table.space
+    for name in scanned.unit_names:
+        widths = {width for width in scanned.widths_of(name) if width % _GRID == 0 and width} | {full[name]}
         levels[name] = tuple(sorted(widths | ({0} if name in removable else set())))
     return _space(prepared, levels)
 
@@ -201,13 +202,14 @@ def every_level(prepared: Prepared) -> SearchSpace:
 def inner_widths(prepared: Prepared) -> SearchSpace:
     """A4: units inside a residual branch alone; the streams stay whole."""
     inner = {unit.name for unit in prepared.dense_model.structure.units if unit.removable}
-    levels = {name: widths if name in inner else widths[-1:] for name, widths in prepared.space.levels.items()}
+    known = {name: prepared.space.widths_of(name) for name in prepared.space.unit_names}
+    levels = {name: widths if name in inner else widths[-1:] for name, widths in known.items()}
     return _space(prepared, levels)
 
 
 def all_blocks(prepared: Prepared) -> SearchSpace:
     """A4b: no branch is removed."""
-    return _space(prepared, {name: tuple(w for w in widths if w) for name, widths in prepared.space.levels.items()})
+    return _space(prepared, {n: tuple(w for w in prepared.space.widths_of(n) if w) for n in prepared.space.unit_names})
 
 
 def _not_widened(policy: Policy, space: SearchSpace, predict: Predict, limit: Limit) -> Policy:

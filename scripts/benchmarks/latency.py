@@ -1,10 +1,12 @@
 """How well five ways of predicting latency predict the same held-out policies of the same models, in one run.
 
     python scripts/benchmarks/latency.py --out runs/latency [--models resnet20 ...] [--threads 1 2] [--batches 1 8]
+        [--space joint]
 
 Compared: the fitted latency table; isolated operators (each timed alone, as a model of its own); the runtime's profiler
 (node times inside whole models); multiply-accumulates; parameters. All but the table get a line fitted to end-to-end
-times of the table's own training policies, so that only their shape is judged. Writes results.csv and, with matplotlib,
+times of the table's own training policies, so that only their shape is judged. With a space that treats layers, the
+table alone is judged, on mixed policies: the others do not know treatments. Writes results.csv and, with matplotlib,
 predicted_against_measured.png. Time it on an otherwise idle machine.
 """
 
@@ -82,35 +84,39 @@ def compare(
     start = time.monotonic()
     table = profile(
         structure,
-        build_space(spec, structure.units, structure.digest()),
+        build_space(spec, structure.units, structure.digest(), layers=structure.layers),
         target,
-        narrow=lambda useful: build_space(spec, structure.units, structure.digest(), useful=useful),
+        narrow=lambda useful: build_space(
+            spec, structure.units, structure.digest(), useful=useful, layers=structure.layers
+        ),
         seed=seed,
     )
     seconds = time.monotonic() - start
-    held_widths, measured = policies(table, HELD_OUT)
-    line_widths, line_ms = (part[:LINE_POLICIES] for part in shuffled(*policies(table, FIT), seed))
-    widths = np.concatenate([held_widths, line_widths])
+    held, measured = policies(structure, table, HELD_OUT)
+    predicted = table.predictor(structure).predict(held)
+    noise = {"noise %": table.held_out.noise_percent, "seconds": seconds, "policies": len(table.samples)}
+    predictions = {"table": (predicted, measured, noise)}
+    if table.layers:  # the other methods do not know treatments
+        return predictions
+    line_widths, line_ms = (part[:LINE_POLICIES] for part in shuffled(*policies(structure, table, FIT), seed))
+    widths = np.concatenate([held, line_widths])
     features = {
         "isolated operators": isolated_ms(structure, target, widths),
         "profiler sums": profiler_ms(structure, table, widths),
         "MACs": structure.macs(widths).astype(float),
         "parameters": structure.params(widths).astype(float),
     }
-    predicted = table.predictor(structure).predict(held_widths)
-    noise = {"noise %": table.held_out.noise_percent, "seconds": seconds, "policies": len(table.samples)}
-    predictions = {"table": (predicted, measured, noise)}
     for name, feature in features.items():
         line = np.polyfit(feature[len(measured) :], line_ms, 1, w=1 / line_ms)
         predictions[name] = (np.polyval(line, feature[: len(measured)]), measured, {})
     return predictions
 
 
-def policies(table: LatencyTable, role: str) -> tuple[np.ndarray, np.ndarray]:
-    """Widths `[P, U]` and measured milliseconds `[P]` of the samples of one role."""
+def policies(structure: Structure, table: LatencyTable, role: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows `[P, U + L]` and measured milliseconds `[P]` of the samples of one role."""
     samples = [sample for sample in table.samples if sample.role == role]
-    widths = np.array([[sample.widths[name] for name in table.known] for sample in samples], dtype=np.int64)
-    return widths, np.array([sample.measured_ms for sample in samples])
+    rows = structure.rows([sample.policy for sample in samples], table.layers)
+    return rows, np.array([sample.measured_ms for sample in samples])
 
 
 def shuffled(widths: np.ndarray, ms: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -36,10 +36,11 @@ from autoprune.device.connect import make_target
 from autoprune.evaluation import DenseModel
 from autoprune.evaluation.dense_model import reconstruction_of
 from autoprune.pipeline.measurer import CANDIDATE_PROTOCOL
-from autoprune.profiling.policy_timer import as_policy, make_policy_timer
+from autoprune.profiling.policy_timer import make_policy_timer
 from autoprune.pruning import channel_order, score_units
 from autoprune.records import Policy
 from autoprune.structure import Structure, analyze
+from autoprune.structure.layer_decisions import policy_of
 from autoprune.training.finetune import finetune
 from autoprune.training.recipe_search import find_recipe
 from autoprune.training.sample_passes import SamplePasses
@@ -67,7 +68,7 @@ def half(structure: Structure) -> tuple[Policy, float]:
     if not low:
         raise ValueError("no share of the widths takes half of the latency")
     row = widths(np.array([low]))
-    return as_policy(timer.unit_names, row[0]), float(timer.time(row, "half", CANDIDATE_PROTOCOL).ratios[0])
+    return policy_of(timer.columns, row[0]), float(timer.time(row, "half", CANDIDATE_PROTOCOL).ratios[0])
 
 
 def row_of(name: str, folder: Path, examples: int, samples: int, seeds: int) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def main() -> None:
     quick = Protocol(repeats=3, sample_ms=0.1, retries=0)
     predictor = profile(structure, space, make_target("ort-cpu"), max_seconds=1.0, protocol=quick).predictor(structure)
     rng = np.random.default_rng(0)
-    widths = np.stack([rng.choice(levels, size=given.policies) for levels in space.levels.values()], axis=1)
+    widths = np.stack([rng.choice(space.widths_of(name), size=given.policies) for name in space.levels], axis=1)
     for name, predict in (("latency", predictor.predict), ("latency and deviation", predictor.predict_with_sd)):
         seconds = []
         for _ in range(REPEATS):

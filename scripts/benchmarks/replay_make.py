@@ -95,7 +95,7 @@ def planned(
     while len(origins) < count:
         # Two in three at the budgets, where a search needs others to choose from.
         limit = bands[drawn // 3 % len(bands)] if drawn % 3 == 2 else limits[drawn % len(limits)]
-        start = space.policy({name: int(rng.choice(space.levels[name])) for name in space.searched})
+        start = space.policy({name: int(rng.choice(space.widths_of(name))) for name in space.searched})
         policy = fit_to_limit(start, space, prepared.costs.limited_costs, limit, rng)
         drawn += 1
         if policy is not None and policy not in origins:

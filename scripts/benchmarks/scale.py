@@ -83,7 +83,7 @@ def predict(policies: Sequence[Policy]) -> np.ndarray:
 def specs(count: int) -> list[TrialSpec]:
     rng = np.random.default_rng(0)
     policies = [
-        SPACE.policy({name: int(rng.choice(levels)) for name, levels in SPACE.levels.items()}) for _ in range(count)
+        SPACE.policy({name: int(rng.choice(SPACE.widths_of(name))) for name in SPACE.levels}) for _ in range(count)
     ]
     return [TrialSpec(number=n, policy=p, fidelity=PROXY, seed=n) for n, p in enumerate(policies)]
 
