@@ -57,22 +57,23 @@ def test_without_reconstruction_and_scores_on_data_nothing_is_passed(tmp_path):
     assert len(dense_model.not_reconstructed) == len(dense_model.structure.units)
 
 
-class _Volume(nn.Module):
-    """A convolution of volumes, which least squares does not fit."""
+class _Squares(nn.Module):
+    """A bilinear layer, which least squares does not fit."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(8, 8, (1, 3, 3))
+        self.bilinear = nn.Bilinear(8, 8, 8)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(x.unsqueeze(2)).squeeze(2)
+        x = x.movedim(1, -1).contiguous()
+        return self.bilinear(x, x).movedim(-1, 1)
 
 
 def test_units_that_are_not_reconstructed_are_named(tmp_path):
     def build():
         torch.manual_seed(0)
         return nn.Sequential(
-            nn.Conv2d(1, 8, 3), nn.ReLU(), _Volume(), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(),
+            nn.Conv2d(1, 8, 3), nn.ReLU(), _Squares(), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(),
             nn.LazyLinear(4),
         )  # fmt: skip
 
