@@ -163,9 +163,11 @@ def draw(points: list[tuple[str, int, int, str, np.ndarray, np.ndarray]], path: 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    methods = ["table", "isolated operators", "MACs"]
-    figure, axes = plt.subplots(1, len(methods), figsize=(10.5, 3.7), sharey=True, layout="constrained")
-    for axis, method in zip(axes, methods, strict=True):
+    methods = [m for m in ("table", "isolated operators", "MACs") if any(p[3] == m for p in points)]
+    figure, axes = plt.subplots(
+        1, len(methods), figsize=(3.5 * len(methods), 3.7), sharey=True, layout="constrained", squeeze=False
+    )
+    for axis, method in zip(axes[0], methods, strict=True):
         for color, model in zip(COLORS, dict.fromkeys(p[0] for p in points), strict=False):
             mine = [p for p in points if p[0] == model and p[3] == method]
             measured = np.concatenate([p[5] / p[5].max() for p in mine])
@@ -173,8 +175,8 @@ def draw(points: list[tuple[str, int, int, str, np.ndarray, np.ndarray]], path: 
             axis.plot(measured, predicted, ".", color=color, markersize=4, alpha=0.6, label=model)
         axis.plot([0, 1], [0, 1], color="#57606a", linewidth=0.8)
         axis.set(title=method, xlabel="measured, share of the slowest", xlim=(0, 1.05), ylim=(0, 1.15))
-    axes[0].set_ylabel("predicted")
-    axes[0].legend(frameon=False, fontsize=8, markerscale=2)
+    axes[0, 0].set_ylabel("predicted")
+    axes[0, 0].legend(frameon=False, fontsize=8, markerscale=2)
     figure.savefig(path, dpi=120)
     print(path)
 
