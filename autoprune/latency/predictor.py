@@ -67,10 +67,10 @@ class GeometryIndex:
         for number, geometry in enumerate(geometries):
             sizes = np.array([[geometry.c_in, geometry.c_out, geometry.groups]], dtype=np.int64)
             by_kind[geometry.kind].append((int(_packed(sizes)[0]), number))
-        found = {kind: _searchable(pairs) for kind, pairs in by_kind.items()}
-        codes = {Treatment.parse(text).code if text else 0 for text in {kind.treatment for kind in found}}
+        tables = {kind: _searchable(pairs) for kind, pairs in by_kind.items()}
+        codes = {Treatment.parse(text).code if text else 0 for text in {kind.treatment for kind in tables}}
         self._entries: list[dict[int, tuple[np.ndarray, np.ndarray]]] = [
-            {code: found[operator.signature(code)] for code in sorted(codes) if operator.signature(code) in found}
+            {code: tables[operator.signature(code)] for code in sorted(codes) if operator.signature(code) in tables}
             for operator in priced
         ]
 
@@ -88,11 +88,11 @@ class GeometryIndex:
         """One column of `numbers`: int64 `[P]`."""
         priced = self._priced[operator]
         wanted, codes = _packed(priced.sizes(rows)), priced.treatment.of(rows)
-        found = np.full(len(rows), MISSING, dtype=np.int64)
+        entries = np.full(len(rows), MISSING, dtype=np.int64)
         for code, (keys, numbers) in self._entries[operator].items():
             place = np.searchsorted(keys, wanted)
-            found = np.where((codes == code) & (keys[place] == wanted), numbers[place], found)
-        return np.where(priced.present(rows), found, ABSENT)
+            entries = np.where((codes == code) & (keys[place] == wanted), numbers[place], entries)
+        return np.where(priced.present(rows), entries, ABSENT)
 
     def geometry(self, operator: int, row: np.ndarray) -> Geometry:
         """Key of one operator for one row `[U + L]`."""
@@ -280,8 +280,8 @@ def _codes(widths: np.ndarray) -> np.ndarray:
 
 def _searchable(pairs: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
     """Ascending keys and the numbers of their entries; a sentinel above every key keeps a search inside the arrays."""
-    found = np.array(sorted(pairs), dtype=np.int64)
-    return np.append(found[:, 0], np.iinfo(np.int64).max), np.append(found[:, 1], MISSING)
+    ascending = np.array(sorted(pairs), dtype=np.int64)
+    return np.append(ascending[:, 0], np.iinfo(np.int64).max), np.append(ascending[:, 1], MISSING)
 
 
 def _flat(term: Term, codes: Sequence[np.ndarray]) -> np.ndarray:

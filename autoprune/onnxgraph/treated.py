@@ -153,16 +153,16 @@ def _ranges(
 ) -> dict[str, Range]:
     """Return the range of every int8 tensor by its name in the graph: the calibrated one, or a stand-in."""
     relus = {node.output[0] for node in graph.node if node.op_type in CLIPS}
-    found = {}
+    by_tensor = {}
     for tensor in placement.int8_tensors(int8):
         key = placement.keys[tensor]
         if ranges is None:
-            found[tensor] = _STAND_INS[not relus.isdisjoint(placement.quantized_at(tensor))]
+            by_tensor[tensor] = _STAND_INS[not relus.isdisjoint(placement.quantized_at(tensor))]
         elif key in ranges:
-            found[tensor] = ranges[key]
+            by_tensor[tensor] = ranges[key]
         else:
             raise StructureError(f"every int8 tensor has a range; {key!r} has none. Ranges are of {', '.join(ranges)}")
-    return found
+    return by_tensor
 
 
 def _require_layers(

@@ -67,15 +67,15 @@ class Observer(fx.Interpreter):
         Raises:
             TrialError: a number is not finite.
         """
-        found = {}
+        by_key = {}
         for tensor, values in self._values.items():
             if not values:
                 continue
             extremes = torch.stack(self._extremes[tensor])
             if not bool(torch.isfinite(extremes).all()):
                 raise TrialError(f"activations must be finite on calibration data; {tensor!r} is not")
-            found[self._placement.keys[tensor]] = best_range(torch.cat(values), extremes)
-        return found
+            by_key[self._placement.keys[tensor]] = best_range(torch.cat(values), extremes)
+        return by_key
 
 
 def best_range(values: Tensor, extremes: Tensor | Sequence[float]) -> Range:

@@ -134,17 +134,17 @@ def boundaries(
     At the `others`, which are of further sizes, the shapes in the graph are computed without its numbers.
     """
     passes = [(calls_of(model, state, x, training), _marks(graph, state, x, training)) for x in inputs]
-    found = Boundaries()
+    boundaries = Boundaries()
     for path in passes[0][0]:
         calls = [calls.get(path, []) for calls, _ in passes]
         if all(len(of_pass) == 1 for of_pass in calls):
-            found.calls[path] = tuple(of_pass[0] for of_pass in calls)
+            boundaries.calls[path] = tuple(of_pass[0] for of_pass in calls)
     shapes = [of_size for x in others if (of_size := _shapes(graph, x, training))]
     for name in passes[0][1]:
-        found.nodes[name] = tuple(marks[name] for _, marks in passes if name in marks)
-        found.shapes[name] = tuple(of_size[name] for of_size in shapes if name in of_size)
-    found.sizes_are_known = len(shapes) >= min(len(others), _SIZES)
-    return found
+        boundaries.nodes[name] = tuple(marks[name] for _, marks in passes if name in marks)
+        boundaries.shapes[name] = tuple(of_size[name] for of_size in shapes if name in of_size)
+    boundaries.sizes_are_known = len(shapes) >= min(len(others), _SIZES)
+    return boundaries
 
 
 def _shapes(graph: Form, inputs: Sequence[Tensor], training: bool) -> dict[str, Any]:

@@ -47,10 +47,13 @@ _CONVERSIONS = {"__bool__", "__int__", "__index__", "__float__"}
 
 
 def printed(expression: sympy.Basic) -> str:
-    """Return a formula as a Python expression of symbols; "" where torch's printer refuses it, as broken powers."""
+    """Return a formula as a Python expression of symbols; "" where torch's printer refuses it, as broken powers.
+
+    A size without an expression counts as fixed; a condition without one is left to the proof at a second size.
+    """
     try:
         return PythonPrinter().doprint(expression)
-    except (AssertionError, NotImplementedError, TypeError):
+    except (AssertionError, NotImplementedError, TypeError):  # the ways in which the printer refuses a formula
         return ""
 
 

@@ -206,8 +206,8 @@ def statistics_of_kept_channels() -> Iterator[None]:
 def trains(model: nn.Module, dense: nn.Module, inputs: Inputs) -> bool:
     """Whether a step of training works, with a finite gradient for every parameter that has one in the dense model."""
     wanted = _gradients(dense, inputs)
-    found = _gradients(model, inputs)
-    return bool(found) and all(found.get(name, False) for name, finite in wanted.items() if finite)
+    gradients = _gradients(model, inputs)
+    return bool(gradients) and all(gradients.get(name, False) for name, finite in wanted.items() if finite)
 
 
 def _gradients(model: nn.Module, inputs: Inputs) -> dict[str, bool]:

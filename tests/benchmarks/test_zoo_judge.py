@@ -66,8 +66,8 @@ def test_values_that_are_not_those_of_the_dense_model_are_unjudged(dense: nn.Mod
 def test_kept_indices_are_read_from_the_values() -> None:
     values = np.random.default_rng(0).normal(size=(6, 5, 3))
     rows, columns = [1, 2, 5], [0, 4]
-    found = kept_indices(values, values[np.ix_(rows, columns, range(3))])
-    assert [i.tolist() for i in found] == [rows, columns, [0, 1, 2]]
+    kept = kept_indices(values, values[np.ix_(rows, columns, range(3))])
+    assert [i.tolist() for i in kept] == [rows, columns, [0, 1, 2]]
 
 
 def test_each_group_may_keep_inputs_of_its_own() -> None:
