@@ -45,7 +45,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Integral
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 from autoprune.errors import PolicyError
 from autoprune.treatments import DENSE, Level, Treatment, level_code, level_from_json, level_to_json
@@ -88,15 +88,6 @@ class Unit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decision:
-    """The width of a `unit` or the treatment of a `layer`, which the search decides; the dense level is the last."""
-
-    name: str
-    kind: Literal["unit", "layer"]
-    levels: tuple[Level, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class SearchSpace:
     """The levels of every decision; a unit or a layer that is not searched has one.
 
@@ -111,33 +102,24 @@ class SearchSpace:
         for name, levels in self.levels.items():
             if any(isinstance(level, Treatment) for level in levels):
                 orders = [level.order for level in levels if isinstance(level, Treatment)]
-                if len(orders) < len(levels) or orders != sorted(set(orders)):
+                if len(orders) < len(levels) or orders != sorted(set(orders)) or levels[-1] != DENSE:
                     shown = ", ".join(map(str, levels))
                     raise PolicyError(f"treatments of {name!r} are distinct, the dense one is last; got {shown}")
             elif not levels or list(levels) != sorted(set(levels)) or levels[0] < 0:  # type: ignore[operator,type-var]
                 raise PolicyError(f"levels of {name!r} must be ascending, distinct and not negative; got {levels}")
         object.__setattr__(self, "levels", MappingProxyType(dict(self.levels)))
 
-    @property
+    @cached_property
     def unit_names(self) -> tuple[str, ...]:
         """Names of all units, in the order of the structure."""
         return tuple(name for name, levels in self.levels.items() if not isinstance(levels[-1], Treatment))
 
-    @property
+    @cached_property
     def layer_names(self) -> tuple[str, ...]:
         """Names of the layers that may be treated, in the order of the structure."""
         return tuple(name for name, levels in self.levels.items() if isinstance(levels[-1], Treatment))
 
-    @property
-    def decisions(self) -> tuple[Decision, ...]:
-        """All decisions, units first."""
-        layers = set(self.layer_names)
-        return tuple(
-            Decision(name=name, kind="layer" if name in layers else "unit", levels=levels)
-            for name, levels in self.levels.items()
-        )
-
-    @property
+    @cached_property
     def codes(self) -> dict[str, tuple[int, ...]]:
         """Levels of every decision as the numbers of its column of rows: widths, and codes of treatments."""
         return {name: tuple(map(level_code, levels)) for name, levels in self.levels.items()}

@@ -25,6 +25,9 @@ Part = tuple[tuple[int, ...], Callable[[Array], npt.NDArray[Any]]]
 _MOST_ENTRIES = 20_000
 """A part over more combinations of widths is replaced by its main effects."""
 
+_MOST_TREATED_ENTRIES = 200_000
+"""The same with the treatments of layers counted, too: a concatenation of many layers has 2 to the power of them."""
+
 _NEVER = 1e6
 """Cost of a combination that has none: the latency table has no entry for it."""
 
@@ -125,12 +128,17 @@ class _Tabulated:
         for units, together in groups.items():
             if not units:
                 constant += self._values(together, self._full[None])[0]
-            elif math.prod(len(self._levels[u]) for u in units if u < self._units) <= _MOST_ENTRIES:
+            elif self._fit_a_table(units):
                 tables.append(self._table(units, together))
             else:
                 offset, effects = self._main_effects(units, together)
                 constant, tables = constant + offset, tables + effects
         return AdditiveCost(constant=float(constant), tables=tuple(tables))
+
+    def _fit_a_table(self, columns: tuple[int, ...]) -> bool:
+        levels = {column: len(self._levels[column]) for column in columns}
+        widths = math.prod(count for column, count in levels.items() if column < self._units)
+        return widths <= _MOST_ENTRIES and math.prod(levels.values()) <= _MOST_TREATED_ENTRIES
 
     def _table(self, units: tuple[int, ...], parts: Sequence[Part]) -> CostTable:
         units = tuple(u for u in units if self._names[u] in self._searched)

@@ -45,16 +45,17 @@ class ScoreSearch:
         keeping = [model for model in models if model.score >= self.least]
         return min(keeping, key=lambda model: (model.latency_ratio, -model.score), default=None)
 
-    def next_latency(self, searched: Sequence[float], models: Sequence[FrontModel]) -> float | None:
+    def next_latency(self, searched: Mapping[str, float], models: Sequence[FrontModel]) -> float | None:
         """Return the latency to search next, as a share of the dense model's; `None` when the answer is known.
 
         Args:
-            searched: latencies that were searched, as shares of the dense model's.
-            models: the verified models of all of them.
+            searched: latencies that were searched, as shares of the dense model's, by budget.
+            models: the verified models of all of them. One may measure a little more than its budget.
         """
         answer = self.answer(models)
         fastest = answer.latency_ratio if answer else 1.0
-        failed = [ratio for ratio in searched if ratio < fastest]
+        kept = {model.budget for model in models if model.score >= self.least}
+        failed = [ratio for budget, ratio in searched.items() if budget not in kept and ratio < fastest]
         slowest = max(failed, default=self.floor)
         if fastest / slowest < _CLOSE:
             return None
@@ -94,7 +95,7 @@ def next_budgets(
     """
     if len(searched) - first >= MOST_LATENCIES * len(searches):
         return []
-    wanted = [search.next_latency(list(searched.values()), models) for search in searches]
+    wanted = [search.next_latency(searched, models) for search in searches]
     texts = dict.fromkeys(f"{100 * ratio:.3g}%" for ratio in wanted if ratio is not None)
     return [budget for budget in map(Budget.parse, texts) if str(budget) not in searched]
 

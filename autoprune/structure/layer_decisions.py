@@ -17,7 +17,7 @@ from autoprune.treatments import Layer, Treatment
 _PRECISIONS = {
     "conv1d": ("fp32", "int8"),
     "conv2d": ("fp32", "int8"),
-    "linear": ("fp32", "int8", "int8-dynamic", "w8", "w4"),
+    "linear": ("fp32", "int8"),
 }
 """Precisions by operator."""
 

@@ -21,12 +21,17 @@ from tests.measurers import SimulatedMeasurer
 ONE_PERCENT = ScoreBudget.parse("score:-1%")
 
 
-def model(ratio: float, score: float) -> FrontModel:
+NOISE = 1.004
+"""A model may measure a little more than its budget."""
+
+
+def model(budget: str, ratio: float, score: float) -> FrontModel:
     policy = Policy(space_id="", widths={"u": round(1000 * ratio)})
     sizes = {"params": 1, "macs": 1, "bytes": 4}
     return FrontModel(
         digest=policy.digest(), policy=policy, score=score, test_score=score, latency_ms_predicted=ratio,
         latency_ms_measured=ratio, latency_ratio=ratio, **sizes, fidelity="full", strategy="guided", onnx="",
+        budget=budget,
     )  # fmt: skip
 
 
@@ -34,12 +39,12 @@ def searched(score_of: Callable[[float], float], least: float, floor: float) -> 
     """Search latencies, each of which gives a model of `score_of` it; return them and the latency of the answer."""
     search = ScoreSearch(budget=ONE_PERCENT, least=least, floor=floor)
     latencies = {"50%": 0.5}
-    models = [model(0.5, score_of(0.5))]
+    models = [model("50%", NOISE * 0.5, score_of(0.5))]
     while more := next_budgets([search], 1, latencies, models):
         (budget,) = more
         ratio = budget.bounds[0].number / 100
         latencies[str(budget)] = ratio
-        models.append(model(ratio, score_of(ratio)))
+        models.append(model(str(budget), NOISE * ratio, score_of(ratio)))
     answer = search.answer(models)
     return list(latencies.values()), answer.latency_ratio if answer else None
 
