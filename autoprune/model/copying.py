@@ -92,6 +92,6 @@ def _add_stand_ins(value: Any, memo: dict[int, Any]) -> None:
 
 def _pass_on_hooks(source: Tensor, target: Tensor) -> None:
     """Register the gradient hooks of one tensor on another, because `copy.deepcopy` leaves them out."""
-    if target is not source and not target._backward_hooks:
+    if target is not source and target.requires_grad and not target._backward_hooks:
         for hook in (source._backward_hooks or {}).values():
             target.register_hook(hook)

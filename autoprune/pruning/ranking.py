@@ -36,7 +36,8 @@ def global_shares(scores: Mapping[str, Array], keep: float) -> dict[str, float]:
     scaled = {name: values / max(values.mean(), 1e-30) for name, values in scores.items()}
     everything = np.sort(np.concatenate(list(scaled.values())))[::-1]
     threshold = everything[max(round(keep * len(everything)), 1) - 1]
-    return {name: float((values >= threshold).mean()) for name, values in scaled.items()}
+    kept = {name: max(int((values >= threshold).sum()), 1) for name, values in scaled.items()}  # a unit keeps a channel
+    return {name: count / len(scaled[name]) for name, count in kept.items()}
 
 
 def round_width(width: float, full: int, multiple_of: int = 1, least: int = 1) -> int:

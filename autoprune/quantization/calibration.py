@@ -80,9 +80,9 @@ def calibrated(
 
 
 def _input_scale(layer: Folded, placement: Placement, ranges: Mapping[str, Range]) -> float:
-    """Return the scale of the tensor that a layer reads, in its first call where it has several."""
-    read = placement.tensor_of(placement.steps[layer.nodes[0]].inputs[0])
-    return ranges[placement.keys[read]].scale
+    """Return the scale of the tensor that a layer reads; of several calls the smallest, at which biases are largest."""
+    read = [placement.tensor_of(placement.steps[node].inputs[0]) for node in layer.nodes]
+    return min(ranges[placement.keys[tensor]].scale for tensor in read)
 
 
 class _Corrector(fx.Interpreter):

@@ -6,7 +6,7 @@ One function for the ONNX writer, the fake-quantized twin and the latency model.
   sums into fp32 where no other layer reads them in int8. Any other tensor is fp32.
 - A tensor is quantized once, by its producer. It keeps its scale through steps that only select or move numbers
   (relu, max pooling, reshaping), so that a tensor and what follows through such steps are one *tensor* here.
-- A join (addition, concatenation, average pooling) computes in int8 when all that it reads and its output are int8.
+- A join (addition, concatenation) computes in int8 when all that it reads and its output are int8.
 - Every other step computes in fp32.
 
 So a tensor that an fp32 step writes costs a quantization, and one that an fp32 step reads costs a dequantization:
