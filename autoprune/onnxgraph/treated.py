@@ -153,9 +153,9 @@ def _ranges(
 ) -> dict[str, Range]:
     """Return the range of every int8 tensor by its name in the graph: the calibrated one, or a stand-in."""
     relus = {node.output[0] for node in graph.node if node.op_type in CLIPS}
-    by_tensor = {}
+    by_tensor, keys = {}, placement.keys(int8)
     for tensor in placement.int8_tensors(int8):
-        key = placement.keys[tensor]
+        key = keys[tensor]
         if ranges is None:
             by_tensor[tensor] = _STAND_INS[not relus.isdisjoint(placement.quantized_at(tensor))]
         elif key in ranges:

@@ -66,7 +66,8 @@ def calibrated(
     with torch.no_grad():
         observer.run(*inputs)
         ranges = observer.ranges()
-        scales = {name: _input_scale(layer, placement, ranges) for name, layer in layers.items()}
+        keys = placement.keys(layers.keys())
+        scales = {name: _input_scale(layer, placement, keys, ranges) for name, layer in layers.items()}
         weights = {
             name: nearest(layer.weight.numpy(), None if layer.bias is None else layer.bias.numpy(), scales[name])
             for name, layer in layers.items()
@@ -79,10 +80,10 @@ def calibrated(
     return replace(numbers, weights={name: replace(w, bias=on_grid.get(name)) for name, w in weights.items()})
 
 
-def _input_scale(layer: Folded, placement: Placement, ranges: Mapping[str, Range]) -> float:
+def _input_scale(layer: Folded, placement: Placement, keys: Mapping[str, str], ranges: Mapping[str, Range]) -> float:
     """Return the scale of the tensor that a layer reads; of several calls the smallest, at which biases are largest."""
     read = [placement.tensor_of(placement.steps[node].inputs[0]) for node in layer.nodes]
-    return min(ranges[placement.keys[tensor]].scale for tensor in read)
+    return min(ranges[keys[tensor]].scale for tensor in read)
 
 
 class _Corrector(fx.Interpreter):

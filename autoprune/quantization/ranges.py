@@ -40,6 +40,7 @@ class Observer(fx.Interpreter):
     ) -> None:
         super().__init__(module)
         self._placement = placement
+        self._keys = placement.keys(int8)
         tensors = placement.int8_tensors(int8)
         self._at = {step: tensor for tensor in tensors for step in placement.quantized_at(tensor)}
         self._layer_of_end = {end: node for node, end in ends.items()}
@@ -74,7 +75,7 @@ class Observer(fx.Interpreter):
             extremes = torch.stack(self._extremes[tensor])
             if not bool(torch.isfinite(extremes).all()):
                 raise TrialError(f"activations must be finite on calibration data; {tensor!r} is not")
-            by_key[self._placement.keys[tensor]] = best_range(torch.cat(values), extremes)
+            by_key[self._keys[tensor]] = best_range(torch.cat(values), extremes)
         return by_key
 
 

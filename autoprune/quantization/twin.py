@@ -111,7 +111,7 @@ class _Builder:
     """Copies an evaluation graph with the rounding of its int8 layers and tensors."""
 
     def __init__(self, model: GraphModel, placement: Placement, numbers: Quantization) -> None:
-        self._placement, self._numbers = placement, numbers
+        self._numbers = numbers
         self._at = {
             step: tensor
             for tensor in placement.int8_tensors(numbers.weights.keys())
@@ -123,6 +123,7 @@ class _Builder:
             for name, t in module_tensors(model).items()
         }
         self._new: dict[fx.Node, fx.Node] = {}
+        self._keys = placement.keys(numbers.weights.keys())
         folded = set[str]()
         for node in model.captures[False].graph.nodes:
             step = placement.steps.get(node.name)
@@ -159,7 +160,7 @@ class _Builder:
         return self.graph.get_attr(name)
 
     def _in_grid(self, node: fx.Node, tensor: str) -> fx.Node:
-        of_tensor = self._numbers.ranges[self._placement.keys[tensor]]
+        of_tensor = self._numbers.ranges[self._keys[tensor]]
         new = self.graph.call_function(in_grid, (node, of_tensor.scale, of_tensor.zero_point))
         new.meta = dict(node.meta)
         return new

@@ -98,16 +98,16 @@ class Placement:
         direct = {step: self._direct.get(step, []) for step in of_tensor}
         return tuple(step for step in of_tensor if not (len(direct[step]) == 1 and direct[step][0].fused))
 
-    @cached_property
-    def keys(self) -> Mapping[str, str]:
-        """Name of every tensor that a layer touches, the same in each graph of a model: `conv1.weight.output`.
+    def keys(self, int8: Collection[str]) -> Mapping[str, str]:
+        """Return the name of every tensor that an int8 layer touches: `conv1.weight.output`.
 
-        A tensor that no layer writes is the input of the first layer, by name, that reads it. Where a layer is called
-        again, its later calls are numbered: `conv1.weight.2.output`.
+        A tensor that no int8 layer writes is the input of the first, by name, that reads it. Where a layer is called
+        again, later calls are numbered: `conv1.weight.2.output`. Other layers have no part in the names: graphs of one
+        model may differ in what they take for a layer.
         """
         calls: dict[str, str] = {}
         for step in self.steps.values():
-            if step.kind == "layer":
+            if step.kind == "layer" and step.layer in int8:
                 count = sum(self.steps[name].layer == step.layer for name in calls)
                 calls[step.name] = f"{step.layer}.{count + 1}" if count else step.layer
         keys = {}

@@ -126,3 +126,26 @@ def test_a_layer_that_runs_twice_before_batch_norms_stays_in_fp32():
     model = structure.shrink(structure.dense_policy()).eval()
     with pytest.raises(StructureError, match=r"'conv.weight' runs several times and feeds a batch norm"):
         folded_layers(model, structure.placement)
+
+
+class Bare(nn.Module):
+    """A product with a parameter, which the file takes for a layer and the graph does not, beside a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(0.3 * torch.randn(16, 16))
+        self.q = nn.Linear(16, 16)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x):
+        return self.head(torch.relu(x @ self.a + self.q(x)))
+
+
+def test_products_that_are_no_layers_change_no_names_of_tensors(target, tmp_path):
+    torch.manual_seed(0)
+    structure = analyze(Bare().eval(), (torch.zeros(1, 16),))
+    model = structure.shrink(structure.dense_policy()).eval()
+    layers = [layer.name for layer in structure.layers]
+    exported = export_onnx(model, structure.example_inputs)
+    fp32, twin, file = twin_and_file(structure, model, exported, layers, target, tmp_path / "int8.safetensors")
+    assert (twin - file).std() < 0.05 * (fp32 - fp32.mean(0)).std()
