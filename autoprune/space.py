@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from autoprune.config import read_yaml, validation_message, without_booleans
 from autoprune.errors import ConfigError, PolicyError, unknown_name
 from autoprune.records import SearchSpace, Unit, digest_of
-from autoprune.treatments import DENSE, INT8, Layer, Level, Treatment, level_to_json, sorted_treatments
+from autoprune.treatments import DENSE, PRECISIONS, Layer, Level, Treatment, level_to_json, sorted_treatments
 
 EFFICIENT = "efficient"
 _MOST_CANDIDATES = 32
@@ -86,10 +86,10 @@ class SpaceSpec(LevelRule):
                 levels = [Treatment.parse(text) for text in texts]
             except PolicyError as error:
                 raise ValueError(f"{pattern!r}: {error}") from error
-            if DENSE not in levels or len(set(levels)) < len(levels) or not {*levels} <= {DENSE, INT8}:
+            if DENSE not in levels or len(set(levels)) < len(levels) or any(level.rank for level in levels):
                 raise ValueError(
-                    f"treatments of {pattern!r} are distinct, fp32 is one of them, and int8 the only other that can be "
-                    f"searched; got {', '.join(texts) or 'none'}"
+                    f"treatments of {pattern!r} are distinct precisions ({', '.join(PRECISIONS)}), and fp32 is one of "
+                    f"them; got {', '.join(texts) or 'none'}"
                 )
         return value
 

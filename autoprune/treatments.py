@@ -73,6 +73,11 @@ class Treatment:
         return "+".join([*precision, *rank])
 
     @property
+    def is_local(self) -> bool:
+        """Whether the layer alone changes: it reads and writes fp32 as the dense one does, without calibration."""
+        return self.precision not in ("fp32", "int8") and not self.rank
+
+    @property
     def code(self) -> int:
         """The treatment as a number for arrays: 0 is the dense one."""
         return PRECISIONS.index(self.precision) + len(PRECISIONS) * self.rank

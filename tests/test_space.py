@@ -8,6 +8,7 @@ import pytest
 from autoprune.errors import ConfigError, UsageError
 from autoprune.records import Unit
 from autoprune.space import SpaceSpec, build_space, builtin_spaces, find_space, load_spec
+from autoprune.treatments import PRECISIONS, Layer
 
 UNITS = [Unit(name=n, kind="channel", width=w, members=()) for n, w in (("stem", 16), ("body.0", 32), ("body.1", 20))]
 
@@ -176,3 +177,23 @@ def test_unknown_spaces() -> None:
         find_space("defalt")
     with pytest.raises(ConfigError, match="no search-space file"):
         find_space("absent.yaml")
+
+
+LAYERS = [
+    Layer(name="stem.weight", op="conv2d", nodes=("conv2d",), precisions=("fp32", "int8")),
+    Layer(name="head.weight", op="linear", nodes=("linear",), precisions=PRECISIONS),
+]
+
+
+def test_layers_keep_the_treatments_that_they_can_have() -> None:
+    treatments = {"*": ["fp32", "w4", "int8", "int8-dynamic"], "stem": ["w8", "fp32"]}
+    space = build_space(SpaceSpec.model_validate({"treatments": treatments}), UNITS, "digest", layers=LAYERS)
+    assert {name: [*map(str, space.levels[name])] for name in space.layer_names} == {
+        "head.weight": ["int8", "int8-dynamic", "w4", "fp32"]
+    }
+
+
+@pytest.mark.parametrize("treatments", [["int8"], ["fp32", "w4", "w4"], []])
+def test_treatments_are_distinct_and_fp32_is_one_of_them(treatments: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"are distinct precisions .*w4.*, and fp32 is one of them; got"):
+        SpaceSpec.model_validate({"treatments": {"*": treatments}})

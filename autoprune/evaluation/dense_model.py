@@ -13,7 +13,7 @@ from autoprune import memory_limits
 from autoprune.evaluation.costs import sizes
 from autoprune.model.randomness import seeded
 from autoprune.pruning import Cut
-from autoprune.quantization.calibration import CALIBRATION_RUNS, calibrated, int8_layers
+from autoprune.quantization.calibration import CALIBRATION_RUNS, calibrated, split_treatments
 from autoprune.quantization.numbers import Quantization
 from autoprune.quantization.twin import make_twin
 from autoprune.records import Policy
@@ -128,18 +128,19 @@ class DenseModel:
         return trained_form(self.structure, model) if self._form.name == "native" else model
 
     def quantization(self, model: GraphModel, policy: Policy, passes: SamplePasses | None = None) -> Quantization:
-        """Return the numbers of the int8 layers of a policy's model, calibrated on training examples.
+        """Return the numbers of the treated layers of a policy's model; int8 is calibrated on training examples.
 
         Raises:
-            PolicyError: the policy treats a layer in another way than int8.
-            StructureError: a layer cannot be int8.
+            PolicyError: the policy treats a layer in a way that is not computed.
+            StructureError: a layer cannot be treated so.
             TrialError: activations are not finite.
         """
-        inputs = self._calibration_inputs
-        if passes is not None:
+        int8, local = split_treatments(policy)
+        inputs: tuple[Tensor, ...] = self._calibration_inputs if int8 else ()
+        if passes is not None and inputs:
             passes.forward(CALIBRATION_RUNS * len(inputs[0]), self.relative_cost(policy))
         placement = self.structure.placement_in(model.captures[False].graph)
-        return calibrated(model, placement, int8_layers(policy), inputs)
+        return calibrated(model, placement, int8, inputs, local)
 
     def as_deployed(self, model: GraphModel, policy: Policy, passes: SamplePasses | None = None) -> GraphModel:
         """Return what computes as the deployed model of a policy: the model itself, or its twin with int8 layers."""

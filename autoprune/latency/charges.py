@@ -12,7 +12,7 @@ import numpy as np
 from autoprune.latencies import Geometry
 from autoprune.structure import Dim, Operator
 from autoprune.structure.gates import NEVER, Gate
-from autoprune.treatments import Treatment
+from autoprune.treatments import INT8, Treatment
 
 _FREE = frozenset(
     {"flatten", "view", "reshape", "unflatten", "dropout", "contiguous", "clone", "detach", "alias", "squeeze"}
@@ -106,7 +106,7 @@ class PricedOperator:
 
         An activation that rides on an int8 operator is not named: it only changes the range to which sums are rounded.
         """
-        free = code and self.fused in _ACTIVATIONS
+        free = code == INT8.code and self.fused in _ACTIVATIONS
         return Geometry(
             op=self.op,
             c_in=0,

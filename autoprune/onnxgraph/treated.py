@@ -1,4 +1,4 @@
-"""ONNX files in which layers are treated: int8 with calibrated ranges.
+"""ONNX files in which layers are treated: int8 with calibrated ranges, or layer by layer (`local_treatments`).
 
 An int8 layer is written as pairs of QuantizeLinear and DequantizeLinear (QDQ) around the fp32 operator, from which
 ONNX Runtime makes its int8 kernels. `Placement` says which tensors are int8, and the weights are those of the file:
@@ -7,7 +7,7 @@ batch norms have been folded into them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from onnx import helper, numpy_helper
 from autoprune.errors import StructureError
 from autoprune.onnxgraph.export import plain_name
 from autoprune.onnxgraph.layer_steps import CLIPS, OnnxLayer, onnx_layers, steps_of_onnx, weight_of
+from autoprune.onnxgraph.local_treatments import RUNTIME_DOMAIN, local_nodes
 from autoprune.quantization.grid import Range, RoundedWeight, nearest, rounded_bias
 from autoprune.structure.placement import Placement
 from autoprune.treatments import DENSE, INT8, Treatment
@@ -52,6 +53,9 @@ def treated(
     copied.CopyFrom(onnx.load(str(model)) if isinstance(model, Path) else model)
     del copied.graph.value_info[:]  # types of values change
     _Writer(copied.graph, treatments, ranges, weights or {}).write()
+    if any(node.domain == RUNTIME_DOMAIN for node in copied.graph.node):
+        domains = {entry.domain for entry in copied.opset_import}
+        copied.opset_import.extend([helper.make_opsetid(RUNTIME_DOMAIN, 1)] if RUNTIME_DOMAIN not in domains else [])
     return copied
 
 
@@ -68,8 +72,9 @@ class _Writer:
         self._graph = graph
         self._layers = onnx_layers(graph)
         self._stored = {initializer.name: initializer for initializer in graph.initializer}
-        _require_layers(treatments, self._layers.values(), self._stored)
+        _require_layers(treatments, [*self._layers.values()], self._stored)
         self._int8 = {name for name, treatment in treatments.items() if treatment == INT8}
+        self._local = {name: treatment for name, treatment in treatments.items() if treatment.is_local}
         self._weights = dict(weights)
         self._placement = Placement(steps_of_onnx(graph))
         self._ranges = _ranges(self._placement, self._int8, ranges, graph)
@@ -90,7 +95,10 @@ class _Writer:
                 self._treat(layer, node)
             values = list(node.output)
             node.output[:] = [f"{name}_fp32" if name in outputs else name for name in values]
-            self._nodes.append(node)
+            if layer is not None and layer.name in self._local:
+                self._treat_alone(layer, node)
+            else:
+                self._nodes.append(node)
             for value, written in zip(values, node.output, strict=True):
                 self._convert(value, written)
         read = {name for node in self._nodes for name in node.input}
@@ -135,6 +143,18 @@ class _Writer:
         elif layer.addition_bias:
             self._stored[layer.addition_bias] = numpy_helper.from_array(rounded.bias, layer.addition_bias)
 
+    def _treat_alone(self, layer: OnnxLayer, node: onnx.NodeProto) -> None:
+        """Add the nodes that take the place of a layer's, which reads and writes fp32."""
+        written = local_nodes(
+            node,
+            self._local[layer.name].precision,
+            weight_of(layer, self._stored),
+            stored=layer.stored,
+            bias=layer.bias,
+        )
+        self._nodes += written.nodes
+        self._constants |= written.constants
+
     def _dequantize(self, name: str, steps: np.ndarray, scales: np.ndarray, *, axis: int) -> str:
         """Return the name of stored steps as numbers; a weight that is read again is dequantized once."""
         stored, back = name + _QUANTIZED, name + _DEQUANTIZED
@@ -166,12 +186,15 @@ def _ranges(
 
 
 def _require_layers(
-    treatments: Mapping[str, Treatment], layers: Iterable[OnnxLayer], stored: Mapping[str, onnx.TensorProto]
+    treatments: Mapping[str, Treatment], layers: Collection[OnnxLayer], stored: Mapping[str, onnx.TensorProto]
 ) -> None:
     """Raise `StructureError` for a treatment that is not written, and for a weight that no layer multiplies with."""
+    products = {layer.name for layer in layers if layer.is_linear}
     known, in_file = {layer.name for layer in layers}, {plain_name(name) for name in stored}
     for name, treatment in treatments.items():
-        if treatment not in (DENSE, INT8):
-            raise StructureError(f"ONNX files are written with layers in fp32 and int8; {name!r} is {treatment}")
+        if treatment not in (DENSE, INT8) and not treatment.is_local:
+            raise StructureError(f"ONNX files are written with layers in a precision; {name!r} is {treatment}")
         if name in in_file - known:
             raise StructureError(f"no convolution or matrix product of the ONNX file multiplies with {name!r} alone")
+        if treatment.is_local and name in known - products:
+            raise StructureError(f"{treatment} is for linear layers; {name!r} is a convolution")

@@ -25,42 +25,50 @@ from autoprune.quantization.twin import Folded, biases_of, folded_layers, make_t
 from autoprune.records import Policy
 from autoprune.structure import GraphModel
 from autoprune.structure.placement import Placement
-from autoprune.treatments import INT8
+from autoprune.treatments import INT8, Treatment
+
+_NONE: Mapping[str, Treatment] = {}
 
 CALIBRATION_RUNS = 2
 """Times that the examples pass through a model: in fp32 and in int8."""
 
 
-def int8_layers(policy: Policy) -> tuple[str, ...]:
-    """Return the names of the layers that a policy treats.
+def split_treatments(policy: Policy) -> tuple[tuple[str, ...], Mapping[str, Treatment]]:
+    """Return the names of the layers that a policy puts in int8, and the treatments of those that it treats alone.
 
     Raises:
-        PolicyError: it treats one in another way than int8, which is not computed here.
+        PolicyError: it treats one in a way that is not computed here.
     """
     for name, treatment in policy.treatments.items():
-        if treatment != INT8:
-            raise PolicyError(
-                f"layers are computed in fp32 and int8; {name!r} is {treatment}. Leave it out of the space"
-            )
-    return tuple(policy.treatments)
+        if treatment != INT8 and not treatment.is_local:
+            raise PolicyError(f"no layer is computed as {treatment}; {name!r} is to be. Leave it out of the space")
+    int8 = tuple(name for name, treatment in policy.treatments.items() if treatment == INT8)
+    return int8, {name: treatment for name, treatment in policy.treatments.items() if treatment.is_local}
 
 
 def calibrated(
-    model: GraphModel, placement: Placement, int8: Collection[str], inputs: tuple[Tensor, ...]
+    model: GraphModel,
+    placement: Placement,
+    int8: Collection[str],
+    inputs: tuple[Tensor, ...],
+    local: Mapping[str, Treatment] = _NONE,
 ) -> Quantization:
-    """Return the numbers with which layers of a model compute in int8.
+    """Return the numbers with which treated layers of a model compute.
 
     Args:
         model: trained and repaired, in fp32.
         placement: of its evaluation graph.
         int8: names of the int8 layers; those that the graph does not have were removed and are passed over.
-        inputs: of the model, tensors `[N, ...]` of some N = 128 training examples.
+        inputs: of the model, tensors `[N, ...]` of some N = 128 training examples; without int8 layers it does not run.
+        local: treatments of the layers that are treated alone.
 
     Raises:
         TrialError: activations are not finite.
         StructureError: a layer cannot be int8.
     """
-    layers = {name: layer for name, layer in folded_layers(model, placement).items() if name in int8}
+    layers = folded_layers(model, placement, int8)
+    if not layers:
+        return Quantization(ranges={}, weights={}, local=local)
     ends = {layer.nodes[0]: layer.ends[0] for layer in layers.values() if len(layer.nodes) == 1}
     observer = Observer(model.evaluation_graph(), placement, layers.keys(), ends)
     with torch.no_grad():
@@ -72,7 +80,7 @@ def calibrated(
             name: nearest(layer.weight.numpy(), None if layer.bias is None else layer.bias.numpy(), scales[name])
             for name, layer in layers.items()
         }
-        numbers = Quantization(ranges=ranges, weights=weights)
+        numbers = Quantization(ranges=ranges, weights=weights, local=local)
         twin = make_twin(model, placement, numbers)
         _Corrector(twin, placement, observer.means).run(*inputs)
     corrected = biases_of(twin, numbers)

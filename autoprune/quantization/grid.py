@@ -113,5 +113,45 @@ def bias_in_grid(bias: Array, scales: Array, input_scale: float) -> Array:
     return (steps * of_sums.astype(np.float64)).astype(np.float32)
 
 
+BLOCK = 32
+"""Inputs of an output channel that share a scale where weights alone are rounded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundedBlocks:
+    """A weight `[O, I]` on the grids of its blocks of `BLOCK` inputs, the last one filled up with zeros.
+
+    `steps` uint8 `[O, B, BLOCK]`, the middle of their 2^bits numbers is 0; `scales` float32 `[O, B]`, also below 0.
+    """
+
+    steps: Array
+    scales: Array
+    bits: int
+    inputs: int
+
+    @property
+    def values(self) -> Array:
+        """The weights as numbers, float32 `[O, I]`."""
+        numbers = (self.steps.astype(np.float32) - 2 ** (self.bits - 1)) * self.scales[..., None]
+        return numbers.reshape(len(numbers), -1)[:, : self.inputs]
+
+
+def rounded_blocks(weight: Array, bits: int) -> RoundedBlocks:
+    """Round a weight `[O, I]` block by block: the largest number of a block is the lowest step, which has no opposite.
+
+    Source: the grid of `MatMulNBits` without zero points in ONNX Runtime.
+    """
+    outputs, inputs = weight.shape
+    count, middle = -(-inputs // BLOCK), 2 ** (bits - 1)
+    padded = np.zeros((outputs, count * BLOCK), np.float32)
+    padded[:, :inputs] = weight
+    blocks = padded.reshape(outputs, count, BLOCK)
+    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2, keepdims=True), axis=2)[..., 0]
+    scales = largest / np.float32(-middle)
+    scales = np.where(np.abs(scales) < _SMALLEST_SCALE, np.float32(_SMALLEST_SCALE), scales)
+    steps = np.clip(np.rint(blocks / scales[..., None]) + middle, 0, 2 * middle - 1).astype(np.uint8)
+    return RoundedBlocks(steps=steps, scales=scales.astype(np.float32), bits=bits, inputs=inputs)
+
+
 def _per_channel(scales: Array, dimensions: int) -> Array:
     return scales.reshape(-1, *[1] * (dimensions - 1))

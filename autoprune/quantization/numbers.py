@@ -1,10 +1,10 @@
-"""All numbers of the int8 layers of a model, and the safetensors file that keeps them beside the weights in fp32."""
+"""All numbers of the treated layers of a model, and the safetensors file that keeps them beside the weights in fp32."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +14,22 @@ from safetensors.numpy import save
 from autoprune.errors import RunFolderError
 from autoprune.quantization.grid import Range, RoundedWeight
 from autoprune.runfolder import write_atomic
+from autoprune.treatments import Treatment
 
 _STEPS, _SCALES, _BIAS = ".steps", ".scales", ".bias"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """The numbers of int8 layers.
+    """The numbers of treated layers.
 
-    `ranges` are those of tensors by their keys (`Placement.keys`), `weights` the rounded ones by the names of layers.
+    `ranges` are those of int8 tensors by their keys (`Placement.keys`), `weights` the rounded ones of int8 layers by
+    their names. `local` holds the treatments of layers that are treated alone, whose numbers follow from their weights.
     """
 
     ranges: Mapping[str, Range]
     weights: Mapping[str, RoundedWeight]
+    local: Mapping[str, Treatment] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write the numbers to a file, atomically."""
@@ -36,14 +39,16 @@ class Quantization:
             tensors |= {} if weight.bias is None else {name + _BIAS: weight.bias}
         ranges = {key: [of_tensor.low, of_tensor.high] for key, of_tensor in self.ranges.items()}
         contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-        write_atomic(path, save(contiguous, {"ranges": json.dumps(ranges)}))
+        local = {name: str(treatment) for name, treatment in self.local.items()}
+        write_atomic(path, save(contiguous, {"ranges": json.dumps(ranges), "local": json.dumps(local)}))
 
     @classmethod
     def load(cls, path: Path) -> Quantization:
         """Read the numbers that `save` wrote; `RunFolderError` for any other file."""
         try:
             with safe_open(path, framework="np") as file:
-                ranges = json.loads(file.metadata()["ranges"])
+                metadata = file.metadata()
+                ranges, local = json.loads(metadata["ranges"]), json.loads(metadata.get("local", "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
             names = [name.removesuffix(_STEPS) for name in tensors if name.endswith(_STEPS)]
             weights = {
@@ -52,6 +57,10 @@ class Quantization:
                 )
                 for name in names
             }
-            return cls(ranges={key: Range(low=low, high=high) for key, (low, high) in ranges.items()}, weights=weights)
+            return cls(
+                ranges={key: Range(low=low, high=high) for key, (low, high) in ranges.items()},
+                weights=weights,
+                local={name: Treatment.parse(text) for name, text in local.items()},
+            )
         except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
             raise RunFolderError(f"{path} is absent or damaged: {error}. `autoprune verify` makes it again") from error

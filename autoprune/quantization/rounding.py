@@ -6,6 +6,8 @@ numbers on one core), because it also makes a mask for the gradient.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,12 @@ def in_grid(values: Tensor, scale: float, zero_point: int) -> Tensor:
 def weight_in_grid(weight: Tensor, scales: Tensor) -> Tensor:
     """Return a weight `[O, ...]` in the grid of its output channels, of `scales` `[O]`; the gradient is 1."""
     each = scales.reshape(-1, *[1] * (weight.dim() - 1))
-    with torch.no_grad():
-        rounded = (weight / each).round_().clamp_(-LARGEST_WEIGHT, LARGEST_WEIGHT).mul_(each)
-    return weight + (rounded - weight).detach() if weight.requires_grad and torch.is_grad_enabled() else rounded
+    return straight_through(
+        weight, lambda numbers: (numbers / each).round_().clamp_(-LARGEST_WEIGHT, LARGEST_WEIGHT).mul_(each)
+    )
+
+
+def straight_through(values: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return rounded values, with the gradient of the values themselves."""
+    rounded = rounding(values.detach())
+    return values + (rounded - values).detach() if values.requires_grad and torch.is_grad_enabled() else rounded

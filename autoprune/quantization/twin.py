@@ -7,7 +7,7 @@ through the rounding, so that the twin can be trained.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from autoprune.errors import StructureError
 from autoprune.quantization.grid import Array
+from autoprune.quantization.local_layers import local_linear
 from autoprune.quantization.numbers import Quantization
 from autoprune.quantization.rounding import in_grid, weight_in_grid
 from autoprune.structure import GraphModel, module_tensors
@@ -37,8 +38,8 @@ class Folded:
     ends: tuple[str, ...]
 
 
-def folded_layers(model: GraphModel, placement: Placement) -> dict[str, Folded]:
-    """Return the layers of a model by name, in the order of its evaluation graph.
+def folded_layers(model: GraphModel, placement: Placement, names: Collection[str]) -> dict[str, Folded]:
+    """Return the layers with some names, in the order of the model's evaluation graph.
 
     Raises:
         StructureError: a layer runs several times with a batch norm behind it.
@@ -47,7 +48,7 @@ def folded_layers(model: GraphModel, placement: Placement) -> dict[str, Folded]:
     layers: dict[str, Folded] = {}
     for node in model.captures[False].graph.nodes:
         step = placement.steps.get(node.name)
-        if step is None or step.kind != "layer":
+        if step is None or step.kind != "layer" or step.layer not in names:
             continue
         norm = _folded_norm(node, placement)
         before = layers.get(step.layer)
@@ -96,7 +97,10 @@ def make_twin(model: GraphModel, placement: Placement, numbers: Quantization) ->
     Args:
         model: in fp32; it is not changed.
         placement: of its evaluation graph.
-        numbers: of its int8 layers.
+        numbers: of its treated layers.
+
+    Raises:
+        StructureError: a layer cannot be treated so.
     """
     builder = _Builder(model, placement, numbers)
     capture = replace(model.captures[False], graph=builder.graph, constants={})
@@ -124,11 +128,13 @@ class _Builder:
         }
         self._new: dict[fx.Node, fx.Node] = {}
         self._keys = placement.keys(numbers.weights.keys())
+        self._local = folded_layers(model, placement, numbers.local)
         folded = set[str]()
         for node in model.captures[False].graph.nodes:
             step = placement.steps.get(node.name)
-            if step is not None and step.layer in numbers.weights:
-                self._new[node] = self._layer(node, step.layer)
+            if step is not None and (step.layer in numbers.weights or step.layer in numbers.local):
+                treat = self._layer if step.layer in numbers.weights else self._treated_alone
+                self._new[node] = treat(node, step.layer)
                 norm = _folded_norm(node, placement)
                 folded |= {norm.name} if norm is not None else set()
             elif node.name in folded:
@@ -150,6 +156,19 @@ class _Builder:
         read, *rest = fx.map_arg((node.args[0], *node.args[3:]), lambda n: self._new[n])  # type: ignore[misc]
         arguments = (read, weight, self._attribute(f"{layer}_bias", bias), *rest)
         new = self.graph.create_node("call_function", node.target, arguments, name=node.name)
+        new.meta = dict(node.meta)
+        return new
+
+    def _treated_alone(self, node: fx.Node, layer: str) -> fx.Node:
+        folded, treatment = self._local[layer], self._numbers.local[layer]
+        weight, bias = (None if t is None else nn.Parameter(t.clone()) for t in (folded.weight, folded.bias))
+        arguments = (
+            self._new[node.args[0]],  # type: ignore[index]
+            self._attribute(f"{layer}_folded", weight),
+            self._attribute(f"{layer}_bias", bias),
+            treatment.precision,
+        )
+        new = self.graph.create_node("call_function", local_linear, arguments, name=node.name)
         new.meta = dict(node.meta)
         return new
 

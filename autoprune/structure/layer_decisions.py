@@ -12,12 +12,12 @@ from autoprune.errors import PolicyError
 from autoprune.records import Policy
 from autoprune.structure.geometry import Operator
 from autoprune.structure.placement import Kind, Step
-from autoprune.treatments import Layer, Treatment
+from autoprune.treatments import PRECISIONS, Layer, Treatment
 
 _PRECISIONS = {
     "conv1d": ("fp32", "int8"),
     "conv2d": ("fp32", "int8"),
-    "linear": ("fp32", "int8"),
+    "linear": PRECISIONS,
 }
 """Precisions by operator."""
 

@@ -20,7 +20,9 @@ TensorCost = tuple[str, tuple[int, ...], Callable[[Array], Array]]
 
 _SCALE_BYTES = 4
 _BLOCK = 32
-"""Inputs that share a scale in a weight of 4 bits."""
+"""Inputs of an output channel that share a scale where weights alone are rounded; the last block is filled up."""
+
+_BLOCK_BYTES = {"w8": _BLOCK, "w4": _BLOCK // 2}
 
 
 def tensor_costs(
@@ -60,18 +62,22 @@ def tensor_costs(
 def _treated_bytes(dims: Sequence[Dim], gate: Gate, each: int, column: int, rows: Array) -> Array:
     """Return the bytes of a weight as its treatment stores it: 1 or half a byte a number, and the scales.
 
-    In int8 and with 8 bits, every output channel has a scale in fp32; with 4 bits, every block of the inputs has one.
+    In int8, every output channel has a scale in fp32; with `w8` and `w4`, every block of its inputs has one.
     """
     codes, numbers = rows[:, column], _numel(dims, gate, 1, rows)
     outputs = dims[0](rows) * gate(rows)
     total = each * numbers
     for code in np.unique(codes[codes > 0]).tolist():
-        treatment = Treatment.of_code(code)
-        inputs = numbers // np.maximum(outputs, 1)
-        blocks = -(-inputs // _BLOCK) if treatment.precision == "w4" else 1
-        stored = -(-numbers // 2) if treatment.precision == "w4" else numbers
-        total = np.where(codes == code, stored + _SCALE_BYTES * blocks * outputs, total)
+        total = np.where(codes == code, _stored_bytes(Treatment.of_code(code).precision, numbers, outputs), total)
     return total
+
+
+def _stored_bytes(precision: str, numbers: Array, outputs: Array) -> Array:
+    """Return the bytes of weights with some numbers and output channels, `[P]`, in a precision."""
+    if precision not in _BLOCK_BYTES:
+        return numbers + _SCALE_BYTES * outputs
+    blocks = -(-numbers // (np.maximum(outputs, 1) * _BLOCK)) * outputs
+    return (_BLOCK_BYTES[precision] + _SCALE_BYTES) * blocks
 
 
 def _numel(dims: Sequence[Dim], gate: Gate, each: int, widths: Array) -> Array:

@@ -3,15 +3,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 import autoprune
 from autoprune.errors import PolicyError
 from autoprune.evaluation import Evaluator, additive_costs, cost_matrix, costs
 from autoprune.latency.table import LatencyTable
+from autoprune.onnxgraph.treated import treated
 from autoprune.records import COSTS, Policy, SearchSpace
 from autoprune.structure import Structure
-from autoprune.treatments import INT8
+from autoprune.treatments import INT8, Treatment
 from autoprune.trials import Fidelity, TrialSpec
 
 
@@ -88,10 +91,23 @@ def test_int8_weights_have_a_byte_each_and_a_scale_for_each_output(structure_of:
     structure = structure_of("residual")
     layers = tuple(layer.name for layer in structure.layers)
     dense = structure.dense_policy()
-    treated = Policy(space_id="", widths=dense.widths, treatments={layers[0]: INT8})
-    fp32, int8 = (int(structure.bytes(structure.rows([p], layers), layers)[0]) for p in (dense, treated))
+    policy = Policy(space_id="", widths=dense.widths, treatments={layers[0]: INT8})
+    fp32, int8 = (int(structure.bytes(structure.rows([p], layers), layers)[0]) for p in (dense, policy))
     weight = structure.tensors[layers[0]]
     assert fp32 - int8 == 3 * weight.numel() - 4 * weight.shape[0]
+
+
+@pytest.mark.parametrize("precision", ["int8-dynamic", "w8", "w4"])
+def test_bytes_of_linear_layers_are_those_of_the_file(
+    precision: str, structure_of: Callable[[str], Structure], dense_of: Callable[[str], onnx.ModelProto]
+) -> None:
+    structure, name = structure_of("flat"), "hidden.weight"
+    dense, numel = structure.dense_policy(), structure.tensors[name].numel()
+    policy = Policy(space_id="", widths=dense.widths, treatments={name: Treatment(precision=precision)})
+    fp32, treated_bytes = (int(structure.bytes(structure.rows([p], [name]), [name])[0]) for p in (dense, policy))
+    stored = treated(dense_of("flat"), policy.treatments).graph.initializer
+    parts = [numpy_helper.to_array(i).nbytes for i in stored if i.name.endswith(("_quantized", "_scale"))]
+    assert fp32 - treated_bytes == 4 * numel - sum(parts)
 
 
 def test_a_space_with_layers_that_the_table_does_not_know_is_refused(

@@ -2,8 +2,11 @@
 
 import copy
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -12,7 +15,7 @@ from autoprune.device.timing import named_feeds, open_session
 from autoprune.errors import PolicyError, RunFolderError, StructureError, TrialError
 from autoprune.onnxgraph.export import export_onnx
 from autoprune.onnxgraph.treated import treated
-from autoprune.quantization.calibration import calibrated, int8_layers
+from autoprune.quantization.calibration import calibrated, split_treatments
 from autoprune.quantization.numbers import Quantization
 from autoprune.quantization.twin import folded_layers, make_twin
 from autoprune.records import Policy
@@ -28,12 +31,12 @@ def inputs_of(structure, count=64):
     return strength * (1 + x)  # examples differ, so that outputs do
 
 
-def twin_and_file(structure, model, exported, layers, target, path):
+def twin_and_file(structure, model, exported, layers, target, path, local=MappingProxyType({})):
     """The outputs of a model, its twin and its file."""
     placement, x = structure.placement_in(model.captures[False].graph), inputs_of(structure)
-    calibrated(model, placement, layers, (x,)).save(path)
+    calibrated(model, placement, layers, (x,), local).save(path)
     numbers = Quantization.load(path)
-    file = treated(exported, dict.fromkeys(layers, INT8), numbers.ranges, numbers.weights)
+    file = treated(exported, {**dict.fromkeys(layers, INT8), **local}, numbers.ranges, numbers.weights)
     session = open_session(file.SerializeToString(), target)
     with torch.no_grad():
         twin = make_twin(model, placement, numbers)
@@ -53,6 +56,38 @@ def test_the_twin_agrees_with_the_file_at_random_widths_and_layers(name, structu
         assert (twin - file).std() < 0.03 * spread
         assert 0 < (twin - fp32).std() < 0.1 * spread
         assert (file.argmax(1) == twin.argmax(1)).mean() > 0.98
+
+
+LOCAL = [Treatment.parse(text) for text in ("int8-dynamic", "w8", "w4")]
+
+
+@pytest.mark.parametrize("treatment", LOCAL, ids=str)
+@pytest.mark.parametrize("name", ["flat", "attention", "recurrent"])
+def test_linear_layers_that_are_treated_alone_agree_with_the_file(name, treatment, structure_of, target, tmp_path):
+    structure, path = structure_of(name), tmp_path / "int8.safetensors"
+    widths = {unit.name: unit.width - 1 for unit in structure.units}  # odd ones
+    model = structure.shrink(Policy(space_id="", widths=widths), prove=False).eval()
+    exported = export_onnx(model, structure.example_inputs)
+    linear = [layer.name for layer in structure.layers if layer.allows(treatment)]
+    for alone in (linear, linear[::2]):  # beside nothing, and beside int8 layers
+        local, int8 = dict.fromkeys(alone, treatment), [] if alone == linear else linear[1::2]
+        fp32, twin, file = twin_and_file(structure, model, exported, int8, target, path, local)
+        spread = (fp32 - fp32.mean(0)).std()
+        assert (twin - file).std() < (0.03 if int8 else 1e-3) * spread
+        assert 0 < (twin - fp32).std() < (0.3 if treatment.precision == "w4" else 0.1) * spread
+        assert (file.argmax(1) == twin.argmax(1)).mean() > 0.98
+
+
+def test_the_runtime_fuses_layers_that_are_treated_alone(structure_of, dense_of, tmp_path):
+    options = onnxruntime.SessionOptions()
+    for treatment, kernel in zip(LOCAL, ("DynamicQuantizeMatMul", "MatMulNBits", "MatMulNBits"), strict=True):
+        file = treated(dense_of("attention"), {"wide.weight": treatment, "head.weight": treatment})
+        onnx.checker.check_model(file)
+        options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+        onnxruntime.InferenceSession(file.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        kernels = [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
+        assert kernels.count(kernel) == 2
+        assert not {"DynamicQuantizeLinear", "MatMulInteger", "Cast"} & {*kernels}
 
 
 def test_removed_branches_and_their_layers_are_passed_over(structure_of, target, tmp_path):
@@ -87,7 +122,7 @@ def test_biases_take_up_what_rounding_moves_the_mean_outputs(structure_of):
     model, x = structure.shrink(structure.dense_policy()).eval(), inputs_of(structure)
     layers, placement = [layer.name for layer in structure.layers], structure.placement
     numbers = calibrated(model, placement, layers, (x,))
-    plain = {name: layer.bias for name, layer in folded_layers(model, placement).items()}
+    plain = {name: layer.bias for name, layer in folded_layers(model, placement, layers).items()}
     weights = {n: replace(w, bias=plain[n].numpy()) for n, w in numbers.weights.items()}  # pyright: ignore
     with torch.no_grad():
         shift, uncorrected = (
@@ -100,9 +135,9 @@ def test_biases_take_up_what_rounding_moves_the_mean_outputs(structure_of):
 def test_faults_are_told(structure_of, tmp_path):
     structure = structure_of("flat")
     model, x = structure.shrink(structure.dense_policy()).eval(), inputs_of(structure)
-    policy = replace(structure.dense_policy(), treatments={"head.weight": Treatment(precision="w8")})
-    with pytest.raises(PolicyError, match=r"fp32 and int8; 'head.weight' is w8"):
-        int8_layers(policy)
+    policy = replace(structure.dense_policy(), treatments={"head.weight": Treatment(precision="w8", rank=2)})
+    with pytest.raises(PolicyError, match=r"no layer is computed as w8\+rank:2; 'head.weight' is to be"):
+        split_treatments(policy)
     x[0, 0, 0, 0] = float("nan")
     with pytest.raises(TrialError, match="activations must be finite on calibration data"):
         calibrated(model, structure.placement, ["head.weight"], (x,))
@@ -125,7 +160,8 @@ def test_a_layer_that_runs_twice_before_batch_norms_stays_in_fp32():
     structure = analyze(Twice().eval(), torch.randn(1, 1, 4, 4))
     model = structure.shrink(structure.dense_policy()).eval()
     with pytest.raises(StructureError, match=r"'conv.weight' runs several times and feeds a batch norm"):
-        folded_layers(model, structure.placement)
+        folded_layers(model, structure.placement, {"conv.weight"})
+    assert [*folded_layers(model, structure.placement, {"head.weight"})] == ["head.weight"]
 
 
 class Bare(nn.Module):
