@@ -14,6 +14,7 @@ overrides:                # per pattern, any of the six keys above; later patter
 treatments:               # levels of layers, by patterns of their names; later patterns win; without it all are dense
   "*": [fp32, int8]
   "head": [fp32]          # the name of a layer's module, or of its weight
+treat_if_faster: true     # all layers are dense where treated models are measured to be no faster; default false
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ class SpaceSpec(LevelRule):
     exclude: tuple[str, ...] = ()
     overrides: dict[str, LevelRule] = Field(default_factory=dict)
     treatments: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    treat_if_faster: bool = False
 
     @field_validator("treatments")
     @classmethod
@@ -121,6 +123,11 @@ def load_spec(path: Path) -> SpaceSpec:
     except ValidationError as error:
         known, nested = SpaceSpec.model_fields, LevelRule.model_fields
         raise ConfigError(validation_message(path, error, known, nested)) from error
+
+
+def without_treatments(spec: SpaceSpec) -> SpaceSpec:
+    """Return a space in which all layers are dense."""
+    return spec.model_copy(update={"treatments": {}, "treat_if_faster": False})
 
 
 def needs_table(spec: SpaceSpec) -> bool:

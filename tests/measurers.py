@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,26 +33,38 @@ class SimulatedMeasurer:
     """
 
     def __init__(
-        self, target: Target | None = None, *, slowness: Slowness = lambda widths: 1.0, error: Exception | None = None
+        self,
+        target: Target | None = None,
+        *,
+        slowness: Slowness = lambda widths: 1.0,
+        error: Exception | None = None,
+        int8_is_faster: bool = False,
     ) -> None:
         self.target = target or make_target("ort-cpu")
         self.slowness, self.error = slowness, error
+        self.int8_is_faster = int8_is_faster
         self.clock = 1.0
         self.asked: list[list[dict[str, int]]] = []
         self._structure: Structure | None = None
 
-    def machine(self, structure: Structure, *, noise: float = 0.0, seed: int = 0) -> AdditiveMachine:
-        """The simulated device for one model."""
+    def machine(
+        self, structure: Structure, *, noise: float = 0.0, seed: int = 0, layers: Sequence[str] = ()
+    ) -> AdditiveMachine:
+        """The simulated device for one model; the treatments of other layers change nothing."""
         cost = stairs(4)
-        return AdditiveMachine(structure, lambda g: cost(g) / 500, remainder_ms=0.001, noise=noise, seed=seed)
+        return AdditiveMachine(
+            structure, lambda g: cost(g) / 500, remainder_ms=0.001, noise=noise, seed=seed, layers=layers
+        )
 
     def policy_timer(
         self, structure: Structure, *, layers: Sequence[str] = (), seed: int, on_progress: Any = None
     ) -> SimulatedTimer:
         """Time policies with 0.4 % of noise."""
         self._structure = structure
-        machine = self.machine(structure, noise=0.004, seed=seed)
-        return simulated_timer(machine, self.target, on_progress=on_progress, seed=seed)
+        faster = layers if self.int8_is_faster else ()
+        machine = self.machine(structure, noise=0.004, seed=seed, layers=faster)
+        timer = simulated_timer(machine, self.target, on_progress=on_progress, seed=seed)
+        return replace(timer, layers=tuple(layers))
 
     def timings(
         self, models: Sequence[Model], reference: Model, feeds: Feeds, *, protocol: timing.Protocol | None = None

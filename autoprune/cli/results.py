@@ -17,6 +17,7 @@ def show(run_dir: Path) -> None:
     from autoprune.report import (
         form_lines,
         front_table,
+        layer_lines,
         prediction_line,
         rung_table,
         score_budget_lines,
@@ -26,6 +27,8 @@ def show(run_dir: Path) -> None:
 
     folder = RunFolder(run_dir)
     document = read_json(folder.front)
+    for line in layer_lines(document):
+        say(line)
     out.print(front_table(document))
     rungs = rung_table(document)
     if rungs.row_count:  # no uniform policy meets the budgets, or the searched one is it

@@ -36,6 +36,20 @@ class Target:
         if self.threads < 1 or self.batch < 1:
             raise UsageError(f"a target needs threads and batch of 1 or more; got {self.threads} and {self.batch}")
 
+    @property
+    def treats_layers(self) -> bool:
+        """Whether single layers can be treated: the target runs ONNX files, and does not quantize them as a whole."""
+        return self.runtime == "onnxruntime" and self.precision == "fp32"
+
+    def require_treated_layers(self) -> None:
+        """Raise `UsageError` unless single layers can be treated."""
+        if not self.treats_layers:
+            raise UsageError(
+                f"layers with a precision of their own need ONNX Runtime and a target in fp32; got {self.name}, which "
+                f"runs {self.runtime} in {self.precision}. Leave out --precision, choose another --target, or search "
+                "widths alone (--space widths)"
+            )
+
     def fingerprint(self) -> dict[str, Any]:
         """Plain JSON value of all fields but `address`, and their `digest`; equal digests: comparable latencies."""
         fields = asdict(self) | {"isa": list(self.isa)}

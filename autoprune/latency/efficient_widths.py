@@ -9,7 +9,7 @@ import numpy as np
 from autoprune.latencies import Staircase
 from autoprune.latency.charges import PricedOperator
 from autoprune.latency.predictor import LatencyPredictor
-from autoprune.latency.sampling import scan_contexts, uniform_treatments
+from autoprune.latency.sampling import scan_contexts, whole_models
 from autoprune.records import SearchSpace
 
 TOLERANCE = 0.005
@@ -52,9 +52,7 @@ def useful_treatments(predictor: LatencyPredictor, space: SearchSpace) -> dict[s
     largest width and at half of it, all other layers dense and all treated.
     """
     codes, columns = space.codes, predictor.columns
-    halves = [min(codes[n], key=lambda width, full=codes[n][-1]: abs(2 * width - full)) for n in space.unit_names]
-    widths = [[codes[n][-1] for n in space.unit_names], halves]
-    contexts = np.array([[*of_units, *of_layers] for of_units in widths for of_layers in uniform_treatments(space)])
+    contexts = whole_models(space)
     useful = {}
     for layer in space.layer_names:
         column, levels = columns.index(layer), codes[layer]

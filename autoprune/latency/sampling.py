@@ -103,6 +103,17 @@ def uniform_treatments(space: SearchSpace) -> np.ndarray:
     return np.array(rows if rows[0] != rows[1] else rows[:1], dtype=np.int64)
 
 
+def whole_models(space: SearchSpace) -> np.ndarray:
+    """Rows `[contexts, U + L]` of all units at their largest width and at half of it, each with all layers alike.
+
+    The layers are all dense, and, where they may be treated, then all treated.
+    """
+    codes = [space.codes[name] for name in space.unit_names]
+    halves = [min(levels, key=lambda width, full=levels[-1]: abs(2 * width - full)) for levels in codes]
+    widths = [[levels[-1] for levels in codes], halves]
+    return np.array([[*of_units, *of_layers] for of_units in widths for of_layers in uniform_treatments(space)])
+
+
 def partners_of(unit: int, priced: Sequence[PricedOperator]) -> set[int]:
     """Units that share an operator with `unit`."""
     return {other for op in priced if unit in op.widths for other in op.widths} - {unit}

@@ -137,11 +137,13 @@ class _Writer:
         node.input[1] = self._dequantize(layer.stored, steps, rounded.scales, axis=layer.axis)
         if rounded.bias is None:
             return
-        if layer.bias:
-            sums, scales = rounded_bias(rounded.bias, rounded.scales, input_scale)
-            node.input[2] = self._dequantize(f"{layer.bias}_{layer.output}", sums, scales, axis=0)
-        elif layer.addition_bias:
+        if layer.addition_bias:
             self._stored[layer.addition_bias] = numpy_helper.from_array(rounded.bias, layer.addition_bias)
+        elif layer.op_type != "MatMul":
+            # The exporter leaves out a bias of zeros, which the correction has changed.
+            sums, scales = rounded_bias(rounded.bias, rounded.scales, input_scale)
+            name = f"{layer.bias or layer.stored + '_bias'}_{layer.output}"
+            node.input[2:] = [self._dequantize(name, sums, scales, axis=0)]
 
     def _treat_alone(self, layer: OnnxLayer, node: onnx.NodeProto) -> None:
         """Add the nodes that take the place of a layer's, which reads and writes fp32."""

@@ -12,7 +12,6 @@ import numpy.typing as npt
 from torch import nn
 
 from autoprune.device.timing import Feeds, Model, Timings
-from autoprune.errors import StructureError
 from autoprune.evaluation import DenseModel
 from autoprune.export.onnx_file import export_candidate
 from autoprune.onnxgraph.export import serialized
@@ -69,15 +68,12 @@ class Deployment:
             The form that the target runs.
 
         Raises:
-            StructureError: for a model that cannot be exported or quantized, or cannot run so on the target.
+            StructureError: for a model that cannot be exported or quantized.
+            UsageError: layers are treated, and the target cannot run such a model.
         """
         treatments = policy.treatments if policy is not None else {}
-        if treatments and (self.int8 or self.measurer.target.runtime == "torch"):
-            raise StructureError(
-                f"layers with a precision of their own need ONNX Runtime and a target in fp32; this one is "
-                f"{self.measurer.target.runtime} in {self.measurer.target.precision}. "
-                "Search widths alone (--space default)"
-            )
+        if treatments:
+            self.measurer.target.require_treated_layers()
         export_candidate(model, self.dense_model.task.example_inputs, onnx, sizes=self.dense_model.structure.sizes)
         if self.measurer.target.runtime == "torch":
             return model

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autoprune.config import RunConfig
 from autoprune.device.target import Target
-from autoprune.errors import ConfigError, UsageError
+from autoprune.errors import ConfigError
 from autoprune.latency.table import LatencyTable
 from autoprune.records import SearchSpace, Unit
-from autoprune.space import SpaceSpec, Useful, build_space, find_space, load_spec, needs_table
+from autoprune.search.strategies import JOINT
+from autoprune.space import SpaceSpec, Useful, build_space, find_space, load_spec, needs_table, without_treatments
 from autoprune.structure import Structure
 from autoprune.treatments import Layer, level_code
 
@@ -34,10 +35,13 @@ class SpaceFile:
     def read(cls, config: RunConfig, structure: Structure) -> SpaceFile:
         """Read the file that a configuration names; `UsageError` or `ConfigError` for an unknown or a wrong one."""
         path = find_space(config.space)
+        spec = load_spec(path)
+        if spec.treat_if_faster and config.strategy not in JOINT:
+            spec = without_treatments(spec)
         return cls(
             name=config.space,
             file_name=path.name,
-            spec=load_spec(path),
+            spec=spec,
             units=structure.units,
             layers=structure.layers,
             structure_digest=structure.digest(),
@@ -62,15 +66,22 @@ class SpaceFile:
         Raises:
             ConfigError: when no width is faster than another and a budget limits the latency.
         """
-        try:
+        if self.timed:
             return self._built(useful)
-        except ConfigError:
-            if self.timed:
-                raise
-        return self._built(all_levels)
+        try:
+            space = self._built(useful)
+        except ConfigError:  # nothing is left to search
+            return self._built(all_levels)
+        widths = any(len(space.levels[name]) > 1 for name in space.unit_names)
+        return space if widths else self._built(all_levels)
 
     def of_table(self, table: LatencyTable) -> SearchSpace:
-        """Return the space to search with a table; `LatencyError` when the table lacks one of its widths."""
+        """Return the space to search with a table; `LatencyError` when the table lacks one of its widths.
+
+        With `treat_if_faster` it treats layers if the table does.
+        """
+        if self.spec.treat_if_faster and not table.layers:
+            return self.widths_alone().of_table(table)
         if not self.efficient:
             space = self._built()
             table.require_space(space)
@@ -90,13 +101,13 @@ class SpaceFile:
         return build_space(self.spec, self.units, self.structure_digest, self.name, useful, self.layers)
 
     def require_target(self, target: Target) -> None:
-        """Raise `UsageError` where the file treats layers and the target cannot run models with such layers."""
-        if self.spec.treatments and (target.runtime == "torch" or target.precision != "fp32"):
-            raise UsageError(
-                f"layers with a precision of their own need ONNX Runtime and a target in fp32; the space {self.name!r} "
-                f"has `treatments`, and the target runs {target.runtime} in {target.precision}. "
-                "Leave out --precision, choose another --target, or search widths alone (--space default)"
-            )
+        """Raise `UsageError` where the file treats layers in any case and the target cannot run such models."""
+        if self.spec.treatments and not self.spec.treat_if_faster:
+            target.require_treated_layers()
+
+    def widths_alone(self) -> SpaceFile:
+        """Return the space in which all layers are dense."""
+        return replace(self, spec=without_treatments(self.spec))
 
     def _built(self, useful: Useful | None = None) -> SearchSpace:
         return build_space(self.spec, self.units, self.structure_digest, self.file_name, useful, self.layers)

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from autoprune.config import RunConfig
 from autoprune.device.target import Target, differences
-from autoprune.errors import ConfigError, LatencyError, RunFolderError
+from autoprune.device.timing import Protocol
+from autoprune.errors import AutopruneError, ConfigError, LatencyError, RunFolderError
+from autoprune.latency.sampling import whole_models
 from autoprune.latency.table import LatencyTable
 from autoprune.pipeline.events import Events
 from autoprune.pipeline.measurer import Measurer
 from autoprune.pipeline.spaces import SpaceFile
+from autoprune.profiling.policy_timer import PolicyTimer
 from autoprune.profiling.profile import profile
 from autoprune.profiling.report import accuracy_lines
+from autoprune.records import SearchSpace
 from autoprune.runfolder import RunFolder, samples_beside
 from autoprune.structure import Structure
+from autoprune.treatments import Treatment
+
+_FASTER = 0.95
+"""Treated models are faster when they take at most this share of the time: noise and conversions eat smaller gains."""
 
 
 def latency_table(
@@ -87,17 +98,22 @@ def profiled_table(
     Measurements are appended to a file beside it, from which an interrupted profile goes on.
     """
     events.stage("Latency table")
-    space = space_file.scanned()
+    if space_file.spec.treat_if_faster and not measurer.target.treats_layers:
+        space_file = space_file.widths_alone()
+    timer = measurer.policy_timer(
+        structure,
+        layers=space_file.scanned().layer_names,
+        seed=seed,
+        on_progress=lambda stage, done, total: events.advance(done, total, stage),
+    )
+    if space_file.spec.treat_if_faster and timer.layers and not _treatments_pay(space_file.scanned(), timer, events):
+        space_file = space_file.widths_alone()
+        timer = replace(timer, layers=())
     table = profile(
         structure,
-        space,
+        space_file.scanned(),
         measurer.target,
-        timer=measurer.policy_timer(
-            structure,
-            layers=space.layer_names,
-            seed=seed,
-            on_progress=lambda stage, done, total: events.advance(done, total, stage),
-        ),
+        timer=timer,
         narrow=space_file.narrowed if space_file.efficient else None,
         seed=seed,
         samples=samples_beside(destination),
@@ -108,3 +124,19 @@ def profiled_table(
     for line in accuracy_lines(table):
         events.note(line)
     return table
+
+
+def _treatments_pay(space: SearchSpace, timer: PolicyTimer, events: Events) -> bool:
+    """Measure the model with all layers treated, at its widths and at half of them, and note whether that is faster."""
+    rows = whole_models(space)
+    try:
+        ratios = np.array(timer.time(rows, "comparing precisions", Protocol()).ratios).reshape(-1, 2)
+    except AutopruneError as error:
+        events.note(f"widths alone are searched, because the layers cannot be treated: {error}")
+        return False
+    full, half = ratios[:, 1] / ratios[:, 0]
+    pays = bool(min(full, half) <= _FASTER)
+    then = "the precision of every layer is searched, too" if pays else "widths alone are searched"
+    precision = Treatment.of_code(int(rows[1, -1])).precision
+    events.note(f"{precision} takes {full:.0%} of the fp32 latency, at half the widths {half:.0%}: {then}")
+    return pays

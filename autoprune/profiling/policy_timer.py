@@ -17,7 +17,7 @@ from torch import nn
 from autoprune.device.runner import kernel_times, time_models
 from autoprune.device.target import Target
 from autoprune.device.timing import Feeds, Kernels, Model, Protocol, Timings, named_feeds, open_session
-from autoprune.errors import AutopruneError, LatencyError, UsageError
+from autoprune.errors import AutopruneError, LatencyError
 from autoprune.model.copying import copy_of
 from autoprune.onnxgraph.export import export_onnx, serialized, with_constant_weights
 from autoprune.onnxgraph.origins import Origin, find_origins, made_distinct, repeats
@@ -104,11 +104,8 @@ def make_policy_timer(
         StructureError: The model cannot be exported.
         UsageError: Layers are treated, and the target does not run ONNX models, or quantizes them as a whole.
     """
-    if layers and (target.runtime != "onnxruntime" or target.precision != "fp32"):
-        raise UsageError(
-            f"treatments of layers are timed on ONNX models of a target in fp32; got {target.name} in "
-            f"{target.precision}. Leave `treatments` out of the search space, or choose an ort target in fp32."
-        )
+    if layers:
+        target.require_treated_layers()
     constant_weights = bool(target.address) if constant_weights is None else constant_weights
     common: dict[str, Any] = {
         "structure": structure,

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.report.plots import Plot
-from autoprune.report.tables import all_rungs, form_lines, prediction_line, score_budget_lines, shown_ms, trust_lines
+from autoprune.report.tables import (
+    all_rungs,
+    form_lines,
+    layer_lines,
+    prediction_line,
+    score_budget_lines,
+    shown_ms,
+    trust_lines,
+)
 from autoprune.runfolder import write_atomic
 
 _STYLE = """
@@ -32,6 +40,7 @@ def write_html(document: Mapping[str, Any], config: Mapping[str, Any], path: Pat
         f"<h1>{html.escape(str(config['task']))} on {html.escape(str(config['target']))}</h1>",
         f"<p>Strategy <code>{html.escape(str(config['strategy']))}</code>, {config['threads']} thread(s), "
         f"batch {config['batch']}, seed {config['seed']}. Every latency was {how}.</p>",
+        *(f"<p>{html.escape(line)}</p>" for line in layer_lines(document)),
         front_plot(document).html(),
         _models(document),
         *(f"<p>{html.escape(line)}</p>" for line in score_budget_lines(document)),

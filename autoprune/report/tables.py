@@ -146,6 +146,22 @@ def treated_layers(model: Mapping[str, Any], layers: int) -> str:
     return ", ".join(f"{treatment} in {count} of {layers}" for treatment, count in counts.items()) or "fp32"
 
 
+def layer_lines(document: Document) -> list[str]:
+    """Return in how many layers the models of the front have each treatment, as a line; none for widths alone."""
+    layers, models = document.get("layers", 0), document["models"]
+    if not layers or not models:
+        return []
+    counts = [Counter(model.get("treatments", {}).values()) for model in models]
+    found = dict.fromkeys(treatment for of_model in counts for treatment in of_model)
+    spans = {treatment: sorted({of_model[treatment] for of_model in counts}) for treatment in found}
+    shares = [f"{treatment} in {_span(span)} of {layers} layers" for treatment, span in spans.items()]
+    return [f"Models of the front have {', '.join(shares) or 'all layers in fp32'}."]
+
+
+def _span(numbers: Sequence[int]) -> str:
+    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+
+
 def _row(model: Mapping[str, Any], kind: str, shown: Mapping[str, str], layers: int) -> list[str]:
     return [
         model["digest"],

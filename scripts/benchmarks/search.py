@@ -262,7 +262,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", default="resnet20")
     parser.add_argument("--dense", type=Path, required=True, help="trained weights (safetensors)")
     parser.add_argument("--budget", action="append", required=True)
-    parser.add_argument("--space", default="default")
+    parser.add_argument("--space", default="widths")
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=list(STRATEGIES))
     parser.add_argument("--sampler", default="tpe")
     parser.add_argument("--no-least-squares", action="store_true", help="l2 order and batch norms alone")

@@ -10,7 +10,7 @@ from autoprune.errors import StructureError
 from autoprune.onnxgraph.export import export_onnx
 from autoprune.onnxgraph.layer_steps import steps_of_onnx
 from autoprune.onnxgraph.treated import treated
-from autoprune.quantization.grid import Range
+from autoprune.quantization.grid import Range, nearest
 from autoprune.records import Policy
 from autoprune.structure.placement import Placement
 from autoprune.treatments import INT8, Treatment
@@ -114,3 +114,15 @@ def test_what_cannot_be_written_is_refused(dense_of):
         treated(model, {"head.weight": INT8}, {})
     with pytest.raises(StructureError, match=r"multiplies with 'head.bias' alone"):
         treated(model, {"head.bias": INT8})
+
+
+def test_a_bias_of_zeros_that_the_exporter_leaves_out_takes_the_correction(target):
+    model = nn.Sequential(nn.Conv2d(2, 3, 1, bias=False), nn.BatchNorm2d(3)).eval()
+    file = export_onnx(model, (torch.zeros(1, 2, 4, 4),))
+    assert not any("bias" in initializer.name for initializer in file.graph.initializer)
+    weight = nearest(model[0].weight.detach().numpy(), np.array([1.0, 2.0, 3.0], np.float32), RANGE.scale)
+    ranges = {"0.weight.input": RANGE, "0.weight.output": RANGE}
+    outputs = run(
+        treated(file, {"0.weight": INT8}, ranges, {"0.weight": weight}), target, [np.zeros((1, 2, 4, 4), "f4")]
+    )
+    np.testing.assert_allclose(outputs[0, :, 0, 0], [1, 2, 3], atol=RANGE.scale)

@@ -12,6 +12,7 @@ from autoprune.device.target import Target
 from autoprune.errors import ConfigError, UsageError
 from autoprune.pipeline.spaces import SpaceFile
 from autoprune.structure import Structure, analyze
+from autoprune.treatments import DENSE, INT8
 
 
 @pytest.fixture(scope="module")
@@ -19,28 +20,44 @@ def structure() -> Structure:
     return analyze(nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2)), (torch.zeros(1, 4),))
 
 
-def space_file(structure: Structure, *budgets: str) -> SpaceFile:
-    return SpaceFile.read(RunConfig(task="digits", budgets=list(budgets)), structure)
+def space_file(structure: Structure, *budgets: str, **options: str) -> SpaceFile:
+    return SpaceFile.read(RunConfig(task="digits", budgets=list(budgets) or ["50%"], **options), structure)
+
+
+DENSE_ALONE = {"0.weight": [DENSE.code], "2.weight": [DENSE.code]}
 
 
 def test_all_widths_are_searched_when_none_is_faster_and_no_budget_is_a_latency(structure: Structure) -> None:
-    useful = {"0": [16]}
+    useful = {"0": [16]} | DENSE_ALONE
     assert space_file(structure, "params:50%").narrowed(useful).levels["0"] == tuple(range(2, 17))
     assert space_file(structure, "params:50%").narrowed(useful, {"0": [4, 16]}).levels["0"] == (4, 16)
     with pytest.raises(ConfigError, match="measurably faster on this target; `levels` of its own searches all"):
         space_file(structure, "50%", "params:50%").narrowed(useful)
 
 
+def test_all_widths_are_searched_for_a_size_also_when_int8_is_faster(structure: Structure) -> None:
+    useful = {"0": [16]} | DENSE_ALONE | {"0.weight": [DENSE.code, INT8.code]}
+    assert space_file(structure, "params:50%").narrowed(useful).levels["0"] == tuple(range(2, 17))
+    assert space_file(structure, "50%").narrowed(useful).levels["0"] == (16,)
+
+
 def test_useful_widths_are_searched_where_there_are_some(structure: Structure) -> None:
-    assert space_file(structure, "params:50%").narrowed({"0": [8, 16]}, {"0": [4, 16]}).levels["0"] == (8, 16)
+    useful = {"0": [8, 16]} | DENSE_ALONE
+    assert space_file(structure, "params:50%").narrowed(useful, {"0": [4, 16]}).levels["0"] == (8, 16)
+
+
+def test_yardsticks_of_widths_leave_all_layers_dense_unless_told(structure: Structure) -> None:
+    assert not space_file(structure, strategy="netadapt").scanned().layer_names
+    assert space_file(structure, strategy="guided").scanned().layer_names
+    assert space_file(structure, strategy="netadapt", space="joint").scanned().layer_names
 
 
 @pytest.mark.parametrize("target", [make_target("torch-cpu"), make_target("ort-cpu", precision="int8")])
 def test_targets_that_cannot_run_treated_layers_are_refused_before_anything_is_measured(
     structure: Structure, target: Target
 ) -> None:
-    joint = SpaceFile.read(RunConfig(task="digits", space="joint"), structure)
-    with pytest.raises(UsageError, match=r"need ONNX Runtime and a target in fp32; the space 'joint'.*--space default"):
+    joint = space_file(structure, space="joint")
+    with pytest.raises(UsageError, match=r"need ONNX Runtime and a target in fp32; got .*--space widths"):
         joint.require_target(target)
     joint.require_target(make_target("ort-cpu"))
-    space_file(structure, "50%").require_target(target)
+    space_file(structure).require_target(target)

@@ -33,6 +33,14 @@ class Watching(Silent):
             raise KeyboardInterrupt
 
 
+def test_the_precision_of_layers_is_searched_where_whole_models_are_faster_in_int8(tmp_path: Path) -> None:
+    events = Watching()
+    table = profile_table(tmp_path / "table.json", events, measurer=SimulatedMeasurer(int8_is_faster=True), **TINY)
+    assert table.layers
+    assert events.notes[0].startswith("int8 takes ")
+    assert events.notes[0].endswith("the precision of every layer is searched, too")
+
+
 def test_a_table_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     path, measurer = tmp_path / "table.json", SimulatedMeasurer()
     with pytest.raises(KeyboardInterrupt):
@@ -41,9 +49,11 @@ def test_a_table_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     assert not path.exists()
     again = Watching()
     table = profile_table(path, again, measurer=measurer, **TINY)
-    assert "80 models are timed already" in again.notes[0]  # the 16 of the block that was begun are not
+    assert "80 models are timed already" in again.notes[1]  # the 16 of the block that was begun are not
     assert not samples_beside(path).exists()
     assert LatencyTable.load(path) == table
+    assert not table.layers
+    assert again.notes[0].endswith("widths alone are searched")
 
 
 def test_measurements_for_another_seed_are_discarded(tmp_path: Path) -> None:
@@ -52,5 +62,5 @@ def test_measurements_for_another_seed_are_discarded(tmp_path: Path) -> None:
         profile_table(path, Watching(most=100), measurer=SimulatedMeasurer(), **TINY)
     events = Watching()
     profile_table(path, events, measurer=SimulatedMeasurer(), seed=1, **TINY)
-    assert "which are discarded" in events.notes[0]
+    assert "which are discarded" in events.notes[1]
     assert not samples_beside(path).exists()
