@@ -20,7 +20,6 @@ from autoprune.executors.base import Executor
 from autoprune.records import Policy, SearchSpace
 from autoprune.search.effort import Effort
 from autoprune.search.rung import OnProgress, Refill, run_rung
-from autoprune.search.sensitivity import anchor_policies, sensitivities
 from autoprune.study.broker import WINDOW, Broker
 from autoprune.study.location import StudyLocation
 from autoprune.study.spec import StudySpec
@@ -93,7 +92,7 @@ class Explorer:
         self.results: dict[Policy, TrialResult] = {}
         self.apart: dict[Policy, TrialResult] = {}
         self.notes: list[str] = []
-        self.table: dict[str, npt.NDArray[np.float64]] | None = None
+        self.table: Mapping[str, npt.NDArray[np.float64]] | None = None
         self._executor = executor
         self._on_event = on_event
 
@@ -151,20 +150,6 @@ class Explorer:
         """Score policies, then let a sampler of levels propose the rest of the effort's trials."""
         results = self._run(policies, self.search.limits, "", sampler)
         self._collect(self.results, {result.policy: "" for result in results}, results)
-
-    def sensitivities(
-        self, levels: Callable[[SearchSpace], Mapping[Policy, str]] = anchor_policies
-    ) -> dict[str, npt.NDArray[np.float64]]:
-        """Return the loss of every level of every searched unit, `[levels]`, all others full; `table` keeps it.
-
-        `levels` gives the single-unit policies that are measured; the loss of other levels is estimated.
-        """
-        space = self.search.space
-        anchors = levels(space)
-        self.score_apart(list(anchors))
-        losses = {r.policy: r.measurement.loss for r in self.apart.values() if r.measurement is not None}
-        self.table = sensitivities(space, losses, anchors)
-        return self.table
 
     def _run(
         self,

@@ -1,9 +1,15 @@
-"""The guided strategy: sensitivities, the solver's answers, and a refinement of every limit beside its neighbours."""
+"""The guided strategy: sensitivities, the solver's answers, and a refinement of every limit beside its neighbours.
+
+`GuidedProposals` says which policies are scored next, given all losses so far. The strategy of the controller and the
+sampler for other studies (`autoprune.GuidedSampler`) both go by it, and so propose the same.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import sys
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +17,12 @@ import numpy.typing as npt
 
 from autoprune.allocation.additive import Additive
 from autoprune.allocation.solver import Allocation, Solver, Widen, polished
+from autoprune.budgets import Limit
 from autoprune.records import Policy, SearchSpace
 from autoprune.search.allocator import Allocator
-from autoprune.search.explore import Explorer, Refit
-from autoprune.search.refine import PER_ROUND, Refinement
+from autoprune.search.explore import SENSITIVITY, Explorer, Refit, Search
+from autoprune.search.refine import PER_ROUND, Losses, Refinement
+from autoprune.search.sensitivity import anchor_policies, sensitivities
 
 _MOST_EVALUATIONS = 60
 _FEWEST_ROUNDS = 5
@@ -25,20 +33,129 @@ _ALARM = 1.3
 _FEW_SLOTS = 4
 """With more slots a round is proposed while the one before it runs, so that no slot waits for the slowest trial."""
 
+Table = Mapping[str, npt.NDArray[np.float64]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class GuidedParts:
     """The parts of the guided strategy; another one makes a variant of it.
 
-    `sensitivities` returns the loss of every level of every searched unit, `[levels]`, all others full. `solver` is
-    made of a space and its additive costs. `widen` uses up what an answer leaves of its limit. `refinement` makes the
+    `anchors` returns the policies that are scored for the sensitivities, with their origins. `sensitivities` returns
+    the loss of every level of every searched unit, `[levels]`, all others full, from the losses of the anchors. `prior`
+    takes the place of both: it returns the sensitivities from the losses of the uniform policies. `solver` is made of a
+    space and its additive costs. `widen` uses up what an answer leaves of its limit. `refinement` makes the
     `Refinement` of one limit.
     """
 
-    sensitivities: Callable[[Explorer], Mapping[str, npt.NDArray[np.float64]]] = Explorer.sensitivities
+    anchors: Callable[[SearchSpace], Mapping[Policy, str]] = anchor_policies
+    sensitivities: Callable[[SearchSpace, Losses, Collection[Policy]], Table] = sensitivities
+    prior: Callable[[Search, Losses], Table] | None = None
     solver: Callable[[SearchSpace, Additive], Allocation] = Solver
     widen: Widen = polished
     refinement: Callable[..., Refinement] = Refinement
+
+
+class GuidedProposals:
+    """Rounds of policies: the uniform ones, those of the sensitivities, then policies of every limit that still gains.
+
+    Deterministic: the same losses at every round give the same policies.
+
+    Args:
+        search: space, costs, limits, effort and seed.
+        uniform: the uniform policy of every limit that has one.
+        slots: how many trials run at the same time.
+        parts: those of a variant of the strategy.
+        endless: go on, with what is expected to gain most, when no limit is expected to gain much any more.
+    """
+
+    def __init__(
+        self,
+        search: Search,
+        uniform: Mapping[Limit, Policy],
+        *,
+        slots: int = 1,
+        parts: GuidedParts | None = None,
+        endless: bool = False,
+    ) -> None:
+        self._search, self._parts, self._slots, self._endless = search, parts or GuidedParts(), slots, endless
+        self.ahead = int(slots > _FEW_SLOTS)
+        """Rounds that may be unfinished when the next one is proposed."""
+        first = dict.fromkeys(uniform.values(), "uniform")
+        self._anchors = {} if self._parts.prior else dict(self._parts.anchors(search.space))
+        # By themselves the uniform policies would leave a cluster idle: there they are part of a later round.
+        apart = bool(self.ahead and self._anchors)
+        self._opening = deque(policies for policies in ({} if apart else first, self._anchors) if policies)
+        self._with_next = first if apart else {}
+        self._refinements: list[Refinement] = []
+        self._active: list[Refinement] = []
+        self.table: Table | None = None
+        """Sensitivities of every searched unit, `[levels]`, once they are measured."""
+
+    @property
+    def opening(self) -> bool:
+        """Whether the next round needs no losses."""
+        return bool(self._opening)
+
+    @property
+    def waits(self) -> bool:
+        """Whether the next round needs the losses of all rounds before it; later ones need those that are known."""
+        return not self._opening and self.table is None
+
+    def propose(self, losses: Losses) -> dict[Policy, str]:
+        """Return the policies of the next round with their origins; none when the search is at its end.
+
+        Args:
+            losses: of all policies that were scored, also such as were not proposed here. Policies of the rounds before
+                that are missing failed, or run.
+        """
+        if self._opening:
+            return dict(self._opening.popleft())
+        losses = {policy: losses[policy] for policy in (*self._anchors, *losses) if policy in losses}
+        if self.table is None:
+            self._learn(losses)
+        proposed = self._refine(losses)
+        if not proposed and self._endless:
+            for refinement in self._refinements:
+                refinement.go_on()
+            self._active = self._refinements
+            proposed = self._refine(losses)
+        return proposed
+
+    def refit(self, tuned: Losses, losses: Losses) -> dict[Policy, str]:
+        """Return further policies from the losses of fine-tuned ones, with their origin."""
+        return {policy: "refit" for refinement in self._refinements for policy in refinement.refit(tuned, losses)}
+
+    def alarms(self, losses: Losses) -> list[str]:
+        """Return a sentence for every limit at which units act together more than the solver can know."""
+        return [_alarm(r, losses) for r in self._refinements if r.ratio(losses) > _ALARM]
+
+    def _learn(self, losses: Losses) -> None:
+        """Compute the sensitivities, and begin the refinement of every limit."""
+        search, parts = self._search, self._parts
+        if parts.prior:
+            self.table = parts.prior(search, losses)
+        else:
+            measured = {policy: losses[policy] for policy in self._anchors if policy in losses}
+            self.table = parts.sensitivities(search.space, measured, self._anchors)
+        solver = parts.solver(search.space, search.additive)
+        allocator = Allocator(
+            space=search.space, solver=solver, table=self.table, predict=search.predict, widen=parts.widen
+        )
+        evaluations, per_round = _rounds(search.effort.trials, len(search.limits), self._slots)
+        evaluations = sys.maxsize if self._endless else evaluations
+        self._refinements = [
+            parts.refinement(allocator, limit, seed=search.run_seed, evaluations=evaluations, per_round=per_round)
+            for limit in search.limits
+        ]
+        self._active = self._refinements
+
+    def _refine(self, losses: Losses) -> dict[Policy, str]:
+        """Return a round in which every limit that still gains proposes policies from all losses so far."""
+        proposals = [(refinement, refinement.propose(losses)) for refinement in self._active]
+        self._active = [refinement for refinement, policies in proposals if policies]
+        merged = {policy: origin for _, policies in proposals for policy, origin in policies.items()}
+        first, self._with_next = self._with_next, {}
+        return {**first, **merged, **first}
 
 
 def guided(explorer: Explorer, parts: GuidedParts | None = None) -> Refit:
@@ -47,45 +164,17 @@ def guided(explorer: Explorer, parts: GuidedParts | None = None) -> Refit:
     Returns:
         A function that proposes further policies from the losses of fine-tuned ones.
     """
-    search, parts = explorer.search, parts or GuidedParts()
-    uniform = dict.fromkeys(explorer.uniform.values(), "uniform")
-    many = explorer.slots > _FEW_SLOTS
-    if not many:
-        explorer.score(uniform)  # otherwise in the first round: by themselves they would leave a cluster idle
-    table = parts.sensitivities(explorer)
-    solver = parts.solver(search.space, search.additive)
-    allocator = Allocator(space=search.space, solver=solver, table=table, predict=search.predict, widen=parts.widen)
-    evaluations, per_round = _rounds(search.effort.trials, len(search.limits), explorer.slots)
-    refinements = [
-        parts.refinement(allocator, limit, seed=search.run_seed, evaluations=evaluations, per_round=per_round)
-        for limit in search.limits
-    ]
-    _refine(explorer, refinements, uniform, ahead=int(many))
-    explorer.notes += [_alarm(r, explorer) for r in refinements if r.ratio(explorer.losses) > _ALARM]
-
-    def refit(tuned: Mapping[Policy, float]) -> dict[Policy, str]:
-        return {policy: "refit" for refinement in refinements for policy in refinement.refit(tuned, explorer.losses)}
-
-    return refit
-
-
-def _refine(explorer: Explorer, refinements: list[Refinement], first: Mapping[Policy, str], ahead: int) -> None:
-    """Score rounds, in each of which every limit that still gains proposes policies from all losses so far.
-
-    The first round scores the policies `first` as well, before all others and with their own origins.
-    """
-    active = refinements
-
-    def propose() -> dict[Policy, str]:
-        nonlocal active, first
-        losses = explorer.losses
-        proposals = [(refinement, refinement.propose(losses)) for refinement in active]
-        active = [refinement for refinement, policies in proposals if policies]
-        merged = {policy: origin for _, policies in proposals for policy, origin in policies.items()}
-        wanted, first = {**first, **merged, **first}, {}
-        return wanted
-
-    explorer.score_rounds(propose, ahead)
+    proposals = GuidedProposals(explorer.search, explorer.uniform, slots=explorer.slots, parts=parts)
+    while proposals.opening:
+        policies = proposals.propose(explorer.losses)
+        if SENSITIVITY in policies.values():
+            explorer.score_apart(list(policies))
+        else:
+            explorer.score(policies)
+    explorer.score_rounds(lambda: proposals.propose(explorer.losses), proposals.ahead)
+    explorer.table = proposals.table
+    explorer.notes += proposals.alarms(explorer.losses)
+    return lambda tuned: proposals.refit(tuned, explorer.losses)
 
 
 def _rounds(trials: int, limits: int, slots: int) -> tuple[int, int]:
@@ -99,8 +188,8 @@ def _rounds(trials: int, limits: int, slots: int) -> tuple[int, int]:
     return evaluations, max(PER_ROUND, min(wanted, evaluations // _FEWEST_ROUNDS))
 
 
-def _alarm(refinement: Refinement, explorer: Explorer) -> str:
+def _alarm(refinement: Refinement, losses: Losses) -> str:
     return (
-        f"{refinement.limit}: the solver's first answer loses {refinement.ratio(explorer.losses):.1f} times the sum of "
+        f"{refinement.limit}: the solver's first answer loses {refinement.ratio(losses):.1f} times the sum of "
         "its sensitivities: units act together, and the refinement matters"
     )

@@ -92,6 +92,7 @@ class Refinement:
         self._surrogate = surrogate
         self._steps = steps
         self._round = 0
+        self._least_gain = _LEAST_GAIN
         self._asked: list[Policy] = []
         self.solution: Policy | None = None
         """The solver's answer to the plain sensitivities."""
@@ -116,6 +117,10 @@ class Refinement:
                     origins[policy] = origin
         self._round += 1
         return origins
+
+    def go_on(self) -> None:
+        """Propose further policies, however little is expected of them."""
+        self._least_gain = -np.inf
 
     def refit(self, tuned: Losses, losses: Losses) -> list[Policy]:
         """New policies by the losses of fine-tuned ones; their trend is what was expected before fine-tuning."""
@@ -157,7 +162,7 @@ class Refinement:
         waiting = [policy for policy in self._asked if policy not in losses]
         count = min(self._per_round, self._evaluations - len(self._asked))
         promising = self._most_promising(self._learned(losses), losses, waiting, count)
-        if len(self._asked) < max(_FEWEST, 2 * self._per_round) or (promising and promising[0][1] >= _LEAST_GAIN):
+        if len(self._asked) < max(_FEWEST, 2 * self._per_round) or (promising and promising[0][1] >= self._least_gain):
             yield from ((policy, "surrogate") for policy, _ in promising)
 
     def _learned(self, losses: Losses) -> Surrogate:

@@ -24,7 +24,7 @@ from autoprune.pipeline.main import Prepared
 from autoprune.pruning import channel_order, score_units
 from autoprune.records import COSTS, Policy, SearchSpace, digest_of
 from autoprune.search.baselines.halp import lost_importance
-from autoprune.search.explore import Explorer
+from autoprune.search.explore import Search
 from autoprune.search.guided import GuidedParts
 from autoprune.search.refine import Losses, Refinement
 from autoprune.search.sensitivity import by_unit, single_unit_policies
@@ -145,42 +145,36 @@ def _with(**parts: Any) -> Callable[[Prepared], GuidedParts]:
     return lambda prepared: GuidedParts(**parts)
 
 
-def _taylor(explorer: Explorer, prepared: Prepared) -> Table:
+def _taylor(search: Search, prepared: Prepared) -> Table:
     """Summed Taylor importance of the channels that a level removes."""
     importance = score_units(
         prepared.dense_model.structure, "taylor", calibration(prepared.dense_model.task, prepared.deployment.seed)
     )
-    return lost_importance(replace(explorer.search, importance=importance))
+    return lost_importance(replace(search, importance=importance))
 
 
-def _quadratic(explorer: Explorer, prepared: Prepared) -> Table:
+def _quadratic(search: Search, prepared: Prepared) -> Table:
     """The square of how many levels are gone, as a share: nothing is measured."""
     table = {}
-    for name in explorer.search.space.searched:
-        last = len(explorer.search.space.levels[name]) - 1
+    for name in search.space.searched:
+        last = len(search.space.levels[name]) - 1
         table[name] = (np.arange(last, -1, -1) / last) ** 2
     return table
 
 
-def _prior(table_of: Callable[[Explorer, Prepared], Table]) -> Callable[[Prepared], GuidedParts]:
+def _prior(table_of: Callable[[Search, Prepared], Table]) -> Callable[[Prepared], GuidedParts]:
     """Sensitivities that are not measured, scaled so that they sum to the uniform policies' measured losses."""
 
     def parts(prepared: Prepared) -> GuidedParts:
-        def sensitivities(explorer: Explorer) -> Table:
-            explorer.score(dict.fromkeys(explorer.uniform.values(), "uniform"))
-            table, losses = table_of(explorer, prepared), explorer.losses
-            summed = by_unit(explorer.search.space, table, list(losses)).sum(axis=1)
+        def prior(search: Search, losses: Losses) -> Table:
+            table = table_of(search, prepared)
+            summed = by_unit(search.space, table, list(losses)).sum(axis=1)
             scale = float(np.median(np.array(list(losses.values())) / summed)) if losses else 1.0
-            explorer.table = {name: scale * values for name, values in table.items()}
-            return explorer.table
+            return {name: scale * values for name, values in table.items()}
 
-        return GuidedParts(sensitivities=sensitivities)
+        return GuidedParts(prior=prior)
 
     return parts
-
-
-def _every_level_measured(explorer: Explorer) -> Table:
-    return explorer.sensitivities(single_unit_policies)
 
 
 def _space(prepared: Prepared, levels: Mapping[str, tuple[int, ...]]) -> SearchSpace:
@@ -244,7 +238,7 @@ VARIANTS: Mapping[str, Variant] = {
     "A4b": Variant(what="no block removed", space=all_blocks),
     "A5": Variant(what="Taylor sums as sensitivities", parts=_prior(_taylor)),
     "A5b": Variant(what="a quadratic prior as sensitivities", parts=_prior(_quadratic)),
-    "A5c": Variant(what="every level measured", parts=_with(sensitivities=_every_level_measured)),
+    "A5c": Variant(what="every level measured", parts=_with(anchors=single_unit_policies)),
     "A6": Variant(what="no least squares", options={"reconstruct": False}),
     "A7-l2": Variant(what="channels by l2 inside the widths of the search", dense_model=_ranked("l2")),
     "A7-taylor": Variant(what="channels by Taylor inside the widths of the search", dense_model=_ranked("taylor")),
