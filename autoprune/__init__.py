@@ -6,6 +6,7 @@ run.front()                                  # pandas.DataFrame
 best = run.pick(max_latency_ms=0.1)
 best.model(); best.export("model.onnx")
 
+In a study of Optuna of your own: `prepare`, `SearchProblem.objective`, `GuidedSampler`.
 Single stages, without a task: `units`, `prune`, `recover`, `export_onnx`, `save`, `load`.
 """
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from autoprune.export.onnx_file import export_verified as export_onnx
     from autoprune.export.weights import load, save
     from autoprune.pipeline import Candidate, Run, search
+    from autoprune.pipeline.problem import GuidedSampler, SearchProblem, prepare
     from autoprune.pruning import prune, units
     from autoprune.recovery.recover import recover
     from autoprune.task.base import Task
@@ -30,19 +32,22 @@ else:
     from autoprune import search
 
 __all__ = [
-    "AutopruneError", "Candidate", "Recipe", "Run", "Task",
-    "export_onnx", "load", "prune", "recover", "save", "search", "units",
+    "AutopruneError", "Candidate", "GuidedSampler", "Recipe", "Run", "SearchProblem", "Task",
+    "export_onnx", "load", "prepare", "prune", "recover", "save", "search", "units",
 ]  # fmt: skip
 
 # Imported when first used: `autoprune --help` and planning must not wait for torch.
 _HOMES = {
     "AutopruneError": "autoprune.errors:AutopruneError",
     "Candidate": "autoprune.pipeline:Candidate",
+    "GuidedSampler": "autoprune.pipeline.problem:GuidedSampler",
     "Recipe": "autoprune.task.recipe:Recipe",
     "Run": "autoprune.pipeline:Run",
+    "SearchProblem": "autoprune.pipeline.problem:SearchProblem",
     "Task": "autoprune.task.base:Task",
     "export_onnx": "autoprune.export.onnx_file:export_verified",
     "load": "autoprune.export.weights:load",
+    "prepare": "autoprune.pipeline.problem:prepare",
     "prune": "autoprune.pruning:prune",
     "recover": "autoprune.recovery.recover:recover",
     "save": "autoprune.export.weights:save",

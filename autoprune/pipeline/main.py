@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,11 @@ from typing import Any
 from autoprune.allocation.limits import fastest
 from autoprune.config import RunConfig
 from autoprune.device.target import differences
-from autoprune.errors import TrialError, UsageError
+from autoprune.errors import TrialError
 from autoprune.evaluation import DenseModel, Evaluator
 from autoprune.executors.base import Executor
 from autoprune.pipeline.baselines import dense_in_int8, uniform_baselines
 from autoprune.pipeline.channel_order import make_dense_model, scoring_passes
-from autoprune.pipeline.configuration import check_cluster, check_names, resolve, with_absolute_paths
 from autoprune.pipeline.cost_model import CostModel, reachable_costs
 from autoprune.pipeline.dense import trained_dense, untrained
 from autoprune.pipeline.deployment import Deployment
@@ -28,12 +26,12 @@ from autoprune.pipeline.finalists import finish
 from autoprune.pipeline.identity import note_workers
 from autoprune.pipeline.measurer import DeviceMeasurer, Measurer
 from autoprune.pipeline.metric import doubt_metric
+from autoprune.pipeline.opening import opened_run
 from autoprune.pipeline.progress import announce, note_outcome
 from autoprune.pipeline.recipe import recipe_passes, with_recipe
-from autoprune.pipeline.run import OBJECT_TASK, Run, open_task
+from autoprune.pipeline.run import Run
 from autoprune.pipeline.score_budgets import ScoreSearch, next_budgets
 from autoprune.pipeline.spaces import SpaceFile
-from autoprune.pipeline.studies import study_location
 from autoprune.pipeline.tables import latency_table
 from autoprune.pipeline.units import check_units, decide_form, note_space
 from autoprune.pipeline.verification import score_on_test
@@ -42,9 +40,8 @@ from autoprune.report import score_budget_lines
 from autoprune.runfolder import RunFolder, read_json, write_json
 from autoprune.search.effort import Effort
 from autoprune.search.explore import Search
-from autoprune.search.strategies import JOINT
+from autoprune.search.strategies import JOINT, Strategy
 from autoprune.study.location import SharedStorage, StudyLocation
-from autoprune.study.storage import check_storage, sole_controller
 from autoprune.task.base import Task
 from autoprune.task.batches import length
 from autoprune.trials import FrontModel
@@ -80,40 +77,13 @@ def search(
         AutopruneError: with one clear message, for anything that cannot work.
     """
     events = events or Silent()
-    own = task if isinstance(task, Task) else None
-    named = {"task": OBJECT_TASK, "executor": "inline"} if own else {"task": task} if task else {}
-    folder = RunFolder(Path(run_dir))
-    config = resolve(
-        folder, Path(config_file) if config_file else None, with_absolute_paths(options | named), fresh=fresh
-    )
-    if config.task == OBJECT_TASK and own is None:
-        raise UsageError("this run was started with a Task object: pass it again as `task`")
-    check_names(config)
-    location = study_location(config, folder)
-    check_storage(location, made=folder.has_study, begun=folder.has_results)
-    check_cluster(config)
-    ready = own or open_task(config)
-    folder.create()
-    with folder.locked(), sole_controller(location):
-        with _kept_config(config, folder):
-            prepared = prepare(config, folder, ready, events, measurer)
-        if isinstance(location, SharedStorage):
-            folder.write_shared_study(location.url, location.run_id)
-        _search(config, location, prepared, events)
-    return Run.open(run_dir, own)
-
-
-@contextmanager
-def _kept_config(config: RunConfig, folder: RunFolder) -> Iterator[None]:
-    """Store the configuration; budgets for which the stages before the search fail are not kept."""
-    before = folder.read_config()
-    folder.write_config(config.model_dump(mode="json"))
-    try:
-        yield
-    except BaseException:
-        if before and "budgets" in before:
-            folder.write_config(config.model_dump(mode="json") | {"budgets": before["budgets"]})
-        raise
+    with opened_run(task, run_dir, config_file, fresh=fresh, options=options) as run:
+        with run.kept_config():
+            prepared = prepare(run.config, run.folder, run.task, events, measurer)
+        if isinstance(run.location, SharedStorage):
+            run.folder.write_shared_study(run.location.url, run.location.run_id)
+        search_prepared(run.config, run.location, prepared, events)
+    return Run.open(run_dir, run.own_task)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,8 +143,25 @@ def prepare(
     )
 
 
-def _search(config: RunConfig, location: StudyLocation, prepared: Prepared, events: Events) -> None:
-    """Search, fine-tune, prove and write `front.json`; `TrialError` when no model meets its budget."""
+def search_prepared(
+    config: RunConfig,
+    location: StudyLocation,
+    prepared: Prepared,
+    events: Events,
+    strategy: Strategy | None = None,
+) -> None:
+    """Search, fine-tune, prove and write `front.json`.
+
+    Args:
+        config: of the run.
+        location: where its studies are kept.
+        prepared: results of the stages before.
+        events: receives progress.
+        strategy: fills the cheapest rung, in place of the one that the configuration names.
+
+    Raises:
+        TrialError: when no model meets its budget.
+    """
     dense_model, costs, deployment = prepared.dense_model, prepared.costs, prepared.deployment
     folder, effort = deployment.folder, prepared.effort
     deployment.dense()
@@ -187,7 +174,7 @@ def _search(config: RunConfig, location: StudyLocation, prepared: Prepared, even
         note_workers(folder, config.executor, executor.slots)
         announce(config, plan.space, dense_model, costs, effort, executor.slots, events, spent=_spent(folder))
         scores = _score_searches(config, prepared)
-        exploration, models = _models(config, location, prepared, scores, executor, events)
+        exploration, models = _models(config, location, prepared, scores, executor, events, strategy)
         costs, outcome = exploration.costs, exploration.outcome
         channels = scoring_passes(config, folder, dense_model.task)
         passes = search_passes(outcome, effort, dense_model.task, executor.slots, channels) | recipe_passes(folder)
@@ -223,13 +210,14 @@ def _models(
     scores: Sequence[ScoreSearch],
     executor: Executor,
     events: Events,
+    strategy: Strategy | None,
 ) -> tuple[Exploration, list[FrontModel]]:
     """Search and verify the models of all budgets; budgets by score search one latency after the other."""
     dense_model, costs, deployment = prepared.dense_model, prepared.costs, prepared.deployment
     first = len(config.parsed_budgets())
     while True:
         plan = search_plan(config, location, prepared.space, dense_model, costs, prepared.effort)
-        exploration = explore(plan, costs, deployment, executor, events)
+        exploration = explore(plan, costs, deployment, executor, events, strategy)
         costs = exploration.costs
         note_outcome(exploration.outcome, events)
         models = finish(exploration.plan, exploration.last_rung, costs, deployment, executor, events)

@@ -73,6 +73,14 @@ def generation_of(study: optuna.Study, trial: optuna.Trial) -> dict[str, Any]:
     return {name: value for name, value in attributes.items() if name.endswith(_GENERATION)}
 
 
+def note_on_trial(study: optuna.Study, trial: FrozenTrial, system: Mapping[str, Any], user: Mapping[str, Any]) -> None:
+    """Write attributes of a running trial as its sampler: those of samplers, and those that people read."""
+    for name, value in system.items():
+        study._storage.set_trial_system_attr(trial._trial_id, name, value)
+    for name, value in user.items():
+        study._storage.set_trial_user_attr(trial._trial_id, name, value)
+
+
 def constraint_attribute(name: str, value: float) -> dict[str, float]:
     """System attribute in which Optuna keeps the value of a constraint: above 0 the trial is infeasible."""
     return {f"{_CONSTRAINT}{name}": value}

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from autoprune.allocation.limit_fitting import FitToLimit, fit_to_limit
 from autoprune.allocation.limits import Predict, violation
 from autoprune.budgets import Limit
-from autoprune.records import Policy, digest_of
+from autoprune.records import Policy, SearchSpace, digest_of
 from autoprune.study.optuna_private import generation_of, sampler_notes, write_sampler_notes
 from autoprune.study.samplers import CONSTRAINT, Parameters, Projected, decode, distributions, encode, make_sampler
 from autoprune.study.spec import StudySpec
@@ -62,7 +62,7 @@ class Proposals:
         fit: FitToLimit = fit_to_limit,
     ) -> None:
         self._copy = optuna.create_study(directions=["minimize", "minimize"])
-        self._copy.add_trials([_bare(trial) for trial in trials])
+        self._copy.add_trials([_bare(trial, study_spec.space) for trial in trials])
         write_sampler_notes(self._copy, notes)
         self._study_spec = study_spec
         self._space = study_spec.space
@@ -125,9 +125,12 @@ class Proposals:
         return parameters if fitted is None else encode(fitted, self._space)
 
 
-def _bare(trial: FrozenTrial) -> FrozenTrial:
-    """Copy of a trial without its user attributes, which no sampler reads."""
+def _bare(trial: FrozenTrial, space: SearchSpace) -> FrozenTrial:
+    """Copy of a trial with the parameters of today, without its user attributes, which no sampler reads."""
     return optuna.trial.create_trial(
-        state=trial.state, values=trial.values, params=trial.params, distributions=trial.distributions,
+        state=trial.state,
+        values=trial.values,
+        params=encode(decode(trial.params, space), space),
+        distributions=distributions(space),
         system_attrs=trial.system_attrs,
-    )  # fmt: skip
+    )

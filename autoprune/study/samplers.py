@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import optuna
-from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
@@ -17,6 +17,7 @@ from autoprune.errors import unknown_name
 from autoprune.records import Policy, SearchSpace
 from autoprune.study.optuna_private import FIXED_PARAMETERS, StudyView, constraint_attribute, read_trials
 from autoprune.study.spec import objectives
+from autoprune.treatments import Treatment
 from autoprune.trials import TrialResult
 
 CONSTRAINT = "budget"
@@ -99,19 +100,36 @@ def make_sampler(name: str, seed: int) -> BaseSampler:
 
 
 def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
-    """One level index for every searched unit."""
-    return {name: IntDistribution(0, len(space.levels[name]) - 1) for name in space.searched}
+    """Return the parameter of every searched decision: the index of a unit's level, the name of a layer's treatment.
+
+    Treatments are categories: of fp32, int8 and a low rank none is between two others.
+    """
+    layers = set(space.layer_names)
+    return {
+        name: CategoricalDistribution([str(level) for level in space.levels[name]])
+        if name in layers
+        else IntDistribution(0, len(space.levels[name]) - 1)
+        for name in space.searched
+    }
 
 
 def encode(policy: Policy, space: SearchSpace) -> Parameters:
-    """The level indices of a policy; `PolicyError` when it is not of this space."""
-    known = space.policy(policy.choices)
-    return dict(zip(space.searched, space.places(known), strict=True))
+    """The parameters of a policy; `PolicyError` when it is not of this space."""
+    known, layers = space.policy(policy.choices), set(space.layer_names)
+    places = zip(space.searched, space.places(known), strict=True)
+    return {name: str(space.levels[name][place]) if name in layers else place for name, place in places}
 
 
 def decode(parameters: Mapping[str, Any], space: SearchSpace) -> Policy:
-    """Inverse of `encode`."""
-    return space.at([int(parameters[name]) for name in space.searched])
+    """Inverse of `encode`; it also reads studies of versions in which treatments were indices of levels."""
+    layers = set(space.layer_names)
+    return space.at([_place(parameters[name], name, space, name in layers) for name in space.searched])
+
+
+def _place(value: Any, name: str, space: SearchSpace, is_layer: bool) -> int:
+    if is_layer and isinstance(value, str):
+        return space.levels[name].index(Treatment.parse(value))
+    return int(value)
 
 
 def finished_trial(result: TrialResult, space: SearchSpace, beyond: float) -> FrozenTrial:
