@@ -19,6 +19,7 @@ from autoprune.quantization.twin import make_twin
 from autoprune.records import Policy
 from autoprune.recovery.batchnorm import recalibrate
 from autoprune.recovery.least_squares import Reconstruction
+from autoprune.recovery.optimal_rounding import MomentRounding
 from autoprune.recovery.prefix import PrefixCache
 from autoprune.runfolder import RunFolder, read_json
 from autoprune.structure import GraphModel, ModelForm, Structure, form_at_half, module_tensors, trained_form
@@ -127,8 +128,12 @@ class DenseModel:
         """
         return trained_form(self.structure, model) if self._form.name == "native" else model
 
-    def quantization(self, model: GraphModel, policy: Policy, passes: SamplePasses | None = None) -> Quantization:
+    def quantization(
+        self, model: GraphModel, policy: Policy, passes: SamplePasses | None = None, *, quick: bool = False
+    ) -> Quantization:
         """Return the numbers of the treated layers of a policy's model; int8 is calibrated on training examples.
+
+        Weights are rounded by the moments of their layers' inputs, or, `quick`, to the nearest steps: in half the time.
 
         Raises:
             PolicyError: the policy treats a layer in a way that is not computed.
@@ -140,13 +145,18 @@ class DenseModel:
         if passes is not None and inputs:
             passes.forward(CALIBRATION_RUNS * len(inputs[0]), self.relative_cost(policy))
         placement = self.structure.placement_in(model.captures[False].graph)
-        return calibrated(model, placement, int8, inputs, local)
+        return calibrated(model, placement, int8, inputs, local, None if quick else MomentRounding())
 
-    def as_deployed(self, model: GraphModel, policy: Policy, passes: SamplePasses | None = None) -> GraphModel:
-        """Return what computes as the deployed model of a policy: the model itself, or its twin with int8 layers."""
+    def as_deployed(
+        self, model: GraphModel, policy: Policy, passes: SamplePasses | None = None, *, quick: bool = False
+    ) -> GraphModel:
+        """Return what computes as the deployed model of a policy: the model itself, or its twin with int8 layers.
+
+        Arguments are those of `quantization`.
+        """
         if not policy.treatments:
             return model
-        return self.twin(model, self.quantization(model, policy, passes))
+        return self.twin(model, self.quantization(model, policy, passes, quick=quick))
 
     def twin(self, model: GraphModel, numbers: Quantization) -> GraphModel:
         """Return the twin of a model whose int8 layers have these numbers."""

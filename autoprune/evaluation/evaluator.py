@@ -103,7 +103,7 @@ class Evaluator:
         if not treated and not spec.fidelity.finetune_samples and dense_model.task.metric is None:
             prefixed = dense_model.outputs_from_prefix(model, cut, limit)
         evaluation = evaluate(
-            dense_model.as_deployed(model, spec.policy, passes),
+            dense_model.as_deployed(model, spec.policy, passes, quick=not spec.fidelity.finetune_samples),
             dense_model.task,
             dense_model.task.val_set,
             dense_outputs=dense_model.dense_outputs,

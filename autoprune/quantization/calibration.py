@@ -1,7 +1,7 @@
 """The numbers of int8 layers, out of a trained model and inputs: ranges, rounded weights, corrected biases.
 
 1. The model runs in fp32. The range of an int8 tensor holds all its numbers, but for outliers that cost too much.
-2. Weights are rounded to the nearest step of their channel's grid.
+2. Weights are rounded to steps of their channel's grid: the nearest ones, or as a `Rounding` says.
 3. The int8 model runs, and every bias takes up what the mean output of its channel moved since step 1, layer after
    layer: each corrects for the layers before it, too. The biases of a file are whole steps, so these are as well.
 
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, fx
 
 from autoprune.errors import PolicyError
-from autoprune.quantization.grid import Range, bias_in_grid, nearest
+from autoprune.quantization.grid import Range, RoundedWeight, bias_in_grid, nearest
 from autoprune.quantization.numbers import Quantization
-from autoprune.quantization.ranges import Observer, channel_mean
+from autoprune.quantization.ranges import Observer, Rounding, channel_mean
 from autoprune.quantization.twin import Folded, biases_of, folded_layers, make_twin
 from autoprune.records import Policy
 from autoprune.structure import GraphModel
@@ -52,6 +52,7 @@ def calibrated(
     int8: Collection[str],
     inputs: tuple[Tensor, ...],
     local: Mapping[str, Treatment] = _NONE,
+    rounding: Rounding | None = None,
 ) -> Quantization:
     """Return the numbers with which treated layers of a model compute.
 
@@ -61,6 +62,7 @@ def calibrated(
         int8: names of the int8 layers; those that the graph does not have were removed and are passed over.
         inputs: of the model, tensors `[N, ...]` of some N = 128 training examples; without int8 layers it does not run.
         local: treatments of the layers that are treated alone.
+        rounding: of the weights of int8 layers; without one, to the nearest steps.
 
     Raises:
         TrialError: activations are not finite.
@@ -70,16 +72,13 @@ def calibrated(
     if not layers:
         return Quantization(ranges={}, weights={}, local=local)
     ends = {layer.nodes[0]: layer.ends[0] for layer in layers.values() if len(layer.nodes) == 1}
-    observer = Observer(model.evaluation_graph(), placement, layers.keys(), ends)
+    observer = Observer(model.evaluation_graph(), placement, layers.keys(), ends, rounding)
     with torch.no_grad():
         observer.run(*inputs)
         ranges = observer.ranges()
         keys = placement.keys(layers.keys())
         scales = {name: _input_scale(layer, placement, keys, ranges) for name, layer in layers.items()}
-        weights = {
-            name: nearest(layer.weight.numpy(), None if layer.bias is None else layer.bias.numpy(), scales[name])
-            for name, layer in layers.items()
-        }
+        weights = {name: _rounded(layer, scales[name], rounding) for name, layer in layers.items()}
         numbers = Quantization(ranges=ranges, weights=weights, local=local)
         twin = make_twin(model, placement, numbers)
         _Corrector(twin, placement, observer.means).run(*inputs)
@@ -92,6 +91,15 @@ def _input_scale(layer: Folded, placement: Placement, keys: Mapping[str, str], r
     """Return the scale of the tensor that a layer reads; of several calls the smallest, at which biases are largest."""
     read = [placement.tensor_of(placement.steps[node].inputs[0]) for node in layer.nodes]
     return min(ranges[keys[tensor]].scale for tensor in read)
+
+
+def _rounded(layer: Folded, input_scale: float, rounding: Rounding | None) -> RoundedWeight:
+    weight, bias = layer.weight.numpy(), None if layer.bias is None else layer.bias.numpy()
+    rounded = nearest(weight, bias, input_scale)
+    if rounding is None:
+        return rounded
+    steps = rounding.rounded(layer.nodes[0], weight, rounded.scales, centred=bias is not None)
+    return replace(rounded, steps=steps)
 
 
 class _Corrector(fx.Interpreter):

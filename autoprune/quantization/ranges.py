@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
 
 from autoprune.errors import TrialError
-from autoprune.quantization.grid import Range
+from autoprune.quantization.grid import Array, Range
 from autoprune.quantization.rounding import in_grid
 from autoprune.structure.placement import Placement
 
@@ -27,22 +27,45 @@ widths kept 98.3 % of its predictions, with it 99.0 %, and 99.3 % where nothing 
 """
 
 
+class Rounding(Protocol):
+    """Rounds weights after it has seen the inputs of their layers."""
+
+    def observe(self, node: fx.Node, args: tuple[Any, ...]) -> None:
+        """Look at the arguments of a layer's node: input, weight, bias and so on."""
+        ...
+
+    def rounded(self, node: str, weight: Array, scales: Array, *, centred: bool) -> Array:
+        """Return a weight `[O, ...]` in whole steps of its channels' `scales` `[O]`, int8.
+
+        `centred` says that the layer has a bias, which takes up what rounding moves the mean of its outputs.
+        """
+        ...
+
+
 class Observer(fx.Interpreter):
     """Runs a model in fp32 and keeps what its int8 form is fitted to.
 
     - `ranges()`: of every int8 tensor, by its key (`Placement.keys`).
     - `means`: mean output of every channel of an int8 layer `[O]`, by the node of the layer; a batch norm that is
       folded into the layer is part of it.
+
+    A `rounding` observes the inputs of the layers that run once.
     """
 
     def __init__(
-        self, module: fx.GraphModule, placement: Placement, int8: Collection[str], ends: Mapping[str, str]
+        self,
+        module: fx.GraphModule,
+        placement: Placement,
+        int8: Collection[str],
+        ends: Mapping[str, str],
+        rounding: Rounding | None = None,
     ) -> None:
         super().__init__(module)
         self._placement = placement
         self._keys = placement.keys(int8)
         tensors = placement.int8_tensors(int8)
         self._at = {step: tensor for tensor in tensors for step in placement.quantized_at(tensor)}
+        self._once, self._rounding = set(ends), rounding
         self._layer_of_end = {end: node for node, end in ends.items()}
         self._values: dict[str, list[Tensor]] = {tensor: [] for tensor in tensors}
         self._extremes: dict[str, list[Tensor]] = {tensor: [] for tensor in tensors}
@@ -51,6 +74,8 @@ class Observer(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node and look at its output."""
+        if self._rounding is not None and n.name in self._once:
+            self._rounding.observe(n, self.fetch_args_kwargs_from_env(n)[0])
         output = super().run_node(n)
         tensor = self._at.get(n.name)
         if tensor is not None:

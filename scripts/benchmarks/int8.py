@@ -1,12 +1,14 @@
 """What int8 layers cost in score without training, and how well the twin agrees with ONNX Runtime.
 
-The net is trained, cut to a share of every unit and repaired; then all its layers become int8. Printed for each share:
-scores on validation data in fp32, of the twin and of the file; the share of predictions that the twin has in common
-with the file, and with fp32; the seconds of building the twin, and of the repair. With `--finetune`, the same after so
-many training examples in fp32.
+The net is trained, cut to a share of every unit and repaired; then all its layers become int8. Printed for each share
+and each way of rounding weights: scores on validation data in fp32, of the twin and of the file; the share of
+predictions that the twin has in common with the file, and with fp32; how far the twin's outputs are from those in
+fp32, as KL divergence of the classes and as root mean square beside the spread of the outputs; the largest difference
+between the outputs of twin and file, beside the largest output; the seconds of building the twin, and of the repair.
+With `--finetune`, the same after so many training examples in fp32.
 
     OMP_NUM_THREADS=1 python scripts/benchmarks/int8.py [--task fashion-mnist] [--model resnet20]
-        [--dense weights.safetensors] [--samples 24000] [--finetune 3000]
+        [--dense weights.safetensors] [--samples 24000] [--finetune 3000] [--rounding nearest moments]
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from autoprune.evaluation import DenseModel
 from autoprune.evaluation.dense_model import reconstruction_of
@@ -44,6 +48,7 @@ def main() -> None:
     parser.add_argument("--dense", type=Path, help="weights, trained and written here when they are absent")
     parser.add_argument("--samples", type=int, default=24_000, help="examples that the dense net is trained on")
     parser.add_argument("--finetune", type=int, default=0, help="examples that cut nets are trained on, in fp32")
+    parser.add_argument("--rounding", nargs="+", default=["moments"], choices=["nearest", "moments"])
     options = parser.parse_args()
     torch.set_num_threads(1)
     dense_model = _dense_model(options)
@@ -54,12 +59,17 @@ def main() -> None:
         if share < 1:
             dense_model.repair(model, cut, SamplePasses())
         repaired_s = time.perf_counter() - start
-        print(
-            f"{share:.0%} of every unit: {_compared(dense_model, model, policy)}, repair {repaired_s:.2f} s", flush=True
-        )
+        print(f"{share:.0%} of every unit, repair {repaired_s:.2f} s", flush=True)
+        for rounding in options.rounding:
+            print(f"  {rounding}: {_compared(dense_model, model, policy, rounding)}", flush=True)
         if options.finetune and share < 1:
             dense_model.finetune(model, policy, samples=options.finetune, seed=0)
-            print(f"  after {options.finetune} examples: {_compared(dense_model, model, policy)}", flush=True)
+            for rounding in options.rounding:
+                print(
+                    f"  {rounding} after {options.finetune} examples: "
+                    f"{_compared(dense_model, model, policy, rounding)}",
+                    flush=True,
+                )
 
 
 def _dense_model(options: argparse.Namespace) -> DenseModel:
@@ -88,9 +98,9 @@ def _policy(dense_model: DenseModel, share: float) -> Policy:
     return replace(structure.dense_policy(), widths=widths, treatments=treatments)
 
 
-def _compared(dense_model: DenseModel, model: GraphModel, policy: Policy) -> str:
+def _compared(dense_model: DenseModel, model: GraphModel, policy: Policy, rounding: str) -> str:
     start = time.perf_counter()
-    numbers = dense_model.quantization(model, policy)
+    numbers = dense_model.quantization(model, policy, quick=rounding == "nearest")
     twin, task = dense_model.twin(model, numbers), dense_model.task
     seconds = time.perf_counter() - start
     exported = export_onnx(model, task.example_inputs)
@@ -98,11 +108,24 @@ def _compared(dense_model: DenseModel, model: GraphModel, policy: Policy) -> str
         path = Path(folder) / "int8.onnx"
         path.write_bytes(serialized(treated(exported, policy.treatments, numbers.ranges, numbers.weights)))
         forms = {"fp32": model, "twin": twin, "file": OnnxModule(path, model)}
-        classes = {name: predict_outputs(form, task, task.val_set).argmax(1) for name, form in forms.items()}
+        outputs = {name: predict_outputs(form, task, task.val_set) for name, form in forms.items()}
+    classes = {name: of_form.argmax(1) for name, of_form in outputs.items()}
     targets = torch.tensor([int(task.val_set[i][1]) for i in range(len(task.val_set))])  # type: ignore[arg-type]
     scores = ", ".join(f"{name} {float((c == targets).float().mean()):.4f}" for name, c in classes.items())
     same = {name: float((classes[name] == classes["twin"]).float().mean()) for name in ("file", "fp32")}
-    return f"{scores}; same as the file {same['file']:.2%}, as fp32 {same['fp32']:.2%}; twin {seconds:.2f} s"
+    return (
+        f"{scores}; same as the file {same['file']:.2%}, as fp32 {same['fp32']:.2%}; "
+        f"{_distances(outputs)}; twin {seconds:.2f} s"
+    )
+
+
+def _distances(outputs: dict[str, Tensor]) -> str:
+    """Return how far the twin's outputs are from those in fp32 and from the file's."""
+    fp32, twin, file = (outputs[name] for name in ("fp32", "twin", "file"))
+    divergence = F.kl_div(twin.log_softmax(1), fp32.log_softmax(1), reduction="batchmean", log_target=True)
+    error = float((twin - fp32).std() / (fp32 - fp32.mean(0)).std())
+    apart = float((twin - file).abs().max() / file.abs().max())
+    return f"divergence {float(divergence):.2e}, error {error:.4f}, from the file {apart:.4f}"
 
 
 if __name__ == "__main__":
