@@ -106,8 +106,7 @@ def rounded_bias(bias: Array, scales: Array, input_scale: float) -> tuple[Array,
 def bias_in_grid(bias: Array, scales: Array, input_scale: float) -> Array:
     """Return a bias `[O]` rounded to the steps of `rounded_bias`.
 
-    A step is not always small: 1/80 of one of the output in the first layer of a `mobilenet_v2`, where unrounded biases
-    put 0.09 % of the outputs on another step.
+    A step is not always small beside the steps of the output: twin and file must round alike.
     """
     steps, of_sums = rounded_bias(bias, scales, input_scale)
     return (steps * of_sums.astype(np.float64)).astype(np.float32)
