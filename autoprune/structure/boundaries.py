@@ -21,13 +21,14 @@ from torch.utils import _pytree as pytree
 
 from autoprune.errors import StructureError
 from autoprune.structure.capture import quiet
+from autoprune.structure.deadline import Deadline
 from autoprune.structure.module import GraphModel
 from autoprune.structure.native_proof import Form, fill, in_float64
 
 _EQUAL = 1e-9
 """Largest difference between marks of equal tensors, relative to their size."""
 _SIZES = 2
-"""Further sizes at which a whole number must stay the same to be a constant."""
+"""Further sizes at which shapes are computed: a whole number that stays the same at these is a constant."""
 _ENTRIES = 10_007
 """About as many entries of a tensor are summed up."""
 
@@ -46,8 +47,8 @@ class Mark:
         flat = x.detach().cpu().reshape(-1)
         sample = flat[:: max(1, flat.numel() // _ENTRIES)].double().numpy()
         finite = np.nan_to_num(sample, posinf=0.0, neginf=0.0)
-        weights = _weights(finite.size)
-        return cls(tuple(tensor.shape), (float(finite.sum()), float(finite @ weights), float(finite @ finite)))
+        sums = finite, finite * _weights(finite.size), finite * finite  # products of BLAS would start its threads
+        return cls(tuple(tensor.shape), (float(sums[0].sum()), float(sums[1].sum()), float(sums[2].sum())))
 
     def equals(self, other: Mark) -> bool:
         """Return whether two tensors are equal, as far as marks tell."""
@@ -89,7 +90,8 @@ class Boundaries:
 
     def holding(self, values: Sequence[Any]) -> list[str]:
         """Return the names of the nodes that hold a value, given its marks in all passes, in the order of the graph."""
-        return [name for name, held in self.nodes.items() if len(held) == len(values) and all(map(_same, held, values))]
+        alike = self._by_kind.get(_kind(values[0]), [])
+        return [name for name, held in alike if len(held) == len(values) and all(map(_same, held, values))]
 
     def of_size(self, name: str, dim: int) -> list[str]:
         """Return the names of the nodes that hold the size of a dimension of a node, if it is not always the same."""
@@ -107,12 +109,25 @@ class Boundaries:
         return values if all(type(value) is int for value in values) else ()
 
     @cached_property
+    def _by_kind(self) -> dict[Any, list[tuple[str, tuple[Any, ...]]]]:
+        nodes: dict[Any, list[tuple[str, tuple[Any, ...]]]] = {}
+        for name, held in self.nodes.items():
+            if held:
+                nodes.setdefault(_kind(held[0]), []).append((name, held))
+        return nodes
+
+    @cached_property
     def _numbers(self) -> dict[tuple[int, ...], list[str]]:
         names: dict[tuple[int, ...], list[str]] = {}
         for name in self.nodes:
             if values := self.numbers_of(name):
                 names.setdefault(values, []).append(name)
         return names
+
+
+def _kind(value: Any) -> Any:
+    """Return what equal values have in common: the shape of a tensor, the type of anything else."""
+    return value.shape if isinstance(value, Mark) else type(value)
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -126,25 +141,48 @@ def boundaries(
     graph: Form,
     state: Mapping[str, Tensor],
     inputs: Iterable[Sequence[Tensor]],
-    others: Sequence[Sequence[Tensor]],
+    others: Iterable[Sequence[Tensor]],
     training: bool,
+    deadline: Deadline,
 ) -> Boundaries:
     """Run the dense model and its dense graph in one mode on all inputs.
 
-    At the `others`, which are of further sizes, the shapes in the graph are computed without its numbers.
+    At the `others`, which are of further sizes, the shapes in the graph are computed without its numbers, until two
+    sizes are accepted; this is left out where no node holds a whole number.
+
+    Raises:
+        StructureError: the model or its graph does not run in float64, or the deadline has passed.
     """
-    passes = [(calls_of(model, state, x, training), _marks(graph, state, x, training)) for x in inputs]
+    passes = []
+    for x in inputs:
+        deadline.check()
+        passes.append((calls_of(model, state, x, training), values_of_nodes(graph, state, x, training)[0]))
     boundaries = Boundaries()
     for path in passes[0][0]:
         calls = [calls.get(path, []) for calls, _ in passes]
         if all(len(of_pass) == 1 for of_pass in calls):
             boundaries.calls[path] = tuple(of_pass[0] for of_pass in calls)
-    shapes = [of_size for x in others if (of_size := _shapes(graph, x, training))]
     for name in passes[0][1]:
         boundaries.nodes[name] = tuple(marks[name] for _, marks in passes if name in marks)
-        boundaries.shapes[name] = tuple(of_size[name] for of_size in shapes if name in of_size)
-    boundaries.sizes_are_known = len(shapes) >= min(len(others), _SIZES)
+    if any(type(held[0]) is int for held in boundaries.nodes.values()):
+        _add_shapes(boundaries, graph, others, training, deadline)
     return boundaries
+
+
+def _add_shapes(
+    boundaries: Boundaries, graph: Form, others: Iterable[Sequence[Tensor]], training: bool, deadline: Deadline
+) -> None:
+    shapes, tried = list[dict[str, Any]](), 0
+    for x in others:
+        deadline.check()
+        tried += 1
+        if of_size := _shapes(graph, x, training):
+            shapes.append(of_size)
+        if len(shapes) == _SIZES:
+            break
+    for name in boundaries.nodes:
+        boundaries.shapes[name] = tuple(of_size[name] for of_size in shapes if name in of_size)
+    boundaries.sizes_are_known = len(shapes) >= min(tried, _SIZES)
 
 
 def _shapes(graph: Form, inputs: Sequence[Tensor], training: bool) -> dict[str, Any]:
@@ -220,40 +258,36 @@ def _marked(value: Any) -> Any:
     return Mark.of(value) if isinstance(value, Tensor) else value
 
 
-def _marks(graph: Form, state: Mapping[str, Tensor], inputs: Sequence[Tensor], training: bool) -> dict[str, Any]:
-    return {name: _marked(value) for name, value in values_of_nodes(graph, state, inputs, training)}
-
-
 def values_of_nodes(
     graph: Form,
     state: Mapping[str, Tensor],
     inputs: Sequence[Tensor],
     training: bool,
-    kept: AbstractSet[str] | None = None,
-) -> Iterator[tuple[str, Any]]:
-    """Run a graph module; yield the marks of tensors and the whole numbers that its nodes hold.
+    kept: AbstractSet[str] = frozenset(),
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run a graph module; return what its nodes hold by name: marks of tensors and whole numbers, and `kept` values.
 
-    Where `kept` names nodes, their tensors come themselves, and other nodes are left out.
+    Raises:
+        StructureError: the graph does not run in float64.
     """
     module: Any = graph.module
     assert isinstance(module, GraphModel)
     fill(module, state)
-    values: list[tuple[str, Any]] = []
+    marks, values = dict[str, Any](), dict[str, Any]()
 
     class Marking(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             value = super().run_node(n)
-            if isinstance(value, Tensor | int) and (kept is None or n.name in kept):
-                values.append(
-                    (n.name, Mark.of(value) if kept is None and isinstance(value, Tensor) else _cloned(value))
-                )
+            if isinstance(value, Tensor | int):
+                marks[n.name] = _marked(value)
+                if n.name in kept:
+                    values[n.name] = value.clone() if isinstance(value, Tensor) else value
             return value
 
     runnable = fx.GraphModule(module, module.captures[training].graph)
-    with in_float64(), torch.no_grad():
-        Marking(runnable.train(training)).run(*(x.clone() for x in inputs))
-    yield from values
-
-
-def _cloned(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
+    try:
+        with in_float64(), torch.no_grad():
+            Marking(runnable.train(training)).run(*(x.clone() for x in inputs))
+    except Exception as error:  # kernels of some operators have no float64
+        raise StructureError(f"the graph module does not run in float64 ({error}), so nothing is proven") from error
+    return marks, values

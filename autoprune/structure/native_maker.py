@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -15,6 +16,7 @@ from autoprune.model.acceptance import unwrap
 from autoprune.model.adapters import own_class
 from autoprune.records import Policy
 from autoprune.structure.attributes import Sizes, Values, follow, options, set_values
+from autoprune.structure.deadline import Deadline, OutOfTimeError
 from autoprune.structure.input_sizes import at_second
 from autoprune.structure.module import GraphModel
 from autoprune.structure.narrow_attention import follow_heads
@@ -39,12 +41,16 @@ _LARGE = 20_000
 """Elements of an example above which gradients are compared in training alone."""
 _SECOND_BATCH = 3
 _DEEPEST_LEVEL = 3
+_SECONDS = 60.0
+"""Processor time for the search of a copy that computes what the graph module computes; then that one is taken."""
 
 
 class Maker:
     """Makes and proves the native form of one pruned model."""
 
-    def __init__(self, structure: Structure, pruned: GraphModel) -> None:
+    def __init__(
+        self, structure: Structure, pruned: GraphModel, clock: Callable[[], float] = time.thread_time
+    ) -> None:
         assert pruned.pruned_to is not None
         self.structure, self.pruned = structure, pruned
         cut = pruned.pruned_to
@@ -61,6 +67,8 @@ class Maker:
         self.graph = Form(pruned)
         self.groups = groups_of(pruned)
         self.notes: tuple[str, ...] = ()
+        self._clock = clock
+        self._deadline = Deadline(_SECONDS, "finding a form of the model's own classes that is right", clock)
 
     # The copy.
 
@@ -80,6 +88,7 @@ class Maker:
         failure: StructureError | None = None
         for level in range(_DEEPEST_LEVEL + 1 if self.removed else 1):
             for values in self._values(level):
+                self._deadline.check()
                 try:
                     candidate = self._copy(level, values)
                     self._require_equal_outputs(candidate)
@@ -97,11 +106,15 @@ class Maker:
         """
         of_model = Form(self._copy(0))
         try:
-            parts = parts_of_wrong(self.structure, of_model, self.graph, self.state_of_dense, self.state, self.inputs)
+            parts = parts_of_wrong(
+                self.structure, of_model, self.graph, self.state_of_dense, self.state, self.inputs, self._deadline
+            )
             candidate = self._copy(0)
             for path, of_modes in parts.items():
                 trace(candidate.get_submodule(path), of_modes)
             self._require_equal_outputs(candidate)
+        except OutOfTimeError:
+            raise
         except StructureError as error:
             raise failure from error
         self.notes = (*self.notes, note_of(self.structure.model, parts))
@@ -131,7 +144,7 @@ class Maker:
                 expected = self._expected
             except StructureError:
                 return  # nothing to compare with, so that the graph module is taken
-            trials = Trials(Form(self._copy(level)), choices, self.state, self.inputs[0], expected)
+            trials = Trials(Form(self._copy(level)), choices, self.state, self.inputs[0], expected, self._clock)
             yield follow(choices, trials.score)
 
     # The proof.
@@ -156,10 +169,7 @@ class Maker:
     @cached_property
     def _expected(self) -> Pass:
         """Outputs of the graph module in evaluation mode."""
-        try:
-            return self.graph.run(self.state, self.inputs[0], training=False, gradients=False)
-        except Exception as error:  # an operator without float64, say
-            raise StructureError(f"the graph module does not run in the proof: {error}") from error
+        return self._run(self.graph, self.inputs[0], training=False, gradients=False)
 
     def _require_equal_outputs(self, copied: nn.Module) -> None:
         unlike = self.pruned.state_dict().keys() ^ copied.state_dict().keys()
@@ -173,12 +183,12 @@ class Maker:
         form = Form(copied)
         for training in (True, False):
             gradients = training or not self._is_large
-            expected = self._of_graph(self.graph, self.state, self.inputs[0], training, gradients)
+            expected = self._run(self.graph, self.inputs[0], training=training, gradients=gradients)
             own = self._run(form, self.inputs[0], training=training, gradients=gradients)
             _require_small(same_outputs(expected, own))
             self._require_equal_gradients(expected, own, training)
         if not self._is_large:
-            expected = self._of_graph(self.graph, self.state, self.inputs[1], False, False)
+            expected = self._run(self.graph, self.inputs[1], training=False, gradients=False)
             own = self._run(form, self.inputs[1], training=False, gradients=False)
             _require_small(same_outputs(expected, own))
 
@@ -239,9 +249,10 @@ class Maker:
         """Return the parameters whose gradients differ between the dense graph and the dense model."""
         if training not in self._wrong:
             graph = Form(self.structure.cut({}))
-            given = self.state_of_dense, self.inputs[0]
-            expected = self._run(self._dense, self.inputs[0], training=training, state=self.state_of_dense)
-            outputs = self._of_graph(graph, *given, training, True)
+            expected, outputs = (
+                self._run(form, self.inputs[0], training=training, state=self.state_of_dense)
+                for form in (self._dense, graph)
+            )
             same = same_outputs(expected, outputs) <= TOLERANCE
             self._wrong[training] = differing_gradients(expected.gradients, outputs.gradients) if same else []
         return self._wrong[training]
@@ -267,20 +278,13 @@ class Maker:
             return form.run(state or self.state, inputs, training=training, gradients=gradients)
         except Exception as error:  # a user's forward may raise anything
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if isinstance(form.module, GraphModel):
+                raise StructureError(
+                    f"the graph module does not run in float64 ({reason}), so nothing is proven"
+                ) from error
             raise StructureError(
                 f"the model's own forward does not run at the pruned sizes ({type(error).__name__}: {reason}): dense "
                 "sizes are written in it"
-            ) from error
-
-    def _of_graph(
-        self, graph: Form, state: Mapping[str, Tensor], inputs: Sequence[Tensor], training: bool, gradients: bool
-    ) -> Pass:
-        try:
-            return graph.run(state, inputs, training=training, gradients=gradients)
-        except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise StructureError(
-                f"the graph module does not run in float64 ({reason}), so nothing is proven"
             ) from error
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
 from autoprune.structure.attributes import Attribute, Key, Score, Values, set_values, values_of
+from autoprune.structure.deadline import Deadline
 from autoprune.structure.native_proof import Form, Pass, same_outputs
 from autoprune.structure.proof import TOLERANCE
 
 _TRIAL_SECONDS = 5.0
-"""Processor time after which no more numbers of modules are tried."""
+"""Processor time of the thread after which no more numbers of modules are tried."""
 
 
 class Trials:
@@ -25,19 +26,20 @@ class Trials:
         state: Mapping[str, Tensor],
         inputs: Sequence[Tensor],
         expected: Pass,
+        clock: Callable[[], float] = time.thread_time,
     ) -> None:
         self._form, self._state, self._inputs, self._expected = form, state, inputs, expected
         attributes = {attribute for options_of in choices.values() for option in options_of for attribute in option}
         self._dense = values_of(form.module, attributes)
         self._modules = len(list(form.module.modules()))
         self._done = 0
-        self._end = time.process_time() + _TRIAL_SECONDS
+        self._deadline = Deadline(_TRIAL_SECONDS, "trying numbers", clock)
         for module in form.module.modules():
             module.register_forward_hook(self._count)
 
     def score(self, values: Values) -> Score:
         """Return the share of modules that run, and minus the difference of outputs; `(1, 0)` when these are equal."""
-        if time.process_time() > self._end:
+        if self._deadline.is_over:
             return -1.0, 0.0
         set_values(self._form.module, {**self._dense, **values})
         self._done = 0

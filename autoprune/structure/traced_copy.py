@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -13,19 +12,18 @@ from torch import Tensor, fx, nn
 from autoprune.errors import StructureError
 from autoprune.structure.boundaries import Boundaries, Mark, boundaries, values_of_nodes
 from autoprune.structure.capture import module_tensors
+from autoprune.structure.deadline import Deadline, OutOfTimeError
 from autoprune.structure.input_sizes import resized
 from autoprune.structure.module import GraphModel
 from autoprune.structure.native_proof import Form, fill, in_float64
 from autoprune.structure.structure import Structure
-from autoprune.structure.traced_parts import Part, has_own_forward, part_of
+from autoprune.structure.traced_parts import Nodes, Part, has_own_forward, part_of
 from autoprune.structure.wrong_modules import wrong_modules
 
 _LARGEST_SHARE = 0.5
 """Share of the modules of a model that one graph may hold: with more, the graph module is the plainer form."""
 _MOST_NAMED = 3
 """Modules that a note names."""
-_MOST_SIZES = 4
-"""Further sizes at which shapes in the graph are computed."""
 
 
 def parts_of_wrong(
@@ -35,6 +33,7 @@ def parts_of_wrong(
     state_of_dense: Mapping[str, Tensor],
     state: Mapping[str, Tensor],
     inputs: Sequence[Sequence[Tensor]],
+    deadline: Deadline,
 ) -> dict[str, dict[bool, Part]]:
     """Return for every module whose own forward is wrong at pruned sizes the parts of both modes, by path.
 
@@ -48,9 +47,10 @@ def parts_of_wrong(
         state_of_dense: random tensors of the dense model by name.
         state: the same tensors, cut.
         inputs: of two sizes.
+        deadline: of the whole work on own classes.
 
     Raises:
-        StructureError: a wrong module has no part.
+        StructureError: a wrong module has no part, most of the model would be one, or the deadline has passed.
     """
     pruned: Any = graph.module
     assert isinstance(pruned, GraphModel)
@@ -58,40 +58,68 @@ def parts_of_wrong(
     parts: dict[bool, dict[str, Part]] = {}
     wrong = dict[str, None]()
     for training in (False, True):
-        known = _known(structure, state_of_dense, inputs, training)
-        whole = pruned.captures[training].graph
-        parts[training] = dict(_parts(own.module, whole, tensors, known))
+        known = _known(structure, state_of_dense, inputs, training, deadline)
+        parts[training] = dict(_parts(own.module, pruned.captures[training].graph, tensors, known, deadline))
         values = _Values(graph, state, inputs[0], training, parts[training].values())
-
-        def run(training: bool = training) -> None:
-            fill(own.module, state)
-            with in_float64(), torch.no_grad():
-                own.module.train(training)(*(x.clone() for x in inputs[0]))
-
-        of_inputs = {path: values.of_inputs(known, path) for path in parts[training]}
-        try:
-            wrong |= dict.fromkeys(wrong_modules(own.module, parts[training], of_inputs, values.outputs, run))
-        except StructureError:
-            raise
-        except Exception as error:  # the forward of the model itself may raise anything
-            raise StructureError(f"the model's own forward fails outside of its modules ({error})") from error
-    outermost = [path for path in wrong if not any(path.startswith(f"{other}.") for other in wrong)]
-    if not outermost or any(path not in parts[mode] for path in outermost for mode in parts):
+        wrong |= dict.fromkeys(_wrong_in_mode(own, state, inputs[0], training, parts[training], values, known))
+        outermost = [path for path in wrong if not any(path.startswith(f"{other}.") for other in wrong)]
+        _require_small_parts(own.module, outermost)
+    if any(path not in parts[mode] for path in outermost for mode in parts):
         raise StructureError("no module alone is wrong")
-    size = {path: sum(1 for _ in module.modules()) for path, module in own.module.named_modules()}
-    if max(size[path] for path in outermost) > _LARGEST_SHARE * size[""]:
-        raise StructureError("most of the model would be one graph")
     return {path: {mode: parts[mode][path] for mode in parts} for path in outermost}
 
 
+def _wrong_in_mode(
+    own: Form,
+    state: Mapping[str, Tensor],
+    inputs: Sequence[Tensor],
+    training: bool,
+    parts: Mapping[str, Part],
+    values: _Values,
+    known: Boundaries,
+) -> list[str]:
+    def run() -> None:
+        fill(own.module, state)
+        with in_float64(), torch.no_grad():
+            own.module.train(training)(*(x.clone() for x in inputs))
+
+    of_inputs = {path: values.of_inputs(known, path) for path in parts}
+    try:
+        return wrong_modules(own.module, parts, of_inputs, values.outputs, run)
+    except StructureError:
+        raise
+    except Exception as error:  # the forward of the model itself may raise anything
+        raise StructureError(f"the model's own forward fails outside of its modules ({error})") from error
+
+
+def _require_small_parts(model: nn.Module, paths: Sequence[str]) -> None:
+    if not paths:
+        raise StructureError("no module alone is wrong")
+    modules = sum(1 for _ in model.modules())
+    if max(sum(1 for _ in model.get_submodule(path).modules()) for path in paths) > _LARGEST_SHARE * modules:
+        raise StructureError("most of the model would be one graph")
+
+
 def _known(
-    structure: Structure, state: Mapping[str, Tensor], inputs: Sequence[Sequence[Tensor]], training: bool
+    structure: Structure,
+    state: Mapping[str, Tensor],
+    inputs: Sequence[Sequence[Tensor]],
+    training: bool,
+    deadline: Deadline,
 ) -> Boundaries:
+    """Return the boundaries of a structure's modules, which are computed once; so is the reason why there are none."""
     if training not in structure.boundaries:
-        model, graph = Form(structure.model), Form(structure.cut({}))
-        others = list(islice(_at_other_sizes(structure), _MOST_SIZES))
-        structure.boundaries[training] = boundaries(model, graph, state, inputs, others, training)
-    return cast("Boundaries", structure.boundaries[training])
+        model, graph, others = Form(structure.model), Form(structure.cut({})), _at_other_sizes(structure)
+        try:
+            structure.boundaries[training] = boundaries(model, graph, state, inputs, others, training, deadline)
+        except OutOfTimeError:  # another policy may leave more time for it
+            raise
+        except StructureError as error:
+            structure.boundaries[training] = str(error)
+    known = structure.boundaries[training]
+    if isinstance(known, str):
+        raise StructureError(known)
+    return cast("Boundaries", known)
 
 
 def _at_other_sizes(structure: Structure) -> Iterator[list[Tensor]]:
@@ -116,12 +144,14 @@ def _at_other_sizes(structure: Structure) -> Iterator[list[Tensor]]:
 
 
 def _parts(
-    model: nn.Module, graph: fx.Graph, tensors: Mapping[str, Tensor], known: Boundaries
+    model: nn.Module, graph: fx.Graph, tensors: Mapping[str, Tensor], known: Boundaries, deadline: Deadline
 ) -> Iterator[tuple[str, Part]]:
+    nodes = Nodes(graph)
     for path in known.calls:
+        deadline.check()
         try:
             if has_own_forward(model.get_submodule(path)):
-                yield path, part_of(path, graph, tensors, known)
+                yield path, part_of(path, nodes, tensors, known)
         except (AttributeError, StructureError):  # in a removed module, or without a part of its own
             continue
 
@@ -130,11 +160,10 @@ class _Values:
     """Values of a pruned graph: marks of all nodes, and the outputs of modules."""
 
     def __init__(
-        self, graph: Form, state: Mapping[str, Tensor], inputs: Sequence[Tensor], training: bool, parts: Any
+        self, graph: Form, state: Mapping[str, Tensor], inputs: Sequence[Tensor], training: bool, parts: Iterable[Part]
     ) -> None:
         names = {name for part in parts for name in part.output_names}
-        self.outputs = dict(values_of_nodes(graph, state, inputs, training, names))
-        self._marks = dict(values_of_nodes(graph, state, inputs, training))
+        self._marks, self.outputs = values_of_nodes(graph, state, inputs, training, names)
 
     def of_inputs(self, known: Boundaries, path: str) -> list[Mark | None]:
         """Return the marks that the inputs of a module should have; `None` for other leaves and unknown ones."""

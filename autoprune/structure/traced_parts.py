@@ -8,7 +8,7 @@ computes this part instead of its own forward; everything around it stays the us
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -103,12 +103,33 @@ def trace(module: nn.Module, parts: Mapping[bool, Part]) -> None:
             module.register_buffer(name, tensor.clone(), persistent=False)
 
 
-def part_of(path: str, graph: fx.Graph, tensors: Mapping[str, Tensor], known: Boundaries) -> Part:
+class Nodes:
+    """The nodes of a graph by name, by place and by the modules within which they are; computed once for all modules."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.by_name = {node.name: node for node in graph.nodes}
+        self.places = {node: place for place, node in enumerate(graph.nodes)}
+        self._within: dict[str, dict[fx.Node, None]] = {}
+        for node in graph.nodes:
+            if node.op != "get_attr":
+                for path, *_ in (node.meta.get("nn_module_stack") or {}).values():
+                    self._within.setdefault(path, {})[node] = None
+
+    def within(self, path: str) -> Mapping[fx.Node, None]:
+        """Return the nodes of calls within a module, in the order of the graph."""
+        return self._within.get(path, {})
+
+    def ordered(self, nodes: Iterable[fx.Node]) -> list[fx.Node]:
+        """Return nodes in the order of the graph."""
+        return sorted(nodes, key=self.places.__getitem__)
+
+
+def part_of(path: str, nodes: Nodes, tensors: Mapping[str, Tensor], known: Boundaries) -> Part:
     """Return the part of a pruned graph that computes one module.
 
     Args:
         path: of the module.
-        graph: of the pruned model in one mode.
+        nodes: of the graph of the pruned model in one mode.
         tensors: of the pruned model by name.
         known: values of the dense model and its graph, whose nodes have the same names.
 
@@ -118,7 +139,7 @@ def part_of(path: str, graph: fx.Graph, tensors: Mapping[str, Tensor], known: Bo
     calls = known.calls.get(path)
     if not calls:
         raise StructureError(f"{path} is not called once in each pass")
-    cutter = _Cutter(path, graph, tensors, known, calls)
+    cutter = _Cutter(path, nodes, tensors, known, calls)
     return cutter.part()
 
 
@@ -126,10 +147,10 @@ class _Cutter:
     """Cuts the part of one module out of a graph."""
 
     def __init__(
-        self, path: str, graph: fx.Graph, tensors: Mapping[str, Tensor], known: Boundaries, calls: Sequence[Call]
+        self, path: str, nodes: Nodes, tensors: Mapping[str, Tensor], known: Boundaries, calls: Sequence[Call]
     ) -> None:
-        self._path, self._graph, self._tensors, self._known, self._calls = path, graph, tensors, known, calls
-        self._nodes = {node.name: node for node in graph.nodes}
+        self._path, self._nodes, self._tensors, self._known, self._calls = path, nodes, tensors, known, calls
+        self._within = nodes.within(path)
         self._new = fx.Graph()
         self._constants: dict[str, Tensor] = {}
         self._of_leaf: dict[str, fx.Node] = {}
@@ -139,14 +160,13 @@ class _Cutter:
         first = self._calls[0]
         taken, fixed = self._leaves()
         names = tuple(self._output(leaf) for leaf in zip(*(call.outputs for call in self._calls), strict=True))
-        needed = self._needed([self._nodes[name] for name in names if name])
+        outputs = [self._nodes.by_name[name] for name in names if name]
+        needed = self._needed(outputs)
         copied: dict[fx.Node, Any] = dict(self._numbers)
-        for node in self._graph.nodes:
-            if node.name in self._of_leaf:
-                copied[node] = self._of_leaf[node.name]
-            elif node in needed:
-                copied[node] = self._copied(node, copied)
-        self._new.output(tuple(copied[self._nodes[name]] for name in names if name))
+        copied |= {self._nodes.by_name[n]: new for n, new in self._of_leaf.items() if n in self._nodes.by_name}
+        for node in self._nodes.ordered(needed):
+            copied[node] = self._copied(node, copied)
+        self._new.output(tuple(copied[node] for node in outputs))
         return Part(self._new, first.arguments, taken, fixed, first.result, names, self._constants)
 
     def _leaves(self) -> tuple[tuple[int, ...], dict[int, Any]]:
@@ -182,19 +202,16 @@ class _Cutter:
         """Return the name of the node that holds an output, one within the module if there is any."""
         if all(value is None for value in values):
             return ""
-        names = [n for n in self._known.holding(values) if n in self._nodes] if isinstance(values[0], Mark) else []
-        if not names:
+        known = self._known.holding(values) if isinstance(values[0], Mark) else []
+        nodes = [self._nodes.by_name[name] for name in known if name in self._nodes.by_name]
+        if not nodes:
             raise StructureError(f"no node of the graph holds an output of {self._path}")
-        return next((name for name in names if self._is_inside(self._nodes[name])), names[0])
-
-    def _is_inside(self, node: fx.Node) -> bool:
-        stack = node.meta.get("nn_module_stack") or {}
-        return node.op != "get_attr" and any(path == self._path for path, *_ in stack.values())
+        return next((node for node in nodes if node in self._within), nodes[0]).name
 
     def _needed(self, outputs: Sequence[fx.Node]) -> set[fx.Node]:
         """Return the nodes behind the outputs, as far back as the inputs, and those that write within the module."""
-        writing = [n for n in self._graph.nodes if self._is_inside(n) and (is_in_place(n) or not n.users)]
-        pending, needed, reachable = [*outputs, *writing], set[fx.Node](), self._reachable()
+        writing = [node for node in self._within if is_in_place(node) or not node.users]
+        pending, needed, reachable = [*outputs, *writing], set[fx.Node](), self._reachable([*outputs, *writing])
         while pending:
             node = pending.pop()
             if node not in reachable:
@@ -204,13 +221,13 @@ class _Cutter:
                 pending += node.all_input_nodes
         return needed
 
-    def _reachable(self) -> set[fx.Node]:
-        """Return the nodes that follow from the inputs and from what the module holds.
+    def _reachable(self, ends: Sequence[fx.Node]) -> set[fx.Node]:
+        """Return the nodes up to `ends` that follow from the inputs and from what the module holds.
 
         A whole number that does not, such as a width that was computed from those of another module, may be a constant.
         """
         reachable = set[fx.Node]()
-        for node in self._graph.nodes:
+        for node in self._nodes.ordered(self._up_to(ends)):
             if node.op == "get_attr":
                 follows = str(node.target).startswith((f"{self._path}.", "constant_"))
             else:
@@ -222,6 +239,17 @@ class _Cutter:
                 self._numbers[node] = number
             reachable.add(node)
         return reachable
+
+    def _up_to(self, ends: Sequence[fx.Node]) -> set[fx.Node]:
+        """Return `ends` and the nodes that they follow from, as far back as the inputs of the module."""
+        pending, behind = list(ends), set[fx.Node]()
+        while pending:
+            node = pending.pop()
+            if node not in behind:
+                behind.add(node)
+                if node.name not in self._of_leaf:
+                    pending += node.all_input_nodes
+        return behind
 
     def _copied(self, node: fx.Node, copied: Mapping[fx.Node, Any]) -> fx.Node:
         if node.op != "get_attr":

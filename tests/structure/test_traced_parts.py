@@ -1,14 +1,18 @@
 """Modules that hold dense sizes in their own forward compute a part of the graph; all around them stays the user's."""
 
 import copy
+import itertools
 
 import pytest
 import torch
 from torch import nn
 
 import autoprune
-from autoprune.errors import UsageError
+from autoprune.errors import StructureError, UsageError
 from autoprune.pruning import prune
+from autoprune.records import Policy
+from autoprune.structure import analyze
+from autoprune.structure.native_maker import Maker
 from autoprune.structure.traced_parts import Traced
 
 G = torch.Generator().manual_seed(0)
@@ -163,3 +167,42 @@ def test_a_model_that_would_be_almost_one_graph_is_a_graph():
     torch.manual_seed(0)
     small = prune(nn.Sequential(Attention(8, 2)), TOKENS, multiple_of=1)
     assert small.pruned_to.form == "graph"
+
+
+class InFloat32(Attention):
+    calls = 0
+
+    def forward(self, x, mask=None, turn=None):
+        type(self).calls += 1
+        if x.dtype == torch.float64:
+            raise TypeError("no kernel for float64")
+        return super().forward(x, mask, turn)
+
+
+def maker_of_half(kind, **settings):
+    torch.manual_seed(0)
+    structure = analyze(Transformer(kind).eval(), (TOKENS,))
+    half = Policy(space_id="", widths={unit.name: max(1, unit.width // 2) for unit in structure.units})
+    return structure, Maker(structure, structure.shrink(half, prove=False), **settings)
+
+
+def test_past_a_limit_of_processor_time_the_graph_is_taken():
+    ticks = itertools.count(step=25)
+    structure, maker = maker_of_half(Attention, clock=lambda: next(ticks))
+    with pytest.raises(StructureError, match="took more than 60 s of processor time"):
+        maker.own(None)
+    assert not structure.boundaries
+
+
+def test_why_modules_have_no_place_is_found_once():
+    structure, maker = maker_of_half(InFloat32)
+    reasons, calls = [], []
+    for _ in range(2):
+        before = InFloat32.calls
+        with pytest.raises(StructureError, match="no kernel for float64") as caught:
+            maker.own(None)
+        reasons.append(str(caught.value))
+        calls.append(InFloat32.calls - before)
+    assert reasons[0] == reasons[1]
+    assert calls[1] < calls[0]
+    assert structure.boundaries.keys() == {False}
