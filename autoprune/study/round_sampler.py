@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -90,25 +89,30 @@ class _Course:
 
     def next(self, number: int, trials: Sequence[_Trial]) -> tuple[Policy, str] | None:
         """Return the policy of trial `number` with its origin, or `None` when a new round is to begin first."""
-        attempts = defaultdict[Policy, list[_Trial]](list)
+        attempts: dict[Policy, list[_Trial]] = {}
         for trial in trials:
-            attempts[trial.policy].append(trial)
-        policy = next((policy for policy in self._origins if policy not in attempts), None)
-        if policy is None:
-            policy = self._again(number, attempts)
+            attempts.setdefault(trial.policy, []).append(trial)
+        new = (policy for policy in self._origins if policy not in attempts)
+        policy = self._interrupted(attempts) or next(new, None) or self._overdue(number, attempts)
         return None if policy is None else (policy, self._origins[policy])
 
-    def _again(self, number: int, attempts: Mapping[Policy, Sequence[_Trial]]) -> Policy | None:
-        """Return a policy whose trials were interrupted, or run for very long."""
+    def _interrupted(self, attempts: Mapping[Policy, Sequence[_Trial]]) -> Policy | None:
+        """Return a policy whose trial an exception ended, so that a study that goes on asks as if nothing had been."""
+        for policy in self._origins:
+            trials = attempts.get(policy, ())
+            if trials and len(trials) < MAX_FAILURES and all(trial.state == TrialState.FAIL for trial in trials):
+                return policy
+        return None
+
+    def _overdue(self, number: int, attempts: Mapping[Policy, Sequence[_Trial]]) -> Policy | None:
+        """Return a policy whose trial runs for very long; or for any time, if the next round waits for its loss."""
         late: list[tuple[int, int, Policy]] = []
         for policy in self._origins:
-            *_, last = trials = attempts[policy]
+            trials = attempts[policy]
             ended = any(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
-            if not ended and last.state == TrialState.FAIL and len(trials) < MAX_FAILURES:
-                return policy
-            overdue = self._rounds.waits or number - last.number > _PATIENCE
-            if not ended and last.state == TrialState.RUNNING and overdue and len(trials) < MAX_LOSSES:
-                late.append((len(trials), last.number, policy))
+            overdue = self._rounds.waits or number - trials[-1].number > _PATIENCE
+            if not ended and trials[-1].state == TrialState.RUNNING and overdue and len(trials) < MAX_LOSSES:
+                late.append((len(trials), trials[-1].number, policy))
         return min(late, key=lambda entry: entry[:2])[2] if late else None
 
 
@@ -152,7 +156,7 @@ class RoundSampler(BaseSampler):
                 if not self._course.begin(known, trials):
                     break
             policy, origin = proposal or (None, "random")
-            notes: dict[str, Any] = {_BEGINS: [(known.below, known.unfinished) for known in begun]} if begun else {}
+            notes: dict[str, Any] = {_BEGINS: [[known.below, [*known.unfinished]] for known in begun]} if begun else {}
             if policy is not None:
                 notes[_PROPOSED] = self._problem.space.places(policy)
             note_on_trial(study, trial, notes, {"origin": origin})
