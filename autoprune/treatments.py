@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from autoprune.errors import PolicyError
 
@@ -23,6 +26,10 @@ _COST_ORDER = ("int8", "int8-dynamic", "w4", "w8", "fp32")
 """Precisions from the one that usually computes fastest to the dense one."""
 
 _RANK = "rank:"
+_RANK_STEP = 8
+_RANK_SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4)
+
+Sizes = int | np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +96,11 @@ class Treatment:
         return cls(precision=PRECISIONS[precision], rank=rank)
 
     @property
+    def of_factors(self) -> Treatment:
+        """The treatment of each of the two factors that the rank makes: the same precision."""
+        return Treatment(precision=self.precision)
+
+    @property
     def order(self) -> tuple[int, int]:
         """Sort key of the levels of a layer: cheaper treatments first, the dense one last."""
         return (self.rank or 1 << 30, _COST_ORDER.index(self.precision))
@@ -105,13 +117,15 @@ class Layer:
     """An operator with a weight that may be treated; operators that share the weight are one layer.
 
     `name` is the state-dict name of the weight. `op` is the operator's name and `nodes` are those of the evaluation
-    graph that compute with the weight. `precisions` are those in which it can compute.
+    graph that compute with the weight. `precisions` are those in which it can compute. `matrix` holds the rows and
+    columns `[O, D]` of the weight as a matrix that two factors can replace, `(0, 0)` where none can.
     """
 
     name: str
     op: str
     nodes: tuple[str, ...]
     precisions: tuple[str, ...]
+    matrix: tuple[int, int] = (0, 0)
 
     @property
     def module(self) -> str:
@@ -119,8 +133,25 @@ class Layer:
         return self.name.rpartition(".")[0] or self.name
 
     def allows(self, treatment: Treatment) -> bool:
-        """Return whether the layer can be treated so."""
-        return treatment.precision in self.precisions and not treatment.rank
+        """Return whether the layer can be treated so: a rank must make it smaller (see `replaces`)."""
+        of_rank = not treatment.rank or bool(replaces(treatment.rank, *self.matrix))
+        return treatment.precision in self.precisions and of_rank
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Ranks that are worth measuring: multiples of 8 at shares of the largest one that makes the layer smaller."""
+        outputs, inputs = self.matrix
+        largest = (outputs * inputs - 1) // max(outputs + inputs, 1)
+        rounded = {round(share * largest / _RANK_STEP) * _RANK_STEP for share in _RANK_SHARES}
+        return tuple(sorted(rank for rank in rounded if 0 < rank <= largest))
+
+
+def replaces(rank: Sizes, outputs: Sizes, inputs: Sizes) -> Any:
+    """Return whether two factors of a rank replace a weight `[O, D]`: they have fewer numbers than it has.
+
+    Where a layer has become so narrow that they have not, it keeps its weight whole. Arguments are numbers or arrays.
+    """
+    return rank * (outputs + inputs) < outputs * inputs
 
 
 Level = int | Treatment

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from autoprune.model.outputs import NamedOutputs, Selector
 from autoprune.records import Policy
 from autoprune.runfolder import write_atomic
 from autoprune.structure import Input, PrunedTo, analyze, in_form
+from autoprune.structure.low_rank import with_ranks
 from autoprune.training.dense import require_same_shapes, weights_to_bytes
 
 _KEY, _SCHEMA = "autoprune", 1
@@ -53,6 +55,7 @@ def save(model: nn.Module, path: str | Path) -> Path:
         raise UsageError(f"only models that autoprune pruned can be saved; this {type(model).__name__} has no policy")
     about = {"schema": _SCHEMA, "widths": dict(cut.widths), "kept": dict(cut.kept)}
     about["inputs"] = [vars(taken) for taken in cut.inputs]
+    about |= {"ranks": dict(cut.ranks)} if cut.ranks else {}
     about |= {"outputs": list(cut.outputs)} if cut.outputs is not None else {}
     write_atomic(Path(path), weights_to_bytes(model, {_KEY: json.dumps(about)}))
     return Path(path)
@@ -104,6 +107,7 @@ def load(
     try:
         policy = Policy(space_id=structure.digest(), widths=cut.widths)
         model = structure.shrink(policy, {name: np.asarray(kept) for name, kept in cut.kept.items()}, prove=False)
+        model = with_ranks(model, cut.ranks)
     except AutopruneError as error:
         raise UsageError(f"{path} is of another model than build_model returns: {error}") from error
     require_same_shapes(model.state_dict(), weights, Path(path))
@@ -141,7 +145,8 @@ def _read(path: Path) -> tuple[PrunedTo, dict[str, Tensor]]:
         )
         _examples(inputs)
         outputs = tuple(about["outputs"]) if "outputs" in about else None
-        return PrunedTo(widths=dict(about["widths"]), kept=dict(about["kept"]), inputs=inputs, outputs=outputs), weights
+        cut = PrunedTo(widths=dict(about["widths"]), kept=dict(about["kept"]), inputs=inputs, outputs=outputs)
+        return replace(cut, ranks=dict(about.get("ranks", {}))), weights
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         if isinstance(error, AutopruneError):
             raise

@@ -11,6 +11,7 @@ from torch import fx
 from autoprune.errors import PolicyError
 from autoprune.records import Policy
 from autoprune.structure.geometry import Operator
+from autoprune.structure.low_rank import factor_names, weight_name
 from autoprune.structure.placement import Kind, Step
 from autoprune.treatments import PRECISIONS, Layer, Treatment
 
@@ -23,7 +24,10 @@ _PRECISIONS = {
 
 
 def layers_of(
-    operators: Sequence[Operator], tensors: Mapping[str, torch.Tensor], canonical: Mapping[str, str]
+    operators: Sequence[Operator],
+    tensors: Mapping[str, torch.Tensor],
+    canonical: Mapping[str, str],
+    splittable: Collection[str] = (),
 ) -> tuple[Layer, ...]:
     """Return the layers of an evaluation graph.
 
@@ -31,6 +35,7 @@ def layers_of(
         operators: of the graph, in order.
         tensors: parameters and buffers by name.
         canonical: first name of the tensor behind every name.
+        splittable: names of the weights that two factors can replace.
     """
     nodes: dict[str, list[Operator]] = {}
     for operator in operators:
@@ -43,6 +48,7 @@ def layers_of(
             op=of_weight[0].op,
             nodes=tuple(op.node for op in of_weight),
             precisions=_PRECISIONS[of_weight[0].op],
+            matrix=(len(tensors[name]), tensors[name][0].numel()) if name in splittable else (0, 0),
         )
         for name, of_weight in nodes.items()
         if len({op.op for op in of_weight}) == 1
@@ -76,12 +82,14 @@ def steps_of(graph: fx.Graph, operators: Sequence[Operator], layers: Sequence[La
     A batch norm that alone reads a convolution is folded into it when the model is exported, so it moves its output.
 
     Args:
-        graph: of the dense model, or of a shrunk one: without the nodes of removed branches.
+        graph: of the dense model, or of a shrunk one: without the nodes of removed branches, with two layers where
+            factors replace a weight.
         operators: of the dense model's graph.
         layers: those that can be int8 (`layers_of`).
     """
     layer_of = {node: layer.name for layer in layers for node in layer.nodes}
     known = {operator.node: operator.op for operator in operators}
+    factors = {factor: layer.op for layer in layers if any(layer.matrix) for factor in factor_names(layer.name)}
     steps: dict[str, Step] = {}
     for node in graph.nodes:
         if node.op == "placeholder":
@@ -89,6 +97,8 @@ def steps_of(graph: fx.Graph, operators: Sequence[Operator], layers: Sequence[La
         elif node.op == "output":
             for read in node.all_input_nodes:
                 steps[f"output {read.name}"] = Step(name=f"output {read.name}", kind="output", inputs=(read.name,))
+        elif weight_name(node) in factors:
+            steps[node.name] = _step(node, factors[weight_name(node)], weight_name(node), steps)
         elif node.name in known:
             # Where one side of an addition was removed, a copy of the other has its name.
             op = "clone" if node.target == torch.ops.aten.clone.default else known[node.name]

@@ -41,6 +41,7 @@ class PrunedTo:
     - `outputs`: names of the outputs that counted (`None`: all).
     - `form`: "native" for the user's own classes, "graph" for a `GraphModel`; `reason` says why it is a graph.
     - `notes`: what a user of this form should know.
+    - `ranks`: of the layers that are two factors, by the names of their weights (see `low_rank`).
     """
 
     widths: Mapping[str, int]
@@ -50,6 +51,7 @@ class PrunedTo:
     form: str = field(default="graph", compare=False)
     reason: str = field(default="", compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
+    ranks: Mapping[str, int] = field(default_factory=dict)
 
 
 class GraphModel(nn.Module):

@@ -21,6 +21,7 @@ from torch import nn
 
 from autoprune.errors import StructureError
 from autoprune.records import Policy
+from autoprune.structure.low_rank_form import merged, with_sequences
 from autoprune.structure.module import GraphModel, PrunedTo
 from autoprune.structure.native_maker import Maker
 from autoprune.structure.structure import Structure
@@ -82,10 +83,10 @@ def in_form(
         StructureError: own classes are asked for and not proven, or the graph module is needed and does not compute
             the gradients of the model.
     """
-    maker = Maker(structure, pruned)
+    maker = Maker(structure, _whole(structure, pruned))
     if native is not False:
         try:
-            return maker.own(given)
+            return with_sequences(structure, maker.own(given), pruned)
         except StructureError as error:
             if native:
                 raise StructureError(f"{str(error).rstrip('.')}. {_INSTEAD}") from error
@@ -116,9 +117,14 @@ def trained_form(structure: Structure, pruned: GraphModel) -> nn.Module:
     Raises:
         StructureError: the graph module is needed and does not compute the gradients of the model.
     """
-    maker = Maker(structure, pruned)
+    maker = Maker(structure, _whole(structure, pruned))
     try:
-        return maker.copy_with_equal_outputs()
+        return with_sequences(structure, maker.copy_with_equal_outputs(), pruned)
     except StructureError as error:
         maker.require_gradients_of_graph(str(error))
         return pruned
+
+
+def _whole(structure: Structure, pruned: GraphModel) -> GraphModel:
+    """Return the model without factors, in the place of which own classes get sequences of two layers."""
+    return merged(structure, pruned) if pruned.pruned_to is not None and pruned.pruned_to.ranks else pruned

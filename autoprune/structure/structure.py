@@ -20,6 +20,7 @@ from autoprune.structure.cut_proof import culprits, proven_difference
 from autoprune.structure.geometry import Dim, Operator
 from autoprune.structure.input_sizes import FixedSize, InputSizes
 from autoprune.structure.layer_decisions import layers_of, steps_of, treatment_codes
+from autoprune.structure.low_rank import splittable
 from autoprune.structure.memory import Memory
 from autoprune.structure.module import GraphModel, Input, PrunedTo
 from autoprune.structure.placement import Placement
@@ -123,7 +124,9 @@ class Structure:
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """Layers that may be treated, in the order of the evaluation graph."""
-        return layers_of(self.operators, self.tensors, self.canonical)
+        return layers_of(
+            self.operators, self.tensors, self.canonical, splittable(self.captures.values(), self.canonical)
+        )
 
     @cached_property
     def placement(self) -> Placement:

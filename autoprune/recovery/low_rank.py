@@ -1,0 +1,162 @@
+"""Layers as two factors: the best ones for the inputs that a layer sees, layer after layer.
+
+X `[rows, D]` are the input windows of a layer in the model whose earlier layers have factors already, Y `[rows, O]` the
+outputs of the same layer in the whole model at the same positions. Wanted are factors A `[O, R]` and B `[R, D]` that
+minimise the mean of |Y - A B X|^2:
+
+1. W is the ridge regression of Y on X, which pulls towards the layer's own weight: it makes up for the errors of the
+   layers before it.
+2. With the second moments S = E[x x^T] = L L^T, the error of a product is |(W - A B) L|^2 plus what no weight mends, so
+   that the best product is W L cut to its R largest singular values, times L^-1.
+
+A is then the least-squares solution for B, and the bias takes up the means where the layer has one. The ridge also
+makes S invertible: directions that the data does not show keep a small weight.
+
+Source: reduced-rank regression, Izenman 1975, https://doi.org/10.1016/0047-259X(75)90042-1; the best approximation of a
+matrix, Eckart and Young 1936, https://doi.org/10.1007/BF02288367; layers of networks whitened so, Chen et al. 2021
+(https://proceedings.neurips.cc/paper/2021/hash/f56de5ef149cf0aedcc8f4797031e229-Abstract.html) and SVD-LLM, Wang et al.
+2024 (https://arxiv.org/abs/2403.07378).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from autoprune.errors import TrialError
+from autoprune.recovery.windows import by_example, input_windows, output_positions, sample_windows
+from autoprune.structure import GraphModel
+from autoprune.structure.low_rank import Factors, bias_names, weight_name, with_factors
+
+_RIDGE = 1e-2
+"""Added to the diagonal of the second moments, as a share of its mean."""
+
+_POSITIONS = 64
+"""Positions of one example that a layer is fitted at."""
+
+FACTORING_RUNS = 2
+"""Times that the examples pass through a model: whole, and with factors."""
+
+
+def factorized(model: GraphModel, ranks: Mapping[str, int], inputs: Sequence[Tensor]) -> GraphModel:
+    """Return a model in which two factors replace the weights of some layers.
+
+    Batch norms behind them take the statistics of the inputs.
+
+    Args:
+        model: trained or repaired, in evaluation mode; it is not changed.
+        ranks: by the names of layers, below the sizes of their weights.
+        inputs: of the model, tensors `[N, ...]` of some N = 256 training examples.
+
+    Raises:
+        TrialError: activations are not finite.
+    """
+    if not ranks:
+        return model
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        whole = _Recorder(model.evaluation_graph(), ranks, len(inputs[0]))
+        whole.run(*inputs)
+        fitter = _Fitter(changed, ranks, whole)
+        fitter.run(*inputs)
+    return with_factors(changed, fitter.factors).train(model.training)
+
+
+def best_factors(
+    weight: Tensor, rows: Tensor, target: Tensor, rank: int, *, centred: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return factors `[R, D]` and `[O, R]`, and the intercept `[O]`, that predict targets from rows.
+
+    Args:
+        weight: `[O, D]`, towards which the ridge pulls.
+        rows: inputs `[rows, D]`.
+        target: outputs `[rows, O]`.
+        rank: R.
+        centred: whether the layer has an intercept; it is 0 otherwise.
+
+    Raises:
+        TrialError: rows or targets are not finite.
+    """
+    x, y, own = rows.double(), target.double(), weight.double()
+    x_mean, y_mean = (x.mean(0), y.mean(0)) if centred else (x.new_zeros(x.shape[1]), y.new_zeros(y.shape[1]))
+    x, y = x - x_mean, y - y_mean
+    second = x.mT @ x / len(x)
+    if not bool(torch.isfinite(second).all() and torch.isfinite(y).all()):
+        raise TrialError("activations must be finite; those of a layer that becomes two factors are not")
+    ridge = max(_RIDGE * float(second.diagonal().mean()), 1e-12) * torch.eye(len(second), dtype=second.dtype)
+    root = torch.linalg.cholesky(second + ridge)
+    # W (S + ridge) = E[y x^T] + own ridge, so that W L = (that) L^-T.
+    whitened = torch.linalg.solve_triangular(root, (y.mT @ x / len(x) + own @ ridge).mT, upper=False).mT
+    left, values, right = torch.linalg.svd(whitened, full_matrices=False)
+    scale = values[:rank].sqrt()
+    first = torch.linalg.solve_triangular(root.mT, (scale[:, None] * right[:rank]).mT, upper=True).mT
+    outer = left[:, :rank] * scale
+    return first.to(weight.dtype), outer.to(weight.dtype), (y_mean - outer @ (first @ x_mean)).to(weight.dtype)
+
+
+class _Recorder(fx.Interpreter):
+    """Runs the whole model and keeps outputs of the layers that become two, `[rows, O]` by their nodes."""
+
+    def __init__(self, module: fx.GraphModule, ranks: Mapping[str, int], examples: int) -> None:
+        super().__init__(module)
+        self._ranks, self._examples = ranks, examples
+        self.targets: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        output = super().run_node(n)
+        if weight_name(n) in self._ranks:
+            self.targets[n.name] = self.sample(output_positions(n, output), n.name)
+        return output
+
+    def sample(self, windows: Tensor, node: str) -> Tensor:
+        """Sample the same positions of a node whatever is behind them, `[rows, D]`."""
+        generator = torch.Generator().manual_seed(len(node))
+        return sample_windows(by_example(windows, self._examples), _POSITIONS, generator)
+
+
+class _Fitter(fx.Interpreter):
+    """Runs a model and gives every layer the product of its factors before it is used.
+
+    `factors` are those of the layers, by name.
+    """
+
+    def __init__(self, model: GraphModel, ranks: Mapping[str, int], whole: _Recorder) -> None:
+        super().__init__(model.evaluation_graph())
+        self._ranks, self._whole = ranks, whole
+        self._biases = bias_names(model, ranks)
+        self._moved = set[fx.Node]()
+        self.factors: dict[str, Factors] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        name, moved = weight_name(n), not self._moved.isdisjoint(n.all_input_nodes)
+        if name in self._ranks:
+            self._fit(name, n)
+        elif moved and n.target is torch.ops.aten.batch_norm.default:
+            args, _ = self.fetch_args_kwargs_from_env(n)
+            variance, mean = torch.var_mean(args[0], [0, *range(2, args[0].dim())])
+            args[3].copy_(mean)
+            args[4].copy_(variance)
+        if moved or name in self._ranks:
+            self._moved.add(n)
+        return super().run_node(n)
+
+    def _fit(self, name: str, node: fx.Node) -> None:
+        args, _ = self.fetch_args_kwargs_from_env(node)
+        rows, target, weight = self._whole.sample(input_windows(node, args), node.name), self._whole.targets, args[1]
+        bias = args[2] if self._biases[name] else None
+        given = 0 if bias is not None or len(args) < 3 or args[2] is None else args[2]
+        first, second, intercept = best_factors(
+            weight.flatten(1), rows, target[node.name] - given, self._ranks[name], centred=bias is not None
+        )
+        self.factors[name] = Factors(
+            first=first.reshape(-1, *weight.shape[1:]).contiguous(),
+            second=second.reshape(*second.shape, *[1] * (weight.dim() - 2)).contiguous(),
+            bias=None if bias is None else intercept,
+        )
+        weight.copy_(self.factors[name].product)
+        if bias is not None:
+            bias.copy_(intercept)
