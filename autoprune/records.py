@@ -236,6 +236,11 @@ class Policy:
         object.__setattr__(self, "treatments", MappingProxyType(treatments))
 
     @property
+    def is_rounded(self) -> bool:
+        """Whether some layer computes in another precision than fp32."""
+        return any(treatment.of_factors != DENSE for treatment in self.treatments.values())
+
+    @property
     def choices(self) -> dict[str, Level]:
         """Level of every unit, and of every layer that is not dense."""
         return {**self.widths, **self.treatments}

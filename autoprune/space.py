@@ -13,6 +13,7 @@ overrides:                # per pattern, any of the six keys above; later patter
   "blocks.0.*": {min_keep: 0.5}
 treatments:               # levels of layers, by patterns of their names; later patterns win; without it all are dense
   "*": [fp32, int8]
+  "blocks.*": [fp32, "rank:*", "int8+rank:24"] # two factors for a weight: a few ranks that fit each layer, or this one
   "head": [fp32]          # the name of a layer's module, or of its weight
 treat_if_faster: true     # all layers are dense where treated models are measured to be no faster; default false
 """
@@ -33,6 +34,7 @@ from autoprune.records import SearchSpace, Unit, digest_of
 from autoprune.treatments import DENSE, PRECISIONS, Layer, Level, Treatment, level_to_json, sorted_treatments
 
 EFFICIENT = "efficient"
+ANY_RANK = "rank:*"
 _MOST_CANDIDATES = 32
 _EFFICIENT_STEPS = 8
 _WIDTH_KEYS = ("min_keep", "max_keep", "multiple_of", "steps")
@@ -85,13 +87,13 @@ class SpaceSpec(LevelRule):
     def _readable(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
         for pattern, texts in value.items():
             try:
-                levels = [Treatment.parse(text) for text in texts]
+                levels = [Treatment.parse(text.replace(ANY_RANK, "rank:1")) for text in texts]
             except PolicyError as error:
                 raise ValueError(f"{pattern!r}: {error}") from error
-            if DENSE not in levels or len(set(levels)) < len(levels) or any(level.rank for level in levels):
+            if DENSE not in levels or len(set(texts)) < len(texts):
                 raise ValueError(
-                    f"treatments of {pattern!r} are distinct precisions ({', '.join(PRECISIONS)}), and fp32 is one of "
-                    f"them; got {', '.join(texts) or 'none'}"
+                    f"treatments of {pattern!r} are distinct precisions ({', '.join(PRECISIONS)}) and ranks (rank:24, "
+                    f"rank:*, int8+rank:24), and fp32 is one of them; got {', '.join(texts) or 'none'}"
                 )
         return value
 
@@ -186,17 +188,35 @@ def _treatments(
         if not any(_names(layer, pattern) for layer in layers):
             known = ", ".join(layer.module for layer in layers)
             raise ConfigError(f"{source}: treatments: {pattern!r} matches no layer. Layers: {known}.")
+        _require_ranks(pattern, spec.treatments[pattern], layers, source)
     levels: dict[str, tuple[Level, ...]] = {}
     for layer in layers:
         wanted: tuple[Treatment, ...] = ()
         for pattern, texts in spec.treatments.items():
             if _names(layer, pattern):
-                wanted = tuple(Treatment.parse(text) for text in texts)
+                wanted = tuple(treatment for text in texts for treatment in _read(text, layer))
         possible = [treatment for treatment in wanted if layer.allows(treatment)]
         if len(possible) > 1:  # a layer none of whose treatments pays stays, with one level: a table has its column
             pays = None if useful is None else useful.get(layer.name)
             levels[layer.name] = sorted_treatments(t for t in possible if t == DENSE or pays is None or t.code in pays)
     return levels
+
+
+def _require_ranks(pattern: str, texts: Iterable[str], layers: Sequence[Layer], source: object) -> None:
+    """Raise `ConfigError` for a rank that is above the full one of every layer that a pattern names."""
+    named = [layer for layer in layers if _names(layer, pattern)]
+    full = max(min(layer.matrix) for layer in named)
+    for text in texts:
+        rank = 0 if ANY_RANK in text else Treatment.parse(text).rank
+        if rank > full:
+            why = f"the largest full rank of these layers is {full}" if full else "none of these layers can be factors"
+            raise ConfigError(f"{source}: treatments: {pattern!r}: {why}; got {text}. Write a lower rank, or rank:*")
+
+
+def _read(text: str, layer: Layer) -> list[Treatment]:
+    """Return the treatments that a text stands for: with any rank, those that are worth measuring for the layer."""
+    texts = [text.replace(ANY_RANK, f"rank:{rank}") for rank in layer.ranks] if ANY_RANK in text else [text]
+    return [Treatment.parse(each) for each in texts]
 
 
 def _names(layer: Layer, pattern: str) -> bool:

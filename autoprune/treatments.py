@@ -154,6 +154,16 @@ def replaces(rank: Sizes, outputs: Sizes, inputs: Sizes) -> Any:
     return rank * (outputs + inputs) < outputs * inputs
 
 
+def rank_of_code(code: Sizes) -> Any:
+    """Return the ranks of treatments from their codes, numbers or arrays; 0 for whole weights."""
+    return code // len(PRECISIONS)
+
+
+def code_of_factors(code: Sizes) -> Any:
+    """Return the codes of treatments without their ranks, numbers or arrays."""
+    return code % len(PRECISIONS)
+
+
 Level = int | Treatment
 """A level of a decision: the width of a unit, or the treatment of a layer."""
 

@@ -101,7 +101,8 @@ class SimulatedMeasurer:
         if isinstance(model, Policy):
             return dict(model.widths)
         shapes = _shapes(model)
-        return {unit.name: shapes[unit.name] for unit in self.structure.units}
+        names = [unit.name for unit in self.structure.units]
+        return {name: shapes[name if name in shapes else f"{name}.1"] for name in names}  # or of its second factor
 
 
 def _sample(ms: float) -> LatencySample:

@@ -195,5 +195,31 @@ def test_layers_keep_the_treatments_that_they_can_have() -> None:
 
 @pytest.mark.parametrize("treatments", [["int8"], ["fp32", "w4", "w4"], []])
 def test_treatments_are_distinct_and_fp32_is_one_of_them(treatments: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"are distinct precisions .*w4.*, and fp32 is one of them; got"):
+    with pytest.raises(ValueError, match=r"are distinct precisions .*w4.* and ranks .*, and fp32 is one of them; got"):
         SpaceSpec.model_validate({"treatments": {"*": treatments}})
+
+
+def layer_with(name: str, *matrix: int) -> Layer:
+    return Layer(
+        name=f"{name}.weight", op="linear", nodes=(name,), precisions=PRECISIONS, matrix=(matrix[0], matrix[1])
+    )
+
+
+def test_layers_have_the_ranks_that_make_them_smaller() -> None:
+    layers = [layer_with("wide", 64, 256), layer_with("narrow", 64, 64), layer_with("tied", 0, 0)]
+    treatments = {"*": ["fp32", "rank:*", "int8+rank:40"]}
+    space = build_space(SpaceSpec.model_validate({"treatments": treatments}), UNITS, "digest", layers=layers)
+    assert {name: [*map(str, space.levels[name])] for name in space.layer_names} == {
+        "wide.weight": ["rank:8", "rank:16", "rank:24", "int8+rank:40", "rank:40", "fp32"],
+        "narrow.weight": ["rank:8", "rank:16", "rank:24", "fp32"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [("wi*", r"'wi\*': the largest full rank of these layers is 64; got rank:65"), ("tied", "none .* can be factors")],
+)
+def test_a_rank_above_the_full_one_is_refused(pattern: str, message: str) -> None:
+    layers, treatments = [layer_with("wide", 64, 256), layer_with("tied", 0, 0)], {pattern: ["fp32", "rank:65"]}
+    with pytest.raises(ConfigError, match=message):
+        build_space(SpaceSpec.model_validate({"treatments": treatments}), UNITS, "digest", layers=layers)

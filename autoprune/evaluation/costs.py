@@ -31,19 +31,19 @@ _MOST_TREATED_ENTRIES = 200_000
 _NEVER = 1e6
 """Cost of a combination that has none: the latency table has no entry for it."""
 
-_SIZES: Mapping[str, Callable[[Structure, Array], Array]] = {
+_SIZES: Mapping[str, Callable[[Structure, Array, Sequence[str]], Array]] = {
     "params": Structure.params,
+    "bytes": Structure.bytes,
     "macs": Structure.macs,
-    "activation_bytes": Structure.peak_activation_bytes,
 }
-"""Costs that widths alone decide; the peak of activations is that of the model in fp32."""
+"""Costs that widths and treatments decide."""
 
 
 def sizes(structure: Structure, rows: Array, layers: Sequence[str] = ()) -> dict[str, Array]:
     """Return all costs but latency by name, each int64 `[P]`.
 
-    Treatments change the bytes of weights alone: `params` and `macs` are counts, and `activation_bytes` are those of
-    the model in fp32.
+    Precisions change the bytes of weights alone: `params` and `macs` are counts, and ranks change these, too.
+    `activation_bytes` are those of the model in fp32 with whole weights.
 
     Args:
         structure: of the model.
@@ -54,9 +54,9 @@ def sizes(structure: Structure, rows: Array, layers: Sequence[str] = ()) -> dict
 
 
 def _size(name: str, structure: Structure, rows: Array, layers: Sequence[str]) -> Array:
-    if name == "bytes":
-        return structure.bytes(rows, layers)
-    return _SIZES[name](structure, rows[:, : len(structure.units)])
+    if name == "activation_bytes":
+        return structure.peak_activation_bytes(rows[:, : len(structure.units)])
+    return _SIZES[name](structure, rows, layers)
 
 
 def cost_matrix(
@@ -100,7 +100,6 @@ def additive_costs(structure: Structure, predictor: LatencyPredictor, space: Sea
     parts: dict[str, list[Part]] = {"latency_ms": list(predictor.parts()), "params": [], "bytes": [], "macs": []}
     for name, units, cost in structure.tensor_costs(predictor.layers):
         parts[name].append((units, cost))
-    parts["macs"] = [(op.units, op.macs) for op in structure.operators]
     tabulated, constants = (
         _Tabulated(predictor.columns, predictor.layers, space),
         {"latency_ms": predictor.remainder_ms},

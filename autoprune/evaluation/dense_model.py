@@ -19,10 +19,12 @@ from autoprune.quantization.twin import make_twin
 from autoprune.records import Policy
 from autoprune.recovery.batchnorm import recalibrate
 from autoprune.recovery.least_squares import Reconstruction
+from autoprune.recovery.low_rank import FACTORING_RUNS, factorized
 from autoprune.recovery.optimal_rounding import MomentRounding
 from autoprune.recovery.prefix import PrefixCache
 from autoprune.runfolder import RunFolder, read_json
 from autoprune.structure import GraphModel, ModelForm, Structure, form_at_half, module_tensors, trained_form
+from autoprune.structure.low_rank import ranks_of, treatments_of_factors, with_ranks
 from autoprune.task.base import Task
 from autoprune.task.batches import batches, length, sample_rows, take
 from autoprune.task.recipe import Recipe
@@ -93,6 +95,32 @@ class DenseModel:
         run = self.reconstruction.apply(model, cut.masks)
         passes.forward(self.reconstruction.examples, self._cost_of(cut.policy, run))
 
+    def with_factors(self, model: GraphModel, policy: Policy, passes: SamplePasses | None = None) -> GraphModel:
+        """Return the model of a policy, repaired, with the factors of the layers that have ranks.
+
+        Raises:
+            PolicyError: a layer cannot have its rank.
+            TrialError: activations are not finite.
+        """
+        ranks = self._ranks(model, policy)
+        if not ranks:
+            return model
+        inputs = self._calibration_inputs if self.reconstruction is None else self.reconstruction.inputs
+        if passes is not None:
+            passes.forward(FACTORING_RUNS * len(inputs[0]), self.relative_cost(policy))
+        return factorized(model, ranks, inputs)
+
+    def with_empty_factors(self, model: GraphModel, policy: Policy) -> GraphModel:
+        """Return the model of a policy, cut, whose layers with ranks have factors of zeros: weights are loaded later.
+
+        Raises:
+            PolicyError: a layer cannot have its rank.
+        """
+        return with_ranks(model, self._ranks(model, policy))
+
+    def _ranks(self, model: GraphModel, policy: Policy) -> dict[str, int]:
+        return ranks_of(policy.treatments, self.structure.layers, module_tensors(model))
+
     def outputs_from_prefix(self, model: GraphModel, cut: Cut, limit: int) -> tuple[Tensor, float] | None:
         """Return the outputs of a repaired model on `limit` validation items, and their cost relative to a dense pass.
 
@@ -140,7 +168,8 @@ class DenseModel:
             StructureError: a layer cannot be treated so.
             TrialError: activations are not finite.
         """
-        int8, local = split_treatments(policy)
+        ranks = model.pruned_to.ranks if model.pruned_to is not None else {}
+        int8, local = split_treatments(treatments_of_factors(policy.treatments, ranks))
         inputs: tuple[Tensor, ...] = self._calibration_inputs if int8 else ()
         if passes is not None and inputs:
             passes.forward(CALIBRATION_RUNS * len(inputs[0]), self.relative_cost(policy))
@@ -154,7 +183,7 @@ class DenseModel:
 
         Arguments are those of `quantization`.
         """
-        if not policy.treatments:
+        if not policy.is_rounded:
             return model
         return self.twin(model, self.quantization(model, policy, passes, quick=quick))
 
@@ -228,7 +257,8 @@ class DenseModel:
 
     def relative_cost(self, policy: Policy) -> float:
         """Return the MACs of a policy as a share of the dense model's: the weight of its sample passes."""
-        return int(self.structure.macs(self.structure.widths([policy]))[0]) / self._dense_macs
+        layers = tuple(policy.treatments)
+        return int(self.structure.macs(self.structure.rows([policy], layers), layers)[0]) / self._dense_macs
 
     def sizes(self, policy: Policy) -> dict[str, int]:
         """Return `params`, `macs`, `bytes` and `activation_bytes` of a policy."""

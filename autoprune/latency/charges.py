@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -60,6 +61,8 @@ class PricedOperator:
     closes when a branch is removed: only then is an activation behind that branch a charge of its own. `condition`
     and `treatment`, the code of the treatment that the operator has, depend on the treatments of layers.
 
+    A `factor` of a layer, its "first" or "second" one, has as many channels out, or in, as the layer's `rank` says.
+
     Rows are int64 `[P, U + L]`: widths of units, then codes of the treatments of layers.
     """
 
@@ -81,6 +84,8 @@ class PricedOperator:
     riders: tuple[str, ...] = ()
     condition: Decided = ALWAYS_THERE
     treatment: Decided = ALWAYS_DENSE
+    factor: Literal["", "first", "second"] = ""
+    rank: Decided = ALWAYS_DENSE
 
     def present(self, rows: np.ndarray) -> np.ndarray:
         """Return whether the operator is charged at all: bool `[P]` for rows `[P, U + L]`."""
@@ -88,7 +93,10 @@ class PricedOperator:
 
     def sizes(self, rows: np.ndarray) -> np.ndarray:
         """Return channels in, channels out and groups: int64 `[P, 3]` for rows `[P, U + L]`."""
-        return np.stack([self.c_in(rows), self.c_out(rows), self.groups(rows)], axis=1)
+        inner = self.rank.of(rows)
+        c_in = inner if self.factor == "second" else self.c_in(rows)
+        c_out = inner if self.factor == "first" else self.c_out(rows)
+        return np.stack([c_in, c_out, self.groups(rows)], axis=1)
 
     def geometry(self, sizes: Iterable[int], code: int = 0) -> Geometry:
         """Key of this operator in a latency table, for one row of `sizes` and the code of its treatment."""
@@ -124,7 +132,7 @@ class PricedOperator:
     @property
     def units(self) -> tuple[int, ...]:
         """Indices of the columns of rows, units and layers, that the cost depends on."""
-        treated = {*self.condition.columns, *self.treatment.columns}
+        treated = {*self.condition.columns, *self.treatment.columns, *self.rank.columns}
         return tuple(sorted({*self.widths, *treated}))
 
     @property

@@ -11,6 +11,7 @@ from autoprune.latency.charges import PricedOperator
 from autoprune.latency.predictor import LatencyPredictor
 from autoprune.latency.sampling import scan_contexts, whole_models
 from autoprune.records import SearchSpace
+from autoprune.treatments import DENSE, Treatment
 
 TOLERANCE = 0.005
 """A width is useless when a larger one costs at most this share more."""
@@ -48,8 +49,9 @@ def staircases(
 def useful_treatments(predictor: LatencyPredictor, space: SearchSpace) -> dict[str, tuple[int, ...]]:
     """Return the codes of treatments that pay, dense last, for every layer of a space.
 
-    A treatment is dropped if the layer and its conversions cost no less than dense in every context: units at their
-    largest width and at half of it, all other layers dense and all treated.
+    A treatment is dropped if the layer and its conversions cost no less in every context than when it is dense, or, for
+    a rank, than at a higher rank or whole in the same precision. The contexts are units at their largest width and at
+    half of it, all other layers dense and all treated.
     """
     codes, columns = space.codes, predictor.columns
     contexts = whole_models(space)
@@ -59,9 +61,21 @@ def useful_treatments(predictor: LatencyPredictor, space: SearchSpace) -> dict[s
         rows = np.repeat(contexts, len(levels), axis=0)
         rows[:, column] = np.tile(levels, len(contexts))
         costs = predictor.unit_costs(column, rows)[0].reshape(len(contexts), -1)
-        pays = np.any(costs < (1 - TOLERANCE) * costs[:, -1:], axis=0).tolist()
-        useful[layer] = tuple(code for code, gains in zip(levels, pays, strict=True) if gains or code == levels[-1])
+        beaten = [
+            any(_is_richer(rich, code) and not (costs[:, i] < (1 - TOLERANCE) * costs[:, j]).any()
+                for j, rich in enumerate(levels))
+            for i, code in enumerate(levels)
+        ]  # fmt: skip
+        useful[layer] = tuple(code for code, is_beaten in zip(levels, beaten, strict=True) if not is_beaten)
     return useful
+
+
+def _is_richer(code: int, than: int) -> bool:
+    """Return whether a treatment surely loses less: it is dense, or of a higher rank (or whole) in the same precision."""
+    mine, other = Treatment.of_code(code), Treatment.of_code(than)
+    if mine == other:
+        return False
+    return mine == DENSE or (mine.precision == other.precision and bool(other.rank) and not 0 < mine.rank < other.rank)
 
 
 def useful_among(widths: np.ndarray, costs: np.ndarray, spreads: np.ndarray) -> tuple[int, ...]:

@@ -3,6 +3,8 @@
 In fp32, an addition and an activation ride on the convolution before them. Where a value between them becomes int8,
 they do not: the addition is then a charge of its own. Where a tensor changes between fp32 and int8, its conversion is
 a charge. `Placement` knows both; here its answers become functions of rows `[P, U + L]`.
+
+A layer of two factors is two charges (see `factor_charges`).
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ from functools import partial
 import numpy as np
 
 from autoprune.latency.charges import ALWAYS_DENSE, BYPASSED, Decided, PricedOperator
+from autoprune.latency.factor_charges import first_factor, rank_of_layer, whole_or_second
 from autoprune.structure import Dim, Operator, Structure
 from autoprune.structure.gates import ALWAYS, NEVER, Gate, any_of
 from autoprune.structure.geometry import output_shape
 from autoprune.structure.placement import Boundary, Placement, Step
-from autoprune.treatments import INT8
+from autoprune.treatments import INT8, code_of_factors
 
 Masks = Mapping[str, np.ndarray]
 
@@ -48,12 +51,14 @@ class _Decisions:
     """Answers of a placement for rows.
 
     `columns` are those of the layers, `gates` say when a layer runs, and `exists` when the value of a step exists.
+    `ranks` are those of the factors of a layer, 0 where its weight is whole, for the layers that can have factors.
     """
 
     placement: Placement
     columns: Mapping[str, int]
     gates: Mapping[str, Gate]
     exists: Mapping[str, Gate]
+    ranks: Mapping[str, Decided]
 
     @classmethod
     def of(cls, structure: Structure, layers: Sequence[str]) -> _Decisions:
@@ -64,11 +69,16 @@ class _Decisions:
             columns={name: len(structure.units) + number for number, name in enumerate(layers)},
             gates={name: any_of(gate_of[node] for node in nodes[name]) for name in layers},
             exists={node: gate for node, gate in _value_gates(structure.operators).items() if gate != ALWAYS},
+            ranks={
+                layer.name: rank_of_layer(structure.dims[layer.name], len(structure.units) + layers.index(layer.name))
+                for layer in structure.layers
+                if layer.name in layers and any(layer.matrix)
+            },
         )
 
     def code(self, layer: str) -> Decided:
-        """Code of the treatment of a layer."""
-        return Decided(columns=(self.columns[layer],), of=partial(_column, self.columns[layer]))
+        """Code of the treatment of a layer, or of each of its factors."""
+        return Decided(columns=(self.columns[layer],), of=partial(_code, self.columns[layer]))
 
     def is_int8(self, tensor: str) -> Decided:
         """Whether a tensor is int8."""
@@ -113,7 +123,7 @@ def _answer(
     answer: Callable[[Masks, Masks], np.ndarray],
     rows: np.ndarray,
 ) -> np.ndarray:
-    int8 = {name: (rows[:, column] == INT8.code) & gates[name](rows) for name, column in columns.items()}
+    int8 = {name: (_code(column, rows) == INT8.code) & gates[name](rows) for name, column in columns.items()}
     return answer(int8, {name: gate(rows) for name, gate in exists.items()})
 
 
@@ -133,8 +143,8 @@ def _moved_code(tensor: Decided, rows: np.ndarray) -> np.ndarray:
     return tensor.of(rows) * np.int64(INT8.code)
 
 
-def _column(column: int, rows: np.ndarray) -> np.ndarray:
-    return rows[:, column]
+def _code(column: int, rows: np.ndarray) -> np.ndarray:
+    return code_of_factors(rows[:, column])
 
 
 def _value_gates(operators: Sequence[Operator]) -> dict[str, Gate]:
@@ -166,7 +176,12 @@ def _pieces(charge: PricedOperator, structure: Structure, decisions: _Decisions)
         for end in (*(place for place in ends if place > begin), len(nodes)):
             inside = [decided for place, decided in ends.items() if begin < place < end]
             at = [ends[place] for place in (begin, end) if place in ends]
-            yield _piece(charge, nodes[begin:end], structure, decisions, _all_and_none(at, inside))
+            piece = _piece(charge, nodes[begin:end], structure, decisions, _all_and_none(at, inside))
+            rank = decisions.ranks.get(placement.steps[piece.node].layer)
+            yield from [piece] if rank is None else whole_or_second(piece, rank)
+    rank = decisions.ranks.get(placement.steps[charge.node].layer)
+    if rank is not None:
+        yield first_factor(charge, rank, _treatment(charge.node, decisions))
 
 
 def _all_and_none(holding: Sequence[Decided], failing: Sequence[Decided]) -> Decided:

@@ -19,9 +19,10 @@ from autoprune.errors import StructureError
 from autoprune.onnxgraph.export import plain_name
 from autoprune.onnxgraph.layer_steps import CLIPS, OnnxLayer, onnx_layers, steps_of_onnx, weight_of
 from autoprune.onnxgraph.local_treatments import RUNTIME_DOMAIN, local_nodes
+from autoprune.onnxgraph.low_rank import split_layers
 from autoprune.quantization.grid import Range, RoundedWeight, nearest, rounded_bias
 from autoprune.structure.placement import Placement
-from autoprune.treatments import DENSE, INT8, Treatment
+from autoprune.treatments import INT8, Treatment
 
 _DEQUANTIZED = "_DequantizeLinear_Output"
 _QUANTIZED = "_quantized"
@@ -39,20 +40,22 @@ def treated(
     """Return a copy of an exported model whose layers are treated.
 
     Args:
-        model: an export of `export_onnx`, or one of `Resizer.resize`, in fp32; or the file of one.
+        model: an export of `export_onnx`, or one of `Resizer.resize`, in fp32; or the file of one. Layers with ranks
+            have factors already, or get factors that take their time and mean nothing.
         treatments: by the names of layers; layers that the graph does not have were removed and are passed over.
         ranges: of the int8 tensors by their keys (`Placement.keys`). Without them the file is valid and takes its
             time, but its numbers mean nothing.
         weights: rounded weights and their biases by the names of layers; others are rounded to the nearest step.
 
     Raises:
-        StructureError: a weight is in the file, but no operator that can be treated so multiplies with it; the
-            treatment is none that can be written; a range is missing.
+        StructureError: a weight is in the file, but no operator that can be treated so multiplies with it; a range is
+            missing.
     """
     copied = onnx.ModelProto()
     copied.CopyFrom(onnx.load(str(model)) if isinstance(model, Path) else model)
     del copied.graph.value_info[:]  # types of values change
-    _Writer(copied.graph, treatments, ranges, weights or {}).write()
+    split = split_layers(copied.graph, treatments)
+    _Writer(copied.graph, split, ranges, weights or {}).write()
     if any(node.domain == RUNTIME_DOMAIN for node in copied.graph.node):
         domains = {entry.domain for entry in copied.opset_import}
         copied.opset_import.extend([helper.make_opsetid(RUNTIME_DOMAIN, 1)] if RUNTIME_DOMAIN not in domains else [])
@@ -190,12 +193,10 @@ def _ranges(
 def _require_layers(
     treatments: Mapping[str, Treatment], layers: Collection[OnnxLayer], stored: Mapping[str, onnx.TensorProto]
 ) -> None:
-    """Raise `StructureError` for a treatment that is not written, and for a weight that no layer multiplies with."""
+    """Raise `StructureError` for a convolution that is treated alone, and a weight that no layer multiplies with."""
     products = {layer.name for layer in layers if layer.is_linear}
     known, in_file = {layer.name for layer in layers}, {plain_name(name) for name in stored}
     for name, treatment in treatments.items():
-        if treatment not in (DENSE, INT8) and not treatment.is_local:
-            raise StructureError(f"ONNX files are written with layers in a precision; {name!r} is {treatment}")
         if name in in_file - known:
             raise StructureError(f"no convolution or matrix product of the ONNX file multiplies with {name!r} alone")
         if treatment.is_local and name in known - products:

@@ -49,7 +49,7 @@ class Deployment:
 
     def shipped(self, onnx: Path, policy: Policy | None = None) -> Path:
         """Return the file to deploy of a model exported to `onnx`: itself, or the one with int8 layers beside it."""
-        return int8_beside(onnx) if self.int8 or (policy is not None and policy.treatments) else onnx
+        return int8_beside(onnx) if self.int8 or (policy is not None and policy.is_rounded) else onnx
 
     def export(
         self, model: nn.Module, onnx: Path, policy: Policy | None = None, numbers: Quantization | None = None
@@ -71,7 +71,7 @@ class Deployment:
             StructureError: for a model that cannot be exported or quantized.
             UsageError: layers are treated, and the target cannot run such a model.
         """
-        treatments = policy.treatments if policy is not None else {}
+        treatments = policy.treatments if policy is not None and policy.is_rounded else {}
         if treatments:
             self.measurer.target.require_treated_layers()
         export_candidate(model, self.dense_model.task.example_inputs, onnx, sizes=self.dense_model.structure.sizes)

@@ -44,7 +44,7 @@ def load_model(dense_model: DenseModel, folder: RunFolder, policy: Policy) -> Gr
     path = folder.model(policy.digest()).weights
     if not path.exists():
         raise RunFolderError(f"there is no fine-tuned model {policy.digest()} in {folder.path}; run the search again")
-    model = dense_model.cut(policy).shrink(prove=False)
+    model = dense_model.with_empty_factors(dense_model.cut(policy).shrink(prove=False), policy)
     try:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -63,7 +63,7 @@ def load_twin(dense_model: DenseModel, folder: RunFolder, policy: Policy) -> Gra
         RunFolderError: when its weights, or the numbers of its int8 layers, are absent or damaged.
     """
     model = load_model(dense_model, folder, policy)
-    if not policy.treatments:
+    if not policy.is_rounded:
         return model
     return dense_model.twin(model, Quantization.load(folder.model(policy.digest()).int8))
 
@@ -124,7 +124,7 @@ def _verified(policy: Policy, costs: CostModel, deployment: Deployment) -> dict[
     model = load_model(dense_model, deployment.folder, policy)
     kept = {name: indices.tolist() for name, indices in dense_model.cut(policy).kept_channels.items()}
     write_json(files.policy, policy.to_json() | {"digest": policy.digest(), "kept": kept})
-    numbers = dense_model.quantization(model, policy) if policy.treatments else None
+    numbers = dense_model.quantization(model, policy) if policy.is_rounded else None
     target_model = deployment.export(model, files.onnx, policy, numbers)
     difference = parity(model, files.onnx, _real_inputs(task))
     shipped, of_int8 = deployment.shipped(files.onnx, policy), {}

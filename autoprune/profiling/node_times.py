@@ -100,7 +100,8 @@ def profiled_ms(
 ) -> dict[int, float]:
     """Return the median milliseconds of every geometry that some profiled model held, by its position in the table.
 
-    Where layers are treated, the time of an operator and of those that rode on it is divided by their work.
+    Where layers are treated, the time of an operator and of those that rode on it is divided by their work, and so is
+    that of the two factors of a layer.
 
     Args:
         geometries: Those of the table.
@@ -111,7 +112,8 @@ def profiled_ms(
     """
     if dense is None:
         return {}
-    owners, treated = NodeOwners(dense, priced.all), any(geometry.treatment for geometry in geometries)
+    owners = NodeOwners(dense, priced.all)
+    treated = any(geometry.treatment for geometry in geometries) or any(op.factor for op in priced.varying)
     columns: dict[str, list[int]] = defaultdict(list)
     for column, operator in enumerate(priced.varying):
         columns[operator.carrier].append(column)

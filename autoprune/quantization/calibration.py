@@ -22,10 +22,9 @@ from autoprune.quantization.grid import Range, RoundedWeight, bias_in_grid, near
 from autoprune.quantization.numbers import Quantization
 from autoprune.quantization.ranges import Observer, Rounding, channel_mean
 from autoprune.quantization.twin import Folded, biases_of, folded_layers, make_twin
-from autoprune.records import Policy
 from autoprune.structure import GraphModel
 from autoprune.structure.placement import Placement
-from autoprune.treatments import INT8, Treatment
+from autoprune.treatments import DENSE, INT8, Treatment
 
 _NONE: Mapping[str, Treatment] = {}
 
@@ -33,17 +32,17 @@ CALIBRATION_RUNS = 2
 """Times that the examples pass through a model: in fp32 and in int8."""
 
 
-def split_treatments(policy: Policy) -> tuple[tuple[str, ...], Mapping[str, Treatment]]:
-    """Return the names of the layers that a policy puts in int8, and the treatments of those that it treats alone.
+def split_treatments(treatments: Mapping[str, Treatment]) -> tuple[tuple[str, ...], Mapping[str, Treatment]]:
+    """Return the names of the layers that are in int8, and the treatments of those that are treated alone.
 
     Raises:
-        PolicyError: it treats one in a way that is not computed here.
+        PolicyError: one is treated in a way that is not computed here.
     """
-    for name, treatment in policy.treatments.items():
-        if treatment != INT8 and not treatment.is_local:
+    for name, treatment in treatments.items():
+        if treatment not in (DENSE, INT8) and not treatment.is_local:
             raise PolicyError(f"no layer is computed as {treatment}; {name!r} is to be. Leave it out of the space")
-    int8 = tuple(name for name, treatment in policy.treatments.items() if treatment == INT8)
-    return int8, {name: treatment for name, treatment in policy.treatments.items() if treatment.is_local}
+    int8 = tuple(name for name, treatment in treatments.items() if treatment == INT8)
+    return int8, {name: treatment for name, treatment in treatments.items() if treatment.is_local}
 
 
 def calibrated(

@@ -10,8 +10,9 @@ from torch import fx
 
 from autoprune.errors import PolicyError
 from autoprune.records import Policy
+from autoprune.structure.capture import Capture
 from autoprune.structure.geometry import Operator
-from autoprune.structure.low_rank import factor_names, weight_name
+from autoprune.structure.low_rank import factor_names, splittable, weight_name
 from autoprune.structure.placement import Kind, Step
 from autoprune.treatments import PRECISIONS, Layer, Treatment
 
@@ -27,7 +28,7 @@ def layers_of(
     operators: Sequence[Operator],
     tensors: Mapping[str, torch.Tensor],
     canonical: Mapping[str, str],
-    splittable: Collection[str] = (),
+    captures: Collection[Capture] = (),
 ) -> tuple[Layer, ...]:
     """Return the layers of an evaluation graph.
 
@@ -35,8 +36,9 @@ def layers_of(
         operators: of the graph, in order.
         tensors: parameters and buffers by name.
         canonical: first name of the tensor behind every name.
-        splittable: names of the weights that two factors can replace.
+        captures: graphs of the model in all modes; they say which weights two factors can replace.
     """
+    replaceable = splittable(captures, canonical) if captures else frozenset[str]()
     nodes: dict[str, list[Operator]] = {}
     for operator in operators:
         weight = weight_of(operator, tensors)
@@ -48,7 +50,7 @@ def layers_of(
             op=of_weight[0].op,
             nodes=tuple(op.node for op in of_weight),
             precisions=_PRECISIONS[of_weight[0].op],
-            matrix=(len(tensors[name]), tensors[name][0].numel()) if name in splittable else (0, 0),
+            matrix=(len(tensors[name]), tensors[name][0].numel()) if name in replaceable else (0, 0),
         )
         for name, of_weight in nodes.items()
         if len({op.op for op in of_weight}) == 1

@@ -20,13 +20,12 @@ from autoprune.structure.cut_proof import culprits, proven_difference
 from autoprune.structure.geometry import Dim, Operator
 from autoprune.structure.input_sizes import FixedSize, InputSizes
 from autoprune.structure.layer_decisions import layers_of, steps_of, treatment_codes
-from autoprune.structure.low_rank import splittable
 from autoprune.structure.memory import Memory
 from autoprune.structure.module import GraphModel, Input, PrunedTo
 from autoprune.structure.placement import Placement
 from autoprune.structure.proof import TOLERANCE
 from autoprune.structure.shrink import channel_masks, living_masks, renumbered, rewrite, slice_tensors
-from autoprune.structure.tensor_costs import TensorCost, tensor_costs
+from autoprune.structure.tensor_costs import TensorCost, mac_costs, tensor_costs
 from autoprune.structure.units import Channels, Site
 from autoprune.treatments import Layer
 
@@ -124,9 +123,7 @@ class Structure:
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """Layers that may be treated, in the order of the evaluation graph."""
-        return layers_of(
-            self.operators, self.tensors, self.canonical, splittable(self.captures.values(), self.canonical)
-        )
+        return layers_of(self.operators, self.tensors, self.canonical, tuple(self.captures.values()))
 
     @cached_property
     def placement(self) -> Placement:
@@ -149,9 +146,9 @@ class Structure:
         """
         return np.concatenate([self.widths(policies), treatment_codes(policies, layers)], axis=1)
 
-    def params(self, widths: Array) -> Array:
-        """Return the number of parameters, int64 `[P]`; a tied parameter counts once."""
-        return self._total(widths, "params")
+    def params(self, rows: Array, layers: Sequence[str] = ()) -> Array:
+        """Return the number of parameters, int64 `[P]`, of `rows`; a tied one counts once. Rows end as in `bytes`."""
+        return self._total(rows, "params", layers)
 
     def bytes(self, rows: Array, layers: Sequence[str] = ()) -> Array:
         """Return the bytes of parameters and floating-point buffers, int64 `[P]`; rows end in codes of `layers`."""
@@ -162,13 +159,14 @@ class Structure:
         return sum(sizes, np.zeros(len(rows), dtype=np.int64))
 
     def tensor_costs(self, layers: Sequence[str] = ()) -> Iterator[TensorCost]:
-        """Yield the terms that `params` and `bytes` sum (see `tensor_costs`)."""
+        """Yield the terms that `params`, `bytes` and `macs` sum (see `tensor_costs`)."""
         columns = {name: len(self.units) + number for number, name in enumerate(layers)}
-        return tensor_costs(self.tensors, self.canonical, self.dims, self.branches.tensors, columns)
+        yield from tensor_costs(self.tensors, self.canonical, self.dims, self.branches.tensors, columns)
+        yield from mac_costs(self.operators, self.canonical, self.dims, columns)
 
-    def macs(self, widths: Array) -> Array:
-        """Return the multiply-accumulates for one example, int64 `[P]` (see `Operator.macs`)."""
-        return sum((op.macs(widths) for op in self.operators), np.zeros(len(widths), dtype=np.int64))
+    def macs(self, rows: Array, layers: Sequence[str] = ()) -> Array:
+        """Return the multiply-accumulates for one example, int64 `[P]` (see `Operator.macs`); rows as in `bytes`."""
+        return self._total(rows, "macs", layers)
 
     def peak_activation_bytes(self, widths: Array) -> Array:
         """Return the peak bytes of living activations for one example in evaluation, int64 `[P]` (see `memory`)."""

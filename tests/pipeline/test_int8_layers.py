@@ -1,4 +1,4 @@
-"""A policy with int8 layers goes through evaluation, export and verification."""
+"""A policy with int8 layers and ranks goes through evaluation, export and verification."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,7 +21,7 @@ from autoprune.pipeline.verification import load_twin, verify_model
 from autoprune.records import Policy
 from autoprune.runfolder import read_json, write_atomic
 from autoprune.training.scoring import predict_outputs
-from autoprune.treatments import INT8
+from autoprune.treatments import INT8, Treatment
 from autoprune.trials import Fidelity, TrialSpec
 from tests.measurers import SimulatedMeasurer
 
@@ -44,7 +44,9 @@ def treated(policy: Policy, *layers: str) -> Policy:
 
 def test_what_is_scored_is_what_is_delivered(copied: autoprune.Run, measurer: SimulatedMeasurer) -> None:
     dense_model, folder = copied.dense_model, copied.folder
-    policy = treated(copied.models[0].policy, "features.0.weight", "features.3.weight", "features.7.weight")
+    int8 = treated(copied.models[0].policy, "features.0.weight", "features.3.weight")
+    ranks = {"features.3.weight": Treatment(precision="int8", rank=2), "features.7.weight": Treatment(rank=1)}
+    policy = replace(int8, treatments={**int8.treatments, **ranks})
     result = Evaluator(dense_model=dense_model, predict_ms=lambda _: 1.0)(
         TrialSpec(number=0, policy=policy, fidelity=FULL, seed=1)
     )
@@ -67,7 +69,9 @@ def test_what_is_scored_is_what_is_delivered(copied: autoprune.Run, measurer: Si
     task, twin = dense_model.task, Candidate(run=copied, record=record).model(quantized=True)
     outputs = predict_outputs(OnnxModule(folder.path / record.onnx), task, task.test_set)
     assert float((predict_outputs(twin, task, task.test_set) - outputs).abs().max()) < 0.05 * float(outputs.abs().max())
-    plain = predict_outputs(Candidate(run=copied, record=record).model(), task, task.test_set)
+    model = Candidate(run=copied, record=record).model()
+    assert vars(model)["pruned_to"].ranks == {name: treatment.rank for name, treatment in ranks.items()}
+    plain = predict_outputs(model, task, task.test_set)
     assert not torch.allclose(plain, outputs, rtol=1e-3)
 
 

@@ -137,7 +137,7 @@ def test_faults_are_told(structure_of, tmp_path):
     model, x = structure.shrink(structure.dense_policy()).eval(), inputs_of(structure)
     policy = replace(structure.dense_policy(), treatments={"head.weight": Treatment(precision="w8", rank=2)})
     with pytest.raises(PolicyError, match=r"no layer is computed as w8\+rank:2; 'head.weight' is to be"):
-        split_treatments(policy)
+        split_treatments(policy.treatments)
     x[0, 0, 0, 0] = float("nan")
     with pytest.raises(TrialError, match="activations must be finite on calibration data"):
         calibrated(model, structure.placement, ["head.weight"], (x,))

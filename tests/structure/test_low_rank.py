@@ -136,5 +136,5 @@ def test_models_of_factors_are_saved_and_loaded(factored, native, tmp_path: Path
 
 
 def test_factors_of_unknown_weights_are_refused(factored):
-    with pytest.raises(PolicyError, match="multiplies with 'head.weight'"):
+    with pytest.raises(PolicyError, match=r"multiplies with 'head\.weight'"):
         with_ranks(factored[1], {"head.weight": 2})
