@@ -9,7 +9,7 @@ import torch
 
 import autoprune
 from autoprune.device.connect import make_target
-from autoprune.errors import StructureError
+from autoprune.errors import UsageError
 from autoprune.evaluation import Evaluator
 from autoprune.export.onnx_file import OnnxModule
 from autoprune.latency.predictor import LatencyPredictor, Prediction
@@ -86,5 +86,5 @@ def test_targets_without_int8_layers_refuse_them(copied: autoprune.Run) -> None:
     measurer = SimulatedMeasurer(make_target("torch-cpu"))
     deployment = Deployment(folder=copied.folder, dense_model=copied.dense_model, measurer=measurer, seed=0)
     policy = treated(copied.models[0].policy, "head.weight")
-    with pytest.raises(StructureError, match="need ONNX Runtime and a target in fp32; this one is torch in fp32"):
+    with pytest.raises(UsageError, match="need ONNX Runtime and a target in fp32; got torch-cpu"):
         deployment.export(copied.dense_model.cut(policy).shrink(), copied.folder.path / "x.onnx", policy)
