@@ -19,6 +19,7 @@ def copy_of(model: nn.Module, replaced: Mapping[int, Any] | None = None) -> nn.M
 
     - Tensors that a pass left in attributes are copied without the history of their gradients.
     - An object that cannot be copied, such as a lock or an open file, is shared with the model.
+    - A module whose `__deepcopy__` returns itself is copied all the same: what happens to the copy must not touch it.
     - Methods of the model that are hooks or attributes become methods of the copy, also where `model` is a view.
 
     Args:
@@ -29,10 +30,10 @@ def copy_of(model: nn.Module, replaced: Mapping[int, Any] | None = None) -> nn.M
         StructureError: the model cannot be copied even so.
     """
     try:
-        copied = _deep_copy(model, dict(replaced or {}))
+        copied = _separate_copy(model, replaced or {})
     except Exception:  # an attribute may raise anything
         try:
-            copied = _deep_copy(model, {**_stand_ins(model), **(replaced or {})})
+            copied = _separate_copy(model, {**_stand_ins(model), **(replaced or {})})
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise StructureError(
@@ -43,6 +44,26 @@ def copy_of(model: nn.Module, replaced: Mapping[int, Any] | None = None) -> nn.M
         if name in own:
             _pass_on_hooks(parameter, own[name])
     return copied
+
+
+def _separate_copy(model: nn.Module, replaced: Mapping[int, Any]) -> nn.Module:
+    copied = _deep_copy(model, dict(replaced))
+    forced = _copied_anyway(model, copied, dict(replaced))
+    return _deep_copy(model, forced) if len(forced) > len(replaced) else copied
+
+
+def _copied_anyway(model: nn.Module, copied: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:
+    """Return `memo` with copies of the modules that a `__deepcopy__` returned themselves, or with their own tensors."""
+    of_copy = {id(value) for value in (*copied.modules(), *copied.parameters(), *copied.buffers())}
+    shared = [
+        module
+        for module in model.modules()
+        if any(id(value) in of_copy for value in (module, *module._parameters.values(), *module._buffers.values()))
+    ]
+    memo |= {id(module): type(module).__new__(type(module)) for module in shared}
+    for module in shared:
+        memo[id(module)].__dict__.update(copy.deepcopy(module.__dict__, memo))
+    return memo
 
 
 def _deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:

@@ -133,8 +133,32 @@ def _put(holder: Any, steps: Steps, value: int) -> Any:
     return holder
 
 
-def options(model: nn.Module, sizes: Sizes) -> dict[Key, list[dict[Attribute, int]]]:
-    """Return for every attribute of a class the values that its modules may take, the most frequent source first."""
+def is_copied(attribute: Attribute, model: nn.Module, copied: nn.Module) -> bool:
+    """Return whether a number can be set in a copy of a model alone.
+
+    Enum members, loggers and objects with a `__deepcopy__` of their own are the same objects in both. A tuple may be,
+    because setting a number in it makes another tuple.
+    """
+    try:
+        a: Any = model.get_submodule(attribute.path)
+        b: Any = copied.get_submodule(attribute.path)
+        for step in attribute.steps:
+            if a is b and not isinstance(a, tuple):
+                return False
+            a, b = _inner(a, step), _inner(b, step)
+    except Exception:  # a property of the user's may raise anything
+        return False
+    return True
+
+
+def options(model: nn.Module, sizes: Sizes, copied: nn.Module) -> dict[Key, list[dict[Attribute, int]]]:
+    """Return for every attribute of a class the values that its modules may take, the most frequent source first.
+
+    Args:
+        model: the dense model.
+        sizes: that a policy changes.
+        copied: a copy of the model; numbers that it shares with the model are left out.
+    """
     collected: dict[Key, dict[Source, dict[Attribute, int]]] = {}
     for key, attribute, value in numbers_of_modules(model):
         path, sources = attribute.path, {}
@@ -144,7 +168,8 @@ def options(model: nn.Module, sizes: Sizes) -> dict[Key, list[dict[Attribute, in
                 break
             path = path.rpartition(".")[0]
         for source, new in sources.items():
-            collected.setdefault(key, {}).setdefault(source, {})[attribute] = new
+            if is_copied(attribute, model, copied):
+                collected.setdefault(key, {}).setdefault(source, {})[attribute] = new
     ranked = {}
     for key, by_source in collected.items():
         counts = Counter[tuple[tuple[Attribute, int], ...]]()

@@ -138,13 +138,14 @@ class Maker:
         elif has_configuration(model):
             self.notes = (STALE,)
         yield {}
-        choices = options(self.structure.model, self.sizes)
+        copied = self._copy(level)
+        choices = options(self.structure.model, self.sizes, copied)
         if choices:
             try:
                 expected = self._expected
             except StructureError:
                 return  # nothing to compare with, so that the graph module is taken
-            trials = Trials(Form(self._copy(level)), choices, self.state, self.inputs[0], expected, self._clock)
+            trials = Trials(Form(copied), choices, self.state, self.inputs[0], expected, self._clock)
             yield follow(choices, trials.score)
 
     # The proof.

@@ -70,9 +70,20 @@ def rebuilt(
     replaced |= {id(t): copies[id(state[name])] for name, t in _constants(model, state).items()}
     replaced |= _zeros_of(model, removed_modules(model, state, level), inputs)
     copied = copy_of(model, replaced)
+    _replace_left({name: copies[id(tensor)] for name, tensor in state.items()}, copied)
     for name, module in copied.named_modules():
         resize(module, groups.get(f"{name}.weight" if name else "weight"))
     return copied
+
+
+def _replace_left(tensors: Mapping[str, Tensor], copied: nn.Module) -> None:
+    """Set the tensors of modules whose own `__deepcopy__` took the dense ones, because it passes on no memo."""
+    for path, module in copied.named_modules():
+        for held in (module._parameters, module._buffers):
+            for name in held:
+                tensor = tensors.get(f"{path}.{name}" if path else name)
+                if tensor is not None and held[name] is not tensor:
+                    held[name] = cast("Any", tensor)
 
 
 def _constants(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -104,7 +104,7 @@ def trace(module: nn.Module, parts: Mapping[bool, Part]) -> None:
 
 
 class Nodes:
-    """The nodes of a graph by name, by place and by the modules within which they are; computed once for all modules."""
+    """The nodes of a graph by name, by place and by the modules around them, computed once for all modules."""
 
     def __init__(self, graph: fx.Graph) -> None:
         self.by_name = {node.name: node for node in graph.nodes}

@@ -70,7 +70,7 @@ def wrong_modules(
     finally:
         for module in guarded.values():
             module.__dict__.pop("forward", None)
-    return [path for path in wrong if not any(path.startswith(f"{other}.") for other in wrong)]
+    return wrong
 
 
 def _cloned(value: Any) -> Any:

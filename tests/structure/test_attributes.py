@@ -1,6 +1,8 @@
 """Whole numbers of modules follow the widths, however a module holds them."""
 
 import dataclasses
+import enum
+import logging
 import types
 from typing import NamedTuple
 
@@ -64,6 +66,43 @@ def test_numbers_that_a_forward_reads_follow(make):
     assert small(X).shape == (2, 2)
     assert values_of(model, before) == before
     assert 6 in values_of(small, before).values()
+
+
+class Kind(enum.Enum):
+    TWELVE = 12
+
+
+class Shared:
+    """A setting for all models, of which there are no copies."""
+
+    def __init__(self):
+        self.width = 12
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+@pytest.mark.parametrize(
+    ("held", "read"),
+    [
+        (Kind.TWELVE, lambda held: held.value),
+        (Shared(), lambda held: held.width),
+        ([Shared()], lambda held: held[0].width),
+        (logging.LoggerAdapter(logging.getLogger("widths"), {"width": 12}), lambda held: held.extra["width"]),
+    ],
+    ids=["enum", "no copies", "no copies in a list", "logger"],
+)
+def test_numbers_that_a_copy_shares_with_the_model_stay(held, read, monkeypatch):
+    logger = logging.getLogger("widths")
+    monkeypatch.setattr(logger, "level", 12)
+    model, touched = Net(lambda net: net.n if net.last.in_features == net.n else 5, n=12, held=held, log=logger), []
+    monkeypatch.setattr(Shared, "__setattr__", lambda *a: touched.append(a), raising=False)
+    small = prune(model, X, multiple_of=1)
+    assert small.pruned_to.form == "native", small.pruned_to.reason
+    assert small.n == 6
+    assert read(held) == 12
+    assert logger.level == 12
+    assert not touched
 
 
 def test_numbers_of_removed_modules_are_left_out():

@@ -233,3 +233,36 @@ def test_recover_returns_own_classes_too():
     assert type(small) is Net
     assert not small.training
     assert torch.allclose(graph(X), small(X), atol=1e-5)
+
+
+class CopiesByName(nn.Linear):
+    """Its copies come from its state, whatever else is known about the copy."""
+
+    def __deepcopy__(self, memo):
+        new = type(self)(self.in_features, self.out_features)
+        new.load_state_dict(self.state_dict())
+        return new
+
+
+class IsItsCopy(nn.Linear):
+    def __deepcopy__(self, memo):
+        return self
+
+
+class SharesItsWeight(nn.Linear):
+    def __deepcopy__(self, memo):
+        new = type(self)(self.in_features, self.out_features)
+        new.weight, new.bias = self.weight, self.bias
+        return new
+
+
+@pytest.mark.parametrize("kind", [CopiesByName, IsItsCopy, SharesItsWeight])
+def test_own_ways_of_copying(kind):
+    model = nn.Sequential(kind(4, 16), nn.ReLU(), nn.Linear(16, 2))
+    before, x = {name: tensor.clone() for name, tensor in model.state_dict().items()}, torch.rand(2, 4)
+    small = prune(model, x, multiple_of=1)
+    assert small.pruned_to.form == "native", small.pruned_to.reason
+    assert small(x).shape == (2, 2)
+    torch.testing.assert_close(model.state_dict(), before)
+    assert type(small[0]) is kind
+    assert model[0].out_features == 16
