@@ -61,5 +61,6 @@ def _with_states(state: Analysis, node: fx.Node, made: Array) -> list[Value]:
         values.append(Value.of_dims(output.shape, {last: along}))
         if number and output.shape[last] > 1:
             given = state.value(states_of(node)[number - 1])
+            state.labels.fix_value(given, "the initial state of a recurrent layer", range(last))
             state.labels.equate(given.along(last), along, "an initial state that is given")
     return values
