@@ -110,15 +110,16 @@ DENSE = Treatment()
 """The layer as it was: fp32, with its whole weight."""
 
 INT8 = Treatment(precision="int8")
+INT8_DYNAMIC = Treatment(precision="int8-dynamic")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """An operator with a weight that may be treated; operators that share the weight are one layer.
+    """An operator with weights that may be treated; operators that share them are one layer.
 
-    `name` is the state-dict name of the weight. `op` is the operator's name and `nodes` are those of the evaluation
-    graph that compute with the weight. `precisions` are those in which it can compute. `matrix` holds the rows and
-    columns `[O, D]` of the weight as a matrix that two factors can replace, `(0, 0)` where none can.
+    `name` is the state-dict name of the first of its `weights`. `op` is the operator's name and `nodes` are those of
+    the evaluation graph that compute with them. `precisions` are those in which it can compute. `matrix` holds the rows
+    and columns `[O, D]` of the weight as a matrix that two factors can replace, `(0, 0)` where none can.
     """
 
     name: str
@@ -126,6 +127,7 @@ class Layer:
     nodes: tuple[str, ...]
     precisions: tuple[str, ...]
     matrix: tuple[int, int] = (0, 0)
+    weights: tuple[str, ...] = ()
 
     @property
     def module(self) -> str:

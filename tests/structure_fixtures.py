@@ -42,7 +42,7 @@ def _removing_space(name, step=2):
 
 @cache
 def _treated_space(name, step=2):
-    layers = {layer.name: (INT8, DENSE) for layer in _structure(name).layers}
+    layers = {layer.name: (INT8, DENSE) for layer in _structure(name).layers if layer.allows(INT8)}
     return SearchSpace(id=f"treated-{name}", levels={**_removing_space(name, step).levels, **layers})
 
 

@@ -229,7 +229,7 @@ def _piece(
 def _treatment(node: str, decisions: _Decisions) -> Decided:
     """Return the treatment of the operator at a node: its layer's, or int8 where a join or a pooling is in int8."""
     step = decisions.placement.steps[node]
-    if step.kind == "layer":
+    if step.layer:
         return decisions.code(step.layer) if step.layer in decisions.columns else ALWAYS_DENSE
     if step.kind == "join":
         decided = decisions.code_of_join(step)

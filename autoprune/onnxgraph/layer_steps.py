@@ -74,6 +74,11 @@ def onnx_layers(graph: onnx.GraphProto) -> dict[str, OnnxLayer]:
     return layers
 
 
+def recurrent_name(node: onnx.NodeProto) -> str:
+    """Return the name of the layer that an LSTM is, that of its first weight; "" for any other node."""
+    return plain_name(node.input[1]) if node.op_type == "LSTM" else ""
+
+
 def weight_of(layer: OnnxLayer, weights: Mapping[str, onnx.TensorProto]) -> np.ndarray:
     """Return the weight of a layer with its output channels first, as the state dict has it."""
     weight = numpy_helper.to_array(weights[layer.stored])

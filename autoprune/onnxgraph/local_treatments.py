@@ -1,7 +1,7 @@
-"""ONNX nodes of linear layers that are treated alone: they read and write fp32, and need no calibration.
+"""ONNX nodes of layers that are treated alone: they read and write fp32, and need no calibration.
 
 - `int8-dynamic`: DynamicQuantizeLinear, MatMulInteger and the scaling of its sums, which ONNX Runtime fuses into one
-  DynamicQuantizeMatMul, together with the addition of a bias behind them.
+  DynamicQuantizeMatMul, together with the addition of a bias behind them. An LSTM becomes DynamicQuantizeLSTM.
 - `w8`, `w4`: MatMulNBits of ONNX Runtime, into which it fuses the addition of a bias.
 """
 
@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from autoprune.quantization.grid import BLOCK, rounded, rounded_blocks, weight_scales
 
@@ -50,6 +50,34 @@ def local_nodes(node: onnx.NodeProto, precision: str, weight: np.ndarray, *, sto
         return written
     addition = helper.make_node("Add", [product.output[0], bias], [node.output[0]], name=f"{node.name}_bias")
     return LocalNodes(nodes=(*written.nodes, addition), constants=written.constants)
+
+
+def int8_dynamic_lstm(node: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto]) -> LocalNodes:
+    """Return what takes the place of an LSTM whose weights `[directions, 4 H, C]` are `stored` in the file."""
+    given, constants = [*node.input, *[""] * (8 - len(node.input))], {}
+    grids = []
+    for place in (1, 2):
+        weight, name = numpy_helper.to_array(stored[node.input[place]]), node.input[place]
+        rows = weight.reshape(-1, weight.shape[-1])
+        scales = weight_scales(rows, None, 1.0)
+        steps = rounded(rows, scales).reshape(weight.shape).transpose(0, 2, 1)
+        given[place], *of_grid = (f"{name}_{part}" for part in ("quantized", "scale", "zero_point"))
+        scales = scales.reshape(weight.shape[:2])
+        constants |= dict(
+            zip(
+                (given[place], *of_grid),
+                (np.ascontiguousarray(steps), scales, np.zeros_like(scales, np.int8)),
+                strict=True,
+            )
+        )
+        grids += of_grid
+    lstm = onnx.NodeProto()
+    lstm.CopyFrom(node)
+    kept = [attribute for attribute in node.attribute if attribute.name != "layout"]  # which that operator lacks
+    del lstm.attribute[:]
+    lstm.attribute.extend(kept)
+    lstm.op_type, lstm.domain, lstm.input[:] = "DynamicQuantizeLSTM", RUNTIME_DOMAIN, [*given, *grids]
+    return LocalNodes(nodes=(lstm,), constants=constants)
 
 
 def _int8_dynamic(node: onnx.NodeProto, weight: np.ndarray, stored: str) -> LocalNodes:

@@ -17,12 +17,12 @@ from onnx import helper, numpy_helper
 
 from autoprune.errors import StructureError
 from autoprune.onnxgraph.export import plain_name
-from autoprune.onnxgraph.layer_steps import CLIPS, OnnxLayer, onnx_layers, steps_of_onnx, weight_of
-from autoprune.onnxgraph.local_treatments import RUNTIME_DOMAIN, local_nodes
+from autoprune.onnxgraph.layer_steps import CLIPS, OnnxLayer, onnx_layers, recurrent_name, steps_of_onnx, weight_of
+from autoprune.onnxgraph.local_treatments import RUNTIME_DOMAIN, LocalNodes, int8_dynamic_lstm, local_nodes
 from autoprune.onnxgraph.low_rank import split_layers
 from autoprune.quantization.grid import Range, RoundedWeight, nearest, rounded_bias
 from autoprune.structure.placement import Placement
-from autoprune.treatments import INT8, Treatment
+from autoprune.treatments import DENSE, INT8, INT8_DYNAMIC, Treatment
 
 _DEQUANTIZED = "_DequantizeLinear_Output"
 _QUANTIZED = "_quantized"
@@ -75,7 +75,7 @@ class _Writer:
         self._graph = graph
         self._layers = onnx_layers(graph)
         self._stored = {initializer.name: initializer for initializer in graph.initializer}
-        _require_layers(treatments, [*self._layers.values()], self._stored)
+        _require_layers(treatments, [*self._layers.values()], graph)
         self._int8 = {name for name, treatment in treatments.items() if treatment == INT8}
         self._local = {name: treatment for name, treatment in treatments.items() if treatment.is_local}
         self._weights = dict(weights)
@@ -100,6 +100,8 @@ class _Writer:
             node.output[:] = [f"{name}_fp32" if name in outputs else name for name in values]
             if layer is not None and layer.name in self._local:
                 self._treat_alone(layer, node)
+            elif recurrent_name(node) in self._local:
+                self._take(int8_dynamic_lstm(node, self._stored))
             else:
                 self._nodes.append(node)
             for value, written in zip(values, node.output, strict=True):
@@ -150,13 +152,10 @@ class _Writer:
 
     def _treat_alone(self, layer: OnnxLayer, node: onnx.NodeProto) -> None:
         """Add the nodes that take the place of a layer's, which reads and writes fp32."""
-        written = local_nodes(
-            node,
-            self._local[layer.name].precision,
-            weight_of(layer, self._stored),
-            stored=layer.stored,
-            bias=layer.bias,
-        )
+        precision, weight = self._local[layer.name].precision, weight_of(layer, self._stored)
+        self._take(local_nodes(node, precision, weight, stored=layer.stored, bias=layer.bias))
+
+    def _take(self, written: LocalNodes) -> None:
         self._nodes += written.nodes
         self._constants |= written.constants
 
@@ -190,14 +189,18 @@ def _ranges(
     return by_tensor
 
 
-def _require_layers(
-    treatments: Mapping[str, Treatment], layers: Collection[OnnxLayer], stored: Mapping[str, onnx.TensorProto]
-) -> None:
-    """Raise `StructureError` for a convolution that is treated alone, and a weight that no layer multiplies with."""
-    products = {layer.name for layer in layers if layer.is_linear}
-    known, in_file = {layer.name for layer in layers}, {plain_name(name) for name in stored}
+def _require_layers(treatments: Mapping[str, Treatment], layers: Collection[OnnxLayer], graph: onnx.GraphProto) -> None:
+    """Raise `StructureError` for a treatment that a layer cannot have, and for a weight that none multiplies with."""
+    recurrent = {recurrent_name(node) for node in graph.node} - {""}
+    linear = {layer.name for layer in layers if layer.is_linear}
+    known = recurrent | {layer.name for layer in layers}
+    in_file = {plain_name(initializer.name) for initializer in graph.initializer}
     for name, treatment in treatments.items():
         if name in in_file - known:
-            raise StructureError(f"no convolution or matrix product of the ONNX file multiplies with {name!r} alone")
-        if treatment.is_local and name in known - products:
+            raise StructureError(
+                f"no convolution, matrix product or LSTM of the ONNX file multiplies with {name!r} alone"
+            )
+        if name in recurrent and treatment not in (DENSE, INT8_DYNAMIC):
+            raise StructureError(f"an LSTM can be {INT8_DYNAMIC}; {name!r} is {treatment}")
+        if treatment.is_local and name in known - recurrent - linear:
             raise StructureError(f"{treatment} is for linear layers; {name!r} is a convolution")

@@ -10,7 +10,7 @@ from autoprune.records import Policy
 from autoprune.runfolder import write_atomic
 from autoprune.search.explore import Search
 from autoprune.training.dense import weights_to_bytes
-from autoprune.treatments import INT8
+from autoprune.treatments import INT8, INT8_DYNAMIC
 from autoprune.trials import FrontModel
 
 UNIFORM = "uniform"
@@ -29,6 +29,8 @@ def uniform_baselines(plan: Search, costs: CostModel) -> dict[str, Policy]:
 def dense_in_int8(plan: Search, costs: CostModel, deployment: Deployment) -> FrontModel | None:
     """Return the dense model with every layer in int8 that the space offers so, verified without any training.
 
+    A layer that may only be int8 with ranges of every run is so.
+
     Returns:
         The model; `None` where the space offers int8 for no layer.
 
@@ -36,7 +38,8 @@ def dense_in_int8(plan: Search, costs: CostModel, deployment: Deployment) -> Fro
         StructureError, VerificationError: as `verify_model`.
     """
     space = plan.space
-    policy = space.policy({name: INT8 for name in space.layer_names if INT8 in space.levels[name]})
+    offered = {name: [t for t in (INT8, INT8_DYNAMIC) if t in space.levels[name]] for name in space.layer_names}
+    policy = space.policy({name: forms[0] for name, forms in offered.items() if forms})
     if not policy.treatments:
         return None
     weights = deployment.folder.model(policy.digest()).weights

@@ -1,11 +1,11 @@
-"""Linear layers that are treated alone, computed in PyTorch as ONNX Runtime computes them.
+"""Layers that are treated alone, computed in PyTorch as ONNX Runtime computes them.
 
 Gradients pass straight through all rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -29,6 +29,46 @@ def local_linear(x: Tensor, weight: Tensor, bias: Tensor | None, precision: str)
     """
     round_input, round_weight = _ROUNDING[precision]
     return functional.linear(straight_through(x, round_input), straight_through(weight, round_weight), bias)
+
+
+def int8_dynamic_lstm(
+    x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], biased: bool, layers: int, dropout: float,
+    training: bool, bidirectional: bool, batch_first: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return what `aten.lstm` does for one layer in `int8-dynamic`: outputs, last hidden and last cell states.
+
+    The input has the range of all its steps, and every step's hidden states have theirs.
+    """
+    steps = straight_through(x.transpose(0, 1) if batch_first else x, on_own_grid)
+    each, outputs = 4 if biased else 2, []
+    for direction in range(2 if bidirectional else 1):
+        of_inputs, of_states, *biases = weights[direction * each : (direction + 1) * each]
+        gates = functional.linear(
+            steps, straight_through(of_inputs, _on_channel_grids), sum(biases) if biased else None
+        )
+        recurrent = straight_through(of_states, _on_channel_grids)
+        outputs.append(_lstm_steps(gates, recurrent, *(state[direction] for state in states), reverse=direction == 1))
+    hidden = torch.cat([of_steps for of_steps, _ in outputs], dim=-1)
+    cells = torch.stack([cell for _, cell in outputs])
+    last = torch.stack([of_steps[-1 if number == 0 else 0] for number, (of_steps, _) in enumerate(outputs)])
+    return hidden.transpose(0, 1) if batch_first else hidden, last, cells
+
+
+def _lstm_steps(
+    gates: Tensor, recurrent: Tensor, hidden: Tensor, cell: Tensor, *, reverse: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the hidden states of all steps `[T, N, H]` and the last cell state `[N, H]`.
+
+    `gates` `[T, N, 4 H]` are the shares of the inputs, `recurrent` `[4 H, H]` the weights of the states.
+    """
+    after = []
+    for of_inputs in gates.flip(0) if reverse else gates:
+        sums = of_inputs + functional.linear(straight_through(hidden, on_own_grid), recurrent)
+        update, forget, new, out = sums.chunk(4, dim=-1)
+        cell = forget.sigmoid() * cell + update.sigmoid() * new.tanh()
+        hidden = out.sigmoid() * cell.tanh()
+        after.append(hidden)
+    return torch.stack(after[::-1] if reverse else after), cell
 
 
 def on_own_grid(x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from autoprune.errors import StructureError
 from autoprune.quantization.grid import Array
-from autoprune.quantization.local_layers import local_linear
+from autoprune.quantization.local_layers import int8_dynamic_lstm, local_linear
 from autoprune.quantization.numbers import Quantization
 from autoprune.quantization.rounding import in_grid, weight_in_grid
 from autoprune.structure import GraphModel, module_tensors
@@ -160,6 +160,10 @@ class _Builder:
         return new
 
     def _treated_alone(self, node: fx.Node, layer: str) -> fx.Node:
+        if node.target is aten.lstm.input:
+            new = self.graph.node_copy(node, lambda n: self._new[n])
+            new.target = int8_dynamic_lstm
+            return new
         folded, treatment = self._local[layer], self._numbers.local[layer]
         weight, bias = (None if t is None else nn.Parameter(t.clone()) for t in (folded.weight, folded.bias))
         arguments = (

@@ -11,15 +11,16 @@ from torch import fx
 from autoprune.errors import PolicyError
 from autoprune.records import Policy
 from autoprune.structure.capture import Capture
-from autoprune.structure.geometry import Operator
+from autoprune.structure.geometry import RECURRENT, Operator
 from autoprune.structure.low_rank import factor_names, splittable, weight_name
 from autoprune.structure.placement import Kind, Step
-from autoprune.treatments import PRECISIONS, Layer, Treatment
+from autoprune.treatments import INT8, PRECISIONS, Layer, Treatment
 
 _PRECISIONS = {
     "conv1d": ("fp32", "int8"),
     "conv2d": ("fp32", "int8"),
     "linear": PRECISIONS,
+    "lstm": ("fp32", "int8-dynamic"),
 }
 """Precisions by operator."""
 
@@ -39,30 +40,37 @@ def layers_of(
         captures: graphs of the model in all modes; they say which weights two factors can replace.
     """
     replaceable = splittable(captures, canonical) if captures else frozenset[str]()
-    nodes: dict[str, list[Operator]] = {}
+    nodes: dict[tuple[str, ...], list[Operator]] = {}
     for operator in operators:
-        weight = weight_of(operator, tensors)
-        if weight is not None:
-            nodes.setdefault(canonical[weight], []).append(operator)
+        weights = tuple(canonical[name] for name in weights_of(operator, tensors))
+        if weights:
+            nodes.setdefault(weights, []).append(operator)
     return tuple(
         Layer(
-            name=name,
-            op=of_weight[0].op,
-            nodes=tuple(op.node for op in of_weight),
-            precisions=_PRECISIONS[of_weight[0].op],
-            matrix=(len(tensors[name]), tensors[name][0].numel()) if name in replaceable else (0, 0),
+            name=weights[0],
+            op=of_weights[0].op,
+            nodes=tuple(op.node for op in of_weights),
+            precisions=_PRECISIONS[of_weights[0].op],
+            weights=weights,
+            matrix=(len(tensors[weights[0]]), tensors[weights[0]][0].numel()) if weights[0] in replaceable else (0, 0),
         )
-        for name, of_weight in nodes.items()
-        if len({op.op for op in of_weight}) == 1
+        for weights, of_weights in nodes.items()
+        if len({op.op for op in of_weights}) == 1
     )
 
 
-def weight_of(operator: Operator, tensors: Mapping[str, torch.Tensor]) -> str | None:
-    """Return the name of the weight that an operator multiplies with; `None` for operators that are no layers."""
+def weights_of(operator: Operator, tensors: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+    """Return the names of the weights that an operator multiplies with; none for operators that are no layers.
+
+    An LSTM has two for each direction; those with projections have three, and cannot be treated.
+    """
     if operator.op not in _PRECISIONS:
-        return None
-    weights = [name for name in operator.parameters if tensors[name].dim() > 1]
-    return weights[0] if len(weights) == 1 and isinstance(tensors[weights[0]], torch.nn.Parameter) else None
+        return ()
+    recurrent = operator.op in RECURRENT
+    dimensions, counts = ((2,), (2, 4)) if recurrent else ((2, 3, 4), (1,))
+    weights = tuple(name for name in operator.parameters if tensors[name].dim() in dimensions)
+    known = all(isinstance(tensors[name], torch.nn.Parameter) for name in weights)
+    return weights if known and len(weights) in counts else ()
 
 
 _MOVES = frozenset(
@@ -87,11 +95,12 @@ def steps_of(graph: fx.Graph, operators: Sequence[Operator], layers: Sequence[La
         graph: of the dense model, or of a shrunk one: without the nodes of removed branches, with two layers where
             factors replace a weight.
         operators: of the dense model's graph.
-        layers: those that can be int8 (`layers_of`).
+        layers: those that may be treated (`layers_of`). The steps of those that cannot be int8 have their names alone.
     """
     layer_of = {node: layer.name for layer in layers for node in layer.nodes}
     known = {operator.node: operator.op for operator in operators}
     factors = {factor: layer.op for layer in layers if any(layer.matrix) for factor in factor_names(layer.name)}
+    int8 = {layer.name for layer in layers if INT8.precision in layer.precisions} | factors.keys()
     steps: dict[str, Step] = {}
     for node in graph.nodes:
         if node.op == "placeholder":
@@ -100,19 +109,19 @@ def steps_of(graph: fx.Graph, operators: Sequence[Operator], layers: Sequence[La
             for read in node.all_input_nodes:
                 steps[f"output {read.name}"] = Step(name=f"output {read.name}", kind="output", inputs=(read.name,))
         elif weight_name(node) in factors:
-            steps[node.name] = _step(node, factors[weight_name(node)], weight_name(node), steps)
+            steps[node.name] = _step(node, factors[weight_name(node)], weight_name(node), int8, steps)
         elif node.name in known:
             # Where one side of an addition was removed, a copy of the other has its name.
             op = "clone" if node.target == torch.ops.aten.clone.default else known[node.name]
-            steps[node.name] = _step(node, op, layer_of.get(node.name, ""), steps)
+            steps[node.name] = _step(node, op, layer_of.get(node.name, ""), int8, steps)
     return list(steps.values())
 
 
-def _step(node: fx.Node, op: str, layer: str, before: Mapping[str, Step]) -> Step:
+def _step(node: fx.Node, op: str, layer: str, int8: Collection[str], before: Mapping[str, Step]) -> Step:
     """Return the step of a node that reads some of the steps `before` it."""
     read = tuple(n.name for n in node.all_input_nodes if n.name in before)
     kind: Kind = "other"
-    if layer and len(read) == 1:
+    if layer in int8 and len(read) == 1:
         kind = "layer"
     elif op == "batch_norm" and len(read) == 1:
         kind = "moves" if before[read[0]].kind == "layer" and len(node.all_input_nodes[0].users) == 1 else "other"
@@ -124,7 +133,7 @@ def _step(node: fx.Node, op: str, layer: str, before: Mapping[str, Step]) -> Ste
         name=node.name,
         kind=kind,
         inputs=read,
-        layer=layer if kind == "layer" else "",
+        layer=layer if kind == "layer" or layer not in int8 else "",
         fused=kind == "moves" and op in {*_CLIPS, "batch_norm"},
         writes_fp32=kind == "layer" and op == "linear",
     )

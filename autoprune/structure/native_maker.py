@@ -48,9 +48,7 @@ _SECONDS = 60.0
 class Maker:
     """Makes and proves the native form of one pruned model."""
 
-    def __init__(
-        self, structure: Structure, pruned: GraphModel, clock: Callable[[], float] = time.thread_time
-    ) -> None:
+    def __init__(self, structure: Structure, pruned: GraphModel, clock: Callable[[], float] = time.thread_time) -> None:
         assert pruned.pruned_to is not None
         self.structure, self.pruned = structure, pruned
         cut = pruned.pruned_to

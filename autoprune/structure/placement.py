@@ -31,10 +31,10 @@ _ALL: Mapping[str, Array] = {}
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One step of a graph: what it is, the names of the steps that it reads, and of a `layer` its name.
+    """One step of a graph: what it is, the names of the steps that it reads, and the name of its layer.
 
     Kinds: an `input` of the model; a `layer` that can be int8; `moves`, which selects or moves numbers; a `join`;
-    any `other` step; `output`, which reads what the model returns.
+    any `other` step, also a layer that cannot be int8; `output`, which reads what the model returns.
 
     A `fused` step moves on its way out of the step before it (relu, a folded batch norm, a bias): between the two,
     nothing is quantized unless another step reads it. `writes_fp32` marks layers that can write fp32 without a

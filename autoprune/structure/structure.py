@@ -160,7 +160,8 @@ class Structure:
 
     def tensor_costs(self, layers: Sequence[str] = ()) -> Iterator[TensorCost]:
         """Yield the terms that `params`, `bytes` and `macs` sum (see `tensor_costs`)."""
-        columns = {name: len(self.units) + number for number, name in enumerate(layers)}
+        weights = {layer.name: layer.weights for layer in self.layers}
+        columns = {each: len(self.units) + n for n, name in enumerate(layers) for each in weights.get(name, (name,))}
         yield from tensor_costs(self.tensors, self.canonical, self.dims, self.branches.tensors, columns)
         yield from mac_costs(self.operators, self.canonical, self.dims, columns)
 

@@ -97,15 +97,24 @@ def test_int8_weights_have_a_byte_each_and_a_scale_for_each_output(structure_of:
     assert fp32 - int8 == 3 * weight.numel() - 4 * weight.shape[0]
 
 
-@pytest.mark.parametrize("precision", ["int8-dynamic", "w8", "w4"])
-def test_bytes_of_linear_layers_are_those_of_the_file(
-    precision: str, structure_of: Callable[[str], Structure], dense_of: Callable[[str], onnx.ModelProto]
+LSTM, LINEAR = ("recurrent", "lstm.weight_ih_l0"), ("flat", "hidden.weight")
+
+
+@pytest.mark.parametrize(
+    ("layer", "precision"), [(LSTM, "int8-dynamic"), *((LINEAR, text) for text in ("int8-dynamic", "w8", "w4"))]
+)
+def test_bytes_of_layers_that_are_treated_alone_are_those_of_the_file(
+    layer: tuple[str, str],
+    precision: str,
+    structure_of: Callable[[str], Structure],
+    dense_of: Callable[[str], onnx.ModelProto],
 ) -> None:
-    structure, name = structure_of("flat"), "hidden.weight"
-    dense, numel = structure.dense_policy(), structure.tensors[name].numel()
+    structure, name = structure_of(layer[0]), layer[1]
+    weights = next(layer.weights for layer in structure.layers if layer.name == name)
+    dense, numel = structure.dense_policy(), sum(structure.tensors[weight].numel() for weight in weights)
     policy = Policy(space_id="", widths=dense.widths, treatments={name: Treatment(precision=precision)})
     fp32, treated_bytes = (int(structure.bytes(structure.rows([p], [name]), [name])[0]) for p in (dense, policy))
-    stored = treated(dense_of("flat"), policy.treatments).graph.initializer
+    stored = treated(dense_of(layer[0]), policy.treatments).graph.initializer
     parts = [numpy_helper.to_array(i).nbytes for i in stored if i.name.endswith(("_quantized", "_scale"))]
     assert fp32 - treated_bytes == 4 * numel - sum(parts)
 

@@ -49,7 +49,7 @@ def test_the_twin_agrees_with_the_file_at_random_widths_and_layers(name, structu
     widths = {unit.name: int(rng.integers(unit.width // 2, unit.width + 1)) for unit in structure.units}
     model = structure.shrink(Policy(space_id="", widths=widths), prove=False).eval()
     exported = export_onnx(model, structure.example_inputs)
-    names = [layer.name for layer in structure.layers]
+    names = [layer.name for layer in structure.layers if layer.allows(INT8)]
     for layers in (names, [n for n in names if rng.random() < 0.5]):
         fp32, twin, file = twin_and_file(structure, model, exported, layers, target, tmp_path / "int8.safetensors")
         spread = (fp32 - fp32.mean(0)).std()
@@ -68,7 +68,7 @@ def test_linear_layers_that_are_treated_alone_agree_with_the_file(name, treatmen
     widths = {unit.name: unit.width - 1 for unit in structure.units}  # odd ones
     model = structure.shrink(Policy(space_id="", widths=widths), prove=False).eval()
     exported = export_onnx(model, structure.example_inputs)
-    linear = [layer.name for layer in structure.layers if layer.allows(treatment)]
+    linear = [layer.name for layer in structure.layers if layer.allows(treatment) and layer.op == "linear"]
     for alone in (linear, linear[::2]):  # beside nothing, and beside int8 layers
         local, int8 = dict.fromkeys(alone, treatment), [] if alone == linear else linear[1::2]
         fp32, twin, file = twin_and_file(structure, model, exported, int8, target, path, local)
@@ -76,6 +76,38 @@ def test_linear_layers_that_are_treated_alone_agree_with_the_file(name, treatmen
         assert (twin - file).std() < (0.03 if int8 else 1e-3) * spread
         assert 0 < (twin - fp32).std() < (0.3 if treatment.precision == "w4" else 0.1) * spread
         assert (file.argmax(1) == twin.argmax(1)).mean() > 0.98
+
+
+class Directions(nn.Module):
+    """An LSTM of two layers in both directions, with initial states, and one without biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = nn.Parameter(torch.randn(4, 1, 7))
+        self.first = nn.LSTM(3, 7, 2, bidirectional=True)
+        self.second, self.head = nn.LSTM(14, 6, bias=False, batch_first=True), nn.Linear(6, 5)
+
+    def forward(self, x):
+        state = self.state.expand(-1, x.shape[0], -1)
+        y, _ = self.first(x.transpose(0, 1), (state, torch.zeros_like(state)))
+        _, (last, _) = self.second(y.transpose(0, 1))
+        return self.head(last[-1])
+
+
+def test_recurrent_layers_that_are_treated_alone_agree_with_the_file(target, tmp_path):
+    torch.manual_seed(0)
+    structure = analyze(Directions().eval(), (torch.randn(1, 4, 3),))
+    layers = [layer for layer in structure.layers if layer.op == "lstm"]
+    assert [layer.precisions for layer in layers] == [("fp32", "int8-dynamic")] * 3
+    widths = {unit.name: unit.width - 1 for unit in structure.units}
+    model = structure.shrink(Policy(space_id="", widths=widths), prove=False).eval()
+    exported, local = export_onnx(model, structure.example_inputs), {layer.name: LOCAL[0] for layer in layers}
+    fp32, twin, file = twin_and_file(structure, model, exported, [], target, tmp_path / "int8.safetensors", local)
+    spread = (fp32 - fp32.mean(0)).std()
+    assert (twin - file).std() < 0.01 * spread
+    assert 0 < (twin - fp32).std() < 0.1 * spread
+    with pytest.raises(StructureError, match=r"an LSTM can be int8-dynamic; 'first.weight_ih_l0' is w8"):
+        treated(exported, {"first.weight_ih_l0": LOCAL[1]})
 
 
 def test_the_runtime_fuses_layers_that_are_treated_alone(structure_of, dense_of, tmp_path):
