@@ -44,7 +44,7 @@ def int8_dynamic_lstm(
     for direction in range(2 if bidirectional else 1):
         of_inputs, of_states, *biases = weights[direction * each : (direction + 1) * each]
         gates = functional.linear(
-            steps, straight_through(of_inputs, _on_channel_grids), sum(biases) if biased else None
+            steps, straight_through(of_inputs, _on_channel_grids), biases[0] + biases[1] if biased else None
         )
         recurrent = straight_through(of_states, _on_channel_grids)
         outputs.append(_lstm_steps(gates, recurrent, *(state[direction] for state in states), reverse=direction == 1))

@@ -2,7 +2,6 @@
 
 import copy
 from dataclasses import replace
-from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -31,9 +30,10 @@ def inputs_of(structure, count=64):
     return strength * (1 + x)  # examples differ, so that outputs do
 
 
-def twin_and_file(structure, model, exported, layers, target, path, local=MappingProxyType({})):
+def twin_and_file(structure, model, exported, layers, target, path, local=None):
     """The outputs of a model, its twin and its file."""
     placement, x = structure.placement_in(model.captures[False].graph), inputs_of(structure)
+    local = local or {}
     calibrated(model, placement, layers, (x,), local).save(path)
     numbers = Quantization.load(path)
     file = treated(exported, {**dict.fromkeys(layers, INT8), **local}, numbers.ranges, numbers.weights)
