@@ -73,6 +73,12 @@ def weights_of(operator: Operator, tensors: Mapping[str, torch.Tensor]) -> tuple
     return weights if known and len(weights) in counts else ()
 
 
+def weight_columns(layers: Sequence[Layer], treated: Sequence[str], first: int) -> dict[str, int]:
+    """Return the columns of rows, from the `first` on, that hold the treatments of weights, by their names."""
+    weights = {layer.name: layer.weights for layer in layers}
+    return {each: first + number for number, name in enumerate(treated) for each in weights.get(name, ())}
+
+
 _MOVES = frozenset(
     {"relu", "relu6", "hardtanh", "clamp", "clamp_min", "max_pool1d", "max_pool2d", "flatten", "view", "reshape"}
     | {"_unsafe_view", "unflatten", "transpose", "permute", "squeeze", "unsqueeze", "contiguous", "clone", "alias"}
