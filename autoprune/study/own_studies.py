@@ -135,11 +135,10 @@ class PolicyObjective:
             return attributes | {"error": result.error}
         (costs,) = self.predict([policy])
         return attributes | {
-            "loss": measurement.loss,
             "score": measurement.score,
             "latency_share": measurement.latency_ms / self.dense_ms,
             "meets": [budget for budget, limit in self.budgets.items() if fits(costs, limit)],
-            **{name: getattr(measurement, name) for name in _SIZES},
+            "sizes": {name: getattr(measurement, name) for name in _SIZES},
         }
 
 

@@ -23,7 +23,8 @@ from autoprune.study.optuna_private import note_on_trial
 from autoprune.study.own_studies import ProblemSpec
 from autoprune.study.samplers import Parameters, decode, distributions, encode
 
-_PROPOSED, _BEGINS = "autoprune:policy", "autoprune:rounds"
+_NOTES = "autoprune:guided"
+"""System attribute of a trial: its policy as level indices, and what was known when rounds began with it."""
 
 _PATIENCE = 16
 """A policy whose trial still runs so many trials later is proposed again: its process was probably killed."""
@@ -148,7 +149,8 @@ class RoundSampler(BaseSampler):
         with self._lock:
             recorded = study.get_trials(deepcopy=False)
             trials = self._with_policies(study, [other for other in recorded if other.number != trial.number])
-            beginnings = [_Known(*known) for other in recorded for known in other.system_attrs.get(_BEGINS, ())]
+            notes = [other.system_attrs.get(_NOTES, {}) for other in recorded]
+            beginnings = [_Known(*known) for noted in notes for known in noted.get("rounds", ())]
             self._follow(beginnings, trials)
             begun, known = list[_Known](), _Known.now(recorded)
             while (proposal := self._course.next(trial.number, trials)) is None:
@@ -156,10 +158,10 @@ class RoundSampler(BaseSampler):
                 if not self._course.begin(known, trials):
                     break
             policy, origin = proposal or (None, "random")
-            notes: dict[str, Any] = {_BEGINS: [[known.below, [*known.unfinished]] for known in begun]} if begun else {}
+            noted: dict[str, Any] = {"rounds": [[known.below, [*known.unfinished]] for known in begun]}
             if policy is not None:
-                notes[_PROPOSED] = self._problem.space.places(policy)
-            note_on_trial(study, trial, notes, {"origin": origin})
+                noted["policy"] = self._problem.space.places(policy)
+            note_on_trial(study, trial, {_NOTES: noted}, {"origin": origin})
         return {} if policy is None else encode(policy, self._problem.space)
 
     def _follow(self, beginnings: Sequence[_Known], trials: Sequence[_Trial]) -> None:
@@ -175,8 +177,9 @@ class RoundSampler(BaseSampler):
         with_parameters = {trial.number for trial in self._problem.with_policies(study, recorded)}
         space, trials = self._problem.space, list[_Trial]()
         for trial in recorded:
-            if _PROPOSED in trial.system_attrs:
-                policy = space.at(trial.system_attrs[_PROPOSED])
+            noted = trial.system_attrs.get(_NOTES, {})
+            if "policy" in noted:
+                policy = space.at(noted["policy"])
             elif trial.number in with_parameters:
                 policy = decode(trial.params, space)
             else:
@@ -196,5 +199,5 @@ def _loss(trial: FrozenTrial) -> float | None:
     """Return the loss of a trial that is complete; objectives of others return its logarithm alone."""
     if trial.state != TrialState.COMPLETE:
         return None
-    noted = trial.user_attrs.get("loss")
-    return float(noted) if noted is not None else math.exp(trial.values[0])
+    measurement = trial.user_attrs.get("result", {}).get("measurement")
+    return measurement["loss"] if measurement else math.exp(trial.values[0])
