@@ -175,6 +175,8 @@ def prepare(
     """Run every stage before the search, and return what is to be searched, for a study of Optuna of one's own.
 
     The dense model is trained and its latency table measured, unless the run folder has them; then this takes seconds.
+    Trials run in this process; with `executor="process"` the fine-tunings of `SearchProblem.finish` get workers, and
+    a script then needs `if __name__ == "__main__":`, because workers import it.
 
     Args:
         task: as for `search`.
@@ -192,6 +194,9 @@ def prepare(
         >>> problem = autoprune.prepare("digits", budgets=["60%"], run_dir="runs/own")   # doctest: +SKIP
     """
     events = events or Silent()
-    with opened_run(task, run_dir, config_file, fresh=False, options=options) as run, run.kept_config():
+    with (
+        opened_run(task, run_dir, config_file, fresh=False, options={"executor": "inline"} | options) as run,
+        run.kept_config(),
+    ):
         prepared = prepare_search(run.config, run.folder, run.task, events, measurer)
     return SearchProblem(run=run, prepared=prepared, events=events)

@@ -88,13 +88,17 @@ class _Course:
         self.begun.append(known)
         return bool(policies)
 
-    def next(self, number: int, trials: Sequence[_Trial]) -> tuple[Policy, str] | None:
-        """Return the policy of trial `number` with its origin, or `None` when a new round is to begin first."""
+    def next(self, number: int, trials: Sequence[_Trial], before: int) -> tuple[Policy, str] | None:
+        """Return the policy of trial `number` with its origin, or `None` when a new round is to begin first.
+
+        So many policies are left to the trials that began `before` this one and have none yet.
+        """
         attempts: dict[Policy, list[_Trial]] = {}
         for trial in trials:
             attempts.setdefault(trial.policy, []).append(trial)
-        new = (policy for policy in self._origins if policy not in attempts)
-        policy = self._interrupted(attempts) or next(new, None) or self._overdue(number, attempts)
+        new = [policy for policy in self._origins if policy not in attempts]
+        at = min(before, len(new) - 1)
+        policy = self._interrupted(attempts) or (new[at] if new else self._overdue(number, attempts))
         return None if policy is None else (policy, self._origins[policy])
 
     def _interrupted(self, attempts: Mapping[Policy, Sequence[_Trial]]) -> Policy | None:
@@ -152,8 +156,8 @@ class RoundSampler(BaseSampler):
             notes = [other.system_attrs.get(_NOTES, {}) for other in recorded]
             beginnings = [_Known(*known) for noted in notes for known in noted.get("rounds", ())]
             self._follow(beginnings, trials)
-            begun, known = list[_Known](), _Known.now(recorded)
-            while (proposal := self._course.next(trial.number, trials)) is None:
+            begun, known, before = list[_Known](), _Known.now(recorded), _without_policy(trial.number, recorded, trials)
+            while (proposal := self._course.next(trial.number, trials, before)) is None:
                 begun.append(known)
                 if not self._course.begin(known, trials):
                     break
@@ -193,6 +197,13 @@ class RoundSampler(BaseSampler):
         """Return a random value: the rounds are at their end, or the parameter is no decision of the space."""
         seed = int(digest_of([self._seed, trial.number, param_name], length=8), 16)
         return RandomSampler(seed).sample_independent(study, trial, param_name, param_distribution)
+
+
+def _without_policy(number: int, recorded: Sequence[FrozenTrial], trials: Sequence[_Trial]) -> int:
+    """Return how many trials that began shortly before this one take their policies at this moment."""
+    with_policy, recent = {trial.number for trial in trials}, range(number - _PATIENCE, number)
+    running = [t.number for t in recorded if t.state == TrialState.RUNNING and t.number in recent]
+    return len(set(running) - with_policy)
 
 
 def _loss(trial: FrozenTrial) -> float | None:
