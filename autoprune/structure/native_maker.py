@@ -35,7 +35,7 @@ from autoprune.structure.proof import LARGE_BATCH, TOLERANCE, random_like
 from autoprune.structure.shrink import slice_tensors
 from autoprune.structure.structure import Structure
 from autoprune.structure.traced_copy import note_of, parts_of_wrong
-from autoprune.structure.traced_parts import trace
+from autoprune.structure.traced_modules import trace
 
 _LARGE = 20_000
 """Elements of an example above which gradients are compared in training alone."""

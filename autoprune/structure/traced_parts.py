@@ -1,28 +1,26 @@
-"""Modules of a user's own class whose forward is a graph, because dense sizes are written in it.
-
-An attention that computes `C // num_heads` cannot have heads that are together narrower than the stream, whatever its
-numbers are. Its part of the pruned graph can. So the module keeps its class, its place and its parameters, and
-computes this part instead of its own forward; everything around it stays the user's code.
-"""
+"""The part of a pruned graph that computes one module: cut out between the nodes of its inputs and outputs."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from autoprune.errors import StructureError, UsageError
 from autoprune.structure.aliases import is_in_place
 from autoprune.structure.boundaries import Boundaries, Call, Mark
-from autoprune.structure.module import compiled, converted_graph, kinds
+from autoprune.structure.module import compiled
 
 aten = torch.ops.aten
+_UNPICKLED = (
+    "a pruned model in which graphs compute modules cannot be pickled. Keep it with autoprune.save(model, path), and "
+    "make it again with autoprune.load(build_model, path)"
+)
 
 
 @dataclass(frozen=True)
@@ -52,55 +50,13 @@ class Part:
     def __deepcopy__(self, memo: dict[int, Any]) -> Part:
         return self  # nothing in it changes
 
-
-class Traced(nn.Module):
-    """A module of the user's class that computes a part of the pruned graph, one for each mode."""
-
-    parts: Mapping[bool, Part]
-
-    def forward(self, *args: Any, **named: Any) -> Any:
-        """Return what the own forward returns.
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse to be pickled, because nodes of graphs cannot be.
 
         Raises:
-            UsageError: the call has other arguments than the calls in a pass of the dense model.
+            UsageError: always.
         """
-        part = self.parts[self.training]
-        leaves, arguments = pytree.tree_flatten((args, named))
-        if arguments != part.arguments or any(
-            type(leaves[n]) is not type(v) or leaves[n] != v for n, v in part.fixed.items()
-        ):
-            raise UsageError(
-                f"the forward of this {type(self).__mro__[2].__name__} is a traced graph, which takes the arguments of "
-                "the dense model's forward alone; got others. Use the module as the model does"
-            )
-        outputs = iter(part.run(self, *(leaves[n] for n in part.taken)))
-        return pytree.tree_unflatten([next(outputs) if name else None for name in part.output_names], part.result)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Traced:
-        before = {name: kinds(tensor) for name, tensor in _tensors(self).items()}
-        super()._apply(fn, recurse)
-        pairs = (zip(before[name], kinds(tensor), strict=True) for name, tensor in _tensors(self).items())
-        converted = {old: new for pair in pairs for old, new in pair if old != new}
-        if converted:
-            new = {
-                mode: replace(part, graph=converted_graph(part.graph, converted)) for mode, part in self.parts.items()
-            }
-            self.parts = new
-        return self
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    return dict(module.named_parameters()) | dict(module.named_buffers())
-
-
-def trace(module: nn.Module, parts: Mapping[bool, Part]) -> None:
-    """Let a module compute parts of a graph, in place; its class becomes a subclass of `Traced` and its own class."""
-    own = type(module)
-    module.__class__ = type(f"Traced{own.__name__}", (Traced, own), {"__module__": own.__module__})
-    module.__dict__["parts"] = dict(parts)
-    for part in parts.values():
-        for name, tensor in part.constants.items():
-            module.register_buffer(name, tensor.clone(), persistent=False)
+        raise UsageError(_UNPICKLED)
 
 
 class Nodes:

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import pickle
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from autoprune.pruning import prune
 from autoprune.records import Policy
 from autoprune.structure import analyze
 from autoprune.structure.native_maker import Maker
-from autoprune.structure.traced_parts import Traced
+from autoprune.structure.traced_modules import Traced
 
 G = torch.Generator().manual_seed(0)
 TOKENS, IMAGES = torch.randn(2, 6, 8, generator=G), torch.randn(2, 3, 8, 8, generator=G)
@@ -144,8 +145,12 @@ def test_calls_with_other_arguments_are_refused():
     _, small, _ = halved("heads")
     x = torch.randn(2, 6, small.attention.qkv.in_features)
     assert small.attention(x).shape == x.shape
-    with pytest.raises(UsageError, match="forward of this Attention is a traced graph"):
-        small.attention(x, mask=None)
+    with pytest.raises(UsageError, match=r"forward of this Attention is a traced graph.*; mask is another one"):
+        small.attention(x, mask=torch.ones(2))
+    with pytest.raises(UsageError, match=r"; past_key_values is another one. Call generate with use_cache=False"):
+        small.attention(x, past_key_values=[])
+    with pytest.raises(UsageError, match=r"autoprune.save\(model, path\).*autoprune.load"):
+        pickle.dumps(small)
 
 
 @pytest.mark.parametrize(
