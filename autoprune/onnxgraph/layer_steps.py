@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,12 @@ CLIPS = frozenset({"Relu", "Clip"})
 
 _MOVES = CLIPS | {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Dropout"}
 _JOINS = frozenset({"Add", "Concat"})
+
+_PRODUCT_OF_LAYER = re.compile(r"val_\d+")
+"""Name that the exporter gives to the product of a layer that it writes as product and addition of the bias.
+
+The sum has the name of the layer's node. Where another parameter is added to a layer without a bias, the product has it.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,5 +140,6 @@ def _addition(
         return "", ""
     owner, _, leaf = plain_name(weight).rpartition(".")
     own = f"{owner}.{leaf.replace('weight', 'bias')}".lstrip(".")
-    biases = [name for name in following[0].input if name in stored and plain_name(name) == own]
+    alone = _PRODUCT_OF_LAYER.fullmatch(node.output[0]) is not None
+    biases = [name for name in following[0].input if name in stored and (alone or plain_name(name) == own)]
     return (following[0].output[0], biases[0]) if biases else ("", "")

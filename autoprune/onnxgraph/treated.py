@@ -27,6 +27,8 @@ from autoprune.treatments import DENSE, INT8, INT8_DYNAMIC, Treatment
 _DEQUANTIZED = "_DequantizeLinear_Output"
 _QUANTIZED = "_quantized"
 
+_KEEP = "Keep it in fp32"
+
 _STAND_INS = {True: Range(low=0.0, high=1.0), False: Range(low=-1.0, high=1.0)}
 """Ranges for timing, by whether the tensor comes out of a relu, which the runtime only folds into int8 steps from 0."""
 
@@ -85,6 +87,8 @@ class _Writer:
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, np.ndarray] = {}
         self._dequantized: dict[str, str] = {}
+        self._new_biases: dict[str, tuple[str, str]] = {}
+        self._taken = {*self._stored, *(name for node in graph.node for name in (*node.input, *node.output))}
 
     def write(self) -> None:
         """Rewrite all nodes, and the constants that they read."""
@@ -93,7 +97,8 @@ class _Writer:
         outputs = {entry.name for entry in self._graph.output} & self._at.keys()
         for node in list(self._graph.node):
             layer = self._layers.get(node.output[0])
-            node.input[:] = [self._dequantized.get(name, name) for name in node.input]
+            before, bias = self._new_biases.get(node.output[0], ("", ""))
+            node.input[:] = [bias if name == before else self._dequantized.get(name, name) for name in node.input]
             if layer is not None and layer.name in self._int8:
                 self._treat(layer, node)
             values = list(node.output)
@@ -118,14 +123,21 @@ class _Writer:
         if value not in self._at:
             return
         tensor = self._at[value]
-        constants = [f"{tensor}_scale", f"{tensor}_zero_point"]
+        constants = [self._unused(f"{tensor}_scale"), self._unused(f"{tensor}_zero_point")]
         of_tensor = self._ranges[tensor]
         self._constants[constants[0]] = np.array(of_tensor.scale, np.float32)
         self._constants[constants[1]] = np.array(of_tensor.zero_point, np.uint8)
-        int8, back = f"{value}_QuantizeLinear_Output", value + _DEQUANTIZED if value == written else value
+        int8 = self._unused(f"{value}_QuantizeLinear_Output")
+        back = self._unused(value + _DEQUANTIZED) if value == written else value
         self._add("QuantizeLinear", [written, *constants], int8)
         self._add("DequantizeLinear", [int8, *constants], back)
         self._dequantized[value] = back
+
+    def _unused(self, name: str) -> str:
+        """Return a name that the exported graph does not have, always the same one for the same wish."""
+        while name in self._taken:
+            name += "_"
+        return name
 
     def _add(self, op_type: str, inputs: Sequence[str], output: str, **attributes: Any) -> None:
         self._nodes.append(helper.make_node(op_type, inputs, [output], name=output, **attributes))
@@ -143,8 +155,12 @@ class _Writer:
         if rounded.bias is None:
             return
         if layer.addition_bias:
-            self._stored[layer.addition_bias] = numpy_helper.from_array(rounded.bias, layer.addition_bias)
-        elif layer.op_type != "MatMul":
+            name = self._unused(f"{layer.addition_bias}_{layer.output}")
+            self._constants[name] = rounded.bias
+            self._new_biases[layer.addition] = (layer.addition_bias, name)
+        elif layer.op_type == "MatMul":
+            raise StructureError(f"{layer.name!r} cannot be int8: its ONNX file does not add its bias. {_KEEP}")
+        else:
             # The exporter leaves out a bias of zeros, which the correction has changed.
             sums, scales = rounded_bias(rounded.bias, rounded.scales, input_scale)
             name = f"{layer.bias or layer.stored + '_bias'}_{layer.output}"
@@ -161,14 +177,12 @@ class _Writer:
 
     def _dequantize(self, name: str, steps: np.ndarray, scales: np.ndarray, *, axis: int) -> str:
         """Return the name of stored steps as numbers; a weight that is read again is dequantized once."""
-        stored, back = name + _QUANTIZED, name + _DEQUANTIZED
+        stored, back, scale, zero_point = (
+            self._unused(name + ending) for ending in (_QUANTIZED, _DEQUANTIZED, "_scale", "_zero_point")
+        )
         if stored not in self._constants:
-            self._constants |= {
-                stored: steps,
-                f"{name}_scale": scales,
-                f"{name}_zero_point": np.zeros_like(scales, steps.dtype),
-            }
-            self._add("DequantizeLinear", [stored, f"{name}_scale", f"{name}_zero_point"], back, axis=axis)
+            self._constants |= {stored: steps, scale: scales, zero_point: np.zeros_like(scales, steps.dtype)}
+            self._add("DequantizeLinear", [stored, scale, zero_point], back, axis=axis)
         return back
 
 
@@ -185,7 +199,10 @@ def _ranges(
         elif key in ranges:
             by_tensor[tensor] = ranges[key]
         else:
-            raise StructureError(f"every int8 tensor has a range; {key!r} has none. Ranges are of {', '.join(ranges)}")
+            layer = key.rpartition(".")[0]
+            raise StructureError(
+                f"{layer!r} cannot be int8: its ONNX file has other steps around it than the model. {_KEEP}"
+            )
     return by_tensor
 
 

@@ -81,7 +81,7 @@ def calibrated(
         numbers = Quantization(ranges=ranges, weights=weights, local=local)
         twin = make_twin(model, placement, numbers)
         _Corrector(twin, placement, observer.means).run(*inputs)
-    corrected = biases_of(twin, numbers)
+    corrected = biases_of(twin, {name: layer.nodes[0] for name, layer in layers.items()})
     on_grid = {name: bias_in_grid(bias, weights[name].scales, scales[name]) for name, bias in corrected.items()}
     return replace(numbers, weights={name: replace(w, bias=on_grid.get(name)) for name, w in weights.items()})
 

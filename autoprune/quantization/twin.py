@@ -126,6 +126,7 @@ class _Builder:
             name: nn.Parameter(t.detach().clone(), t.requires_grad) if isinstance(t, nn.Parameter) else t.clone()
             for name, t in module_tensors(model).items()
         }
+        self._of_model = frozenset(self.tensors)
         self._new: dict[fx.Node, fx.Node] = {}
         self._keys = placement.keys(numbers.weights.keys())
         self._local = folded_layers(model, placement, numbers.local)
@@ -177,8 +178,11 @@ class _Builder:
         return new
 
     def _attribute(self, name: str, tensor: Tensor | None) -> fx.Node | None:
+        """Return the node of a tensor that is added to the model's; where a layer runs again, of the first one."""
         if tensor is None:
             return None
+        while name in self._of_model:
+            name += "_"
         self.tensors.setdefault(name, tensor)
         return self.graph.get_attr(name)
 
@@ -189,7 +193,8 @@ class _Builder:
         return new
 
 
-def biases_of(twin: GraphModel, numbers: Quantization) -> dict[str, Array]:
-    """Return the biases of a twin's int8 layers by the names of the layers."""
-    named = {layer: dict(twin.named_parameters()).get(f"{layer}_bias") for layer in numbers.weights}
-    return {layer: bias.detach().numpy().copy() for layer, bias in named.items() if bias is not None}
+def biases_of(twin: GraphModel, nodes: Mapping[str, str]) -> dict[str, Array]:
+    """Return the biases of a twin's int8 layers by the names of the layers, for a node of each layer."""
+    tensors, by_name = module_tensors(twin), {node.name: node for node in twin.captures[False].graph.nodes}
+    biases = {layer: _tensor(tensors, by_name[node].args[2]) for layer, node in nodes.items()}
+    return {layer: bias.numpy().copy() for layer, bias in biases.items() if bias is not None}

@@ -42,12 +42,13 @@ def trained():
         optimizer.zero_grad()
         F.cross_entropy(net(x[rows]), y[rows]).backward()
         optimizer.step()
-    for norm, project in ((net.blocks[4], net.blocks[6]), (net.blocks[12], net.blocks[14])):
-        factors = torch.logspace(-0.5, 0.5, len(norm.weight))
+    for norm, project in ((4, 6), (12, 14)):
+        weight, bias = (net.get_parameter(f"blocks.{norm}.{name}") for name in ("weight", "bias"))
+        factors = torch.logspace(-0.5, 0.5, len(weight))
         with torch.no_grad():
-            norm.weight.mul_(factors)
-            norm.bias.mul_(factors)
-            project.weight.div_(factors[None, :, None, None])
+            weight.mul_(factors)
+            bias.mul_(factors)
+            net.get_parameter(f"blocks.{project}.weight").div_(factors[None, :, None, None])
     return net.eval(), x, y
 
 
