@@ -23,7 +23,8 @@ _JOINS = frozenset({"Add", "Concat"})
 _PRODUCT_OF_LAYER = re.compile(r"val_\d+")
 """Name that the exporter gives to the product of a layer that it writes as product and addition of the bias.
 
-The sum has the name of the layer's node. Where another parameter is added to a layer without a bias, the product has it.
+The sum has the name of the layer's node. Where another parameter is added to a layer without a bias, the product has
+that name.
 """
 
 
