@@ -15,7 +15,7 @@ from autoprune.errors import StructureError
 from autoprune.model.acceptance import unwrap
 from autoprune.model.adapters import own_class
 from autoprune.records import Policy
-from autoprune.structure.attributes import Sizes, Values, follow, options, set_values
+from autoprune.structure.attributes import Sizes, Values, follow, is_copied, options, set_values
 from autoprune.structure.deadline import Deadline, OutOfTimeError
 from autoprune.structure.input_sizes import at_second
 from autoprune.structure.module import GraphModel
@@ -122,7 +122,7 @@ class Maker:
         model = self.structure.model
         copied = rebuilt(model, self.pruned, self.structure.example_inputs, level, self.groups)
         follow_heads(copied, self.masks, self.structure.canonical)
-        set_values(copied, values or {})
+        set_values(copied, {a: value for a, value in (values or {}).items() if is_copied(a, model, copied)})
         return copied
 
     def _values(self, level: int) -> Iterator[Values]:
@@ -136,13 +136,12 @@ class Maker:
         elif has_configuration(model):
             self.notes = (STALE,)
         yield {}
-        copied = self._copy(level)
+        try:
+            copied, expected = self._copy(level), self._expected
+        except StructureError:
+            return  # nothing to try numbers in, or nothing to compare with
         choices = options(self.structure.model, self.sizes, copied)
         if choices:
-            try:
-                expected = self._expected
-            except StructureError:
-                return  # nothing to compare with, so that the graph module is taken
             trials = Trials(Form(copied), choices, self.state, self.inputs[0], expected, self._clock)
             yield follow(choices, trials.score)
 

@@ -77,7 +77,7 @@ def _refusal(kind: str, part: Part, args: Sequence[Any], named: Mapping[str, Any
     ]
     others = ", ".join(differing) or "the nesting of an argument"
     cache = any("past" in name or "cache" in name for name in differing)
-    advice = "Call generate with use_cache=False" if cache else "Call the module as the dense model does, or the model"
+    advice = "Call generate with use_cache=False" if cache else "Prune with example inputs of such calls"
     return (
         f"the forward of this {kind} is a traced graph, which takes the arguments that it had in a pass of the dense "
         f"model alone; {others} is another one. {advice}, or prune with native=False"
