@@ -71,7 +71,7 @@ def useful_treatments(predictor: LatencyPredictor, space: SearchSpace) -> dict[s
 
 
 def _is_richer(code: int, than: int) -> bool:
-    """Return whether a treatment surely loses less: it is dense, or of a higher rank (or whole) in the same precision."""
+    """Return whether a treatment surely loses less: dense, or of a higher rank (or whole) in the same precision."""
     mine, other = Treatment.of_code(code), Treatment.of_code(than)
     if mine == other:
         return False
