@@ -32,8 +32,11 @@ from autoprune.recovery.windows import by_example, input_windows, output_positio
 from autoprune.structure import GraphModel
 from autoprune.structure.low_rank import Factors, bias_names, weight_name, with_factors
 
-_RIDGE = 1e-2
-"""Added to the diagonal of the second moments, as a share of its mean."""
+_RIDGE = 0.03
+"""Added to the diagonal of the second moments, as a share of its mean; with few examples less of it fits noise.
+
+An `mlp` on MNIST with ranks 96 and 24 and 256 examples: divergence 0.011 at 1e-4, 0.0052 here, 0.0049 at 0.1.
+"""
 
 _POSITIONS = 64
 """Positions of one example that a layer is fitted at."""

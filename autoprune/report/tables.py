@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -13,6 +14,8 @@ from autoprune.records import Unit
 from autoprune.treatments import Layer
 
 Document = Mapping[str, Any]
+
+_RANK = re.compile(r"rank:\d+")
 
 
 def front_table(document: Document) -> Table:
@@ -113,7 +116,8 @@ def layer_table(layers: Sequence[Layer], levels: Mapping[str, Sequence[object]])
         table.add_column(title)
     for layer in layers:
         offered = " ".join(map(str, levels.get(layer.name, ("fp32",))))
-        table.add_row(layer.module, layer.op, " ".join(layer.precisions), offered)
+        possible = [*layer.precisions, *(["rank"] if any(layer.matrix) else [])]
+        table.add_row(layer.module, layer.op, " ".join(possible), offered)
     return table
 
 
@@ -142,7 +146,7 @@ def all_rungs(document: Document) -> list[dict[str, Any]]:
 
 def treated_layers(model: Mapping[str, Any], layers: int) -> str:
     """Return how many of some layers have each treatment but the dense one: `int8 in 12 of 21`; `fp32` for none."""
-    counts = Counter(model.get("treatments", {}).values())
+    counts = _treatment_counts(model)
     return ", ".join(f"{treatment} in {count} of {layers}" for treatment, count in counts.items()) or "fp32"
 
 
@@ -151,11 +155,16 @@ def layer_lines(document: Document) -> list[str]:
     layers, models = document.get("layers", 0), document["models"]
     if not layers or not models:
         return []
-    counts = [Counter(model.get("treatments", {}).values()) for model in models]
+    counts = [_treatment_counts(model) for model in models]
     found = dict.fromkeys(treatment for of_model in counts for treatment in of_model)
     spans = {treatment: sorted({of_model[treatment] for of_model in counts}) for treatment in found}
     shares = [f"{treatment} in {_span(span)} of {layers} layers" for treatment, span in spans.items()]
     return [f"Models of the front have {', '.join(shares) or 'all layers in fp32'}."]
+
+
+def _treatment_counts(model: Mapping[str, Any]) -> Counter[str]:
+    """Return how many layers have each treatment; layers with different ranks count together."""
+    return Counter(_RANK.sub("rank", treatment) for treatment in model.get("treatments", {}).values())
 
 
 def _span(numbers: Sequence[int]) -> str:

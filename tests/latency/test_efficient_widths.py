@@ -2,14 +2,17 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from autoprune.latency.efficient_widths import staircases, useful_among, useful_treatments
 from autoprune.latency.geometries import PricedOperators, possible_geometries
 from autoprune.latency.predictor import Costs, GeometryIndex, LatencyPredictor
 from autoprune.records import SearchSpace
-from autoprune.treatments import INT8
+from autoprune.structure import analyze
+from autoprune.treatments import DENSE, INT8, Treatment
 from tests.machines import stairs
 
 WIDTHS = np.arange(1, 65)
@@ -210,3 +213,25 @@ def test_treatments_that_cost_more_than_dense_everywhere_are_dropped(structure_o
     useful = useful_treatments(predictor, space)
     assert list(useful) == list(space.layer_names)
     assert set().union(*useful.values()) == kept
+
+
+@pytest.mark.parametrize(
+    ("cost", "kept"),
+    [
+        (lambda g: 1.0, ["fp32"]),
+        (lambda g: g.c_in * g.c_out, ["rank:8", "rank:16", "fp32"]),
+        (lambda g: -(-min(g.c_in, g.c_out) // 16), ["rank:16", "fp32"]),
+    ],
+    ids=["operators", "products", "steps"],
+)
+def test_ranks_that_a_higher_one_or_the_whole_layer_beats_are_dropped(cost, kept):
+    structure = analyze(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)), torch.randn(2, 64))
+    layer, ranks = structure.layers[0], (Treatment(rank=8), Treatment(rank=16))
+    space = SearchSpace(id="", levels={structure.units[0].name: (64,), layer.name: (*ranks, DENSE)})
+    priced = PricedOperators.of(structure, space.layer_names).varying
+    geometries = possible_geometries(priced, space, tuple(space.levels))
+    ms = np.array([cost(g) for g in geometries], dtype=float)
+    costs = Costs(entries_ms=ms, spread_ms=np.zeros((4, len(ms))))
+    index = GeometryIndex(priced, geometries)
+    predictor = LatencyPredictor(index, space.codes, costs, (0.0, np.zeros(4)), space.layer_names)
+    assert [str(Treatment.of_code(code)) for code in useful_treatments(predictor, space)[layer.name]] == kept

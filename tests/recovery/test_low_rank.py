@@ -46,7 +46,7 @@ def test_columns_that_are_always_zero_keep_the_factors_finite():
     rows, weight = normal(30, 20), normal(12, 20, seed=2)
     rows[:, 3:] = 0
     first, second, _ = best_factors(weight, rows, rows @ weight.mT, 3, centred=False)
-    torch.testing.assert_close((rows @ first.mT) @ second.mT, rows @ weight.mT, atol=2e-2, rtol=2e-2)
+    assert lost(weight, rows, first, second) < 1e-3 * float((rows @ weight.mT).square().mean())
     with pytest.raises(TrialError, match="must be finite"):
         best_factors(weight, rows * torch.inf, rows @ weight.mT, 3, centred=False)
 

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from autoprune.records import Member, Unit
 from autoprune.report import unit_table
-from autoprune.report.tables import _count
+from autoprune.report.tables import _count, treated_layers
 
 
 def test_units_show_what_may_be_removed() -> None:
@@ -35,3 +35,10 @@ def test_latency_is_shown_when_it_is_known() -> None:
 )
 def test_counts_have_three_digits(number: int, text: str) -> None:
     assert _count(number) == text
+
+
+def test_layers_with_different_ranks_count_together() -> None:
+    assert (
+        treated_layers({"treatments": {"a": "rank:8", "b": "rank:24", "c": "int8"}}, 5)
+        == "rank in 2 of 5, int8 in 1 of 5"
+    )
