@@ -126,11 +126,13 @@ class Proposals:
 
 
 def _bare(trial: FrozenTrial, space: SearchSpace) -> FrozenTrial:
-    """Copy of a trial with the parameters of today, without its user attributes, which no sampler reads."""
+    """Copy of a trial without its user attributes, which no sampler reads; its parameters are those of today."""
+    today = distributions(space)
+    complete = trial.params.keys() == today.keys()  # one that was enqueued by others may have no parameters
     return optuna.trial.create_trial(
         state=trial.state,
         values=trial.values,
-        params=encode(decode(trial.params, space), space),
-        distributions=distributions(space),
+        params=encode(decode(trial.params, space), space) if complete else trial.params,
+        distributions=today if complete else trial.distributions,
         system_attrs=trial.system_attrs,
     )

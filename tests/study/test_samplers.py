@@ -5,15 +5,19 @@ from contextlib import closing
 import numpy as np
 import optuna
 import pytest
+from optuna.distributions import IntDistribution
 
 from autoprune.allocation.limits import excess, fits
+from autoprune.budgets import Limit
 from autoprune.errors import PolicyError, UsageError
-from autoprune.records import Policy
+from autoprune.records import Policy, SearchSpace
 from autoprune.study import samplers
 from autoprune.study.broker import Broker
+from autoprune.study.proposals import Proposals
 from autoprune.study.samplers import SAMPLERS, decode, distributions, encode, make_sampler
 from autoprune.study.spec import StudySpec
-from tests.fakes import LIMITS, PROXY, SPACE, evaluate, predict
+from autoprune.treatments import Treatment
+from tests.fakes import LIMITS, PROXY, SPACE, costs_of, evaluate, predict
 
 
 def proposals(path, name, trials):
@@ -47,6 +51,23 @@ def test_policies_survive_encoding():
     assert decode(encode(policy, SPACE), SPACE) == policy
     with pytest.raises(PolicyError):
         encode(Policy(space_id="fake", widths={"unit0": 99}), SPACE)
+
+
+def test_treatments_are_names_and_studies_with_their_indices_go_on():
+    levels = {"unit": (2, 4), "a.weight": tuple(map(Treatment.parse, ("rank:8", "int8", "fp32")))}
+    space = SearchSpace(id="joint", levels=levels)
+    policy = space.policy({"unit": 2, "a.weight": Treatment.parse("int8")})
+    assert encode(policy, space) == {"unit": 0, "a.weight": "int8"}
+    assert decode({"unit": 0, "a.weight": "int8"}, space) == decode({"unit": 0, "a.weight": 1}, space) == policy
+    old = optuna.trial.create_trial(
+        params={"unit": 0, "a.weight": 1},
+        distributions={"unit": IntDistribution(0, 1), "a.weight": IntDistribution(0, 2)},
+        values=[0.0, 0.0],
+    )
+    limit = Limit.of(latency_ms=1.0)
+    spec = StudySpec(space=space, fidelity=PROXY, limits=(limit,), run_seed=0)
+    drawn = Proposals([old], {}, spec, lambda policies: costs_of(lambda _: 0.5, policies), "tpe").draw(0, 1, (), None)
+    assert drawn.policy == space.largest()  # which fits
 
 
 def test_tpe_reads_the_newest_trials_and_the_front_of_the_older_ones(monkeypatch):
