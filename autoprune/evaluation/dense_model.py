@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,12 +10,12 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from autoprune import memory_limits
+from autoprune.evaluation.calibration_examples import CALIBRATION_EXAMPLES, reconstruction_inputs, reconstruction_of
 from autoprune.evaluation.costs import sizes
-from autoprune.model.randomness import seeded
 from autoprune.pruning import Cut
 from autoprune.quantization.calibration import CALIBRATION_RUNS, calibrated, split_treatments
 from autoprune.quantization.numbers import Quantization
+from autoprune.quantization.training_twin import training_twin
 from autoprune.quantization.twin import make_twin
 from autoprune.records import Policy
 from autoprune.recovery.batchnorm import recalibrate
@@ -26,18 +27,17 @@ from autoprune.runfolder import RunFolder, read_json
 from autoprune.structure import GraphModel, ModelForm, Structure, form_at_half, module_tensors, trained_form
 from autoprune.structure.low_rank import ranks_of, treatments_of_factors, with_ranks
 from autoprune.task.base import Task
-from autoprune.task.batches import batches, length, sample_rows, take
+from autoprune.task.batches import batches, length, sample_rows
 from autoprune.task.recipe import Recipe
 from autoprune.training.finetune import FinetuneResult, OnProgress, finetune
 from autoprune.training.held_out import HeldOut
 from autoprune.training.sample_passes import SamplePasses
 from autoprune.training.scoring import EVALUATION_BATCH, evaluate, predict_outputs
 from autoprune.training.teacher import TeacherMemory
+from autoprune.treatments import Treatment
 
-RECONSTRUCTION_EXAMPLES = 256
-_FEWEST_EXAMPLES = 32
-CALIBRATION_EXAMPLES = 128
-"""Training examples that the ranges of int8 tensors are taken from."""
+_TRAINED_THROUGH = frozenset({"w4"})
+"""Precisions whose rounding is seen in fine-tuning: finer ones lose nothing by being rounded afterwards."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,13 +168,16 @@ class DenseModel:
             StructureError: a layer cannot be treated so.
             TrialError: activations are not finite.
         """
-        ranks = model.pruned_to.ranks if model.pruned_to is not None else {}
-        int8, local = split_treatments(treatments_of_factors(policy.treatments, ranks))
+        int8, local = split_treatments(self._treatments(model, policy))
         inputs: tuple[Tensor, ...] = self._calibration_inputs if int8 else ()
         if passes is not None and inputs:
             passes.forward(CALIBRATION_RUNS * len(inputs[0]), self.relative_cost(policy))
         placement = self.structure.placement_in(model.captures[False].graph)
         return calibrated(model, placement, int8, inputs, local, None if quick else MomentRounding())
+
+    def _treatments(self, model: GraphModel, policy: Policy) -> Mapping[str, Treatment]:
+        """Return the treatments of a model's layers, where factors are layers of their own."""
+        return treatments_of_factors(policy.treatments, model.pruned_to.ranks if model.pruned_to is not None else {})
 
     def as_deployed(
         self, model: GraphModel, policy: Policy, passes: SamplePasses | None = None, *, quick: bool = False
@@ -212,11 +215,13 @@ class DenseModel:
         memory: TeacherMemory | None = None,
         on_progress: OnProgress | None = None,
     ) -> FinetuneResult:
-        """Fine-tune the model of a policy in place, in its trained form, with this model as teacher.
+        """Fine-tune the model of a policy in place, with this model as teacher.
+
+        It trains in its trained form, or, where steps of weights are coarse, through the rounding.
 
         Arguments are those of `training.finetune.finetune`.
         """
-        form = self.trained_form(model)
+        form = self._through_rounding(model, policy) or self.trained_form(model)
         result = finetune(
             form,
             self.task,
@@ -236,6 +241,18 @@ class DenseModel:
                     if name in trained:  # constants of the graph are not
                         tensor.copy_(trained[name])
         return result
+
+    def _through_rounding(self, model: GraphModel, policy: Policy) -> GraphModel | None:
+        """Return a twin that trains the weights of a model through the rounding; `None` where no layer's is coarse.
+
+        Training steps and trainers of the user's own may need more of the model than its outputs: they get no twin.
+        """
+        treatments = self._treatments(model, policy)
+        coarse = any(treatment.precision in _TRAINED_THROUGH for treatment in treatments.values())
+        if not coarse or self.task.train_step is not None or self.task.finetune is not None:
+            return None
+        placement = self.structure.placement_in(model.captures[False].graph)
+        return training_twin(model, placement, *split_treatments(treatments))
 
     @cached_property
     def _form(self) -> ModelForm:
@@ -274,19 +291,3 @@ class DenseModel:
     def dense_outputs(self) -> Tensor:
         """Outputs of the dense model on the validation data; every divergence is measured against them."""
         return predict_outputs(self.module, self.task, self.task.val_set)
-
-
-def reconstruction_of(task: Task, structure: Structure, seed: int) -> Reconstruction:
-    """Return a reconstruction on as many training examples as its activations leave room for, at most 256."""
-    return Reconstruction(structure=structure, inputs=reconstruction_inputs(task, structure, seed=seed))
-
-
-def reconstruction_inputs(
-    task: Task, structure: Structure, *, seed: int, most: int = RECONSTRUCTION_EXAMPLES
-) -> tuple[Tensor, ...]:
-    """Return the inputs of as many training examples as the activations of the model leave room for."""
-    full = structure.widths([structure.dense_policy()])
-    room = memory_limits.RECONSTRUCTION_ACTIVATION_BYTES // max(int(structure.peak_activation_bytes(full)[0]), 1)
-    rows = sample_rows(length(task.train_set), max(_FEWEST_EXAMPLES, min(most, room)), seed=seed)
-    with seeded(seed):
-        return task.split(take(task.train_set, rows))[0]

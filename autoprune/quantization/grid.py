@@ -24,7 +24,7 @@ LARGEST_WEIGHT = 127
 _LARGEST_BIAS = float(2**30)
 """Half of what int32 holds: the other half is left to the sums."""
 
-_SMALLEST_SCALE = 1e-12
+SMALLEST_SCALE = 1e-12
 """Scale of a tensor or a filter of zeros; products of two such scales are no denormals."""
 
 
@@ -43,7 +43,7 @@ class Range:
     def scale(self) -> float:
         """Step of the grid, a float32 number."""
         step = (max(self.high, 0.0) - min(self.low, 0.0)) / LEVELS
-        return float(np.float32(max(step, _SMALLEST_SCALE)))
+        return float(np.float32(max(step, SMALLEST_SCALE)))
 
     @property
     def zero_point(self) -> int:
@@ -86,7 +86,7 @@ def weight_scales(weight: Array, bias: Array | None, input_scale: float) -> Arra
     scales = largest.astype(np.float64) / LARGEST_WEIGHT
     if bias is not None:
         scales = np.maximum(scales, np.abs(bias).astype(np.float64) / (_LARGEST_BIAS * input_scale))
-    return np.maximum(scales, _SMALLEST_SCALE).astype(np.float32)
+    return np.maximum(scales, SMALLEST_SCALE).astype(np.float32)
 
 
 def rounded(weight: Array, scales: Array) -> Array:
@@ -147,7 +147,7 @@ def rounded_blocks(weight: Array, bits: int) -> RoundedBlocks:
     blocks = padded.reshape(outputs, count, BLOCK)
     largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2, keepdims=True), axis=2)[..., 0]
     scales = largest / np.float32(-middle)
-    scales = np.where(np.abs(scales) < _SMALLEST_SCALE, np.float32(_SMALLEST_SCALE), scales)
+    scales = np.where(np.abs(scales) < SMALLEST_SCALE, np.float32(SMALLEST_SCALE), scales)
     steps = np.clip(np.rint(blocks / scales[..., None]) + middle, 0, 2 * middle - 1).astype(np.uint8)
     return RoundedBlocks(steps=steps, scales=scales.astype(np.float32), bits=bits, inputs=inputs)
 

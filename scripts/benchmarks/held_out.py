@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from autoprune.evaluation import DenseModel
-from autoprune.evaluation.dense_model import reconstruction_of
+from autoprune.evaluation.calibration_examples import reconstruction_of
 from autoprune.pruning import channel_order, score_units
 from autoprune.records import Policy
 from autoprune.recovery.least_squares import Reconstruction

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autoprune.evaluation import DenseModel
-from autoprune.evaluation.dense_model import reconstruction_of
+from autoprune.evaluation.calibration_examples import reconstruction_of
 from autoprune.export.onnx_file import OnnxModule
 from autoprune.onnxgraph.export import export_onnx, serialized
 from autoprune.onnxgraph.treated import treated
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--rounding", nargs="+", default=["moments"], choices=["nearest", "moments"])
     options = parser.parse_args()
     torch.set_num_threads(1)
-    dense_model = _dense_model(options)
+    dense_model = trained_dense_model(options.task, options.model, options.dense, options.samples)
     print(_rounding_times(), flush=True)
     for share in SHARES:
         policy = _policy(dense_model, share)
@@ -76,15 +76,16 @@ def main() -> None:
                 )
 
 
-def _dense_model(options: argparse.Namespace) -> DenseModel:
-    task = make_task(options.task, options.model)
-    if options.dense is None or not options.dense.exists():
+def trained_dense_model(task_name: str, model: str | None, weights: Path | None, samples: int) -> DenseModel:
+    """Return the dense model of a built-in task: of a file of weights, or trained and written to that file."""
+    task = make_task(task_name, model)
+    if weights is None or not weights.exists():
         dense = build_dense(task)
-        finetune(dense, task, recipe=task.recipe, samples=options.samples, seed=0)
-        if options.dense is not None:
-            options.dense.write_bytes(weights_to_bytes(dense))
+        finetune(dense, task, recipe=task.recipe, samples=samples, seed=0)
+        if weights is not None:
+            weights.write_bytes(weights_to_bytes(dense))
     else:
-        dense = load_dense(task, options.dense)
+        dense = load_dense(task, weights)
     structure = analyze(dense, task.example_inputs)
     return DenseModel(
         task=task,
@@ -98,7 +99,7 @@ def _dense_model(options: argparse.Namespace) -> DenseModel:
 def _policy(dense_model: DenseModel, share: float) -> Policy:
     structure = dense_model.structure
     widths = {unit.name: max(1, int(unit.width * share)) for unit in structure.units}
-    treatments = {layer.name: INT8 for layer in structure.layers}
+    treatments = {layer.name: INT8 for layer in structure.layers if layer.allows(INT8)}
     return replace(structure.dense_policy(), widths=widths, treatments=treatments)
 
 

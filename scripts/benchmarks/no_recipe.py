@@ -34,7 +34,7 @@ from torch import nn
 import autoprune
 from autoprune.device.connect import make_target
 from autoprune.evaluation import DenseModel
-from autoprune.evaluation.dense_model import reconstruction_of
+from autoprune.evaluation.calibration_examples import reconstruction_of
 from autoprune.pipeline.measurer import CANDIDATE_PROTOCOL
 from autoprune.profiling.policy_timer import make_policy_timer
 from autoprune.pruning import channel_order, score_units

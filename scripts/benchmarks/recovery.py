@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from autoprune.evaluation.dense_model import reconstruction_of
+from autoprune.evaluation.calibration_examples import reconstruction_of
 from autoprune.pruning import channel_order, keep_best, score_units
 from autoprune.records import Policy
 from autoprune.recovery.batchnorm import recalibrate

@@ -15,6 +15,7 @@ from autoprune.records import Policy
 from autoprune.structure import analyze
 from autoprune.training.dense import train_dense
 from autoprune.training.sample_passes import SamplePasses
+from autoprune.treatments import Treatment
 from autoprune.trials import Fidelity, TrialResult, TrialSpec
 from tests.backwards import Reversed
 from tests.pipeline import tiny
@@ -70,6 +71,23 @@ def test_fine_tuning_costs_its_samples_weighted_by_size(dense_model: DenseModel)
     proxy = evaluator(dense_model)(spec(dense_model, dataclasses.replace(PROXY, val_samples=0))).sample_passes
     # Training, the score of the repaired model, and the held-out loss before and after.
     assert passes - proxy == pytest.approx((96 + (200 + 2 * 128) / 3) * cost)
+
+
+def test_weights_of_four_bits_alone_are_trained_through_their_rounding(
+    dense_model: DenseModel,
+) -> None:
+    full = dataclasses.replace(BRIEF, name="full")
+    plain = spec(dense_model, full)
+    weights = {}
+    for precision in ("fp32", "w8", "w4"):
+        policy = dataclasses.replace(plain.policy, treatments={"head.weight": Treatment(precision=precision)})
+        result = evaluator(dense_model)(dataclasses.replace(plain, policy=policy))
+        assert result.weights is not None
+        assert not result.undone
+        weights[precision] = safetensors.torch.load(result.weights)
+    assert weights["w4"].keys() == weights["fp32"].keys()
+    assert torch.equal(weights["w8"]["head.weight"], weights["fp32"]["head.weight"])
+    assert not torch.equal(weights["w4"]["head.weight"], weights["fp32"]["head.weight"])
 
 
 def test_the_dense_model_is_untouched(dense_model: DenseModel) -> None:

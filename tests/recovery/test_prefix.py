@@ -8,7 +8,7 @@ from torch import nn
 
 from autoprune import memory_limits
 from autoprune.evaluation import DenseModel, Evaluator
-from autoprune.evaluation.dense_model import reconstruction_of
+from autoprune.evaluation.calibration_examples import reconstruction_of
 from autoprune.pruning import channel_order, score_units
 from autoprune.records import Policy
 from autoprune.recovery.least_squares import Reconstruction

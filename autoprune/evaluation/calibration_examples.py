@@ -1,0 +1,33 @@
+"""Training examples for everything that is fitted without labels: least squares, factors, ranges."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from autoprune import memory_limits
+from autoprune.model.randomness import seeded
+from autoprune.recovery.least_squares import Reconstruction
+from autoprune.structure import Structure
+from autoprune.task.base import Task
+from autoprune.task.batches import length, sample_rows, take
+
+RECONSTRUCTION_EXAMPLES = 256
+_FEWEST_EXAMPLES = 32
+CALIBRATION_EXAMPLES = 128
+"""Training examples that the ranges of int8 tensors are taken from."""
+
+
+def reconstruction_of(task: Task, structure: Structure, seed: int) -> Reconstruction:
+    """Return a reconstruction on as many training examples as its activations leave room for, at most 256."""
+    return Reconstruction(structure=structure, inputs=reconstruction_inputs(task, structure, seed=seed))
+
+
+def reconstruction_inputs(
+    task: Task, structure: Structure, *, seed: int, most: int = RECONSTRUCTION_EXAMPLES
+) -> tuple[Tensor, ...]:
+    """Return the inputs of as many training examples as the activations of the model leave room for."""
+    full = structure.widths([structure.dense_policy()])
+    room = memory_limits.RECONSTRUCTION_ACTIVATION_BYTES // max(int(structure.peak_activation_bytes(full)[0]), 1)
+    rows = sample_rows(length(task.train_set), max(_FEWEST_EXAMPLES, min(most, room)), seed=seed)
+    with seeded(seed):
+        return task.split(take(task.train_set, rows))[0]
