@@ -50,13 +50,18 @@ Steps = Callable[[Sequence[Policy], SearchSpace, np.random.Generator], Sequence[
 
 
 def steps(policies: Sequence[Policy], space: SearchSpace, rng: np.random.Generator) -> list[Policy]:
-    """Some policies near each of these, with a few units a level up or down."""
+    """Some policies near each of these, with a few units a level up or down, or a few layers treated otherwise."""
     names = space.searched
-    top = np.array([len(space.levels[name]) - 1 for name in names])
+    counts = np.array([len(space.levels[name]) for name in names])
     starts = np.repeat([space.places(policy) for policy in policies], _CHILDREN, axis=0)
     order = rng.random(starts.shape).argsort(axis=1)
     moved = order < rng.integers(1, _MOST_STEPS + 1, size=(len(starts), 1))
-    places = np.clip(starts + moved * rng.choice((-1, 1), size=starts.shape), 0, top)
+    places = np.clip(starts + moved * rng.choice((-1, 1), size=starts.shape), 0, counts - 1)
+    # Treatments have no order, so of three or more any other one is a step away.
+    layers = np.isin(names, space.layer_names) & (counts > 2)
+    if layers.any():
+        others = (starts + rng.integers(1, np.maximum(counts, 2), size=starts.shape)) % counts
+        places = np.where(moved & layers, others, places)
     return [space.at(place) for place in places.tolist()]
 
 

@@ -49,7 +49,7 @@ def test_other_budgets_that_were_not_searched_do_not_spoil_what_is_there(copied:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("autoprune.pipeline.main._search", stopped)
+        patch.setattr("autoprune.pipeline.main.search_prepared", stopped)
         with pytest.raises(KeyboardInterrupt):
             autoprune.search(run_dir=copied.folder.path, budgets=["90%"])
     digest = copied.models[0].digest

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from autoprune.allocation.limits import fits
+from autoprune.records import SearchSpace
 from autoprune.search.refine import PER_ROUND, Refinement, steps
 from autoprune.search.sensitivity import single_unit_policies
+from autoprune.treatments import Treatment
 from tests.fakes import LIMITS, SPACE, loss_of, predict
 from tests.search.test_allocator import allocator
 from tests.search.test_surrogate import drawn, joint_loss
@@ -128,6 +130,14 @@ def test_steps_stay_in_the_space_and_near():
     moves = [np.abs(np.subtract(SPACE.places(p), SPACE.places(start))) for p in children[: len(children) // 2]]
     assert max(move.max() for move in moves) == 1
     assert {int(move.sum()) for move in moves} <= {1, 2, 3, 4}
+
+
+def test_every_other_treatment_of_a_layer_is_one_step_away():
+    treatments = tuple(map(Treatment.parse, ("rank:8", "int8", "int8-dynamic", "fp32")))
+    space = SearchSpace(id="joint", levels={"unit": (2, 4, 6, 8), "a.weight": treatments})
+    stepped = steps([space.largest()] * 20, space, np.random.default_rng(0))
+    assert {policy.level("a.weight") for policy in stepped} == set(treatments)
+    assert {policy.widths["unit"] for policy in stepped} == {6, 8}
 
 
 def test_fine_tuned_losses_propose_new_policies():
