@@ -20,7 +20,8 @@ from autoprune.treatments import Layer, level_code
 class SpaceFile:
     """A search-space file for the units and layers of one model.
 
-    `name` is what users call the space, `structure_digest` the model's; `timed`: some budget limits the latency.
+    `name` is what users call the space, `structure_digest` the model's; `timed`: some budget limits the latency,
+    `stored`: some limits the bytes.
     """
 
     name: str
@@ -30,6 +31,7 @@ class SpaceFile:
     layers: Sequence[Layer]
     structure_digest: str
     timed: bool
+    stored: bool = False
 
     @classmethod
     def read(cls, config: RunConfig, structure: Structure) -> SpaceFile:
@@ -46,6 +48,7 @@ class SpaceFile:
             layers=structure.layers,
             structure_digest=structure.digest(),
             timed=any(budget.timed for budget in config.parsed_budgets()),
+            stored=any(bound.cost == "bytes" for budget in config.parsed_budgets() for bound in budget.bounds),
         )
 
     @property
@@ -78,7 +81,8 @@ class SpaceFile:
     def of_table(self, table: LatencyTable) -> SearchSpace:
         """Return the space to search with a table; `LatencyError` when the table lacks one of its widths.
 
-        With `treat_if_faster` it treats layers if the table does.
+        With `treat_if_faster` it treats layers if the table does. Under a budget of bytes all treatments are searched,
+        also those that save bytes alone.
         """
         if self.spec.treat_if_faster and not table.layers:
             return self.widths_alone().of_table(table)
@@ -87,8 +91,10 @@ class SpaceFile:
             table.require_space(space)
             return space
         levels = {name: [*map(level_code, of_decision)] for name, of_decision in table.space.levels.items()}
+        saving = {*table.layers} if self.stored else set()
         useful = {
-            name: [code for code in table.useful.get(name, ()) if code in codes] for name, codes in levels.items()
+            name: [code for code in codes if name in saving or code in table.useful.get(name, ())]
+            for name, codes in levels.items()
         }
         return self.narrowed(useful, levels)
 

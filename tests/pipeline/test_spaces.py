@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +13,7 @@ from autoprune.config import RunConfig
 from autoprune.device.connect import make_target
 from autoprune.device.target import Target
 from autoprune.errors import ConfigError, UsageError
+from autoprune.latency.table import LatencyTable
 from autoprune.pipeline.spaces import SpaceFile
 from autoprune.structure import Structure, analyze
 from autoprune.treatments import DENSE, INT8
@@ -44,6 +48,18 @@ def test_all_widths_are_searched_for_a_size_also_when_int8_is_faster(structure: 
 def test_useful_widths_are_searched_where_there_are_some(structure: Structure) -> None:
     useful = {"0": [8, 16]} | DENSE_ALONE
     assert space_file(structure, "params:50%").narrowed(useful, {"0": [4, 16]}).levels["0"] == (8, 16)
+
+
+def test_treatments_that_save_bytes_alone_are_searched_under_a_budget_of_bytes(
+    treated_table: LatencyTable, structure_of: Callable[[str], Structure]
+) -> None:
+    structure, layer = structure_of("residual"), treated_table.layers[0]
+    table = replace(treated_table, useful={**treated_table.useful, layer: (DENSE.code,)})
+    offered = [
+        space_file(structure, *budgets, space="joint").of_table(table).levels[layer]
+        for budgets in (["50%"], ["50%", "bytes:30%"])
+    ]
+    assert offered == [(DENSE,), (INT8, DENSE)]
 
 
 def test_yardsticks_of_widths_leave_all_layers_dense_unless_told(structure: Structure) -> None:
