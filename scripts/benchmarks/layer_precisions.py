@@ -1,9 +1,10 @@
-"""How long linear layers and a transformer encoder take in each precision, relative to fp32.
+"""How long linear layers, a transformer encoder and LSTMs take in each precision, relative to fp32.
 
-Six linear layers d -> d of so many tokens, or an encoder of six blocks; all layers of a model have the same precision.
+Six linear layers d -> d of so many tokens, an encoder of six blocks, or one LSTM; all layers of a model have the same
+precision, and those that cannot have it are in fp32.
 `w8` and `w4` compute with inputs in int8 (accuracy level 4); `@0` is the same with inputs in fp32.
 
-    OMP_NUM_THREADS=1 python scripts/benchmarks/layer_precisions.py [--widths 64 384] [--tokens 32 1] [--encoder 384]
+    OMP_NUM_THREADS=1 python scripts/benchmarks/layer_precisions.py [--widths 64 384] [--tokens 32 1] [--encoder 384] [--lstm 64 256]
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--widths", nargs="*", type=int, default=[16, 32, 64, 128, 256, 384, 768])
     parser.add_argument("--tokens", nargs="+", type=int, default=[32, 1])
     parser.add_argument("--encoder", nargs="*", type=int, default=[384])
+    parser.add_argument("--lstm", nargs="*", type=int, default=[64, 128, 256])
     options = parser.parse_args()
     torch.manual_seed(0)
     for tokens in options.tokens:
@@ -39,6 +41,8 @@ def main() -> None:
             print(f"six linear {width}, {tokens} tokens: {measured(six_linear(width), width, tokens)}", flush=True)
         for width in options.encoder:
             print(f"encoder {width}, {tokens} tokens: {measured(encoder(width), width, tokens)}", flush=True)
+    for width in options.lstm:
+        print(f"LSTM {width}, 32 steps: {measured(Lstm(width), width, 32)}", flush=True)
 
 
 def six_linear(width: int) -> nn.Module:
@@ -50,6 +54,18 @@ def encoder(width: int) -> nn.Module:
     """Return six encoder blocks with heads of 32 columns."""
     layer = nn.TransformerEncoderLayer(width, width // 32, 4 * width, activation="gelu", batch_first=True)
     return nn.TransformerEncoder(layer, 6, enable_nested_tensor=False)
+
+
+class Lstm(nn.Module):
+    """An LSTM and a small linear layer that reads the hidden states of all steps."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(width, width, batch_first=True), nn.Linear(width, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map `[1, T, width]` to `[1, T, 8]`."""
+        return self.head(self.lstm(x)[0])
 
 
 def measured(model: nn.Module, width: int, tokens: int) -> str:
