@@ -4,7 +4,8 @@ Six linear layers d -> d of so many tokens, an encoder of six blocks, or one LST
 precision, and those that cannot have it are in fp32.
 `w8` and `w4` compute with inputs in int8 (accuracy level 4); `@0` is the same with inputs in fp32.
 
-    OMP_NUM_THREADS=1 python scripts/benchmarks/layer_precisions.py [--widths 64 384] [--tokens 32 1] [--encoder 384] [--lstm 64 256]
+    OMP_NUM_THREADS=1 python scripts/benchmarks/layer_precisions.py [--widths 64 384] [--tokens 32 1]
+        [--encoder 384] [--lstm 64 256]
 """
 
 from __future__ import annotations
