@@ -12,7 +12,7 @@ from autoprune.device.connect import make_target
 from autoprune.errors import UsageError
 from autoprune.evaluation import Evaluator
 from autoprune.export.onnx_file import OnnxModule
-from autoprune.latency.predictor import LatencyPredictor, Prediction
+from autoprune.latency.predictor import Prediction
 from autoprune.pipeline.deployment import Deployment
 from autoprune.pipeline.events import Silent
 from autoprune.pipeline.main import prepare
@@ -23,19 +23,21 @@ from autoprune.runfolder import read_json, write_atomic
 from autoprune.training.scoring import predict_outputs
 from autoprune.treatments import INT8, Treatment
 from autoprune.trials import Fidelity, TrialSpec
+from tests.machines import AdditiveMachine
 from tests.measurers import SimulatedMeasurer
 
 FULL = Fidelity(name="full", rung=3, finetune_samples=64)
 
 
-class WidthsAlone:
-    """Predicts with a table that knows no treatments."""
+class OfMachine:
+    """Predicts exactly what a simulated device takes, which is faster where layers are int8."""
 
-    def __init__(self, predictor: LatencyPredictor) -> None:
-        self.predictor = predictor
+    def __init__(self, machine: AdditiveMachine) -> None:
+        self.machine = machine
 
     def predict_with_sd(self, policies: Sequence[Policy]) -> Prediction:
-        return self.predictor.predict_with_sd([replace(policy, treatments={}) for policy in policies])
+        latency_ms = self.machine.ms(self.machine.structure.rows(policies, self.machine.layers))
+        return Prediction(latency_ms=latency_ms, sd_ms=np.zeros(len(policies)))
 
 
 def treated(policy: Policy, *layers: str) -> Policy:
@@ -57,9 +59,13 @@ def test_what_is_scored_is_what_is_delivered(copied: autoprune.Run, measurer: Si
     write_atomic(files.weights, result.weights)
     prepared = prepare(copied.config, folder, copied.open_task(), Silent(), measurer)
     costs = prepared.costs
-    vars(costs)["predictor"] = WidthsAlone(costs.predictor)  # a cached property
+    machine = measurer.machine(dense_model.structure, layers=tuple(policy.treatments))
+    vars(costs)["predictor"] = OfMachine(machine)  # a cached property: the table of this run knows no treatments
     record = verify_model(policy, None, "guided", costs, prepared.deployment)
     assert record.score == pytest.approx(result.measurement.score, abs=0.01)  # by the file, and by the twin
+    int8_ms, fp32_ms = machine.ms(dense_model.structure.rows([policy, copied.models[0].policy], machine.layers))
+    assert record.latency_ms_predicted == pytest.approx(int8_ms)
+    assert int8_ms < fp32_ms
     assert record.onnx is not None
     assert record.onnx.endswith("model.int8.onnx")
     metrics = read_json(files.metrics)
