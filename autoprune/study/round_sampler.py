@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autoprune.records import Policy, digest_of
 from autoprune.study.attempts import MAX_FAILURES, MAX_LOSSES
-from autoprune.study.optuna_private import note_on_trial
+from autoprune.study.optuna_private import FIXED_PARAMETERS, note_on_trial
 from autoprune.study.own_studies import ProblemSpec
 from autoprune.study.samplers import Parameters, decode, distributions, encode
 
@@ -150,6 +150,8 @@ class RoundSampler(BaseSampler):
             UsageError: when the study is of another problem.
         """
         self._problem.check(study)
+        if FIXED_PARAMETERS in trial.system_attrs:  # enqueued with some parameters: the rest is drawn at random
+            return {}
         with self._lock:
             recorded = study.get_trials(deepcopy=False)
             trials = self._with_policies(study, [other for other in recorded if other.number != trial.number])

@@ -111,6 +111,14 @@ def test_a_policy_is_scored_once_and_one_that_fails_is_stopped():
     assert [result.policy for result in scored_policies(study)] == asked[:1]
 
 
+def test_a_trial_that_was_enqueued_keeps_its_parameters_and_takes_no_proposal(undisturbed):
+    study = new_study()
+    study.enqueue_trial({"unit0": 1})
+    study.optimize(OBJECTIVE, n_trials=3)
+    assert study.trials[0].params["unit0"] == 1
+    assert digests(study)[1:] == digests(undisturbed)[:2]
+
+
 def test_an_interrupted_study_goes_on_with_the_same_policies(undisturbed):
     study = new_study()
     study.optimize(OBJECTIVE, n_trials=17)
