@@ -22,7 +22,7 @@ PRECISIONS = ("fp32", "int8", "int8-dynamic", "w8", "w4")
 - `w8`, `w4`: weights alone have 8 or 4 bits; the layer computes in fp32.
 """
 
-_COST_ORDER = ("int8", "int8-dynamic", "w4", "w8", "fp32")
+_COST_ORDER = ("int8-dynamic", "int8", "w4", "w8", "fp32")
 """Precisions from the one that usually computes fastest to the dense one."""
 
 _RANK = "rank:"

@@ -189,7 +189,7 @@ def test_layers_keep_the_treatments_that_they_can_have() -> None:
     treatments = {"*": ["fp32", "w4", "int8", "int8-dynamic"], "stem": ["w8", "fp32"]}
     space = build_space(SpaceSpec.model_validate({"treatments": treatments}), UNITS, "digest", layers=LAYERS)
     assert {name: [*map(str, space.levels[name])] for name in space.layer_names} == {
-        "head.weight": ["int8", "int8-dynamic", "w4", "fp32"]
+        "head.weight": ["int8-dynamic", "int8", "w4", "fp32"]
     }
 
 

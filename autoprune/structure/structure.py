@@ -161,7 +161,7 @@ class Structure:
     def tensor_costs(self, layers: Sequence[str] = ()) -> Iterator[TensorCost]:
         """Yield the terms that `params`, `bytes` and `macs` sum (see `tensor_costs`)."""
         columns = weight_columns(self.layers, layers, len(self.units))
-        yield from tensor_costs(self.tensors, self.canonical, self.dims, self.branches.tensors, columns)
+        yield from tensor_costs(self.tensors, self.canonical, self.dims, self.branches.tensors, columns, self.operators)
         yield from mac_costs(self.operators, self.canonical, self.dims, columns)
 
     def macs(self, rows: Array, layers: Sequence[str] = ()) -> Array:

@@ -31,8 +31,11 @@ def tensor_costs(
     dims: Mapping[str, Sequence[Dim]],
     gates: Mapping[str, Gate],
     layers: Mapping[str, int],
+    operators: Sequence[Operator],
 ) -> Iterator[TensorCost]:
     """Yield what every tensor costs; tied ones cost once.
+
+    A weight that an embedding reads, too, stays whole beside the treated one.
 
     Args:
         tensors: parameters, buffers and constants by name.
@@ -40,10 +43,15 @@ def tensor_costs(
         dims: sizes of the dimensions of every tensor.
         gates: of the tensors that go with removed branches.
         layers: column of rows that holds the treatment, by the name of the layer's weight.
+        operators: of the model.
 
     Yields:
         "params" or "bytes", with the columns that it depends on and its amount.
     """
+    readers: dict[str, set[str]] = {}
+    for operator in operators:
+        for name in operator.parameters:
+            readers.setdefault(canonical[name], set()).add(operator.op)
     for name, tensor in tensors.items():
         if canonical[name] != name:
             continue
@@ -57,6 +65,8 @@ def tensor_costs(
         if torch.is_floating_point(tensor):
             whole = partial(_numel, dims[name], gate, each)
             yield "bytes", columns, whole if column is None else partial(_treated_bytes, dims[name], gate, each, column)
+            if column is not None and len(readers.get(name, ())) > 1:
+                yield "bytes", columns, partial(_whole_beside, whole, column)
 
 
 def mac_costs(
@@ -112,6 +122,11 @@ def _treated_bytes(dims: Sequence[Dim], gate: Gate, each: int, column: int, rows
         treated = np.where(ranks > 0, factors, stored(outputs * inputs, outputs))
         total = np.where(codes == code, treated, total)
     return total * gate(rows)
+
+
+def _whole_beside(whole: Callable[[Array], Array], column: int, rows: Array) -> Array:
+    """Return the bytes of the whole weight where the layer that shares it is treated."""
+    return np.where(rows[:, column] > 0, whole(rows), 0)
 
 
 def _stored_bytes(precision: str, each: int, numbers: Array, outputs: Array) -> Array:

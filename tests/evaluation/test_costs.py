@@ -1,19 +1,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
+from torch import nn
 
 import autoprune
 from autoprune.errors import PolicyError
 from autoprune.evaluation import Evaluator, additive_costs, cost_matrix, costs
 from autoprune.latency.table import LatencyTable
+from autoprune.onnxgraph.export import export_onnx
 from autoprune.onnxgraph.treated import treated
 from autoprune.records import COSTS, Policy, SearchSpace
-from autoprune.structure import Structure
+from autoprune.structure import Structure, analyze
 from autoprune.treatments import INT8, Treatment
 from autoprune.trials import Fidelity, TrialSpec
 
@@ -117,6 +121,32 @@ def test_bytes_of_layers_that_are_treated_alone_are_those_of_the_file(
     stored = treated(dense_of(layer[0]), policy.treatments).graph.initializer
     parts = [numpy_helper.to_array(i).nbytes for i in stored if i.name.endswith(("_quantized", "_scale"))]
     assert fp32 - treated_bytes == 4 * numel - sum(parts)
+
+
+class Tied(nn.Module):
+    """An embedding whose weight is that of the last layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.hidden, self.head = nn.Embedding(9, 8), nn.Linear(8, 8), nn.Linear(8, 9, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.hidden(self.embed(x))))
+
+
+def test_a_weight_that_an_embedding_reads_stays_whole_beside_the_treated_one() -> None:
+    structure = analyze(Tied().eval(), (torch.zeros(1, 3, dtype=torch.long),))
+    name, dense = "embed.weight", structure.dense_policy()
+    policy = replace(dense, treatments={name: INT8})
+    fp32, int8 = (int(structure.bytes(structure.rows([p], [name]), [name])[0]) for p in (dense, policy))
+    assert int8 - fp32 == 9 * 8 + 4 * 9
+    file = treated(export_onnx(structure.model, structure.example_inputs), policy.treatments)
+    stored = {i.name: i.data_type for i in file.graph.initializer if i.dims in ([9, 8], [8, 9])}
+    assert stored == {
+        "head.weight": onnx.TensorProto.FLOAT,
+        "embed.weight_transposed_quantized": onnx.TensorProto.INT8,
+    }
 
 
 def test_a_space_with_layers_that_the_table_does_not_know_is_refused(
