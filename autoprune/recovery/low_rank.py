@@ -12,6 +12,9 @@ minimise the mean of |Y - A B X|^2:
 A is then the least-squares solution for B, and the bias takes up the means where the layer has one. The ridge also
 makes S invertible: directions that the data does not show keep a small weight.
 
+Where S would not fit in memory (`memory_limits.RECONSTRUCTION_COLUMNS`), W is the layer's own weight: with U the R main
+directions of its outputs W X, B is U^T W, and A the least-squares solution for it.
+
 Source: reduced-rank regression, Izenman 1975, https://doi.org/10.1016/0047-259X(75)90042-1; the best approximation of a
 matrix, Eckart and Young 1936, https://doi.org/10.1007/BF02288367; layers of networks whitened so, Chen et al. 2021
 (https://proceedings.neurips.cc/paper/2021/hash/f56de5ef149cf0aedcc8f4797031e229-Abstract.html) and SVD-LLM, Wang et al.
@@ -27,7 +30,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from autoprune import memory_limits
 from autoprune.errors import TrialError
+from autoprune.recovery.regression import regression
 from autoprune.recovery.windows import by_example, input_windows, output_positions, sample_windows
 from autoprune.structure import GraphModel
 from autoprune.structure.low_rank import Factors, bias_names, weight_name, with_factors
@@ -38,8 +43,10 @@ _RIDGE = 0.03
 An `mlp` on MNIST with ranks 96 and 24 and 256 examples: divergence 0.011 at 1e-4, 0.0052 here, 0.0049 at 0.1.
 """
 
-_POSITIONS = 64
-"""Positions of one example that a layer is fitted at."""
+_POSITIONS, _FEWEST_POSITIONS = 64, 4
+"""Positions of one example that a layer is fitted at: fewer where their windows have more than `_NUMBERS` numbers."""
+
+_NUMBERS = 1 << 24
 
 FACTORING_RUNS = 2
 """Times that the examples pass through a model: whole, and with factors."""
@@ -84,12 +91,19 @@ def best_factors(
     Raises:
         TrialError: rows or targets are not finite.
     """
+    if not bool(torch.isfinite(rows).all() and torch.isfinite(target).all()):
+        raise TrialError("activations must be finite; those of a layer that becomes two factors are not")
     x, y, own = rows.double(), target.double(), weight.double()
     x_mean, y_mean = (x.mean(0), y.mean(0)) if centred else (x.new_zeros(x.shape[1]), y.new_zeros(y.shape[1]))
     x, y = x - x_mean, y - y_mean
+    wide = x.shape[1] > memory_limits.RECONSTRUCTION_COLUMNS
+    first, second = (_main_outputs if wide else _reduced_rank)(own, x, y, rank)
+    return first.to(weight.dtype), second.to(weight.dtype), (y_mean - second @ (first @ x_mean)).to(weight.dtype)
+
+
+def _reduced_rank(own: Tensor, x: Tensor, y: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return the factors of the best product for inputs and outputs without means."""
     second = x.mT @ x / len(x)
-    if not bool(torch.isfinite(second).all() and torch.isfinite(y).all()):
-        raise TrialError("activations must be finite; those of a layer that becomes two factors are not")
     ridge = max(_RIDGE * float(second.diagonal().mean()), 1e-12) * torch.eye(len(second), dtype=second.dtype)
     root = torch.linalg.cholesky(second + ridge)
     # W (S + ridge) = E[y x^T] + own ridge, so that W L = (that) L^-T.
@@ -97,8 +111,16 @@ def best_factors(
     left, values, right = torch.linalg.svd(whitened, full_matrices=False)
     scale = values[:rank].sqrt()
     first = torch.linalg.solve_triangular(root.mT, (scale[:, None] * right[:rank]).mT, upper=True).mT
-    outer = left[:, :rank] * scale
-    return first.to(weight.dtype), outer.to(weight.dtype), (y_mean - outer @ (first @ x_mean)).to(weight.dtype)
+    return first, left[:, :rank] * scale
+
+
+def _main_outputs(own: Tensor, x: Tensor, y: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return the main directions of the outputs of a weight, times the weight, and what is fitted to these."""
+    outputs = x @ own.mT
+    main = torch.linalg.eigh(outputs.mT @ outputs)[1][:, -rank:]
+    first = main.mT @ own
+    change, _ = regression(x @ first.mT, y - x @ first.mT @ main.mT, centred=False)
+    return first, main + change
 
 
 class _Recorder(fx.Interpreter):
@@ -112,13 +134,15 @@ class _Recorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         output = super().run_node(n)
         if weight_name(n) in self._ranks:
-            self.targets[n.name] = self.sample(output_positions(n, output), n.name)
+            args, _ = self.fetch_args_kwargs_from_env(n)
+            self.targets[n.name] = self.sample(output_positions(n, output), args[1])
         return output
 
-    def sample(self, windows: Tensor, node: str) -> Tensor:
-        """Sample the same positions of a node whatever is behind them, `[rows, D]`."""
-        generator = torch.Generator().manual_seed(len(node))
-        return sample_windows(by_example(windows, self._examples), _POSITIONS, generator)
+    def sample(self, windows: Tensor, weight: Tensor) -> Tensor:
+        """Sample positions of a layer, the same ones of its inputs and of its outputs, `[rows, D]`."""
+        affordable = _NUMBERS // (self._examples * weight[0].numel())
+        count = min(_POSITIONS, max(_FEWEST_POSITIONS, affordable))
+        return sample_windows(by_example(windows, self._examples), count, torch.Generator().manual_seed(0))
 
 
 class _Fitter(fx.Interpreter):
@@ -149,7 +173,7 @@ class _Fitter(fx.Interpreter):
 
     def _fit(self, name: str, node: fx.Node) -> None:
         args, _ = self.fetch_args_kwargs_from_env(node)
-        rows, target, weight = self._whole.sample(input_windows(node, args), node.name), self._whole.targets, args[1]
+        rows, target, weight = self._whole.sample(input_windows(node, args), args[1]), self._whole.targets, args[1]
         bias = args[2] if self._biases[name] else None
         given = 0 if bias is not None or len(args) < 3 or args[2] is None else args[2]
         first, second, intercept = best_factors(

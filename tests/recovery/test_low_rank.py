@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from autoprune import memory_limits
 from autoprune.errors import TrialError
 from autoprune.recovery.low_rank import best_factors, factorized
 from autoprune.structure import GraphModel, analyze
@@ -33,8 +34,19 @@ def test_factors_beat_those_of_the_weight_alone_on_correlated_inputs():
     assert lost(weight, rows, first, second) < 0.3 * lost(weight, rows, *plain_factors(weight, 4))
 
 
+@pytest.mark.parametrize("columns", [6_000, 10])
+def test_layers_of_any_width_lose_little(columns, monkeypatch):
+    monkeypatch.setattr(memory_limits, "RECONSTRUCTION_COLUMNS", columns)
+    weight, rows = normal(12, 20, seed=2), correlated(400, 20)
+    noisy = rows + 0.01 * normal(400, 20, seed=5)
+    first, second, _ = best_factors(weight, noisy, rows @ weight.mT, 6, centred=False)
+    assert lost(weight, rows, first, second) < 0.3 * lost(weight, rows, *plain_factors(weight, 6))
+
+
+@pytest.mark.parametrize("columns", [6_000, 10])
 @pytest.mark.parametrize("kept", [5, 12])
-def test_a_weight_of_that_rank_and_the_full_rank_are_exact(kept):
+def test_a_weight_of_that_rank_and_the_full_rank_are_exact(kept, columns, monkeypatch):
+    monkeypatch.setattr(memory_limits, "RECONSTRUCTION_COLUMNS", columns)
     weight, rows = normal(12, 5, seed=3) @ normal(5, 20, seed=4), correlated(400, 20)
     first, second, intercept = best_factors(weight, rows, rows @ weight.mT + 1, kept, centred=True)
     assert (first.shape, second.shape) == ((kept, 20), (12, kept))
