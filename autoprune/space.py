@@ -186,7 +186,7 @@ def _treatments(
     """Return the treatments of the layers that some pattern names, in the order of the layers."""
     for pattern in spec.treatments if layers else ():
         if not any(_names(layer, pattern) for layer in layers):
-            known = ", ".join(layer.module for layer in layers)
+            known = ", ".join(dict.fromkeys(layer.module for layer in layers))
             raise ConfigError(f"{source}: treatments: {pattern!r} matches no layer. Layers: {known}.")
         _require_ranks(pattern, spec.treatments[pattern], layers, source)
     levels: dict[str, tuple[Level, ...]] = {}

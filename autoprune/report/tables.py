@@ -110,14 +110,19 @@ def unit_table(
 
 
 def layer_table(layers: Sequence[Layer], levels: Mapping[str, Sequence[object]]) -> Table:
-    """Layers with the precisions in which they can compute, and the treatments that the space offers."""
+    """Layers with the precisions in which they can compute, and the treatments that the space offers.
+
+    Layers of one module, as those of an LSTM with several, have the names of their weights.
+    """
+    of_module = Counter(layer.module for layer in layers)
     table = Table(title="Layers", title_justify="left", title_style="bold")
     for title in ("layer", "operator", "possible", "levels"):
         table.add_column(title)
     for layer in layers:
         offered = " ".join(map(str, levels.get(layer.name, ("fp32",))))
         possible = [*layer.precisions, *(["rank"] if any(layer.matrix) else [])]
-        table.add_row(layer.module, layer.op, " ".join(possible), offered)
+        shown = layer.module if of_module[layer.module] == 1 else layer.name
+        table.add_row(shown, layer.op, " ".join(possible), offered)
     return table
 
 

@@ -6,8 +6,9 @@ import pytest
 from rich.console import Console
 
 from autoprune.records import Member, Unit
-from autoprune.report import unit_table
+from autoprune.report import layer_table, unit_table
 from autoprune.report.tables import _count, treated_layers
+from autoprune.treatments import Layer
 
 
 def test_units_show_what_may_be_removed() -> None:
@@ -42,3 +43,10 @@ def test_layers_with_different_ranks_count_together() -> None:
         treated_layers({"treatments": {"a": "rank:8", "b": "rank:24", "c": "int8"}}, 5)
         == "rank in 2 of 5, int8 in 1 of 5"
     )
+
+
+def test_layers_of_one_module_are_told_apart() -> None:
+    names = ("lstm.weight_ih_l0", "lstm.weight_ih_l1", "head.weight")
+    layers = [Layer(name=name, op="", nodes=(), precisions=("fp32", "int8-dynamic")) for name in names]
+    table = layer_table(layers, {})
+    assert [*table.columns[0].cells] == ["lstm.weight_ih_l0", "lstm.weight_ih_l1", "head"]
