@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import csv
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -51,13 +51,21 @@ class Row:
 
 
 def curve(
-    model: nn.Module, task: Task, dense: nn.Module, *, relative_cost: float, points: Sequence[int], seed: int
+    model: nn.Module,
+    task: Task,
+    dense: nn.Module,
+    *,
+    relative_cost: float,
+    points: Sequence[int],
+    seed: int,
+    deployed: Callable[[nn.Module], nn.Module] = lambda tuned: tuned,
 ) -> list[tuple[int, float]]:
     """Test score after every number of sample passes in `points`, each from the same start; (point, score) pairs.
 
     The start is `model` with its batch norms recalibrated, which is free for every method; point 0 is the start itself.
     Fine-tuning is the task's, with `dense` as the teacher. `relative_cost` is the model's MACs relative to the dense
-    model's. Nothing is changed but the memory layout of `dense`, which is put back.
+    model's; `deployed` gives the model that is scored, such as the twin with int8 layers. Nothing is changed but the
+    memory layout of `dense`, which is put back.
     """
     start = copy.deepcopy(model)
     recalibrate(start, task)
@@ -67,7 +75,7 @@ def curve(
         if point > 0:
             samples = samples_for(point, relative_cost, task.tuning_recipe.batch_size)
             finetune(tuned, task, samples=samples, seed=seed, teacher=dense, relative_cost=relative_cost)
-        scores.append((point, score_on_test(tuned, task, dense)))
+        scores.append((point, score_on_test(deployed(tuned), task, dense)))
     return scores
 
 

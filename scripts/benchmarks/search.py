@@ -235,8 +235,9 @@ def append_curve(
         start, score = time.monotonic(), None
         if choice.fits:
             ((_, score),) = curve(
-                model, dense_model.task, dense_model.module, relative_cost=cost, points=[point], seed=choice.seed
-            )
+                model, dense_model.task, dense_model.module, relative_cost=cost, points=[point], seed=choice.seed,
+                deployed=lambda tuned: dense_model.as_deployed(tuned, policy),
+            )  # fmt: skip
         row = Row(
             method=choice.method,
             model=given.model,
@@ -257,13 +258,19 @@ def append_curve(
 
 def parse() -> argparse.Namespace:
     """Command-line arguments."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common_arguments(__doc__)
+    parser.add_argument("--space", default="widths")
+    parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=list(STRATEGIES))
+    return parser.parse_args()
+
+
+def common_arguments(description: str | None) -> argparse.ArgumentParser:
+    """A parser of the arguments that all comparisons of searches share."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default="fashion-mnist")
     parser.add_argument("--model", default="resnet20")
     parser.add_argument("--dense", type=Path, required=True, help="trained weights (safetensors)")
     parser.add_argument("--budget", action="append", required=True)
-    parser.add_argument("--space", default="widths")
-    parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=list(STRATEGIES))
     parser.add_argument("--sampler", default="tpe")
     parser.add_argument("--no-least-squares", action="store_true", help="l2 order and batch norms alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -273,7 +280,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--by-prediction", action="store_true", help="do not measure: latencies are the table's")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True, help="CSV file; its folder of runs has the same name")
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":

@@ -1,0 +1,140 @@
+"""Widths and precision together, beside widths alone and precision after widths, by measured latency.
+
+    python scripts/benchmarks/precision.py --task fashion-mnist --model resnet20 --dense dense.safetensors \
+        --budget 50% --budget 33% --budget 25% --budget 15% --budget 10% --seeds 0 1 2 --points 0 10000 --out joint.csv
+
+- `joint`: the guided search over widths and the precision of every layer.
+- `widths`: the guided search over widths, in fp32.
+- `widths-then-int8`: as `widths`, for the fp32 latency at which the uniform net meets the budget in int8; then every
+  layer is int8. Models are scored in fp32 while they are searched.
+- `direct-joint`: Optuna's proposals over widths and precision.
+
+All share the latency table, which knows int8 layers, the dense weights, repair and fine-tuning. Budgets are shares of
+the dense latency in fp32. What is scored on test data is the twin, which rounds as the deployed file does. Rows and
+curves are those of `search.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from search import (
+    ChosenPolicy,
+    Opened,
+    append_all,
+    append_curve,
+    common_arguments,
+    complete,
+    note,
+    profiled,
+    shortened,
+)
+
+from autoprune.allocation.promotion import best_within
+from autoprune.allocation.uniform import uniform_policy
+from autoprune.budgets import Budget
+from autoprune.pipeline.cost_model import CostModel
+from autoprune.records import Policy
+from autoprune.treatments import INT8
+from autoprune.trials import TrialResult
+
+_CANDIDATES = 12
+_STEPS = 12
+"""Bisections of the fp32 latency: a step of a four-thousandth."""
+
+
+def main() -> None:
+    """Run every method with every seed that has rows missing."""
+    parser = common_arguments(__doc__)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    given = parser.parse_args()
+    complete(given, given.methods, compare)
+
+
+def compare(given: argparse.Namespace, method: str, seed: int, missing: Mapping[str, Sequence[int]]) -> None:
+    """Search with one method and seed, and append the curves of all its budgets."""
+    start = time.monotonic()
+    space, strategy = METHODS[method]
+    opened = _opened(given, method, seed, space, strategy)
+    fp32 = _fp32_budgets(opened, given.budget) if method == "widths-then-int8" else {}
+    if fp32:
+        costs = replace(opened.prepared.costs, limits={}).with_budgets([Budget.parse(text) for text in fp32.values()])
+        opened = opened.but(costs=costs)
+    exploration, slots = opened.explored()
+    seconds = time.monotonic() - start
+    passes = round(sum(opened.passes(exploration.outcome, slots).values()) / len(given.budget))
+    print(f"{method}, seed {seed}: {passes:,} sample passes for each budget, {seconds:.0f} s", flush=True)
+    note(exploration.outcome)
+    last = exploration.last_rung
+    if not fp32:
+        append_all(given, opened, exploration.costs, method, seed, missing, last, search_passes=passes, seconds=seconds)
+        return
+    for budget, points in missing.items():
+        policy, ratio, fits = _in_int8(opened, exploration.costs, budget, fp32[budget], last)
+        choice = ChosenPolicy(method, budget, seed, passes, ratio, fits, seconds)
+        append_curve(given, opened.prepared.dense_model, policy, points, choice)
+
+
+def _opened(given: argparse.Namespace, method: str, seed: int, space: str, strategy: str) -> Opened:
+    opened = profiled(given, method, seed, space=space, strategy=strategy, sampler=given.sampler)
+    return opened.but(effort=shortened(opened.prepared.effort, given.rungs))
+
+
+def _fp32_budgets(opened: Opened, budgets: Sequence[str]) -> dict[str, str]:
+    """Return the largest share of the dense latency in fp32 whose uniform net meets each budget when it is int8."""
+    costs, space = opened.prepared.costs, opened.prepared.space
+    dense_widths = opened.plan().dense_widths
+
+    def fits(share: float, budget: str) -> bool:
+        free = replace(costs, limits={}).with_budgets([Budget.parse(f"{share:.2%}")])
+        uniform = uniform_policy(space, dense_widths, free.limited_costs, *free.limits.values())
+        return uniform is not None and costs.predicted_ratios([whole_int8(opened, uniform)])[0] <= _share(budget)
+
+    found = {}
+    for budget in budgets:
+        low, high = _share(budget), 1.0
+        for _ in range(_STEPS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if fits(middle, budget) else (low, middle)
+        found[budget] = f"{low:.1%}"
+    print(f"fp32 latencies whose uniform nets meet the budgets in int8: {found}", flush=True)
+    return found
+
+
+def _share(budget: str) -> float:
+    return float(budget.removesuffix("%")) / 100
+
+
+def whole_int8(opened: Opened, policy: Policy) -> Policy:
+    """Return a policy with every layer in int8 that the latency table knows so."""
+    table = opened.prepared.costs.table
+    layers = [name for name in table.layers if INT8 in table.space.levels[name]]
+    return Policy(space_id=policy.space_id, widths=policy.widths, treatments=dict.fromkeys(layers, INT8))
+
+
+def _in_int8(
+    opened: Opened, costs: CostModel, budget: str, fp32_budget: str, last: Sequence[TrialResult]
+) -> tuple[Policy, float, bool]:
+    """Return the best searched policy that meets the budget in int8 when measured, its ratio, and whether it does."""
+    found = best_within(last, costs.limits[fp32_budget], _CANDIDATES)
+    policies = [whole_int8(opened, result.policy) for result in found]
+    ratios = opened.prepared.deployment.ratios(policies, costs).tolist()
+    pairs = list(zip(policies, ratios, strict=True))
+    fitting = [pair for pair in pairs if costs.meets(budget, *pair)]
+    return (*fitting[0], True) if fitting else (*min(pairs, key=lambda pair: pair[1]), False)
+
+
+METHODS: Mapping[str, tuple[str, str]] = {
+    "joint": ("joint", "guided"),
+    "widths": ("widths", "guided"),
+    "widths-then-int8": ("widths", "guided"),
+    "direct-joint": ("joint", "direct"),
+}
+"""The space and the strategy of each method; the first one profiles the table, so it has to know int8 layers."""
+
+
+if __name__ == "__main__":
+    main()
