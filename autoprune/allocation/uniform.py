@@ -28,13 +28,20 @@ def uniform_policy(
 
     Where layers may be treated, all are dense or all have their cheapest treatment, whichever keeps more channels.
     """
-    treatments: list[dict[str, Level]] = [{}, {name: space.levels[name][0] for name in space.layer_names}]
+    fitting = uniform_policies(space, dense_widths, predict, limit)
+    return max(fitting, key=lambda policy: sum(policy.widths.values()), default=None)
+
+
+def uniform_policies(
+    space: SearchSpace, dense_widths: Mapping[str, int], predict: Predict, limit: Limit
+) -> list[Policy]:
+    """The policies that `uniform_policy` chooses from: with all layers dense, and with all of them treated."""
+    treated: dict[str, Level] = {name: space.levels[name][0] for name in space.layer_names}
     nearest = [
         _nearest_to(limit, predict, [_snapped(space, dense_widths, float(ratio), chosen) for ratio in _RATIOS])
-        for chosen in (treatments if space.layer_names else treatments[:1])
+        for chosen in ([{}, treated] if treated else [{}])
     ]
-    fitting = [policy for policy in nearest if policy is not None]
-    return max(fitting, key=lambda policy: sum(policy.widths.values()), default=None)
+    return list(dict.fromkeys(policy for policy in nearest if policy is not None))
 
 
 def _nearest_to(limit: Limit, predict: Predict, candidates: Sequence[Policy]) -> Policy | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from autoprune.allocation.uniform import baselines
+from functools import partial
+
+from autoprune.allocation.uniform import baselines, uniform_policies
 from autoprune.pipeline.cost_model import CostModel
 from autoprune.pipeline.deployment import Deployment
 from autoprune.pipeline.verification import verify_model, whole
@@ -24,6 +26,12 @@ def uniform_baselines(plan: Search, costs: CostModel) -> dict[str, Policy]:
     """Return the uniform policy of every budget that has one within its limit."""
     by_limit = baselines(plan.space, plan.dense_widths, costs.limited_costs, list(costs.limits.values()))
     return {budget: by_limit[limit] for budget, limit in costs.limits.items() if limit in by_limit}
+
+
+def all_uniform_baselines(plan: Search, costs: CostModel) -> list[tuple[str, Policy]]:
+    """Return every budget with its uniform policies: in fp32, and where layers may be treated, with all treated."""
+    of_limit = partial(uniform_policies, plan.space, plan.dense_widths, costs.limited_costs)
+    return [(budget, policy) for budget, limit in costs.limits.items() for policy in of_limit(limit)]
 
 
 def dense_in_int8(plan: Search, costs: CostModel, deployment: Deployment) -> FrontModel | None:

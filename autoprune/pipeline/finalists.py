@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from autoprune.allocation.promotion import best_within
 from autoprune.errors import StructureError, TaskError, TrialError, VerificationError
 from autoprune.executors.base import Executor
-from autoprune.pipeline.baselines import UNIFORM, uniform_baselines
+from autoprune.pipeline.baselines import UNIFORM, all_uniform_baselines
 from autoprune.pipeline.cost_model import CostModel
 from autoprune.pipeline.deployment import Deployment
 from autoprune.pipeline.events import Events
@@ -51,7 +51,7 @@ def finish(
     executor: Executor,
     events: Events,
 ) -> list[FrontModel]:
-    """Fine-tune the finalists of every budget and its uniform baseline in full, and verify them.
+    """Fine-tune the finalists of every budget and its uniform baselines in full, and verify them.
 
     A candidate is measured before it is fine-tuned: one that misses its budget is reported and the next is taken;
     likewise one that misses it afterwards, whose fine-tune fails, or whose export computes something else.
@@ -64,9 +64,9 @@ def finish(
         executor: runs the fine-tunes.
         events: receives every decision.
     """
-    uniform = uniform_baselines(plan, costs)
-    queues = _queues(plan, rung, costs, set(uniform.values()))
-    batch = [Finalist(policy=p, budget=b, strategy=UNIFORM) for b, p in uniform.items()]
+    uniform = all_uniform_baselines(plan, costs)
+    queues = _queues(plan, rung, costs, {policy for _, policy in uniform})
+    batch = [Finalist(policy=policy, budget=budget, strategy=UNIFORM) for budget, policy in uniform]
     models: list[FrontModel] = []
     for _ in range(_ROUNDS):
         batch += _next(plan.strategy, queues, costs, deployment, events)

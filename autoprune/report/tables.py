@@ -19,10 +19,10 @@ _RANK = re.compile(r"rank:\d+")
 
 
 def front_table(document: Document) -> Table:
-    """The dense model, the front and, beside each model, the uniform baseline of the same budget."""
+    """The dense model, the front and, beside each model, the uniform baselines of the same budget."""
     dense, metric = document["dense"], document["metric"]
     table = Table(
-        title="Pareto front, with the uniform baseline of each budget", title_justify="left", title_style="bold"
+        title="Pareto front, with the uniform baselines of each budget", title_justify="left", title_style="bold"
     )
     shown = _shown_sizes(document)
     for title in ("model", "", "budget"):
@@ -42,20 +42,25 @@ def front_table(document: Document) -> Table:
     front = {m["digest"] for m in document["models"]}
     searched = [m for name, m in everything.items() if name in front or name not in baselines]
     searched.sort(key=lambda m: -shown_ms(m))
-    by_budget = {m["budget"]: m for m in document["baselines"]}
     digests = {m["digest"] for m in searched}
+    beside: dict[str, list[Mapping[str, Any]]] = {}
+    for baseline in document["baselines"]:
+        if baseline["digest"] not in digests:
+            beside.setdefault(baseline["budget"], []).append(baseline)
     for model in searched:
         mark = "" if model["digest"] in front else ("dominated" if model["meets_budget"] else "too slow")
-        baseline = by_budget.pop(model["budget"], None)
-        show_baseline = baseline is not None and baseline["digest"] not in digests
         kind = "uniform" if model["strategy"] == "uniform" else ""
-        table.add_row(*row(model, " ".join(filter(None, (kind, mark)))), end_section=not show_baseline)
-        if show_baseline and baseline is not None:
-            table.add_row(*row(baseline, "uniform"), style="dim", end_section=True)
-    for baseline in by_budget.values():
-        if baseline["digest"] not in digests:
-            table.add_row(*row(baseline, "uniform"), style="dim", end_section=True)
+        own = beside.pop(model["budget"], [])
+        table.add_row(*row(model, " ".join(filter(None, (kind, mark)))), end_section=not own)
+        _add_baselines(table, [row(baseline, "uniform") for baseline in own])
+    for own in beside.values():
+        _add_baselines(table, [row(baseline, "uniform") for baseline in own])
     return table
+
+
+def _add_baselines(table: Table, rows: Sequence[Sequence[str]]) -> None:
+    for number, cells in enumerate(rows, start=1):
+        table.add_row(*cells, style="dim", end_section=number == len(rows))
 
 
 def rung_table(document: Document) -> Table:

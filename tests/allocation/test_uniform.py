@@ -4,9 +4,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoprune.allocation.limits import fits
-from autoprune.allocation.uniform import baselines, uniform_policy
+from autoprune.allocation.uniform import baselines, uniform_policies, uniform_policy
 from autoprune.budgets import Limit
 from autoprune.records import SearchSpace
+from autoprune.treatments import DENSE as FP32
+from autoprune.treatments import INT8
 from tests.fakes import DENSE, DENSE_MS, DENSE_PARAMS, SPACE, costs_of, latency_ms, predict
 
 
@@ -85,3 +87,16 @@ def test_the_uniform_policy_removes_nothing(most):
     )
     assert (policy is None) == (most < 24)
     assert policy is None or (policy.widths["a"] >= 8 and policy.widths["b"] == 16)
+
+
+def test_layers_are_all_dense_or_all_treated():
+    space = SearchSpace(id="s", levels={"a": (1, 2, 3, 4), "a.weight": (INT8, FP32)})
+
+    def cost(policies):
+        return costs_of(lambda p: p.widths["a"] / (2 if p.treatments else 1), policies)
+
+    dense, treated = uniform_policies(space, {"a": 4}, cost, Limit.of(latency_ms=1))
+    assert (dense.widths["a"], dict(dense.treatments)) == (1, {})
+    assert (treated.widths["a"], dict(treated.treatments)) == (2, {"a.weight": INT8})
+    assert uniform_policy(space, {"a": 4}, cost, Limit.of(latency_ms=1)) == treated
+    assert uniform_policies(space, {"a": 4}, cost, Limit.of(latency_ms=0.5)) == [space.policy({"a": 1, "a.weight": INT8})]
