@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch._export.utils
+from hypothesis import settings
 from onnxscript import values
 from torch.export import decomp_utils, exported_program
 from torch.onnx._internal.exporter import _schemas
@@ -20,6 +21,10 @@ from tests.measurers import SimulatedMeasurer
 from tests.pipeline import tiny
 
 pytest_plugins = ["tests.structure_fixtures"]
+
+# Tests do not depend on how busy a machine is.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 SPEC = f"{Path(tiny.__file__)}:make_task"
 OPTIONS = {"budgets": ["80%", "65%"], "trials": 10, "executor": "inline"}

@@ -99,4 +99,5 @@ def test_layers_are_all_dense_or_all_treated():
     assert (dense.widths["a"], dict(dense.treatments)) == (1, {})
     assert (treated.widths["a"], dict(treated.treatments)) == (2, {"a.weight": INT8})
     assert uniform_policy(space, {"a": 4}, cost, Limit.of(latency_ms=1)) == treated
-    assert uniform_policies(space, {"a": 4}, cost, Limit.of(latency_ms=0.5)) == [space.policy({"a": 1, "a.weight": INT8})]
+    narrow = space.policy({"a": 1, "a.weight": INT8})
+    assert uniform_policies(space, {"a": 4}, cost, Limit.of(latency_ms=0.5)) == [narrow]

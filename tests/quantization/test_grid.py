@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from autoprune.quantization.grid import LEVELS, Range, bias_in_grid, nearest, rounded_bias
@@ -11,7 +11,6 @@ from autoprune.quantization.rounding import in_grid, weight_in_grid
 NUMBERS = st.floats(-1e3, 1e3, width=32)
 
 
-@settings(deadline=None)
 @given(low=NUMBERS, size=st.floats(0, 1e3, width=32), values=st.lists(NUMBERS, min_size=1))
 def test_the_grid_of_a_range_holds_zero_and_rounds_what_is_inside_by_half_a_step(low, size, values):
     grid = Range(low=low, high=low + size)

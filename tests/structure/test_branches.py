@@ -58,7 +58,7 @@ def test_nets_without_residuals_have_nothing_to_remove(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*NETS, *BUILT_IN, "residual"])
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(data=st.data())
 def test_every_cut_is_proven_and_its_sizes_are_exact(name: str, data: st.DataObject) -> None:
     structure = analysed(name)

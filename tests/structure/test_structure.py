@@ -58,7 +58,7 @@ def test_full_width_leaves_outputs_equal(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NETS)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(data=st.data())
 def test_shrunk_equals_the_dense_model_with_removed_channels_zeroed(name: str, data: st.DataObject) -> None:
     structure = analysed(name)
@@ -71,7 +71,7 @@ def test_shrunk_equals_the_dense_model_with_removed_channels_zeroed(name: str, d
 
 
 @pytest.mark.parametrize("name", NETS)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(data=st.data())
 def test_sizes_are_exact(name: str, data: st.DataObject) -> None:
     structure = analysed(name)

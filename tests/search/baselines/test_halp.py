@@ -42,7 +42,7 @@ PRICES = by_unit(st.integers(1, 9))
 IMPORTANCE = by_unit(st.lists(st.floats(0, 1), min_size=4, max_size=4).map(np.array))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(prices=PRICES, importance=IMPORTANCE, share=st.floats(0.05, 1))
 def test_one_knapsack_over_additive_latency_is_optimal(prices, importance, share):
     def predict(policies):
