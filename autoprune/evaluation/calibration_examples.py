@@ -14,7 +14,7 @@ from autoprune.task.batches import length, sample_rows, take
 RECONSTRUCTION_EXAMPLES = 256
 _FEWEST_EXAMPLES = 32
 CALIBRATION_EXAMPLES = 128
-"""Training examples that the ranges of int8 tensors are taken from."""
+"""Training examples that ranges and rounding are taken from."""
 
 
 def reconstruction_of(task: Task, structure: Structure, seed: int) -> Reconstruction:
@@ -31,3 +31,10 @@ def reconstruction_inputs(
     rows = sample_rows(length(task.train_set), max(_FEWEST_EXAMPLES, min(most, room)), seed=seed)
     with seeded(seed):
         return task.split(take(task.train_set, rows))[0]
+
+
+def calibration_inputs(task: Task, structure: Structure, reconstruction: Reconstruction | None) -> tuple[Tensor, ...]:
+    """Return the inputs of the first examples of a reconstruction, or as many of the training data without one."""
+    if reconstruction is not None:
+        return tuple(x[:CALIBRATION_EXAMPLES] for x in reconstruction.inputs)
+    return reconstruction_inputs(task, structure, seed=0, most=CALIBRATION_EXAMPLES)

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from autoprune.evaluation.calibration_examples import CALIBRATION_EXAMPLES, reconstruction_inputs, reconstruction_of
+from autoprune.evaluation.calibration_examples import calibration_inputs, reconstruction_of
 from autoprune.evaluation.costs import sizes
 from autoprune.pruning import Cut
 from autoprune.quantization.calibration import CALIBRATION_RUNS, calibrated, split_treatments
@@ -21,11 +21,12 @@ from autoprune.records import Policy
 from autoprune.recovery.batchnorm import recalibrate
 from autoprune.recovery.least_squares import Reconstruction
 from autoprune.recovery.low_rank import FACTORING_RUNS, factorized
-from autoprune.recovery.optimal_rounding import MomentRounding
+from autoprune.recovery.optimal_rounding import MomentRounding, round_in_blocks
 from autoprune.recovery.prefix import PrefixCache
 from autoprune.runfolder import RunFolder, read_json
 from autoprune.structure import GraphModel, ModelForm, Structure, form_at_half, module_tensors, trained_form
 from autoprune.structure.low_rank import ranks_of, treatments_of_factors, with_ranks
+from autoprune.structure.placement import Placement
 from autoprune.task.base import Task
 from autoprune.task.batches import batches, length, sample_rows
 from autoprune.task.recipe import Recipe
@@ -36,8 +37,8 @@ from autoprune.training.scoring import EVALUATION_BATCH, evaluate, predict_outpu
 from autoprune.training.teacher import TeacherMemory
 from autoprune.treatments import Treatment
 
-_TRAINED_THROUGH = frozenset({"w4"})
-"""Precisions whose rounding is seen in fine-tuning: finer ones lose nothing by being rounded afterwards."""
+_COARSE = {"w4": 4}
+"""Bits of precisions that are rounded by moments at once and trained through; finer ones lose nothing by rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +63,8 @@ class DenseModel:
         if task.finetune_recipe is None and folder.recipe.exists():
             task = replace(task, finetune_recipe=Recipe(**read_json(folder.recipe, "recipe")["recipe"]))
         channels = read_json(folder.order, "reconstruct", "seed", "order")
-        reconstruction = None
-        if channels["reconstruct"]:
-            reconstruction = reconstruction_of(task, structure, channels["seed"])
-        form = None
-        if folder.form.exists():
-            form = ModelForm.from_json(read_json(folder.form, "name", "reason", "notes"))
+        reconstruction = reconstruction_of(task, structure, channels["seed"]) if channels["reconstruct"] else None
+        form = ModelForm.from_json(read_json(folder.form, "name", "reason", "notes")) if folder.form.exists() else None
         return cls(
             task=task,
             module=dense,
@@ -109,6 +106,21 @@ class DenseModel:
         if passes is not None:
             passes.forward(FACTORING_RUNS * len(inputs[0]), self.relative_cost(policy))
         return factorized(model, ranks, inputs)
+
+    def round_coarse_layers(self, model: GraphModel, policy: Policy, passes: SamplePasses) -> None:
+        """Round the weights of coarse layers of a repaired model, in place: deploying them changes nothing any more."""
+        coarse = self._coarse(model, policy)
+        if coarse:
+            inputs = self._calibration_inputs
+            passes.forward(len(inputs[0]), self.relative_cost(policy))
+            round_in_blocks(model, self._placement(model), coarse, inputs)
+
+    def _placement(self, model: GraphModel) -> Placement:
+        return self.structure.placement_in(model.captures[False].graph)
+
+    def _coarse(self, model: GraphModel, policy: Policy) -> dict[str, int]:
+        precisions = {name: treatment.precision for name, treatment in self._treatments(model, policy).items()}
+        return {name: _COARSE[precision] for name, precision in precisions.items() if precision in _COARSE}
 
     def with_empty_factors(self, model: GraphModel, policy: Policy) -> GraphModel:
         """Return the model of a policy, cut, whose layers with ranks have factors of zeros: weights are loaded later.
@@ -172,8 +184,7 @@ class DenseModel:
         inputs: tuple[Tensor, ...] = self._calibration_inputs if int8 else ()
         if passes is not None and inputs:
             passes.forward(CALIBRATION_RUNS * len(inputs[0]), self.relative_cost(policy))
-        placement = self.structure.placement_in(model.captures[False].graph)
-        return calibrated(model, placement, int8, inputs, local, None if quick else MomentRounding())
+        return calibrated(model, self._placement(model), int8, inputs, local, None if quick else MomentRounding())
 
     def _treatments(self, model: GraphModel, policy: Policy) -> Mapping[str, Treatment]:
         """Return the treatments of a model's layers, where factors are layers of their own."""
@@ -192,13 +203,11 @@ class DenseModel:
 
     def twin(self, model: GraphModel, numbers: Quantization) -> GraphModel:
         """Return the twin of a model whose int8 layers have these numbers."""
-        return make_twin(model, self.structure.placement_in(model.captures[False].graph), numbers)
+        return make_twin(model, self._placement(model), numbers)
 
     @cached_property
     def _calibration_inputs(self) -> tuple[Tensor, ...]:
-        if self.reconstruction is not None:
-            return tuple(x[:CALIBRATION_EXAMPLES] for x in self.reconstruction.inputs)
-        return reconstruction_inputs(self.task, self.structure, seed=0, most=CALIBRATION_EXAMPLES)
+        return calibration_inputs(self.task, self.structure, self.reconstruction)
 
     def score(self, model: nn.Module) -> float:
         """Return the task's metric of a model on the validation data."""
@@ -243,16 +252,14 @@ class DenseModel:
         return result
 
     def _through_rounding(self, model: GraphModel, policy: Policy) -> GraphModel | None:
-        """Return a twin that trains the weights of a model through the rounding; `None` where no layer's is coarse.
+        """Return a twin that trains the weights of a model through coarse rounding; `None` where there is none.
 
-        Training steps and trainers of the user's own may need more of the model than its outputs: they get no twin.
+        Training steps and trainers of the user's own get no twin: they may need more of the model than its outputs.
         """
-        treatments = self._treatments(model, policy)
-        coarse = any(treatment.precision in _TRAINED_THROUGH for treatment in treatments.values())
-        if not coarse or self.task.train_step is not None or self.task.finetune is not None:
+        if not self._coarse(model, policy) or self.task.train_step is not None or self.task.finetune is not None:
             return None
-        placement = self.structure.placement_in(model.captures[False].graph)
-        return training_twin(model, placement, *split_treatments(treatments))
+        int8, local = split_treatments(self._treatments(model, policy))
+        return training_twin(model, self._placement(model), int8, local)
 
     @cached_property
     def _form(self) -> ModelForm:

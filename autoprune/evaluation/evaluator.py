@@ -95,7 +95,9 @@ class Evaluator:
         # Shrinking is proven for policies that are fine-tuned; the proxy would spend a fifth of its time on it.
         model = cut.shrink(prove=spec.fidelity.finetune_samples > 0)
         self.dense_model.repair(model, cut, passes)
-        return self.dense_model.with_factors(model, spec.policy, passes)
+        model = self.dense_model.with_factors(model, spec.policy, passes)
+        self.dense_model.round_coarse_layers(model, spec.policy, passes)
+        return model
 
     def _measure(self, model: GraphModel, cut: Cut, spec: TrialSpec, passes: SamplePasses) -> Measurement:
         dense_model, limit, prefixed = self.dense_model, spec.fidelity.val_samples, None

@@ -10,18 +10,22 @@ same in all rows, and the inverse is factored once), https://arxiv.org/abs/2210.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
-from autoprune.quantization.grid import LARGEST_WEIGHT, Array, rounded
+from autoprune.quantization.grid import BLOCK, LARGEST_WEIGHT, Array, rounded, rounded_blocks
 from autoprune.recovery.consumers import groups_of
 from autoprune.recovery.moments import Moments
 from autoprune.recovery.regression import ridged
 from autoprune.recovery.windows import input_windows, position_dims, sample_windows
+from autoprune.structure import GraphModel, module_tensors
+from autoprune.structure.placement import Placement
 
 _MOST_COLUMNS = 2304
 """A layer with more columns is rounded to the nearest steps: its inverse would take longer than a fine-tuning."""
@@ -42,6 +46,26 @@ class InputMoments:
     held_out: Moments
 
 
+def input_moments(node: fx.Node, args: tuple[Any, ...], generator: torch.Generator) -> InputMoments | None:
+    """Return the moments of what a convolution or linear layer reads; `None` where it has too many columns.
+
+    Args:
+        node: of the layer.
+        args: arguments of the node: input, weight, bias and so on.
+        generator: draws the positions that are looked at.
+    """
+    groups, windows = groups_of(node, args), input_windows(node, args)
+    dims = position_dims(windows)
+    columns = math.prod(windows.shape[1 + dims :]) // groups
+    if columns > _MOST_COLUMNS:
+        return None
+    count = min(math.ceil(_ROWS_PER_COLUMN * columns / len(windows)), math.prod(windows.shape[1 : 1 + dims]))
+    rows = sample_windows(windows, count, generator)
+    rows = rows.unflatten(1, (groups, -1)).transpose(0, 1)
+    fitted = math.ceil(_FITTED * rows.shape[1])
+    return InputMoments(fitted=_moments(rows[:, :fitted]), held_out=_moments(rows[:, fitted:]))
+
+
 class MomentRounding:
     """Looks at what layers read, and rounds their weights by its moments.
 
@@ -53,18 +77,9 @@ class MomentRounding:
         self._generator = torch.Generator().manual_seed(0)
 
     def observe(self, node: fx.Node, args: tuple[Any, ...]) -> None:
-        """Take the moments of the input of a convolution or linear layer; the last arguments `args` of a node count."""
-        groups, windows = groups_of(node, args), input_windows(node, args)
-        dims = position_dims(windows)
-        columns = math.prod(windows.shape[1 + dims :]) // groups
-        if columns > _MOST_COLUMNS:
-            return
-        count = min(math.ceil(_ROWS_PER_COLUMN * columns / len(windows)), math.prod(windows.shape[1 : 1 + dims]))
-        rows = sample_windows(windows, count, self._generator)
-        rows = rows.unflatten(1, (groups, -1)).transpose(0, 1)
-        fitted = math.ceil(_FITTED * rows.shape[1])
-        moments = InputMoments(fitted=_moments(rows[:, :fitted]), held_out=_moments(rows[:, fitted:]))
-        self._moments[node.name] = moments
+        """Take the moments of what a convolution or linear layer reads; the last arguments `args` of a node count."""
+        moments = input_moments(node, args, self._generator)
+        self._moments |= {} if moments is None else {node.name: moments}
 
     def rounded(self, node: str, weight: Array, scales: Array, *, centred: bool) -> Array:
         """Return the steps of a layer's weight, int8 `[O, ...]`; the nearest ones where its inputs were not looked at.
@@ -97,13 +112,55 @@ def rounded_by_moments(weight: Array, scales: Array, moments: InputMoments, *, c
     """
     groups, columns = moments.fitted.mean.shape
     matrix = torch.from_numpy(weight).double().reshape(groups, -1, columns)
-    steps = torch.from_numpy(scales).double().reshape(groups, -1, 1)
-    nearest = torch.from_numpy(rounded(weight, scales)).reshape(matrix.shape).double()
-    adapted = _column_by_column(matrix, steps, moments.fitted.second(centred=centred))
+    steps = torch.from_numpy(scales).double().reshape(groups, -1, 1).expand_as(matrix)
+    nearest = torch.from_numpy(rounded(weight, scales)).double().reshape(matrix.shape)
+    grid = _Grid(steps=steps, lowest=-LARGEST_WEIGHT, highest=LARGEST_WEIGHT, kept=torch.zeros_like(nearest).bool())
+    return _best(matrix, nearest, grid, moments, centred=centred).reshape(weight.shape).numpy().astype(np.int8)
+
+
+def on_block_grids(weight: Array, bits: int, moments: InputMoments, *, centred: bool) -> Array:
+    """Return a weight `[O, I]` in grids that `rounded_blocks` finds again, by moments where outputs then change less.
+
+    The largest number of every block stays, because it makes the block's grid. Arguments are those of
+    `rounded_by_moments`, and `bits` of a step.
+    """
+    blocks, middle, (outputs, inputs) = rounded_blocks(weight, bits), 2 ** (bits - 1), weight.shape
+    steps = np.repeat(blocks.scales, BLOCK, axis=1)[None, :, :inputs]
+    numbers = blocks.steps.reshape(1, outputs, -1)[..., :inputs].astype(np.float64) - middle
+    nearest = torch.from_numpy(numbers)
+    grid = _Grid(steps=torch.from_numpy(steps).double(), lowest=-middle, highest=middle - 1, kept=nearest == -middle)
+    best = _best(torch.from_numpy(weight).double()[None], nearest, grid, moments, centred=centred)
+    return (best.numpy().astype(np.float32) * steps)[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Grid:
+    """Grid of a weight: `steps` are sizes `[G, O, D]`; numbers of steps lie between `lowest` and `highest`.
+
+    `kept` are the places whose number is the lowest one, bool `[G, O, D]`.
+    """
+
+    steps: Tensor
+    lowest: int
+    highest: int
+    kept: Tensor
+
+    def ordered(self, order: Tensor) -> _Grid:
+        """Return the grid of columns in another order `[G, 1, D]`."""
+        return replace(self, steps=self.steps.take_along_dim(order, 2), kept=self.kept.take_along_dim(order, 2))
+
+    def numbers(self, values: Tensor, column: int) -> Tensor:
+        """Return how many steps the values of a column are, `[G, O]`."""
+        numbers = (values / self.steps[..., column]).round().clamp(self.lowest, self.highest)
+        return torch.where(self.kept[..., column], float(self.lowest), numbers)
+
+
+def _best(weight: Tensor, nearest: Tensor, grid: _Grid, moments: InputMoments, *, centred: bool) -> Tensor:
+    """Return adapted numbers of steps, or the nearest ones where the held-out outputs change no less: `[G, O, D]`."""
+    adapted = _column_by_column(weight, grid, moments.fitted.second(centred=centred))
     second = moments.held_out.second(centred=centred)
-    if _output_error(matrix - adapted * steps, second) < _output_error(matrix - nearest * steps, second):
-        nearest = adapted
-    return nearest.reshape(weight.shape).numpy().astype(np.int8)
+    errors = [_output_error(weight - numbers * grid.steps, second) for numbers in (adapted, nearest)]
+    return adapted if errors[0] < errors[1] else nearest
 
 
 def _output_error(change: Tensor, second: Tensor) -> float:
@@ -111,24 +168,69 @@ def _output_error(change: Tensor, second: Tensor) -> float:
     return float((change @ second * change).sum())
 
 
-def _column_by_column(weight: Tensor, steps: Tensor, second: Tensor) -> Tensor:
-    """Round the columns of a weight `[G, O, D]` in turn, the ones with the largest inputs first.
+def _column_by_column(weight: Tensor, grid: _Grid, second: Tensor) -> Tensor:
+    """Return the numbers of steps of a weight `[G, O, D]`, the columns with the largest inputs first.
 
     Args:
         weight: the weight.
-        steps: size of a step, `[G, O, 1]`.
+        grid: of the weight.
         second: second moment of the inputs, `[G, D, D]`.
-
-    Returns:
-        Numbers of steps in the shape of the weight.
     """
     order = second.diagonal(dim1=1, dim2=2).argsort(1, descending=True)
     second = second.take_along_dim(order[:, :, None], 1).take_along_dim(order[:, None, :], 2)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(ridged(second, _DAMPING)))
     gains = torch.linalg.cholesky(inverse, upper=True)
-    left, whole = weight.take_along_dim(order[:, None, :], 2) / steps, torch.empty_like(weight)
+    order = order[:, None, :]
+    left, ordered, whole = weight.take_along_dim(order, 2), grid.ordered(order), torch.empty_like(weight)
     for column in range(weight.shape[2]):
-        whole[..., column] = left[..., column].round().clamp(-LARGEST_WEIGHT, LARGEST_WEIGHT)
-        missing = (left[..., column] - whole[..., column]) / gains[:, column, column, None]
-        left[..., column + 1 :] -= missing[..., None] * gains[:, None, column, column + 1 :]
-    return whole.take_along_dim(order.argsort(1)[:, None, :], 2)
+        whole[..., column] = ordered.numbers(left[..., column], column)
+        missing = left[..., column] - whole[..., column] * ordered.steps[..., column]
+        change = missing / gains[:, column, column, None]
+        left[..., column + 1 :] -= change[..., None] * gains[:, None, column, column + 1 :]
+    return whole.take_along_dim(order.argsort(2), 2)
+
+
+def round_in_blocks(model: GraphModel, placement: Placement, bits: Mapping[str, int], inputs: Sequence[Tensor]) -> None:
+    """Round weights of linear layers to the grids of their blocks, in place, by the moments of what they read.
+
+    Layers that run several times, or share their weight with another operator, stay as they are.
+
+    Args:
+        model: repaired, in evaluation mode.
+        placement: of its evaluation graph.
+        bits: of the steps, by the names of layers.
+        inputs: of the model, `[N, ...]` each.
+    """
+    tensors, readers = module_tensors(model), Counter[int]()
+    for node in model.captures[False].graph.nodes:
+        if node.op == "get_attr":
+            readers[id(tensors[str(node.target)])] += len(node.users)
+    alone = {
+        name: step.layer
+        for name, step in placement.steps.items()
+        if step.layer in bits and readers[id(tensors[step.layer])] == 1
+    }
+    observer = _Observer(model, alone)
+    with torch.no_grad():
+        observer.run(*inputs)
+        for layer, moments, centred in observer.seen:
+            weight = tensors[layer]
+            rounded = on_block_grids(weight.numpy(), bits[layer], moments, centred=centred)
+            weight.copy_(torch.from_numpy(rounded))
+
+
+class _Observer(fx.Interpreter):
+    """Runs a model; `seen` are the layers, the moments of their inputs, and whether they have biases."""
+
+    def __init__(self, model: GraphModel, layers: Mapping[str, str]) -> None:
+        super().__init__(model.evaluation_graph())
+        self._layers, self._generator = layers, torch.Generator().manual_seed(0)
+        self.seen: list[tuple[str, InputMoments, bool]] = []
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.name in self._layers:
+            args = self.fetch_args_kwargs_from_env(n)[0]
+            moments = input_moments(n, args, self._generator)
+            if moments is not None:
+                self.seen.append((self._layers[n.name], moments, len(args) > 2 and args[2] is not None))
+        return super().run_node(n)

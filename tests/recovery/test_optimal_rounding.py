@@ -3,8 +3,12 @@ import pytest
 import torch
 from torch import fx, nn
 
-from autoprune.quantization.grid import LARGEST_WEIGHT, rounded, weight_scales
-from autoprune.recovery.optimal_rounding import MomentRounding
+from autoprune.quantization.grid import LARGEST_WEIGHT, rounded, rounded_blocks, weight_scales
+from autoprune.quantization.numbers import Quantization
+from autoprune.quantization.twin import make_twin
+from autoprune.recovery.optimal_rounding import MomentRounding, round_in_blocks
+from autoprune.structure import analyze
+from autoprune.treatments import Treatment
 
 LAYERS = {
     "linear": (nn.Linear(12, 8), (128, 6, 12)),
@@ -60,3 +64,34 @@ def test_inputs_that_say_nothing_leave_the_nearest_steps():
     np.testing.assert_array_equal(rounded_by(layer, torch.zeros(16, 4), scales), rounded(weight, scales))
     unseen = MomentRounding().rounded("layer", weight, scales, centred=True)
     np.testing.assert_array_equal(unseen, rounded(weight, scales))
+
+
+class Tokens(nn.Module):
+    """Linear layers over tokens; the weight of the last one has another reader, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.wide, self.out = nn.Linear(40, 40), nn.Linear(40, 40), nn.Linear(40, 12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.wide(torch.relu(self.first(x))))
+        return self.out(x) + self.out.weight.mean()
+
+
+def test_blocks_are_rounded_by_moments_and_deployed_as_they_are():
+    torch.manual_seed(0)
+    structure = analyze(Tokens().eval(), (torch.zeros(1, 6, 40),))
+    model = structure.shrink(structure.dense_policy()).eval()
+    x = torch.randn(64, 6, 40).cumsum(-1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        fp32 = model(x)
+        local = {"wide.weight": Treatment(precision="w4")}
+        nearest = make_twin(model, structure.placement, Quantization(ranges={}, weights={}, local=local))(x)
+        round_in_blocks(model, structure.placement, {"wide.weight": 4, "out.weight": 4}, (x,))
+        moments = make_twin(model, structure.placement, Quantization(ranges={}, weights={}, local=local))(x)
+    assert (moments - fp32).std() < 0.5 * (nearest - fp32).std()
+    weight = model.state_dict()["wide.weight"]
+    assert not torch.equal(weight, before["wide.weight"])
+    np.testing.assert_allclose(rounded_blocks(weight.numpy(), 4).values, weight, atol=1e-6)
+    assert torch.equal(model.state_dict()["out.weight"], before["out.weight"])
