@@ -70,10 +70,13 @@ class Evaluator:
         """Return the model of `recovered`, its measurement, and whether its fine-tuning was undone."""
         cut = self.dense_model.cut(spec.policy)
         model = self._repaired(cut, spec, passes)
+        start = copy.deepcopy(model.state_dict())
+        self.dense_model.round_coarse_layers(model, spec.policy, passes)
         repaired = self._measure(model, cut, spec, passes)
         if not spec.fidelity.finetune_samples:
             return model, repaired, False
         before = copy.deepcopy(model.state_dict())
+        model.load_state_dict(start)  # rounded weights are a worse start
         try:
             result = self.dense_model.finetune(
                 model,
@@ -95,9 +98,7 @@ class Evaluator:
         # Shrinking is proven for policies that are fine-tuned; the proxy would spend a fifth of its time on it.
         model = cut.shrink(prove=spec.fidelity.finetune_samples > 0)
         self.dense_model.repair(model, cut, passes)
-        model = self.dense_model.with_factors(model, spec.policy, passes)
-        self.dense_model.round_coarse_layers(model, spec.policy, passes)
-        return model
+        return self.dense_model.with_factors(model, spec.policy, passes)
 
     def _measure(self, model: GraphModel, cut: Cut, spec: TrialSpec, passes: SamplePasses) -> Measurement:
         dense_model, limit, prefixed = self.dense_model, spec.fidelity.val_samples, None

@@ -1,8 +1,9 @@
 """Whether fine-tuning through the rounding of treated layers is better than rounding after a fine-tuning in fp32.
 
 A trained net is cut to a share of every unit and repaired; all its layers that can have the precision get it. Printed
-for each seed and each way of fine-tuning: the test scores of the weights in fp32 and of the deployed model, before and
-after, and the processor seconds of the training.
+before the fine-tuning, with the nearest steps and with coarse layers rounded by moments, and after it for each seed
+and each way: the test scores of the weights in fp32 and of the deployed model, the divergence of the deployed one from
+fp32, and the processor seconds of the training.
 
     OMP_NUM_THREADS=1 python scripts/benchmarks/straight_through.py [--task mnist5k] [--model vit] [--precision w4]
         [--share 0.2] [--finetune 4000] [--seeds 3] [--dense weights.safetensors] [--samples 12000]
@@ -25,7 +26,7 @@ from autoprune.records import Policy
 from autoprune.structure import GraphModel
 from autoprune.training.finetune import finetune
 from autoprune.training.sample_passes import SamplePasses
-from autoprune.training.scoring import evaluate
+from autoprune.training.scoring import evaluate, predict_outputs
 from autoprune.treatments import Treatment
 
 
@@ -43,13 +44,16 @@ def main() -> None:
     torch.set_num_threads(1)
     dense_model = trained_dense_model(options.task, options.model, options.dense, options.samples)
     policy = _policy(dense_model, options.share, Treatment(precision=options.precision))
-    print(f"before: {_scores(dense_model, _repaired(dense_model, policy), policy)}", flush=True)
+    repaired, rounded = (_repaired(dense_model, policy) for _ in range(2))
+    dense_model.round_coarse_layers(rounded, policy, SamplePasses())
+    print(f"before, nearest steps: {_scores(dense_model, repaired, repaired, policy)}", flush=True)
+    print(f"before, by moments: {_scores(dense_model, repaired, rounded, policy)}", flush=True)
     _tune(dense_model, policy, options.finetune, options.seeds, through=False)  # keeps the teacher's outputs
     for seed in range(options.seeds):
         for through in (False, True):
             model, seconds = _tune(dense_model, policy, options.finetune, seed, through=through)
             way = "through the rounding" if through else "in fp32"
-            print(f"seed {seed}, {way}: {_scores(dense_model, model, policy)}, {seconds:.1f} s", flush=True)
+            print(f"seed {seed}, {way}: {_scores(dense_model, model, model, policy)}, {seconds:.1f} s", flush=True)
 
 
 def _policy(dense_model: DenseModel, share: float, treatment: Treatment) -> Policy:
@@ -87,11 +91,13 @@ def _tune(
     return model.eval(), time.process_time() - start
 
 
-def _scores(dense_model: DenseModel, model: GraphModel, policy: Policy) -> str:
-    task = dense_model.task
-    forms = {"fp32": model, "deployed": dense_model.as_deployed(model, policy)}
-    scores = {name: evaluate(form, task, task.test_set, dense_outputs=None).score for name, form in forms.items()}
-    return ", ".join(f"{name} {score:.4f}" for name, score in scores.items())
+def _scores(dense_model: DenseModel, fp32: GraphModel, model: GraphModel, policy: Policy) -> str:
+    """Compare a model in fp32 with the deployed form of a model."""
+    task, outputs = dense_model.task, predict_outputs(fp32, dense_model.task, dense_model.task.test_set)
+    forms = {"fp32": fp32, "deployed": dense_model.as_deployed(model, policy)}
+    results = {name: evaluate(form, task, task.test_set, dense_outputs=outputs) for name, form in forms.items()}
+    scores = ", ".join(f"{name} {result.score:.4f}" for name, result in results.items())
+    return f"{scores}, divergence {results['deployed'].divergence:.2e}"
 
 
 if __name__ == "__main__":
