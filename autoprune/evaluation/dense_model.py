@@ -111,7 +111,7 @@ class DenseModel:
         """Round the weights of coarse layers of a repaired model, in place: deploying them changes nothing any more."""
         coarse = self._coarse(model, policy)
         if coarse:
-            inputs = self._calibration_inputs
+            inputs = self._calibration_inputs if self.reconstruction is None else self.reconstruction.inputs
             passes.forward(len(inputs[0]), self.relative_cost(policy))
             round_in_blocks(model, self._placement(model), coarse, inputs)
 

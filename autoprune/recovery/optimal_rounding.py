@@ -118,18 +118,18 @@ def rounded_by_moments(weight: Array, scales: Array, moments: InputMoments, *, c
     return _best(matrix, nearest, grid, moments, centred=centred).reshape(weight.shape).numpy().astype(np.int8)
 
 
-def on_block_grids(weight: Array, bits: int, moments: InputMoments, *, centred: bool) -> Array:
+def on_block_grids(weight: Array, bits: int, moments: InputMoments) -> Array:
     """Return a weight `[O, I]` in grids that `rounded_blocks` finds again, by moments where outputs then change less.
 
-    The largest number of every block stays, because it makes the block's grid. Arguments are those of
-    `rounded_by_moments`, and `bits` of a step.
+    The largest number of every block stays, because it makes the block's grid. Moments are raw ones: no bias takes up
+    what rounding moves the means. Arguments are those of `rounded_by_moments`, and `bits` of a step.
     """
     blocks, middle, (outputs, inputs) = rounded_blocks(weight, bits), 2 ** (bits - 1), weight.shape
     steps = np.repeat(blocks.scales, BLOCK, axis=1)[None, :, :inputs]
     numbers = blocks.steps.reshape(1, outputs, -1)[..., :inputs].astype(np.float64) - middle
     nearest = torch.from_numpy(numbers)
     grid = _Grid(steps=torch.from_numpy(steps).double(), lowest=-middle, highest=middle - 1, kept=nearest == -middle)
-    best = _best(torch.from_numpy(weight).double()[None], nearest, grid, moments, centred=centred)
+    best = _best(torch.from_numpy(weight).double()[None], nearest, grid, moments, centred=False)
     return (best.numpy().astype(np.float32) * steps)[0]
 
 
@@ -213,24 +213,23 @@ def round_in_blocks(model: GraphModel, placement: Placement, bits: Mapping[str, 
     observer = _Observer(model, alone)
     with torch.no_grad():
         observer.run(*inputs)
-        for layer, moments, centred in observer.seen:
+        for layer, moments in observer.seen:
             weight = tensors[layer]
-            rounded = on_block_grids(weight.numpy(), bits[layer], moments, centred=centred)
+            rounded = on_block_grids(weight.numpy(), bits[layer], moments)
             weight.copy_(torch.from_numpy(rounded))
 
 
 class _Observer(fx.Interpreter):
-    """Runs a model; `seen` are the layers, the moments of their inputs, and whether they have biases."""
+    """Runs a model; `seen` are the layers and the moments of their inputs."""
 
     def __init__(self, model: GraphModel, layers: Mapping[str, str]) -> None:
         super().__init__(model.evaluation_graph())
         self._layers, self._generator = layers, torch.Generator().manual_seed(0)
-        self.seen: list[tuple[str, InputMoments, bool]] = []
+        self.seen: list[tuple[str, InputMoments]] = []
 
     def run_node(self, n: fx.Node) -> Any:
         if n.name in self._layers:
-            args = self.fetch_args_kwargs_from_env(n)[0]
-            moments = input_moments(n, args, self._generator)
+            moments = input_moments(n, self.fetch_args_kwargs_from_env(n)[0], self._generator)
             if moments is not None:
-                self.seen.append((self._layers[n.name], moments, len(args) > 2 and args[2] is not None))
+                self.seen.append((self._layers[n.name], moments))
         return super().run_node(n)

@@ -11,6 +11,7 @@ from torch import nn
 from autoprune.errors import TrialError
 from autoprune.evaluation import DenseModel, Evaluator
 from autoprune.pruning import channel_order, score_units
+from autoprune.quantization.grid import rounded_blocks
 from autoprune.records import Policy
 from autoprune.structure import analyze
 from autoprune.training.dense import train_dense
@@ -88,6 +89,10 @@ def test_weights_of_four_bits_alone_are_trained_through_their_rounding(
     assert weights["w4"].keys() == weights["fp32"].keys()
     assert torch.equal(weights["w8"]["head.weight"], weights["fp32"]["head.weight"])
     assert not torch.equal(weights["w4"]["head.weight"], weights["fp32"]["head.weight"])
+    policy = dataclasses.replace(plain.policy, treatments={"head.weight": Treatment(precision="w4")})
+    proxy = dataclasses.replace(plain, policy=policy, fidelity=PROXY)
+    rounded = evaluator(dense_model).recovered(proxy, SamplePasses()).state_dict()["head.weight"]
+    torch.testing.assert_close(torch.from_numpy(rounded_blocks(rounded.numpy(), 4).values), rounded)
 
 
 def test_the_dense_model_is_untouched(dense_model: DenseModel) -> None:
