@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from curves import Row, append_row, curve, missing_points, read_rows
@@ -43,6 +43,7 @@ from autoprune.search.controller import Outcome
 from autoprune.search.effort import Effort
 from autoprune.search.explore import Search
 from autoprune.search.strategies import STRATEGIES, Strategy
+from autoprune.structure import GraphModel
 from autoprune.training.sample_passes import SamplePasses
 from autoprune.trials import TrialResult
 
@@ -230,13 +231,14 @@ def append_curve(
     cut = dense_model.cut(policy)
     model = cut.shrink()
     dense_model.repair(model, cut, SamplePasses())
+    model = dense_model.with_factors(model, policy)
     sizes, cost = dense_model.sizes(policy), dense_model.relative_cost(policy)
     for point in points if choice.fits else [0]:
         start, score = time.monotonic(), None
         if choice.fits:
             ((_, score),) = curve(
                 model, dense_model.task, dense_model.module, relative_cost=cost, points=[point], seed=choice.seed,
-                deployed=lambda tuned: dense_model.as_deployed(tuned, policy),
+                deployed=lambda tuned: dense_model.as_deployed(cast(GraphModel, tuned), policy),
             )  # fmt: skip
         row = Row(
             method=choice.method,
