@@ -48,7 +48,7 @@ def test_what_is_scored_is_what_is_delivered(copied: autoprune.Run, measurer: Si
     dense_model, folder = copied.dense_model, copied.folder
     int8 = treated(copied.models[0].policy, "features.0.weight", "features.3.weight")
     ranks = {"features.3.weight": Treatment(precision="int8", rank=2), "features.7.weight": Treatment(rank=1)}
-    policy = replace(int8, treatments={**int8.treatments, **ranks, "head.weight": Treatment(precision="w8")})
+    policy = replace(int8, treatments={**int8.treatments, **ranks, "head.weight": Treatment(precision="w4")})
     result = Evaluator(dense_model=dense_model, predict_ms=lambda _: 1.0)(
         TrialSpec(number=0, policy=policy, fidelity=FULL, seed=1)
     )
