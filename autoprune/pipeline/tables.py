@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from autoprune.config import RunConfig
 from autoprune.device.target import Target, differences
@@ -19,10 +20,12 @@ from autoprune.pipeline.spaces import SpaceFile
 from autoprune.profiling.policy_timer import PolicyTimer
 from autoprune.profiling.profile import profile
 from autoprune.profiling.report import accuracy_lines
-from autoprune.records import SearchSpace
+from autoprune.quantization.calibration import calibrated, split_treatments
+from autoprune.quantization.twin import make_twin
+from autoprune.records import Policy, SearchSpace
 from autoprune.runfolder import RunFolder, samples_beside
 from autoprune.structure import Structure
-from autoprune.treatments import Treatment
+from autoprune.structure.layer_decisions import policy_of
 
 _FASTER = 0.95
 """Treated models are faster when they take at most this share of the time: noise and conversions eat smaller gains."""
@@ -129,14 +132,25 @@ def profiled_table(
 def _treatments_pay(space: SearchSpace, timer: PolicyTimer, events: Events) -> bool:
     """Measure the model with all layers treated, at its widths and at half of them, and note whether that is faster."""
     rows = whole_models(space)
+    treated = policy_of(timer.columns, rows[1], timer.layers)
     try:
         ratios = np.array(timer.time(rows, "comparing precisions", Protocol()).ratios).reshape(-1, 2)
+        _require_twin(timer.structure, treated)
     except AutopruneError as error:
         events.note(f"widths alone are searched, because the layers cannot be treated: {error}")
         return False
     full, half = ratios[:, 1] / ratios[:, 0]
     pays = bool(min(full, half) <= _FASTER)
     then = "the precision of every layer is searched, too" if pays else "widths alone are searched"
-    precision = Treatment.of_code(int(rows[1, -1])).precision
-    events.note(f"{precision} takes {full:.0%} of the fp32 latency, at half the widths {half:.0%}: {then}")
+    what = " and ".join(dict.fromkeys(map(str, treated.treatments.values())))
+    events.note(f"{what} takes {full:.0%} of the fp32 latency, at half the widths {half:.0%}: {then}")
     return pays
+
+
+def _require_twin(structure: Structure, treated: Policy) -> None:
+    """Run what scores a treated model, on the examples: raises `StructureError` now instead of in every trial."""
+    model = structure.shrink(structure.dense_policy(), prove=False).eval()
+    placement, inputs = structure.placement_in(model.captures[False].graph), tuple(structure.example_inputs)
+    int8, local = split_treatments({name: treatment.of_factors for name, treatment in treated.treatments.items()})
+    with torch.no_grad():
+        make_twin(model, placement, calibrated(model, placement, int8, inputs, local))(*inputs)

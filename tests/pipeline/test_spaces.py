@@ -24,8 +24,9 @@ def structure() -> Structure:
     return analyze(nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2)), (torch.zeros(1, 4),))
 
 
-def space_file(structure: Structure, *budgets: str, **options: str) -> SpaceFile:
-    return SpaceFile.read(RunConfig(task="digits", budgets=list(budgets) or ["50%"], **options), structure)
+def space_file(structure: Structure, *budgets: str, strategy: str = "guided", space: str = "default") -> SpaceFile:
+    config = RunConfig(task="digits", budgets=budgets or ("50%",), strategy=strategy, space=space)
+    return SpaceFile.read(config, structure)
 
 
 DENSE_ALONE = {"0.weight": [DENSE.code], "2.weight": [DENSE.code]}

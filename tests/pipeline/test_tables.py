@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from autoprune.config import RunConfig
+from autoprune.errors import StructureError
 from autoprune.latency.table import LatencyTable
+from autoprune.pipeline import tables
 from autoprune.pipeline.events import Silent
 from autoprune.pipeline.profiles import profile_table
+from autoprune.pipeline.spaces import SpaceFile
 from autoprune.runfolder import samples_beside
 from tests.measurers import SimulatedMeasurer
 
@@ -64,3 +68,16 @@ def test_measurements_for_another_seed_are_discarded(tmp_path: Path) -> None:
     profile_table(path, events, measurer=SimulatedMeasurer(), seed=1, **TINY)
     assert "which are discarded" in events.notes[1]
     assert not samples_beside(path).exists()
+
+
+def test_widths_alone_are_searched_where_no_twin_can_score_treated_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise StructureError("'stem' runs several times: keep it in fp32")
+
+    monkeypatch.setattr(tables, "calibrated", refuse)
+    events, measurer = Watching(), SimulatedMeasurer(int8_is_faster=True)
+    structure = measurer.structure
+    space = SpaceFile.read(RunConfig(task=TINY["task"]), structure).scanned()
+    timer = measurer.policy_timer(structure, layers=space.layer_names, seed=0)
+    assert not tables._treatments_pay(space, timer, events)
+    assert "cannot be treated: 'stem' runs several times" in events.notes[0]
