@@ -7,7 +7,7 @@ from autoprune.allocation.limits import fits
 from autoprune.records import SearchSpace
 from autoprune.search.refine import PER_ROUND, Refinement, steps
 from autoprune.search.sensitivity import single_unit_policies
-from autoprune.treatments import Treatment
+from autoprune.treatments import Treatment, sorted_treatments
 from tests.fakes import LIMITS, SPACE, loss_of, predict
 from tests.search.test_allocator import allocator
 from tests.search.test_surrogate import drawn, joint_loss
@@ -133,7 +133,7 @@ def test_steps_stay_in_the_space_and_near():
 
 
 def test_every_other_treatment_of_a_layer_is_one_step_away():
-    treatments = tuple(map(Treatment.parse, ("rank:8", "int8", "int8-dynamic", "fp32")))
+    treatments = sorted_treatments(map(Treatment.parse, ("rank:8", "int8", "int8-dynamic", "fp32")))
     space = SearchSpace(id="joint", levels={"unit": (2, 4, 6, 8), "a.weight": treatments})
     stepped = steps([space.largest()] * 20, space, np.random.default_rng(0))
     assert {policy.level("a.weight") for policy in stepped} == set(treatments)
