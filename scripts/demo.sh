@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a dense model to a verified Pareto front, on 5,000 real handwritten digits. About five minutes on two cores.
+# From a dense model to a verified Pareto front, on 5,000 real handwritten digits. Takes some minutes on two cores.
 # Usage: demo.sh [RUN_DIR]; the same command resumes.
 set -euo pipefail
 here=$PWD
