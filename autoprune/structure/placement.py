@@ -145,10 +145,6 @@ class Placement:
         touched = [(~self.is_int8(self._tensor[name], int8), name) for name in (*step.inputs, step.name)]
         return ~_any([fp32 & exists.get(name, True) for fp32, name in touched], int8)
 
-    def takes_place(self, boundary: Boundary, int8: Mapping[str, Array], exists: Mapping[str, Array] = _ALL) -> Array:
-        """Return whether a conversion takes place, `[P]`, among the steps that exist (see `runs_in_int8`)."""
-        return self.meets_fp32(boundary.tensor, self.sides_of(boundary), int8, exists)
-
     def meets_fp32(
         self, tensor: str, sides: Iterable[Step], int8: Mapping[str, Array], exists: Mapping[str, Array] = _ALL
     ) -> Array:

@@ -24,7 +24,8 @@ def _conversions_of_cut(structure, policy):
     placement = structure.placement_in(cut.evaluation_graph().graph)
     layers = {step.layer for step in placement.steps.values() if step.kind == "layer"}
     int8 = {name: np.array([name in policy.treatments]) for name in layers}
-    taking_place = [b.direction for b in placement.boundaries(layers) if placement.takes_place(b, int8)[0]]
+    possible = placement.boundaries(layers)
+    taking_place = [b.direction for b in possible if placement.meets_fp32(b.tensor, placement.sides_of(b), int8)[0]]
     return [taking_place.count(direction) for direction in CONVERSIONS]
 
 
