@@ -135,12 +135,13 @@ def _treatments_pay(space: SearchSpace, timer: PolicyTimer, events: Events) -> b
     treated = policy_of(timer.columns, rows[1], timer.layers)
     try:
         ratios = np.array(timer.time(rows, "comparing precisions", Protocol()).ratios).reshape(-1, 2)
-        _require_twin(timer.structure, treated)
+        full, half = ratios[:, 1] / ratios[:, 0]
+        pays = bool(min(full, half) <= _FASTER)
+        if pays:
+            _require_twin(timer.structure, treated)
     except AutopruneError as error:
         events.note(f"widths alone are searched, because the layers cannot be treated: {error}")
         return False
-    full, half = ratios[:, 1] / ratios[:, 0]
-    pays = bool(min(full, half) <= _FASTER)
     then = "the precision of every layer is searched, too" if pays else "widths alone are searched"
     what = " and ".join(dict.fromkeys(map(str, treated.treatments.values())))
     events.note(f"{what} takes {full:.0%} of the fp32 latency, at half the widths {half:.0%}: {then}")
