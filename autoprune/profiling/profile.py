@@ -42,7 +42,7 @@ Narrow = Callable[[Mapping[str, Sequence[int]]], SearchSpace]
 
 _MOST_ROUNDS = 8
 _GAIN = 0.95
-"""A round is worth its time when it takes the error below this share of the best so far."""
+"""A round is worth its time when it takes the error below this share of the best so far, or if layers are treated."""
 
 _STAGES = {SCAN: "scanning widths", FIT: "timing policies", HELD_OUT: "timing held-out policies"}
 _SCAN_SHARE, _NODE_SHARE = 0.3, 0.15
@@ -66,8 +66,8 @@ def profile(
 ) -> LatencyTable:
     """Measure a latency table on a target: first the staircase of every unit, then policies of the space.
 
-    Rounds of 40 policies follow the scan until the error of new policies no longer falls, or the time is over; one
-    round is always made. 40 further policies are held out, and the table says how well it predicts them.
+    Rounds of 40 policies follow the scan until the error of new policies no longer falls (where layers are treated: for
+    eight rounds), or the time is over; one round is always made. 40 further policies are held out for the error.
 
     Args:
         structure: The structure to profile.
@@ -268,7 +268,7 @@ class _Profile:
         )  # fmt: skip
 
     def rounds(self, prior: Mapping[Geometry, float]) -> None:
-        """Time policies that cover the entries until the error of new ones no longer falls, or the time is over."""
+        """Time policies that cover the entries, round by round, as `profile` says."""
         index = GeometryIndex(self.varying, tuple(prior))
         prior_values, geometries = np.array([*prior.values()]), tuple(prior)
         self.time(uniform_ladder(self.space), FIT)
@@ -285,7 +285,7 @@ class _Profile:
             errors.append(float(np.abs(predicted / measured - 1).mean()))
             took = self.elapsed() - start
             late = self.elapsed() + took * (1 + REMEASURED / ROUND) > self.max_seconds
-            stalled = len(errors) > 2 and min(errors[-2:]) > _GAIN * min(errors[:-2])
+            stalled = not self.space.layer_names and len(errors) > 2 and min(errors[-2:]) > _GAIN * min(errors[:-2])
             if len(errors) >= LEAST_ROUNDS and (late or stalled):
                 break
 

@@ -41,6 +41,7 @@ def test_the_precision_of_layers_is_searched_where_whole_models_are_faster_in_in
     events = Watching()
     table = profile_table(tmp_path / "table.json", events, measurer=SimulatedMeasurer(int8_is_faster=True), **TINY)
     assert table.layers
+    assert table.counts["fit"] >= 8 * 40, "so many more entries than widths alone have take all rounds"
     assert events.notes[0].startswith("int8 takes ")
     assert events.notes[0].endswith("the precision of every layer is searched, too")
 
