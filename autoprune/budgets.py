@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from numbers import Real
 from typing import Any
 
 from autoprune.errors import BudgetError, unknown_name
@@ -222,12 +223,34 @@ def alternatives(budgets: Sequence[Budget]) -> tuple[Budget, ...]:
     return tuple(dict.fromkeys(timed)) or (Budget(bounds=always),)
 
 
-def latency_limit_ms(text: str, dense_ms: float) -> float:
-    """Read a latency in milliseconds, from a share of `dense_ms` or a time; `BudgetError` for another cost."""
-    bound = Bound.parse(text)
-    if bound.cost != "latency":
-        raise BudgetError(f"a latency is a share of the dense model's or a time; got {text!r}. Write `50%` or `1.2ms`.")
-    return bound.most(dense_ms)
+def most_of(cost: str, amount: str | float, dense: float) -> float:
+    """Read the most that a model may take of one cost.
+
+    Args:
+        cost: as budgets name it: `latency`, `params`, `macs`, `bytes` or `activation_bytes`.
+        amount: a number of milliseconds, parameters, multiplications or bytes, or a text such as `50%` or `1MB`.
+        dense: the same cost of the dense model.
+
+    Returns:
+        The maximum: milliseconds for latency, a count for the others.
+
+    Raises:
+        BudgetError: for a text of another cost, or an amount that is not above 0 and finite.
+
+    Example:
+        >>> most_of("latency", "50%", dense=0.8), most_of("bytes", "1MB", dense=9e6), most_of("latency", 0.5, dense=0.8)
+        (0.4, 1000000.0, 0.5)
+    """
+    if isinstance(amount, Real) and not isinstance(amount, bool):
+        return Bound(cost=cost, number=float(amount), unit="ms" if cost == "latency" else "").most(dense)
+    text = str(amount)
+    bound = Bound.parse(text if ":" in text or cost == "latency" else f"{cost}:{text}")
+    if bound.cost != cost:
+        unit = "`50%` or `1.2ms`" if cost == "latency" else f"`50%` or a number of {cost}"
+        raise BudgetError(
+            f"a limit on {cost} is a share of the dense model's or an amount; got {text!r}. Write {unit}."
+        )
+    return bound.most(dense)
 
 
 def _plain(number: float) -> str:

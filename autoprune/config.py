@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import inspect
 import itertools
 import math
@@ -10,10 +11,10 @@ import os
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 from yaml.composer import ComposerError
 
 from autoprune.budgets import Budget, ScoreBudget, alternatives, parse_budget
@@ -43,6 +44,15 @@ _FIRST_LATENCY = "50%"
 _SCHEMA = 1  # of `run.yaml`, as the run folder writes it: a file of another version may mean something else
 
 
+def as_list(value: Any) -> Any:
+    """Return one text or whole number as a list of one element, and anything else as it is."""
+    return (value,) if isinstance(value, (str, int)) and not isinstance(value, bool) else value
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(as_list)]
+"""A list of texts; one text counts as a list of one."""
+
+
 class RunConfig(BaseModel):
     """Everything that decides what a search does. Unknown keys are rejected."""
 
@@ -66,7 +76,7 @@ class RunConfig(BaseModel):
     """Batch size that latency is measured at."""
     precision: Literal["fp32", "int8"] = "fp32"
     """Arithmetic of the deployed model: fp32, or int8 by static quantization."""
-    budgets: tuple[str, ...] = Field(default=("50%", "33%"), min_length=1)
+    budgets: Texts = Field(default=("50%", "33%"), min_length=1)
     """Limits on the cost of a model: a share of the dense latency (`50%`), a time (`1.2ms`), another cost (`bytes:1MB`,
     `params:50%`, `macs:10M`, `activation_bytes:100kB`), or several limits joined by commas (`50%,bytes:1MB`). Budgets
     that limit latency are alternatives, each of which gives models; one that names no latency is added to every one of
@@ -266,8 +276,13 @@ def validation_message(source: object, error: ValidationError, known: Iterable[s
         where = f"{key}: " if key else ""
         if problem["type"] == "extra_forbidden":
             names = nested if len(problem["loc"]) > 1 else known
-            parts.append(f"unknown key {key!r} (known: {', '.join(names)})")
+            parts.append(f"unknown key {key!r}{_nearest(problem['loc'][-1], names)} (known: {', '.join(names)})")
         else:
             rule = problem["msg"].removeprefix("Value error, ")
             parts.append(f"{where}{rule}" if "; got" in rule else f"{where}{rule}, got {problem['input']!r}")
     return f"{source}: " + "; ".join(parts)
+
+
+def _nearest(name: object, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(name).replace("-", "_"), list(known), n=1)
+    return f". Did you mean {close[0]!r}?" if close else ""

@@ -5,12 +5,15 @@ Arrays are one-dimensional and of equal length, one entry per model. NaN and inf
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from autoprune.budgets import Limit
 from autoprune.errors import UsageError
+from autoprune.records import COSTS
 from autoprune.trials import FrontModel
 
 Floats = npt.ArrayLike
@@ -96,39 +99,41 @@ def knee(latency_ms: Floats, score: Floats) -> int:
 def pick(
     models: Sequence[FrontModel],
     *,
-    max_latency_ms: float | None = None,
+    limit: Limit | None = None,
     min_score: float | None = None,
     knee: bool = False,
+    cost: str = "latency_ms",
 ) -> FrontModel:
-    """Choose one model: the best score within `max_latency_ms`, else the fastest with `min_score`, or the knee.
+    """Choose one model: the best score within a limit on costs, else the cheapest with `min_score`, or the knee.
 
     Latency is the measured one where a model was measured, otherwise the predicted one. The limits also restrict the
     knee.
 
     Args:
         models: the models to choose from.
-        max_latency_ms: largest latency in milliseconds.
+        limit: the most that the model may cost.
         min_score: smallest score on validation data.
-        knee: choose the best compromise of latency and score, see `knee`.
+        knee: choose the best compromise of cost and score, see `knee`.
+        cost: one of `records.COSTS`: the cost of the cheapest model and of the knee.
 
     Raises:
         UsageError: when no limit and no knee was asked for, or no model qualifies (the message names the nearest one).
     """
-    if max_latency_ms is None and min_score is None and not knee:
-        raise UsageError("say which model to pick: give a largest latency, a smallest score, or ask for the knee")
+    if limit is None and min_score is None and not knee:
+        raise UsageError("say which model to pick: give a largest cost, a smallest score, or ask for the knee")
     if not models:
         raise UsageError("the front holds no models yet; let the search finish first")
-    fitting = [m for m in models if max_latency_ms is None or latency_of(m) <= max_latency_ms]
+    fitting = [m for m in models if limit is None or _excess(m, limit) <= 1]
     if not fitting:
-        raise _too_slow(models, max_latency_ms)
+        raise _too_dear(models, limit)
     good = [m for m in fitting if min_score is None or m.score >= min_score]
     if not good:
-        raise _too_poor(fitting, min_score, max_latency_ms)
+        raise _too_poor(fitting, min_score, limit)
     if knee:
-        return good[_knee_of(good)]
-    if max_latency_ms is None:
-        return min(good, key=lambda m: (latency_of(m), -m.score))
-    return max(good, key=lambda m: (m.score, -latency_of(m)))
+        return good[_knee_of(good, cost)]
+    if limit is None:
+        return min(good, key=lambda m: (cost_of(m, cost), -m.score))
+    return max(good, key=lambda m: (m.score, -cost_of(m, cost)))
 
 
 def latency_of(model: FrontModel) -> float:
@@ -136,24 +141,40 @@ def latency_of(model: FrontModel) -> float:
     return model.latency_ms_predicted if model.latency_ms_measured is None else model.latency_ms_measured
 
 
-def _knee_of(models: Sequence[FrontModel]) -> int:
-    return knee([latency_of(m) for m in models], [m.score for m in models])
+def cost_of(model: FrontModel, cost: str) -> float:
+    """Return one of `records.COSTS` of a model; infinite where an older version of autoprune did not count it."""
+    value = latency_of(model) if cost == "latency_ms" else getattr(model, cost)
+    return math.inf if value is None else float(value)
 
 
-def _too_slow(models: Sequence[FrontModel], max_latency_ms: float | None) -> UsageError:
-    nearest = min(models, key=latency_of)
+def _excess(model: FrontModel, limit: Limit) -> float:
+    """Return the largest cost of a model as a share of its maximum."""
+    return max(cost_of(model, name) / most for name, most in zip(COSTS, limit.most, strict=True))
+
+
+def _knee_of(models: Sequence[FrontModel], cost: str) -> int:
+    return knee([cost_of(m, cost) for m in models], [m.score for m in models])
+
+
+def _shown(model: FrontModel, limit: Limit | None) -> str:
+    """Write the costs of a model that a limit is about; its latency without one."""
+    return (limit or Limit.of(latency_ms=1)).shown(cost_of(model, name) for name in COSTS)
+
+
+def _too_dear(models: Sequence[FrontModel], limit: Limit | None) -> UsageError:
+    nearest = min(models, key=lambda m: _excess(m, limit) if limit else latency_of(m))
     return UsageError(
-        f"no model takes at most {max_latency_ms:g} ms; the fastest is {nearest.digest} with "
-        f"{latency_of(nearest):.4g} ms. Allow more, or search with a smaller budget."
+        f"no model takes at most {limit}; the nearest is {nearest.digest} with {_shown(nearest, limit)}. "
+        "Allow more, or search with a smaller budget."
     )
 
 
-def _too_poor(models: Sequence[FrontModel], min_score: float | None, max_latency_ms: float | None) -> UsageError:
+def _too_poor(models: Sequence[FrontModel], min_score: float | None, limit: Limit | None) -> UsageError:
     nearest = max(models, key=lambda m: m.score)
-    within = "" if max_latency_ms is None else f" within {max_latency_ms:g} ms"
+    within = "" if limit is None else f" within {limit}"
     return UsageError(
-        f"no model{within} scores at least {min_score:g}; the best is {nearest.digest} with {nearest.score:.4g} "
-        f"at {latency_of(nearest):.4g} ms. Ask for less, or search with a larger budget or effort."
+        f"no model{within} scores at least {min_score:.4g}; the best is {nearest.digest} with {nearest.score:.4g} "
+        f"at {_shown(nearest, limit)}. Ask for less, or search with a larger budget or effort."
     )
 
 

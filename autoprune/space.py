@@ -24,11 +24,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from autoprune.config import read_yaml, validation_message, without_booleans
+from autoprune.config import Texts, as_list, read_yaml, validation_message, without_booleans
 from autoprune.errors import ConfigError, PolicyError, unknown_name
 from autoprune.records import SearchSpace, Unit, digest_of
 from autoprune.treatments import DENSE, PRECISIONS, Layer, Level, Treatment, level_to_json, sorted_treatments
@@ -53,7 +53,7 @@ class LevelRule(BaseModel):
     max_keep: float | None = Field(default=None, gt=0, le=1)
     multiple_of: int | None = Field(default=None, ge=1)
     steps: int | None = Field(default=None, ge=1)
-    levels: tuple[int, ...] | Literal["efficient"] | None = Field(default=None)
+    levels: Annotated[tuple[int, ...], BeforeValidator(as_list)] | Literal["efficient"] | None = Field(default=None)
     removable: bool | None = Field(default=None)
 
     @field_validator(*_WIDTH_KEYS, "levels", mode="before")
@@ -76,10 +76,10 @@ class SpaceSpec(LevelRule):
     """Content of a search-space file."""
 
     description: str = ""
-    include: tuple[str, ...] = ("*",)
-    exclude: tuple[str, ...] = ()
+    include: Texts = ("*",)
+    exclude: Texts = ()
     overrides: dict[str, LevelRule] = Field(default_factory=dict)
-    treatments: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    treatments: dict[str, Texts] = Field(default_factory=dict)
     treat_if_faster: bool = False
 
     @field_validator("treatments")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoprune.budgets import Bound, Budget, Limit, ScoreBudget, alternatives, latency_limit_ms, parse_budget
+from autoprune.budgets import Bound, Budget, Limit, ScoreBudget, alternatives, most_of, parse_budget
 from autoprune.errors import BudgetError, UsageError
 from autoprune.records import COSTS
 
@@ -175,10 +175,10 @@ def test_a_limit_knows_its_costs() -> None:
 
 
 def test_a_latency_alone() -> None:
-    assert latency_limit_ms("50%", 2.0) == 1.0
-    assert latency_limit_ms("800us", 2.0) == pytest.approx(0.8)
-    with pytest.raises(BudgetError, match="a latency is a share"):
-        latency_limit_ms("bytes:1MB", 2.0)
+    assert most_of("latency", "50%", 2.0) == 1.0
+    assert most_of("latency", "800us", 2.0) == pytest.approx(0.8)
+    with pytest.raises(BudgetError, match="a limit on latency is a share"):
+        most_of("latency", "bytes:1MB", 2.0)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_the_configuration_survives_its_own_file() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"tsak": "digits"}, r"unknown key 'tsak' \(known: task, model"),
+        ({"tsak": "digits"}, r"unknown key 'tsak'. Did you mean 'task'\? \(known: task, model"),
         ({"effort": "tiny"}, "effort: .*'small', 'medium' or 'large'"),
         ({"workers": 0}, "workers: .*greater than or equal to 1, got 0"),
         ({"budgets": []}, "budgets: .*at least 1 item"),
@@ -43,6 +43,12 @@ def test_the_configuration_survives_its_own_file() -> None:
 def test_wrong_options(given: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(None, given)
+
+
+def test_one_text_is_a_list_of_one(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("budgets: 50%,bytes:1MB\n")
+    assert load_config(tmp_path / "run.yaml", {}).budgets == ("50%,bytes:1MB",)
+    assert load_config(None, {"budgets": "1.2ms"}).budgets == ("1.2ms",)
 
 
 @pytest.mark.parametrize("budget", ["0", "-1ms", "50", "abc", "bytes:0"])

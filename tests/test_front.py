@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autoprune.budgets import Limit
 from autoprune.errors import UsageError
 from autoprune.front import hypervolume, knee, non_dominated, pick
 from autoprune.records import Policy
@@ -106,23 +108,39 @@ def model(name, score, predicted, measured=None):
     )
 
 
+def ms(most):
+    return Limit.of(latency_ms=most)
+
+
 MODELS = [model("small", 0.8, 1.0), model("middle", 0.9, 1.2, measured=1.5), model("large", 0.92, 4.0)]
 
 
 def test_pick():
-    assert pick(MODELS, max_latency_ms=1.6).digest == "middle"
-    assert pick(MODELS, max_latency_ms=1.3).digest == "small", "the measured latency counts"
+    assert pick(MODELS, limit=ms(1.6)).digest == "middle"
+    assert pick(MODELS, limit=ms(1.3)).digest == "small", "the measured latency counts"
     assert pick(MODELS, min_score=0.85).digest == "middle"
-    assert pick(MODELS, min_score=0.85, max_latency_ms=9).digest == "large"
+    assert pick(MODELS, min_score=0.85, limit=ms(9)).digest == "large"
     assert pick(MODELS, knee=True).digest == "middle"
-    assert pick(MODELS, knee=True, max_latency_ms=1.1).digest == "small"
+    assert pick(MODELS, knee=True, limit=ms(1.1)).digest == "small"
+
+
+def test_pick_limits_every_cost_and_counts_an_unknown_one_as_too_dear():
+    sized = [replace(m, bytes=size, params=size // 4) for m, size in zip(MODELS, (400, 800, 1200), strict=True)]
+    assert pick(sized, limit=Limit.of(bytes=1000)).digest == "middle"
+    assert pick(sized, limit=Limit.of(bytes=1000, latency_ms=1.2)).digest == "small"
+    assert pick(sized[::-1], min_score=0.5, cost="bytes").digest == "small"
+    assert pick(sized, knee=True, cost="params").digest == "middle"
+    with pytest.raises(UsageError, match="at most 300 bytes; the nearest is small with 400 bytes"):
+        pick(sized, limit=Limit.of(bytes=300))
+    with pytest.raises(UsageError, match="no model takes at most 9 activation bytes"):
+        pick(sized, limit=Limit.of(activation_bytes=9))
 
 
 def test_pick_says_what_is_nearest():
-    with pytest.raises(UsageError, match=r"at most 0.5 ms; the fastest is small with 1 ms"):
-        pick(MODELS, max_latency_ms=0.5)
+    with pytest.raises(UsageError, match=r"at most 0.5 ms; the nearest is small with 1 ms"):
+        pick(MODELS, limit=ms(0.5))
     with pytest.raises(UsageError, match=r"within 2 ms scores at least 0.95; the best is middle with 0.9 at 1.5 ms"):
-        pick(MODELS, max_latency_ms=2, min_score=0.95)
+        pick(MODELS, limit=ms(2), min_score=0.95)
     with pytest.raises(UsageError, match="say which"):
         pick(MODELS)
     with pytest.raises(UsageError, match="no models yet"):

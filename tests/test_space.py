@@ -28,6 +28,12 @@ def test_steps_are_rounded_up_to_multiples() -> None:
     assert levels(multiple_of=8, steps=2)["body.1"] == (16, 20)
 
 
+def test_one_entry_is_a_list_of_one() -> None:
+    one = SpaceSpec.model_validate({"include": "body.*", "exclude": "*.1", "levels": 16, "treatments": {"*": "fp32"}})
+    many = {"include": ["body.*"], "exclude": ["*.1"], "levels": [16], "treatments": {"*": ["fp32"]}}
+    assert one == SpaceSpec.model_validate(many)
+
+
 def test_include_and_exclude() -> None:
     widths = levels(include=["body.*"], exclude=["*.1"], multiple_of=16)
     assert widths == {"stem": (16,), "body.0": (16, 32), "body.1": (20,)}
@@ -105,10 +111,10 @@ def test_spaces_that_make_no_sense(keys: dict[str, object], message: str) -> Non
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("keep: 0.5\n", r"space.yaml: unknown key 'keep' \(known: min_keep"),
+        ("keep: 0.5\n", r"space.yaml: unknown key 'keep'. Did you mean 'min_keep'\? \(known: min_keep"),
         (
             "overrides:\n  '*': {step: 3}\n",
-            r"unknown key 'overrides.\*.step' \(known: min_keep, max_keep, multiple_of, steps, levels, removable\)",
+            r"unknown key 'overrides.\*.step'. Did you mean 'steps'\? \(known: min_keep, .*, levels, removable\)",
         ),
         ("min_keep: 2\n", "min_keep: .*less than or equal to 1, got 2"),
         ("a: [1\nb: 2\n", "space.yaml, line 2: not valid YAML"),

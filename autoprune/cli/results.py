@@ -66,18 +66,26 @@ def front(
 def pick(
     run_dir: RunDir,
     max_latency: Annotated[str | None, typer.Option("--max-latency", help="Such as 1.2ms, or 50% of dense.")] = None,
+    max_params: Annotated[str | None, typer.Option("--max-params", help="Such as 50k, or 50% of dense.")] = None,
+    max_macs: Annotated[str | None, typer.Option("--max-macs", help="Multiply-adds of one example, as 10M.")] = None,
+    max_bytes: Annotated[str | None, typer.Option("--max-bytes", help="Of the weights, such as 1MB.")] = None,
+    max_activation_bytes: Annotated[
+        str | None, typer.Option("--max-activation-bytes", help="Peak of one example, such as 100kB.")
+    ] = None,
     min_score: Annotated[float | None, typer.Option("--min-score", help="Least score on validation data.")] = None,
+    max_drop: Annotated[
+        str | None, typer.Option("--max-drop", help="Score below the dense model's: 0.01, or 1% of the dense score.")
+    ] = None,
     knee: Annotated[bool, typer.Option("--knee", help="The best compromise.")] = False,
 ) -> None:
     """Pick a model off the front; prints its record as JSON."""
-    from autoprune.budgets import BUDGET_TOLERANCE, latency_limit_ms
     from autoprune.pipeline.document import to_json
     from autoprune.pipeline.run import Run
 
-    run = Run.open(run_dir)
-    dense_ms = run.document["dense"]["latency_ms_measured"]
-    limit = latency_limit_ms(max_latency, dense_ms) * (1 + BUDGET_TOLERANCE) if max_latency else None
-    candidate = run.pick(max_latency_ms=limit, min_score=min_score, knee=knee)
+    candidate = Run.open(run_dir).pick(
+        max_latency=max_latency, max_params=max_params, max_macs=max_macs, max_bytes=max_bytes,
+        max_activation_bytes=max_activation_bytes, min_score=min_score, max_drop=max_drop, knee=knee,
+    )  # fmt: skip
     print(json.dumps(to_json(candidate.record) | {"onnx": str(candidate.onnx_path)}, indent=1))
 
 

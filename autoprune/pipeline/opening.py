@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.config import RunConfig
-from autoprune.errors import UsageError
+from autoprune.errors import UsageError, unknown_name
 from autoprune.pipeline.configuration import check_cluster, check_names, resolve, with_absolute_paths
 from autoprune.pipeline.run import OBJECT_TASK, open_task
 from autoprune.pipeline.studies import study_location
@@ -17,6 +17,9 @@ from autoprune.runfolder import RunFolder
 from autoprune.study.location import StudyLocation
 from autoprune.study.storage import check_storage, sole_controller
 from autoprune.task.base import Task
+
+_ARGUMENTS = ("config_file", "events", "fresh", "measurer", "run_dir")
+"""Arguments of `search` that are no options of a configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,9 @@ def opened_run(
     Raises:
         AutopruneError: with one clear message, for anything that cannot work.
     """
+    for name in options:
+        if name not in RunConfig.model_fields:
+            raise unknown_name("option", name, [*RunConfig.model_fields, *_ARGUMENTS])
     own = task if isinstance(task, Task) else None
     named = {"task": OBJECT_TASK, "executor": "inline"} if own else {"task": task} if task else {}
     folder = RunFolder(Path(run_dir))

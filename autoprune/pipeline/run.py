@@ -8,10 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autoprune.budgets import Limit
 from autoprune.config import RunConfig, load_config
 from autoprune.errors import RunFolderError, UsageError
 from autoprune.front import latency_of, pick
 from autoprune.pipeline.document import from_json
+from autoprune.pipeline.picking import cost_limit, least_score
 from autoprune.runfolder import RunFolder, read_json, write_atomic
 from autoprune.trials import FrontModel
 
@@ -129,11 +131,53 @@ class Run:
         return frame.loc[latency.argsort()].reset_index(drop=True)
 
     def pick(
-        self, *, max_latency_ms: float | None = None, min_score: float | None = None, knee: bool = False
+        self,
+        *,
+        max_latency: str | float | None = None,
+        max_latency_ms: float | None = None,
+        max_params: str | float | None = None,
+        max_macs: str | float | None = None,
+        max_bytes: str | float | None = None,
+        max_activation_bytes: str | float | None = None,
+        min_score: float | None = None,
+        max_drop: str | float | None = None,
+        knee: bool = False,
     ) -> Candidate:
-        """Choose a model of the front: the best within a latency, the fastest with a score, or the knee."""
-        record = pick(self.models, max_latency_ms=max_latency_ms, min_score=min_score, knee=knee)
-        return Candidate(run=self, record=record)
+        """Choose a model of the front: the best within limits on its costs, the cheapest with a score, or the knee.
+
+        Args:
+            max_latency: `"50%"` of the dense model's, `"1.2ms"`, or a number of milliseconds; a measured latency may
+                pass it by 1 %, as it may pass a budget.
+            max_latency_ms: milliseconds, to the last digit.
+            max_params: `"50%"` of the dense model's, `"50k"`, or a number; likewise the others.
+            max_macs: multiply-adds of one example.
+            max_bytes: of the weights, such as `"1MB"`.
+            max_activation_bytes: peak of one example.
+            min_score: least score on validation data.
+            max_drop: how far that score may lie below the dense model's: `0.01`, or `"1%"` of the dense score.
+            knee: choose the best compromise of cost and score within the limits.
+
+        Raises:
+            UsageError: when nothing was asked for, or no model qualifies (the message names the nearest one).
+
+        Example:
+            >>> run = autoprune.Run.open("runs/digits")             # doctest: +SKIP
+            >>> run.pick(max_latency="50%", max_drop=0.01).digest   # doctest: +SKIP
+        """
+        dense = self.document["dense"]
+        amounts = {
+            "latency": max_latency,
+            "params": max_params,
+            "macs": max_macs,
+            "bytes": max_bytes,
+            "activation_bytes": max_activation_bytes,
+        }
+        limit = cost_limit(dense, amounts)
+        if max_latency_ms is not None:
+            exact = Limit.of(latency_ms=max_latency_ms)
+            limit = exact if limit is None else Limit(most=tuple(map(min, limit.most, exact.most)))
+        least = least_score(dense["score"], min_score, max_drop)
+        return Candidate(run=self, record=pick(self.models, limit=limit, min_score=least, knee=knee))
 
     def candidate(self, digest: str) -> Candidate:
         """A model of this run by its digest or the beginning of it."""

@@ -20,7 +20,7 @@ from curves import Row, append_row, curve, missing_points, read_rows
 from peer_methods import METHODS, Peer
 from torch import nn
 
-from autoprune.budgets import latency_limit_ms
+from autoprune.budgets import most_of
 from autoprune.device.connect import make_target
 from autoprune.device.timing import Timings
 from autoprune.export.onnx_file import export_candidate
@@ -102,7 +102,7 @@ class Stopwatch:
 
     def limit(self, budget: str) -> float:
         """The latency ratio that a budget, relative or in milliseconds, allows."""
-        return latency_limit_ms(budget, self._dense_ms) / self._dense_ms
+        return most_of("latency", budget, self._dense_ms) / self._dense_ms
 
     def export(self, model: nn.Module) -> Path:
         """The model as an ONNX file."""

@@ -187,9 +187,11 @@ class TestFinished:
         assert run(monkeypatch, "pick", path, "--knee") == 0
         picked = json.loads(capsys.readouterr().out)
         assert Path(picked["onnx"]).is_file()
+        assert run(monkeypatch, "pick", path, "--max-bytes", "100%", "--max-drop", "100%") == 0
+        assert json.loads(capsys.readouterr().out)["score"] == max(m.score for m in finished.models)
         assert run(monkeypatch, "pick", path, "--max-latency", "1us") == 2
         assert run(monkeypatch, "pick", path, "--max-latency", "bytes:1MB") == 2
-        assert "a latency is a share" in capsys.readouterr().err
+        assert "a limit on latency is a share" in capsys.readouterr().err
         assert run(monkeypatch, "pick", path) == 2
 
     def test_report_and_export(
