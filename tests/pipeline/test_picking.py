@@ -54,8 +54,9 @@ def test_python_picks_as_the_command_line_does(finished: autoprune.Run) -> None:
     best = max(finished.models, key=lambda m: m.score)
     dense = finished.document["dense"]
     assert finished.pick(max_drop="100%", max_latency="100%").digest == best.digest
-    assert finished.pick(max_bytes="100%", max_latency_ms=finished.models[0].latency_ms_measured).record == (
-        finished.models[0]
+    assert (
+        finished.pick(max_bytes="100%", max_latency_ms=finished.models[0].latency_ms_measured).record
+        == (finished.models[0])
     )
     assert finished.pick(max_drop=dense["score"] - best.score).record.score >= best.score
     with pytest.raises(UsageError, match=r"no model takes at most .* ms, 4 bytes; the nearest"):
