@@ -96,3 +96,13 @@ class Staircase:
     latency_ms: tuple[float, ...]
     sd_ms: tuple[float, ...]
     useful: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a plain JSON value."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Staircase:
+        """Build the value that `to_json` wrote."""
+        fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in value.items()}
+        return cls(**fields)

@@ -8,6 +8,7 @@ finetune_recipe.json    how pruned models are trained, found by a test where the
 settled.json            error of the table for the best candidates, when the search was over
 sensitivity.json        loss of every unit at each level with all others full, and which of it was measured
 latency_table.json      the table that predicted every latency
+latency_parts.json      what the table says about the model: staircases of units, predicted time of each layer
 latency_table.samples.jsonl  measurements of a table in the making, gone when it is written
 study.db                Optuna studies, one for each fidelity; or study.json, which says where they are
 front.json              the result
@@ -131,6 +132,11 @@ class RunFolder:
     def table(self) -> Path:
         """Latency table."""
         return self.path / "latency_table.json"
+
+    @property
+    def latency_parts(self) -> Path:
+        """Staircases of units, and the predicted time of each layer in the dense model and in those of the front."""
+        return self.path / "latency_parts.json"
 
     @property
     def study(self) -> Path:

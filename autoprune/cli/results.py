@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from autoprune.cli.options import Policy, RunDir, out, say
 from autoprune.errors import UsageError
+
+if TYPE_CHECKING:
+    from autoprune.report import RunView
 
 
 def show(run_dir: Path) -> None:
@@ -119,14 +123,23 @@ def verify(run_dir: RunDir, policy: Policy) -> None:
 
 
 def report(
-    run_dir: RunDir, destination: Annotated[Path | None, typer.Option("--out", help="HTML file to write.")] = None
+    run_dirs: Annotated[list[Path], typer.Argument(help="Run folders; several are compared in one page.")],
+    destination: Annotated[Path | None, typer.Option("--out", help="HTML file to write.")] = None,
 ) -> None:
-    """Write a self-contained HTML page of a run."""
-    from autoprune.pipeline import Run
-    from autoprune.report import write_html
-    from autoprune.runfolder import RunFolder, read_json
+    """Write a self-contained HTML page of a run, finished or not, or of several beside each other."""
+    from autoprune.report import write_report
+    from autoprune.runfolder import RunFolder
 
-    folder = RunFolder(run_dir)
-    document = read_json(folder.front)
-    path = write_html(document, Run(folder).config.model_dump(), destination or folder.report)
+    path = write_report(_views(run_dirs), destination or RunFolder(run_dirs[0]).report)
     say(str(path))
+
+
+def _views(run_dirs: Sequence[Path]) -> list[RunView]:
+    """Read runs for a page; `RunFolderError` when a folder holds none."""
+    from autoprune.pipeline import Run
+    from autoprune.pipeline.studies import study_location
+    from autoprune.report import read_run
+    from autoprune.runfolder import RunFolder
+
+    runs = [Run(RunFolder(run_dir)) for run_dir in run_dirs]
+    return [read_run(run.folder, run.config.model_dump(), study_location(run.config, run.folder)) for run in runs]

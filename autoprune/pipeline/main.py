@@ -24,6 +24,7 @@ from autoprune.pipeline.executors import executor_of
 from autoprune.pipeline.exploration import Exploration, explore, search_passes, search_plan
 from autoprune.pipeline.finalists import finish
 from autoprune.pipeline.identity import note_workers
+from autoprune.pipeline.latency_parts import keep_latency_parts
 from autoprune.pipeline.measurer import DeviceMeasurer, Measurer
 from autoprune.pipeline.metric import doubt_metric
 from autoprune.pipeline.opening import opened_run
@@ -39,7 +40,6 @@ from autoprune.records import SearchSpace
 from autoprune.report import score_budget_lines
 from autoprune.runfolder import RunFolder, read_json, write_json
 from autoprune.search.effort import Effort
-from autoprune.search.explore import Search
 from autoprune.search.strategies import JOINT, Strategy
 from autoprune.study.location import SharedStorage, StudyLocation
 from autoprune.task.base import Task
@@ -178,7 +178,8 @@ def search_prepared(
         costs, outcome = exploration.costs, exploration.outcome
         channels = scoring_passes(config, folder, dense_model.task)
         passes = search_passes(outcome, effort, dense_model.task, executor.slots, channels) | recipe_passes(folder)
-    unmet = _unmet_budgets(_asked(config), models, events)
+    in_int8 = dense_in_int8(plan, costs, deployment)
+    keep_latency_parts(folder, costs, [*models, *([in_int8] if in_int8 else [])])
     document = front_document(
         models,
         dense_entry(prepared.dense_score, dense_test_score, dense_model, costs),
@@ -188,12 +189,12 @@ def search_prepared(
     ) | {
         "budgets": list(config.budgets),
         "space_id": plan.space.id,
-        **_layer_entries(plan, costs, deployment),
+        **_layer_entries(plan.space, in_int8),
         "search_sample_passes": passes,
         "rungs": rung_scores(outcome.results, _names(effort), costs.limits, uniform_baselines(plan, costs)),
         "rank_correlations": [correlation.to_json() for correlation in outcome.correlations],
-        "unmet_budgets": unmet,
-        "score_budgets": _score_answers(scores, models, dense_model.task, events),
+        "unmet_budgets": _unmet_budgets(_asked(config), models, events),
+        **_score_entries(scores, models, dense_model.task, events),
         "finetune_recipe": asdict(dense_model.task.tuning_recipe),
         "form": {key: read_json(folder.form)[key] for key in ("name", "reason", "notes")},
         "not_reconstructed": dense_model.not_reconstructed if config.reconstruct else (),
@@ -242,21 +243,25 @@ def _score_searches(config: RunConfig, prepared: Prepared) -> list[ScoreSearch]:
     ]
 
 
-def _layer_entries(plan: Search, costs: CostModel, deployment: Deployment) -> dict[str, Any]:
+def _layer_entries(space: SearchSpace, in_int8: FrontModel | None) -> dict[str, Any]:
     """Return the entries of `front.json` about treated layers; none where the space has only widths."""
-    layers, in_int8 = len(plan.space.layer_names), dense_in_int8(plan, costs, deployment)
+    layers = len(space.layer_names)
     return ({"layers": layers} if layers else {}) | ({"dense_in_int8": to_json(in_int8)} if in_int8 else {})
 
 
-def _score_answers(
+def _score_entries(
     scores: Sequence[ScoreSearch], models: Sequence[FrontModel], task: Task, events: Events
-) -> list[dict[str, Any]]:
-    """Return the entries of the budgets by score, and note each."""
+) -> dict[str, Any]:
+    """Return the entries of `front.json` about scores, and note the answer to every budget by score.
+
+    `score_examples` says how many examples the scores are shares of; it is empty where they are no shares.
+    """
     shares = task.metric is None and task.classifies  # the score is the share of examples that are classified right
-    answers = [search.entry(models, length(task.val_set) if shares else None) for search in scores]
+    examples = {"validation": length(task.val_set), "test": length(task.test_set)} if shares else {}
+    answers = [search.entry(models, examples.get("validation")) for search in scores]
     for line in score_budget_lines({"score_budgets": answers}):
         events.note(line)
-    return answers
+    return {"score_budgets": answers, "score_examples": examples}
 
 
 def _spent(folder: RunFolder) -> float:

@@ -2,7 +2,8 @@
 
 from autoprune.report.checks import basis_line, check_header, check_row, estimate_table
 from autoprune.report.console import ConsoleEvents
-from autoprune.report.html import write_html
+from autoprune.report.html import write_report
+from autoprune.report.runview import RunView, read_run
 from autoprune.report.tables import (
     fixed_table,
     form_lines,
@@ -18,6 +19,7 @@ from autoprune.report.tables import (
 
 __all__ = [
     "ConsoleEvents",
+    "RunView",
     "basis_line",
     "check_header",
     "check_row",
@@ -28,9 +30,10 @@ __all__ = [
     "layer_lines",
     "layer_table",
     "prediction_line",
+    "read_run",
     "rung_table",
     "score_budget_lines",
     "trust_lines",
     "unit_table",
-    "write_html",
+    "write_report",
 ]

@@ -1,174 +1,152 @@
-"""A self-contained page of one run: the front, the baselines, the policies, the error of the prediction."""
+"""A self-contained page of one run, or of several beside each other."""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autoprune.report.plots import Plot
-from autoprune.report.tables import (
-    all_rungs,
-    form_lines,
-    layer_lines,
-    prediction_line,
-    score_budget_lines,
-    shown_ms,
-    trust_lines,
-)
+from autoprune.report.amounts import shown_bytes, shown_time
+from autoprune.report.cards import MODEL_HEADER, card, kind_text, model_rows
+from autoprune.report.comparison import comparison_section
+from autoprune.report.fragments import Section, missing, paragraphs, table
+from autoprune.report.front_plot import front_plot, is_measured, model_key
+from autoprune.report.page import page
+from autoprune.report.runview import RunView
+from autoprune.report.search_plots import search_section, trouble_section
+from autoprune.report.table_plots import device_section
+from autoprune.report.tables import form_lines, layer_lines, score_budget_lines, shown_ms
 from autoprune.runfolder import write_atomic
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2rem auto; padding: 0 1rem; color: #1b1f24; }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .8rem; border-bottom: 1px solid #d8dee4; text-align: right; }
-th:first-child, td:first-child { text-align: left; }
-code { font-size: 13px; }
+_CONTROLS = """<div id="controls" class="controls" role="group" aria-label="Choice of a model" hidden>
+<label>Budget by <select id="budget-by"><option value="latency">latency</option><option value="score">score</option>
+<option value="bytes">bytes</option></select></label>
+<label class="wide">Budget <input id="budget" type="range" min="0" max="1000" step="1" value="1000"></label>
+<label>or a model <select id="model"></select></label>
+<label>Latency axis <select id="x-scale"><option value="linear">linear</option>
+<option value="log">logarithmic</option></select></label>
+<label>Score of <select id="score-of"><option value="validation">validation data</option>
+<option value="test">test data</option></select></label>
+<output id="budget-text" for="budget budget-by">Move the budget to pick a model.</output>
+</div>
 """
 
 
-_KINDS = {"uniform": "uniform ", "int8": "dense in int8 "}
-"""Words before the digests of baselines."""
-
-
-def write_html(document: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> Path:
-    """Write the page, atomically; it needs no network and no other file."""
-    measured = _is_measured(document)
-    how = "measured beside the dense model" if measured else "predicted: the latency table is of another device"
-    parts = [
-        f"<h1>{html.escape(str(config['task']))} on {html.escape(str(config['target']))}</h1>",
-        f"<p>Strategy <code>{html.escape(str(config['strategy']))}</code>, {config['threads']} thread(s), "
-        f"batch {config['batch']}, seed {config['seed']}. Every latency was {how}.</p>",
-        *(f"<p>{html.escape(line)}</p>" for line in layer_lines(document)),
-        front_plot(document).html(),
-        _models(document),
-        *(f"<p>{html.escape(line)}</p>" for line in score_budget_lines(document)),
-        *(f"<p>{html.escape(line)}</p>" for line in form_lines(document)),
-        "<h2>Searched against uniform</h2>",
-        _rungs(document),
-        *(f"<p>{html.escape(line)}</p>" for line in trust_lines(document)),
-        "<h2>Widths</h2>",
-        _widths(document),
-        "<h2>Latency prediction</h2>",
-        f"<p>{html.escape(prediction_line(document))}</p>",
-        f"<p>{html.escape(_table_line(document))}</p>",
-    ]
-    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>autoprune</title><style>{_STYLE}</style>"
-    write_atomic(path, (page + "\n".join(parts) + "</html>\n").encode())
+def write_report(runs: Sequence[RunView], path: Path) -> Path:
+    """Write the page of one or several runs, atomically; it needs no network and no other file."""
+    title, introduction, sections, models = report_parts(runs)
+    write_atomic(path, page(title, introduction, sections, models).encode())
     return path
 
 
-def _is_measured(document: Mapping[str, Any]) -> bool:
-    """Whether latencies were measured; with a table of another device none is."""
-    models = [*document["models"], *document["others"], *document["baselines"]]
-    return not models or any(model["latency_ms_measured"] is not None for model in models)
-
-
-def _table_line(document: Mapping[str, Any]) -> str:
-    """Where and when the table was measured; runs of earlier versions did not keep it."""
-    table = document.get("latency_table")
-    if table is None:
-        return ""
-    target = table["target"]
-    text = (
-        f"Measured {table['created']} with {target['runtime']} {target['runtime_version']} ({target['provider']}, "
-        f"{target['threads']} thread(s), batch {target['batch']}, {target['precision']}) on {target['cpu']}; "
-        f"{sum(table['policies'].values())} policies, fitted again {table['refits']} time(s)."
-    )
-    return text + (f" A foreign table: {'; '.join(table['foreign'])}." if table["foreign"] else "")
-
-
-def front_plot(document: Mapping[str, Any]) -> Plot:
-    """Test score against latency: dense, front, uniform."""
-    dense, models, baselines = document["dense"], document["models"], document["baselines"]
-    how = "measured" if _is_measured(document) else "predicted"
-    traces: list[dict[str, Any]] = [
-        {
-            "type": "scatter", "name": "dense", "mode": "markers",
-            "x": [dense["latency_ms_measured"]], "y": [dense["test_score"]],
-            "marker": {"size": 12, "symbol": "square", "color": "#57606a"},
-        }
-    ]  # fmt: skip
-    for name, rows, color, mode in (
-        ("dense in int8", _in_int8(document), "#8250df", "markers"),
-        ("uniform", baselines, "#bf8700", "markers"),
-        ("front", models, "#0969da", "lines+markers"),
-    ):
-        if not rows and name == "dense in int8":
-            continue
-        traces.append(
-            {
-                "type": "scatter", "name": name, "mode": mode,
-                "x": [shown_ms(m) for m in rows], "y": [m["test_score"] for m in rows],
-                "text": [f"{m['digest']}<br>{m['latency_ratio']:.1%} of dense" for m in rows],
-                "marker": {"size": 11, "color": color},
-            }
-        )  # fmt: skip
-    layout = {
-        "height": 420, "margin": {"l": 60, "r": 20, "t": 20, "b": 50}, "legend": {"x": 0.8, "y": 0.1},
-        "xaxis": {"title": {"text": f"{how} latency, ms"}},
-        "yaxis": {"title": {"text": f"{document['metric']}, test"}},
-    }  # fmt: skip
-    return Plot(traces=traces, layout=layout)
-
-
-def _in_int8(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The dense model in int8, where the space offers that."""
-    return [document["dense_in_int8"]] if "dense_in_int8" in document else []
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    head = "".join(f"<th>{html.escape(cell)}" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in row) for row in rows)
-    return f"<table><tr>{head}{body}</table>"
-
-
-def _models(document: Mapping[str, Any]) -> str:
-    rows = [
-        [
-            f"{_KINDS.get(m['strategy'], '')}{m['digest']}",
-            m["budget"] or "",
-            f"{m['score']:.4f}",
-            f"{m['test_score']:.4f}",
-            "" if m["latency_ms_measured"] is None else f"{m['latency_ms_measured']:.4f}",
-            f"{m['latency_ratio']:.1%}",
-            f"{m['latency_ms_predicted']:.4f}",
-            f"{m['params']:,}",
-            f"{m['macs']:,}",
-            f"{m['bytes']:,}",
-            f"{m['activation_bytes']:,}" if m.get("activation_bytes") is not None else "",
-            "" if m["budget"] is None else "yes" if m["meets_budget"] else "no",
+def report_parts(runs: Sequence[RunView]) -> tuple[str, list[str], list[Section], list[dict[str, Any]]]:
+    """Return the title, the introduction, the sections and the models of the page of some runs."""
+    several, runs = len(runs) > 1, named_apart(runs)
+    sections = [_front_section(runs), _card_section(runs)]
+    if several:
+        sections.insert(1, comparison_section(runs))
+    for number, run in enumerate(runs):
+        prefix, of = (f"run{number}-", f" of {run.name}") if several else ("", "")
+        sections += [
+            search_section(run, prefix, f"The search{of}"),
+            device_section(run, prefix, f"The model on the target{of}"),
+            trouble_section(run, prefix, f"What was slow and what failed{of}"),
+            _about_section(run, prefix, f"About the run{of}"),
         ]
-        for m in [*document["models"], *document["others"], *document["baselines"], *_in_int8(document)]
+    names = ", ".join(run.name for run in runs)
+    title = f"Runs {names}" if several else f"{runs[0].config['task']} on {runs[0].config['target']}"
+    return title, [claim(run, several=several) for run in runs], sections, models_json(runs)
+
+
+def named_apart(runs: Sequence[RunView]) -> list[RunView]:
+    """Return runs with a name each: that of the folder, its path where folders share a name, or a number with it."""
+    names = Counter(run.name for run in runs)
+    named = [run if names[run.name] == 1 else replace(run, title=str(run.path)) for run in runs]
+    seen: Counter[str] = Counter()
+    for number, run in enumerate(named):
+        seen[run.name] += 1
+        if seen[run.name] > 1:
+            named[number] = replace(run, title=f"{run.name} ({seen[run.name]})")
+    return named
+
+
+def claim(run: RunView, *, several: bool = False) -> str:
+    """Return one sentence: the fastest model of the front that is as good as the dense one, or how far the run is."""
+    before = f"{run.name}: " if several else ""
+    if not run.document:
+        return f"{before}The run has no front yet: {len(run.scored)} scores of policies so far."
+    front, dense = run.document["models"], run.document["dense"]
+    if not front:
+        return f"{before}No fine-tuned model meets its budget."
+    model = max(front, key=lambda m: (m["score"], -m["latency_ratio"]))
+    drop = model["score"] - dense["score"]
+    how = "measured" if is_measured(run) else "predicted"
+    return (
+        f"{before}The best model of the front ({model['digest']}) takes {model['latency_ratio']:.1%} of the dense "
+        f"latency ({how} {shown_time(shown_ms(model))}, {1 / model['latency_ratio']:.2g} times as fast) and "
+        f"{model['bytes'] / dense['bytes']:.1%} of the bytes; its {run.document['metric']} on validation data is "
+        f"{model['score']:.4f} ({drop:+.4f}), on test data {model['test_score']:.4f} "
+        f"({model['test_score'] - dense['test_score']:+.4f})."
+    )
+
+
+def models_json(runs: Sequence[RunView]) -> list[dict[str, Any]]:
+    """Return the models that a budget can pick: those of the front first, then the others."""
+    return [
+        {
+            "key": model_key(run, model),
+            "label": (f"{run.name}, " if len(runs) > 1 else "") + _label(kind, model),
+            "latency_ms": shown_ms(model),
+            "score": model["score"],
+            "test_score": model["test_score"],
+            "bytes": model["bytes"],
+        }
+        for run in runs
+        for kind, model in run.models
     ]
-    header = [
-        "model",
-        "budget",
-        "validation",
-        "test",
-        "measured ms",
-        "of dense",
-        "predicted ms",
-        "params",
-        "MACs",
-        "weight bytes",
-        "activation bytes",
-        "meets budget",
-    ]
-    return _table(header, rows)
 
 
-def _rungs(document: Mapping[str, Any]) -> str:
-    rows = [[r["budget"], r["rung"], r["strategy"], f"{r['score']:.4f}"] for r in all_rungs(document)]
-    return _table(["budget", "fidelity", "policy", document["metric"] + ", validation"], rows)
+def _label(kind: str, model: Mapping[str, Any]) -> str:
+    size, time = shown_bytes(model["bytes"]), shown_time(shown_ms(model))
+    return f"{model['digest']} ({kind_text(kind, model)}): {model['score']:.4f}, {time}, {size}"
 
 
-def _widths(document: Mapping[str, Any]) -> str:
-    models = [*document["models"], *document["baselines"]]
-    header = ["unit or layer", *(f"{m['strategy']} {m['budget']}" for m in models)]
-    units = models[0]["policy"] if models else {}
-    rows = [[unit, *(str(m["policy"][unit]) for m in models)] for unit in units]
-    layers = dict.fromkeys(layer for m in models for layer in m.get("treatments", {}))
-    rows += [[layer, *(m.get("treatments", {}).get(layer, "fp32") for m in models)] for layer in layers]
-    return _table(header, rows)
+def _front_section(runs: Sequence[RunView]) -> Section:
+    plot = front_plot(runs)
+    body = _CONTROLS + plot.html()
+    for run in runs:
+        if run.document:
+            caption = "Models" + (f" of {run.name}" if len(runs) > 1 else "")
+            body += table(f"{caption}: press a name to see its card", MODEL_HEADER, model_rows(run), raw_first=True)
+            if "score_examples" not in run.document:
+                body += missing(
+                    "Scores have no intervals: they are no shares of examples, or the run is older than their count."
+                )
+        else:
+            body += missing(f"{run.name} has no front yet.")
+        body += paragraphs([*layer_lines(run.document), *score_budget_lines(run.document)] if run.document else [])
+    return Section(name="front", title="Front", body=body, plots=[plot])
+
+
+def _card_section(runs: Sequence[RunView]) -> Section:
+    cards, plots = [], []
+    for number, run in enumerate(runs):
+        for kind, model in run.models:
+            text, own = card(run, number, kind, model)
+            cards.append(text)
+            plots += own
+    body = "\n".join(cards) or missing("There are cards as soon as models have been fine-tuned and measured.")
+    return Section(name="cards", title="The chosen model", body=body, plots=plots)
+
+
+def _about_section(run: RunView, prefix: str, title: str) -> Section:
+    how = "measured beside the dense model" if is_measured(run) else "predicted: the latency table is of another device"
+    rows = [[key, str(value)] for key, value in run.config.items() if value is not None]
+    versions = [[name, str(version)] for name, version in run.environment.get("versions", {}).items()]
+    body = paragraphs([f"Every latency was {how}.", *(form_lines(run.document) if run.document else ())])
+    body += table("Options", ["option", "value"], rows)
+    if versions:
+        body += table("Versions", ["package", "version"], versions)
+    return Section(name=f"{prefix}about", title=title, body=body)

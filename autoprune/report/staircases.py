@@ -10,7 +10,9 @@ from typing import Any
 from rich.table import Table
 
 from autoprune.latencies import Staircase
-from autoprune.report.plots import Plot
+from autoprune.report.fragments import Section
+from autoprune.report.page import page
+from autoprune.report.plots import DENSE, FRONT, UNIFORM, Plot
 from autoprune.runfolder import write_atomic
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -46,48 +48,66 @@ def sparkline(values: Sequence[float]) -> str:
 def write_staircases(stairs: Sequence[Staircase], target: Mapping[str, Any], path: Path) -> Path:
     """Write a self-contained page with one plot for each unit, atomically."""
     title = f"{target['name']}, {target['threads']} thread(s), batch {target['batch']}, {target['precision']}"
-    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>Staircases, {html.escape(title)}</title>\n"
-    write_atomic(path, (page + staircase_plot(stairs, title).html() + "</html>\n").encode())
+    plot = staircase_plot(stairs, "stairs")
+    section = Section(name="staircases", title="Cost of each unit's operators", body=plot.html(), plots=[plot])
+    write_atomic(path, page(f"Staircases, {title}", [], [section]).encode())
     return path
 
 
-def staircase_plot(stairs: Sequence[Staircase], title: str) -> Plot:
-    """Latency of each unit's operators against its width, with two standard deviations; useful widths are marked."""
+def staircase_plot(stairs: Sequence[Staircase], name: str, chosen: Mapping[str, Sequence[int]] | None = None) -> Plot:
+    """Latency of each unit's operators against its width, with two standard deviations.
+
+    Args:
+        stairs: of the units.
+        name: of the plot in its page.
+        chosen: widths that models have, by unit.
+    """
     rows = -(-len(stairs) // _COLUMNS)
     traces: list[dict[str, Any]] = []
     layout: dict[str, Any] = {
-        "title": {"text": title},
-        "height": 280 * rows + 80,
-        "grid": {"rows": rows, "columns": _COLUMNS, "pattern": "independent"},
+        "height": 240 * rows + 80,
+        "margin": {"l": 48, "r": 8, "t": 32, "b": 40},
+        "grid": {"rows": rows, "columns": _COLUMNS, "pattern": "independent", "xgap": 0.2, "ygap": 0.35},
+        "legend": {"orientation": "h", "y": -0.1, "yanchor": "top", "x": 0},
         "annotations": [],
     }
     for number, stair in enumerate(stairs, start=1):
         axes = {"xaxis": f"x{number}", "yaxis": f"y{number}"} if number > 1 else {"xaxis": "x", "yaxis": "y"}
-        traces += [axes | trace for trace in _stair_traces(stair, in_legend=number == 1)]
+        own = (chosen or {}).get(stair.unit, ())
+        traces += [axes | trace for trace in _stair_traces(stair, own, in_legend=number == 1)]
         for axis, label in zip(axes.values(), ("width", "us"), strict=True):
             layout[f"{axis[0]}axis{axis[1:]}"] = {"title": {"text": label}, "rangemode": "tozero"}
         layout["annotations"].append(
             {
-                "text": stair.unit, "showarrow": False, "font": {"size": 16},
+                "text": html.escape(stair.unit), "showarrow": False, "font": {"size": 13},
                 "xref": f"{axes['xaxis']} domain", "x": 0.5, "xanchor": "center",
                 "yref": f"{axes['yaxis']} domain", "y": 1.0, "yanchor": "bottom",
             }
         )  # fmt: skip
-    return Plot(traces=traces, layout=layout)
+    told = "; ".join(f"{s.unit} {1e3 * s.latency_ms[0]:.3g} to {1e3 * s.latency_ms[-1]:.3g} us" for s in stairs)
+    caption = "Staircases: predicted cost of each unit's operators against its width, all partners full; bars are two "
+    caption += "standard deviations. Useful widths are those that no larger width beats."
+    return Plot(name=name, label=f"Staircases: {told}", traces=traces, layout=layout, caption=caption)
 
 
-def _stair_traces(stair: Staircase, *, in_legend: bool) -> list[dict[str, Any]]:
-    us = [1e3 * ms for ms in stair.latency_ms]
-    chosen = [i for i, width in enumerate(stair.widths) if width in stair.useful]
+def _stair_traces(stair: Staircase, chosen: Sequence[int], *, in_legend: bool) -> list[dict[str, Any]]:
+    us = dict(zip(stair.widths, (1e3 * ms for ms in stair.latency_ms), strict=True))
+    useful = [width for width in stair.widths if width in stair.useful]
+    chosen = [width for width in chosen if width in us]
+    marks = (("useful width", useful, FRONT, "circle", 8), ("chosen on the front", chosen, UNIFORM, "diamond-open", 14))
     return [
         {
-            "type": "scatter", "mode": "lines+markers", "x": stair.widths, "y": us, "showlegend": False,
-            "marker": {"size": 4, "color": "#57606a"}, "line": {"width": 1},
+            "type": "scatter", "mode": "lines+markers", "x": stair.widths, "y": list(us.values()), "showlegend": False,
+            "marker": {"size": 4, "color": DENSE}, "line": {"width": 1, "color": DENSE},
             "error_y": {"type": "data", "array": [2e3 * ms for ms in stair.sd_ms], "thickness": 0.7, "width": 0},
         },
-        {
-            "type": "scatter", "mode": "markers", "name": "useful width", "showlegend": in_legend,
-            "x": [stair.widths[i] for i in chosen], "y": [us[i] for i in chosen],
-            "marker": {"size": 9, "color": "#0969da"},
-        },
+        *(
+            {
+                "type": "scatter", "mode": "markers", "name": name, "legendgroup": name, "showlegend": in_legend,
+                "x": widths, "y": [us[width] for width in widths],
+                "marker": {"size": size, "color": color, "symbol": symbol, "line": {"width": 2}},
+            }
+            for name, widths, color, symbol, size in marks
+            if widths or in_legend
+        ),
     ]  # fmt: skip

@@ -18,7 +18,7 @@ from autoprune.budgets import Limit
 from autoprune.errors import BudgetError
 from autoprune.pipeline.events import Silent
 from autoprune.pipeline.main import Prepared, prepare
-from autoprune.report import front_table, write_html
+from autoprune.report import RunView, front_table, write_report
 from tests.conftest import OPTIONS, SPEC
 from tests.measurers import SimulatedMeasurer
 
@@ -47,7 +47,8 @@ def shown(document: dict[str, Any], path: Path) -> tuple[str, str]:
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(front_table(document))
     config = {"task": "t", "target": "ort-cpu", "strategy": "direct", "threads": 1, "batch": 1, "seed": 0}
-    return console.export_text(), write_html(document, config, path / "report.html").read_text()
+    run = RunView(path=path, config=config, document=document)
+    return console.export_text(), write_report([run], path / "report.html").read_text()
 
 
 def test_a_limit_on_weight_bytes_holds_beside_every_latency(searched: Search, tmp_path: Path) -> None:
@@ -66,7 +67,7 @@ def test_a_limit_on_weight_bytes_holds_beside_every_latency(searched: Search, tm
     console, page = shown(document, tmp_path)
     budget = document["models"][0]["budget"]
     assert all(text in console for text in (budget, "activations", f"{dense['bytes'] / 1e3:.3g} kB"))
-    assert all(text in page for text in (budget, "activation bytes", f"{document['models'][0]['activation_bytes']:,}"))
+    assert all(text in page for text in (budget, "peak of activations", f"{document['models'][0]['macs']:,}"))
     assert run.front()["activation_bytes"].tolist() == [m["activation_bytes"] for m in document["models"]]
 
 

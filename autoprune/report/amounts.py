@@ -1,0 +1,54 @@
+"""Numbers as texts: times, sizes, shares and intervals."""
+
+from __future__ import annotations
+
+import math
+
+_NORMAL_95 = 1.96
+
+
+def shown_time(latency_ms: float | None) -> str:
+    """Return a latency in the unit that needs no leading zeros: `43.3 us`, `12.5 ms`; empty for none."""
+    if latency_ms is None:
+        return ""
+    return f"{latency_ms * 1e3:.3g} us" if latency_ms < 1 else f"{latency_ms:.4g} ms"
+
+
+def shown_bytes(number: float | None) -> str:
+    """Return a number of bytes in the unit that fits: `42.1 kB`; empty for none."""
+    if number is None:
+        return ""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= 0.9995 * size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f} B"
+
+
+def shown_seconds(seconds: float) -> str:
+    """Return a duration: `12 s`, `3.5 min`, `2.1 h`."""
+    if seconds < 90:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.1f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def score_interval(score: float, examples: int | None) -> tuple[float, float] | None:
+    """Return the 95 % interval of a share of examples; `None` where the score is no share or the number is unknown.
+
+    Source:
+        E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927).
+
+    Example:
+        >>> [round(end, 3) for end in score_interval(0.9, 1000)]
+        [0.88, 0.917]
+    """
+    if not examples or not 0 <= score <= 1:
+        return None
+    square = _NORMAL_95**2
+    middle = (score + square / (2 * examples)) / (1 + square / examples)
+    half = _NORMAL_95 / (1 + square / examples) * math.sqrt(score * (1 - score) / examples + square / (4 * examples**2))
+    return middle - half, middle + half
+
+
+def shown_interval(interval: tuple[float, float] | None) -> str:
+    """Return an interval as text; empty for none."""
+    return "" if interval is None else f" ({interval[0]:.4f} to {interval[1]:.4f}, 95 %)"

@@ -1,0 +1,157 @@
+"""All that a page shows of one run, read from its folder: finished, or while its search goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from autoprune.runfolder import RunFolder, read_json
+from autoprune.study.location import StudyLocation, is_empty
+from autoprune.study.reading import StoredStudy, stored_studies
+from autoprune.study.spec import SPEC_KEY
+
+KINDS = ("models", "others", "baselines")
+"""Lists of models in `front.json`: the front, models that missed their budget or are dominated, uniform ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownTrial:
+    """A trial of a run: the study and fidelity it belongs to, its result as JSON, and when it ended (local time)."""
+
+    study: str
+    fidelity: str
+    number: int
+    digest: str
+    origin: str
+    result: Mapping[str, Any]
+    ended: datetime | None
+
+    @property
+    def measurement(self) -> Mapping[str, Any]:
+        """Score and costs; empty for a trial that has none."""
+        return self.result.get("measurement") or {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunView:
+    """Content of a run folder. Whatever the run does not have (yet) is empty.
+
+    `document` is `front.json`, `table` the latency table as JSON, `metrics` those of each model by digest, `parts` the
+    predicted costs of layers and the staircases of units, `limits` the budgets of the search in numbers. `failures` say
+    why attempts of trials failed or were lost.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    document: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    table: Mapping[str, Any] = field(default_factory=dict)
+    sensitivity: Mapping[str, Any] = field(default_factory=dict)
+    parts: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    trials: Sequence[ShownTrial] = ()
+    limits: Sequence[Mapping[str, float]] = ()
+    failures: Sequence[str] = ()
+    title: str = ""
+
+    @property
+    def name(self) -> str:
+        """Name of the run: its title, or that of its folder."""
+        return self.title or self.path.resolve().name
+
+    @property
+    def models(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """Fully fine-tuned models with their list in `front.json`, each once; the dense model in int8 is one."""
+        listed = [(kind, model) for kind in KINDS for model in self.document.get(kind, ())]
+        if "dense_in_int8" in self.document:
+            listed.append(("dense_in_int8", self.document["dense_in_int8"]))
+        return list({model["digest"]: (kind, model) for kind, model in reversed(listed)}.values())[::-1]
+
+    @property
+    def scored(self) -> list[ShownTrial]:
+        """Trials of rungs (not of sensitivities) with a score, in the order in which they ended."""
+        rows = [t for t in self.trials if t.study.startswith("rung-") and t.measurement]
+        return sorted(rows, key=lambda t: (t.ended is None, t.ended or datetime.min))
+
+    @property
+    def dense_ms(self) -> float | None:
+        """Measured latency of the dense model; `None` before there is a latency table."""
+        return self.document.get("dense", {}).get("latency_ms_measured") or self.table.get("dense_ms")
+
+
+def read_run(folder: RunFolder, config: Mapping[str, Any], location: StudyLocation) -> RunView:
+    """Read a run, finished or not; nothing is written.
+
+    Args:
+        folder: of the run.
+        config: its configuration.
+        location: where its studies are kept.
+
+    Raises:
+        RunFolderError: when a file is torn, or its studies cannot be read.
+    """
+    document = read_json(folder.front) if folder.front.exists() else {}
+    digests = {model["digest"] for kind in KINDS for model in document.get(kind, ())}
+    metrics = {digest: _read(folder.model(digest).metrics) for digest in sorted(digests)}
+    studies = stored_studies(location) if folder.has_study and not is_empty(location) else []
+    return RunView(
+        path=folder.path,
+        config=config,
+        document=document,
+        environment=_read(folder.environment),
+        table=_read_table(folder.table),
+        sensitivity=_read(folder.sensitivity),
+        parts=_read(folder.latency_parts),
+        metrics={digest: value for digest, value in metrics.items() if value},
+        trials=[trial for study in studies for trial in _trials(study)],
+        limits=next((limits for study in studies if (limits := _question(study).get("limits"))), ()),
+        failures=[f"{study.name}, {text}" for study in studies for text in _failures(study)],
+    )
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    """Return a file that a run may lack: one of an earlier version, or one that has just begun."""
+    return read_json(path) if path.exists() else {}
+
+
+def _read_table(path: Path) -> Mapping[str, Any]:
+    """Return a latency table as JSON: it has a schema of its own, which its reader checks and a plot need not."""
+    with suppress(OSError, ValueError):
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(value, dict):
+            return value
+    return {}
+
+
+def _question(study: StoredStudy) -> Mapping[str, Any]:
+    return study.attributes.get(SPEC_KEY, {})
+
+
+def _trials(study: StoredStudy) -> list[ShownTrial]:
+    fidelity = _question(study).get("fidelity", {}).get("name", study.name)
+    return [
+        ShownTrial(
+            study=study.name,
+            fidelity=fidelity,
+            number=trial.number,
+            digest=trial.attributes.get("digest", ""),
+            origin=trial.attributes.get("origin", ""),
+            result=trial.attributes["result"],
+            ended=trial.ended,
+        )
+        for trial in study.trials
+        if "result" in trial.attributes
+    ]
+
+
+def _failures(study: StoredStudy) -> list[str]:
+    return [
+        f"trial {trial.number}, attempt {number} {attempt['status']}: {attempt['reason']}"
+        for trial in study.trials
+        for number, attempt in enumerate(trial.attributes.get("attempts", ()), start=1)
+    ]

@@ -1,0 +1,170 @@
+"""How the search went: best score over passes and time, proxy against fine-tuned scores, what was slow, what failed."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from autoprune.budgets import BUDGET_TOLERANCE
+from autoprune.report.amounts import shown_seconds
+from autoprune.report.fragments import Section, folded, missing, paragraphs, table
+from autoprune.report.plots import RUN_COLORS, Plot
+from autoprune.report.runview import RunView, ShownTrial
+from autoprune.report.tables import all_rungs, trust_lines
+
+_SLOWEST, _FAILURES = 10, 20
+
+
+def search_section(run: RunView, prefix: str, title: str) -> Section:
+    """Return the section about the search of a run."""
+    plots = [plot for plot in (progress_plot(run, prefix), fidelity_plot(run, prefix)) if plot is not None]
+    body = "".join(plot.html() for plot in plots)
+    if not run.scored:
+        body += missing("The study of this run has no scored policy (yet): there is nothing to draw about its search.")
+    elif len(plots) < 2:
+        body += missing("No policy has been scored both by the proxy and after fine-tuning (yet).")
+    if run.document:
+        body += _rungs(run) + paragraphs(trust_lines(run.document))
+    return Section(name=f"{prefix}search", title=title, body=body, plots=plots)
+
+
+def _rungs(run: RunView) -> str:
+    rows = [[r["budget"] or "", r["rung"], r["strategy"], f"{r['score']:.4f}"] for r in all_rungs(run.document)]
+    header = ["budget", "fidelity", "policy", run.document["metric"] + ", validation"]
+    return folded("Searched against uniform at every fidelity", table("Searched against uniform", header, rows))
+
+
+def progress_plot(run: RunView, prefix: str = "") -> Plot | None:
+    """Return the best score so far within every budget, over sample passes and over minutes; `None` without trials."""
+    if not run.scored:
+        return None
+    traces: list[dict[str, Any]] = []
+    for number, limit in enumerate(run.limits or [{}]):
+        points = list(_records(run.scored, limit))
+        if not points:
+            continue
+        name = html.escape(_limit_name(run, limit))
+        style = {"color": RUN_COLORS[number % len(RUN_COLORS)]}
+        for axis, values in (("", [p[0] for p in points]), ("2", [p[1] for p in points])):
+            traces.append(
+                {
+                    "type": "scatter", "mode": "lines+markers", "name": name, "legendgroup": name,
+                    "showlegend": not axis, "x": values, "y": [p[2] for p in points], "xaxis": f"x{axis}",
+                    "yaxis": f"y{axis}", "line": style | {"shape": "hv"}, "marker": style | {"size": 4},
+                    "text": [html.escape(p[3]) for p in points],
+                    "hovertemplate": "%{text}<br>%{y:.4f} at %{x:.4g}<extra></extra>",
+                }
+            )  # fmt: skip
+    layout = {
+        "height": 360, "margin": {"l": 56, "r": 12, "t": 12, "b": 48},
+        "legend": {"orientation": "h", "y": -0.25, "yanchor": "top", "x": 0},
+        "grid": {"rows": 1, "columns": 2, "pattern": "independent"},
+        "xaxis": {"title": {"text": "sample passes"}, "rangemode": "tozero"},
+        "xaxis2": {"title": {"text": "minutes"}, "rangemode": "tozero"},
+        "yaxis": {"title": {"text": f"best {run.document.get('metric', 'score')} so far"}},
+        "yaxis2": {"matches": "y"},
+    }  # fmt: skip
+    return Plot(
+        name=f"{prefix}progress", label="Best validation score so far within each budget, over passes and time",
+        traces=traces, layout=layout,
+        caption="Best validation score so far within each budget, at any fidelity, over the sample passes of the "
+        "trials and over the time since the first one began.",
+    )  # fmt: skip
+
+
+def _limit_name(run: RunView, limit: Mapping[str, float]) -> str:
+    if not limit:
+        return "all policies"
+    dense = run.dense_ms
+    texts = [
+        f"{100 * most / dense:.3g}% of dense" if cost == "latency_ms" and dense else f"{cost} {most:.4g}"
+        for cost, most in limit.items()
+    ]
+    return ", ".join(texts)
+
+
+def _records(trials: Sequence[ShownTrial], limit: Mapping[str, float]) -> Iterator[tuple[float, float, float, str]]:
+    """Yield passes, minutes, score and name of every trial within a limit that beat all before, and the last state."""
+    passes, best, last = 0.0, -math.inf, ("", 0.0)
+    begin = min((t.ended.timestamp() - t.result["seconds"] for t in trials if t.ended), default=0.0)
+    for trial in trials:
+        passes += trial.result["sample_passes"]
+        minutes = (trial.ended.timestamp() - begin) / 60 if trial.ended else last[1]
+        last = (f"{trial.digest}, {trial.fidelity}", minutes)
+        fits = all(trial.measurement[cost] <= most * (1 + BUDGET_TOLERANCE) for cost, most in limit.items())
+        if fits and trial.measurement["score"] > best:
+            best = trial.measurement["score"]
+            yield passes, minutes, best, last[0]
+    if best > -math.inf:
+        yield passes, last[1], best, "end"
+
+
+def fidelity_plot(run: RunView, prefix: str = "") -> Plot | None:
+    """Return fine-tuned against proxy scores of the policies that have both; `None` when there is none."""
+    by_digest: dict[str, dict[str, float]] = defaultdict(dict)
+    order = dict.fromkeys(t.fidelity for t in sorted(run.scored, key=lambda t: t.study))
+    for trial in run.scored:
+        by_digest[trial.digest][trial.fidelity] = trial.measurement["score"]
+    cheapest, *dearer = order or [""]
+    traces = []
+    for number, name in enumerate(dearer):
+        pairs = [(d, s[cheapest], s[name]) for d, s in by_digest.items() if cheapest in s and name in s]
+        if pairs:
+            traces.append(
+                {
+                    "type": "scatter", "mode": "markers", "name": f"{html.escape(name)} ({len(pairs)})",
+                    "x": [p[1] for p in pairs], "y": [p[2] for p in pairs], "text": [html.escape(p[0]) for p in pairs],
+                    "hovertemplate": "%{text}<br>%{x:.4f} to %{y:.4f}<extra></extra>",
+                    "marker": {"size": 8, "color": RUN_COLORS[number % len(RUN_COLORS)], "symbol": number},
+                }
+            )  # fmt: skip
+    if not traces:
+        return None
+    rhos = [
+        f"{c['dear']} {c['rho']:.2f} ({c['low']:.2f} to {c['high']:.2f})"
+        for c in run.document.get("rank_correlations", ())
+        if c["cheap"] == cheapest
+    ]
+    layout = {
+        "height": 380, "margin": {"l": 56, "r": 12, "t": 12, "b": 48}, "hovermode": "closest",
+        "legend": {"orientation": "h", "y": -0.25, "yanchor": "top", "x": 0},
+        "xaxis": {"title": {"text": f"{cheapest} score"}}, "yaxis": {"title": {"text": "score after fine-tuning"}},
+    }  # fmt: skip
+    told = f"Rank correlation within budgets: {'; '.join(rhos)}." if rhos else "Its rank correlation is not known."
+    return Plot(
+        name=f"{prefix}fidelities", label=f"Scores after fine-tuning against {cheapest} scores. {told}",
+        traces=traces, layout=layout, caption=f"Does the {cheapest} rank policies as fine-tuning does? {told}",
+    )  # fmt: skip
+
+
+def trouble_section(run: RunView, prefix: str, title: str) -> Section:
+    """Return the section about what was slow and what failed."""
+    timed = [t for t in run.trials if t.result.get("seconds")]
+    rows = []
+    for study in dict.fromkeys(t.study for t in timed):
+        own = [t for t in timed if t.study == study]
+        seconds, passes = (sum(t.result[key] for t in own) for key in ("seconds", "sample_passes"))
+        rows.append([f"{study} ({own[0].fidelity})", str(len(own)), shown_seconds(seconds), f"{passes:,.0f}"])
+    if run.table:
+        count = str(len(run.table.get("samples", ())))
+        rows.insert(0, ["latency table", count, shown_seconds(run.table.get("seconds", 0.0)), ""])
+    header = ["stage", "trials or policies", "seconds of work", "sample passes"]
+    body = table("Where the time of the search went", header, rows) if rows else missing("Nothing has been timed yet.")
+    slowest = sorted(timed, key=lambda t: -t.result["seconds"])[:_SLOWEST]
+    if slowest:
+        cells = [
+            [t.digest, t.fidelity, t.origin, shown_seconds(t.result["seconds"]), f"{t.result['sample_passes']:,.0f}"]
+            for t in slowest
+        ]
+        body += folded(
+            "Slowest trials", table("Slowest trials", ["policy", "fidelity", "origin", "time", "passes"], cells)
+        )
+    if run.failures:
+        shown = [[text] for text in run.failures[-_FAILURES:]]
+        body += table(f"{len(run.failures)} attempts failed or were lost, the latest last", ["what happened"], shown)
+    else:
+        body += paragraphs(["No trial failed or was lost."])
+    return Section(name=f"{prefix}trouble", title=title, body=body)
