@@ -276,7 +276,7 @@ def validation_message(source: object, error: ValidationError, known: Iterable[s
         where = f"{key}: " if key else ""
         if problem["type"] == "extra_forbidden":
             names = nested if len(problem["loc"]) > 1 else known
-            parts.append(f"unknown key {key!r}{_nearest(problem['loc'][-1], names)} (known: {', '.join(names)})")
+            parts.append(f"unknown key {key!r}{_nearest(key.rpartition('.')[2], names)} (known: {', '.join(names)})")
         else:
             rule = problem["msg"].removeprefix("Value error, ")
             parts.append(f"{where}{rule}" if "; got" in rule else f"{where}{rule}, got {problem['input']!r}")

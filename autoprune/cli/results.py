@@ -107,12 +107,24 @@ def finetune(
 
 
 def export(
-    run_dir: RunDir, policy: Policy, destination: Annotated[Path, typer.Option("--out", help="ONNX file to write.")]
+    run_dir: RunDir,
+    policy: Policy,
+    destination: Annotated[
+        Path, typer.Option("--out", help="A file such as small.onnx, or a folder for model, script and page.")
+    ],
+    format: Annotated[
+        str | None,
+        typer.Option("--format", help="onnx, torchscript, pt2 or openvino; left out, what --out ends like, or onnx."),
+    ] = None,
 ) -> None:
-    """Write the ONNX file of a model of the run."""
+    """Write a model of the run, proven equal, with a script that runs it and a page with its numbers."""
+    from autoprune.pipeline.delivery import deliver
     from autoprune.pipeline.run import Run
 
-    say(str(Run.open(run_dir).candidate(policy).export(destination)))
+    delivery = deliver(Run.open(run_dir).candidate(policy), destination, format)
+    for path in vars(delivery.paths).values():
+        say(str(path))
+    say(f"{delivery.paths.model.name}: {delivery}")
 
 
 def verify(run_dir: RunDir, policy: Policy) -> None:

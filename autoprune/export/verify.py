@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +13,10 @@ from torch import nn
 from autoprune.device.connect import make_target
 from autoprune.device.timing import named_feeds, open_session
 from autoprune.errors import VerificationError
+from autoprune.export.formats import PARITY_LIMIT
 from autoprune.onnxgraph.outputs import holds_nan, relative_difference, torch_outputs
 from autoprune.structure import GraphModel
 from autoprune.structure.input_sizes import InputSizes, at_second
-
-PARITY_LIMIT = 1e-4
-"""Largest output difference between PyTorch and ONNX Runtime, relative to the largest output."""
-
-INT8_LIMIT = 0.1
-"""The same for int8 layers: where two sums lie on both sides of a half step, all that follows differs a little.
-
-The twins of trained nets differ by 0.004 (`resnet8`) and 0.009 (`resnet20`) of the largest output, and by 0.03 where a
-quarter of every width is left (`scripts/benchmarks/int8.py`).
-"""
 
 _ROUGHLY = 0.05
 """Relative output difference below which a file computes the same formula, also in float16."""
@@ -49,28 +40,62 @@ def parity(
     shape, and where the PyTorch model itself gives NaN.
     """
     session = open_session(Path(onnx_path), make_target("ort-cpu"))
-    available = len(inputs[0])
     sizes = model.sizes if isinstance(model, GraphModel) else sizes
+    second = None if sizes is None else at_second(sizes, [x[:_SECOND_BATCH] for x in inputs])
+    if second is not None and not _takes(session, second):
+        second = None
+    return output_difference(
+        model, lambda part: _onnx_outputs(session, part), inputs, source=onnx_path, limit=limit, second=second
+    )
+
+
+def output_difference(
+    model: nn.Module,
+    run: Callable[[Sequence[torch.Tensor]], list[np.ndarray]],
+    inputs: Sequence[torch.Tensor],
+    *,
+    source: str | Path,
+    limit: float = PARITY_LIMIT,
+    second: Sequence[torch.Tensor] | None = None,
+) -> float:
+    """Largest relative output difference (max |a - b| / max |a|) between `model` and a file that was made of it.
+
+    Args:
+        model: in PyTorch.
+        run: runs the file on inputs, and returns its outputs in order.
+        inputs: real examples, batch dimension first; batches of 1, 3, 16 and all of them are tried.
+        source: the file, for messages.
+        limit: largest difference that is allowed.
+        second: inputs of other sizes.
+
+    Raises:
+        VerificationError: beyond `limit`, for outputs that are not finite or of another shape, for a file that cannot
+            run a batch, and where the model itself gives NaN.
+    """
+    available = len(inputs[0])
     batches = {
         f"at batch {batch}": [x[:batch] for x in inputs]
         for batch in sorted({size for size in _BATCHES if size < available} | {available})
     }
-    second = None if sizes is None else at_second(sizes, [x[:_SECOND_BATCH] for x in inputs])
-    if second is not None and _takes(session, second):
-        batches[f"at shapes {', '.join(str(tuple(x.shape)) for x in second)}"] = second
+    if second is not None:
+        batches[f"at shapes {', '.join(str(tuple(x.shape)) for x in second)}"] = list(second)
     differences = {}
     for which, part in batches.items():
         wanted = torch_outputs(model, part)
         if holds_nan(wanted):
             raise VerificationError(
-                f"{onnx_path} cannot be proven: the PyTorch model itself gives NaN {which}, as of infinite "
+                f"{source} cannot be proven: the PyTorch model itself gives NaN {which}, as of infinite "
                 "values or of inputs that it is not made for. Give example inputs of which it gives numbers."
             )
-        differences[which] = relative_difference(wanted, _onnx_outputs(session, part))
+        try:
+            differences[which] = relative_difference(wanted, run(part))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+            raise VerificationError(f"{source} does not run {which}: {reason}. Do not use the file.") from error
     which, worst = max(differences.items(), key=lambda item: item[1])
     if not worst <= limit:
         raise VerificationError(
-            f"{onnx_path} computes something else than the PyTorch model: outputs differ by {worst:.2g} of the largest "
+            f"{source} computes something else than the PyTorch model: outputs differ by {worst:.2g} of the largest "
             f"one {which}, allowed is {limit:g}. Do not use the file, and please report the model."
         )
     return worst

@@ -58,9 +58,9 @@ def export_onnx(
     more than 2 GB.
     """
     _require_size(sum(p.numel() * p.element_size() for p in model.parameters()))  # before minutes in the exporter
-    inputs = tuple(_batch_of_two(x) for x in example_inputs) if dynamic_batch else tuple(example_inputs)
+    inputs = tuple(batch_of_two(x) for x in example_inputs) if dynamic_batch else tuple(example_inputs)
     varargs = _takes_varargs(model)
-    shapes = _dynamic_shapes(inputs, varargs, sizes) if dynamic_batch else None
+    shapes = dynamic_shapes(inputs, varargs, sizes) if dynamic_batch else None
     try:
         with _quiet(), torch.no_grad(), traceable(model), evaluating(model):
             traced = with_plain_outputs(model.with_stand_ins() if isinstance(model, GraphModel) else model)
@@ -121,7 +121,7 @@ def with_constant_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     return copied
 
 
-def _batch_of_two(x: torch.Tensor) -> torch.Tensor:
+def batch_of_two(x: torch.Tensor) -> torch.Tensor:
     """Repeat the first example, because the exporter turns a batch of one into a constant."""
     return x[:1].expand(2, *x.shape[1:]).contiguous() if x.dim() else x
 
@@ -131,7 +131,7 @@ def _takes_varargs(model: nn.Module) -> bool:
     return bool(kinds) and kinds[0] is inspect.Parameter.VAR_POSITIONAL
 
 
-def _dynamic_shapes(inputs: Sequence[torch.Tensor], varargs: bool, sizes: InputSizes | None) -> tuple[Any, ...]:
+def dynamic_shapes(inputs: Sequence[torch.Tensor], varargs: bool, sizes: InputSizes | None) -> tuple[Any, ...]:
     """One shape for each input, nested like the arguments of `forward`: those of `*args` are one tuple."""
     batch = torch.export.Dim("batch")
     shapes: list[dict[int, Any]] = [{0: batch} if x.dim() else {} for x in inputs]

@@ -14,7 +14,7 @@ from autoprune.errors import RunFolderError, UsageError
 from autoprune.front import latency_of, pick
 from autoprune.pipeline.document import from_json
 from autoprune.pipeline.picking import cost_limit, least_score
-from autoprune.runfolder import RunFolder, read_json, write_atomic
+from autoprune.runfolder import RunFolder, read_json
 from autoprune.trials import FrontModel
 
 if TYPE_CHECKING:  # looking at a finished run takes neither torch nor pandas
@@ -67,12 +67,23 @@ class Candidate:
         small = load_model(self.run.dense_model, self.run.folder, self.record.policy)
         return in_form(structure, small, native)
 
-    def export(self, path: str | Path) -> Path:
-        """Copy the verified ONNX model to `path`."""
-        if not self.onnx_path.exists():
-            raise RunFolderError(f"{self.onnx_path} is gone; `autoprune verify` makes it again")
-        write_atomic(Path(path), self.onnx_path.read_bytes())
-        return Path(path)
+    def export(self, path: str | Path, format: str | None = None) -> Path:
+        """Write the model with a script that runs it and a page with its numbers; return the path of the model's file.
+
+        The ONNX file is the one that was proven and measured; files of other formats are proven equal to PyTorch now.
+
+        Args:
+            path: a file such as `small.onnx`, beside which `small_deploy.py` and `small_README.md` are written; or a
+                folder, which gets `model.onnx`, `deploy.py` and `README.md`.
+            format: `onnx`, `torchscript`, `pt2` or `openvino` (extra `openvino`); by default what `path` ends like.
+
+        Raises:
+            UsageError: for a format that is unknown, not installed, or cannot hold the int8 layers of the model.
+            VerificationError: when the file computes something else than the model.
+        """
+        from autoprune.pipeline.delivery import deliver
+
+        return deliver(self, path, format).paths.model
 
     def __repr__(self) -> str:
         m = self.record

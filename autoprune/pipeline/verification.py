@@ -16,8 +16,9 @@ from autoprune.budgets import Budget
 from autoprune.device.timing import Model
 from autoprune.errors import AutopruneError, RunFolderError
 from autoprune.evaluation import DenseModel
+from autoprune.export.formats import INT8_LIMIT
 from autoprune.export.onnx_file import OnnxModule
-from autoprune.export.verify import INT8_LIMIT, parity
+from autoprune.export.verify import parity
 from autoprune.onnxgraph.axes import dynamic_axes
 from autoprune.pipeline.cost_model import CostModel
 from autoprune.pipeline.deployment import Deployment
@@ -126,7 +127,7 @@ def _verified(policy: Policy, costs: CostModel, deployment: Deployment) -> dict[
     write_json(files.policy, policy.to_json() | {"digest": policy.digest(), "kept": kept})
     numbers = dense_model.quantization(model, policy) if policy.is_rounded else None
     target_model = deployment.export(model, files.onnx, policy, numbers)
-    difference = parity(model, files.onnx, _real_inputs(task))
+    difference = parity(model, files.onnx, real_inputs(task))
     shipped, of_int8 = deployment.shipped(files.onnx, policy), {}
     # A quantized model scores differently, and it is the one that will be deployed.
     scored = model if shipped == files.onnx else OnnxModule(shipped, model)
@@ -140,6 +141,8 @@ def _verified(policy: Policy, costs: CostModel, deployment: Deployment) -> dict[
         "onnx_relative_difference": difference,
         **of_int8,
         "dynamic_shapes": dynamic_axes(files.onnx),
+        "inputs": described_inputs(model, task),
+        "onnx_sha256": hashlib.sha256(shipped.read_bytes()).hexdigest(),
         **_latencies(policy, target_model, costs, deployment),
         **dense_model.sizes(policy),
     }
@@ -151,7 +154,7 @@ def _agreement(twin: GraphModel, onnx: Path, scored: torch.nn.Module, task: Task
     Raises:
         VerificationError: when the file computes something else.
     """
-    agreement = {"int8_relative_difference": parity(twin, onnx, _real_inputs(task), limit=INT8_LIMIT)}
+    agreement = {"int8_relative_difference": parity(twin, onnx, real_inputs(task), limit=INT8_LIMIT)}
     if task.classifies:
         classes = [predict_outputs(model, task, task.val_set).argmax(1) for model in (twin, scored)]
         agreement["int8_same_predictions"] = float((classes[0] == classes[1]).float().mean())
@@ -203,7 +206,15 @@ def clock_notes(budgets: Sequence[str], dense_ms: float, metrics: Sequence[Mappi
     ]
 
 
-def _real_inputs(task: Task) -> tuple[torch.Tensor, ...]:
+def described_inputs(model: GraphModel, task: Task) -> list[dict[str, Any]]:
+    """Return `name`, `dtype` and `shape` of every input of a model, for one example."""
+    return [
+        {"name": name, "dtype": str(x.dtype).removeprefix("torch."), "shape": list(x[:1].shape if x.dim() else x.shape)}
+        for name, x in zip(model.input_names, task.example_inputs, strict=True)
+    ]
+
+
+def real_inputs(task: Task) -> tuple[torch.Tensor, ...]:
     """Return the inputs of 64 validation examples, batch dimension first."""
     rows = sample_rows(length(task.val_set), _PARITY_EXAMPLES)
     return task.split(take(task.val_set, rows))[0]

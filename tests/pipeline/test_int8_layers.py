@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +13,10 @@ import autoprune
 from autoprune.device.connect import make_target
 from autoprune.errors import UsageError
 from autoprune.evaluation import Evaluator
+from autoprune.export.formats import INT8_LIMIT
 from autoprune.export.onnx_file import OnnxModule
 from autoprune.latency.predictor import Prediction
+from autoprune.pipeline.delivery import deliver
 from autoprune.pipeline.deployment import Deployment
 from autoprune.pipeline.events import Silent
 from autoprune.pipeline.main import prepare
@@ -44,7 +48,7 @@ def treated(policy: Policy, *layers: str) -> Policy:
     return Policy(space_id=policy.space_id, widths=policy.widths, treatments=dict.fromkeys(layers, INT8))
 
 
-def test_what_is_scored_is_what_is_delivered(copied: autoprune.Run, measurer: SimulatedMeasurer) -> None:
+def test_what_is_scored_is_what_is_delivered(copied: autoprune.Run, measurer: SimulatedMeasurer, tmp_path: Path) -> None:
     dense_model, folder = copied.dense_model, copied.folder
     int8 = treated(copied.models[0].policy, "features.0.weight", "features.3.weight")
     ranks = {"features.3.weight": Treatment(precision="int8", rank=2), "features.7.weight": Treatment(rank=1)}
@@ -79,6 +83,9 @@ def test_what_is_scored_is_what_is_delivered(copied: autoprune.Run, measurer: Si
     assert vars(model)["pruned_to"].ranks == {name: treatment.rank for name, treatment in ranks.items()}
     plain = predict_outputs(model, task, task.test_set)
     assert not torch.allclose(plain, outputs, rtol=1e-3)
+    for format in ("onnx", *(["openvino"] if find_spec("openvino") else [])):
+        delivery = deliver(Candidate(run=copied, record=record), tmp_path / format, format)
+        assert 0 < (delivery.difference or 0) < delivery.limit == INT8_LIMIT
 
 
 def test_a_policy_without_treatments_is_its_own_twin(finished: autoprune.Run) -> None:

@@ -1,0 +1,97 @@
+"""The script that runs a delivered model, and the page with its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from autoprune.export.formats import FORMATS, MARK
+
+_ONNX = '''\
+"""Runs {file} with ONNX Runtime: `python {script}`. {mark}."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession(str(Path(__file__).with_name("{file}")), providers=["{provider}"])
+inputs = {{{arrays}}}  # put your data here; the first dimension is the batch
+for output, value in zip(session.get_outputs(), session.run(None, inputs)):
+    print(output.name, value.shape, value.dtype)
+'''
+
+_OPENVINO = '''\
+"""Runs {file} with OpenVINO: `python {script}`. {mark}."""
+
+from pathlib import Path
+
+import numpy as np
+import openvino
+
+path = Path(__file__).with_name("{file}")
+model = openvino.Core().compile_model(path, "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})
+inputs = {{{arrays}}}  # put your data here; the first dimension is the batch
+for output, value in model(inputs).items():
+    print(output.any_name, value.shape, value.dtype)
+'''
+
+_TORCH = '''\
+"""Runs {file} with PyTorch: `python {script}`. {mark}."""
+
+from pathlib import Path
+
+import torch
+
+model = {load}
+inputs = [{tensors}]  # put your data here; the first dimension is the batch
+with torch.no_grad():
+    outputs = model(*inputs)
+outputs = outputs if isinstance(outputs, (dict, tuple, list)) else [outputs]
+for name, value in outputs.items() if isinstance(outputs, dict) else enumerate(outputs):
+    print(name, tuple(value.shape), value.dtype)
+'''
+
+_LOADERS = {
+    "torchscript": 'torch.jit.load(Path(__file__).with_name("{file}"))',
+    "pt2": 'torch.export.load(Path(__file__).with_name("{file}")).module(check_guards=False)',
+}
+
+Inputs = Sequence[Mapping[str, Any]]
+"""For each input of a model its `name`, `dtype` and `shape` at a batch of one."""
+
+
+def deploy_script(format: str, file: str, script: str, inputs: Inputs, provider: str = "CPUExecutionProvider") -> str:
+    """Return a script of about ten lines that loads a model and runs it on ones.
+
+    Args:
+        format: a key of `FORMATS`.
+        file: name of the model's file, in the same folder.
+        script: name of the script.
+        inputs: of the model.
+        provider: of ONNX Runtime.
+    """
+    template = {"onnx": _ONNX, "openvino": _OPENVINO}.get(format, _TORCH)
+    arrays = ", ".join(f'"{x["name"]}": np.ones({tuple(x["shape"])}, "{x["dtype"]}")' for x in inputs)
+    tensors = ", ".join(f"torch.ones({tuple(x['shape'])}, dtype=torch.{x['dtype']})" for x in inputs)
+    load = _LOADERS.get(format, "").format(file=file)
+    return template.format(
+        file=file, script=script, mark=MARK, arrays=arrays, tensors=tensors, load=load, provider=provider
+    )
+
+
+def readme(title: str, format: str, file: str, rows: Mapping[str, tuple[str, str]], facts: Mapping[str, str]) -> str:
+    """Return the page of a delivered model in Markdown.
+
+    Args:
+        title: of the page.
+        format: a key of `FORMATS`.
+        file: name of the model's file.
+        rows: values of this model and of the dense one, by what they are.
+        facts: further lines, by what they are.
+    """
+    lines = [f"# {title}", "", f"`{file}` runs on {FORMATS[format].runs_on}.", ""]
+    lines += ["| | this model | dense model |", "|---|---|---|"]
+    lines += [f"| {name} | {ours} | {dense} |" for name, (ours, dense) in rows.items()]
+    lines += ["", *(f"- {name}: {text}" for name, text in facts.items()), "", f"{MARK}."]
+    return "\n".join(lines) + "\n"

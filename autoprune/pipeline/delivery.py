@@ -1,0 +1,205 @@
+"""Delivering a model of a run: its file in some format, proven against PyTorch, a script that runs it, its numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autoprune.config import RunConfig
+from autoprune.errors import RunFolderError, StructureError, UsageError
+from autoprune.export.companions import deploy_script, readme
+from autoprune.export.formats import FORMATS, INT8_LIMIT, PARITY_LIMIT, Places, places
+from autoprune.front import latency_of
+from autoprune.runfolder import read_json, write_atomic
+
+if TYPE_CHECKING:  # a copy of an ONNX file takes no torch
+    from autoprune.pipeline.run import Candidate
+
+_NO_OPTIONS = ("reconstruct", "run_id")
+"""Fields of a configuration without an option on the command line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """A delivered model.
+
+    Args:
+        format: a key of `autoprune.export.formats.FORMATS`.
+        paths: of its file, its script and its page.
+        difference: largest output difference to PyTorch, relative to the largest output; `None` where a file with int8
+            layers alone was scored, and not compared.
+        limit: the largest that is allowed.
+    """
+
+    format: str
+    paths: Places
+    difference: float | None
+    limit: float
+
+    def __str__(self) -> str:
+        if self.difference is None:
+            return "the file that was scored and measured in the search, byte for byte"
+        return f"outputs differ from PyTorch's by at most {self.difference:.2g} of the largest, allowed {self.limit:g}"
+
+
+def deliver(candidate: Candidate, out: str | Path, format: str | None = None) -> Delivery:
+    """Write a model of a run, the script that runs it, and a page with its numbers.
+
+    An ONNX file is a copy of the one that the search proved and measured; other formats are written now and compared
+    with PyTorch on real examples at once. `places` says which files are written.
+
+    Args:
+        candidate: the model.
+        out: a file of the format, or a folder.
+        format: a key of `FORMATS`; by default what `out` ends like, and ONNX for a folder.
+
+    Raises:
+        UsageError: for an unknown format, a file of another, int8 layers in a format that cannot hold them, or OpenVINO
+            that is not installed.
+        StructureError: when PyTorch or OpenVINO cannot make the file.
+        VerificationError: when it computes something else; no file is left then.
+        RunFolderError: when the model's file in the run folder is gone, or is not the one that was proven.
+    """
+    name, paths = places(out, format)
+    int8 = candidate.record.policy.is_rounded or candidate.run.config.precision == "int8"
+    if int8 and not FORMATS[name].int8:
+        holding = " or ".join(key for key, kind in FORMATS.items() if kind.int8)
+        raise UsageError(
+            f"{candidate.digest} has int8 layers, and a {name} file would compute them in fp32, at another latency and "
+            f"score than measured. Export {holding}; the float model is `Candidate.model()` in Python"
+        )
+    metrics = read_json(candidate.run.folder.model(candidate.digest).metrics)
+    _require_proven(candidate, metrics)
+    if name == "onnx":
+        write_atomic(paths.model, candidate.onnx_path.read_bytes())
+        known = metrics.get("int8_relative_difference", None if int8 else metrics["onnx_relative_difference"])
+        delivery = Delivery(format=name, paths=paths, difference=known, limit=INT8_LIMIT if int8 else PARITY_LIMIT)
+    else:
+        delivery = _converted(candidate, name, paths, int8)
+    inputs = metrics.get("inputs") or _inputs(candidate)
+    target = candidate.run.document["latency_table"]["target"]
+    provider = target.get("provider") or "CPUExecutionProvider"
+    script = deploy_script(name, paths.model.name, paths.script.name, inputs, provider)
+    write_atomic(paths.script, script.encode())
+    write_atomic(paths.page, _page(candidate, delivery, inputs, out).encode())
+    return delivery
+
+
+def _require_proven(candidate: Candidate, metrics: dict[str, Any]) -> None:
+    """Raise `RunFolderError` when the file of a model is gone or changed; older versions kept no digest of it."""
+    path = candidate.onnx_path
+    if not path.exists():
+        raise RunFolderError(f"{path} is gone; `autoprune verify` makes it again")
+    known = metrics.get("onnx_sha256")
+    if known is not None and known != hashlib.sha256(path.read_bytes()).hexdigest():
+        raise RunFolderError(f"{path} is not the file that was proven; `autoprune verify` makes it again")
+
+
+def _converted(candidate: Candidate, name: str, paths: Places, int8: bool) -> Delivery:
+    """Write a file of another format than ONNX, and compare it with PyTorch; it is removed where it differs."""
+    from autoprune.export.onnx_file import OnnxModule
+    from autoprune.export.programs import runner_of, write_openvino, write_pt2, write_torchscript
+    from autoprune.export.verify import output_difference
+    from autoprune.pipeline.verification import real_inputs
+    from autoprune.structure.input_sizes import at_second
+
+    task, model = candidate.run.open_task(), candidate.model(native=False)
+    sizes, inputs = None, real_inputs(task)
+    if name == "pt2":
+        sizes = write_pt2(model, task.example_inputs, paths.model)  # type: ignore[arg-type]
+    elif name == "torchscript":
+        try:
+            own = candidate.model(native=True)
+        except StructureError as error:
+            raise StructureError(
+                f"TorchScript is traced from a model of your own classes, and this one has none: {error} Export pt2"
+            ) from error
+        write_torchscript(own, task.example_inputs, paths.model)
+    else:
+        write_openvino(candidate.onnx_path, paths.model)
+        if candidate.record.policy.is_rounded:
+            model = candidate.model(quantized=True)
+        elif int8:  # quantized as a whole, of which PyTorch has no equal
+            model = OnnxModule(candidate.onnx_path, model)  # type: ignore[arg-type]
+    second = None if sizes is None else at_second(sizes, [x[:2] for x in inputs])
+    try:
+        difference = output_difference(
+            model, runner_of(name, paths.model), inputs, source=paths.model, limit=INT8_LIMIT if int8 else PARITY_LIMIT, second=second
+        )
+    except Exception:
+        paths.model.unlink(missing_ok=True)
+        raise
+    return Delivery(format=name, paths=paths, difference=difference, limit=INT8_LIMIT if int8 else PARITY_LIMIT)
+
+
+def _inputs(candidate: Candidate) -> list[dict[str, Any]]:
+    """Return the inputs of a model that a version of autoprune verified which did not note them."""
+    from autoprune.pipeline.verification import described_inputs
+
+    return described_inputs(candidate.model(native=False), candidate.run.open_task())  # type: ignore[arg-type]
+
+
+def _page(candidate: Candidate, delivery: Delivery, inputs: list[dict[str, Any]], out: str | Path) -> str:
+    run, record = candidate.run, candidate.record
+    dense, target, metric = run.document["dense"], run.document["latency_table"]["target"], run.document["metric"]
+    rows = {
+        f"{metric}, validation": (f"{record.score:.4f}", f"{dense['score']:.4f}"),
+        f"{metric}, test": (_number(record.test_score, ".4f"), _number(dense.get("test_score"), ".4f")),
+        f"latency (ms), {'predicted' if record.latency_ms_measured is None else 'measured'}": (
+            f"{latency_of(record):.4g}",
+            f"{dense['latency_ms_measured']:.4g}",
+        ),
+    }
+    for key in ("bytes", "params", "macs", "activation_bytes"):
+        rows[key.replace("_", " ")] = (_number(getattr(record, key), ","), _number(dense.get(key), ","))
+    facts = {
+        "latency": f"{record.latency_ratio:.1%} of the dense model's, on {_target(target)}; this is the ONNX file's",
+        "budget": f"{record.budget}, {'met' if record.meets_budget else 'not met'}" if record.budget else "none",
+        "proof": f"{delivery}",
+        "inputs": "; ".join(f"`{x['name']}` {x['dtype']} {tuple(x['shape'])}" for x in inputs)
+        + ", the first dimension is the batch",
+        "policy": f"`{record.digest}`, found by {record.strategy}",
+        "made by": f"`{search_command(run.config, run.folder.path)}`, then `autoprune export {run.folder.path} --policy "
+        f"{record.digest} --format {delivery.format} --out {out}`",
+        "versions": _versions(run.folder.environment),
+    }
+    task = Path(run.config.task).name if run.task is None else run.task.name
+    title = f"{task}: model {record.digest}, {record.latency_ratio:.1%} of the dense latency"
+    return readme(title, delivery.format, delivery.paths.model.name, rows, facts)
+
+
+def _number(value: float | None, style: str) -> str:
+    return "" if value is None else format(value, style)
+
+
+def _target(target: dict[str, Any]) -> str:
+    return (
+        f"{target['name']} ({target['cpu']}, {target['runtime']} {target['runtime_version']}, threads {target['threads']}, "
+        f"batch {target['batch']}, {target['precision']})"
+    )
+
+
+def _versions(environment: Path) -> str:
+    known = read_json(environment)
+    return ", ".join(f"{name} {version}" for name, version in {"python": known["python"], **known["versions"]}.items())
+
+
+def search_command(config: RunConfig, run_dir: Path) -> str:
+    """Return the command line of a search: the options that differ from their defaults."""
+    words = ["autoprune", "search", "--run-dir", str(run_dir)]
+    for name in sorted(config.model_fields_set - set(_NO_OPTIONS)):
+        value, default = getattr(config, name), RunConfig.model_fields[name].get_default(call_default_factory=True)
+        if value == default or value is None:
+            continue
+        option = "--budget" if name == "budgets" else f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words.append(option)
+            continue
+        texts = value if isinstance(value, tuple) else [value]
+        if isinstance(value, dict):
+            texts = [",".join(f"{key}={amount:g}" for key, amount in value.items())]
+        words += [word for text in texts for word in (option, str(text))]
+    return shlex.join(words)

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autoprune.errors import UsageError
+from autoprune.export.companions import deploy_script
+from autoprune.export.formats import FORMATS, MARK, places
+
+
+@pytest.mark.parametrize(
+    ("out", "format", "names"),
+    [
+        ("small.onnx", None, ("onnx", "small.onnx", "small_deploy.py", "small_README.md")),
+        ("a/small.pt2", "pt2", ("pt2", "a/small.pt2", "a/small_deploy.py", "a/small_README.md")),
+        ("box", None, ("onnx", "box/model.onnx", "box/deploy.py", "box/README.md")),
+        ("v1.2", "openvino", ("openvino", "v1.2/model.xml", "v1.2/deploy.py", "v1.2/README.md")),
+    ],
+)
+def test_where_files_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, format: str, names: tuple) -> None:
+    monkeypatch.chdir(tmp_path)
+    chosen, paths = places(out, format)
+    assert (chosen, *(str(path) for path in vars(paths).values())) == names
+
+
+def test_a_folder_that_is_called_like_a_file_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "all.onnx").mkdir()
+    assert places(tmp_path / "all.onnx", "torchscript")[1].model == tmp_path / "all.onnx" / "model.pt"
+
+
+def test_formats_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown format 'torch_script'. Did you mean 'torchscript'"):
+        places(tmp_path, "torch_script")
+    with pytest.raises(UsageError, match=r"a pt2 file ends in .pt2, and .*small.onnx is one of onnx"):
+        places(tmp_path / "small.onnx", "pt2")
+
+
+def test_files_of_others_are_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(UsageError, match=r"README.md is not a file that autoprune wrote"):
+        places(tmp_path, None)
+    assert places(tmp_path / "model.onnx", None)[1].page.name == "model_README.md"
+    (tmp_path / "README.md").write_text(f"{MARK}.")
+    assert places(tmp_path, None)[1].page == tmp_path / "README.md"
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_scripts_are_short_python(format: str) -> None:
+    inputs = [{"name": "ids", "dtype": "int64", "shape": [1, 7]}, {"name": "scale", "dtype": "float32", "shape": []}]
+    text = deploy_script(format, "m" + FORMATS[format].suffix, "deploy.py", inputs)
+    compile(text, "deploy.py", "exec")
+    assert sum(bool(line.strip()) for line in text.splitlines()) <= 13
+    assert "autoprune." not in text.replace(MARK, "")

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import autoprune
+from autoprune.config import RunConfig
+from autoprune.errors import RunFolderError, UsageError
+from autoprune.export.formats import FORMATS
+from autoprune.pipeline.delivery import deliver, search_command
+from autoprune.treatments import Treatment
+
+# Runs a script in a process of its own and says which libraries it loaded.
+RUN = "import runpy, sys; runpy.run_path(sys.argv[1]); print('LOADED', *sys.modules)"
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated")
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_is_proven_and_runs_without_autoprune(
+    finished: autoprune.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], format: str
+) -> None:
+    if format == "openvino":
+        pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    candidate = finished.candidate(finished.models[0].digest)
+    delivery = deliver(candidate, tmp_path / "out", format)
+    assert delivery.difference is not None
+    assert delivery.difference <= delivery.limit == 1e-4
+    if "torch" in FORMATS[format].runs_on:  # another process would import it for seconds
+        runpy.run_path(str(delivery.paths.script))
+        assert "(1, 10)" in capsys.readouterr().out
+    else:
+        done = subprocess.run([sys.executable, "-c", RUN, str(delivery.paths.script)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        output, _, loaded = done.stdout.partition("LOADED ")
+        assert "output (1, 10) float32" in output
+        assert not {"torch", "autoprune"} & set(loaded.split())
+    page = delivery.paths.page.read_text()
+    assert f"{candidate.record.score:.4f}" in page
+    assert f"--policy {candidate.digest} --format {format}" in page
+    assert "`x` float32 (1, 1, 8, 8)" in page
+
+
+def test_an_onnx_file_is_the_proven_one(copied: autoprune.Run, tmp_path: Path) -> None:
+    candidate = copied.candidate(copied.models[0].digest)
+    path = candidate.export(tmp_path / "small.onnx")
+    assert path.read_bytes() == candidate.onnx_path.read_bytes()
+    assert {entry.name for entry in tmp_path.iterdir()} >= {"small.onnx", "small_deploy.py", "small_README.md"}
+    metrics = copied.folder.model(candidate.digest).metrics
+    known = json.loads(metrics.read_text())
+    metrics.write_text(json.dumps({k: v for k, v in known.items() if k not in ("onnx_sha256", "inputs")}))
+    assert candidate.export(tmp_path / "older" / "small.onnx").with_name("small_deploy.py").read_text() == (
+        (tmp_path / "small_deploy.py").read_text()
+    )
+    metrics.write_text(json.dumps(known))
+    candidate.onnx_path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(RunFolderError, match=r"is not the file that was proven; `autoprune verify`"):
+        candidate.export(tmp_path / "torn.onnx")
+    candidate.onnx_path.unlink()
+    with pytest.raises(RunFolderError, match="is gone; `autoprune verify`"):
+        candidate.export(tmp_path / "gone.onnx")
+
+
+@pytest.mark.parametrize("format", [name for name, kind in FORMATS.items() if not kind.int8])
+def test_int8_layers_never_become_fp32_in_silence(finished: autoprune.Run, tmp_path: Path, format: str) -> None:
+    candidate = finished.candidate(finished.models[0].digest)
+    policy = dataclasses.replace(candidate.record.policy, treatments={"head.weight": Treatment(precision="int8")})
+    treated = dataclasses.replace(candidate, record=dataclasses.replace(candidate.record, policy=policy))
+    with pytest.raises(UsageError, match=f"has int8 layers, and a {format} file would compute them in fp32"):
+        deliver(treated, tmp_path / "out", format)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_of_a_search_is_written_with_its_options() -> None:
+    config = RunConfig(task="my task.py:make", budgets=("50%", "bytes:1MB"), seed=3, allow_foreign_table=True)
+    assert search_command(config, Path("runs/a")) == (
+        "autoprune search --run-dir runs/a --allow-foreign-table --budget 50% --budget bytes:1MB --seed 3 "
+        "--task 'my task.py:make'"
+    )
