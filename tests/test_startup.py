@@ -33,8 +33,8 @@ NEEDED: dict[str, set[str]] = {
 
 @pytest.mark.parametrize("command", NEEDED)
 def test_light_commands_load_no_heavy_library(command: str, finished: autoprune.Run, tmp_path: Path) -> None:
-    places = {"RUN": str(finished.folder.path), "PAGE": str(tmp_path / "page.html"), "MODEL": str(tmp_path / "model.onnx")}
-    places["DIGEST"] = finished.models[0].digest
+    places = {"RUN": str(finished.folder.path), "PAGE": str(tmp_path / "page.html")}
+    places |= {"MODEL": str(tmp_path / "model.onnx"), "DIGEST": finished.models[0].digest}
     code = CODE.format(arguments=[places.get(word, word) for word in command.split()])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

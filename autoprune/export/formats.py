@@ -83,13 +83,9 @@ def places(out: str | Path, format: str | None) -> tuple[str, Places]:
     chosen = format or named or "onnx"
     if named is not None:
         stem = path.with_suffix("").name
-        own = Places(
-            model=path, script=path.with_name(f"{stem}_deploy.py"), page=path.with_name(f"{stem}_README.md")
-        )
+        own = Places(model=path, script=path.with_name(f"{stem}_deploy.py"), page=path.with_name(f"{stem}_README.md"))
     else:
-        own = Places(
-            model=path / f"model{FORMATS[chosen].suffix}", script=path / "deploy.py", page=path / "README.md"
-        )
+        own = Places(model=path / f"model{FORMATS[chosen].suffix}", script=path / "deploy.py", page=path / "README.md")
     for companion in (own.script, own.page):
         if companion.exists() and MARK not in companion.read_text(errors="replace"):
             raise UsageError(f"{companion} is not a file that autoprune wrote, and stays. Choose another --out")

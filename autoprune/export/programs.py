@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from torch.utils import _pytree as pytree
 from autoprune.errors import StructureError, UsageError
 from autoprune.model.outputs import output_names, with_plain_outputs
 from autoprune.onnxgraph.export import batch_of_two, dynamic_shapes
-from autoprune.runfolder import write_atomic
 from autoprune.structure import GraphModel
 from autoprune.structure.capture import quiet
 from autoprune.structure.input_sizes import InputSizes
@@ -30,6 +28,12 @@ Runner = Callable[[Sequence[torch.Tensor]], list[np.ndarray]]
 # That it computes the same there is what `output_difference` proves.
 
 
+_LOADERS: dict[str, Callable[[Path], Any]] = {
+    "torchscript": torch.jit.load,
+    "pt2": lambda path: torch.export.load(path).module(check_guards=False),
+}
+
+
 def write_torchscript(model: nn.Module, inputs: Sequence[torch.Tensor], path: Path) -> None:
     """Trace a model of the user's own classes and write it; outputs keep their keys.
 
@@ -41,9 +45,10 @@ def write_torchscript(model: nn.Module, inputs: Sequence[torch.Tensor], path: Pa
             traced = torch.jit.trace(
                 with_plain_outputs(model), tuple(map(batch_of_two, inputs)), strict=False, check_trace=False
             )
-            _write(path, lambda made: torch.jit.save(traced, made))
+            torch.jit.save(traced, path)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise StructureError(f"the model cannot be traced to TorchScript: {_line(error)}. Export pt2 or onnx") from error
+        reason = _line(error)
+        raise StructureError(f"the model cannot be traced to TorchScript: {reason}. Export pt2 or onnx") from error
 
 
 def write_pt2(model: GraphModel, inputs: Sequence[torch.Tensor], path: Path) -> InputSizes | None:
@@ -75,9 +80,10 @@ def _write_program(
     try:
         with quiet(), torch.no_grad(), traceable(model):
             exported = torch.export.export(program, inputs, dynamic_shapes=dynamic_shapes(inputs, False, sizes))
-            _write(path, lambda made: torch.export.save(exported, made))
-        examples = [node.meta["val"] for node in exported.graph.nodes if node.name in exported.graph_signature.user_inputs]
-        return not any(str(examples[n].shape[dim]).isdigit() for n, dim, _ in (sizes.free() if sizes else ()))
+            torch.export.save(exported, path)
+        taken = exported.graph_signature.user_inputs
+        shapes = [node.meta["val"].shape for node in exported.graph.nodes if node.name in taken]
+        return not any(str(shapes[n][dim]).isdigit() for n, dim, _ in (sizes.free() if sizes else ()))
     except Exception as error:  # the exporter raises classes of its own that are not public
         raise StructureError(f"the model cannot be exported to pt2: {_line(error)}. Export onnx") from error
 
@@ -90,14 +96,10 @@ def write_openvino(onnx: Path, path: Path) -> None:
         StructureError: when OpenVINO cannot convert the file.
     """
     openvino = _openvino()
-    with TemporaryDirectory() as folder:
-        made = Path(folder) / path.name
-        try:
-            openvino.save_model(openvino.convert_model(str(onnx)), str(made), compress_to_fp16=False)
-        except Exception as error:  # the errors of OpenVINO have no class of their own that is public
-            raise StructureError(f"OpenVINO cannot convert the model: {_line(error)}. Export onnx") from error
-        write_atomic(path.with_suffix(".bin"), made.with_suffix(".bin").read_bytes())
-        write_atomic(path, made.read_bytes())
+    try:
+        openvino.save_model(openvino.convert_model(str(onnx)), str(path), compress_to_fp16=False)
+    except Exception as error:  # the errors of OpenVINO have no class of their own that is public
+        raise StructureError(f"OpenVINO cannot convert the model: {_line(error)}. Export onnx") from error
 
 
 def runner_of(format: str, path: Path) -> Runner:
@@ -106,7 +108,7 @@ def runner_of(format: str, path: Path) -> Runner:
         compiled = _openvino().Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         return lambda inputs: [np.asarray(value) for value in compiled([x.numpy() for x in inputs]).values()]
     with quiet():
-        module: Any = torch.jit.load(path) if format == "torchscript" else torch.export.load(path).module(check_guards=False)
+        module: Any = _LOADERS[format](path)
 
     def run(inputs: Sequence[torch.Tensor]) -> list[np.ndarray]:
         with torch.no_grad():
@@ -128,14 +130,6 @@ def _program(model: GraphModel) -> fx.GraphModule:
     else:
         graph.output(tuple(named.values()) if all(name.isdigit() for name in named) else named)
     return fx.GraphModule(model, graph).eval()
-
-
-def _write(path: Path, save: Callable[[Path], None]) -> None:
-    """Let PyTorch write a file elsewhere, and move it into its place in one step."""
-    with TemporaryDirectory() as folder:
-        made = Path(folder) / path.name
-        save(made)
-        write_atomic(path, made.read_bytes())
 
 
 def _openvino() -> Any:

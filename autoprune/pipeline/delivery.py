@@ -6,6 +6,7 @@ import hashlib
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from autoprune.config import RunConfig
@@ -16,7 +17,10 @@ from autoprune.front import latency_of
 from autoprune.runfolder import read_json, write_atomic
 
 if TYPE_CHECKING:  # a copy of an ONNX file takes no torch
+    from torch import nn
+
     from autoprune.pipeline.run import Candidate
+    from autoprune.structure.input_sizes import InputSizes
 
 _NO_OPTIONS = ("reconstruct", "run_id")
 """Fields of a configuration without an option on the command line."""
@@ -99,40 +103,48 @@ def _require_proven(candidate: Candidate, metrics: dict[str, Any]) -> None:
 
 
 def _converted(candidate: Candidate, name: str, paths: Places, int8: bool) -> Delivery:
-    """Write a file of another format than ONNX, and compare it with PyTorch; it is removed where it differs."""
-    from autoprune.export.onnx_file import OnnxModule
-    from autoprune.export.programs import runner_of, write_openvino, write_pt2, write_torchscript
+    """Write a file of another format than ONNX, compare it with PyTorch, and only then move it into its place."""
+    from autoprune.export.programs import runner_of
     from autoprune.export.verify import output_difference
     from autoprune.pipeline.verification import real_inputs
     from autoprune.structure.input_sizes import at_second
 
-    task, model = candidate.run.open_task(), candidate.model(native=False)
-    sizes, inputs = None, real_inputs(task)
+    inputs, limit = real_inputs(candidate.run.open_task()), INT8_LIMIT if int8 else PARITY_LIMIT
+    with TemporaryDirectory() as folder:
+        made = Path(folder) / paths.model.name
+        model, sizes = _written(candidate, name, made, int8)
+        second = None if sizes is None else at_second(sizes, [x[:2] for x in inputs])
+        run = runner_of(name, made)
+        difference = output_difference(model, run, inputs, source=paths.model.name, limit=limit, second=second)
+        for path in sorted(Path(folder).iterdir()):  # weights before the file that names them
+            write_atomic(paths.model.with_name(path.name), path.read_bytes())
+    return Delivery(format=name, paths=paths, difference=difference, limit=limit)
+
+
+def _written(candidate: Candidate, name: str, path: Path, int8: bool) -> tuple[nn.Module, InputSizes | None]:
+    """Write a file; return the model that it must equal, and the sizes besides the batch that the file leaves free."""
+    from autoprune.export.onnx_file import OnnxModule
+    from autoprune.export.programs import write_openvino, write_pt2, write_torchscript
+    from autoprune.structure import GraphModel
+
+    inputs, model = candidate.run.open_task().example_inputs, candidate.model(native=False)
+    assert isinstance(model, GraphModel)
     if name == "pt2":
-        sizes = write_pt2(model, task.example_inputs, paths.model)  # type: ignore[arg-type]
-    elif name == "torchscript":
-        try:
-            own = candidate.model(native=True)
-        except StructureError as error:
-            raise StructureError(
-                f"TorchScript is traced from a model of your own classes, and this one has none: {error} Export pt2"
-            ) from error
-        write_torchscript(own, task.example_inputs, paths.model)
-    else:
-        write_openvino(candidate.onnx_path, paths.model)
+        return model, write_pt2(model, inputs, path)
+    if name == "openvino":
+        write_openvino(candidate.onnx_path, path)
         if candidate.record.policy.is_rounded:
-            model = candidate.model(quantized=True)
-        elif int8:  # quantized as a whole, of which PyTorch has no equal
-            model = OnnxModule(candidate.onnx_path, model)  # type: ignore[arg-type]
-    second = None if sizes is None else at_second(sizes, [x[:2] for x in inputs])
+            return candidate.model(quantized=True), None
+        # A model that is quantized as a whole has no equal in PyTorch.
+        return (OnnxModule(candidate.onnx_path, model) if int8 else model), None
     try:
-        difference = output_difference(
-            model, runner_of(name, paths.model), inputs, source=paths.model, limit=INT8_LIMIT if int8 else PARITY_LIMIT, second=second
-        )
-    except Exception:
-        paths.model.unlink(missing_ok=True)
-        raise
-    return Delivery(format=name, paths=paths, difference=difference, limit=INT8_LIMIT if int8 else PARITY_LIMIT)
+        own = candidate.model(native=True)
+    except StructureError as error:
+        raise StructureError(
+            f"TorchScript is traced from a model of your own classes, and this one has none: {error} Export pt2"
+        ) from error
+    write_torchscript(own, inputs, path)
+    return model, None
 
 
 def _inputs(candidate: Candidate) -> list[dict[str, Any]]:
@@ -145,6 +157,8 @@ def _inputs(candidate: Candidate) -> list[dict[str, Any]]:
 def _page(candidate: Candidate, delivery: Delivery, inputs: list[dict[str, Any]], out: str | Path) -> str:
     run, record = candidate.run, candidate.record
     dense, target, metric = run.document["dense"], run.document["latency_table"]["target"], run.document["metric"]
+    export = ["autoprune", "export", str(run.folder.path), "--policy", record.digest]
+    export += ["--format", delivery.format, "--out", str(out)]
     rows = {
         f"{metric}, validation": (f"{record.score:.4f}", f"{dense['score']:.4f}"),
         f"{metric}, test": (_number(record.test_score, ".4f"), _number(dense.get("test_score"), ".4f")),
@@ -162,8 +176,7 @@ def _page(candidate: Candidate, delivery: Delivery, inputs: list[dict[str, Any]]
         "inputs": "; ".join(f"`{x['name']}` {x['dtype']} {tuple(x['shape'])}" for x in inputs)
         + ", the first dimension is the batch",
         "policy": f"`{record.digest}`, found by {record.strategy}",
-        "made by": f"`{search_command(run.config, run.folder.path)}`, then `autoprune export {run.folder.path} --policy "
-        f"{record.digest} --format {delivery.format} --out {out}`",
+        "made by": f"`{search_command(run.config, run.folder.path)}`, then `{shlex.join(export)}`",
         "versions": _versions(run.folder.environment),
     }
     task = Path(run.config.task).name if run.task is None else run.task.name
@@ -177,8 +190,8 @@ def _number(value: float | None, style: str) -> str:
 
 def _target(target: dict[str, Any]) -> str:
     return (
-        f"{target['name']} ({target['cpu']}, {target['runtime']} {target['runtime_version']}, threads {target['threads']}, "
-        f"batch {target['batch']}, {target['precision']})"
+        f"{target['name']} ({target['cpu']}, {target['runtime']} {target['runtime_version']}, "
+        f"threads {target['threads']}, batch {target['batch']}, {target['precision']})"
     )
 
 

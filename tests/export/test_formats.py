@@ -30,7 +30,7 @@ def test_a_folder_that_is_called_like_a_file_is_a_folder(tmp_path: Path) -> None
 
 
 def test_formats_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="unknown format 'torch_script'. Did you mean 'torchscript'"):
+    with pytest.raises(UsageError, match=r"unknown format 'torch_script'. Did you mean 'torchscript'"):
         places(tmp_path, "torch_script")
     with pytest.raises(UsageError, match=r"a pt2 file ends in .pt2, and .*small.onnx is one of onnx"):
         places(tmp_path / "small.onnx", "pt2")

@@ -48,7 +48,9 @@ def treated(policy: Policy, *layers: str) -> Policy:
     return Policy(space_id=policy.space_id, widths=policy.widths, treatments=dict.fromkeys(layers, INT8))
 
 
-def test_what_is_scored_is_what_is_delivered(copied: autoprune.Run, measurer: SimulatedMeasurer, tmp_path: Path) -> None:
+def test_what_is_scored_is_what_is_delivered(
+    copied: autoprune.Run, measurer: SimulatedMeasurer, tmp_path: Path
+) -> None:
     dense_model, folder = copied.dense_model, copied.folder
     int8 = treated(copied.models[0].policy, "features.0.weight", "features.3.weight")
     ranks = {"features.3.weight": Treatment(precision="int8", rank=2), "features.7.weight": Treatment(rank=1)}
