@@ -11,6 +11,7 @@ latency_table.json      the table that predicted every latency
 latency_parts.json      what the table says about the model: staircases of units, predicted time of each layer
 latency_table.samples.jsonl  measurements of a table in the making, gone when it is written
 study.db                Optuna studies, one for each fidelity; or study.json, which says where they are
+progress.json           stage, seconds spent, and how long the search will still take
 front.json              the result
 models/<digest>/        policy.json, weights.safetensors, int8.safetensors, model.onnx, model.int8.onnx, metrics.json
 report.html
@@ -127,6 +128,11 @@ class RunFolder:
     def settled(self) -> Path:
         """Error of the latency table for the best candidates of each budget, when the search was over."""
         return self.path / "settled.json"
+
+    @property
+    def progress(self) -> Path:
+        """Stage, seconds spent and left, as the search noted them last."""
+        return self.path / "progress.json"
 
     @property
     def table(self) -> Path:

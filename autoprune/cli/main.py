@@ -34,6 +34,7 @@ from autoprune.cli.options import (
     say,
 )  # fmt: skip
 from autoprune.cli.profile import profile_app
+from autoprune.cli.progress import LogFileOption, QuietOption, shown_events
 from autoprune.cli.results import export, finetune, front, pick, report, show, verify
 from autoprune.cli.study import dashboard, status, study_app
 from autoprune.cli.task import check, init
@@ -117,6 +118,8 @@ def search(
     ] = None,
     seed: SeedOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Refuse a folder that already holds a run.")] = False,
+    quiet: QuietOption = False,
+    log_file: LogFileOption = None,
 ) -> None:
     """Search, fine-tune, export and verify; the same command resumes an interrupted run."""
     given = given_options(
@@ -128,10 +131,9 @@ def search(
     )  # fmt: skip
     with interruptible() as received:
         try:
-            from autoprune.pipeline import search as run_search  # takes seconds
-            from autoprune.report import ConsoleEvents
+            with shown_events(quiet, log_file) as events:
+                from autoprune.pipeline import search as run_search  # takes seconds
 
-            with ConsoleEvents(out) as events:
                 run_search(run_dir=run_dir, config_file=config, fresh=fresh, events=events, **given)
         except (KeyboardInterrupt, Exception) as error:
             if isinstance(error, Exception) and not received:

@@ -22,14 +22,16 @@ from autoprune.cli.options import (
     out,
     say,
 )  # fmt: skip
+from autoprune.cli.progress import LogFileOption, QuietOption, shown_events
 from autoprune.errors import UsageError
 
 _MODEL = ("task", "model", "data_dir")
 _MEASURING = ("target", "threads", "batch", "precision", "seed")
+_SHOWING = ("quiet", "log_file")
 _READ_WITH = {
-    "check": (*_MODEL, *_MEASURING, "allow_foreign_table"),
-    "destination": (*_MODEL, *_MEASURING, "space", "explain"),
-    "explain": (*_MODEL, "table"),
+    "check": (*_MODEL, *_MEASURING, "allow_foreign_table", *_SHOWING),
+    "destination": (*_MODEL, *_MEASURING, "space", "explain", *_SHOWING),
+    "explain": (*_MODEL, "table", *_SHOWING),
 }
 """Options that each use of the command reads besides its own one; the first use that is given decides."""
 
@@ -57,25 +59,26 @@ def profile(
         bool, typer.Option("--explain", help="Print and plot latency against width of every unit.")
     ] = False,
     allow_foreign_table: ForeignOption = False,
+    quiet: QuietOption = False,
+    log_file: LogFileOption = None,
 ) -> None:
     """Measure a latency table for a model and a search space (--out), check it later, or look at it."""
     _refuse_ignored(context)
     if context.invoked_subcommand is not None:
         return
     from autoprune.pipeline import profiles
-    from autoprune.report import ConsoleEvents
 
     given = given_options(
         task=task, model=model, data_dir=data_dir, space=space, target=target, threads=threads, batch=batch,
         precision=precision, seed=seed, allow_foreign_table=allow_foreign_table or None,
     )  # fmt: skip
     if check is not None:
-        with ConsoleEvents(out) as events:
+        with shown_events(quiet, log_file) as events:
             holds = profiles.check_profile(check, events, **given)
         raise typer.Exit(0 if holds else 1)
     if destination is None and not (explain and table):
         raise UsageError("say where the table goes (--out TABLE.json), or look at one (--explain --table TABLE.json)")
-    with ConsoleEvents(out) as events:
+    with shown_events(quiet, log_file) as events:
         if destination is not None:
             profiles.profile_table(destination, events, **given)
     if explain:
@@ -123,16 +126,17 @@ def kit(
     batch: BatchOption = None,
     precision: PrecisionOption = None,
     seed: SeedOption = None,
+    quiet: QuietOption = False,
+    log_file: LogFileOption = None,
 ) -> None:
     """Write a kit for a device that cannot run this package: models and one script (numpy, onnxruntime)."""
     from autoprune.pipeline import profiles
-    from autoprune.report import ConsoleEvents
 
     given = given_options(
         task=task, model=model, data_dir=data_dir, space=space, target=target, threads=threads, batch=batch,
         precision=precision, seed=seed,
     )  # fmt: skip
-    with ConsoleEvents(out) as events:
+    with shown_events(quiet, log_file) as events:
         profiles.write_kit(destination, events, **given)
 
 
@@ -141,10 +145,11 @@ def import_(
     results: Annotated[Path, typer.Argument(help="results.json that measure.py wrote on the device.")],
     kit_file: Annotated[Path, typer.Option("--kit", help="The kit that it measured.")] = Path("kit.zip"),
     destination: Annotated[Path, typer.Option("--out", help="Latency table to write.")] = Path("latency_table.json"),
+    quiet: QuietOption = False,
+    log_file: LogFileOption = None,
 ) -> None:
     """Build the latency table of a device from what its kit measured there."""
     from autoprune.pipeline import profiles
-    from autoprune.report import ConsoleEvents
 
-    with ConsoleEvents(out) as events:
+    with shown_events(quiet, log_file) as events:
         profiles.import_results(results, kit_file, destination, events)

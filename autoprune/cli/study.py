@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -67,6 +68,8 @@ def status_lines(run_dir: Path) -> Iterator[str]:
     stage = "finished" if finished(folder) else "searching" if folder.has_study else "preparing"
     nobody = "nobody works on it" + (f": {who} has ended without its clean-up" if who else "")
     yield f"{folder.path}: {stage}; " + (nobody if who is None or is_gone(who) else f"worked on by {who}{workers}")
+    if who is not None and not is_gone(who):
+        yield from _time_left(folder)
     states = study_states(place) if folder.has_study else []
     for state in states:
         counts = [f"{count} {_SHOWN.get(name, name)}" for name, count in state.counts.items()]
@@ -75,14 +78,27 @@ def status_lines(run_dir: Path) -> Iterator[str]:
         yield f"{state.name}: {', '.join(counts) or 'no trials'}"
         for limit, score in state.best.items():
             yield f"    best within {limit}: {score:.4f}"
-        if state.open and state.minutes is not None:
-            yield (
-                f"    at least {max(state.minutes, 0.1):.1f} min for the {state.open} trials that are known "
-                f"({state.per_minute:.1f} a minute over the last {state.recent}); later ones are not counted"
-            )
+        if state.open and state.per_minute is not None:
+            yield f"    {state.per_minute:.1f} trials a minute over the last {state.recent}"
     failures = [f"{state.name}, {text}" for state in states for text in state.failures]
     for text in failures[-_FAILURES_SHOWN:]:
         yield f"failed: {text}"
+
+
+def _time_left(folder: RunFolder) -> Iterator[str]:
+    """Yield what the search noted last about the time that it needs; nothing where it did not."""
+    from autoprune.errors import RunFolderError
+    from autoprune.report.durations import duration_text
+    from autoprune.runfolder import read_json
+
+    with suppress(RunFolderError, KeyError, TypeError, ValueError):
+        noted = read_json(folder.progress)
+        age = (datetime.now(UTC) - datetime.fromisoformat(noted["updated"])).total_seconds()
+        left = max(noted["seconds_left"] - age, 0.0)
+        yield (
+            f"{noted['stage']}: about {duration_text(left)} left in all ({noted['basis']}, "
+            f"{duration_text(age)} ago); {duration_text(noted['seconds_spent'] + age)} so far"
+        )
 
 
 def _workers(folder: RunFolder) -> str:

@@ -63,6 +63,6 @@ def check(
         out.print(fixed_table(structure.fixed, structure.unsupported, structure.fixed_sizes))
     if checkup.estimates:
         out.print(estimate_table(checkup.estimates))
-        say(basis_line(checkup.seconds_per_pass, config.slots, checkup.table_seconds))
+        say(basis_line(checkup.estimates, config.slots))
     if not checkup.works:
         raise typer.Exit(1)

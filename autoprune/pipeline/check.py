@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,16 +21,18 @@ from autoprune.export.onnx_file import export_candidate
 from autoprune.export.verify import parity
 from autoprune.model.copying import copy_of
 from autoprune.pipeline.dense import affordable_examples, seconds_per_pass
+from autoprune.pipeline.expected_work import Timed, derived_effort, expected_work, run_seconds, usual_times
 from autoprune.pipeline.measurer import DeviceMeasurer, Measurer
+from autoprune.pipeline.rehearsal import rehearsed_times
 from autoprune.pipeline.run import open_task
 from autoprune.pipeline.spaces import SpaceFile
-from autoprune.profiling.duration import expected_seconds
 from autoprune.profiling.policy_timer import finite_feeds
 from autoprune.pruning.ranking import round_width
-from autoprune.records import Policy
+from autoprune.records import Policy, SearchSpace
 from autoprune.report.checks import Estimate, Finding
-from autoprune.search.effort import EFFORTS, Effort
-from autoprune.search.sensitivity import anchor_policies
+from autoprune.report.durations import duration_text
+from autoprune.search.effort import EFFORTS
+from autoprune.search.trial_times import TrialTimes
 from autoprune.structure import Structure, analyze, form_at_half
 from autoprune.task.base import Task
 from autoprune.task.batches import length, sample_rows, take
@@ -37,7 +40,6 @@ from autoprune.task.check import check_task
 from autoprune.task.metric_direction import doubt
 from autoprune.training.dense import build_dense
 from autoprune.training.finetune import finetune
-from autoprune.training.recipe_search import expected_passes
 from autoprune.training.scoring import evaluate, predict_outputs
 
 _KEPT = 0.5
@@ -51,16 +53,11 @@ _QUICK = Protocol(repeats=8, reference_samples=1, retries=0)
 
 @dataclass(frozen=True, kw_only=True)
 class Checkup:
-    """Findings of every stage, the structure if there is one, and estimates of what a search takes.
-
-    `seconds_per_pass` is measured, on one thread; 0 where it could not be, as `table_seconds`, for the latency table.
-    """
+    """Findings of every stage, the structure if there is one, and estimates of what a search takes."""
 
     findings: tuple[Finding, ...]
     structure: Structure | None
     estimates: tuple[Estimate, ...]
-    seconds_per_pass: float
-    table_seconds: float
 
     @property
     def works(self) -> bool:
@@ -77,6 +74,10 @@ class _Findings(list[Finding]):
         """Keep a finding, and tell it at once."""
         super().append(finding)
         self._on_finding(finding)
+
+    def seconds_of(self, stage: str) -> float:
+        """Return the seconds that a stage took."""
+        return next((finding.seconds for finding in self if finding.stage == stage), 0.0)
 
     def attempt(self, stage: str, work: Callable[[], tuple[Any, str]], *needs: object) -> Any:
         """The value of a stage, or `None` when it fails or something that it needs is absent; its text is kept."""
@@ -128,20 +129,23 @@ def check_up(
             "latency", lambda: _timed(config, model, dense, structure, path, measurer), structure, path
         )
     seconds = findings.attempt("time of a sample pass", lambda: _pass_time(task, dense), dense)
-    estimates, table_seconds = (), 0.0
-    if structure is not None:
+    estimates: tuple[Estimate, ...] = ()
+    if structure is not None and seconds is not None:
         space = SpaceFile.read(config, structure).scanned()
-        if seconds is not None:
-            estimates = _estimates(config, task, len(anchor_policies(space)), seconds)
-        if run_s is not None:
-            table_seconds = expected_seconds(structure, space, run_s)
-    return Checkup(
-        findings=tuple(findings),
-        structure=structure,
-        estimates=estimates,
-        seconds_per_pass=seconds or 0.0,
-        table_seconds=table_seconds,
-    )
+        usual = usual_times(seconds, findings.seconds_of("trace and units"))
+        rehearsal = partial(_rehearsed, config, task, structure, space, dense, usual)
+        times = findings.attempt("short trials", rehearsal) or usual
+        timed = Timed(
+            basis="",
+            pass_s=seconds,
+            run_s=run_s or run_seconds(structure, dense),
+            analysis_s=findings.seconds_of("trace and units"),
+            start_s=time.process_time(),
+            times=times,
+            export_s=findings.seconds_of("ONNX export"),
+        )
+        estimates = _estimates(config, task, structure, space, timed)
+    return Checkup(findings=tuple(findings), structure=structure, estimates=estimates)
 
 
 def _open(config: RunConfig) -> tuple[Task, str]:
@@ -251,25 +255,36 @@ def _pass_time(task: Task, dense: nn.Module) -> tuple[float, str]:
     return seconds, f"{seconds * 1e3:.3g} ms, forward and backward of one example, on one thread"
 
 
-def _estimates(config: RunConfig, task: Task, apart: int, seconds: float) -> tuple[Estimate, ...]:
-    """Return estimates for one budget at half of the dense cost; one process trains the dense model.
+def _rehearsed(
+    config: RunConfig, task: Task, structure: Structure, space: SearchSpace, dense: nn.Module, usual: TrialTimes
+) -> tuple[TrialTimes, str]:
+    """Return the times of trials that were tried, or the usual ones for models of which they take long."""
+    times = rehearsed_times(config, task, structure, space, dense, None, usual)
+    if times == usual:
+        return times, "not tried: they take long, or code of your own trains; sample passes are most of each"
+    return times, (
+        f"{duration_text(times.fixed_s)} each, {duration_text(times.tuned_fixed_s)} with fine-tuning, and "
+        f"{times.pass_s * 1e3:.3g} ms for each sample pass"
+    )
 
-    `apart` policies are scored for the sensitivities; `seconds` is the time of a sample pass.
-    """
-    train, val = length(task.train_set), length(task.val_set)
-    workers = config.slots
-    training = task.dense_epochs * train
+
+def _estimates(
+    config: RunConfig, task: Task, structure: Structure, space: SearchSpace, timed: Timed
+) -> tuple[Estimate, ...]:
+    """Return estimates of a whole search for one budget at half of the dense cost."""
+    config = config.model_copy(update={"budgets": (f"{_KEPT:.0%}",)})
+    training = 0.0 if task.recipe is None else task.dense_epochs * length(task.train_set)
     estimates = []
     for name in EFFORTS:
-        effort = Effort.derive(name, train_examples=train, val_examples=val, full_epochs=task.full_epochs)
-        passes = effort.expected_passes(budgets=1, val_examples=val, share=_KEPT, apart=apart)
-        passes += expected_passes(task, _KEPT)
+        effort = derived_effort(config.model_copy(update={"effort": name, "trials": None}), task)
+        work = expected_work(config, task, structure, space, effort, timed)
+        passes = effort.expected_passes(budgets=1, val_examples=work.val_examples, share=work.share, apart=work.apart)
         estimates.append(
             Estimate(
                 effort=name,
-                policies=effort.trials + apart,
-                sample_passes=passes + training,
-                seconds=seconds * (passes / workers + training),
+                policies=effort.trials + work.apart,
+                sample_passes=passes + work.recipe_passes + training,
+                seconds_by_part=work.estimate().remaining(0.0).seconds_by_part,
             )
         )
     return tuple(estimates)

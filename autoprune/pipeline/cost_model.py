@@ -107,3 +107,8 @@ def reachable_costs(
     predict = partial(cost_matrix, structure, free.predictor)
     require_reachable(space, predict, limits, free.additive(space))
     return CostModel(structure=structure, table=table, limits=limits)
+
+
+def largest_share(limit: Limit, dense_costs: tuple[float, ...]) -> float:
+    """Return what a policy on a limit costs at most, as a share of the dense model: its tightest maximum."""
+    return min(1.0, *(most / dense for most, dense in zip(limit.most, dense_costs, strict=True)))

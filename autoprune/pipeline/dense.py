@@ -13,7 +13,7 @@ from torch import nn
 from autoprune import memory_limits
 from autoprune.config import RunConfig
 from autoprune.errors import TaskError
-from autoprune.pipeline.events import Events
+from autoprune.pipeline.events import DENSE, TASK, Events
 from autoprune.pipeline.identity import claim
 from autoprune.runfolder import RunFolder, write_atomic
 from autoprune.structure import Structure, analyze
@@ -25,6 +25,9 @@ from autoprune.training.dense import build_dense, load_dense, train_dense, weigh
 _FEW, _MOST_EXAMPLES, _STEP_SECONDS = 2, 64, 1.0
 """Examples of a timed training step at least and at most, and its seconds at most where there is a choice."""
 
+_TIMING_SECONDS = 0.3
+"""Short steps are repeated for so long: the first ones of a process take several times as long as later ones."""
+
 
 def untrained(config: RunConfig, folder: RunFolder, task: Task, events: Events) -> tuple[nn.Module, Structure]:
     """Return the untrained model of a task and its structure; the folder is claimed for them.
@@ -34,7 +37,7 @@ def untrained(config: RunConfig, folder: RunFolder, task: Task, events: Events) 
         StructureError: for a model without anything to prune.
         RunFolderError: when the folder holds the results of another task.
     """
-    events.stage("Task and units")
+    events.stage(TASK)
     check_task(task)
     model = build_dense(task, seed=config.seed)
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -48,7 +51,7 @@ def trained_dense(config: RunConfig, folder: RunFolder, task: Task, events: Even
     """Return the trained dense model: that of the folder, of the given file, or trained once by the task's recipe."""
     if folder.dense.exists():
         return load_dense(task, folder.dense)
-    events.stage("Dense model")
+    events.stage(DENSE)
     if config.dense is not None:
         dense = load_dense(task, Path(config.dense))
     else:
@@ -64,16 +67,18 @@ def trained_dense(config: RunConfig, folder: RunFolder, task: Task, events: Even
 def seconds_per_pass(task: Task, dense: nn.Module) -> float:
     """Return the seconds of one sample pass on one thread: the basis of time estimates.
 
-    The fastest of three steps is timed, each of as many examples, 2 to 64, as take about a second and as fit into
-    `memory_limits.CHECK_STEP_BYTES`.
+    The fastest of at least three steps counts, each of as many examples, 2 to 64, as take about a second and as fit
+    into `memory_limits.CHECK_STEP_BYTES`.
     """
     inputs, _ = task.split(next(batches(task.train_set, _MOST_EXAMPLES)))
     with _one_thread():
         affordable = affordable_examples(dense, inputs)
         first_s = _step_seconds(task, dense, inputs, _FEW)
         count = max(_FEW, min(affordable, len(inputs[0]), int(_FEW * _STEP_SECONDS / first_s)))
-        seconds = min(_step_seconds(task, dense, inputs, count) for _ in range(3 if count > _FEW else 2))
-    return seconds / min(count, len(inputs[0]))
+        steps = [_step_seconds(task, dense, inputs, count) for _ in range(3 if count > _FEW else 2)]
+        while sum(steps) < _TIMING_SECONDS:
+            steps.append(_step_seconds(task, dense, inputs, count))
+    return min(steps) / min(count, len(inputs[0]))
 
 
 def affordable_examples(model: nn.Module, inputs: Sequence[torch.Tensor]) -> int:

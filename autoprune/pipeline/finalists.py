@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 from autoprune.allocation.promotion import best_within
 from autoprune.errors import StructureError, TaskError, TrialError, VerificationError
@@ -12,7 +13,8 @@ from autoprune.executors.base import Executor
 from autoprune.pipeline.baselines import UNIFORM, all_uniform_baselines
 from autoprune.pipeline.cost_model import CostModel
 from autoprune.pipeline.deployment import Deployment
-from autoprune.pipeline.events import Events
+from autoprune.pipeline.events import FULL, VERIFICATION, Events
+from autoprune.pipeline.progress import tell_trials
 from autoprune.pipeline.verification import clock_notes, metrics_of, verify_model, whole
 from autoprune.records import Policy
 from autoprune.runfolder import RunFolder, write_atomic
@@ -72,9 +74,9 @@ def finish(
         batch += _next(plan.strategy, queues, costs, deployment, events)
         if not batch:
             break
-        events.stage("Full fine-tune")
+        events.stage(FULL)
         results = _fine_tune(plan, {f.policy: f.strategy for f in batch}, deployment.folder, executor, events)
-        events.stage("Export and verification")
+        events.stage(VERIFICATION)
         for number, finalist in enumerate(batch):
             events.advance(number, len(batch), finalist.policy.digest())
             model = _verified(finalist, results.get(finalist.policy), costs, deployment, events)
@@ -160,7 +162,8 @@ def _fine_tune(
         closing(plan.open_broker(spec, timeout_s=executor.timeout_s, keep=keep)) as broker,
     ):
         broker.enqueue(policies)
-        results = run_rung(broker, executor, spec.limits, "full", lambda p: events.advance(p.done, p.total))
+        events.advance(0, len(policies))
+        results = run_rung(broker, executor, spec.limits, "full", partial(tell_trials, events, FULL))
     done = [r for r in results if r.policy in policies and r.status == "done"]
     _restore([r for r in done if not whole(folder.model(r.policy.digest()).weights)], executor, keep)
     return {result.policy: result for result in results}

@@ -19,8 +19,9 @@ from autoprune.pipeline.cost_model import CostModel, reachable_costs
 from autoprune.pipeline.dense import trained_dense, untrained
 from autoprune.pipeline.deployment import Deployment
 from autoprune.pipeline.document import front_document, rung_scores, to_json, unmet_budgets
-from autoprune.pipeline.events import Events, Silent
+from autoprune.pipeline.events import ORDER, SEARCH, Events, Silent
 from autoprune.pipeline.executors import executor_of
+from autoprune.pipeline.expected_work import derived_effort, watch_time, watch_trials
 from autoprune.pipeline.exploration import Exploration, explore, search_passes, search_plan
 from autoprune.pipeline.finalists import finish
 from autoprune.pipeline.identity import note_workers
@@ -34,6 +35,7 @@ from autoprune.pipeline.run import Run
 from autoprune.pipeline.score_budgets import ScoreSearch, next_budgets
 from autoprune.pipeline.spaces import SpaceFile
 from autoprune.pipeline.tables import latency_table
+from autoprune.pipeline.timed_events import timed
 from autoprune.pipeline.units import check_units, decide_form, note_space
 from autoprune.pipeline.verification import score_on_test
 from autoprune.records import SearchSpace
@@ -76,13 +78,15 @@ def search(
     Raises:
         AutopruneError: with one clear message, for anything that cannot work.
     """
-    events = events or Silent()
-    with opened_run(task, run_dir, config_file, fresh=fresh, options=options) as run:
+    with (
+        opened_run(task, run_dir, config_file, fresh=fresh, options=options) as run,
+        timed(events or Silent(), run.folder) as watch,
+    ):
         with run.kept_config():
-            prepared = prepare(run.config, run.folder, run.task, events, measurer)
+            prepared = prepare(run.config, run.folder, run.task, watch, measurer)
         if isinstance(run.location, SharedStorage):
             run.folder.write_shared_study(run.location.url, run.location.run_id)
-        search_prepared(run.config, run.location, prepared, events)
+        search_prepared(run.config, run.location, prepared, watch)
     return Run.open(run_dir, run.own_task)
 
 
@@ -115,25 +119,22 @@ def prepare(
     decide_form(structure, folder, events)
     measurer = measurer or DeviceMeasurer.of(config)
     space_file.require_target(measurer.target)
+    watch_time(events, config, task, structure, space_file.scanned(), module, folder)
     table = latency_table(config, folder, structure, space_file, measurer, events)
     space = space_file.of_table(table)
     if config.strategy not in JOINT:
         space = space.with_dense_layers()
     note_space(space, space_file.name, events)
     costs = reachable_costs(structure, table, space, config.parsed_budgets())
+    watch_trials(events, config, task, structure, costs, space, module, folder)
     module.load_state_dict(trained_dense(config, folder, task, events).state_dict())
+    events.stage(ORDER)
     dense_model = make_dense_model(config, folder, task, module, structure, events)
     score = dense_model.score(module)
     metric, dense_us = task.metric_name, costs.dense_ms * 1e3
     events.note(f"dense: {metric} {score:.4f} on validation data, {dense_us:.0f} us measured")
     doubt_metric(dense_model, score, space, events)
-    effort = Effort.derive(
-        config.effort,
-        train_examples=length(task.train_set),
-        val_examples=length(task.val_set),
-        trials=config.trials,
-        full_epochs=task.full_epochs,
-    )
+    effort = derived_effort(config, task)
     foreign = tuple(differences(measurer.target.fingerprint(), table.target))
     deployment = Deployment(
         folder=folder, dense_model=dense_model, measurer=measurer, seed=config.seed, foreign=foreign
@@ -166,10 +167,10 @@ def search_prepared(
     folder, effort = deployment.folder, prepared.effort
     deployment.dense()
     dense_test_score = score_on_test(dense_model.module, dense_model)  # first, to fail early on bad test data
-    events.stage("Search")
     plan = search_plan(config, location, prepared.space, dense_model, costs, effort)
     dense_model = with_recipe(dense_model, plan, costs, folder, events)
     prepared = replace(prepared, dense_model=dense_model)
+    events.stage(SEARCH)
     with executor_of(config, folder, prepared.evaluator) as executor:
         note_workers(folder, config.executor, executor.slots)
         announce(config, plan.space, dense_model, costs, effort, executor.slots, events, spent=_spent(folder))
@@ -226,7 +227,7 @@ def _models(
         if not more:
             return exploration, models
         events.note(f"for the budgets by score, {', '.join(map(str, more))} of the dense latency is searched next")
-        events.stage("Search")
+        events.stage(SEARCH)
         costs = costs.with_budgets([config.with_untimed(budget) for budget in more])
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from autoprune.budgets import Limit
 from autoprune.config import RunConfig
 from autoprune.evaluation import DenseModel
-from autoprune.pipeline.cost_model import CostModel
+from autoprune.pipeline.cost_model import CostModel, largest_share
 from autoprune.pipeline.dense import seconds_per_pass
-from autoprune.pipeline.events import Events
+from autoprune.pipeline.events import Events, TakesTrials, rung_title
 from autoprune.pipeline.score_budgets import MOST_LATENCIES
 from autoprune.records import SearchSpace
 from autoprune.search.controller import Outcome
@@ -33,14 +33,22 @@ class RungWatcher:
 
     def __call__(self, progress: Progress) -> None:
         """Report one step of a rung."""
+        title = rung_title(progress.rung)
         if progress.rung != self._rung:
             self._rung = progress.rung
-            self._events.stage(f"Rung {progress.rung}")
+            self._events.stage(title)
         best = [
             f"{self._budgets[limit]} {score:.3f} (divergence {progress.best_loss[limit]:.2f})"
             for limit, score in progress.best_score.items()
         ]
-        self._events.advance(progress.done, progress.total, "best: " + ", ".join(best))
+        tell_trials(self._events, title, progress, "best: " + ", ".join(best) if best else "")
+
+
+def tell_trials(events: Events, title: str, progress: Progress, detail: str = "") -> None:
+    """Tell a step of a rung, and what its trials took to events that want to know."""
+    if isinstance(events, TakesTrials):
+        events.trials(title, progress)
+    events.advance(progress.done, progress.total, detail)
 
 
 def announce(
@@ -54,7 +62,7 @@ def announce(
     *,
     spent: float = 0.0,
 ) -> None:
-    """Note what the effort means and how long it may take on `slots` workers.
+    """Note what the effort means on `slots` workers.
 
     `spent` are the sample passes that the test of the recipe took before.
     """
@@ -66,31 +74,24 @@ def announce(
     if apart:
         events.note(f"{SENSITIVITY}: {apart} policies, in each of which one unit is narrower")
     examples = length(dense_model.task.val_set)
-    share = float(np.mean([_largest_share(limit, costs.dense_costs) for limit in costs.limits.values()]))
+    share = float(np.mean([largest_share(limit, costs.dense_costs) for limit in costs.limits.values()]))
     passes = effort.expected_passes(budgets=len(costs.limits), val_examples=examples, share=share, apart=apart)
-    each_s = seconds_per_pass(dense_model.task, dense_model.module)
-    minutes = max(passes * each_s / slots / 60, 0.1)
-    events.note(
-        f"about {passes + spent:,.0f} sample passes"
-        + (f" with {spent:,.0f} for the recipe" if spent else "")
-        + f", {minutes:.1f} min on {slots} worker(s)"
-    )
+    recipe = f" with {spent:,.0f} for the recipe" if spent else ""
+    events.note(f"at most {passes + spent:,.0f} sample passes{recipe}, on {slots} worker{'s' if slots > 1 else ''}")
     if config.score_budgets():
         events.note(
             f"that is the first search: a budget by score goes on with at most {MOST_LATENCIES} further latencies, "
             "one after the other"
         )
+    if config.strategy != "direct" or config.sampler != "gp":
+        return
+    each_s = seconds_per_pass(dense_model.task, dense_model.module)
     proxy_s = share * proxy_passes(effort, examples) * each_s / slots
-    if config.strategy == "direct" and config.sampler == "gp" and proxy_s < GP_SECONDS:
+    if proxy_s < GP_SECONDS:
         events.note(
             f"the gp sampler takes a minute or more for a proposal in a large space, and workers finish one every "
             f"{proxy_s:.1g} s: they will wait for it. --sampler tpe keeps up."
         )
-
-
-def _largest_share(limit: Limit, dense_costs: tuple[float, ...]) -> float:
-    """Return what a policy on a limit costs at most, as a share of the dense model: its tightest maximum."""
-    return min(1.0, *(most / dense for most, dense in zip(limit.most, dense_costs, strict=True)))
 
 
 def note_outcome(outcome: Outcome, events: Events) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from autoprune.evaluation import DenseModel
 from autoprune.pipeline.baselines import uniform_baselines
 from autoprune.pipeline.cost_model import CostModel
-from autoprune.pipeline.events import Events
+from autoprune.pipeline.events import RECIPE, Events
 from autoprune.runfolder import RunFolder, read_json, write_json
 from autoprune.search.explore import Search
 from autoprune.training.recipe_search import RecipeChoice, find_recipe
@@ -23,7 +23,7 @@ def with_recipe(
     """
     if dense_model.task.finetune_recipe is not None or dense_model.task.finetune is not None or folder.has_results:
         return dense_model
-    events.stage("Fine-tuning recipe")
+    events.stage(RECIPE)
     choice = _tested(dense_model, plan, costs)
     write_json(folder.recipe, choice.to_json())
     events.note(_line(choice))

@@ -14,7 +14,7 @@ from autoprune.device.timing import Protocol
 from autoprune.errors import AutopruneError, ConfigError, LatencyError, RunFolderError
 from autoprune.latency.sampling import whole_models
 from autoprune.latency.table import LatencyTable
-from autoprune.pipeline.events import Events
+from autoprune.pipeline.events import TABLE, Events
 from autoprune.pipeline.measurer import Measurer
 from autoprune.pipeline.spaces import SpaceFile
 from autoprune.profiling.policy_timer import PolicyTimer
@@ -100,7 +100,7 @@ def profiled_table(
 
     Measurements are appended to a file beside it, from which an interrupted profile goes on.
     """
-    events.stage("Latency table")
+    events.stage(TABLE)
     if space_file.spec.treat_if_faster and not measurer.target.treats_layers:
         space_file = space_file.widths_alone()
     timer = measurer.policy_timer(

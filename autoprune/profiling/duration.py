@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from autoprune.device.timing import Protocol
 from autoprune.latency.geometries import PricedOperators
 from autoprune.latency.sampling import every_other, scanned_rows
+from autoprune.latency.table import FIT, HELD_OUT, SCAN
 from autoprune.records import SearchSpace
 from autoprune.structure import Structure
 
@@ -22,18 +24,77 @@ ROUND, LEAST_ROUNDS = 40, 1
 LOAD_S = 0.004
 """Seconds of resizing and loading a small model."""
 
+OPERATORS, REMEASURING = "operators", "measuring again"
+STAGES = {SCAN: "scanning widths", HELD_OUT: "timing held-out policies", FIT: "timing policies"}
+"""Stages of a profile, those of policies by their role: operators come first, and the second look at last."""
+
+
+USUAL_ROUNDS, MOST_ROUNDS = 5, 8
+"""Rounds that a profile makes when time allows: until errors no longer fall (measured: 3 to 8), or at most."""
+
 
 def expected_seconds(
     structure: Structure, space: SearchSpace, run_s: float, *, max_seconds: float = MAX_SECONDS
 ) -> float:
-    """About how long `profile` takes if the dense model runs for `run_s` and its exports are resized.
+    """Return about how long `profile` takes if the dense model runs for `run_s` and its exports are resized.
 
-    That is `max_seconds`, or more for a large model, of which the least that is measured takes longer.
+    That is at most `max_seconds`, or more for a large model, of which the least that is measured takes longer.
     """
+    each_s = seconds_each(run_s, LOAD_S, Protocol())
+    least = least_models(structure, space) * each_s
+    return max(least, min(max_seconds, expected_models(structure, space) * each_s))
+
+
+def least_models(structure: Structure, space: SearchSpace) -> int:
+    """Return how many models a profile times at the least, with one width in two or more left out."""
     widths = {name: _thinned(space.widths_of(name), 4) for name in space.unit_names}
-    policies = len(scanned_rows(space, PricedOperators.of(structure, space.layer_names).varying, widths))
-    policies += HELD_OUT_POLICIES + LEAST_ROUNDS * ROUND + REMEASURED
-    return max(max_seconds, policies * seconds_each(run_s, LOAD_S, Protocol()))
+    scanned = len(scanned_rows(space, PricedOperators.of(structure, space.layer_names).varying, widths))
+    return scanned + HELD_OUT_POLICIES + LEAST_ROUNDS * ROUND + REMEASURED
+
+
+def expected_models(structure: Structure, space: SearchSpace) -> int:
+    """Return how many models a profile times when time allows."""
+    widths = {name: space.widths_of(name) for name in space.unit_names}
+    scanned = len(scanned_rows(space, PricedOperators.of(structure, space.layer_names).varying, widths))
+    rounds = MOST_ROUNDS if space.layer_names else USUAL_ROUNDS
+    return scanned + HELD_OUT_POLICIES + rounds * ROUND + REMEASURED
+
+
+@dataclass
+class ProfileProgress:
+    """Models that a profile has timed, of those that it is expected to time, from what its stages tell.
+
+    Before widths are scanned nothing is known: the pace of the first stages is that of exports.
+
+    Args:
+        rounds: that are expected when time allows.
+        max_seconds: after so long no further round is begun.
+    """
+
+    rounds: int = USUAL_ROUNDS
+    max_seconds: float = MAX_SECONDS
+    _timed: float = 0.0
+    _before: dict[str, float] = field(default_factory=dict)
+    _rounds_done: int = 0
+    _begun_s: float = 0.0
+
+    def __call__(self, stage: str, done: int, total: int, elapsed_s: float) -> tuple[float, float] | None:
+        """Return models timed so far and in all, after `done` of `total` in a stage; `None` while that is unknown."""
+        self._timed += max(done - self._before.get(stage, 0), 0)
+        self._before[stage] = done if done < total else 0
+        in_round = stage == STAGES[FIT] and total == ROUND
+        self._rounds_done += in_round and done == total
+        if stage == REMEASURING:
+            return self._timed, self._timed + total - done
+        if stage not in STAGES.values():
+            self._timed, self._begun_s = 0, elapsed_s  # operators take less than policies
+            return None
+        left = total - done + (HELD_OUT_POLICIES if stage == STAGES[SCAN] else 0)
+        begun = in_round and done < total
+        certain = left + REMEASURED + (ROUND if not (self._rounds_done or begun) else 0)
+        more = ROUND * max(self.rounds - self._rounds_done - begun, 0)
+        in_time = max(self.max_seconds - elapsed_s, 0.0) * self._timed / max(elapsed_s - self._begun_s, 1e-9)
+        return self._timed, self._timed + max(certain, min(left + REMEASURED + more, in_time))
 
 
 def _thinned(levels: Sequence[int], most: int) -> Sequence[int]:

@@ -26,6 +26,7 @@ from autoprune.onnxgraph.quantization import quantized
 from autoprune.onnxgraph.resizer import Resizer, unnamed_weights
 from autoprune.onnxgraph.sizes import LearnedSizes, learn_sizes, with_own_shapes
 from autoprune.onnxgraph.treated import treated
+from autoprune.profiling.duration import OPERATORS
 from autoprune.records import Policy
 from autoprune.structure import Structure
 from autoprune.structure.layer_decisions import policy_of
@@ -75,7 +76,7 @@ class PolicyTimer:
         """Return kernel times from the runtime's profiler for rows `[P, U + L]`; empty without a profiler."""
         if self.dense_onnx is None:
             return []
-        return list(kernel_times(self.models(rows, "operators"), self.target, self.feeds))
+        return list(kernel_times(self.models(rows, OPERATORS), self.target, self.feeds))
 
 
 def make_policy_timer(

@@ -27,8 +27,11 @@ from autoprune.profiling.duration import (
     LEAST_ROUNDS,
     LOAD_S,
     MAX_SECONDS,
+    MOST_ROUNDS,
     REMEASURED,
+    REMEASURING,
     ROUND,
+    STAGES,
     seconds_each,
 )  # fmt: skip
 from autoprune.profiling.journal import Journal
@@ -40,14 +43,11 @@ from autoprune.structure import Structure
 Narrow = Callable[[Mapping[str, Sequence[int]]], SearchSpace]
 """Makes the space to profile from the useful widths of every unit."""
 
-_MOST_ROUNDS = 8
 _GAIN = 0.95
 """A round is worth its time when it takes the error below this share of the best so far, or if layers are treated."""
 
-_STAGES = {SCAN: "scanning widths", FIT: "timing policies", HELD_OUT: "timing held-out policies"}
 _SCAN_SHARE, _NODE_SHARE = 0.3, 0.15
-_MOST_NODES, _LEAST_NODES = 120, 24
-_NODE_RUNS = 20
+_MOST_NODES, _LEAST_NODES, _NODE_RUNS = 120, 24, 20
 
 
 def profile(
@@ -111,7 +111,7 @@ def profile(
     tested = random_rows(work.space, work.columns, HELD_OUT_POLICIES, work.rng)
     work.time(tested, HELD_OUT)
     work.rounds(prior)
-    again = work.measure(tested[:REMEASURED], "measuring again")
+    again = work.measure(tested[:REMEASURED], REMEASURING)
     return build_table(
         structure,
         work.priced,
@@ -203,7 +203,7 @@ class _Profile:
     def time(self, rows: np.ndarray, role: str) -> None:
         """Measure rows and keep them as evidence."""
         if len(rows):
-            ratios = self.measure(rows, _STAGES[role])
+            ratios = self.measure(rows, STAGES[role])
             self.evidence = self.evidence.plus(rows, ratios, role)
 
     def scan(self, seconds: float, node_seconds: float) -> dict[Geometry, float]:
@@ -273,7 +273,7 @@ class _Profile:
         prior_values, geometries = np.array([*prior.values()]), tuple(prior)
         self.time(uniform_ladder(self.space), FIT)
         errors: list[float] = []
-        for _ in range(_MOST_ROUNDS):
+        for _ in range(MOST_ROUNDS):
             start = self.elapsed()
             seen = occurrences(index.numbers(self.evidence.rows[self.evidence.fitted()]), len(prior)).sum(axis=0)
             rows = covering_rows(self.space, self.columns, index, ROUND, seen, self.rng)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
+
+from autoprune.report.durations import duration_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +24,17 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Cost of a search of one effort and budget: at most `sample_passes`, and about `seconds`."""
+    """Cost of a search of one effort and budget: at most `sample_passes`, and about `seconds_by_part` of its stages."""
 
     effort: str
     policies: int
     sample_passes: float
-    seconds: float
+    seconds_by_part: Mapping[str, float]
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the whole search."""
+        return sum(self.seconds_by_part.values())
 
 
 _WORDS = {True: ("works", "green"), False: ("fails", "red"), None: ("skipped", "yellow")}
@@ -55,27 +62,18 @@ def _checks(**options: Any) -> Table:
     return table
 
 
-def basis_line(seconds_per_pass: float, workers: int, table_seconds: float) -> str:
-    """Return a line that says how the search times were computed."""
-    table = f"; the latency table comes on top, about {_duration(table_seconds)}" if table_seconds else ""
-    return (
-        f"Search time: sample passes times {seconds_per_pass * 1e3:.3g} ms, measured on one thread here, over "
-        f"{workers} worker(s){table}."
-    )
+def basis_line(estimates: Sequence[Estimate], workers: int) -> str:
+    """Return a line that says what the time of the smallest effort is for, and on how many workers."""
+    parts = [f"{name[:1].lower()}{name[1:]} {duration_text(s)}" for name, s in estimates[0].seconds_by_part.items()]
+    return f"{estimates[0].effort}, on {workers} worker{'s' if workers > 1 else ''}: {', '.join(parts)}."
 
 
 def estimate_table(estimates: Sequence[Estimate]) -> Table:
     """Search time of every effort for one budget at half of the latency."""
     table = Table(title="A search with one budget", title_justify="left", title_style="bold")
-    for title in ("effort", "policies", "sample passes", "time"):
-        table.add_column(title, justify="left" if title == "effort" else "right")
+    for title in ("effort", "policies", "sample passes", "time in all"):
+        table.add_column(title, justify="left" if title == "effort" else "right", no_wrap=True)
     for estimate in estimates:
         passes = f"{estimate.sample_passes:,.0f}"
-        table.add_row(estimate.effort, str(estimate.policies), passes, _duration(estimate.seconds))
+        table.add_row(estimate.effort, f"{estimate.policies:,}", passes, f"about {duration_text(estimate.seconds)}")
     return table
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

@@ -1,75 +1,75 @@
-"""Progress in the terminal: a live bar where there is one, plain lines otherwise."""
+"""Progress in the terminal: a live view where there is one, plain lines otherwise; and the same lines in a log file."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self, TextIO
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Column
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
+
+from autoprune.errors import UsageError
+from autoprune.report.durations import duration_text
+
+if TYPE_CHECKING:
+    from autoprune.search.time_estimate import Remaining
 
 _PLAIN_SECONDS = 10.0
 _LAST_SECONDS = 4.0
-"""Where there is no live bar: a line every ten seconds, and one at the end of what took a while."""
+"""Where there is no live view: a line every ten seconds, and one at the end of what took a while."""
+
+_REFRESHES = 4
+_BAR_WIDTH = 24
+_LOG_WIDTH = 10_000
 
 
 class ConsoleEvents:
-    """Shows stages, facts and progress; `with` shows the live bar and removes it at the end. `clock` is in seconds."""
+    """Shows stages, facts, progress and the time that is left.
+
+    `with` shows the live view of a terminal and removes it at the end; elsewhere there are plain lines.
+
+    Args:
+        console: where to.
+        clock: in seconds.
+    """
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._console = console
-        self._live = console.is_terminal
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
-        self._title = ""
-        self._started = self._printed = clock()
+        self._view: Live | None = None
+        self._title = self._detail = ""
+        self._done = self._total = 0.0
+        self._remaining: Remaining | None = None
+        self._begun = self._printed = self._estimated = clock()
 
     def __enter__(self) -> Self:
-        if self._live:
-            self._bar = Progress(
-                TextColumn("[bold]{task.description}", table_column=Column(no_wrap=True, min_width=12)),
-                BarColumn(bar_width=16),
-                MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=7)),
-                TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
-                TextColumn("left", table_column=Column(no_wrap=True, min_width=4)),
-                TextColumn(
-                    "{task.fields[detail]}",
-                    style="dim",
-                    markup=False,
-                    table_column=Column(no_wrap=True, overflow="ellipsis"),
-                ),
-                console=self._console,
-                transient=True,
+        if self._console.is_terminal:
+            view = Live(
+                console=self._console, get_renderable=self._render, refresh_per_second=_REFRESHES, transient=True
             )
-            self._bar.start()
+            view.start()
+            self._view = view
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if self._view is not None:
+            self._view.stop()
+            self._view = None
 
     def stage(self, title: str) -> None:
-        """Print the title of a stage and restart its bar."""
-        self._title, self._started, self._printed = title, self._clock(), self._clock()
-        self._console.print(Text(title, style="bold cyan"))
-        if self._bar is not None:
-            if self._task is not None:
-                self._bar.remove_task(self._task)
-            self._task = self._bar.add_task(title, total=None, detail="")
+        """Print the title of a stage, and begin its bar."""
+        self._title, self._done, self._total = title, 0.0, 0.0
+        self._begun = self._printed = self._clock()
+        self._console.print(Text(title, style="bold cyan"), soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Print one fact."""
@@ -77,11 +77,112 @@ class ConsoleEvents:
 
     def advance(self, done: float, total: float, detail: str = "") -> None:
         """Move the bar, or print a line now and then."""
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, total=total, detail=detail)
-            return
+        self._done, self._total = done, total
+        self._detail = detail
         now = self._clock()
-        if now - self._printed >= (_PLAIN_SECONDS if done < total else _LAST_SECONDS):
+        if self._view is None and now - self._printed >= (_PLAIN_SECONDS if done < total else _LAST_SECONDS):
             self._printed = now
-            left = (now - self._started) * (total - done) / done if done else 0.0
-            self.note(f"{done:g} of {total:g}, about {left:.0f} s left  {detail}".rstrip())
+            left = self._left(now)
+            parts = [f"{done:,.10g} of {total:,.10g}", *([left] if left else []), *([detail] if detail else [])]
+            self.note("; ".join(parts))
+
+    def remaining(self, remaining: Remaining) -> None:
+        """Take how long the whole command will still take."""
+        self._remaining, self._estimated = remaining, self._clock()
+
+    def _left(self, now: float) -> str:
+        """Return the time that is left in words, as it is some seconds after the estimate."""
+        if self._remaining is None:
+            return ""
+        seconds = max(self._remaining.seconds - (now - self._estimated), 0.0)
+        return f"about {duration_text(seconds)} left in all ({self._remaining.basis})"
+
+    def _render(self) -> RenderableType:
+        if not self._title:
+            return Text("")
+        now = self._clock()
+        lines: list[RenderableType] = [self._bar(now)]
+        if self._detail:
+            lines.append(Text(f"  {self._detail}", style="dim"))
+        known = self._remaining
+        if known is not None and known.trials:
+            lines.append(Text(f"  {known.trials:,} trials, {known.sample_passes:,.0f} sample passes", style="dim"))
+        if known is not None:
+            lines.append(Text(f"  {self._left(now)}"))
+        return Group(*lines)
+
+    def _bar(self, now: float) -> Table:
+        """Return one line: the stage, its bar, what is done of it, and for how long it runs."""
+        row = Table.grid(padding=(0, 1))
+        known = self._total > 0
+        bar = ProgressBar(total=self._total if known else None, completed=self._done, width=_BAR_WIDTH, pulse=not known)
+        count = f"{self._done:,.10g}/{self._total:,.10g}" if known else ""
+        row.add_row(Text(self._title, style="bold"), bar, count, Text(duration_text(now - self._begun), style="dim"))
+        return row
+
+
+class LogFile:
+    """Appends lines with their time to a file, as a text stream that rich writes to.
+
+    Raises:
+        UsageError: when the file cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: TextIO = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise UsageError(
+                f"{path} cannot be written: {error.strerror or error}. Give another --log-file."
+            ) from error
+
+    def write(self, text: str) -> int:
+        """Write whole lines, each after the local time."""
+        stamp = datetime.now().astimezone().isoformat(timespec="seconds")
+        for line in text.splitlines():
+            self._file.write(f"{stamp} {line}\n")
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand on what was written."""
+        self._file.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def events(self) -> ConsoleEvents:
+        """Return events that are written to this file as plain lines."""
+        return ConsoleEvents(Console(file=self, width=_LOG_WIDTH, force_terminal=False))  # pyright: ignore[reportArgumentType]
+
+
+class SeveralEvents:
+    """Tells everything to several events."""
+
+    def __init__(self, events: Sequence[ConsoleEvents]) -> None:
+        self._events = events
+
+    def stage(self, title: str) -> None:
+        """Tell all that a stage begins."""
+        for each in self._events:
+            each.stage(title)
+
+    def note(self, text: str) -> None:
+        """Tell all a fact."""
+        for each in self._events:
+            each.note(text)
+
+    def advance(self, done: float, total: float, detail: str = "") -> None:
+        """Tell all a step."""
+        for each in self._events:
+            each.advance(done, total, detail)
+
+    def remaining(self, remaining: Remaining) -> None:
+        """Tell all how long the whole command will still take."""
+        for each in self._events:
+            each.remaining(remaining)

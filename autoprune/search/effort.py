@@ -119,7 +119,7 @@ class Effort:
         """Upper estimate of the passes of the whole search and its full fine-tunes (pruned models cost less)."""
         trials = self.trials_at(budgets)
         teacher = FORWARD_SHARE * sum(fidelity.finetune_samples for fidelity in trials)
-        return teacher + sum(count * _passes(fidelity, val_examples) for fidelity, count in trials.items())
+        return teacher + sum(count * fidelity_passes(fidelity, val_examples) for fidelity, count in trials.items())
 
     def expected_passes(self, *, budgets: int, val_examples: int, share: float, apart: int) -> float:
         """Upper estimate for policies of a `share` of the dense cost, and `apart` single-unit policies."""
@@ -128,10 +128,10 @@ class Effort:
 
 def proxy_passes(effort: Effort, val_examples: int) -> float:
     """Passes of one policy of the dense model's size at the cheapest fidelity."""
-    return _passes(effort.rungs[0], val_examples)
+    return fidelity_passes(effort.rungs[0], val_examples)
 
 
-def _passes(fidelity: Fidelity, val_examples: int) -> float:
+def fidelity_passes(fidelity: Fidelity, val_examples: int) -> float:
     """Return the passes of one policy of the dense model's size; one that is fine-tuned is scored before it, too."""
     scored, tuned = fidelity.val_samples or val_examples, fidelity.finetune_samples
     if not tuned:

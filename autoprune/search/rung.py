@@ -17,7 +17,10 @@ from autoprune.trials import TrialResult
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a rung stands after a trial: counts, loss and score of the best within each limit, and its time."""
+    """Where a rung stands after a trial: counts, loss and score of the best within each limit, and its time.
+
+    `trial_seconds` and `trial_passes` are the means of its trials that were run to an end, also before a resumption.
+    """
 
     rung: str
     done: int
@@ -25,6 +28,8 @@ class Progress:
     best_loss: Mapping[Limit, float]
     best_score: Mapping[Limit, float]
     seconds: float
+    trial_seconds: float
+    trial_passes: float
 
 
 OnProgress = Callable[[Progress], None]
@@ -85,6 +90,7 @@ def _hand_out(broker: Broker, executor: Executor, refill: Refill | None) -> bool
 def _progress(broker: Broker, limits: Sequence[Limit], name: str, seconds: float) -> Progress:
     results = broker.results()
     best = {limit: best_within(results, limit, 1) for limit in limits}
+    run = [result for result in results if result.seconds > 0] or results
     return Progress(
         rung=name,
         done=broker.finished,
@@ -92,6 +98,8 @@ def _progress(broker: Broker, limits: Sequence[Limit], name: str, seconds: float
         best_loss={limit: r[0].measurement.loss for limit, r in best.items() if r and r[0].measurement},
         best_score={limit: r[0].measurement.score for limit, r in best.items() if r and r[0].measurement},
         seconds=seconds,
+        trial_seconds=sum(result.seconds for result in run) / max(len(run), 1),
+        trial_passes=sum(result.sample_passes for result in run) / max(len(run), 1),
     )
 
 

@@ -41,11 +41,6 @@ class StudyStatus:
         """Trials that were handed out and have no result."""
         return self.counts.get("running", 0)
 
-    @property
-    def minutes(self) -> float | None:
-        """Minutes that the open trials take at the recent throughput; `None` while it is unknown."""
-        return self.open / self.per_minute if self.per_minute else None
-
 
 def study_states(location: StudyLocation) -> list[StudyStatus]:
     """The state of every study of a run, in the order in which they were begun."""

@@ -16,7 +16,7 @@ from tests.measurers import SimulatedMeasurer
 TINY = {"task": "tests.pipeline.tiny:make_task"}
 STAGES = [
     "task", "data, model, loss", "dense model", "trace and units", "shrink", "form", "fine-tuning", "evaluation",
-    "ONNX export", "equal outputs", "latency", "time of a sample pass",
+    "ONNX export", "equal outputs", "latency", "time of a sample pass", "short trials",
 ]  # fmt: skip
 
 
@@ -61,7 +61,7 @@ def test_steps_have_few_examples_where_many_need_much_memory(monkeypatch):
     def findings():
         checkup = check_up(load_config(None, TINY), SimulatedMeasurer())
         assert checkup.works, checkup.findings
-        assert checkup.seconds_per_pass > 0
+        assert all(estimate.seconds > 0 for estimate in checkup.estimates)
         return {finding.stage: finding.text for finding in checkup.findings}
 
     assert "to save memory" not in findings()["fine-tuning"]
@@ -83,7 +83,7 @@ def test_kept_tensors_decide_how_many_examples_a_step_has(net, monkeypatch):
 
 def test_a_sample_pass_of_a_small_model_is_timed_at_64_examples(net):
     assert 0 < seconds_per_pass(task_of(net), net) < 0.1
-    assert net.calls[-3:] == [64, 64, 64]
+    assert set(net.calls[2:]) == {64}
 
 
 def test_a_sample_pass_of_a_large_model_is_timed_at_few_examples(net, monkeypatch):

@@ -1,0 +1,219 @@
+"""The work that a search has ahead, from its task, its configuration and what was timed on this machine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from autoprune.budgets import Budget
+from autoprune.config import RunConfig
+from autoprune.evaluation import RECONSTRUCTION_EXAMPLES
+from autoprune.pipeline.channel_order import MOMENT_EXAMPLES, OBS
+from autoprune.pipeline.cost_model import CostModel, largest_share
+from autoprune.pipeline.dense import seconds_per_pass
+from autoprune.pipeline.events import Events
+from autoprune.pipeline.measurer import CANDIDATE_PROTOCOL
+from autoprune.pipeline.rehearsal import rehearsed_times
+from autoprune.pipeline.time_parts import Work
+from autoprune.pipeline.timed_events import TimedEvents
+from autoprune.profiling.duration import (
+    LOAD_S,
+    MOST_ROUNDS,
+    USUAL_ROUNDS,
+    expected_models,
+    expected_seconds,
+    seconds_each,
+)
+from autoprune.records import SearchSpace
+from autoprune.runfolder import RunFolder, read_json
+from autoprune.search.effort import Effort
+from autoprune.search.sensitivity import anchor_policies
+from autoprune.search.trial_times import TrialTimes
+from autoprune.structure import ModelForm, Structure
+from autoprune.task.base import Task
+from autoprune.task.batches import length
+from autoprune.training.recipe_search import expected_passes
+from autoprune.trials import FORWARD_SHARE
+
+_USUAL_SHARE = 0.5
+"""Cost of a policy on a budget that names no share of the dense latency, as a share of the dense model's."""
+
+
+def derived_effort(config: RunConfig, task: Task) -> Effort:
+    """Return the effort of a configuration for the data of a task."""
+    return Effort.derive(
+        config.effort,
+        train_examples=length(task.train_set),
+        val_examples=length(task.val_set),
+        trials=config.trials,
+        full_epochs=task.full_epochs,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """Seconds that were measured on this machine.
+
+    Args:
+        basis: how, in words.
+        pass_s: of a sample pass of the dense model, on one thread.
+        run_s: of one run of the dense model on the target.
+        analysis_s: of analysing the model; what else is done with its graph takes in proportion.
+        start_s: until workers are ready.
+        times: of trials; `usual_times` where none was tried.
+        export_s: of an export; the exporter takes two for the smallest model.
+    """
+
+    basis: str
+    pass_s: float
+    run_s: float
+    analysis_s: float
+    start_s: float
+    times: TrialTimes
+    export_s: float = 2.0
+
+
+def usual_times(pass_s: float, analysis_s: float) -> TrialTimes:
+    """Return the usual times of trials: shrinking a model takes about a tenth of its analysis, proving it a half."""
+    return TrialTimes(fixed_s=0.1 * analysis_s, tuned_fixed_s=0.5 * analysis_s, pass_s=pass_s)
+
+
+def expected_work(
+    config: RunConfig,
+    task: Task,
+    structure: Structure,
+    space: SearchSpace,
+    effort: Effort,
+    timed: Timed,
+    folder: RunFolder | None = None,
+) -> Work:
+    """Return what a search has to do; what its folder holds already is not done again.
+
+    Args:
+        config: of the search.
+        task: whose data are counted.
+        structure: of its model.
+        space: the widths that are scanned, or those that are searched.
+        effort: trials and fidelities.
+        timed: what was measured.
+        folder: of the run, if there is one.
+    """
+    train, val, test = (length(data) for data in (task.train_set, task.val_set, task.test_set))
+    share, has = budget_share(config), _Finished.of(config, task, folder)
+    moments = MOMENT_EXAMPLES if config.scores == OBS else 0
+    ranking_s = FORWARD_SHARE * (moments + RECONSTRUCTION_EXAMPLES) * timed.pass_s + 0.3 * timed.analysis_s
+    timing_s = seconds_each(timed.run_s, LOAD_S, CANDIDATE_PROTOCOL)
+    guided, models = config.strategy == "guided", expected_models(structure, space)
+    return Work(
+        effort=effort,
+        budgets=len(config.parsed_budgets()),
+        share=share,
+        apart=len(anchor_policies(space)) if guided else 0,
+        val_examples=val,
+        slots=config.slots,
+        guided=guided,
+        taught=task.train_step is None and (task.tuning_recipe.distill_weight > 0 or not task.trains),
+        table_models=0 if has.table else models,
+        table_model_s=expected_seconds(structure, space, timed.run_s) / models,
+        dense_passes=0 if has.dense else task.dense_epochs * train,
+        recipe_passes=0 if has.recipe else expected_passes(task, share),
+        basis=timed.basis,
+        pass_s=timed.pass_s,
+        times=timed.times,
+        order_s=0 if has.order else ranking_s,
+        export_s=timed.export_s + timing_s + FORWARD_SHARE * timed.pass_s * (val + test),
+        start_s=timed.start_s if config.executor != "inline" else 0.0,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Finished:
+    """Results that a run has already, or is given."""
+
+    table: bool
+    dense: bool
+    order: bool
+    recipe: bool
+
+    @classmethod
+    def of(cls, config: RunConfig, task: Task, folder: RunFolder | None) -> _Finished:
+        given = {"table": config.table is not None, "dense": config.dense is not None or task.recipe is None}
+        if folder is None:
+            return cls(**given, order=False, recipe=False)
+        return cls(
+            table=given["table"] or folder.table.exists(),
+            dense=given["dense"] or folder.dense.exists(),
+            order=folder.order.exists(),
+            recipe=folder.recipe.exists() or folder.has_results,
+        )
+
+
+def budget_share(config: RunConfig) -> float:
+    """Return the mean share of the dense model's cost that the budgets leave, where they say it as a share."""
+    shares = [_share(budget) for budget in config.parsed_budgets()]
+    return sum(shares) / len(shares)
+
+
+def _share(budget: Budget) -> float:
+    amounts = [bound.number for bound in budget.bounds if bound.unit == "%"]
+    return min([1.0, *(amount / 100 for amount in amounts)]) if amounts else _USUAL_SHARE
+
+
+def run_seconds(structure: Structure, dense: nn.Module) -> float:
+    """Return about the seconds of one run of the dense model on its examples: PyTorch's, before a target is asked."""
+    inputs = tuple(structure.example_inputs)
+    with torch.no_grad():
+        dense(*inputs)
+        start = time.perf_counter()
+        dense(*inputs)
+    return time.perf_counter() - start
+
+
+def watch_time(
+    events: Events,
+    config: RunConfig,
+    task: Task,
+    structure: Structure,
+    space: SearchSpace,
+    dense: nn.Module,
+    folder: RunFolder,
+) -> None:
+    """Have the events tell from now on how long the search takes, if they can."""
+    if not isinstance(events, TimedEvents):
+        return
+    events.profile.rounds = MOST_ROUNDS if space.layer_names else USUAL_ROUNDS
+    pass_s, analysis_s = seconds_per_pass(task, dense), events.seconds_in_stage
+    timed = Timed(
+        basis="the time of a sample pass",
+        pass_s=pass_s,
+        run_s=run_seconds(structure, dense),
+        analysis_s=analysis_s,
+        start_s=time.process_time() * events.load,
+        times=usual_times(pass_s, analysis_s),
+    )
+    events.expect(expected_work(config, task, structure, space, derived_effort(config, task), timed, folder))
+
+
+def watch_trials(
+    events: Events,
+    config: RunConfig,
+    task: Task,
+    structure: Structure,
+    costs: CostModel,
+    space: SearchSpace,
+    dense: nn.Module,
+    folder: RunFolder,
+) -> None:
+    """Correct what the events tell by short trials of the space that is searched, and by its budgets."""
+    if not isinstance(events, TimedEvents) or events.work is None:
+        return
+    form = read_json(folder.form, "name", "reason", "notes")
+    times = rehearsed_times(config, task, structure, space, dense, ModelForm.from_json(form), events.work.times)
+    share = float(np.mean([largest_share(limit, costs.dense_costs) for limit in costs.limits.values()]))
+    apart = len(anchor_policies(space)) if config.strategy == "guided" else 0
+    basis = "a few short trials" if times != events.work.times else events.work.basis
+    events.expect(replace(events.work, table_models=0, times=times, share=share, apart=apart, basis=basis))

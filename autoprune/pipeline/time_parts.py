@@ -1,0 +1,97 @@
+"""The parts of a search and their expected seconds: one reckoning for `check`, `search` and a limit of time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from autoprune.pipeline.events import DENSE, FULL, ORDER, RECIPE, SEARCH, TABLE, VERIFICATION, rung_title
+from autoprune.search.effort import Effort, fidelity_passes
+from autoprune.search.explore import SENSITIVITY
+from autoprune.search.time_estimate import Part, TimeEstimate
+from autoprune.search.trial_times import TrialTimes
+from autoprune.trials import FORWARD_SHARE, Fidelity
+
+_GUIDED_SHARE = 0.5
+"""Policies that a guided search scores before nothing is expected to gain any more, of those it may (4 to 26 of 64)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """The work of a search, and the seconds that each piece of it takes here.
+
+    Args:
+        effort: trials and fidelities.
+        budgets: how many.
+        share: cost of a policy on a budget, as a share of the dense model's.
+        apart: policies that are scored for the sensitivities.
+        val_examples: of the task.
+        slots: trials that run at the same time.
+        guided: whether the search ends when nothing gains any more.
+        taught: whether the dense model teaches, which takes a forward pass for each example of a rung.
+        table_models: models that are timed for the latency table; 0 when there is one.
+        table_model_s: seconds for each.
+        dense_passes: sample passes of training the dense model; 0 when it is trained.
+        recipe_passes: sample passes of the test of recipes.
+        basis: what the seconds are from, in words.
+        pass_s: seconds of a sample pass of the dense model while it is trained.
+        times: of trials.
+        order_s: seconds of ranking channels.
+        export_s: seconds of exporting, scoring and timing one model.
+        start_s: seconds until workers are ready.
+    """
+
+    effort: Effort
+    budgets: int
+    share: float
+    apart: int
+    val_examples: int
+    slots: int
+    guided: bool
+    taught: bool
+    table_models: float
+    table_model_s: float
+    dense_passes: float
+    recipe_passes: float
+    basis: str
+    pass_s: float
+    times: TrialTimes
+    order_s: float
+    export_s: float
+    start_s: float
+
+    def parts(self) -> list[Part]:
+        """Return the parts of the search in their order."""
+        counts = self.effort.trials_at(self.budgets)
+        (proxy, count), *later = counts.items()
+        expected = _GUIDED_SHARE * count if self.guided else count
+        rungs = [self._trials(proxy, max(round(expected), self.budgets), group=5)]
+        if self.apart:
+            rungs.insert(0, replace(self._trials(proxy, self.apart, group=5), name=rung_title(SENSITIVITY)))
+        rungs += [self._trials(fidelity, count, group=6 + n) for n, (fidelity, count) in enumerate(later)]
+        models = self.budgets * (self.effort.finalists + 1)
+        return [
+            Part(name=TABLE, group=0, units=self.table_models, unit_s=self.table_model_s),
+            Part(name=DENSE, group=1, units=self.dense_passes, unit_s=self.pass_s),
+            Part(name=ORDER, group=2, unit_s=self.order_s + self.export_s),
+            Part(name=RECIPE, group=3, units=self.recipe_passes, unit_s=self.pass_s),
+            Part(name=SEARCH, group=4, unit_s=self.start_s),
+            *rungs,
+            # The timer of candidates exports the dense model once more.
+            Part(name=VERIFICATION, group=9, units=models + 1, unit_s=self.export_s),
+        ]
+
+    def estimate(self) -> TimeEstimate:
+        """Return the estimate of the whole search, before it begins."""
+        return TimeEstimate.of(self.parts(), self.times, self.basis)
+
+    def _trials(self, fidelity: Fidelity, count: float, group: int) -> Part:
+        taught = FORWARD_SHARE * fidelity.finetune_samples if self.taught else 0.0
+        return Part(
+            name=FULL if fidelity == self.effort.full else rung_title(fidelity.name),
+            group=group,
+            units=count,
+            passes=self.share * fidelity_passes(fidelity, self.val_examples),
+            tuned=fidelity.finetune_samples > 0,
+            shared_passes=taught,
+            slots=self.slots,
+        )

@@ -1,0 +1,156 @@
+"""Events that know the time: they pass everything on, and tell how long the whole search will still take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from typing import Any
+
+from autoprune.errors import RunFolderError
+from autoprune.pipeline.events import TABLE, Events, TakesRemaining, rung_title
+from autoprune.pipeline.time_parts import Work
+from autoprune.profiling.duration import ProfileProgress
+from autoprune.runfolder import RunFolder, read_json, write_json
+from autoprune.search.explore import SENSITIVITY
+from autoprune.search.rung import Progress
+from autoprune.search.time_estimate import Remaining, TimeEstimate
+from autoprune.search.trial_times import MeasuredTrials
+
+_UNTUNED = (rung_title("proxy"), rung_title(SENSITIVITY))
+
+_TELL_SECONDS, _NOTE_SECONDS = 0.5, 5.0
+"""The estimate is told to events and noted in the run folder at most so often, and whenever a stage begins."""
+
+
+class TimedEvents:
+    """Passes events on to others, and tells them how long the search will still take, if they take it.
+
+    The last estimate is kept in `progress.json` of the run, with the seconds that all calls of the run have spent.
+
+    Args:
+        events: whoever watches.
+        folder: of the run.
+        clock: in seconds.
+    """
+
+    def __init__(self, events: Events, folder: RunFolder, clock: Callable[[], float] = time.monotonic) -> None:
+        self._events, self._folder, self._clock = events, folder, clock
+        self._begun = self._told = self._noted = clock()
+        self._begun_cpu_s = time.process_time()
+        self._earlier_s = spent_seconds(folder)
+        self._stage = ""
+        self._stage_begun = self._begun
+        self.work: Work | None = None
+        self.estimate: TimeEstimate | None = None
+        self.profile = ProfileProgress()
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds that the run has taken so far, those of earlier calls included."""
+        return self._earlier_s + self._clock() - self._begun
+
+    @property
+    def seconds_in_stage(self) -> float:
+        """Seconds of the stage so far."""
+        return self._clock() - self._stage_begun
+
+    @property
+    def load(self) -> float:
+        """Seconds that pass for each second that this process computes, at least 1: how busy the machine is."""
+        return max(1.0, (self._clock() - self._begun) / max(time.process_time() - self._begun_cpu_s, 1e-3))
+
+    def expect(self, work: Work) -> None:
+        """Take the work that is ahead, as far as it is known now."""
+        self.work = work
+        if self.estimate is None:
+            self.estimate = work.estimate()
+            self.estimate.begin(self._stage, self._clock())
+        else:
+            self.estimate.expect(work.parts(), work.times, work.basis)
+        self._tell(at_once=True)
+
+    def stage(self, title: str) -> None:
+        """Pass on that a stage begins."""
+        now = self._clock()
+        self._stage, self._stage_begun = title, now
+        self._events.stage(title)
+        if self.estimate is not None:
+            self.estimate.begin(title, now)
+        self._tell(at_once=True)
+
+    def note(self, text: str) -> None:
+        """Pass on a fact."""
+        self._events.note(text)
+
+    def advance(self, done: float, total: float, detail: str = "") -> None:
+        """Pass on a step of the stage."""
+        now = self._clock()
+        if self.estimate is not None:
+            in_profile = self._stage == TABLE
+            known = self.profile(detail, int(done), int(total), self.seconds_in_stage) if in_profile else (done, total)
+            if known is not None:
+                self.estimate.advance(*known, now)
+        self._tell()
+        self._events.advance(done, total, detail)
+
+    def trials(self, title: str, progress: Progress) -> None:
+        """Learn from a step of a rung."""
+        if self.estimate is not None:
+            count, seconds, passes = progress.done, progress.trial_seconds, progress.trial_passes
+            tuned = title not in _UNTUNED
+            self.estimate.learn(title, MeasuredTrials(count=count, seconds=seconds, passes=passes, tuned=tuned))
+
+    def end(self) -> None:
+        """Note that nothing is left to do."""
+        self._note(
+            Remaining(
+                seconds=0.0,
+                basis="the search is finished",
+            )
+        )
+
+    def _tell(self, *, at_once: bool = False) -> None:
+        now = self._clock()
+        if self.estimate is None or not (at_once or now - self._told >= _TELL_SECONDS):
+            return
+        self._told = now
+        remaining = self.estimate.remaining(now)
+        if isinstance(self._events, TakesRemaining):
+            self._events.remaining(remaining)
+        if at_once or now - self._noted >= _NOTE_SECONDS:
+            self._note(remaining)
+
+    def _note(self, remaining: Remaining) -> None:
+        self._noted = self._clock()
+        value: dict[str, Any] = {
+            "updated": datetime.now(UTC).isoformat(timespec="seconds"),
+            "stage": self._stage,
+            "seconds_left": round(remaining.seconds, 1),
+            "basis": remaining.basis,
+            "seconds_left_by_part": {name: round(seconds, 1) for name, seconds in remaining.seconds_by_part.items()},
+            "seconds_spent": round(self.spent_s, 1),
+            "trials": remaining.trials,
+            "sample_passes": round(remaining.sample_passes),
+        }
+        with suppress(RunFolderError):  # a search does not end because nobody can read how long it takes
+            write_json(self._folder.progress, value)
+
+
+@contextmanager
+def timed(events: Events, folder: RunFolder) -> Iterator[Events]:
+    """Yield events that reckon with time, where somebody wants to know it; the run folder keeps the last estimate."""
+    if not isinstance(events, TakesRemaining):
+        yield events
+        return
+    watch = TimedEvents(events, folder)
+    yield watch
+    watch.end()
+
+
+def spent_seconds(folder: RunFolder) -> float:
+    """Return the seconds that all calls of a run have taken before; 0 where that is not known."""
+    with suppress(RunFolderError, KeyError, TypeError, ValueError):
+        return float(read_json(folder.progress)["seconds_spent"])
+    return 0.0

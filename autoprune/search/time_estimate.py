@@ -1,0 +1,207 @@
+"""How long a search takes: expected seconds of each of its parts, corrected by what is measured while it runs.
+
+`autoprune check` adds the parts up before a search, `autoprune search` follows them, and `autoprune status` reads what
+the search noted last. Nothing here looks at a clock: times are given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from autoprune.search.trial_times import MeasuredTrials, TrialTimes
+
+_PRIOR_SHARE = 0.05
+"""An expectation weighs as much as this share of a part, beside what was measured of that part."""
+
+_LEAST_SHARE = 0.03
+"""Share of a part that is still expected when it takes longer than expected: an end is not announced."""
+
+_WAVES = 4
+"""With at most so many rounds of trials on all slots, the last one counts as a whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One part of a search: `units` of work (models, examples, trials) of `unit_s` seconds each.
+
+    Parts of one `group` may alternate; a part is over when one of a later group begins. Parts that are trials have
+    `passes`, the sample passes of one of them; `slots` of them run at the same time, and each slot makes
+    `shared_passes` once.
+    """
+
+    name: str
+    group: int
+    units: float = 1.0
+    unit_s: float = 0.0
+    passes: float | None = None
+    tuned: bool = False
+    shared_passes: float = 0.0
+    slots: int = 1
+
+    def seconds(self, times: TrialTimes, units: float | None = None) -> float:
+        """Return the expected seconds of `units` of it (default: all), given the times of trials."""
+        count = self.units if units is None else units
+        if self.passes is None or not count:
+            return count * self.unit_s
+        return self.rounds(count) * times.seconds(self.passes, tuned=self.tuned) + times.pass_s * self.shared_passes
+
+    def rounds(self, units: float) -> float:
+        """Return how many times as long as one of them so many units take: trials run on all slots."""
+        return math.ceil(units / self.slots) if units <= _WAVES * self.slots else units / self.slots
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remaining:
+    """Seconds that a search will still take, what that is computed from, and how far it is.
+
+    `seconds_by_part` are those of the parts that are not over. `trials` and `sample_passes` are those so far.
+    """
+
+    seconds: float
+    basis: str
+    seconds_by_part: Mapping[str, float] = field(default_factory=dict)
+    trials: int = 0
+    sample_passes: float = 0.0
+
+
+@dataclass
+class _Course:
+    """Where a part stands: when it began (again), the units done by then and now, the time of the last one, its end."""
+
+    begun_s: float
+    first: float | None = None
+    done: float = 0.0
+    last_s: float = 0.0
+    over: bool = False
+
+
+@dataclass(kw_only=True)
+class TimeEstimate:
+    """The parts of a search in their order, and what is known of each.
+
+    Args:
+        parts: in the order in which they come.
+        times: of trials, before any was measured.
+        basis: what `times` are from, in words.
+    """
+
+    parts: dict[str, Part]
+    times: TrialTimes
+    basis: str
+    measured: dict[str, MeasuredTrials] = field(default_factory=dict)
+    """Trials of each part that has some."""
+    _current: str | None = None
+    _courses: dict[str, _Course] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, parts: Sequence[Part], times: TrialTimes, basis: str) -> TimeEstimate:
+        """Return the estimate of a search that has not begun."""
+        return cls(parts={part.name: part for part in parts}, times=times, basis=basis)
+
+    def expect(self, parts: Sequence[Part], times: TrialTimes, basis: str) -> None:
+        """Take new expectations; what was measured stays."""
+        self.parts = {part.name: part for part in parts}
+        self.times, self.basis = times, basis
+
+    def begin(self, name: str, now_s: float) -> None:
+        """Note that a part begins or goes on: parts of earlier groups are over, those of later ones are ahead (again).
+
+        A name that is no part belongs to what comes before the next one.
+        """
+        self._current = name if name in self.parts else None
+        if self._current is None:
+            return
+        group = self.parts[name].group
+        for part in self.parts.values():
+            if part.group < group or part.name in self._courses:
+                self._courses.setdefault(part.name, _Course(now_s)).over = part.group < group
+        course = self._courses.setdefault(name, _Course(now_s))
+        course.begun_s, course.first, course.last_s, course.over = now_s, None, 0.0, False
+
+    def advance(self, done: float, total: float, now_s: float) -> None:
+        """Note how much of the current part is done, of what is known of it."""
+        if self._current is None:
+            return
+        course, part = self._courses[self._current], self.parts[self._current]
+        trials = part.passes is not None
+        if course.first is None and done:  # a part that goes on does not begin at 0: trials are told one by one
+            course.first = max(done - 1, 0.0) if trials else 0.0
+        course.last_s = now_s - course.begun_s
+        course.done = done
+        units = max(total, part.units) if trials else total
+        self.parts[self._current] = replace(part, units=units)
+
+    def learn(self, name: str, trials: MeasuredTrials) -> None:
+        """Take what the trials of a part took."""
+        self.measured[name] = trials
+
+    def trial_times(self) -> TrialTimes:
+        """Return the times of trials by what was measured so far."""
+        return self.times.corrected(
+            replace(trials, passes=trials.passes + self._shared(name, trials.count))
+            for name, trials in self.measured.items()
+        )
+
+    def remaining(self, now_s: float) -> Remaining:
+        """Return what is left at `now_s`, on the clock of `begin` and `advance`."""
+        times = self.trial_times()
+        left = {part.name: self._left(part, times, now_s) for part in self.parts.values()}
+        known = self.measured.values()
+        return Remaining(
+            seconds=sum(left.values()),
+            basis=self._basis(),
+            seconds_by_part={name: seconds for name, seconds in left.items() if seconds > 0},
+            trials=sum(trials.count for trials in known),
+            sample_passes=sum(trials.passes * trials.count for trials in known),
+        )
+
+    def _shared(self, name: str, count: int) -> float:
+        """Return the shared passes of a part for each of its trials."""
+        part = self.parts.get(name)
+        return part.shared_passes * min(count, part.slots) / count if part and count else 0.0
+
+    def _left(self, part: Part, times: TrialTimes, now_s: float) -> float:
+        course = self._courses.get(part.name)
+        if course is not None and course.over:
+            return 0.0
+        part = self._with_measured_passes(part)
+        if course is None or part.name != self._current:
+            done = course.done if course else 0.0
+            return part.seconds(times, units=max(part.units - done, 0.0))
+        elapsed, first = now_s - course.begun_s, course.first or 0.0
+        ahead = max(part.units - course.done, 0.0)
+        expected = part.seconds(times, units=max(part.units - first, 0.0))
+        done, of_all = part.rounds(course.done - first), part.rounds(course.done - first + ahead)
+        if done > 0:
+            pace_s = (course.last_s + _PRIOR_SHARE * expected) / (done + _PRIOR_SHARE * of_all)
+            expected = course.last_s + pace_s * (of_all - done)
+        return max(expected - elapsed, _LEAST_SHARE * expected if ahead else 0.0)
+
+    def _with_measured_passes(self, part: Part) -> Part:
+        """Return a part that is trials with the passes that its trials took, or those of the dearest measured rung."""
+        if part.passes is None:
+            return part
+        if part.name in self.measured:
+            return replace(part, passes=self.measured[part.name].passes)
+        alike = [name for name, trials in self.measured.items() if trials.tuned == part.tuned and name in self.parts]
+        dearest = max(alike, key=lambda name: self.measured[name].passes, default=None)
+        expected = self.parts[dearest].passes if dearest else None
+        if dearest is None or not expected:
+            return part
+        return replace(part, passes=part.passes * self.measured[dearest].passes / expected)
+
+    def _basis(self) -> str:
+        count = sum(trials.count for trials in self.measured.values())
+        if not count:
+            return f"from {self.basis}"
+        ahead = any(
+            part.passes and part.name not in self.measured and not self._is_over(part) for part in self.parts.values()
+        )
+        passes = " and the sample passes of the next ones" if ahead else ""
+        return f"from {count} finished trial{'s' if count > 1 else ''}{passes}"
+
+    def _is_over(self, part: Part) -> bool:
+        course = self._courses.get(part.name)
+        return course is not None and course.over

@@ -1,0 +1,79 @@
+"""The estimate of a simulated search comes close to the truth as soon as something was measured."""
+
+import pytest
+
+from autoprune.search.time_estimate import Part, TimeEstimate
+from autoprune.search.trial_times import MeasuredTrials, TrialTimes
+
+PRIOR = TrialTimes(fixed_s=0.1, tuned_fixed_s=0.5, pass_s=0.002)
+TRUE = TrialTimes(fixed_s=0.3, tuned_fixed_s=2.0, pass_s=0.005)
+PARTS = [
+    Part(name="table", group=0, units=100, unit_s=0.2),
+    Part(name="alone", group=1, units=8, passes=100, slots=2),
+    Part(name="cheap", group=1, units=20, passes=80, slots=2),
+    Part(name="brief", group=2, units=8, passes=800, tuned=True, slots=2),
+    Part(name="full", group=3, units=4, passes=12_000, tuned=True, slots=2),
+    Part(name="proof", group=4, units=4, unit_s=2.0),
+]
+
+
+def told(estimate, *, table_s=0.4, passes_ratio=0.8):
+    """Yield (seconds, estimated rest) of a search on two slots whose trials take `TRUE` and fewer passes."""
+    now = 0.0
+    for part in PARTS:
+        estimate.begin(part.name, now)
+        for done in range(1, int(part.units) + 1):
+            if part.passes is None:
+                now += table_s if part.name == "table" else 2.5
+            else:
+                passes = passes_ratio * part.passes
+                seconds = TRUE.seconds(passes, tuned=part.tuned)
+                now += seconds * (done % part.slots)  # two end together
+                trials = MeasuredTrials(count=done, seconds=seconds, passes=passes, tuned=part.tuned)
+                estimate.learn(part.name, trials)
+            estimate.advance(done, part.units, now)
+            yield now, estimate.remaining(now).seconds
+
+
+def test_the_rest_is_known_within_a_factor_of_a_half_from_a_third_on():
+    *steps, (end, last) = told(TimeEstimate.of(PARTS, PRIOR, "nothing"))
+    ratios = [left / (end - now) for now, left in steps if now > end / 3 and end - now > 3]
+    assert len(ratios) > 8
+    assert 1 / 1.5 < min(ratios) <= max(ratios) < 1.5
+    assert last == 0
+
+
+def test_nothing_measured_is_the_sum_of_what_is_expected():
+    estimate = TimeEstimate.of(PARTS, PRIOR, "a guess")
+    expected = 20 + 4 * 0.3 + 10 * 0.26 + 4 * 2.1 + 2 * 24.5 + 8
+    assert estimate.remaining(0.0).seconds == pytest.approx(expected)
+    assert estimate.remaining(0.0).basis == "from a guess"
+
+
+def test_earlier_parts_are_over_when_a_later_one_begins_and_ahead_again_when_one_comes_again():
+    estimate = TimeEstimate.of(PARTS, PRIOR, "a guess")
+    estimate.begin("brief", 0.0)
+    assert set(estimate.remaining(0.0).seconds_by_part) == {"brief", "full", "proof"}
+    estimate.begin("cheap", 1.0)
+    assert set(estimate.remaining(1.0).seconds_by_part) == {"alone", "cheap", "brief", "full", "proof"}
+
+
+def test_parts_that_alternate_are_not_over():
+    estimate = TimeEstimate.of(PARTS, PRIOR, "a guess")
+    estimate.begin("cheap", 0.0)
+    estimate.advance(2, 2, 1.0)
+    estimate.begin("alone", 1.0)
+    assert estimate.remaining(1.0).seconds_by_part["cheap"] == pytest.approx(9 * 0.26)
+
+
+def test_a_resumed_part_goes_on_at_the_pace_of_its_new_trials():
+    estimate = TimeEstimate.of([Part(name="cheap", group=0, units=20, passes=0.0)], PRIOR, "a guess")
+    estimate.begin("cheap", 0.0)
+    estimate.advance(11, 20, 2.0)
+    assert estimate.remaining(2.0).seconds == pytest.approx(9 * 2.0, rel=0.5)
+
+
+def test_a_part_that_takes_longer_than_expected_is_never_said_to_be_over():
+    estimate = TimeEstimate.of(PARTS, PRIOR, "a guess")
+    estimate.begin("table", 0.0)
+    assert estimate.remaining(1_000.0).seconds_by_part["table"] > 0
