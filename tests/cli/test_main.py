@@ -121,7 +121,7 @@ def test_init_writes_a_task_that_passes_the_check(
     assert "skipped" not in out
     assert "ONNX Runtime differs by" in out
     assert "an output of the model" in out
-    assert "over 2 worker(s)" in out
+    assert "small, on 2 workers: latency table" in out
     assert all(effort in out for effort in ("small", "medium", "large"))
 
 
