@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from autoprune.latencies import CONVERSIONS
 from autoprune.latency.charges import PricedOperator
 from autoprune.latency.geometries import PricedOperators
 from autoprune.latency.predictor import GeometryIndex
@@ -17,11 +18,14 @@ from autoprune.structure import Structure
 REST = "what no width changes"
 """Name of the constant part of a prediction."""
 
+BETWEEN_TYPES = "conversions to int8 and back"
+
 
 def layer_costs(table: LatencyTable, structure: Structure, policies: Sequence[Policy]) -> list[dict[str, float]]:
     """Return predicted milliseconds by layer for every policy, in the order of the model; their sum is the prediction.
 
-    An operator without weights counts under its own name, one that the table does not know as 0.
+    An operator without weights counts under its own name, one that the table does not know as 0. Conversions between
+    fp32 and int8 are counted together.
 
     Args:
         table: of the structure.
@@ -43,4 +47,6 @@ def layer_costs(table: LatencyTable, structure: Structure, policies: Sequence[Po
 
 def _layer(operator: PricedOperator) -> str:
     weighted = next((name for name in operator.parameters if name.endswith("weight")), "")
-    return weighted.rpartition(".")[0] or operator.carrier
+    if operator.op in CONVERSIONS:
+        return BETWEEN_TYPES
+    return weighted.rpartition(".")[0] or operator.node

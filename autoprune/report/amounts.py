@@ -51,4 +51,4 @@ def score_interval(score: float, examples: int | None) -> tuple[float, float] | 
 
 def shown_interval(interval: tuple[float, float] | None) -> str:
     """Return an interval as text; empty for none."""
-    return "" if interval is None else f" ({interval[0]:.4f} to {interval[1]:.4f}, 95 %)"
+    return "" if interval is None else f" ({interval[0]:.4f} to {interval[1]:.4f})"

@@ -18,6 +18,9 @@ KINDS = {"models": "front", "others": "not on the front", "baselines": "uniform"
 """Words for the lists of `front.json`."""
 
 _NORMAL_95 = 1.96
+_MOST_LAYERS = 40
+"""Layers in a plot of times; the others are one bar."""
+
 _ROW, _ROOM = 22, 96
 """Pixels of one bar, and of all else in a plot of bars."""
 
@@ -51,8 +54,8 @@ def card(run: RunView, number: int, kind: str, model: Mapping[str, Any]) -> tupl
     parts = [
         f'<article class="card" id="{place}" data-key="{key}" aria-labelledby="{place}-title">',
         f'<h3 id="{place}-title">{title}</h3>',
-        table("The model beside the dense one", ["", "this model", "dense"], _facts(run, model)),
         _command(run, model),
+        table("The model beside the dense one", ["quantity", "this model", "dense"], _facts(run, model)),
         plots[0].html(),
     ]
     if time is None:
@@ -68,7 +71,10 @@ def _facts(run: RunView, model: Mapping[str, Any]) -> list[list[str]]:
     metrics = run.metrics.get(model["digest"], {})
     examples = run.document.get("score_examples", {})
     rows = [
-        [f"{metric}, {of}", *(f"{m[key]:.4f}{_between(m[key], examples.get(of))}" for m in (model, dense))]
+        [
+            f"{metric}, {of}" + (" (95 % interval)" if examples else ""),
+            *(f"{m[key]:.4f}{_between(m[key], examples.get(of))}" for m in (model, dense)),
+        ]
         for of, key in (("validation", "score"), ("test", "test_score"))
     ]
     times = [model["latency_ms_measured"], dense["latency_ms_measured"]]
@@ -123,13 +129,14 @@ def kept_plot(run: RunView, name: str, model: Mapping[str, Any]) -> Plot:
     for unit, width in model["policy"].items():
         layer = next((each for each in treatments if each in (unit, f"{unit}.weight")), None)
         rows.append((unit, width / full[unit], f"{width} of {full[unit]}", treatments.pop(layer, "fp32")))
-    rows += [(layer.removesuffix(".weight"), 1.0, "no width of its own", each) for layer, each in treatments.items()]
+    rows += [(layer.removesuffix(".weight"), 1.0, "", each) for layer, each in treatments.items()]
     return Plot(
         name=f"{name}-kept",
         label="Kept share of every unit: " + "; ".join(f"{u} {text} {t}" for u, _, text, t in rows),
         traces=[_bar_trace(rows, treatment) for treatment in dict.fromkeys(row[3] for row in rows)],
-        layout=_bar_layout(len(rows), "share of the channels that is kept", [row[0] for row in rows]),
-        caption="Kept channels of every unit, in the colour of its layer's treatment.",
+        layout=_bar_layout(len(rows), "kept channels", [row[0] for row in rows], most=1.35),
+        caption="Kept channels of every unit, in the colour of its layer's treatment. Layers without a number have the "
+        "channels of another unit.",
     )
 
 
@@ -144,7 +151,7 @@ def _bar_trace(rows: list[tuple[str, float, str, str]], treatment: str) -> dict[
     return {
         "type": "bar", "orientation": "h", "name": html.escape(treatment), "showlegend": True,
         "y": [html.escape(row[0]) for row in own], "x": [row[1] for row in own], "text": [row[2] for row in own],
-        "textposition": "auto", "marker": {"color": treatment_color(treatment)},
+        "textposition": "outside", "cliponaxis": False, "marker": {"color": treatment_color(treatment)},
         "hovertemplate": "%{y}: %{text}, " + html.escape(treatment) + "<extra></extra>",
     }  # fmt: skip
 
@@ -156,12 +163,16 @@ def treatment_color(treatment: str) -> str:
     return OTHER if treatment.startswith("rank") else FRONT
 
 
-def _bar_layout(count: int, title: str, order: list[str]) -> dict[str, Any]:
+def _bar_layout(count: int, title: str, order: list[str], most: float | None = None) -> dict[str, Any]:
+    """Return the layout of horizontal bars; `most` is the end of the axis, beyond the longest bar for its text."""
     return {
         "height": _ROW * count + _ROOM, "barmode": "overlay", "bargap": 0.25,
-        "margin": {"l": 8, "r": 16, "t": 8, "b": 48},
+        "margin": {"l": 8, "r": 16, "t": 8, "b": 56},
         "legend": {"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0},
-        "xaxis": {"title": {"text": title}, "tickformat": ".0%", "rangemode": "tozero"},
+        "xaxis": {
+            "title": {"text": title}, "tickformat": ".0%", "rangemode": "tozero",
+            **({"range": [0, most], "tickvals": [0, 0.5, 1]} if most else {}),
+        },
         "yaxis": {
             "automargin": True, "autorange": "reversed", "type": "category", "categoryorder": "array",
             "categoryarray": [html.escape(each) for each in order],
@@ -174,7 +185,8 @@ def time_plot(run: RunView, name: str, model: Mapping[str, Any]) -> Plot | None:
     dense, own = (run.parts.get("layers_ms", {}).get(of) for of in ("dense", model["digest"]))
     if not dense or not own:
         return None
-    layers = sorted(dict.fromkeys([*dense, *own]), key=lambda layer: -dense.get(layer, 0.0))
+    dense, own = _largest(dense, own)
+    layers = list(dense)
     total = sum(dense.values())
     traces = [
         {
@@ -186,7 +198,7 @@ def time_plot(run: RunView, name: str, model: Mapping[str, Any]) -> Plot | None:
         }
         for who, of, color in (("dense", dense, DENSE), ("this model", own, FRONT))
     ]  # fmt: skip
-    layout = _bar_layout(len(layers), "share of the dense model's predicted time", layers) | {"barmode": "group"}
+    layout = _bar_layout(len(layers), "share of the dense time", layers) | {"barmode": "group"}
     layout["height"] = int(1.5 * _ROW * len(layers)) + _ROOM
     shares = "; ".join(
         f"{each} {shown_time(dense.get(each, 0.0))} to {shown_time(own.get(each, 0.0))}" for each in layers
@@ -195,6 +207,17 @@ def time_plot(run: RunView, name: str, model: Mapping[str, Any]) -> Plot | None:
         name=f"{name}-time", label=f"Predicted time before and after: {shares}", traces=traces, layout=layout,
         caption=f"Where the time goes: predicted {shown_time(total)} before, {shown_time(sum(own.values()))} after.",
     )  # fmt: skip
+
+
+def _largest(dense: Mapping[str, float], own: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the costs of the layers that cost most in either model, the dearest first; the others are one entry."""
+    names = sorted(dict.fromkeys([*dense, *own]), key=lambda n: -max(dense.get(n, 0.0), own.get(n, 0.0)))
+    first, others = names[:_MOST_LAYERS], names[_MOST_LAYERS:]
+    shown = [{name: of.get(name, 0.0) for name in first} for of in (dense, own)]
+    if others:
+        for of, kept in zip((dense, own), shown, strict=True):
+            kept[f"{len(others)} others"] = sum(of.get(name, 0.0) for name in others)
+    return shown[0], shown[1]
 
 
 def model_rows(run: RunView) -> list[list[str]]:
@@ -221,6 +244,6 @@ def model_rows(run: RunView) -> list[list[str]]:
 
 
 MODEL_HEADER = (
-    "model", "", "budget", "validation", "test", "latency", "of dense", "predicted", "params", "MACs", "weights",
+    "model", "kind", "budget", "validation", "test", "latency", "of dense", "predicted", "params", "MACs", "weights",
     "activations", "meets budget",
 )  # fmt: skip

@@ -21,7 +21,7 @@ def comparison_section(runs: Sequence[RunView]) -> Section:
         for name in names
         if len({of_run.get(name, "") for of_run in values}) > 1
     ]
-    header = ["", *(run.name for run in runs)]
+    header = ["setting", *(run.name for run in runs)]
     body = table("In what the runs differ", header, rows) if rows else paragraphs(["The runs do not differ."])
     if len({of_run.get("target: digest") for of_run in values}) > 1:
         body += paragraphs(["The runs have different targets: compare shares of the dense latency, not milliseconds."])

@@ -58,6 +58,11 @@ def missing(text: str) -> str:
     return f'<p class="missing">{html.escape(text)}</p>\n'
 
 
+def pair(plots: Sequence[Plot]) -> str:
+    """Return the places of plots, two beside each other where a page is wide."""
+    return f'<div class="pair">{"".join(plot.html() for plot in plots)}</div>\n' if plots else ""
+
+
 def folded(title: str, body: str) -> str:
     """Return a part of a section that is opened on request."""
     return f"<details><summary>{html.escape(title)}</summary>\n{body}</details>\n"

@@ -22,7 +22,7 @@ from autoprune.runfolder import write_atomic
 
 _CONTROLS = """<div id="controls" class="controls" role="group" aria-label="Choice of a model" hidden>
 <label>Budget by <select id="budget-by"><option value="latency">latency</option><option value="score">score</option>
-<option value="bytes">bytes</option></select></label>
+<option value="bytes">weight bytes</option></select></label>
 <label class="wide">Budget <input id="budget" type="range" min="0" max="1000" step="1" value="1000"></label>
 <label>or a model <select id="model"></select></label>
 <label>Latency axis <select id="x-scale"><option value="linear">linear</option>
@@ -77,10 +77,9 @@ def claim(run: RunView, *, several: bool = False) -> str:
     before = f"{run.name}: " if several else ""
     if not run.document:
         return f"{before}The run has no front yet: {len(run.scored)} scores of policies so far."
-    front, dense = run.document["models"], run.document["dense"]
-    if not front:
+    model, dense = run.best, run.document["dense"]
+    if model is None:
         return f"{before}No fine-tuned model meets its budget."
-    model = max(front, key=lambda m: (m["score"], -m["latency_ratio"]))
     drop = model["score"] - dense["score"]
     how = "measured" if is_measured(run) else "predicted"
     return (
@@ -102,6 +101,7 @@ def models_json(runs: Sequence[RunView]) -> list[dict[str, Any]]:
             "score": model["score"],
             "test_score": model["test_score"],
             "bytes": model["bytes"],
+            "is_best": model is run.best,
         }
         for run in runs
         for kind, model in run.models

@@ -70,7 +70,16 @@ class RunView:
         listed = [(kind, model) for kind in KINDS for model in self.document.get(kind, ())]
         if "dense_in_int8" in self.document:
             listed.append(("dense_in_int8", self.document["dense_in_int8"]))
-        return list({model["digest"]: (kind, model) for kind, model in reversed(listed)}.values())[::-1]
+        once: dict[str, tuple[str, Mapping[str, Any]]] = {}
+        for kind, model in listed:
+            once.setdefault(model["digest"], (kind, model))
+        return list(once.values())
+
+    @property
+    def best(self) -> Mapping[str, Any] | None:
+        """The model of the front with the highest score on validation data; `None` without a front."""
+        front = self.document.get("models", ())
+        return max(front, key=lambda m: (m["score"], -m["latency_ratio"]), default=None)
 
     @property
     def scored(self) -> list[ShownTrial]:

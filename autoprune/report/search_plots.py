@@ -10,7 +10,7 @@ from typing import Any
 
 from autoprune.budgets import BUDGET_TOLERANCE
 from autoprune.report.amounts import shown_seconds
-from autoprune.report.fragments import Section, folded, missing, paragraphs, table
+from autoprune.report.fragments import Section, folded, missing, pair, paragraphs, table
 from autoprune.report.plots import RUN_COLORS, Plot
 from autoprune.report.runview import RunView, ShownTrial
 from autoprune.report.tables import all_rungs, trust_lines
@@ -21,7 +21,7 @@ _SLOWEST, _FAILURES = 10, 20
 def search_section(run: RunView, prefix: str, title: str) -> Section:
     """Return the section about the search of a run."""
     plots = [plot for plot in (progress_plot(run, prefix), fidelity_plot(run, prefix)) if plot is not None]
-    body = "".join(plot.html() for plot in plots)
+    body = pair(plots)
     if not run.scored:
         body += missing("The study of this run has no scored policy (yet): there is nothing to draw about its search.")
     elif len(plots) < 2:
@@ -71,7 +71,7 @@ def progress_plot(run: RunView, prefix: str = "") -> Plot | None:
         name=f"{prefix}progress", label="Best validation score so far within each budget, over passes and time",
         traces=traces, layout=layout,
         caption="Best validation score so far within each budget, at any fidelity, over the sample passes of the "
-        "trials and over the time since the first one began.",
+        "trials and over the minutes in which trials were worked on.",
     )  # fmt: skip
 
 
@@ -87,19 +87,23 @@ def _limit_name(run: RunView, limit: Mapping[str, float]) -> str:
 
 
 def _records(trials: Sequence[ShownTrial], limit: Mapping[str, float]) -> Iterator[tuple[float, float, float, str]]:
-    """Yield passes, minutes, score and name of every trial within a limit that beat all before, and the last state."""
-    passes, best, last = 0.0, -math.inf, ("", 0.0)
-    begin = min((t.ended.timestamp() - t.result["seconds"] for t in trials if t.ended), default=0.0)
+    """Yield passes, minutes, score and name of every trial within a limit that beat all before, and the last state.
+
+    Minutes are those in which trials were worked on: a run may rest before it is resumed.
+    """
+    passes, worked, best, reached = 0.0, 0.0, -math.inf, -math.inf
     for trial in trials:
         passes += trial.result["sample_passes"]
-        minutes = (trial.ended.timestamp() - begin) / 60 if trial.ended else last[1]
-        last = (f"{trial.digest}, {trial.fidelity}", minutes)
+        if trial.ended:
+            end = trial.ended.timestamp()
+            worked += max(end - max(end - trial.result["seconds"], reached), 0.0) / 60
+            reached = max(end, reached)
         fits = all(trial.measurement[cost] <= most * (1 + BUDGET_TOLERANCE) for cost, most in limit.items())
         if fits and trial.measurement["score"] > best:
             best = trial.measurement["score"]
-            yield passes, minutes, best, last[0]
+            yield passes, worked, best, f"{trial.digest}, {trial.fidelity}"
     if best > -math.inf:
-        yield passes, last[1], best, "end"
+        yield passes, worked, best, "end"
 
 
 def fidelity_plot(run: RunView, prefix: str = "") -> Plot | None:

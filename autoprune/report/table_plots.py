@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from autoprune.latencies import Staircase
-from autoprune.report.fragments import Section, missing, paragraphs
+from autoprune.report.fragments import Section, missing, pair, paragraphs
 from autoprune.report.plots import DENSE, FRONT, OTHER, UNIFORM, Plot
 from autoprune.report.runview import RunView
 from autoprune.report.staircases import staircase_plot
 from autoprune.report.tables import prediction_line
+
+_MOST_STAIRS = 36
+"""Units whose staircase is drawn: those whose width changes the latency most."""
 
 _ROLES = {
     "scan": ("one unit varied", DENSE, 0.35, 5),
@@ -24,7 +27,8 @@ _ROLES = {
 
 def device_section(run: RunView, prefix: str, title: str) -> Section:
     """Return the section about latency and sensitivity."""
-    plots, lacks = [], []
+    plots: list[Plot] = []
+    lacks: list[str] = []
     for plot, lack in (
         (stairs_plot(run, prefix), "This run did not keep the staircases of its units; newer ones do."),
         (sensitivity_plot(run, prefix), "This run has measured no sensitivities (yet, or its strategy needs none)."),
@@ -34,7 +38,9 @@ def device_section(run: RunView, prefix: str, title: str) -> Section:
             lacks.append(missing(lack))
         else:
             plots.append(plot)
-    body = "".join(plot.html() for plot in plots) + "".join(lacks)
+    stairs = [plot for plot in plots if plot.name.endswith("stairs")]
+    body = "".join(plot.html() for plot in stairs)
+    body += pair([plot for plot in plots if plot not in stairs]) + "".join(lacks)
     if run.document:
         body += paragraphs([prediction_line(run.document), table_line(run)])
     return Section(name=f"{prefix}device", title=title, body=body, plots=plots)
@@ -43,6 +49,7 @@ def device_section(run: RunView, prefix: str, title: str) -> Section:
 def stairs_plot(run: RunView, prefix: str = "") -> Plot | None:
     """Return the staircase of every unit with the widths of the models of the front; `None` where none was kept."""
     stairs = [Staircase.from_json(value) for value in run.parts.get("staircases", ())]
+    stairs = sorted(stairs, key=lambda stair: min(stair.latency_ms) - max(stair.latency_ms))[:_MOST_STAIRS]
     chosen = {s.unit: sorted({m["policy"][s.unit] for m in run.document.get("models", ())}) for s in stairs}
     return staircase_plot(stairs, f"{prefix}stairs", chosen) if stairs else None
 
@@ -69,9 +76,12 @@ def sensitivity_plot(run: RunView, prefix: str = "") -> Plot | None:
         },
     }  # fmt: skip
     layout = {
-        "height": 22 * len(losses) + 90, "margin": {"l": 8, "r": 8, "t": 8, "b": 40},
-        "yaxis": {"automargin": True, "autorange": "reversed", "type": "category"},
-        "xaxis": {"title": {"text": "levels, the smallest first"}, "showticklabels": False, "type": "category"},
+        "height": 22 * len(losses) + 90, "margin": {"l": 8, "r": 8, "t": 8, "b": 48},
+        "yaxis": {"automargin": True, "autorange": "reversed", "type": "category", "showgrid": False},
+        "xaxis": {
+            "title": {"text": "levels, the smallest first"}, "type": "category", "showticklabels": False,
+            "showgrid": False, "ticks": "",
+        },
     }  # fmt: skip
     worst = sorted(losses, key=lambda name: -max(losses[name].values()))[:3]
     return Plot(
@@ -118,8 +128,8 @@ def error_plot(run: RunView, prefix: str = "") -> Plot | None:
     layout = {
         "height": 400, "margin": {"l": 64, "r": 12, "t": 12, "b": 48}, "hovermode": "closest",
         "legend": {"orientation": "h", "y": -0.25, "yanchor": "top", "x": 0},
-        "xaxis": {"title": {"text": "measured latency, ms"}, "type": "log", "nticks": 6},
-        "yaxis": {"title": {"text": "predicted latency, ms"}, "type": "log", "nticks": 6},
+        "xaxis": {"title": {"text": "measured latency, ms"}, "type": "log"},
+        "yaxis": {"title": {"text": "predicted latency, ms"}, "type": "log"},
     }  # fmt: skip
     held = run.table.get("held_out", {})
     told = f"Mean error on held-out policies {held['mape_percent']:.1f} %." if held else ""

@@ -3,6 +3,7 @@
 
 const NARROW = 640;
 const PRINTED_WIDTH = 680;
+const LOG_TICKS = Array.from({ length: 13 }, (_, power) => [1, 2, 5].map((digit) => digit * 10 ** (power - 6))).flat();
 
 async function unpackPlotly() {
   const packed = document.getElementById("packed-plotly");
@@ -20,7 +21,7 @@ function color(name) {
 
 function axisStyle(axis) {
   const style = { gridcolor: color("grid"), linecolor: color("line"), zerolinecolor: color("line"), tickcolor: color("line") };
-  return { ...style, showline: true, ...axis };
+  return { ...style, showline: true, ...(axis.type === "log" ? { tickvals: LOG_TICKS, nticks: undefined } : {}), ...axis };
 }
 
 // The layout as Python made it, in the colours of the page, with one column of subplots where there is no room for more.

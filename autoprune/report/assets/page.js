@@ -105,7 +105,7 @@ function prepare() {
   element("model").replaceChildren(...state.models.map((model) => new Option(model.label, model.key)));
   const known = state.models.some((model) => model.key === picked);
   if (budget && state.models.length) slide();
-  else if (state.models.length) pick(known ? picked : state.models[0].key);
+  else if (state.models.length) pick(known ? picked : (state.models.find((model) => model.is_best) || state.models[0]).key);
   showDownloads();
 }
 
