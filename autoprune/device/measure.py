@@ -99,7 +99,8 @@ def clock_of(provider: str, threads: int) -> Clock:
     """Return the clock for models of a provider: the thread's processor time if nothing else works for them.
 
     Measured on `resnet20` (one thread, 565 us) beside three busy processes on two cores: ratios to the dense model vary
-    by 1.2 % (largest 4.5) on the wall and by 0.4 % (0.7) in processor time, as they do on an idle machine.
+    by 1.2 % (largest 4.5) on the wall and by 0.4 % (0.7) in processor time, as they do on an idle machine
+    (`scripts/benchmarks/noise.py`).
     """
     alone = threads == 1 and provider in ("CPUExecutionProvider", "cpu")
     fine = time.get_clock_info("thread_time").resolution < 1e-6 if hasattr(time, "thread_time") else False
