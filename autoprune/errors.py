@@ -16,7 +16,8 @@ exits with code 2; from Python, `except AutopruneError` catches them all.
     │   └── KitError                      a kit, or a device's result, that is cut off, changed or not to be believed
     ├── RunFolderError                    a run folder of another task, schema or owner, or one that cannot be written
     ├── TrialError                        one policy whose evaluation failed (the search goes on)
-    └── VerificationError                 an exported model that differs from the PyTorch model
+    ├── VerificationError                 an exported model that differs from the PyTorch model
+    └── CallbackError                     a function or tracker of the caller that failed while it watched a search
 """
 
 from __future__ import annotations
@@ -89,6 +90,10 @@ class TrialError(AutopruneError):
 
 class VerificationError(AutopruneError):
     """An exported model that differs from the PyTorch model."""
+
+
+class CallbackError(AutopruneError):
+    """A function or tracker of the caller that failed while it watched a search."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:

@@ -162,6 +162,67 @@ class TrialResult:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class FinishedTrial:
+    """One finished trial, as `search(on_trial=...)` and trackers get it; what was not computed is `None`.
+
+    Args:
+        number: of the trial in the study of its rung.
+        rung: how expensively it was scored: `sensitivity`, `proxy`, `brief`, `longer` or `full`.
+        policy: widths and treatments.
+        status: `done`, `infeasible`, `failed` or `lost`.
+        score: on validation data, higher is better.
+        loss: divergence from the outputs of the dense model, lower is better.
+        latency_ms_predicted: by the latency table.
+        params: of the model.
+        macs: multiply-adds of one example.
+        bytes: of the weights.
+        activation_bytes: peak of one example.
+        seconds: that the trial took.
+        sample_passes: that it took.
+        error: why there is no score.
+    """
+
+    number: int
+    rung: str
+    policy: Policy
+    status: Status
+    score: float | None = None
+    loss: float | None = None
+    latency_ms_predicted: float | None = None
+    params: int | None = None
+    macs: int | None = None
+    bytes: int | None = None
+    activation_bytes: int | None = None
+    seconds: float = 0.0
+    sample_passes: float = 0.0
+    error: str | None = None
+
+    @property
+    def digest(self) -> str:
+        """Name of the policy."""
+        return self.policy.digest()
+
+    @classmethod
+    def of(cls, result: TrialResult, rung: str) -> FinishedTrial:
+        """Return what a result says."""
+        measured = result.measurement
+        sizes = ("score", "loss", "params", "macs", "bytes", "activation_bytes")
+        numbers: dict[str, Any] = {} if measured is None else {name: getattr(measured, name) for name in sizes}
+        if measured is not None:
+            numbers["latency_ms_predicted"] = measured.latency_ms
+        return cls(
+            number=result.number,
+            rung=rung,
+            policy=result.policy,
+            status=result.status,
+            seconds=result.seconds,
+            sample_passes=result.sample_passes,
+            error=result.error,
+            **numbers,
+        )
+
+
 def trial_seed(run_seed: int, fidelity: Fidelity) -> int:
     """Return the seed of a trial, from the run seed and the fidelity alone: the same in every executor and order.
 

@@ -14,12 +14,13 @@ from autoprune.errors import TrialError
 from autoprune.evaluation import DenseModel, Evaluator
 from autoprune.executors.base import Executor
 from autoprune.pipeline.baselines import dense_in_int8, uniform_baselines
+from autoprune.pipeline.callbacks import OnTrial, watchers
 from autoprune.pipeline.channel_order import make_dense_model, scoring_passes
 from autoprune.pipeline.cost_model import CostModel, reachable_costs
 from autoprune.pipeline.dense import trained_dense, untrained
 from autoprune.pipeline.deployment import Deployment
 from autoprune.pipeline.document import front_document, rung_scores, to_json, unmet_budgets
-from autoprune.pipeline.events import ORDER, SEARCH, Events, Silent
+from autoprune.pipeline.events import ORDER, SEARCH, Events
 from autoprune.pipeline.executors import executor_of
 from autoprune.pipeline.expected_work import derived_effort, watch_time, watch_trials
 from autoprune.pipeline.exploration import Exploration, explore, search_passes, search_plan
@@ -55,7 +56,8 @@ def search(
     run_dir: str | Path,
     config_file: str | Path | None = None,
     fresh: bool = False,
-    events: Events | None = None,
+    events: Events | Sequence[Events] | None = None,
+    on_trial: OnTrial | None = None,
     measurer: Measurer | None = None,
     **options: Any,
 ) -> Run:
@@ -68,7 +70,9 @@ def search(
         run_dir: folder of the run. All results are there; the same call after an interruption goes on.
         config_file: YAML file with any of the options.
         fresh: refuse a folder that already holds a run.
-        events: receives progress (default: silent).
+        events: receives progress, or several that do (default: silent); those of `autoprune.trackers` log to
+            TensorBoard, MLflow or Weights & Biases.
+        on_trial: called with an `autoprune.trials.FinishedTrial` after every trial of this call.
         measurer: measures latencies (default: the device that `target` names).
         **options: fields of `autoprune.config.RunConfig`, such as `effort="small"`, or `budgets=["50%", "33%",
             "bytes:1MB"]`: budgets that limit latency are alternatives, each of which gives models; one that names no
@@ -77,16 +81,20 @@ def search(
 
     Raises:
         AutopruneError: with one clear message, for anything that cannot work.
+        CallbackError: `events` or `on_trial` raised an exception. Finished trials are kept; the same call goes on.
     """
+    told = watchers(events, on_trial)
     with (
         opened_run(task, run_dir, config_file, fresh=fresh, options=options) as run,
-        timed(events or Silent(), run.folder) as watch,
+        told.watching(run.folder.path, run.config),
+        timed(told, run.folder) as watch,
     ):
         with run.kept_config():
             prepared = prepare(run.config, run.folder, run.task, watch, measurer)
         if isinstance(run.location, SharedStorage):
             run.folder.write_shared_study(run.location.url, run.location.run_id)
         search_prepared(run.config, run.location, prepared, watch)
+        told.finish(read_json(run.folder.front))
     return Run.open(run_dir, run.own_task)
 
 

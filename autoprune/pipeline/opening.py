@@ -18,7 +18,7 @@ from autoprune.study.location import StudyLocation
 from autoprune.study.storage import check_storage, sole_controller
 from autoprune.task.base import Task
 
-_ARGUMENTS = ("config_file", "events", "fresh", "measurer", "run_dir")
+_ARGUMENTS = ("config_file", "events", "fresh", "measurer", "on_trial", "run_dir")
 """Arguments of `search` that are no options of a configuration."""
 
 

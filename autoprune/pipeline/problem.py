@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from autoprune.allocation.uniform import baselines
 from autoprune.errors import UsageError, unknown_name
 from autoprune.executors.base import guarded
-from autoprune.pipeline.events import Events, Silent
+from autoprune.pipeline.callbacks import watchers
+from autoprune.pipeline.events import Events
 from autoprune.pipeline.exploration import search_plan
 from autoprune.pipeline.main import Prepared, search_prepared
 from autoprune.pipeline.main import prepare as prepare_search
@@ -168,7 +169,7 @@ def prepare(
     *,
     run_dir: str | Path,
     config_file: str | Path | None = None,
-    events: Events | None = None,
+    events: Events | Sequence[Events] | None = None,
     measurer: Measurer | None = None,
     **options: Any,
 ) -> SearchProblem:
@@ -193,10 +194,10 @@ def prepare(
         >>> import autoprune
         >>> problem = autoprune.prepare("digits", budgets=["60%"], run_dir="runs/own")   # doctest: +SKIP
     """
-    events = events or Silent()
+    told = watchers(events)
     with (
         opened_run(task, run_dir, config_file, fresh=False, options={"executor": "inline"} | options) as run,
         run.kept_config(),
     ):
-        prepared = prepare_search(run.config, run.folder, run.task, events, measurer)
-    return SearchProblem(run=run, prepared=prepared, events=events)
+        prepared = prepare_search(run.config, run.folder, run.task, told, measurer)
+    return SearchProblem(run=run, prepared=prepared, events=told)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from autoprune.errors import RunFolderError
-from autoprune.pipeline.events import TABLE, Events, TakesRemaining, rung_title
+from autoprune.pipeline.events import TABLE, Events, TakesRemaining, TakesTrials, rung_title
 from autoprune.pipeline.time_parts import Work
 from autoprune.profiling.duration import ProfileProgress
 from autoprune.runfolder import RunFolder, read_json, write_json
@@ -96,7 +96,9 @@ class TimedEvents:
         self._events.advance(done, total, detail)
 
     def trials(self, title: str, progress: Progress) -> None:
-        """Learn from a step of a rung."""
+        """Learn from a step of a rung, and pass it on."""
+        if isinstance(self._events, TakesTrials):
+            self._events.trials(title, progress)
         if self.estimate is not None:
             count, seconds, passes = progress.done, progress.trial_seconds, progress.trial_passes
             tuned = title not in _UNTUNED

@@ -17,12 +17,13 @@ from autoprune.trials import TrialResult
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a rung stands after a trial: counts, loss and score of the best within each limit, and its time.
+    """Where a rung stands after its `last` trial: counts, loss and score of the best within each limit, and its time.
 
     `trial_seconds` and `trial_passes` are the means of its trials that were run to an end, also before a resumption.
     """
 
     rung: str
+    last: TrialResult
     done: int
     total: int
     best_loss: Mapping[Limit, float]
@@ -63,11 +64,12 @@ def run_rung(
     """
     start = time.monotonic()
     while _hand_out(broker, executor, refill):
-        again = broker.finish(executor.wait())
+        result = executor.wait()
+        again = broker.finish(result)
         if again is not None:
             executor.submit(again)
         elif on_event:
-            on_event(_progress(broker, limits, name, time.monotonic() - start))
+            on_event(_progress(broker, limits, name, result, time.monotonic() - start))
     results = broker.results()
     if results or not spare:
         _require_one(results, name)
@@ -87,12 +89,13 @@ def _hand_out(broker: Broker, executor: Executor, refill: Refill | None) -> bool
             return broker.running > 0
 
 
-def _progress(broker: Broker, limits: Sequence[Limit], name: str, seconds: float) -> Progress:
+def _progress(broker: Broker, limits: Sequence[Limit], name: str, last: TrialResult, seconds: float) -> Progress:
     results = broker.results()
     best = {limit: best_within(results, limit, 1) for limit in limits}
     run = [result for result in results if result.seconds > 0] or results
     return Progress(
         rung=name,
+        last=last,
         done=broker.finished,
         total=broker.total,
         best_loss={limit: r[0].measurement.loss for limit, r in best.items() if r and r[0].measurement},

@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -15,9 +16,11 @@ import torch
 from torch.utils.data import TensorDataset
 
 import autoprune
-from autoprune.errors import BudgetError, LatencyError, RunFolderError, TaskError, UsageError
+from autoprune.errors import BudgetError, CallbackError, LatencyError, RunFolderError, TaskError, UsageError
 from autoprune.latency.table import LatencyTable
 from autoprune.runfolder import RunFolder
+from autoprune.trackers import Tracker
+from autoprune.trials import FinishedTrial
 from tests.conftest import OPTIONS, QUICK, SPEC
 from tests.measurers import SimulatedMeasurer
 from tests.pipeline import tiny
@@ -131,14 +134,49 @@ def test_the_same_call_again_changes_nothing(copied: autoprune.Run) -> None:
     assert again.folder.front.read_text() == front
 
 
+class Recorder(Tracker):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, Any]] = []
+
+    def begin(self, run_dir: Path, config: Any) -> None:
+        self.told.append(("begin", config))
+
+    def trial(self, trial: FinishedTrial) -> None:
+        self.told.append(("trial", trial))
+
+    def finish(self, document: Any) -> None:
+        self.told.append(("finish", document))
+
+    def close(self) -> None:
+        self.told.append(("close", None))
+
+
 def test_a_run_interrupted_after_the_search_goes_on(copied: autoprune.Run) -> None:
     digest = copied.models[0].digest
     copied.folder.front.unlink()
     shutil.rmtree(copied.folder.model(digest).path)
     optuna.delete_study(study_name="rung-3", storage=f"sqlite:///{copied.folder.study}")
-    again = search(run_dir=copied.folder.path)
+    told: list[FinishedTrial] = []
+
+    def broken(trial: FinishedTrial) -> None:
+        told.append(trial)
+        raise KeyError("no such column")
+
+    with pytest.raises(CallbackError, match=r"callback on_trial \(.*broken\) failed: KeyError: 'no such column'"):
+        search(run_dir=copied.folder.path, on_trial=broken)
+    tracker = Recorder()
+    again = search(run_dir=copied.folder.path, on_trial=told.append, events=[tracker, Recorder()])
     assert {m.digest for m in again.models} | {m.digest for m in again.others} >= {digest}
     assert again.folder.model(digest).onnx.is_file()
+    fine_tuned = [m.digest for m in [*again.models, *again.baselines, *again.others]]
+    assert sorted(trial.digest for trial in told) == sorted(set(fine_tuned)), "no trial is told twice, none is lost"
+    assert {trial.rung for trial in told} == {"full"}
+    assert all(trial.score is not None and trial.bytes and trial.seconds > 0 for trial in told)
+    names = [name for name, _ in tracker.told]
+    assert (names[0], names[-2:]) == ("begin", ["finish", "close"])
+    assert tracker.told[-2][1]["models"] == again.document["models"]
 
 
 @pytest.mark.parametrize(
