@@ -5,7 +5,7 @@ environment.json        versions, host
 dense.safetensors       weights of the dense model
 order.json              channels of each unit, most important first
 finetune_recipe.json    how pruned models are trained, found by a test where the task has no recipe for that
-settled.json            error of the table for the best candidates, when the search was over
+measured.json           latencies of candidates as shares of the dense model's, each measured once
 sensitivity.json        loss of every unit at each level with all others full, and which of it was measured
 latency_table.json      the table that predicted every latency
 latency_parts.json      what the table says about the model: staircases of units, predicted time of each layer
@@ -125,9 +125,9 @@ class RunFolder:
         return self.path / "sensitivity.json"
 
     @property
-    def settled(self) -> Path:
-        """Error of the latency table for the best candidates of each budget, when the search was over."""
-        return self.path / "settled.json"
+    def measured(self) -> Path:
+        """Measured latencies of candidates, as shares of the dense model's."""
+        return self.path / "measured.json"
 
     @property
     def progress(self) -> Path:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from autoprune.allocation.limits import fits
 from autoprune.budgets import Limit
 from autoprune.records import Policy
 from autoprune.trials import TrialResult
+
+Meets = Callable[[Sequence[Policy], Limit], Sequence[bool]]
+"""Which policies meet a limit when they are measured."""
 
 
 def best_within(results: Sequence[TrialResult], limit: Limit, count: int) -> list[TrialResult]:
@@ -30,13 +33,17 @@ def diverse(results: Sequence[TrialResult], limit: Limit, count: int) -> list[Tr
 
 
 def promote(
-    results: Sequence[TrialResult], baselines: Mapping[Limit, Policy], limits: Sequence[Limit], per_budget: int
+    results: Sequence[TrialResult],
+    baselines: Mapping[Limit, Policy],
+    limits: Sequence[Limit],
+    per_budget: int,
+    meets: Meets | None = None,
 ) -> dict[Policy, str]:
     """Policies for the next rung with their origin, `uniform` or `promoted`, each once, in order of the limits.
 
     For every limit: its uniform baseline, so that both sides of a comparison always have the same fidelity, and beside
     it the `per_budget` best others that fit, in turns between those that remove as many branches. A baseline whose own
-    trial failed is left out.
+    trial failed is left out; so is a policy that fits as predicted, but not when `meets` measures it.
     """
     uniform = set(baselines.values())
     finished = {result.policy for result in results if result.status == "done"}
@@ -45,8 +52,22 @@ def promote(
     for limit in limits:
         if baselines.get(limit) in finished:
             chosen[baselines[limit]] = "uniform"
-        chosen |= {result.policy: "promoted" for result in diverse(others, limit, per_budget)}
+        candidates = [result.policy for result in diverse(others, limit, len(others))]
+        chosen |= dict.fromkeys(_first(candidates, limit, per_budget, meets), "promoted")
     return chosen
+
+
+def _first(candidates: Sequence[Policy], limit: Limit, count: int, meets: Meets | None) -> list[Policy]:
+    """Return the first `count` candidates that meet the limit; no more are measured than it takes."""
+    if meets is None:
+        return list(candidates[:count])
+    found: list[Policy] = []
+    for start in range(0, len(candidates), max(count, 1)):
+        if len(found) >= count:
+            break
+        some = candidates[start : start + count]
+        found += [policy for policy, met in zip(some, meets(some, limit), strict=True) if met]
+    return found[:count]
 
 
 def _fits(result: TrialResult, limit: Limit) -> bool:

@@ -207,7 +207,10 @@ def _checked_block(job: Mapping[str, Any], names: Sequence[str], protocol: Proto
     repeated = job.get("repeated")
     if not isinstance(repeated, int) or not 0 <= repeated <= protocol.retries:
         raise KitError(f"{source}: `repeated` is 0 to {protocol.retries}; got {repeated!r}")
-    return Block(samples, reference, repeated)
+    waited = job.get("waited", 0.0)
+    if isinstance(waited, bool) or not isinstance(waited, int | float) or not 0 <= waited <= 1:
+        raise KitError(f"{source}: `waited` is a share from 0 to 1; got {waited!r}")
+    return Block(samples, reference, repeated, float(waited))
 
 
 def _seconds(job: Mapping[str, Any], source: object) -> float:

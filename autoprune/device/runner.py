@@ -56,7 +56,8 @@ def time_models(
     with measure.pinned(target.threads, one_each=target.runtime == "onnxruntime"), _torch_threads(target):
         reference_run = _opener(reference, target, feeds)()
         openers = (_opener(model, target, feeds) for model in models)
-        return time_runs(openers, reference_run, protocol=protocol, seed=seed)
+        clock = measure.clock_of(target.provider, target.threads)
+        return time_runs(openers, reference_run, protocol=protocol, seed=seed, clock=clock)
 
 
 def kernel_times(models: Iterable[Model], target: Target, feeds: Feeds) -> Iterator[Kernels]:

@@ -21,8 +21,21 @@ from autoprune.device.target import Target
 from autoprune.errors import LatencyError
 from autoprune.latencies import LatencySample
 
-__all__ = ["Feeds", "Kernels", "Model", "Protocol", "Timings", "named_feeds", "open_session", "time_runs", "timings_of"]
+__all__ = [
+    "Feeds",
+    "Kernels",
+    "Model",
+    "Protocol",
+    "Timings",
+    "busy_notes",
+    "named_feeds",
+    "open_session",
+    "time_runs",
+    "timings_of",
+]
 
+_WAITED = 0.1
+"""Share of the time in which other work has the core that is out of the ordinary."""
 _NORMAL = 1.4826
 """Standard deviation of a normal distribution over its median absolute value."""
 
@@ -46,7 +59,8 @@ class Timings:
     `ratios` are quiet latencies over the reference's in the same block, free of drift; `samples` are what the clock
     said. `reference_ms` is the reference's quiet latency over all blocks. `drift` is the largest relative move of the
     reference inside a block that was kept; `repeated_blocks` counts the blocks that were thrown away. `noise` is the
-    relative standard deviation of a ratio, from the difference between two halves of the same samples.
+    relative standard deviation of a ratio, from the difference between two halves of the same samples. `waited` is the
+    share of the wall time in which other work had the core, where latencies are processor time; else 0.
     """
 
     samples: tuple[LatencySample, ...]
@@ -56,6 +70,7 @@ class Timings:
     drift: float
     repeated_blocks: int
     noise: float
+    waited: float = 0.0
 
     @property
     def latencies_ms(self) -> np.ndarray:
@@ -112,7 +127,16 @@ def timings_of(blocks: Sequence[Block]) -> Timings:
         drift=max(block.drift for block in blocks),
         repeated_blocks=sum(block.repeated for block in blocks),
         noise=float(np.median(np.concatenate([_half_difference(block) for block in blocks]))) * _NORMAL / 2,
+        waited=float(np.mean([block.waited for block in blocks])),
     )
+
+
+def busy_notes(timings: Sequence[Timings]) -> list[str]:
+    """Return one line if other work had the core for more than a tenth of the time of the measurements; else none."""
+    waited = float(np.mean([each.waited for each in timings])) if timings else 0.0
+    if waited <= _WAITED:
+        return []
+    return [f"other work had the core for {waited:.0%} of the time; latencies are processor time of the timed thread"]
 
 
 def _half_difference(block: Block) -> np.ndarray:

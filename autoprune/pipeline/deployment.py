@@ -22,7 +22,7 @@ from autoprune.pipeline.measurer import Measurer
 from autoprune.profiling.policy_timer import PolicyTimer, finite_feeds
 from autoprune.quantization.numbers import Quantization
 from autoprune.records import Policy
-from autoprune.runfolder import RunFolder, int8_beside, write_atomic
+from autoprune.runfolder import RunFolder, int8_beside, read_json, write_atomic, write_json
 from autoprune.task.batches import batches, length, sample_rows
 
 _CALIBRATION_BATCHES, _CALIBRATION_EXAMPLES = 4, 32
@@ -99,14 +99,22 @@ class Deployment:
     def ratios(self, policies: Sequence[Policy], costs: CostModel) -> npt.NDArray[np.float64]:
         """Return latencies as shares of the dense model's `[P]`: measured together, or predicted for a foreign table.
 
-        The models are made by the timer of a latency table, out of one export: the exporter takes seconds for each
-        model, and weights do not matter to latency.
+        A policy is measured once in a run, so that a resumed one decides as it did before, in a busier moment, too. The
+        models are made by the timer of a latency table, out of one export: the exporter takes seconds for each model,
+        and weights do not matter to latency.
         """
         if self.foreign:
             return costs.predicted_ratios(policies)
-        timer = self._timer
-        models = [timer.build(policy) for policy in policies]
-        return np.array(self.measurer.timings(models, timer.dense, timer.feeds).ratios)
+        path = self.folder.measured
+        known = dict(read_json(path, "ratios")["ratios"]) if path.exists() else {}
+        new = [policy for policy in dict.fromkeys(policies) if policy.digest() not in known]
+        if new:
+            timer = self._timer
+            models = [timer.build(policy) for policy in new]
+            ratios = self.measurer.timings(models, timer.dense, timer.feeds).ratios
+            known |= {policy.digest(): float(ratio) for policy, ratio in zip(new, ratios, strict=True)}
+            write_json(path, {"ratios": known})
+        return np.array([known[policy.digest()] for policy in policies])
 
     @cached_property
     def _timer(self) -> PolicyTimer:

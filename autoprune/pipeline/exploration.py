@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy.typing as npt
 
+from autoprune.budgets import Limit
 from autoprune.config import RunConfig
 from autoprune.evaluation import DenseModel
 from autoprune.executors.base import Executor
@@ -16,7 +17,7 @@ from autoprune.pipeline.deployment import Deployment
 from autoprune.pipeline.events import Events
 from autoprune.pipeline.progress import RungWatcher
 from autoprune.pipeline.table_correction import corrected_costs, widened
-from autoprune.records import SearchSpace
+from autoprune.records import Policy, SearchSpace
 from autoprune.runfolder import write_json
 from autoprune.search.controller import Outcome, run_search
 from autoprune.search.effort import Effort
@@ -74,7 +75,7 @@ def explore(
     events: Events,
     strategy: Strategy | None = None,
 ) -> Exploration:
-    """Search; while the best candidates' predictions are wrong, correct the table and search on.
+    """Search; while predictions of the best proxies are wrong, correct the table and search on.
 
     Args:
         plan: the search by the table as it is; its effort grows with every correction.
@@ -92,14 +93,51 @@ def explore(
             additive=costs.additive(plan.space),
             effort=widened(effort, costs.table.refits),
         )
-        outcome = run_search(plan, executor, RungWatcher(costs.limits, events), strategy)
+        measured = _MeasuredCandidates(plan=plan, costs=costs, deployment=deployment, events=events)
+        outcome = run_search(plan, executor, RungWatcher(costs.limits, events), strategy, measured)
         if outcome.sensitivities is not None:
             write_json(deployment.folder.sensitivity, _sensitivity_record(plan.space, outcome, outcome.sensitivities))
-        exploration = Exploration(plan=plan, costs=costs, outcome=outcome)
-        corrected = corrected_costs(plan, exploration.last_rung, costs, deployment, events)
-        if corrected is None:
-            return exploration
-        costs = corrected
+        if measured.corrected is None:
+            measured.note()
+            return Exploration(plan=plan, costs=costs, outcome=outcome)
+        costs = measured.corrected
+
+
+@dataclass(kw_only=True)
+class _MeasuredCandidates:
+    """Measures the candidates of a search (`search.measured.Measured`); `corrected` are the costs to search on with."""
+
+    plan: Search
+    costs: CostModel
+    deployment: Deployment
+    events: Events
+    corrected: CostModel | None = None
+    missed: set[tuple[Policy, str]] = field(default_factory=set)
+    met: set[tuple[Policy, str]] = field(default_factory=set)
+
+    def as_predicted(self, proxies: Sequence[TrialResult]) -> bool:
+        """Return whether predictions are right; if not, the table is fitted again."""
+        self.events.stage("Measuring candidates")
+        self.corrected = corrected_costs(self.plan, proxies, self.costs, self.deployment, self.events)
+        return self.corrected is None
+
+    def meets(self, policies: Sequence[Policy], limit: Limit) -> list[bool]:
+        """Return which policies meet a limit when measured."""
+        budget = next(budget for budget, other in self.costs.limits.items() if other == limit)
+        ratios = self.deployment.ratios(policies, self.costs).tolist()
+        pairs = zip(policies, ratios, strict=True)
+        met = [self.costs.meets(budget, policy, ratio, tolerance=0.0) for policy, ratio in pairs]
+        for policy, inside in zip(policies, met, strict=True):
+            (self.met if inside else self.missed).add((policy, budget))
+        return met
+
+    def note(self) -> None:
+        """Note how many candidates were measured beyond the budget that they were predicted to meet."""
+        if self.missed:
+            self.events.note(
+                f"{len(self.missed)} of {len(self.missed) + len(self.met)} candidates for a rung are over their budget "
+                "when measured; the next best took their place"
+            )
 
 
 def search_passes(outcome: Outcome, effort: Effort, task: Task, slots: int, channel_passes: float) -> dict[str, float]:

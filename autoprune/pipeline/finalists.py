@@ -24,7 +24,7 @@ from autoprune.study.spec import StudySpec
 from autoprune.study.storage import storage_errors
 from autoprune.trials import FrontModel, TrialResult, TrialSpec
 
-_CANDIDATES = 4
+_CANDIDATES = 8
 _ROUNDS = 3
 
 

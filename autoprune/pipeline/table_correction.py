@@ -13,7 +13,6 @@ from autoprune.pipeline.cost_model import CostModel
 from autoprune.pipeline.deployment import Deployment
 from autoprune.pipeline.events import Events
 from autoprune.records import Policy
-from autoprune.runfolder import read_json, write_json
 from autoprune.search.effort import Effort
 from autoprune.search.explore import Search
 from autoprune.trials import TrialResult
@@ -21,7 +20,7 @@ from autoprune.trials import TrialResult
 LARGEST_ERROR = 0.03
 """A prediction that is further off than this share of the measurement makes the table be fitted again."""
 
-_CANDIDATES = 2
+_CANDIDATES = 4
 _MOST_CORRECTIONS = 2
 _MORE_TRIALS = 0.25
 """Share of the proposals that a search makes again after each correction, because its budgets lie elsewhere then."""
@@ -33,13 +32,16 @@ def widened(effort: Effort, corrections: int) -> Effort:
 
 
 def corrected_costs(
-    plan: Search, rung: Sequence[TrialResult], costs: CostModel, deployment: Deployment, events: Events
+    plan: Search, proxies: Sequence[TrialResult], costs: CostModel, deployment: Deployment, events: Events
 ) -> CostModel | None:
-    """Measure the best candidates of every budget and correct the table where it is off by more than 3 %.
+    """Measure the best policies of every budget at the proxy and correct the table where it is off by more than 3 %.
+
+    Before anything is fine-tuned: a search goes where the table errs in its favour, and what then misses its budget
+    would have been tuned in vain.
 
     Args:
         plan: the search.
-        rung: results of its dearest rung.
+        proxies: results of its cheapest rung.
         costs: predicts the latencies that are checked.
         deployment: measures them; the corrected table is kept in its run folder.
         events: receives the largest error.
@@ -47,23 +49,17 @@ def corrected_costs(
     Returns:
         Costs by the corrected table, or `None` when the table is right, was corrected twice, or is of another device.
     """
-    folder = deployment.folder
-    answered = {"budgets": list(costs.limits), "refits": costs.table.refits}
-    settled = read_json(folder.settled) if folder.settled.exists() else {}
-    # A resumed run is not measured again: in a busier moment it would search on and lose the models that it has tuned.
-    known = answered == {key: settled.get(key) for key in answered}
-    if deployment.foreign or costs.table.refits >= _MOST_CORRECTIONS or known:
+    if deployment.foreign or costs.table.refits >= _MOST_CORRECTIONS:
         return None
-    best = {r.policy for limit in costs.limits.values() for r in best_within(rung, limit, _CANDIDATES)}
+    best = {r.policy for limit in costs.limits.values() for r in best_within(proxies, limit, _CANDIDATES)}
     uniform = uniform_baselines(plan, costs)
     policies = list(dict.fromkeys([*sorted(best, key=Policy.digest), *uniform.values()]))
     ratios = deployment.ratios(policies, costs)
     worst = float(np.abs(costs.predicted_ratios(policies) / ratios - 1).max())
     events.note(f"predicted against measured, {len(policies)} candidates: off by at most {worst:.1%}")
     if worst <= LARGEST_ERROR:
-        write_json(folder.settled, answered | {"candidates": len(policies), "largest_error": worst})
         return None
     events.note(f"more than {LARGEST_ERROR:.0%}: the latency table is fitted again with them, and the search goes on")
     corrected = costs.corrected(policies, ratios)
-    corrected.table.save(folder.table)
+    corrected.table.save(deployment.folder.table)
     return corrected

@@ -10,7 +10,7 @@ import numpy as np
 
 from autoprune.device.kit import kit_bytes, read_manifest, read_results
 from autoprune.device.target import Target, check_target, target_of
-from autoprune.device.timing import Protocol, Timings
+from autoprune.device.timing import Protocol, Timings, busy_notes
 from autoprune.errors import KitError
 from autoprune.latencies import Geometry
 from autoprune.latency.charges import PricedOperator
@@ -131,7 +131,7 @@ def import_kit(results: Path, kit: Path, structure: Structure) -> LatencyTable:
     prior = as_prior(
         geometries, prior_ms(geometries, profiled_ms(geometries, numbers, measured.kernels, timer.dense_onnx, priced))
     )
-    notes = (*timer.notes, f"measured by a kit on {measured.target['cpu']}")
+    notes = (*timer.notes, *busy_notes([measured.timings]), f"measured by a kit on {measured.target['cpu']}")
     conditions = _conditions(measured.timings, ratios[again], origin["seed"], measured.seconds, notes)
     return build_table(structure, priced, space, target.fingerprint(), evidence, prior, conditions)
 

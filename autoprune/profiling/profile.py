@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from autoprune.device.target import Target
-from autoprune.device.timing import Kernels, Protocol, Timings
+from autoprune.device.timing import Kernels, Protocol, Timings, busy_notes
 from autoprune.latencies import Geometry
 from autoprune.latency.charges import PricedOperator
 from autoprune.latency.efficient_widths import staircases, useful_treatments
@@ -175,7 +175,7 @@ class _Profile:
             drift=max(timings.drift for timings in self.timings),
             repeated_blocks=sum(timings.repeated_blocks for timings in self.timings),
             seconds=seconds,
-            notes=(*self.timer.notes, *self.notes),
+            notes=(*self.timer.notes, *self.notes, *busy_notes(self.timings)),
         )
 
     def measure(self, rows: np.ndarray, stage: str) -> np.ndarray:

@@ -120,6 +120,7 @@ def _scored(run: RunView, color: str, before: str) -> dict[str, Any]:
             f"{shown_time(t.measurement['latency_ms'])}" for t in last
         ],
         "hovertemplate": "%{text}<extra></extra>", "error_x": {}, "error_y": {},
+        "customdata": [f"{run.name}/{t.digest}" for t in last],
         "marker": {"size": 5, "color": color, "opacity": 0.35},
         "meta": {"y": {"validation": [t.measurement["score"] for t in last], "test": []}},
     }  # fmt: skip

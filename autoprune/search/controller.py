@@ -17,6 +17,7 @@ from autoprune.executors.base import Executor
 from autoprune.records import Policy
 from autoprune.search.correlation import RankCorrelation, promotion_size, rank_correlation
 from autoprune.search.explore import SENSITIVITY, Explorer, Refit, Search
+from autoprune.search.measured import Measured
 from autoprune.search.rung import OnProgress, run_rung
 from autoprune.search.strategies import Strategy, find_strategy
 from autoprune.study.broker import Broker
@@ -47,7 +48,11 @@ class Outcome:
 
 
 def run_search(
-    search: Search, executor: Executor, on_event: OnProgress | None = None, strategy: Strategy | None = None
+    search: Search,
+    executor: Executor,
+    on_event: OnProgress | None = None,
+    strategy: Strategy | None = None,
+    measured: Measured | None = None,
 ) -> Outcome:
     """Run or resume a search; finished trials of an earlier call are kept.
 
@@ -58,9 +63,12 @@ def run_search(
         executor: runs the trials; the caller closes it.
         on_event: called after every finished trial.
         strategy: fills the proxy rung, in place of the one that `search.strategy` names.
+        measured: measures what is promoted, so that no fine-tune is spent on a policy that misses its limit; default:
+            predictions are believed.
 
     Returns:
-        The results of every rung, by the name of its fidelity.
+        The results of every rung, by the name of its fidelity; of the proxy alone, where `measured` finds its
+        predictions wrong.
 
     Raises:
         BudgetError: a limit is below the smallest policy of the space.
@@ -75,8 +83,9 @@ def run_search(
     results = {rungs[0].name: list(explorer.results.values())}
     correlations: list[RankCorrelation] = []
     cheap = [*explorer.results.values(), *explorer.apart.values()]
-    for fidelity, most in zip(rungs[1:], search.effort.promoted, strict=True):
-        rung = _Rung(search, executor, uniform, fidelity, on_event)
+    trusted = measured is None or measured.as_predicted(cheap)
+    for fidelity, most in zip(rungs[1:], search.effort.promoted, strict=True) if trusted else ():
+        rung = _Rung(search, executor, uniform, fidelity, on_event, measured)
         cheap, correlation = rung.fill(cheap, most, refit if fidelity is rungs[1] else None)
         results[fidelity.name] = cheap
         correlations += [correlation] if correlation else []
@@ -94,6 +103,7 @@ class _Rung:
     uniform: Mapping[Limit, Policy]
     fidelity: Fidelity
     on_event: OnProgress | None
+    measured: Measured | None
 
     def fill(
         self, cheap: Sequence[TrialResult], most: int, refit: Refit | None
@@ -110,7 +120,7 @@ class _Rung:
             closing(search.open_broker(study_spec, timeout_s=self.executor.timeout_s)) as broker,
         ):
             pilot = max(2, most // _PILOT)
-            wanted = promote(cheap, self.uniform, limits, pilot)
+            wanted = self._promoted(cheap, pilot)
             results = self._scored(broker, wanted)
             for _ in range(_REFITS if refit else 0):
                 wanted |= refit({r.policy: r.measurement.loss for r in results if r.measurement}) if refit else {}
@@ -118,9 +128,13 @@ class _Rung:
             correlation = rank_correlation(cheap, results, limits)
             needed = _needed(cheap, limits, correlation, most)
             if needed > pilot:
-                results = self._scored(broker, wanted | promote(cheap, self.uniform, limits, needed))
+                results = self._scored(broker, wanted | self._promoted(cheap, needed))
                 correlation = rank_correlation(cheap, results, limits)
             return results, correlation
+
+    def _promoted(self, cheap: Sequence[TrialResult], per_budget: int) -> dict[Policy, str]:
+        meets = self.measured.meets if self.measured else None
+        return promote(cheap, self.uniform, self.search.limits, per_budget, meets)
 
     def _scored(self, broker: Broker, wanted: Mapping[Policy, str]) -> list[TrialResult]:
         """Return the results of the wanted policies alone; the study of a resumed search holds later ones, too."""

@@ -47,6 +47,27 @@ def test_nobody_goes_on_without_a_reason(others):
     assert fits(predict([*chosen]), LIMITS[0]).all()
 
 
+@given(results, st.integers(1, 4))
+def test_only_policies_that_meet_the_limit_when_measured_go_on_and_no_more_are_measured_than_it_takes(others, count):
+    asked = []
+
+    def even(policies, limit):
+        asked.extend((policy, limit) for policy in policies)
+        return [policy.widths["unit0"] % 2 == 0 for policy in policies]
+
+    chosen = promote([*BASELINES, *others], UNIFORM, LIMITS, count, even)
+    promoted = [policy for policy, origin in chosen.items() if origin == "promoted"]
+    assert all(policy.widths["unit0"] % 2 == 0 for policy in promoted)
+    for limit in LIMITS:
+        fitting = [r.policy for r in others if r.policy not in UNIFORM.values() and fits(predict([r.policy])[0], limit)]
+        met = [policy for policy in fitting if policy.widths["unit0"] % 2 == 0]
+        measured = [policy for policy, of in asked if of is limit]
+        assert len(set(promoted) & set(met)) >= min(count, len(met))
+        assert len(measured) == len(set(measured))
+        if len(met) >= len(fitting):
+            assert len(measured) <= min(len(fitting), count)
+
+
 def test_failed_trials_stay_behind_even_a_baseline():
     lost = failed(spec(0, **dict.fromkeys(SPACE.searched, 5)), "because")
     other = failed(spec(5, unit0=2), "because")

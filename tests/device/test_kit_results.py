@@ -33,6 +33,16 @@ def test_the_seconds_of_all_jobs_are_summed():
     assert parsed(lambda d: [job.update(seconds=1.5) for job in d["jobs"]]).seconds == 6
 
 
+def test_the_share_of_time_that_other_work_had_the_core_is_read():
+    assert parsed().timings.waited == 0
+    assert parsed(lambda d: [job.update(waited=0.5) for job in d["jobs"][2:]]).timings.waited == 0.5
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, math.nan, True, None, "1"])
+def test_absurd_shares_are_refused(value):
+    refused(lambda d: d["jobs"][2].update(waited=value), "`waited` is a share")
+
+
 @pytest.mark.parametrize("value", [-1, math.nan, 1e9, 10**30, True, None, "1"])
 def test_absurd_seconds_are_refused(value):
     refused(lambda d: d["jobs"][2].update(seconds=value), "the seconds of a measurement")

@@ -1,13 +1,14 @@
 """Timing in blocks on a simulated clock, the cores that are timed on, and what a host says of itself."""
 
 import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from autoprune.device import measure
-from autoprune.device.measure import Protocol, measure_block, pinned, quiet, session_options
+from autoprune.device.measure import Protocol, clock_of, measure_block, pinned, quiet, session_options
 from tests.machines import Machine
 
 
@@ -99,6 +100,27 @@ def test_a_move_within_three_percent_is_accepted(slower, repeated):
     assert block.repeated == repeated
     assert block.drift <= 0.03
     assert (block.drift > 0.001) == (repeated == 0)
+
+
+def test_one_thread_is_timed_by_its_processor_time_and_waiting_is_told():
+    def interrupted():
+        time.sleep(2e-3)  # as while another process has the core
+
+    protocol = Protocol(repeats=2, reference_samples=1, sample_ms=0, warmup_runs=0, retries=0)
+    rng = np.random.default_rng(0)
+    block = measure_block([interrupted], interrupted, protocol, rng, clock_of("CPUExecutionProvider", 1))
+    assert block.samples_ms.max() < 1
+    assert block.waited > 0.5
+    block = measure_block([interrupted], interrupted, protocol, rng)
+    assert block.samples_ms.min() > 2
+    assert block.waited < 0.1
+
+
+def test_only_what_runs_on_the_calling_thread_alone_is_timed_by_processor_time():
+    alone = [("CPUExecutionProvider", 1), ("cpu", 1)]
+    others = [("CPUExecutionProvider", 2), ("cpu", 2), ("cuda", 1), ("OpenVINOExecutionProvider", 1)]
+    assert {clock_of(*each) for each in alone} == {time.thread_time}
+    assert {clock_of(*each) for each in others} == {time.perf_counter}
 
 
 class Cores:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from autoprune.device.measure import Block
-from autoprune.device.timing import Protocol, named_feeds, open_session, time_runs, timings_of
+from autoprune.device.timing import Protocol, busy_notes, named_feeds, open_session, time_runs, timings_of
 from autoprune.errors import LatencyError
 from tests.machines import Machine
 
@@ -94,6 +94,15 @@ def test_blocks_are_put_together():
     assert timings.drift == pytest.approx(abs(3 / 3.3 - 1))
     assert timings.reference_ms == 1.0
     assert [sample.runs for sample in timings.samples] == [4, 4, 4]
+
+
+def test_other_work_on_the_core_is_told():
+    timings = timings_of([Block(np.full((1, 4), 2.0), np.full(8, 1.0), 0, waited) for waited in (0.2, 0.4)])
+    assert timings.waited == pytest.approx(0.3)
+    assert busy_notes([timings]) == [
+        "other work had the core for 30% of the time; latencies are processor time of the timed thread"
+    ]
+    assert busy_notes([replace(timings, waited=0.02)]) == busy_notes([]) == []
 
 
 def test_a_broken_model_is_a_clear_error(target):

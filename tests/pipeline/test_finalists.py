@@ -19,7 +19,7 @@ from autoprune.executors.inline import InlineExecutor
 from autoprune.latency.table import LatencyTable
 from autoprune.pipeline.events import Silent
 from autoprune.pipeline.verification import clock_notes
-from autoprune.runfolder import RunFolder
+from autoprune.runfolder import RunFolder, read_json
 from autoprune.trials import FrontModel, TrialResult, TrialSpec
 from tests.conftest import OPTIONS, SPEC
 from tests.measurers import SimulatedMeasurer
@@ -46,6 +46,7 @@ def notes() -> Notes:
 def searched(copied: autoprune.Run) -> autoprune.Run:
     """A run whose search is over, and whose candidates were neither fine-tuned nor measured."""
     shutil.rmtree(copied.folder.path / "models")
+    copied.folder.measured.unlink()
     optuna.delete_study(study_name="rung-3", storage=f"sqlite:///{copied.folder.study}")
     return copied
 
@@ -86,17 +87,33 @@ def test_a_fine_tune_that_is_undone_is_said(
     assert undone == {m.digest for m in everything(again)} > set()
 
 
-def test_a_candidate_that_misses_when_measured_is_reported_and_the_next_is_taken(
-    searched: autoprune.Run, measurer: SimulatedMeasurer, notes: Notes
+def test_a_candidate_that_misses_when_measured_is_not_fine_tuned_and_the_next_is_taken(
+    searched: autoprune.Run, measurer: SimulatedMeasurer, notes: Notes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     candidate = next(m for m in [*searched.models, *searched.others] if m.strategy != "uniform")
     slow(measurer, candidate.policy.widths, 2.0)
+    monkeypatch.setattr("autoprune.pipeline.exploration.corrected_costs", lambda *_: None)
     again = autoprune.search(run_dir=searched.folder.path, events=notes, measurer=measurer)
-    ratio = 2.0 * candidate.latency_ratio
-    assert notes.of(f"{candidate.digest} misses {candidate.budget} when measured ({ratio:.1%} of dense")
+    assert notes.of("over their budget when measured; the next best took their place")
     assert candidate.digest not in {m.digest for m in [*again.models, *again.others] if m.strategy != "uniform"}
+    ratios = read_json(again.folder.measured)["ratios"]
+    assert ratios[candidate.digest] == pytest.approx(2.0 * candidate.latency_ratio, rel=0.02)
     taken = {m.budget for m in everything(again) if m.strategy != "uniform"}
     assert candidate.budget in taken, "the next one"
+
+
+def test_a_last_candidate_that_misses_is_reported_and_the_next_is_taken(
+    searched: autoprune.Run, measurer: SimulatedMeasurer, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    candidate = next(m for m in [*searched.models, *searched.others] if m.strategy != "uniform")
+    slow(measurer, candidate.policy.widths, 2.0)
+    monkeypatch.setattr("autoprune.pipeline.exploration.corrected_costs", lambda *_: None)
+    monkeypatch.setattr(
+        "autoprune.pipeline.exploration._MeasuredCandidates.meets", lambda self, policies, _: [True] * len(policies)
+    )
+    again = autoprune.search(run_dir=searched.folder.path, events=notes, measurer=measurer)
+    assert notes.of(f"{candidate.digest} misses {candidate.budget} when measured (")
+    assert candidate.digest not in {m.digest for m in [*again.models, *again.others] if m.strategy != "uniform"}
 
 
 def test_predictions_that_are_wrong_make_the_table_be_corrected_and_the_search_go_on(
@@ -105,7 +122,6 @@ def test_predictions_that_are_wrong_make_the_table_be_corrected_and_the_search_g
     folder = searched.folder
     before = LatencyTable.load(folder.table)
     trials_before = len([row for row in study_rows(folder) if row[0] == "rung-0"])
-    folder.settled.unlink()
     # Narrow first layers are slower than the profile saw.
     measurer = SimulatedMeasurer(slowness=lambda widths: 1.08 if widths["features.0"] < 32 else 1.0)
     again = autoprune.search(run_dir=folder.path, events=notes, measurer=measurer)

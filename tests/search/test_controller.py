@@ -47,6 +47,32 @@ def test_a_search_fills_its_rungs_and_beats_the_baseline(tmp_path):
     assert (events[-1].rung, events[-1].done) == ("brief", events[-1].total)
 
 
+class Odd:
+    """A device on which policies with an odd first width take longer than predicted."""
+
+    def __init__(self, trusted=True):
+        self.trusted = trusted
+
+    def as_predicted(self, proxies):
+        return self.trusted
+
+    def meets(self, policies, limit):
+        return [policy.widths["unit0"] % 2 == 0 for policy in policies]
+
+
+def test_only_policies_that_meet_their_limit_when_measured_are_fine_tuned(tmp_path):
+    results = run_search(fakes.search(tmp_path), InlineExecutor(fakes.plain), measured=Odd()).results
+    baselines = {r.policy for r in results["proxy"][: len(fakes.LIMITS)]}
+    tuned = {r.policy for r in results["brief"]} - baselines
+    assert tuned
+    assert all(policy.widths["unit0"] % 2 == 0 for policy in tuned)
+
+
+def test_nothing_is_fine_tuned_where_predictions_are_wrong(tmp_path):
+    results = run_search(fakes.search(tmp_path), InlineExecutor(fakes.plain), measured=Odd(trusted=False)).results
+    assert set(results) == {"proxy"}
+
+
 def test_running_it_again_changes_nothing_and_evaluates_nothing(tmp_path):
     first = run_search(fakes.search(tmp_path), InlineExecutor(fakes.plain))
     log = tmp_path / "log"

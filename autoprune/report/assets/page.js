@@ -175,7 +175,10 @@ function listen() {
     if (target.id === "x-scale" || target.id === "score-of") draw(FRONT, frontPlot());
   });
   document.addEventListener("drawn", ({ target }) => {
-    if (target.id === FRONT) target.on("plotly_click", ({ points }) => { if (points[0].customdata) { budget = null; pick(points[0].customdata); } });
+    if (target.id !== FRONT) return;
+    target.on("plotly_click", ({ points: [{ customdata: key }] }) => { // of a policy that has no card: nothing to show
+      if (state.models.some((model) => model.key === key)) { budget = null; pick(key); }
+    });
   });
   document.addEventListener("toggle", () => redraw(), true);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraw());
