@@ -91,6 +91,9 @@ class RunConfig(BaseModel):
     """How much the search may spend; everything else is derived from it."""
     trials: int | None = Field(default=None, ge=1)
     """Policies to score at the cheapest fidelity; derived from the effort when left out."""
+    max_minutes: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Minutes that all calls of the run may take together: the search plans what it can do in that time, at most its
+    effort. No limit when left out."""
     scores: str = "obs"
     """How the channels of a unit are ranked: `obs` by the error that remains after the layers that read them were
     refitted, or one of the scores of `autoprune.pruning.SCORES`."""
@@ -127,7 +130,16 @@ class RunConfig(BaseModel):
         return tuple(dict.fromkeys(str(budget) for budget in parsed))
 
     @field_validator(
-        "threads", "batch", "trials", "seed", "workers", "resources", "trial_timeout", "worker_threads", mode="before"
+        "threads",
+        "batch",
+        "trials",
+        "seed",
+        "workers",
+        "resources",
+        "trial_timeout",
+        "worker_threads",
+        "max_minutes",
+        mode="before",
     )
     @classmethod
     def _numbers(cls, value: Any) -> Any:

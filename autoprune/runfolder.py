@@ -11,6 +11,7 @@ latency_table.json      the table that predicted every latency
 latency_parts.json      what the table says about the model: staircases of units, predicted time of each layer
 latency_table.samples.jsonl  measurements of a table in the making, gone when it is written
 study.db                Optuna studies, one for each fidelity; or study.json, which says where they are
+effort.json             what the search was planned to spend, to end within a limit of time
 progress.json           stage, seconds spent, and how long the search will still take
 front.json              the result
 models/<digest>/        policy.json, weights.safetensors, int8.safetensors, model.onnx, model.int8.onnx, metrics.json
@@ -128,6 +129,11 @@ class RunFolder:
     def measured(self) -> Path:
         """Measured latencies of candidates, as shares of the dense model's."""
         return self.path / "measured.json"
+
+    @property
+    def effort(self) -> Path:
+        """Trials and fidelities that were planned for a limit of time."""
+        return self.path / "effort.json"
 
     @property
     def progress(self) -> Path:

@@ -30,6 +30,7 @@ from autoprune.cli.options import (
     ThreadsOption,
     given_options,
     interruptible,
+    minutes_of,
     out,
     say,
 )  # fmt: skip
@@ -95,6 +96,14 @@ def search(
     ] = None,
     effort: Annotated[str | None, typer.Option("--effort", help="small, medium or large.")] = None,
     trials: Annotated[int | None, typer.Option("--trials", help="Policies at the cheapest fidelity.")] = None,
+    max_time: Annotated[
+        str | None,
+        typer.Option(
+            "--max-time",
+            help="What all calls of the run may take together, such as 90s, 30m or 1h30m: the search plans what it can "
+            "do in that time.",
+        ),
+    ] = None,
     scores: Annotated[str | None, typer.Option("--scores", help="How the channels of a unit are ranked.")] = None,
     table: TableOption = None,
     allow_foreign_table: ForeignOption = False,
@@ -128,6 +137,7 @@ def search(
         effort=effort, trials=trials, scores=scores, table=table, allow_foreign_table=allow_foreign_table or None,
         executor=executor, workers=workers, worker_threads=worker_threads, seed=seed, ray_address=ray_address,
         resources=resources, trial_timeout=trial_timeout, storage=storage,
+        max_minutes=minutes_of(max_time) if max_time is not None else None,
     )  # fmt: skip
     with interruptible() as received:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.text import Text
+
+from autoprune.errors import UsageError
 
 _AGAIN_SECONDS = 1.0
 
@@ -38,6 +41,19 @@ ForeignOption = Annotated[
     bool, typer.Option("--allow-foreign-table", help="Accept a table of another machine; nothing is measured then.")
 ]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of everything.")]
+
+
+_TIME = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
+
+
+def minutes_of(text: str) -> float:
+    """Return the minutes of a time such as `90s`, `30m` or `1h30m`; `UsageError` for any other text."""
+    parts = _TIME.fullmatch(text.replace(" ", "").lower())
+    hours, minutes, seconds = (float(part or 0) for part in parts.groups()) if parts else (0.0, 0.0, 0.0)
+    total = 60 * hours + minutes + seconds / 60
+    if total <= 0:
+        raise UsageError(f"--max-time is a time above 0 such as 90s, 30m or 1h30m; got {text!r}")
+    return total
 
 
 def given_options(**values: Any) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from autoprune.search.rung import Progress
 from autoprune.search.time_estimate import Remaining
 
 TASK, TABLE, DENSE, ORDER = "Task and units", "Latency table", "Dense model", "Channel order"
-SEARCH, RECIPE, FULL, VERIFICATION = "Search", "Fine-tuning recipe", "Full fine-tune", "Export and verification"
+SEARCH, RECIPE, MEASURING = "Search", "Fine-tuning recipe", "Measuring candidates"
+FULL, VERIFICATION = "Full fine-tune", "Export and verification"
 """Titles of the stages of a search in their order; the rungs, before the full fine-tune, are `rung_title`s."""
 
 

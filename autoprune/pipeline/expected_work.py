@@ -18,10 +18,12 @@ from autoprune.pipeline.dense import seconds_per_pass
 from autoprune.pipeline.events import Events
 from autoprune.pipeline.measurer import CANDIDATE_PROTOCOL
 from autoprune.pipeline.rehearsal import rehearsed_times
+from autoprune.pipeline.time_limit import table_limit
 from autoprune.pipeline.time_parts import Work
 from autoprune.pipeline.timed_events import TimedEvents
 from autoprune.profiling.duration import (
     LOAD_S,
+    MAX_SECONDS,
     MOST_ROUNDS,
     USUAL_ROUNDS,
     expected_models,
@@ -181,21 +183,36 @@ def watch_time(
     space: SearchSpace,
     dense: nn.Module,
     folder: RunFolder,
-) -> None:
-    """Have the events tell from now on how long the search takes, if they can."""
+) -> float:
+    """Have the events tell from now on how long the search takes, if they can.
+
+    Returns:
+        The seconds that the latency table may take.
+
+    Raises:
+        UsageError: when the run has a limit of time into which not even the least of it fits.
+    """
     if not isinstance(events, TimedEvents):
-        return
+        return MAX_SECONDS
     events.profile.rounds = MOST_ROUNDS if space.layer_names else USUAL_ROUNDS
     pass_s, analysis_s = seconds_per_pass(task, dense), events.seconds_in_stage
+    run_s = run_seconds(structure, dense)
     timed = Timed(
         basis="the time of a sample pass",
         pass_s=pass_s,
-        run_s=run_seconds(structure, dense),
+        run_s=run_s,
         analysis_s=analysis_s,
         start_s=time.process_time() * events.load,
         times=usual_times(pass_s, analysis_s),
     )
-    events.expect(expected_work(config, task, structure, space, derived_effort(config, task), timed, folder))
+    effort = derived_effort(config, task)
+    events.expect(expected_work(config, task, structure, space, effort, timed, folder))
+    if folder.table.exists() or config.table is not None:
+        limit_s = table_limit(events, lambda most_s: 0.0)
+    else:
+        limit_s = table_limit(events, lambda most_s: expected_seconds(structure, space, run_s, max_seconds=most_s))
+    events.profile.max_seconds = limit_s
+    return limit_s
 
 
 def watch_trials(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -14,9 +15,10 @@ from autoprune.executors.base import Executor
 from autoprune.pipeline.channel_order import importance
 from autoprune.pipeline.cost_model import CostModel
 from autoprune.pipeline.deployment import Deployment
-from autoprune.pipeline.events import Events
+from autoprune.pipeline.events import MEASURING, Events
 from autoprune.pipeline.progress import RungWatcher
 from autoprune.pipeline.table_correction import corrected_costs, widened
+from autoprune.pipeline.time_limit import allows
 from autoprune.records import Policy, SearchSpace
 from autoprune.runfolder import write_json
 from autoprune.search.controller import Outcome, run_search
@@ -111,13 +113,16 @@ class _MeasuredCandidates:
     costs: CostModel
     deployment: Deployment
     events: Events
+    begun_s: float = field(default_factory=time.monotonic)
     corrected: CostModel | None = None
     missed: set[tuple[Policy, str]] = field(default_factory=set)
     met: set[tuple[Policy, str]] = field(default_factory=set)
 
     def as_predicted(self, proxies: Sequence[TrialResult]) -> bool:
         """Return whether predictions are right; if not, the table is fitted again."""
-        self.events.stage("Measuring candidates")
+        self.events.stage(MEASURING)
+        if not allows(self.events, time.monotonic() - self.begun_s):
+            return True  # there is no time to search again
         self.corrected = corrected_costs(self.plan, proxies, self.costs, self.deployment, self.events)
         return self.corrected is None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from autoprune.pipeline.cost_model import CostModel
 from autoprune.pipeline.deployment import Deployment
 from autoprune.pipeline.events import FULL, VERIFICATION, Events
 from autoprune.pipeline.progress import tell_trials
+from autoprune.pipeline.time_limit import allows
 from autoprune.pipeline.verification import clock_notes, metrics_of, verify_model, whole
 from autoprune.records import Policy
 from autoprune.runfolder import RunFolder, write_atomic
@@ -70,7 +72,11 @@ def finish(
     queues = _queues(plan, rung, costs, {policy for _, policy in uniform})
     batch = [Finalist(policy=policy, budget=budget, strategy=UNIFORM) for budget, policy in uniform]
     models: list[FrontModel] = []
-    for _ in range(_ROUNDS):
+    begun_s = time.monotonic()
+    for number in range(_ROUNDS):
+        if number and not allows(events, time.monotonic() - begun_s):
+            events.note("there is no time for further candidates")
+            break
         batch += _next(plan.strategy, queues, costs, deployment, events)
         if not batch:
             break

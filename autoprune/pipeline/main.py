@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -36,6 +37,7 @@ from autoprune.pipeline.run import Run
 from autoprune.pipeline.score_budgets import ScoreSearch, next_budgets
 from autoprune.pipeline.spaces import SpaceFile
 from autoprune.pipeline.tables import latency_table
+from autoprune.pipeline.time_limit import allows, planned_effort, with_full_in_time
 from autoprune.pipeline.timed_events import timed
 from autoprune.pipeline.units import check_units, decide_form, note_space
 from autoprune.pipeline.verification import score_on_test
@@ -87,7 +89,7 @@ def search(
     with (
         opened_run(task, run_dir, config_file, fresh=fresh, options=options) as run,
         told.watching(run.folder.path, run.config),
-        timed(told, run.folder) as watch,
+        timed(told, run.folder, run.config.max_minutes) as watch,
     ):
         with run.kept_config():
             prepared = prepare(run.config, run.folder, run.task, watch, measurer)
@@ -127,8 +129,8 @@ def prepare(
     decide_form(structure, folder, events)
     measurer = measurer or DeviceMeasurer.of(config)
     space_file.require_target(measurer.target)
-    watch_time(events, config, task, structure, space_file.scanned(), module, folder)
-    table = latency_table(config, folder, structure, space_file, measurer, events)
+    table_s = watch_time(events, config, task, structure, space_file.scanned(), module, folder)
+    table = latency_table(config, folder, structure, space_file, measurer, events, max_seconds=table_s)
     space = space_file.of_table(table)
     if config.strategy not in JOINT:
         space = space.with_dense_layers()
@@ -142,7 +144,7 @@ def prepare(
     metric, dense_us = task.metric_name, costs.dense_ms * 1e3
     events.note(f"dense: {metric} {score:.4f} on validation data, {dense_us:.0f} us measured")
     doubt_metric(dense_model, score, space, events)
-    effort = derived_effort(config, task)
+    effort = planned_effort(events, derived_effort(config, task), folder)
     foreign = tuple(differences(measurer.target.fingerprint(), table.target))
     deployment = Deployment(
         folder=folder, dense_model=dense_model, measurer=measurer, seed=config.seed, foreign=foreign
@@ -226,13 +228,17 @@ def _models(
     dense_model, costs, deployment = prepared.dense_model, prepared.costs, prepared.deployment
     first = len(config.parsed_budgets())
     while True:
+        begun_s = time.monotonic()
         plan = search_plan(config, location, prepared.space, dense_model, costs, prepared.effort)
         exploration = explore(plan, costs, deployment, executor, events, strategy)
         costs = exploration.costs
         note_outcome(exploration.outcome, events)
-        models = finish(exploration.plan, exploration.last_rung, costs, deployment, executor, events)
+        effort = with_full_in_time(exploration.plan.effort, events, deployment.folder)
+        models = finish(
+            replace(exploration.plan, effort=effort), exploration.last_rung, costs, deployment, executor, events
+        )
         more = next_budgets(scores, first, costs.latency_ratios, models)
-        if not more:
+        if not more or not allows(events, time.monotonic() - begun_s):
             return exploration, models
         events.note(f"for the budgets by score, {', '.join(map(str, more))} of the dense latency is searched next")
         events.stage(SEARCH)

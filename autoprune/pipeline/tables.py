@@ -17,6 +17,7 @@ from autoprune.latency.table import LatencyTable
 from autoprune.pipeline.events import TABLE, Events
 from autoprune.pipeline.measurer import Measurer
 from autoprune.pipeline.spaces import SpaceFile
+from autoprune.profiling.duration import MAX_SECONDS
 from autoprune.profiling.policy_timer import PolicyTimer
 from autoprune.profiling.profile import profile
 from autoprune.profiling.report import accuracy_lines
@@ -38,6 +39,8 @@ def latency_table(
     space_file: SpaceFile,
     measurer: Measurer,
     events: Events,
+    *,
+    max_seconds: float = MAX_SECONDS,
 ) -> LatencyTable:
     """Return the table of the folder, the one that was given, or one that is measured now.
 
@@ -68,7 +71,7 @@ def latency_table(
                 f"the search space {config.space!r} was changed since this search began; its table no longer fits. "
                 "Undo the change, or choose another --run-dir."
             )
-    return profiled_table(structure, space_file, measurer, config.seed, folder.table, events)
+    return profiled_table(structure, space_file, measurer, config.seed, folder.table, events, max_seconds=max_seconds)
 
 
 def _require(table: LatencyTable, config: RunConfig, structure: Structure, target: Target) -> None:
@@ -94,7 +97,14 @@ def _answers(table: LatencyTable, space_file: SpaceFile) -> bool:
 
 
 def profiled_table(
-    structure: Structure, space_file: SpaceFile, measurer: Measurer, seed: int, destination: Path, events: Events
+    structure: Structure,
+    space_file: SpaceFile,
+    measurer: Measurer,
+    seed: int,
+    destination: Path,
+    events: Events,
+    *,
+    max_seconds: float = MAX_SECONDS,
 ) -> LatencyTable:
     """Measure a table now, write it to `destination`, and note how well it predicts.
 
@@ -121,6 +131,7 @@ def profiled_table(
         seed=seed,
         samples=samples_beside(destination),
         on_note=events.note,
+        max_seconds=max_seconds,
     )
     table.save(destination)
     samples_beside(destination).unlink(missing_ok=True)

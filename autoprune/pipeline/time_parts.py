@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from autoprune.pipeline.events import DENSE, FULL, ORDER, RECIPE, SEARCH, TABLE, VERIFICATION, rung_title
+from autoprune.pipeline.events import DENSE, FULL, MEASURING, ORDER, RECIPE, SEARCH, TABLE, VERIFICATION, rung_title
 from autoprune.search.effort import Effort, fidelity_passes
 from autoprune.search.explore import SENSITIVITY
 from autoprune.search.time_estimate import Part, TimeEstimate
@@ -67,7 +67,8 @@ class Work:
         rungs = [self._trials(proxy, max(round(expected), self.budgets), group=5)]
         if self.apart:
             rungs.insert(0, replace(self._trials(proxy, self.apart, group=5), name=rung_title(SENSITIVITY)))
-        rungs += [self._trials(fidelity, count, group=6 + n) for n, (fidelity, count) in enumerate(later)]
+        rungs.append(Part(name=MEASURING, group=6, unit_s=2 * self.export_s))  # the timer exports the dense model again
+        rungs += [self._trials(fidelity, count, group=7 + n) for n, (fidelity, count) in enumerate(later)]
         models = self.budgets * (self.effort.finalists + 1)
         return [
             Part(name=TABLE, group=0, units=self.table_models, unit_s=self.table_model_s),
@@ -76,8 +77,7 @@ class Work:
             Part(name=RECIPE, group=3, units=self.recipe_passes, unit_s=self.pass_s),
             Part(name=SEARCH, group=4, unit_s=self.start_s),
             *rungs,
-            # The timer of candidates exports the dense model once more.
-            Part(name=VERIFICATION, group=9, units=models + 1, unit_s=self.export_s),
+            Part(name=VERIFICATION, group=10, units=models, unit_s=self.export_s),
         ]
 
     def estimate(self) -> TimeEstimate:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,11 +33,21 @@ class TimedEvents:
     Args:
         events: whoever watches.
         folder: of the run.
+        most_s: seconds that all calls of the run may take together; no limit when left out.
         clock: in seconds.
     """
 
-    def __init__(self, events: Events, folder: RunFolder, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        events: Events,
+        folder: RunFolder,
+        most_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._events, self._folder, self._clock = events, folder, clock
+        self._most_s = most_s
+        self.begun = folder.has_study
+        """Whether the search had begun before this call."""
         self._begun = self._told = self._noted = clock()
         self._begun_cpu_s = time.process_time()
         self._earlier_s = spent_seconds(folder)
@@ -50,6 +61,21 @@ class TimedEvents:
     def spent_s(self) -> float:
         """Seconds that the run has taken so far, those of earlier calls included."""
         return self._earlier_s + self._clock() - self._begun
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds that the limit of the run leaves, at least 0; `None` without a limit."""
+        return None if self._most_s is None else max(self._most_s - self.spent_s, 0.0)
+
+    def seconds_of(self, work: Work) -> float:
+        """Return the seconds that are left of some other work, by what is known now."""
+        return sum(self.parts_of(work).values())
+
+    def parts_of(self, work: Work) -> Mapping[str, float]:
+        """Return the seconds that are left of each part of some other work."""
+        parts = {part.name: part for part in work.parts()}
+        estimate = work.estimate() if self.estimate is None else replace(self.estimate, parts=parts)
+        return estimate.remaining(self._clock()).seconds_by_part
 
     @property
     def seconds_in_stage(self) -> float:
@@ -106,12 +132,8 @@ class TimedEvents:
 
     def end(self) -> None:
         """Note that nothing is left to do."""
-        self._note(
-            Remaining(
-                seconds=0.0,
-                basis="the search is finished",
-            )
-        )
+        last = self.estimate.remaining(self._clock()) if self.estimate else Remaining(seconds=0.0, basis="")
+        self._note(replace(last, seconds=0.0, seconds_by_part={}, basis="the search is finished"))
 
     def _tell(self, *, at_once: bool = False) -> None:
         now = self._clock()
@@ -141,12 +163,15 @@ class TimedEvents:
 
 
 @contextmanager
-def timed(events: Events, folder: RunFolder) -> Iterator[Events]:
-    """Yield events that reckon with time, where somebody wants to know it; the run folder keeps the last estimate."""
-    if not isinstance(events, TakesRemaining):
+def timed(events: Events, folder: RunFolder, max_minutes: float | None) -> Iterator[Events]:
+    """Yield events that reckon with time, where somebody wants to know it or there is a limit.
+
+    The run folder keeps the last estimate.
+    """
+    if not isinstance(events, TakesRemaining) and max_minutes is None:
         yield events
         return
-    watch = TimedEvents(events, folder)
+    watch = TimedEvents(events, folder, None if max_minutes is None else 60 * max_minutes)
     yield watch
     watch.end()
 

@@ -38,6 +38,8 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (["search", "--storage", "postgresql+psycopg://a:b@db/x"], "holds no password: write $NAME"),
         (["search", "--storage", "postgresql+psycopg://a@127.0.0.1:1/x"], "cannot be used: "),
         (["search", "--resources", "cpu=-1"], "0 or more, as in cpu=1,gpu=0.25"),
+        (["search", "--max-time", "30"], "such as 90s, 30m or 1h30m; got '30'"),
+        (["search", "--max-time", "0s"], "a time above 0"),
         (["status", "nothing"], "no run folder"),
         (["search", "--dense", "absent.safetensors", "--task", "digits"], "absent.safetensors"),
         (["front", "nothing"], "does not exist"),

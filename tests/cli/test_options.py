@@ -7,7 +7,7 @@ import time
 import pytest
 
 from autoprune.cli import options as cli_options
-from autoprune.cli.options import interruptible
+from autoprune.cli.options import interruptible, minutes_of
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer on this system")
 
@@ -50,3 +50,11 @@ def test_nothing_interrupts_what_is_being_closed(monkeypatch: pytest.MonkeyPatch
     assert closed
     assert received == [signal.SIGINT, signal.SIGINT]
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [("90s", 1.5), ("30m", 30), ("1h30m", 90), ("1.5H", 90), ("1h 1m 30s", 61.5)],
+)
+def test_times(text: str, minutes: float) -> None:
+    assert minutes_of(text) == pytest.approx(minutes)

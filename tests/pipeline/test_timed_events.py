@@ -31,7 +31,8 @@ class Watching(Silent):
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> tuple[autoprune.Run, Watching]:
     events, folder = Watching(), tmp_path_factory.mktemp("watched") / "run"
-    return autoprune.search(SPEC, run_dir=folder, events=events, measurer=SimulatedMeasurer(), **QUICK), events
+    options = QUICK | {"max_minutes": 10}
+    return autoprune.search(SPEC, run_dir=folder, events=events, measurer=SimulatedMeasurer(), **options), events
 
 
 def test_every_stage_says_what_is_left_of_the_whole_command(watched: tuple[autoprune.Run, Watching]) -> None:
@@ -45,6 +46,15 @@ def test_every_stage_says_what_is_left_of_the_whole_command(watched: tuple[autop
     assert last.basis == f"from {last.trials} finished trials"
     assert last.trials >= 4
     assert {stage for stage, _ in events.told} >= {*ahead, "Full fine-tune", "Export and verification"}
+
+
+def test_a_search_within_a_time_ends_with_verified_models_and_keeps_its_plan(
+    watched: tuple[autoprune.Run, Watching],
+) -> None:
+    run, _ = watched
+    assert run.models
+    assert run.config.max_minutes == 10
+    assert read_json(run.folder.effort)["full_is_final"]
 
 
 def test_the_folder_keeps_the_seconds_of_all_calls(watched: tuple[autoprune.Run, Watching]) -> None:
