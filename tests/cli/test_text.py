@@ -73,4 +73,4 @@ def test_files_of_a_run(
     assert capsys.readouterr().out == f"{path}/report.html\n"
     policy, model = copied.models[0].digest, path / "m.onnx"
     assert run(monkeypatch, "export", str(path), "--policy", policy, "--out", str(model)) == 0
-    assert capsys.readouterr().out == f"{model}\n"
+    assert capsys.readouterr().out.startswith(f"{model}\n")

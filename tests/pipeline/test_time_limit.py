@@ -60,7 +60,7 @@ def test_without_a_limit_nothing_is_left_out(folder, clock):
     assert not folder.effort.exists()
 
 
-@pytest.mark.parametrize("minutes", [60, 8, 5, 3, 2, 1.5])
+@pytest.mark.parametrize("minutes", [60, 6, 4, 3, 2, 1.5])
 def test_what_is_planned_fits(folder, clock, minutes):
     events = timed_events(folder, clock, minutes)
     most_s = table_limit(events, table_seconds)
@@ -71,7 +71,7 @@ def test_what_is_planned_fits(folder, clock, minutes):
     assert events.seconds_of(replace(events.work, effort=effort)) <= events.left_s
     assert effort.trials <= EFFORT.trials
     assert effort.full.finetune_samples <= EFFORT.full.finetune_samples
-    assert (effort == EFFORT) == (minutes >= 8)
+    assert (effort == EFFORT) == (minutes == 60)
     assert planned_effort(events, EFFORT, folder) == effort, "a run keeps its plan"
 
 
