@@ -36,7 +36,7 @@ from autoprune.cli.options import (
 )  # fmt: skip
 from autoprune.cli.profile import profile_app
 from autoprune.cli.progress import LogFileOption, QuietOption, shown_events
-from autoprune.cli.results import export, finetune, front, pick, report, show, verify
+from autoprune.cli.results import export, finetune, front, pick, report, serve, show, verify
 from autoprune.cli.study import dashboard, status, study_app
 from autoprune.cli.task import check, init
 from autoprune.errors import AutopruneError, UsageError
@@ -196,6 +196,7 @@ app.command()(finetune)
 app.command()(export)
 app.command()(verify)
 app.command()(report)
+app.command()(serve)
 
 
 @app.command()

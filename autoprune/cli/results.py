@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ from autoprune.errors import UsageError
 
 if TYPE_CHECKING:
     from autoprune.report import RunView
+    from autoprune.runfolder import RunFolder
 
 
 def show(run_dir: Path) -> None:
@@ -144,6 +146,37 @@ def report(
 
     path = write_report(_views(run_dirs), destination or RunFolder(run_dirs[0]).report)
     say(str(path))
+
+
+def serve(
+    run_dirs: Annotated[list[Path], typer.Argument(help="Run folders; several are compared in one page.")],
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; another than loopback takes a token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option("--port", help="Port to listen on; 0 takes a free one.")] = 0,
+    token: Annotated[
+        str, typer.Option("--token", envvar="AUTOPRUNE_TOKEN", help="Requests must know it; made where one is needed.")
+    ] = "",
+) -> None:
+    """Show the page of runs live in a browser, while their searches go on; Ctrl-C ends it."""
+    from autoprune.report.server import ReportServer
+    from autoprune.runfolder import RunFolder
+
+    _views(run_dirs)  # an error now is better than one in the browser
+    folders = [RunFolder(run_dir) for run_dir in run_dirs]
+    server = ReportServer(lambda: _views(run_dirs), lambda: _signature(folders), host=host, port=port, token=token)
+    say(f"{server.address} shows {', '.join(map(str, run_dirs))}; Ctrl-C ends it.")
+    with suppress(KeyboardInterrupt):
+        server.serve()
+
+
+def _signature(folders: Sequence[RunFolder]) -> object:
+    """Return sizes and times of the files of runs; `None` where studies are kept elsewhere, and nobody knows."""
+    from autoprune.report.runview import folder_state
+
+    if any(folder.shared_study.exists() for folder in folders):
+        return None
+    return [folder_state(folder) for folder in folders]
 
 
 def _views(run_dirs: Sequence[Path]) -> list[RunView]:

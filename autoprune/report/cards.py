@@ -54,7 +54,7 @@ def card(run: RunView, number: int, kind: str, model: Mapping[str, Any]) -> tupl
     parts = [
         f'<article class="card" id="{place}" data-key="{key}" aria-labelledby="{place}-title">',
         f'<h3 id="{place}-title">{title}</h3>',
-        _command(run, model),
+        _command(run, number, model),
         table("The model beside the dense one", ["quantity", "this model", "dense"], _facts(run, model)),
         plots[0].html(),
     ]
@@ -110,14 +110,14 @@ def _samples(metrics: Mapping[str, Any]) -> list[list[str]]:
     return [["single runs, 10 % to 90 %", *spans]]
 
 
-def _command(run: RunView, model: Mapping[str, Any]) -> str:
+def _command(run: RunView, number: int, model: Mapping[str, Any]) -> str:
     digest = model["digest"]
     command = shlex.join(["autoprune", "export", str(run.path), "--policy", digest, "--out", f"{digest}.onnx"])
     return (
         f'<p class="command"><code>{html.escape(command)}</code> '
         f'<button type="button" class="copy" data-text="{html.escape(command)}">Copy the command</button> '
         f'<a class="download" hidden download="{html.escape(digest)}.onnx" '
-        f'data-digest="{html.escape(digest)}">Download the ONNX file</a></p>'
+        f'data-place="model/{number}/{html.escape(digest)}.onnx">Download the ONNX file</a></p>'
     )
 
 

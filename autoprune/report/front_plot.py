@@ -36,7 +36,7 @@ def is_measured(run: RunView) -> bool:
 def front_plot(runs: Sequence[RunView]) -> Plot:
     """Return score against latency. Scores are of validation data; `meta` of a trace holds those of test data."""
     traces = [trace for number, run in enumerate(runs) for trace in _traces(run, number, several=len(runs) > 1)]
-    how = "measured" if all(map(is_measured, runs)) else "predicted"
+    how = "measured" if any(run.models for run in runs) and all(map(is_measured, runs)) else "predicted"
     metric = next((run.document["metric"] for run in runs if run.document), "score")
     layout = {
         "height": 460, "margin": {"l": 64, "r": 16, "t": 16, "b": 56}, "hovermode": "closest",

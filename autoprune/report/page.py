@@ -36,7 +36,7 @@ def page(
         live: what the page of a server asks for changes with; `None` for a page that stays as it is.
     """
     policy = _POLICY.format(connect="'self'" if live else "'none'")
-    state = script_json({**page_state(introduction, sections, models), "live": live})
+    state = script_json({**page_state(introduction, sections, models, bodies=live is not None), "live": live})
     text = html.escape(title)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

@@ -123,6 +123,20 @@ def read_run(folder: RunFolder, config: Mapping[str, Any], location: StudyLocati
     )
 
 
+def folder_state(folder: RunFolder) -> list[tuple[str, int, int]]:
+    """Return name, size and time of change of the files of a run: they differ when the run has gone on.
+
+    Files that come and go are left out: the lease, those that are being written, and SQLite's shared memory.
+    """
+    state = []
+    for path in folder.path.iterdir():
+        if not path.name.startswith(".") and not path.name.endswith("-shm"):
+            with suppress(FileNotFoundError):  # the log of a database that was closed just now
+                status = path.stat()
+                state.append((path.name, status.st_size, status.st_mtime_ns))
+    return sorted(state)
+
+
 def _read(path: Path) -> Mapping[str, Any]:
     """Return a file that a run may lack: one of an earlier version, or one that has just begun."""
     return read_json(path) if path.exists() else {}

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import autoprune
 from autoprune.report import read_run, write_report
+from autoprune.report.server import ReportServer
+from tests.report.test_server import serving
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.base", reason="axe-playwright-python is not installed")
@@ -135,6 +139,35 @@ def test_everyone_can_read_it(page: Page, size: dict[str, int], scheme: str) -> 
     page.add_script_tag(content=axe.AXE_FILE_PATH.read_text(encoding="utf-8"))
     found = page.evaluate("async () => (await axe.run()).violations")
     assert [(v["id"], v["impact"], v["nodes"][0]["html"]) for v in found] == []
+
+
+def test_a_live_page_takes_changes_and_keeps_the_choice(browser: Any, finished: autoprune.Run) -> None:
+    whole = read_run(finished.folder, finished.config.model_dump(), finished.folder.study)
+    states = [replace(whole, document={}, metrics={}, trials=whole.trials[:5])]
+    server = ReportServer(lambda: [states[-1]], lambda: len(states), seconds=0.1)
+    context = browser.new_context(viewport=DESK)
+    page, failed = context.new_page(), []
+    page.on("pageerror", lambda error: failed.append(str(error)))
+    with serving(server):
+        page.goto(server.address)
+        page.wait_for_selector("html[data-ready]")
+        assert page.locator(".card").count() == 0
+        states.append(whole)
+        page.locator("button.pick").last.click()
+        key = shown_card(page)
+        page.locator("#budget-by").focus()
+        states.append(replace(whole, failures=["trial 3 was lost"]))
+        page.get_by_text("trial 3 was lost").wait_for()
+        assert shown_card(page) == key
+        assert page.evaluate("document.activeElement.id") == "budget-by"
+        with page.expect_download() as download:
+            page.locator(".card.shown a.download").click()
+        digest = key.split("/")[1]
+        assert download.value.suggested_filename == f"{digest}.onnx"
+        assert Path(download.value.path()).read_bytes() == finished.candidate(digest).onnx_path.read_bytes()
+    page.locator("#status").filter(has_text="cannot be reached").wait_for()
+    assert failed == []
+    context.close()
 
 
 def test_on_paper_there_are_no_controls(page: Page) -> None:

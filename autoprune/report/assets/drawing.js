@@ -37,6 +37,7 @@ function styled(layout, width) {
     if (/^[xy]axis\d*$/.test(key)) own[key] = axisStyle(own[key]);
   }
   return {
+    uirevision: "kept", // what was zoomed or hidden stays so when numbers change
     ...own,
     font: { color: color("text"), family: "system-ui, sans-serif", size: 12 },
     paper_bgcolor: "rgba(0,0,0,0)",

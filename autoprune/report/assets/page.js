@@ -46,6 +46,7 @@ function frontPlot() {
     trace.visible = trace.y.length > 0;
   }
   plot.layout.xaxis.type = element("x-scale").value;
+  plot.layout.uirevision = `${plot.layout.xaxis.type} ${score}`;
   plot.layout.yaxis.title.text += `, ${score}`;
   plot.layout.shapes = budgetLines();
   const model = state.models.find((each) => each.key === picked);
@@ -87,6 +88,7 @@ function pick(key) {
 }
 
 function slide() {
+  if (state.models.length === 0) return;
   const by = element("budget-by").value;
   const [least, most] = range(by);
   const share = Number(element("budget").value) / 1000;
@@ -101,18 +103,19 @@ function slide() {
 // Fills the controls from the models; what was chosen stays chosen.
 function prepare() {
   if (!element("budget")) return;
-  element("controls").hidden = state.models.length === 0;
+  element("controls").hidden = state.plots[FRONT].traces.length === 0;
   element("model").replaceChildren(...state.models.map((model) => new Option(model.label, model.key)));
   const known = state.models.some((model) => model.key === picked);
-  if (budget && state.models.length) slide();
-  else if (state.models.length) pick(known ? picked : (state.models.find((model) => model.is_best) || state.models[0]).key);
+  if (state.models.length === 0) pick(null);
+  else if (budget) slide();
+  else pick(known ? picked : (state.models.find((model) => model.is_best) || state.models[0]).key);
   showDownloads();
 }
 
 function showDownloads() {
   for (const link of live ? document.querySelectorAll("a.download") : []) {
     link.hidden = false;
-    link.href = `model/${link.dataset.digest}.onnx${live.query}`;
+    link.href = link.dataset.place + live.query;
   }
 }
 
@@ -200,7 +203,7 @@ async function start() {
   prepare();
   redraw();
   document.documentElement.dataset.ready = "true";
-  if (live) follow(null);
+  if (live) setTimeout(follow, live.seconds * 1000, live.version);
 }
 
 start();

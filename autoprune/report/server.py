@@ -1,0 +1,220 @@
+"""The page of runs over HTTP, for as long as their searches go on: it asks for changes and takes them.
+
+The server reads and never writes. It answers three addresses and nothing else: the page, its state, and the ONNX files
+of the models that the page shows. On a loopback address it answers requests alone whose `Host` names this machine, so
+that no other site can reach it through a name of its own (DNS rebinding); on any other address it asks for a token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import json
+import re
+import secrets
+import socket
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, quote, urlsplit
+
+from autoprune.errors import AutopruneError, UsageError
+from autoprune.report.html import report_parts
+from autoprune.report.page import page, page_state
+from autoprune.report.plots import finite
+from autoprune.report.runview import RunView
+
+_FOLLOW_SECONDS = 2.0
+_SLOW_CLIENT_SECONDS = 30.0
+_MODEL = re.compile(r"/model/(\d{1,4})/([0-9a-f]{1,64})\.onnx")
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+
+class ReportServer:
+    """Serves the page of some runs; `address` is where. `serve` answers until it is interrupted, `close` ends it.
+
+    Args:
+        read: returns the runs as they are now.
+        signature: returns a value that differs when the runs may have changed; `None` says that nobody knows.
+        host: name or IP address to listen on.
+        port: to listen on; 0 takes a free one.
+        token: what a request must know; one is made where the host is no loopback address.
+        seconds: between two questions of a page for changes.
+
+    Raises:
+        UsageError: when the address cannot be listened on.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], Sequence[RunView]],
+        signature: Callable[[], object],
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        token: str = "",
+        seconds: float = _FOLLOW_SECONDS,
+    ) -> None:
+        self._read, self._signature, self._local = read, signature, is_loopback(host)
+        self.token = token or ("" if self._local else secrets.token_urlsafe(16))
+        self._seconds = seconds
+        self._lock = threading.Lock()
+        self._known: tuple[object, Sequence[RunView], bytes] | None = None
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            self._server = _Server.on((host, port), partial(_Handler, self), family)
+        except (OSError, OverflowError) as error:
+            raise UsageError(f"{host} port {port} cannot be listened on: {error}. Choose another --port") from error
+
+    @property
+    def query(self) -> str:
+        """The part of an address that holds the token."""
+        return f"?token={quote(self.token, safe='')}" if self.token else ""
+
+    @property
+    def address(self) -> str:
+        """URL of the page, with its token."""
+        host, port = self._server.server_address[:2]
+        shown = f"[{host!s}]" if ":" in str(host) else str(host)
+        return f"http://{shown}:{port}/{self.query}"
+
+    def serve(self) -> None:
+        """Answer requests until `close` is called or the process is interrupted."""
+        self._server.serve_forever(poll_interval=0.2)
+
+    def close(self) -> None:
+        """Stop answering, and free the address."""
+        self._server.shutdown()
+        self._server.server_close()
+
+    def admits(self, host: str, given: str) -> bool:
+        """Return whether a request may be answered, from its `Host` header and its token."""
+        if self.token:
+            return hmac.compare_digest(given.encode(), self.token.encode())
+        return is_loopback(urlsplit(f"//{host}").hostname or "")
+
+    def page(self) -> bytes:
+        """Return the page as it is now."""
+        runs, state = self._now()
+        title, introduction, sections, models = report_parts(runs)
+        live = {"seconds": self._seconds, "query": self.query, "version": _version(state)}
+        return page(title, introduction, sections, models, live=live).encode()
+
+    def state(self) -> tuple[bytes, str]:
+        """Return the state of the page as JSON, and its version."""
+        _, state = self._now()
+        return state, _version(state)
+
+    def model(self, number: int, digest: str) -> Path | None:
+        """Return the ONNX file of a model that the page shows; `None` for any other, or one outside its run folder."""
+        runs, _ = self._now()
+        if number >= len(runs):
+            return None
+        folder = runs[number].path.resolve()
+        names = [model.get("onnx") for _, model in runs[number].models if model["digest"] == digest]
+        files = [(folder / name).resolve() for name in names if name]
+        inside = [file for file in files if file.is_relative_to(folder) and file.suffix == ".onnx" and file.is_file()]
+        return inside[0] if inside else None
+
+    def _now(self) -> tuple[Sequence[RunView], bytes]:
+        """Return the runs and the state of their page; they are read again only when something has changed."""
+        with self._lock:
+            signature = self._signature()
+            if self._known is None or signature is None or signature != self._known[0]:
+                runs = self._read()
+                _, introduction, sections, models = report_parts(runs)
+                state = page_state(introduction, sections, models, bodies=True)
+                self._known = signature, runs, json.dumps(finite(state), separators=(",", ":")).encode()
+            return self._known[1], self._known[2]
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    @classmethod
+    def on(cls, place: tuple[str, int], handler: Callable[..., _Handler], family: socket.AddressFamily) -> _Server:
+        """Listen on an address of a family; the class decides it before a server is made."""
+        return type("_Server", (cls,), {"address_family": family})(place, handler)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Answers one request."""
+
+    server_version, sys_version = "autoprune", ""
+    timeout = _SLOW_CLIENT_SECONDS
+
+    def __init__(self, report: ReportServer, *rest: object) -> None:
+        self._report = report
+        super().__init__(*rest)  # pyright: ignore[reportArgumentType]
+
+    def do_GET(self) -> None:
+        """Answer with the page, its state, a model, or an error in one sentence."""
+        parts = urlsplit(self.path)
+        bearer = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        given = bearer or parse_qs(parts.query).get("token", [""])[0]
+        if not self._report.admits(self.headers.get("Host", ""), given):
+            self._refuse(HTTPStatus.FORBIDDEN, "the address names another host, or its token is missing or wrong")
+            return
+        try:
+            self._answer(parts.path)
+        except AutopruneError as error:  # a file that is being written, or gone: the page asks again
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
+
+    do_HEAD = do_GET
+
+    def _answer(self, path: str) -> None:
+        if path == "/":
+            self._send(HTTPStatus.OK, self._report.page(), "text/html; charset=utf-8")
+        elif path == "/state":
+            body, version = self._report.state()
+            if self.headers.get("If-None-Match") == version:
+                self._send(HTTPStatus.NOT_MODIFIED, b"", "application/json", {"ETag": version})
+            else:
+                self._send(HTTPStatus.OK, body, "application/json", {"ETag": version})
+        elif (asked := _MODEL.fullmatch(path)) and (file := self._report.model(int(asked[1]), asked[2])):
+            name = f'attachment; filename="{asked[2]}.onnx"'
+            self._send(HTTPStatus.OK, file.read_bytes(), "application/octet-stream", {"Content-Disposition": name})
+        else:
+            self._refuse(HTTPStatus.NOT_FOUND, "there is no such page, or no such model")
+
+    def _refuse(self, status: HTTPStatus, reason: str) -> None:
+        self._send(status, f"{reason}\n".encode(), "text/plain; charset=utf-8")
+
+    def _send(self, status: HTTPStatus, body: bytes, kind: str, more: Mapping[str, str] | None = None) -> None:
+        self.send_response(status)
+        length = {} if status == HTTPStatus.NOT_MODIFIED else {"Content-Length": str(len(body))}
+        for name, value in (_HEADERS | {"Content-Type": kind} | length | dict(more or {})).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing: addresses may hold a token."""
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host is this machine alone, by its name or its IP address.
+
+    Example:
+        >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("::1"), is_loopback("0.0.0.0")
+        (True, True, True, False)
+    """
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _version(state: bytes) -> str:
+    return f'"{hashlib.sha256(state).hexdigest()[:32]}"'
