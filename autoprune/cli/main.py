@@ -12,9 +12,9 @@ from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from autoprune.cli.listings import spaces, targets, tasks, units
 from autoprune.cli.options import (
     BatchOption,
     DataOption,
@@ -31,18 +31,24 @@ from autoprune.cli.options import (
     given_options,
     interruptible,
     minutes_of,
-    out,
     say,
 )  # fmt: skip
 from autoprune.cli.profile import profile_app
 from autoprune.cli.progress import LogFileOption, QuietOption, shown_events
-from autoprune.cli.results import export, finetune, front, pick, report, serve, show, verify
+from autoprune.cli.results import export, finetune, front, pick, report, serve, verify
 from autoprune.cli.study import dashboard, status, study_app
+from autoprune.cli.tables import JsonOption
 from autoprune.cli.task import check, init
-from autoprune.errors import AutopruneError, UsageError
+from autoprune.errors import AutopruneError
+
+EXIT_CODES = """Exit codes: 0 done; 1 a check says no (check: a stage fails; profile --check: the table no longer
+holds); 2 refused, with one message: an option, a task, a budget or a file; 70 a fault of autoprune, with a traceback;
+130 and 143 stopped by Ctrl-C or SIGTERM, what was finished is kept."""
+_FAULT = 70
 
 app = typer.Typer(
     name="autoprune",
+    epilog=EXIT_CODES,
     help="Search per-layer pruning policies that meet a latency on your device, and prove the result by measuring it.",
     no_args_is_help=True,
     add_completion=False,
@@ -129,6 +135,7 @@ def search(
     fresh: Annotated[bool, typer.Option("--fresh", help="Refuse a folder that already holds a run.")] = False,
     quiet: QuietOption = False,
     log_file: LogFileOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Search, fine-tune, export and verify; the same command resumes an interrupted run."""
     given = given_options(
@@ -141,7 +148,7 @@ def search(
     )  # fmt: skip
     with interruptible() as received:
         try:
-            with shown_events(quiet, log_file) as events:
+            with shown_events(quiet, log_file, to_stderr=as_json) as events:
                 from autoprune.pipeline import search as run_search  # takes seconds
 
                 run_search(run_dir=run_dir, config_file=config, fresh=fresh, events=events, **given)
@@ -150,7 +157,7 @@ def search(
                 raise
             _say_stopped(run_dir, error)
             raise typer.Exit(128 + (received or [signal.SIGINT])[0]) from None
-    show(run_dir)
+    front(run_dir, as_json=as_json)
 
 
 def _say_stopped(run_dir: Path, error: BaseException) -> None:
@@ -171,27 +178,7 @@ app.command()(status)
 app.command()(dashboard)
 
 
-@app.command()
-def units(
-    task: TaskOption = None,
-    model: ModelOption = None,
-    data_dir: DataOption = None,
-    space: SpaceOption = None,
-    table: TableOption = None,
-) -> None:
-    """List what can be pruned in a model, what each unit is worth, what keeps its width, and why."""
-    from autoprune.pipeline.commands import described_units
-    from autoprune.pruning import shares
-    from autoprune.report import fixed_table, layer_table, unit_table
-
-    given = given_options(task=task, model=model, data_dir=data_dir, space=space, table=table)
-    structure, levels, latency = described_units(**given)
-    out.print(unit_table(structure.units, levels, shares(structure), latency))
-    if any(layer.name in levels for layer in structure.layers):
-        out.print(layer_table(structure.layers, levels))
-    out.print(fixed_table(structure.fixed, structure.unsupported, structure.fixed_sizes))
-
-
+app.command()(units)
 app.command()(finetune)
 app.command()(export)
 app.command()(verify)
@@ -199,48 +186,13 @@ app.command()(report)
 app.command()(serve)
 
 
-@app.command()
-def tasks() -> None:
-    """List the built-in tasks and models."""
-    from autoprune.task.builtin import MODELS, TASKS
-
-    _listing("task", {name: f"{task.summary}; model {task.default_model}" for name, task in TASKS.items()})
-    print("models:", ", ".join(MODELS))
-
-
-@app.command()
-def spaces() -> None:
-    """List the built-in search spaces."""
-    from autoprune.space import builtin_spaces, load_spec
-
-    _listing("space", {name: load_spec(path).description for name, path in builtin_spaces().items()})
-
-
-@app.command()
-def targets() -> None:
-    """List the targets that latency can be measured on."""
-    from autoprune.device.connect import make_target
-    from autoprune.device.target import TARGETS
-
-    rows = {}
-    for name, kind in TARGETS.items():
-        try:
-            target = make_target(name)
-            rows[name] = f"{kind.summary}: {target.runtime} {target.runtime_version}, {target.cpu}"
-        except UsageError:
-            rows[name] = f"{kind.summary} (not available here)"
-    _listing("target", rows | {"ssh://user@host": "ONNX Runtime on another host, measured over ssh"})
-
-
-def _listing(title: str, rows: dict[str, str]) -> None:
-    table = Table(title, "what it is", box=None, pad_edge=False)
-    for name, text in rows.items():
-        table.add_row(Text(name), Text(text))
-    out.print(table)
+app.command()(tasks)
+app.command()(spaces)
+app.command()(targets)
 
 
 def main() -> None:
-    """Entry point: one message and exit code 2 for every expected error, a traceback only with `--debug`."""
+    """Entry point: one message for every expected error, a traceback only with `--debug`; see `EXIT_CODES`."""
     debug = "--debug" in sys.argv[1:]
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     try:
@@ -249,10 +201,22 @@ def main() -> None:
         if debug:
             traceback.print_exc()
         _refuse(str(error))
+    except BrokenPipeError:  # whoever read the output has enough
+        sys.stderr.close()
+        sys.exit(128 + 13)
     except OSError as error:
         if debug or error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM):
-            raise
+            _fault()
         _refuse(f"{error.strerror}: {error.filename or 'a file of the run'}. What was finished is kept")
+    except Exception:
+        _fault()
+
+
+def _fault() -> NoReturn:
+    """Show the traceback of an error that nobody expected."""
+    traceback.print_exc()
+    print("error: this is a fault of autoprune or of your own code in the traceback above", file=sys.stderr)
+    sys.exit(_FAULT)
 
 
 def _refuse(message: str) -> NoReturn:

@@ -18,7 +18,9 @@ from autoprune.errors import UsageError
 
 _AGAIN_SECONDS = 1.0
 
-out = Console(width=None if sys.stdout.isatty() else 180)
+_UNLIMITED = 10_000
+out = Console(width=None if sys.stdout.isatty() else _UNLIMITED)
+"""Where results go; nothing is cut off or folded where it is no terminal."""
 
 RunDir = Annotated[Path, typer.Argument(help="Run folder of `autoprune search`.")]
 Policy = Annotated[str, typer.Option("--policy", help="Digest of a model of the run, or the beginning of it.")]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,15 +20,18 @@ from autoprune.cli.options import (
     TaskOption,
     ThreadsOption,
     given_options,
-    out,
     say,
 )  # fmt: skip
 from autoprune.cli.progress import LogFileOption, QuietOption, shown_events
+from autoprune.cli.tables import JsonOption, show_json, show_table
 from autoprune.errors import UsageError
+
+if TYPE_CHECKING:
+    from autoprune.latency.efficient_widths import Staircase
 
 _MODEL = ("task", "model", "data_dir")
 _MEASURING = ("target", "threads", "batch", "precision", "seed")
-_SHOWING = ("quiet", "log_file")
+_SHOWING = ("quiet", "log_file", "as_json")
 _READ_WITH = {
     "check": (*_MODEL, *_MEASURING, "allow_foreign_table", *_SHOWING),
     "destination": (*_MODEL, *_MEASURING, "space", "explain", *_SHOWING),
@@ -61,6 +65,7 @@ def profile(
     allow_foreign_table: ForeignOption = False,
     quiet: QuietOption = False,
     log_file: LogFileOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Measure a latency table for a model and a search space (--out), check it later, or look at it."""
     _refuse_ignored(context)
@@ -73,16 +78,22 @@ def profile(
         precision=precision, seed=seed, allow_foreign_table=allow_foreign_table or None,
     )  # fmt: skip
     if check is not None:
-        with shown_events(quiet, log_file) as events:
-            holds = profiles.check_profile(check, events, **given)
-        raise typer.Exit(0 if holds else 1)
+        with shown_events(quiet, log_file, to_stderr=as_json) as events:
+            result = profiles.check_profile(check, events, **given)
+        if as_json:
+            show_json({"holds": result.holds, **asdict(result)})
+        elif quiet:
+            say("the table still holds" if result.holds else "the table no longer holds")
+        raise typer.Exit(0 if result.holds else 1)
     if destination is None and not (explain and table):
         raise UsageError("say where the table goes (--out TABLE.json), or look at one (--explain --table TABLE.json)")
-    with shown_events(quiet, log_file) as events:
-        if destination is not None:
-            profiles.profile_table(destination, events, **given)
+    if destination is not None:
+        with shown_events(quiet, log_file, to_stderr=as_json) as events:
+            made = profiles.profile_table(destination, events, **given)
+        if as_json and not explain:
+            show_json({"table": str(destination), "dense_ms": made.dense_ms, "held_out": vars(made.held_out)})
     if explain:
-        _explain(destination or table or Path(), given)
+        _explain(destination or table or Path(), given, as_json=as_json)
 
 
 def _refuse_ignored(context: typer.Context) -> None:
@@ -102,16 +113,24 @@ def _refuse_ignored(context: typer.Context) -> None:
         raise UsageError(f"{', '.join(ignored)} would be ignored beside {given[way]}; leave out one or the other")
 
 
-def _explain(path: Path, given: dict[str, object]) -> None:
+def _explain(path: Path, given: dict[str, object], *, as_json: bool) -> None:
     from autoprune.pipeline import profiles
     from autoprune.report.staircases import staircase_table, write_staircases
 
     if path.suffix == ".html":
         raise UsageError(f"the page would be written over the table {path}; give the table another name, such as .json")
     table, stairs = profiles.explained(path, **given)
-    out.print(staircase_table(stairs))
+    if not as_json:
+        show_table(staircase_table(stairs))
     page = write_staircases(stairs, table.target, path.with_suffix(".html"))
+    if as_json:
+        show_json({"page": str(page), "target": dict(table.target), "staircases": [_staircase(s) for s in stairs]})
+        return
     say(str(page))
+
+
+def _staircase(stair: Staircase) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(stair).items()}
 
 
 @profile_app.command()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 from autoprune.cli.options import out
 
@@ -22,12 +23,13 @@ LogFileOption = Annotated[
 
 
 @contextmanager
-def shown_events(quiet: bool, log_file: Path | None) -> Iterator[SeveralEvents]:
+def shown_events(quiet: bool, log_file: Path | None, *, to_stderr: bool = False) -> Iterator[SeveralEvents]:
     """Yield events that are shown as the options of a command say; the log file also gets what ended the command.
 
     Args:
         quiet: whether nothing is shown.
         log_file: file that the events are appended to.
+        to_stderr: whether progress is no part of the output, which is one JSON document.
 
     Raises:
         UsageError: when the log file cannot be written.
@@ -36,7 +38,7 @@ def shown_events(quiet: bool, log_file: Path | None) -> Iterator[SeveralEvents]:
 
     with ExitStack() as stack:
         log = stack.enter_context(LogFile(log_file)).events() if log_file is not None else None
-        shown = [] if quiet else [stack.enter_context(ConsoleEvents(out))]
+        shown = [] if quiet else [stack.enter_context(ConsoleEvents(Console(stderr=True) if to_stderr else out))]
         try:
             yield SeveralEvents([*shown, *([log] if log else [])])
         except BaseException as error:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autoprune.cli.options import Policy, RunDir, out, say
+from autoprune.cli.options import Policy, RunDir, say
+from autoprune.cli.progress import LogFileOption, QuietOption, shown_events
+from autoprune.cli.tables import JsonOption, show_json, show_table
 from autoprune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,10 +37,10 @@ def show(run_dir: Path) -> None:
     document = read_json(folder.front)
     for line in layer_lines(document):
         say(line)
-    out.print(front_table(document))
+    show_table(front_table(document))
     rungs = rung_table(document)
     if rungs.row_count:  # no uniform policy meets the budgets, or the searched one is it
-        out.print(rungs)
+        show_table(rungs)
     for line in (
         *score_budget_lines(document),
         *form_lines(document),
@@ -51,11 +53,14 @@ def show(run_dir: Path) -> None:
 
 
 def front(
-    run_dir: RunDir, format: Annotated[str, typer.Option("--format", help="table, json or csv.")] = "table"
+    run_dir: RunDir,
+    format: Annotated[str, typer.Option("--format", help="table, json (as --json) or csv.")] = "table",
+    as_json: JsonOption = False,
 ) -> None:
     """Print the Pareto front of a run."""
     from autoprune.runfolder import RunFolder, read_json
 
+    format = "json" if as_json else format
     document = read_json(RunFolder(run_dir).front)
     if format == "table":
         show(run_dir)
@@ -83,6 +88,7 @@ def pick(
         str | None, typer.Option("--max-drop", help="Score below the dense model's: 0.01, or 1% of the dense score.")
     ] = None,
     knee: Annotated[bool, typer.Option("--knee", help="The best compromise.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="What it prints in any case.")] = True,
 ) -> None:
     """Pick a model off the front; prints its record as JSON."""
     from autoprune.pipeline.document import to_json
@@ -99,12 +105,13 @@ def finetune(
     run_dir: RunDir,
     policy: Policy,
     epochs: Annotated[float, typer.Option("--epochs", help="Epochs of fine-tuning, from the current weights.")],
+    quiet: QuietOption = False,
+    log_file: LogFileOption = None,
 ) -> None:
     """Fine-tune a model of the run further, export it again and verify it."""
     from autoprune.pipeline.commands import finetune_model
-    from autoprune.report import ConsoleEvents
 
-    with ConsoleEvents(out) as events:
+    with shown_events(quiet, log_file) as events:
         finetune_model(run_dir, policy, epochs, events)
 
 
@@ -118,18 +125,27 @@ def export(
         str | None,
         typer.Option("--format", help="onnx, torchscript, pt2 or openvino; left out, what --out ends like, or onnx."),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Write a model of the run, proven equal, with a script that runs it and a page with its numbers."""
     from autoprune.pipeline.delivery import deliver
     from autoprune.pipeline.run import Run
 
     delivery = deliver(Run.open(run_dir).candidate(policy), destination, format)
+    if as_json:
+        compared = {"relative_difference": delivery.difference, "allowed_difference": delivery.limit}
+        show_json({"format": delivery.format, **{k: str(v) for k, v in vars(delivery.paths).items()}, **compared})
+        return
     for path in vars(delivery.paths).values():
         say(str(path))
     say(f"{delivery.paths.model.name}: {delivery}")
 
 
-def verify(run_dir: RunDir, policy: Policy) -> None:
+def verify(
+    run_dir: RunDir,
+    policy: Policy,
+    as_json: Annotated[bool, typer.Option("--json", help="What it prints in any case.")] = True,
+) -> None:
     """Check an exported model again: equal outputs, and measured against predicted latency."""
     from autoprune.pipeline.commands import verify_again
 

@@ -8,11 +8,12 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from autoprune.cli.options import RunDir, out, say
+from autoprune.cli.tables import JsonOption, show_json
 from autoprune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,10 +30,16 @@ study_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Move 
 def status(
     run_dir: RunDir,
     watch: Annotated[bool, typer.Option("--watch", help="Every five seconds, until the run has a front.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show how far a run is: who works on it, its trials, the best of each budget, what failed."""
     from autoprune.runfolder import RunFolder
 
+    if watch and as_json:
+        raise UsageError("--json is one document, and --watch goes on; leave out one or the other")
+    if as_json:
+        show_json(status_document(run_dir))
+        return
     folder = RunFolder(run_dir)
     while True:
         if watch:
@@ -53,8 +60,8 @@ def finished(folder: RunFolder) -> bool:
     return folder.front.exists() and read_json(folder.front).get("budgets", budgets) == budgets
 
 
-def status_lines(run_dir: Path) -> Iterator[str]:
-    """Yield the lines that `status` prints; `RunFolderError` when there is no run."""
+def status_document(run_dir: Path) -> dict[str, Any]:
+    """Return what `status` shows, as a JSON value; `RunFolderError` when there is no run."""
     from autoprune.lease import holder, is_gone
     from autoprune.pipeline.run import Run
     from autoprune.pipeline.studies import study_location
@@ -64,52 +71,91 @@ def status_lines(run_dir: Path) -> Iterator[str]:
     folder = RunFolder(run_dir)
     place = study_location(Run(folder).config, folder)
     who = holder(folder.lease)
-    workers = _workers(folder)
-    stage = "finished" if finished(folder) else "searching" if folder.has_study else "preparing"
-    nobody = "nobody works on it" + (f": {who} has ended without its clean-up" if who else "")
-    yield f"{folder.path}: {stage}; " + (nobody if who is None or is_gone(who) else f"worked on by {who}{workers}")
-    if who is not None and not is_gone(who):
-        yield from _time_left(folder)
     states = study_states(place) if folder.has_study else []
-    for state in states:
-        counts = [f"{count} {_SHOWN.get(name, name)}" for name, count in state.counts.items()]
-        counts += [f"{state.earlier} of them from earlier budgets"] if state.earlier else []
-        counts += [f"{state.lost} attempts lost"] if state.lost else []
-        yield f"{state.name}: {', '.join(counts) or 'no trials'}"
-        for limit, score in state.best.items():
-            yield f"    best within {limit}: {score:.4f}"
-        if state.open and state.per_minute is not None:
-            yield f"    {state.per_minute:.1f} trials a minute over the last {state.recent}"
-    failures = [f"{state.name}, {text}" for state in states for text in state.failures]
-    for text in failures[-_FAILURES_SHOWN:]:
+    return {
+        "run_dir": str(folder.path),
+        "state": "finished" if finished(folder) else "searching" if folder.has_study else "preparing",
+        "holder": None if who is None else str(who),
+        "holder_is_gone": who is not None and is_gone(who),
+        "workers": _workers(folder),
+        "time": _time_left(folder),
+        "studies": [
+            {
+                "name": state.name,
+                "trials": dict(state.counts),
+                "trials_of_earlier_budgets": state.earlier,
+                "lost_attempts": state.lost,
+                "best_score_by_limit": dict(state.best),
+                "trials_per_minute": state.per_minute,
+                "recent_trials": state.recent,
+            }
+            for state in states
+        ],
+        "failures": [f"{state.name}, {text}" for state in states for text in state.failures],
+    }
+
+
+def status_lines(run_dir: Path) -> Iterator[str]:
+    """Yield the lines that `status` prints; `RunFolderError` when there is no run."""
+    known = status_document(run_dir)
+    who, gone = known["holder"], known["holder_is_gone"]
+    workers = known["workers"]
+    of_workers = f", {workers['slots']} worker(s), {workers['executor']}" if workers else ""
+    nobody = "nobody works on it" + (f": {who} has ended without its clean-up" if who else "")
+    yield f"{known['run_dir']}: {known['state']}; " + (
+        nobody if who is None or gone else f"worked on by {who}{of_workers}"
+    )
+    if who is not None and not gone and known["time"] is not None:
+        yield _time_line(known["time"])
+    for study in known["studies"]:
+        yield from _study_lines(study)
+    for text in known["failures"][-_FAILURES_SHOWN:]:
         yield f"failed: {text}"
 
 
-def _time_left(folder: RunFolder) -> Iterator[str]:
-    """Yield what the search noted last about the time that it needs; nothing where it did not."""
+def _study_lines(study: dict[str, Any]) -> Iterator[str]:
+    earlier, lost = study["trials_of_earlier_budgets"], study["lost_attempts"]
+    counts = [f"{count} {_SHOWN.get(name, name)}" for name, count in study["trials"].items()]
+    counts += [f"{earlier} of them from earlier budgets"] if earlier else []
+    counts += [f"{lost} attempts lost"] if lost else []
+    yield f"{study['name']}: {', '.join(counts) or 'no trials'}"
+    for limit, score in study["best_score_by_limit"].items():
+        yield f"    best within {limit}: {score:.4f}"
+    if study["trials"].get("running") and study["trials_per_minute"] is not None:
+        yield f"    {study['trials_per_minute']:.1f} trials a minute over the last {study['recent_trials']}"
+
+
+def _time_left(folder: RunFolder) -> dict[str, Any] | None:
+    """Return what the search noted last about the time that it needs, and how long ago; `None` where it did not."""
     from autoprune.errors import RunFolderError
-    from autoprune.report.durations import duration_text
     from autoprune.runfolder import read_json
 
     with suppress(RunFolderError, KeyError, TypeError, ValueError):
-        noted = read_json(folder.progress)
-        age = (datetime.now(UTC) - datetime.fromisoformat(noted["updated"])).total_seconds()
-        left = max(noted["seconds_left"] - age, 0.0)
-        yield (
-            f"{noted['stage']}: about {duration_text(left)} left in all ({noted['basis']}, "
-            f"{duration_text(age)} ago); {duration_text(noted['seconds_spent'] + age)} so far"
-        )
+        noted = read_json(folder.progress, "seconds_left", "seconds_spent", "basis", "stage")
+        age_s = (datetime.now(UTC) - datetime.fromisoformat(noted["updated"])).total_seconds()
+        return {key: value for key, value in noted.items() if key != "schema"} | {"age_seconds": round(age_s, 1)}
+    return None
 
 
-def _workers(folder: RunFolder) -> str:
-    """Describe the workers of the controller; empty before the run has noted them."""
+def _time_line(noted: dict[str, Any]) -> str:
+    from autoprune.report.durations import duration_text
+
+    age_s = noted["age_seconds"]
+    return (
+        f"{noted['stage']}: about {duration_text(noted['seconds_left'] - age_s)} left in all ({noted['basis']}, "
+        f"{duration_text(age_s)} ago); {duration_text(noted['seconds_spent'] + age_s)} so far"
+    )
+
+
+def _workers(folder: RunFolder) -> dict[str, Any] | None:
+    """Return the workers of the controller; `None` before the run has noted them."""
     from autoprune.errors import RunFolderError
     from autoprune.runfolder import read_json
 
     with suppress(RunFolderError, KeyError, TypeError):
         workers = read_json(folder.environment)["workers"]
-        return f", {workers['slots']} worker(s), {workers['executor']}"
-    return ""
+        return {"slots": workers["slots"], "executor": workers["executor"]}
+    return None
 
 
 def dashboard(

@@ -23,7 +23,7 @@ from autoprune.pipeline.spaces import SpaceFile
 from autoprune.pipeline.tables import profiled_table
 from autoprune.profiling.kit_profile import import_kit, make_kit
 from autoprune.profiling.report import accuracy_lines, check_lines
-from autoprune.profiling.table_check import CLOCK_TOLERANCE, check_table
+from autoprune.profiling.table_check import CLOCK_TOLERANCE, TableCheck, check_table
 from autoprune.runfolder import write_atomic
 from autoprune.structure import Structure, analyze
 from autoprune.training.dense import build_dense
@@ -61,8 +61,8 @@ def profile_table(
     return table
 
 
-def check_profile(path: Path, events: Events, *, measurer: Measurer | None = None, **options: Any) -> bool:
-    """Measure held-out policies of a table again, and return whether it still holds.
+def check_profile(path: Path, events: Events, *, measurer: Measurer | None = None, **options: Any) -> TableCheck:
+    """Measure held-out policies of a table again, and return how well it predicts now, and whether it still holds.
 
     Args:
         path: the table. Target, threads, batch and precision are those that it was measured with.
@@ -92,7 +92,7 @@ def check_profile(path: Path, events: Events, *, measurer: Measurer | None = Non
         events.note(line)
     if check.holds and abs(check.dense_ms_now / check.dense_ms_before - 1) > CLOCK_TOLERANCE:
         events.note("for shares of the dense latency; before a budget in milliseconds, `autoprune profile` again")
-    return check.holds
+    return check
 
 
 def explained(path: Path, **options: Any) -> tuple[LatencyTable, tuple[Staircase, ...]]:

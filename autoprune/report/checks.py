@@ -49,16 +49,16 @@ def check_row(finding: Finding) -> Table:
     """One stage, to be printed when it ends: rows of a table of fixed columns, without its header."""
     table = _checks(show_header=False)
     word, style = _WORDS[finding.works]
-    table.add_row(finding.stage, f"[{style}]{word}[/]", Text(finding.text), f"{finding.seconds:.1f}")
+    table.add_row(finding.stage, f"[{style}]{word}[/]", f"{finding.seconds:.1f}", Text(finding.text))
     return table
 
 
 def _checks(**options: Any) -> Table:
-    table = Table(expand=True, show_edge=False, **options)
+    table = Table(show_edge=False, **options)
     table.add_column("stage", no_wrap=True, width=21)
     table.add_column("", no_wrap=True, width=7)
-    table.add_column("what it says", overflow="fold", ratio=1)
     table.add_column("seconds", justify="right", no_wrap=True, width=7)
+    table.add_column("what it says", overflow="fold")
     return table
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,9 +21,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """What the command asks for, instead of doing it."""
     made: Calls = []
 
-    def check(path: Path, events: object, **options: Any) -> bool:
+    def check(path: Path, events: object, **options: Any) -> SimpleNamespace:
         made.append(("check", options))
-        return True
+        return SimpleNamespace(holds=True)
 
     def table(path: Path, events: object, **options: Any) -> None:
         made.append(("out", options))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import autoprune
-from autoprune.cli import main as cli
+from autoprune.cli.listings import listing
 from autoprune.cli.options import say
 from tests.cli.test_main import run
 
@@ -57,7 +57,7 @@ def test_where_studies_went(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 
 def test_listings(capsys: pytest.CaptureFixture[str]) -> None:
-    cli._listing("target", {"a[b]": "a CPU [b]:cat:"})
+    listing("target", {"a[b]": "a CPU [b]:cat:"})
     assert "a[b]    a CPU [b]:cat:" in capsys.readouterr().out
 
 
