@@ -105,6 +105,9 @@ class RunConfig(BaseModel):
     """A latency table made by `autoprune profile`; profiled once when left out."""
     allow_foreign_table: bool = False
     """Accept a latency table that was measured on another machine or runtime."""
+    warm_start: str | None = None
+    """The folder of another run, whose latency table, dense weights and scores are used where their digests fit: task,
+    model, target, space, seed and versions."""
     executor: Literal["inline", "process", "ray"] = "process"
     """Where trials run: in this process, in worker processes of this host, or on a Ray cluster."""
     workers: int | None = Field(default=None, ge=1)

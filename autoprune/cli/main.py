@@ -132,6 +132,9 @@ def search(
         float | None, typer.Option("--trial-timeout", help="Seconds after which a trial is ended and tried again.")
     ] = None,
     seed: SeedOption = None,
+    warm_start: Annotated[
+        str | None, typer.Option("--warm-start", help="Folder of another run, whose results are used where they fit.")
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Refuse a folder that already holds a run.")] = False,
     quiet: QuietOption = False,
     log_file: LogFileOption = None,
@@ -143,7 +146,7 @@ def search(
         batch=batch, precision=precision, budgets=budget or None, strategy=strategy, sampler=sampler,
         effort=effort, trials=trials, scores=scores, table=table, allow_foreign_table=allow_foreign_table or None,
         executor=executor, workers=workers, worker_threads=worker_threads, seed=seed, ray_address=ray_address,
-        resources=resources, trial_timeout=trial_timeout, storage=storage,
+        resources=resources, trial_timeout=trial_timeout, storage=storage, warm_start=warm_start,
         max_minutes=minutes_of(max_time) if max_time is not None else None,
     )  # fmt: skip
     with interruptible() as received:

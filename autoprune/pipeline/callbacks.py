@@ -104,7 +104,8 @@ def watchers(events: Events | Sequence[Events] | None, on_trial: OnTrial | None 
     Raises:
         UsageError: for a receiver without the methods of `Events`, or an `on_trial` that is no function.
     """
-    receivers = [] if events is None else [*events] if isinstance(events, (list, tuple)) else [events]
+    given: Any = () if events is None else events
+    receivers = [*given] if isinstance(given, (list, tuple)) else [given]
     for receiver in receivers:
         absent = [name for name in _REQUIRED if not callable(getattr(receiver, name, None))]
         if absent:

@@ -95,7 +95,7 @@ def _of_table(values: dict[str, Any]) -> dict[str, Any]:
 def with_absolute_paths(given: dict[str, Any]) -> dict[str, Any]:
     """Make paths absolute, so that a run resumes from any folder."""
     options = dict(given)
-    for key in ("data_dir", "dense", "table"):
+    for key in ("data_dir", "dense", "table", "warm_start"):
         if options.get(key):
             options[key] = str(Path(options[key]).resolve())
     if options.get("storage"):

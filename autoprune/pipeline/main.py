@@ -41,6 +41,7 @@ from autoprune.pipeline.time_limit import allows, planned_effort, with_full_in_t
 from autoprune.pipeline.timed_events import timed
 from autoprune.pipeline.units import check_units, decide_form, note_space
 from autoprune.pipeline.verification import score_on_test
+from autoprune.pipeline.warm_start import take_files, take_scores
 from autoprune.records import SearchSpace
 from autoprune.report import score_budget_lines
 from autoprune.runfolder import RunFolder, read_json, write_json
@@ -93,6 +94,7 @@ def search(
     ):
         with run.kept_config():
             prepared = prepare(run.config, run.folder, run.task, watch, measurer)
+        take_scores(run.config, run.folder, run.location, prepared.space, prepared.effort, watch)
         if isinstance(run.location, SharedStorage):
             run.folder.write_shared_study(run.location.url, run.location.run_id)
         search_prepared(run.config, run.location, prepared, watch)
@@ -129,6 +131,7 @@ def prepare(
     decide_form(structure, folder, events)
     measurer = measurer or DeviceMeasurer.of(config)
     space_file.require_target(measurer.target)
+    take_files(config, folder, task, structure, space_file, measurer.target, events)
     table_s = watch_time(events, config, task, structure, space_file.scanned(), module, folder)
     table = latency_table(config, folder, structure, space_file, measurer, events, max_seconds=table_s)
     space = space_file.of_table(table)

@@ -13,6 +13,7 @@ from autoprune.errors import UsageError, unknown_name
 from autoprune.pipeline.configuration import check_cluster, check_names, resolve, with_absolute_paths
 from autoprune.pipeline.run import OBJECT_TASK, open_task
 from autoprune.pipeline.studies import study_location
+from autoprune.pipeline.warm_start import other_run
 from autoprune.runfolder import RunFolder
 from autoprune.study.location import StudyLocation
 from autoprune.study.storage import check_storage, sole_controller
@@ -80,6 +81,7 @@ def opened_run(
     location = study_location(config, folder)
     check_storage(location, made=folder.has_study, begun=folder.has_results)
     check_cluster(config)
+    other_run(config, folder)
     ready = own or open_task(config)
     folder.create()
     run = OpenedRun(config=config, folder=folder, location=location, task=ready, own_task=own)

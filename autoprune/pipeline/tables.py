@@ -57,12 +57,12 @@ def latency_table(
                 f"the search in {folder.path} has begun with another latency table than {config.table}; leave out "
                 "--table to go on with it, or choose another --run-dir."
             )
-        _require(given, config, structure, target)
+        require_fitting(given, config, structure, target)
         space_file.of_table(given)  # the table that is there stays when the given one does not fit
         given.save(folder.table)
         return given
     if stored is not None:
-        _require(stored, config, structure, target)
+        require_fitting(stored, config, structure, target)
         foreign = bool(differences(target.fingerprint(), stored.target))  # which cannot be measured again here
         if given is not None or foreign or _answers(stored, space_file):
             return stored
@@ -74,7 +74,7 @@ def latency_table(
     return profiled_table(structure, space_file, measurer, config.seed, folder.table, events, max_seconds=max_seconds)
 
 
-def _require(table: LatencyTable, config: RunConfig, structure: Structure, target: Target) -> None:
+def require_fitting(table: LatencyTable, config: RunConfig, structure: Structure, target: Target) -> None:
     """Raise `LatencyError` unless the table is of this model, and of this target as far as the configuration asks."""
     table.require(target, allow_foreign=config.allow_foreign_table).require_structure(structure)
     # A foreign table is of another device, but exported models run there at its batch and precision.

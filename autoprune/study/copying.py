@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import optuna
@@ -13,15 +13,22 @@ from autoprune.study.optuna_private import study_id
 from autoprune.study.storage import opened
 
 
-def copy_studies(source: StudyLocation, target: StudyLocation) -> list[str]:
-    """Copy every study of a run to another location; returns their names. It goes on where one before was cut off.
+def copy_studies(source: StudyLocation, target: StudyLocation, only: Container[str] | None = None) -> list[str]:
+    """Copy the studies of a run to another location; returns their names. It goes on where one before was cut off.
 
-    Raises `RunFolderError` when a study of that name is there that holds more than the beginning of ours.
+    Args:
+        source: where they are.
+        target: where they go.
+        only: names of those that are copied (default: all).
+
+    Raises:
+        RunFolderError: when a study of that name is there that holds more than the beginning of ours.
     """
     with opened(source, reading=True) as origin, opened(target) as into:
         studies = sorted(origin.get_all_studies(), key=study_id)  # as they were begun
         prefix = study_name(source, "")
         plain = [s.study_name.removeprefix(prefix) for s in studies if s.study_name.startswith(prefix)]
+        plain = [name for name in plain if only is None or name in only]
         for name in plain:
             name_there = study_name(target, name)
             ours, theirs = _trials(origin, prefix + name), _trials(into, name_there)
