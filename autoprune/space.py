@@ -28,7 +28,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from autoprune.config import Texts, as_list, read_yaml, validation_message, without_booleans
+from autoprune.config_file import Texts, as_list, read_yaml, validation_message, without_booleans
 from autoprune.errors import ConfigError, PolicyError, unknown_name
 from autoprune.records import SearchSpace, Unit, digest_of
 from autoprune.treatments import DENSE, PRECISIONS, Layer, Level, Treatment, level_to_json, sorted_treatments

@@ -4,49 +4,42 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from autoprune.allocation.limits import fastest
 from autoprune.config import RunConfig
-from autoprune.device.target import differences
 from autoprune.errors import TrialError
-from autoprune.evaluation import DenseModel, Evaluator
+from autoprune.evaluation import DenseModel
 from autoprune.executors.base import Executor
 from autoprune.pipeline.baselines import dense_in_int8, uniform_baselines
 from autoprune.pipeline.callbacks import OnTrial, watchers
-from autoprune.pipeline.channel_order import make_dense_model, scoring_passes
-from autoprune.pipeline.cost_model import CostModel, reachable_costs
-from autoprune.pipeline.dense import trained_dense, untrained
-from autoprune.pipeline.deployment import Deployment
+from autoprune.pipeline.channel_order import scoring_passes
+from autoprune.pipeline.cost_model import CostModel
 from autoprune.pipeline.document import front_document, rung_scores, to_json, unmet_budgets
-from autoprune.pipeline.events import ORDER, SEARCH, Events
+from autoprune.pipeline.events import SEARCH, Events
 from autoprune.pipeline.executors import executor_of
-from autoprune.pipeline.expected_work import derived_effort, watch_time, watch_trials
 from autoprune.pipeline.exploration import Exploration, explore, search_passes, search_plan
 from autoprune.pipeline.finalists import finish
 from autoprune.pipeline.identity import note_workers
 from autoprune.pipeline.latency_parts import keep_latency_parts
-from autoprune.pipeline.measurer import DeviceMeasurer, Measurer
-from autoprune.pipeline.metric import doubt_metric
+from autoprune.pipeline.measurer import Measurer
 from autoprune.pipeline.opening import opened_run
+from autoprune.pipeline.preparation import Prepared, prepare
 from autoprune.pipeline.progress import announce, note_outcome
 from autoprune.pipeline.recipe import recipe_passes, with_recipe
 from autoprune.pipeline.run import Run
 from autoprune.pipeline.score_budgets import ScoreSearch, next_budgets
-from autoprune.pipeline.spaces import SpaceFile
-from autoprune.pipeline.tables import latency_table
-from autoprune.pipeline.time_limit import allows, planned_effort, with_full_in_time
+from autoprune.pipeline.time_limit import allows, with_full_in_time
 from autoprune.pipeline.timed_events import timed
-from autoprune.pipeline.units import check_units, decide_form, note_space
 from autoprune.pipeline.verification import score_on_test
-from autoprune.pipeline.warm_start import take_files, take_scores
+from autoprune.pipeline.warm_start import take_scores
 from autoprune.records import SearchSpace
 from autoprune.report import score_budget_lines
 from autoprune.runfolder import RunFolder, read_json, write_json
 from autoprune.search.effort import Effort
-from autoprune.search.strategies import JOINT, Strategy
+from autoprune.search.strategies import Strategy
 from autoprune.study.location import SharedStorage, StudyLocation
 from autoprune.task.base import Task
 from autoprune.task.batches import length
@@ -100,61 +93,6 @@ def search(
         search_prepared(run.config, run.location, prepared, watch)
         told.finish(read_json(run.folder.front))
     return Run.open(run_dir, run.own_task)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """Results of the stages before the search. Later stages take those that they need."""
-
-    space: SearchSpace
-    costs: CostModel
-    dense_model: DenseModel
-    dense_score: float
-    effort: Effort
-    deployment: Deployment
-
-    def evaluator(self) -> Evaluator:
-        """Return the evaluator of trials in this process."""
-        return Evaluator(dense_model=self.dense_model, predict_ms=self.costs.predict_ms)
-
-
-def prepare(
-    config: RunConfig, folder: RunFolder, task: Task, events: Events, measurer: Measurer | None = None
-) -> Prepared:
-    """Run every stage before the search; each takes its result from the folder when an earlier call finished it.
-
-    Latency does not depend on weights, so budgets are checked before anything is trained.
-    """
-    module, structure = untrained(config, folder, task, events)
-    space_file = SpaceFile.read(config, structure)
-    check_units(structure, space_file, events)
-    decide_form(structure, folder, events)
-    measurer = measurer or DeviceMeasurer.of(config)
-    space_file.require_target(measurer.target)
-    take_files(config, folder, task, structure, space_file, measurer.target, events)
-    table_s = watch_time(events, config, task, structure, space_file.scanned(), module, folder)
-    table = latency_table(config, folder, structure, space_file, measurer, events, max_seconds=table_s)
-    space = space_file.of_table(table)
-    if config.strategy not in JOINT:
-        space = space.with_dense_layers()
-    note_space(space, space_file.name, events)
-    costs = reachable_costs(structure, table, space, config.parsed_budgets())
-    watch_trials(events, config, task, structure, costs, space, module, folder)
-    module.load_state_dict(trained_dense(config, folder, task, events).state_dict())
-    events.stage(ORDER)
-    dense_model = make_dense_model(config, folder, task, module, structure, events)
-    score = dense_model.score(module)
-    metric, dense_us = task.metric_name, costs.dense_ms * 1e3
-    events.note(f"dense: {metric} {score:.4f} on validation data, {dense_us:.0f} us measured")
-    doubt_metric(dense_model, score, space, events)
-    effort = planned_effort(events, derived_effort(config, task), folder)
-    foreign = tuple(differences(measurer.target.fingerprint(), table.target))
-    deployment = Deployment(
-        folder=folder, dense_model=dense_model, measurer=measurer, seed=config.seed, foreign=foreign
-    )
-    return Prepared(
-        space=space, costs=costs, dense_model=dense_model, dense_score=score, effort=effort, deployment=deployment
-    )
 
 
 def search_prepared(

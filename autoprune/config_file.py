@@ -1,0 +1,89 @@
+"""Reading YAML files of settings, and the messages about what is wrong in them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BeforeValidator, ValidationError
+from yaml.composer import ComposerError
+
+from autoprune.errors import ConfigError
+
+
+def as_list(value: Any) -> Any:
+    """Return one text or whole number as a list of one element, and anything else as it is."""
+    return (value,) if isinstance(value, (str, int)) and not isinstance(value, bool) else value
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(as_list)]
+"""A list of texts; one text counts as a list of one."""
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read the mapping in a YAML file; `ConfigError` names the file and the line, also of a key that is given twice."""
+    try:
+        text = path.read_text()
+        _refuse_repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader))
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: must hold `key: value` lines; got {type(value).__name__}")
+    return value
+
+
+def _refuse_repeated_keys(root: yaml.Node | None) -> None:
+    """Raise `ComposerError` for a key that is written twice in a mapping; PyYAML keeps the last one without a word."""
+    waiting, seen = [root], set[int]()
+    while waiting:
+        node = waiting.pop()
+        if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if not isinstance(node, yaml.MappingNode):
+            waiting += node.value
+            continue
+        waiting += [value for _, value in node.value]
+        keys: set[tuple[str, str]] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (key.tag, key.value) in keys:
+                raise ComposerError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
+            keys.add((key.tag, key.value))
+
+
+def without_booleans(value: Any) -> Any:
+    """Return a value that must hold numbers; `ValueError` for booleans, which pydantic would take as 0 and 1."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
+    if any(isinstance(part, bool) for part in parts):
+        raise ValueError(f"wants numbers (yes, no, on and off are booleans in YAML); got {value!r}")
+    return value
+
+
+def validation_message(source: object, error: ValidationError, known: Iterable[str], nested: Iterable[str] = ()) -> str:
+    """Write a pydantic error as one line: file, key, rule, value, and the keys that are known there."""
+    parts = []
+    for problem in error.errors():
+        key = ".".join(str(x) for x in problem["loc"])
+        where = f"{key}: " if key else ""
+        if problem["type"] == "extra_forbidden":
+            names = nested if len(problem["loc"]) > 1 else known
+            parts.append(f"unknown key {key!r}{_nearest(key.rpartition('.')[2], names)} (known: {', '.join(names)})")
+        else:
+            rule = problem["msg"].removeprefix("Value error, ")
+            parts.append(f"{where}{rule}" if "; got" in rule else f"{where}{rule}, got {problem['input']!r}")
+    return f"{source}: " + "; ".join(parts)
+
+
+def _nearest(name: object, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(name).replace("-", "_"), list(known), n=1)
+    return f". Did you mean {close[0]!r}?" if close else ""

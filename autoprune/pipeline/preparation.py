@@ -1,0 +1,82 @@
+"""The stages before a search: units, latency table, dense model, order of channels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autoprune.config import RunConfig
+from autoprune.device.target import differences
+from autoprune.evaluation import DenseModel, Evaluator
+from autoprune.pipeline.channel_order import make_dense_model
+from autoprune.pipeline.cost_model import CostModel, reachable_costs
+from autoprune.pipeline.dense import trained_dense, untrained
+from autoprune.pipeline.deployment import Deployment
+from autoprune.pipeline.events import ORDER, Events
+from autoprune.pipeline.expected_work import derived_effort, watch_time, watch_trials
+from autoprune.pipeline.measurer import DeviceMeasurer, Measurer
+from autoprune.pipeline.metric import doubt_metric
+from autoprune.pipeline.spaces import SpaceFile
+from autoprune.pipeline.tables import latency_table
+from autoprune.pipeline.time_limit import planned_effort
+from autoprune.pipeline.units import check_units, decide_form, note_space
+from autoprune.pipeline.warm_start import take_files
+from autoprune.records import SearchSpace
+from autoprune.runfolder import RunFolder
+from autoprune.search.effort import Effort
+from autoprune.search.strategies import JOINT
+from autoprune.task.base import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """Results of the stages before the search. Later stages take those that they need."""
+
+    space: SearchSpace
+    costs: CostModel
+    dense_model: DenseModel
+    dense_score: float
+    effort: Effort
+    deployment: Deployment
+
+    def evaluator(self) -> Evaluator:
+        """Return the evaluator of trials in this process."""
+        return Evaluator(dense_model=self.dense_model, predict_ms=self.costs.predict_ms)
+
+
+def prepare(
+    config: RunConfig, folder: RunFolder, task: Task, events: Events, measurer: Measurer | None = None
+) -> Prepared:
+    """Run every stage before the search; each takes its result from the folder when an earlier call finished it.
+
+    Latency does not depend on weights, so budgets are checked before anything is trained.
+    """
+    module, structure = untrained(config, folder, task, events)
+    space_file = SpaceFile.read(config, structure)
+    check_units(structure, space_file, events)
+    decide_form(structure, folder, events)
+    measurer = measurer or DeviceMeasurer.of(config)
+    space_file.require_target(measurer.target)
+    take_files(config, folder, task, structure, space_file, measurer.target, events)
+    table_s = watch_time(events, config, task, structure, space_file.scanned(), module, folder)
+    table = latency_table(config, folder, structure, space_file, measurer, events, max_seconds=table_s)
+    space = space_file.of_table(table)
+    if config.strategy not in JOINT:
+        space = space.with_dense_layers()
+    note_space(space, space_file.name, events)
+    costs = reachable_costs(structure, table, space, config.parsed_budgets())
+    watch_trials(events, config, task, structure, costs, space, module, folder)
+    module.load_state_dict(trained_dense(config, folder, task, events).state_dict())
+    events.stage(ORDER)
+    dense_model = make_dense_model(config, folder, task, module, structure, events)
+    score = dense_model.score(module)
+    metric, dense_us = task.metric_name, costs.dense_ms * 1e3
+    events.note(f"dense: {metric} {score:.4f} on validation data, {dense_us:.0f} us measured")
+    doubt_metric(dense_model, score, space, events)
+    effort = planned_effort(events, derived_effort(config, task), folder)
+    foreign = tuple(differences(measurer.target.fingerprint(), table.target))
+    deployment = Deployment(
+        folder=folder, dense_model=dense_model, measurer=measurer, seed=config.seed, foreign=foreign
+    )
+    return Prepared(
+        space=space, costs=costs, dense_model=dense_model, dense_score=score, effort=effort, deployment=deployment
+    )
