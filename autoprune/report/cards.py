@@ -19,7 +19,8 @@ KINDS = {"models": "front", "others": "not on the front", "baselines": "uniform"
 
 _NORMAL_95 = 1.96
 _MOST_LAYERS = 40
-"""Layers in a plot of times; the others are one bar."""
+_LEAST_SHARE = 0.002
+"""Layers in a plot of times at most, and the share of the dense time that one has at least; the others are one bar."""
 
 _ROW, _ROOM = 22, 96
 """Pixels of one bar, and of all else in a plot of bars."""
@@ -212,7 +213,9 @@ def time_plot(run: RunView, name: str, model: Mapping[str, Any]) -> Plot | None:
 def _largest(dense: Mapping[str, float], own: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
     """Return the costs of the layers that cost most in either model, the dearest first; the others are one entry."""
     names = sorted(dict.fromkeys([*dense, *own]), key=lambda n: -max(dense.get(n, 0.0), own.get(n, 0.0)))
-    first, others = names[:_MOST_LAYERS], names[_MOST_LAYERS:]
+    seen = _LEAST_SHARE * sum(dense.values())
+    first = [name for name in names[:_MOST_LAYERS] if max(dense.get(name, 0.0), own.get(name, 0.0)) > seen]
+    others = names[len(first) :]
     shown = [{name: of.get(name, 0.0) for name in first} for of in (dense, own)]
     if others:
         for of, kept in zip((dense, own), shown, strict=True):

@@ -84,7 +84,8 @@ def _models(
         "marker": {"size": look["size"], "symbol": look["symbol"], "color": look["color"], "line": {"width": 2}},
         "line": {"color": look["color"], "width": 1.5},
         "meta": {
-            "y": {"validation": [m["score"] for m in rows], "test": [m["test_score"] for m in rows]},
+            "share": _share(run),
+            "y": {s: [m[k] for m in rows] for s, k in _SCORES.items()},
             "error_y": {s: _score_bars(run, s, [m[k] for m in rows]) for s, k in _SCORES.items()},
         },
     }  # fmt: skip
@@ -103,7 +104,7 @@ def _dense(run: RunView, look: Mapping[str, Any], before: str) -> dict[str, Any]
         "text": [f"{text}<br>{shown_time(dense['latency_ms_measured'])}"], "hovertemplate": "%{text}<extra></extra>",
         "marker": {"size": look["size"], "symbol": look["symbol"], "color": look["color"]},
         "meta": {
-            "y": {s: [dense[k]] for s, k in _SCORES.items()},
+            "share": _share(run), "y": {s: [dense[k]] for s, k in _SCORES.items()},
             "error_y": {s: _score_bars(run, s, [dense[k]]) for s, k in _SCORES.items()},
         },
     }  # fmt: skip
@@ -122,8 +123,13 @@ def _scored(run: RunView, color: str, before: str) -> dict[str, Any]:
         "hovertemplate": "%{text}<extra></extra>", "error_x": {}, "error_y": {},
         "customdata": [f"{run.name}/{t.digest}" for t in last],
         "marker": {"size": 5, "color": color, "opacity": 0.35},
-        "meta": {"y": {"validation": [t.measurement["score"] for t in last], "test": []}},
+        "meta": {"share": _share(run), "y": {"validation": [t.measurement["score"] for t in last], "test": []}},
     }  # fmt: skip
+
+
+def _share(run: RunView) -> float | None:
+    """Return the factor from milliseconds to shares of the dense latency; `None` before that is known."""
+    return 1 / run.dense_ms if run.dense_ms else None
 
 
 def _hover(run: RunView, model: Mapping[str, Any]) -> str:

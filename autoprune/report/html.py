@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autoprune.report.amounts import shown_bytes, shown_time
+from autoprune.report.amounts import score_interval, shown_bytes, shown_time
 from autoprune.report.cards import MODEL_HEADER, card, kind_text, model_rows
 from autoprune.report.comparison import comparison_section
 from autoprune.report.fragments import Section, missing, paragraphs, table
@@ -27,6 +27,8 @@ _CONTROLS = """<div id="controls" class="controls" role="group" aria-label="Choi
 <label>or a model <select id="model"></select></label>
 <label>Latency axis <select id="x-scale"><option value="linear">linear</option>
 <option value="log">logarithmic</option></select></label>
+<label>Latency in <select id="x-unit"><option value="ms">milliseconds</option>
+<option value="share">shares of dense</option></select></label>
 <label>Score of <select id="score-of"><option value="validation">validation data</option>
 <option value="test">test data</option></select></label>
 <output id="budget-text" for="budget budget-by">Move the budget to pick a model.</output>
@@ -56,7 +58,8 @@ def report_parts(runs: Sequence[RunView]) -> tuple[str, list[str], list[Section]
             _about_section(run, prefix, f"About the run{of}"),
         ]
     names = ", ".join(run.name for run in runs)
-    title = f"Runs {names}" if several else f"{runs[0].config['task']} on {runs[0].config['target']}"
+    task, target = Path(str(runs[0].config["task"])).name, runs[0].config["target"]
+    title = f"Runs {names}" if several else f"{task} on {target}"
     return title, [claim(run, several=several) for run in runs], sections, models_json(runs)
 
 
@@ -73,22 +76,44 @@ def named_apart(runs: Sequence[RunView]) -> list[RunView]:
 
 
 def claim(run: RunView, *, several: bool = False) -> str:
-    """Return one sentence: the fastest model of the front that is as good as the dense one, or how far the run is."""
+    """Return one sentence about the headline of a run, or about how far the run is."""
     before = f"{run.name}: " if several else ""
     if not run.document:
         return f"{before}The run has no front yet: {len(run.scored)} scores of policies so far."
-    model, dense = run.best, run.document["dense"]
+    model, dense = headline(run), run.document["dense"]
     if model is None:
         return f"{before}No fine-tuned model meets its budget."
+    equal = _cannot_be_told(run, model)
+    which = "The fastest model whose score cannot be told from the dense one's" if equal else "The best model"
     drop = model["score"] - dense["score"]
     how = "measured" if is_measured(run) else "predicted"
+    kind = ", uniform" if model["strategy"] == "uniform" else ""
     return (
-        f"{before}The best model of the front ({model['digest']}) takes {model['latency_ratio']:.1%} of the dense "
+        f"{before}{which} ({model['digest']}{kind}) takes {model['latency_ratio']:.1%} of the dense "
         f"latency ({how} {shown_time(shown_ms(model))}, {1 / model['latency_ratio']:.2g} times as fast) and "
         f"{model['bytes'] / dense['bytes']:.1%} of the bytes; its {run.document['metric']} on validation data is "
         f"{model['score']:.4f} ({drop:+.4f}), on test data {model['test_score']:.4f} "
         f"({model['test_score'] - dense['test_score']:+.4f})."
     )
+
+
+def headline(run: RunView) -> Mapping[str, Any] | None:
+    """Return the model that a page begins with; `None` without a front.
+
+    The fastest of the front whose 95 % interval on validation data holds the score of the dense model; where there is
+    none, or scores have no intervals, the one with the highest score.
+    """
+    front = run.document.get("models", ())
+    equal = [model for model in front if _cannot_be_told(run, model)]
+    if equal:
+        return min(equal, key=lambda m: (m["latency_ratio"], -m["score"]))
+    return max(front, key=lambda m: (m["score"], -m["latency_ratio"]), default=None)
+
+
+def _cannot_be_told(run: RunView, model: Mapping[str, Any]) -> bool:
+    examples = run.document.get("score_examples", {}).get("validation")
+    interval = score_interval(model["score"], examples)
+    return interval is not None and run.document["dense"]["score"] <= interval[1]
 
 
 def models_json(runs: Sequence[RunView]) -> list[dict[str, Any]]:
@@ -98,10 +123,11 @@ def models_json(runs: Sequence[RunView]) -> list[dict[str, Any]]:
             "key": model_key(run, model),
             "label": (f"{run.name}, " if len(runs) > 1 else "") + _label(kind, model),
             "latency_ms": shown_ms(model),
+            "share": model["latency_ratio"],
             "score": model["score"],
             "test_score": model["test_score"],
             "bytes": model["bytes"],
-            "is_best": model is run.best,
+            "is_first": model is headline(run),
         }
         for run in runs
         for kind, model in run.models

@@ -76,12 +76,6 @@ class RunView:
         return list(once.values())
 
     @property
-    def best(self) -> Mapping[str, Any] | None:
-        """The model of the front with the highest score on validation data; `None` without a front."""
-        front = self.document.get("models", ())
-        return max(front, key=lambda m: (m["score"], -m["latency_ratio"]), default=None)
-
-    @property
     def scored(self) -> list[ShownTrial]:
         """Trials of rungs (not of sensitivities) with a score, in the order in which they ended."""
         rows = [t for t in self.trials if t.study.startswith("rung-") and t.measurement]

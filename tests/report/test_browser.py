@@ -68,7 +68,7 @@ def shown_card(page: Page) -> str:
 
 def test_a_budget_picks_the_best_model_within_it(page: Page) -> None:
     known = models(page)
-    assert shown_card(page) == next(m["key"] for m in known if m["is_best"])
+    assert shown_card(page) == next(m["key"] for m in known if m["is_first"])
     page.locator("#budget").focus()
     page.keyboard.press("Home")  # the least latency: the fastest model alone
     assert shown_card(page) == min(known, key=lambda m: (m["latency_ms"], -m["score"]))["key"]
@@ -117,6 +117,9 @@ def test_tables_and_axes_by_keyboard(page: Page) -> None:
             return [plot._fullLayout.xaxis.type, plot.data.filter((t) => t.visible !== false).flatMap((t) => t.y)];
         }"""
     )
+    page.select_option("#x-unit", "share")
+    most = page.evaluate("Math.max(...document.getElementById('front-plot').data.flatMap((t) => t.x))")
+    assert 0.99 < most < 1.2  # the dense model's
     assert axis == "log"
     assert set(drawn) >= {float(f"{score:.6g}") for score in scores}
 

@@ -38,29 +38,34 @@ function pickedBy({ by, value }) {
 
 function frontPlot() {
   const plot = structuredClone(state.plots[FRONT]);
-  const score = element("score-of").value;
+  const score = element("score-of").value, unit = element("x-unit").value;
   for (const trace of plot.traces) {
     if (!trace.meta) continue;
     trace.y = trace.meta.y[score];
+    if (unit === "share" && trace.meta.share) {
+      trace.x = trace.x.map((ms) => ms * trace.meta.share);
+      if (trace.error_x.array) trace.error_x.array = trace.error_x.array.map((ms) => ms * trace.meta.share);
+    }
     if (trace.meta.error_y) trace.error_y = trace.meta.error_y[score];
     trace.visible = trace.y.length > 0;
   }
   plot.layout.xaxis.type = element("x-scale").value;
-  plot.layout.uirevision = `${plot.layout.xaxis.type} ${score}`;
+  plot.layout.uirevision = `${plot.layout.xaxis.type} ${unit} ${score}`;
+  if (unit === "share") Object.assign(plot.layout.xaxis, { title: { text: "share of the dense latency" }, tickformat: "~%" });
   plot.layout.yaxis.title.text += `, ${score}`;
-  plot.layout.shapes = budgetLines();
+  plot.layout.shapes = budgetLines(unit);
   const model = state.models.find((each) => each.key === picked);
   if (model) {
     plot.traces.push({
-      type: "scatter", mode: "markers", name: "picked", x: [model.latency_ms], y: [model[score === "test" ? "test_score" : "score"]],
+      type: "scatter", mode: "markers", name: "picked", x: [unit === "share" ? model.share : model.latency_ms], y: [model[score === "test" ? "test_score" : "score"]],
       hoverinfo: "skip", marker: { size: 22, symbol: "circle-open", color: color("text"), line: { width: 2 } },
     });
   }
   return plot;
 }
 
-function budgetLines() {
-  if (!budget || budget.by === "bytes") return [];
+function budgetLines(unit) {
+  if (!budget || budget.by === "bytes" || (budget.by === "latency" && unit === "share")) return [];
   const line = { color: color("faint"), width: 1, dash: "dash" };
   if (budget.by === "latency") return [{ type: "line", x0: budget.value, x1: budget.value, yref: "paper", y0: 0, y1: 1, line }];
   return [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: budget.value, y1: budget.value, line }];
@@ -108,7 +113,7 @@ function prepare() {
   const known = state.models.some((model) => model.key === picked);
   if (state.models.length === 0) pick(null);
   else if (budget) slide();
-  else pick(known ? picked : (state.models.find((model) => model.is_best) || state.models[0]).key);
+  else pick(known ? picked : (state.models.find((model) => model.is_first) || state.models[0]).key);
   showDownloads();
 }
 
@@ -175,7 +180,7 @@ function listen() {
   document.addEventListener("change", ({ target }) => {
     if (target.id === "budget-by") slide();
     if (target.id === "model") { budget = null; element("budget-text").textContent = "chosen by name"; pick(target.value); }
-    if (target.id === "x-scale" || target.id === "score-of") draw(FRONT, frontPlot());
+    if (["x-scale", "x-unit"].includes(target.id) || target.id === "score-of") draw(FRONT, frontPlot());
   });
   document.addEventListener("drawn", ({ target }) => {
     if (target.id !== FRONT) return;
