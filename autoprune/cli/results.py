@@ -25,6 +25,7 @@ def show(run_dir: Path) -> None:
     from autoprune.report import (
         form_lines,
         front_table,
+        headlines,
         layer_lines,
         prediction_line,
         rung_table,
@@ -46,6 +47,7 @@ def show(run_dir: Path) -> None:
         *form_lines(document),
         *trust_lines(document),
         prediction_line(document),
+        *headlines(document),
     ):
         say(line)
     for model in document["models"]:

@@ -2,6 +2,7 @@
 
 from autoprune.report.checks import basis_line, check_header, check_row, estimate_table
 from autoprune.report.console import ConsoleEvents
+from autoprune.report.headline import headlines
 from autoprune.report.html import write_report
 from autoprune.report.runview import RunView, read_run
 from autoprune.report.tables import (
@@ -27,6 +28,7 @@ __all__ = [
     "fixed_table",
     "form_lines",
     "front_table",
+    "headlines",
     "layer_lines",
     "layer_table",
     "prediction_line",

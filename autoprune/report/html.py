@@ -13,6 +13,7 @@ from autoprune.report.cards import MODEL_HEADER, card, kind_text, model_rows
 from autoprune.report.comparison import comparison_section
 from autoprune.report.fragments import Section, missing, paragraphs, table
 from autoprune.report.front_plot import front_plot, is_measured, model_key
+from autoprune.report.headline import headlines
 from autoprune.report.page import page
 from autoprune.report.runview import RunView
 from autoprune.report.search_plots import search_section, trouble_section
@@ -152,7 +153,11 @@ def _front_section(runs: Sequence[RunView]) -> Section:
                 )
         else:
             body += missing(f"{run.name} has no front yet.")
-        body += paragraphs([*layer_lines(run.document), *score_budget_lines(run.document)] if run.document else [])
+        body += paragraphs(
+            [*headlines(run.document), *layer_lines(run.document), *score_budget_lines(run.document)]
+            if run.document
+            else []
+        )
     return Section(name="front", title="Front", body=body, plots=[plot])
 
 
