@@ -234,3 +234,10 @@ def watch_trials(
     apart = len(anchor_policies(space)) if config.strategy == "guided" else 0
     basis = "a few short trials" if times != events.work.times else events.work.basis
     events.expect(replace(events.work, table_models=0, times=times, share=share, apart=apart, basis=basis))
+
+
+def watch_export(events: Events, dense_ms: float, export_s: float) -> None:
+    """Correct what the events tell by the seconds that exporting and scoring the dense model took."""
+    if isinstance(events, TimedEvents) and events.work is not None:
+        timing_s = seconds_each(dense_ms / 1e3, LOAD_S, CANDIDATE_PROTOCOL)
+        events.expect(replace(events.work, export_s=export_s + timing_s))

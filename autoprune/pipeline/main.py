@@ -20,6 +20,7 @@ from autoprune.pipeline.cost_model import CostModel
 from autoprune.pipeline.document import front_document, rung_scores, to_json, unmet_budgets
 from autoprune.pipeline.events import SEARCH, Events
 from autoprune.pipeline.executors import executor_of
+from autoprune.pipeline.expected_work import watch_export
 from autoprune.pipeline.exploration import Exploration, explore, search_passes, search_plan
 from autoprune.pipeline.finalists import finish
 from autoprune.pipeline.identity import note_workers
@@ -116,8 +117,11 @@ def search_prepared(
     """
     dense_model, costs, deployment = prepared.dense_model, prepared.costs, prepared.deployment
     folder, effort = deployment.folder, prepared.effort
+    begun_s, exported = time.monotonic(), folder.dense_onnx.exists()
     deployment.dense()
     dense_test_score = score_on_test(dense_model.module, dense_model)  # first, to fail early on bad test data
+    if not exported:
+        watch_export(events, costs.dense_ms, time.monotonic() - begun_s)
     plan = search_plan(config, location, prepared.space, dense_model, costs, effort)
     dense_model = with_recipe(dense_model, plan, costs, folder, events)
     prepared = replace(prepared, dense_model=dense_model)

@@ -114,10 +114,12 @@ class TimedEvents:
         """Pass on a step of the stage."""
         now = self._clock()
         if self.estimate is not None:
-            in_profile = self._stage == TABLE
-            known = self.profile(detail, int(done), int(total), self.seconds_in_stage) if in_profile else (done, total)
-            if known is not None:
+            if self._stage != TABLE:
+                self.estimate.advance(done, total, now)
+            elif known := self.profile(detail, int(done), int(total), self.seconds_in_stage):
                 self.estimate.advance(*known, now)
+            else:  # what comes before widths are scanned says nothing about their pace
+                self.estimate.begin(TABLE, now)
         self._tell()
         self._events.advance(done, total, detail)
 

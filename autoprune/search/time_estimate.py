@@ -7,7 +7,7 @@ the search noted last. Nothing here looks at a clock: times are given.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from autoprune.search.trial_times import MeasuredTrials, TrialTimes
@@ -17,6 +17,9 @@ _PRIOR_SHARE = 0.05
 
 _LEAST_SHARE = 0.03
 """Share of a part that is still expected when it takes longer than expected: an end is not announced."""
+
+_MORE_TRIALS = 1
+"""Trials of a rung that do not come from the one before it, about: a policy that fine-tuned ones suggest."""
 
 _WAVES = 4
 """With at most so many rounds of trials on all slots, the last one counts as a whole."""
@@ -147,7 +150,7 @@ class TimeEstimate:
     def remaining(self, now_s: float) -> Remaining:
         """Return what is left at `now_s`, on the clock of `begin` and `advance`."""
         times = self.trial_times()
-        left = {part.name: self._left(part, times, now_s) for part in self.parts.values()}
+        left = {part.name: self._left(part, times, now_s) for part in self._attainable()}
         known = self.measured.values()
         return Remaining(
             seconds=sum(left.values()),
@@ -156,6 +159,17 @@ class TimeEstimate:
             trials=sum(trials.count for trials in known),
             sample_passes=sum(trials.passes * trials.count for trials in known),
         )
+
+    def _attainable(self) -> Iterator[Part]:
+        """Yield the parts; a rung has few more trials than the one before it, from which its policies come."""
+        most = math.inf
+        for part in self.parts.values():
+            course = self._courses.get(part.name)
+            if part.tuned and course is None:
+                part = replace(part, units=min(part.units, most))
+            yield part
+            if part.passes is not None:
+                most = _MORE_TRIALS + (course.done if course is not None and course.over else part.units)
 
     def _shared(self, name: str, count: int) -> float:
         """Return the shared passes of a part for each of its trials."""

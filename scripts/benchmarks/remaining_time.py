@@ -80,7 +80,7 @@ def row(name: str, end_s: float, estimates: list[Estimate]) -> tuple[str, float]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default=",".join(SEARCHES), help=f"some of {', '.join(SEARCHES)}")
-    parser.add_argument("--out", type=Path, help="folder for the runs and their output (default: a temporary one)")
+    parser.add_argument("--out", type=Path, help="folder for the runs, their output and all estimates")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         place = arguments.out or Path(temporary)
@@ -92,6 +92,7 @@ def main() -> None:
         for name in arguments.only.split(","):
             folder = place / name.replace(" ", "-")
             end_s, estimates = watched(SEARCHES[name], folder, place / f"{folder.name}.log")
+            (place / f"{folder.name}.json").write_text(json.dumps([end_s, estimates]))
             line, factor_of_run = row(name, end_s, estimates)
             worst.append(factor_of_run)
             print(line, flush=True)

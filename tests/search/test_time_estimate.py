@@ -66,6 +66,19 @@ def test_parts_that_alternate_are_not_over():
     assert estimate.remaining(1.0).seconds_by_part["cheap"] == pytest.approx(9 * 0.26)
 
 
+def test_a_rung_has_few_more_trials_than_the_one_before_it():
+    estimate = TimeEstimate.of(PARTS, PRIOR, "a guess")
+    estimate.begin("cheap", 0.0)
+    estimate.advance(3, 3, 1.0)
+    estimate.begin("measuring", 1.0)
+    before = estimate.remaining(1.0).seconds_by_part["brief"]
+    estimate.parts["measuring"] = Part(name="measuring", group=2)
+    estimate.parts["brief"] = Part(name="brief", group=3, units=8, passes=800, tuned=True, slots=2)
+    estimate.begin("measuring", 1.0)
+    assert before == pytest.approx(4 * 2.1)
+    assert estimate.remaining(1.0).seconds_by_part["brief"] == pytest.approx(2 * 2.1)
+
+
 def test_a_resumed_part_goes_on_at_the_pace_of_its_new_trials():
     estimate = TimeEstimate.of([Part(name="cheap", group=0, units=20, passes=0.0)], PRIOR, "a guess")
     estimate.begin("cheap", 0.0)
