@@ -17,6 +17,7 @@ from autoprune.pipeline.baselines import dense_in_int8, uniform_baselines
 from autoprune.pipeline.callbacks import OnTrial, watchers
 from autoprune.pipeline.channel_order import scoring_passes
 from autoprune.pipeline.cost_model import CostModel
+from autoprune.pipeline.deployment import Deployment
 from autoprune.pipeline.document import front_document, rung_scores, to_json, unmet_budgets
 from autoprune.pipeline.events import SEARCH, Events
 from autoprune.pipeline.executors import executor_of
@@ -117,11 +118,7 @@ def search_prepared(
     """
     dense_model, costs, deployment = prepared.dense_model, prepared.costs, prepared.deployment
     folder, effort = deployment.folder, prepared.effort
-    begun_s, exported = time.monotonic(), folder.dense_onnx.exists()
-    deployment.dense()
-    dense_test_score = score_on_test(dense_model.module, dense_model)  # first, to fail early on bad test data
-    if not exported:
-        watch_export(events, costs.dense_ms, time.monotonic() - begun_s)
+    dense_test_score = _dense_test_score(deployment, costs, events)  # first, to fail early on bad test data
     plan = search_plan(config, location, prepared.space, dense_model, costs, effort)
     dense_model = with_recipe(dense_model, plan, costs, folder, events)
     prepared = replace(prepared, dense_model=dense_model)
@@ -158,6 +155,16 @@ def search_prepared(
     write_json(folder.front, document)
     if not document["models"]:
         raise TrialError("no fine-tuned model meets its budget when measured: see `autoprune front`. Raise the budgets")
+
+
+def _dense_test_score(deployment: Deployment, costs: CostModel, events: Events) -> float:
+    """Export the dense model and return its score on the test data; the time of both is that of other models, about."""
+    begun_s, exported = time.monotonic(), deployment.folder.dense_onnx.exists()
+    deployment.dense()
+    score = score_on_test(deployment.dense_model.module, deployment.dense_model)
+    if not exported:
+        watch_export(events, costs.dense_ms, time.monotonic() - begun_s)
+    return score
 
 
 def _models(
