@@ -155,6 +155,8 @@ def test_a_live_page_takes_changes_and_keeps_the_choice(browser: Any, finished: 
         page.goto(server.address)
         page.wait_for_selector("html[data-ready]")
         assert page.locator(".card").count() == 0
+        assert page.locator("#x-scale").is_visible()
+        assert page.locator("#budget").is_hidden()
         states.append(whole)
         page.locator("button.pick").last.click()
         key = shown_card(page)
@@ -180,3 +182,11 @@ def test_on_paper_there_are_no_controls(page: Page) -> None:
     page.emulate_media(media="screen", color_scheme="light")
     assert hidden
     assert ground == "rgb(255, 255, 255)"
+    inks = page.evaluate(
+        """() => {
+            const ink = () => document.getElementById("front-plot")._fullLayout.font.color, inks = [];
+            for (const kind of ["beforeprint", "afterprint"]) { dispatchEvent(new Event(kind)); inks.push(ink()); }
+            return inks;
+        }"""
+    )
+    assert inks[0] == "#000000" != inks[1]

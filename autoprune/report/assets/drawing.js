@@ -1,9 +1,13 @@
 "use strict";
 // Draws plots with plotly.js in the colours of the page. Widths decide how subplots are laid out.
 
-const NARROW = 640;
+const NARROW = 520;
 const PRINTED_WIDTH = 680;
 const LOG_TICKS = Array.from({ length: 13 }, (_, power) => [1, 2, 5].map((digit) => digit * 10 ** (power - 6))).flat();
+
+const PAPER = { text: "#000000", faint: "#333333", line: "#999999", grid: "#dddddd", raised: "#ffffff" };
+
+let onPaper = false; // styles of the page change for paper after plots are drawn
 
 async function unpackPlotly() {
   const packed = document.getElementById("packed-plotly");
@@ -16,7 +20,7 @@ async function unpackPlotly() {
 }
 
 function color(name) {
-  return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+  return onPaper ? PAPER[name] : getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 }
 
 function axisStyle(axis) {
@@ -35,6 +39,7 @@ function styled(layout, width) {
   }
   for (const key of Object.keys(own)) {
     if (/^[xy]axis\d*$/.test(key)) own[key] = axisStyle(own[key]);
+    if (/^yaxis\d*$/.test(key)) own[key] = { ...own[key], automargin: true, title: { standoff: 10, ...own[key].title } };
   }
   return {
     uirevision: "kept", // what was zoomed or hidden stays so when numbers change

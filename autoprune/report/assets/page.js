@@ -109,6 +109,8 @@ function slide() {
 function prepare() {
   if (!element("budget")) return;
   element("controls").hidden = state.plots[FRONT].traces.length === 0;
+  for (const id of ["budget-by", "budget", "model"]) element(id).closest("label").hidden = state.models.length === 0;
+  element("budget-text").hidden = state.models.length === 0;
   element("model").replaceChildren(...state.models.map((model) => new Option(model.label, model.key)));
   const known = state.models.some((model) => model.key === picked);
   if (state.models.length === 0) pick(null);
@@ -192,8 +194,8 @@ function listen() {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraw());
   let waiting;
   addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(redraw, 100); });
-  addEventListener("beforeprint", () => redraw(PRINTED_WIDTH));
-  addEventListener("afterprint", () => redraw());
+  addEventListener("beforeprint", () => { onPaper = true; redraw(PRINTED_WIDTH); });
+  addEventListener("afterprint", () => { onPaper = false; redraw(); });
 }
 
 async function start() {
