@@ -11,8 +11,9 @@ from autoprune.errors import UsageError
 from autoprune.latency.table import LatencyTable
 from autoprune.pipeline.document import from_json, front_document
 from autoprune.pipeline.events import Events, Silent
-from autoprune.pipeline.main import Prepared, dense_entry, prepare
+from autoprune.pipeline.main import dense_entry
 from autoprune.pipeline.measurer import Measurer
+from autoprune.pipeline.preparation import Prepared, prepare
 from autoprune.pipeline.profiles import structure_of
 from autoprune.pipeline.run import Candidate, Run
 from autoprune.pipeline.spaces import SpaceFile

@@ -15,10 +15,11 @@ from autoprune.executors.base import guarded
 from autoprune.pipeline.callbacks import watchers
 from autoprune.pipeline.events import Events
 from autoprune.pipeline.exploration import search_plan
-from autoprune.pipeline.main import Prepared, search_prepared
-from autoprune.pipeline.main import prepare as prepare_search
+from autoprune.pipeline.main import search_prepared
 from autoprune.pipeline.measurer import Measurer
 from autoprune.pipeline.opening import OpenedRun, opened_run
+from autoprune.pipeline.preparation import Prepared
+from autoprune.pipeline.preparation import prepare as prepare_search
 from autoprune.pipeline.recipe import with_recipe
 from autoprune.pipeline.run import Run
 from autoprune.search.explore import Explorer, Search

@@ -20,7 +20,7 @@ from autoprune.allocation.solver import Solver
 from autoprune.budgets import Limit
 from autoprune.evaluation import DenseModel
 from autoprune.pipeline.channel_order import calibration
-from autoprune.pipeline.main import Prepared
+from autoprune.pipeline.preparation import Prepared
 from autoprune.pruning import channel_order, score_units
 from autoprune.records import COSTS, Policy, SearchSpace, digest_of
 from autoprune.search.baselines.halp import lost_importance

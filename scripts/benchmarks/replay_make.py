@@ -22,7 +22,7 @@ from autoprune.config import RunConfig
 from autoprune.executors.base import Executor
 from autoprune.pipeline.events import Silent
 from autoprune.pipeline.executors import executor_of
-from autoprune.pipeline.main import Prepared, prepare
+from autoprune.pipeline.preparation import Prepared, prepare
 from autoprune.pipeline.run import open_task
 from autoprune.records import Policy, SearchSpace
 from autoprune.runfolder import RunFolder

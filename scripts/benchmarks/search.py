@@ -34,7 +34,7 @@ from autoprune.pipeline.cost_model import CostModel
 from autoprune.pipeline.events import Silent
 from autoprune.pipeline.executors import executor_of
 from autoprune.pipeline.exploration import Exploration, explore, search_passes, search_plan
-from autoprune.pipeline.main import Prepared, prepare
+from autoprune.pipeline.preparation import Prepared, prepare
 from autoprune.pipeline.run import open_task
 from autoprune.pipeline.studies import study_location
 from autoprune.records import Policy

@@ -17,7 +17,7 @@ from autoprune.allocation.limits import fits
 from autoprune.budgets import Limit
 from autoprune.errors import BudgetError
 from autoprune.pipeline.events import Silent
-from autoprune.pipeline.main import Prepared, prepare
+from autoprune.pipeline.preparation import Prepared, prepare
 from autoprune.report import RunView, front_table, write_report
 from tests.conftest import OPTIONS, SPEC
 from tests.measurers import SimulatedMeasurer

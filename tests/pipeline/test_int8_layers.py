@@ -19,7 +19,7 @@ from autoprune.latency.predictor import Prediction
 from autoprune.pipeline.delivery import deliver
 from autoprune.pipeline.deployment import Deployment
 from autoprune.pipeline.events import Silent
-from autoprune.pipeline.main import prepare
+from autoprune.pipeline.preparation import prepare
 from autoprune.pipeline.run import Candidate
 from autoprune.pipeline.verification import load_twin, verify_model
 from autoprune.records import Policy
