@@ -35,6 +35,9 @@ FOUNDATION = (
 QUESTION = ("space", "strategy", "sampler", "effort", "trials")
 """Fields that may change until the first trial. Budgets may change at any time: other budgets make new studies."""
 
+_BY_ANY_COST = ("guided", "direct", "random", "uniform")
+"""Strategies that go by whatever the budgets limit; the others go by latency."""
+
 _FIRST_LATENCY = "50%"
 """The latency that a budget by score searches first."""
 
@@ -91,6 +94,8 @@ class RunConfig(BaseModel):
     """Seed of everything."""
     table: str | None = None
     """A latency table made by `autoprune profile`; profiled once when left out."""
+    measure_table: bool = False
+    """Measure a latency table also where no budget limits the latency, for a search that goes by latencies, too."""
     allow_foreign_table: bool = False
     """Accept a latency table that was measured on another machine or runtime."""
     warm_start: str | None = None
@@ -174,6 +179,12 @@ class RunConfig(BaseModel):
     def by_score_alone(self) -> bool:
         """Whether the search itself decides which latencies to search, because budgets by score alone give models."""
         return bool(self.score_budgets()) and not any(budget.timed for budget in self._cost_budgets())
+
+    @property
+    def needs_latency(self) -> bool:
+        """Whether the search has to know latencies: for a budget, for its strategy, or because that was asked for."""
+        timed = any(budget.timed for budget in self.parsed_budgets())
+        return timed or self.measure_table or self.table is not None or self.strategy not in _BY_ANY_COST
 
     def _cost_budgets(self) -> list[Budget]:
         return [budget for budget in map(parse_budget, self.budgets) if isinstance(budget, Budget)]

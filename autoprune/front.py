@@ -138,7 +138,8 @@ def pick(
 
 def latency_of(model: FrontModel) -> float:
     """Return a model's measured latency in milliseconds, or the predicted one when it has not been measured."""
-    return model.latency_ms_predicted if model.latency_ms_measured is None else model.latency_ms_measured
+    known = model.latency_ms_predicted if model.latency_ms_measured is None else model.latency_ms_measured
+    return math.inf if known is None else known
 
 
 def cost_of(model: FrontModel, cost: str) -> float:

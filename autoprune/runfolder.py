@@ -5,9 +5,9 @@ environment.json        versions, host
 dense.safetensors       weights of the dense model
 order.json              channels of each unit, most important first
 finetune_recipe.json    how pruned models are trained, found by a test where the task has no recipe for that
-measured.json           latencies of candidates as shares of the dense model's, each measured once
+measured.json           latencies of candidates as shares of the dense model's
 sensitivity.json        loss of every unit at each level with all others full, and which of it was measured
-latency_table.json      the table that predicted every latency
+latency_table.json      the table that predicted every latency; dense_latency.json where no budget limits it
 latency_parts.json      what the table says about the model: staircases of units, predicted time of each layer
 latency_table.samples.jsonl  measurements of a table in the making, gone when it is written
 study.db                Optuna studies, one for each fidelity; or study.json, which says where they are
@@ -15,7 +15,6 @@ effort.json             what the search was planned to spend, to end within a li
 progress.json           stage, seconds spent, and how long the search will still take
 front.json              the result
 models/<digest>/        policy.json, weights.safetensors, int8.safetensors, model.onnx, model.int8.onnx, metrics.json
-report.html
 """
 
 from __future__ import annotations
@@ -149,6 +148,11 @@ class RunFolder:
     def latency_parts(self) -> Path:
         """Staircases of units, and the predicted time of each layer in the dense model and in those of the front."""
         return self.path / "latency_parts.json"
+
+    @property
+    def dense_latency(self) -> Path:
+        """Latency of the dense model, where no budget limits latency and there is no table."""
+        return self.path / "dense_latency.json"
 
     @property
     def study(self) -> Path:

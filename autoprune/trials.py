@@ -52,14 +52,14 @@ class Measurement:
 
     `score` is the task's metric on validation data (higher is better); `loss` is the divergence from the dense model's
     outputs on the same data (lower is better, less noisy than the score). `latency_source` says whether `latency_ms`
-    was predicted or measured. `bytes` counts parameters and float buffers in fp32, `activation_bytes` the live
-    activations of one example at their peak.
+    was predicted or measured, or ("none") only puts policies in an order, because no budget limits latency. `bytes`
+    counts parameters and float buffers in fp32, `activation_bytes` the live activations of one example at their peak.
     """
 
     score: float
     loss: float
     latency_ms: float
-    latency_source: Literal["predicted", "measured"]
+    latency_source: Literal["predicted", "measured", "none"]
     params: int
     macs: int
     bytes: int
@@ -173,7 +173,7 @@ class FinishedTrial:
         status: `done`, `infeasible`, `failed` or `lost`.
         score: on validation data, higher is better.
         loss: divergence from the outputs of the dense model, lower is better.
-        latency_ms_predicted: by the latency table.
+        latency_ms_predicted: by the latency table, if there is one.
         params: of the model.
         macs: multiply-adds of one example.
         bytes: of the weights.
@@ -209,7 +209,7 @@ class FinishedTrial:
         measured = result.measurement
         sizes = ("score", "loss", "params", "macs", "bytes", "activation_bytes")
         numbers: dict[str, Any] = {} if measured is None else {name: getattr(measured, name) for name in sizes}
-        if measured is not None:
+        if measured is not None and measured.latency_source != "none":
             numbers["latency_ms_predicted"] = measured.latency_ms
         return cls(
             number=result.number,
@@ -233,13 +233,16 @@ def trial_seed(run_seed: int, fidelity: Fidelity) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class FrontModel:
-    """One model of `front.json`: a policy with its predicted and, once verified, its measured latency and scores."""
+    """One model of `front.json`: a policy with its predicted and, once verified, its measured latency and scores.
+
+    No latency is predicted where no budget limits it; a verified model is measured then, too.
+    """
 
     digest: str
     policy: Policy
     score: float
     test_score: float | None
-    latency_ms_predicted: float
+    latency_ms_predicted: float | None
     latency_ms_measured: float | None
     latency_ratio: float
     params: int

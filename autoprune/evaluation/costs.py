@@ -14,6 +14,7 @@ import numpy.typing as npt
 from autoprune.allocation.additive import Additive, AdditiveCost, CostTable
 from autoprune.errors import PolicyError
 from autoprune.latency.predictor import LatencyPredictor
+from autoprune.latency.stand_in import MacsPredictor
 from autoprune.records import COSTS, Policy, SearchSpace
 from autoprune.structure import Structure
 from autoprune.treatments import DENSE
@@ -60,7 +61,10 @@ def _size(name: str, structure: Structure, rows: Array, layers: Sequence[str]) -
 
 
 def cost_matrix(
-    structure: Structure, predictor: LatencyPredictor, policies: Sequence[Policy], wanted: Collection[str] = COSTS
+    structure: Structure,
+    predictor: LatencyPredictor | MacsPredictor,
+    policies: Sequence[Policy],
+    wanted: Collection[str] = COSTS,
 ) -> npt.NDArray[np.float64]:
     """Return the costs of policies in the order of `records.COSTS`; those that are not `wanted` are 0.
 
@@ -83,7 +87,7 @@ def cost_matrix(
     return costs
 
 
-def additive_costs(structure: Structure, predictor: LatencyPredictor, space: SearchSpace) -> Additive:
+def additive_costs(structure: Structure, predictor: LatencyPredictor | MacsPredictor, space: SearchSpace) -> Additive:
     """Return every cost but the peak of activations as a sum of tables over the levels of the space.
 
     A layer of the latency table that the space leaves out is dense.

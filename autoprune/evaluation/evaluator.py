@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import torch
 
 from autoprune.errors import TrialError
 from autoprune.evaluation.dense_model import DenseModel
+from autoprune.latency.stand_in import StandInTable
 from autoprune.latency.table import LatencyTable
 from autoprune.pruning import Cut
 from autoprune.records import Policy
@@ -31,13 +33,15 @@ FULL = "full"
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluator:
-    """Scores policies that cut `dense_model`; `predict_ms` gives the latency of a policy.
+    """Scores policies that cut `dense_model`; `predict_ms` gives the latency of a policy, or what orders policies
+    where `latency_source` is "none".
 
     The result of a full fine-tune holds its weights.
     """
 
     dense_model: DenseModel
     predict_ms: PredictOne
+    latency_source: Literal["predicted", "none"] = "predicted"
 
     def __call__(self, spec: TrialSpec) -> TrialResult:
         """Run a trial.
@@ -121,7 +125,7 @@ class Evaluator:
             score=evaluation.score,
             loss=evaluation.divergence,
             latency_ms=self.predict_ms(spec.policy),
-            latency_source="predicted",
+            latency_source=self.latency_source,
             **dense_model.sizes(spec.policy),
         )
 
@@ -143,8 +147,9 @@ class EvaluatorFactory:
     def packed(self) -> EvaluatorFactory:
         """Return a factory for other hosts, which holds dense weights, channel order and latency table itself."""
         folder = RunFolder(Path(self.run_dir))
-        needed = [folder.dense, folder.order, folder.table]
-        needed += [path for path in (folder.recipe, folder.form) if path.exists()]
+        needed = [folder.dense, folder.order]
+        optional = (folder.table, folder.dense_latency, folder.recipe, folder.form)
+        needed += [path for path in optional if path.exists()]
         return replace(self, files={path.name: path.read_bytes() for path in needed})
 
     def __call__(self) -> Evaluator:
@@ -161,6 +166,12 @@ class EvaluatorFactory:
         task = load_task(self.task, self.model, Path(self.data_dir) if self.data_dir else None)
         dense = load_dense(task, folder.dense)
         structure = analyze(dense, task.example_inputs, task.outputs)
-        predictor = LatencyTable.load(folder.table).predictor(structure)
+        known = folder.table.exists()
+        table = LatencyTable.load(folder.table) if known else StandInTable.load(folder.dense_latency)
+        predictor = table.predictor(structure)
         dense_model = DenseModel.open(task, dense, structure, folder)
-        return Evaluator(dense_model=dense_model, predict_ms=lambda policy: float(predictor.predict([policy])[0]))
+        return Evaluator(
+            dense_model=dense_model,
+            predict_ms=lambda policy: float(predictor.predict([policy])[0]),
+            latency_source="predicted" if known else "none",
+        )

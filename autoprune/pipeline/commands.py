@@ -124,6 +124,8 @@ def _reverify(run: Run, prepared: Prepared, candidate: Candidate) -> Candidate:
     models = list({(r.digest, r.budget, r.strategy): r for r in records}.values())
     dense = dense_entry(prepared.dense_score, document["dense"]["test_score"], prepared.dense_model, costs)
     metric = prepared.dense_model.task.metric_name
-    front = front_document(models, dense, metric=metric, table=costs.table, foreign=deployment.foreign)
+    front = front_document(
+        models, dense, metric=metric, table=costs.table, cost=costs.compared, foreign=deployment.foreign
+    )
     write_json(run.folder.front, document | front)
     return dataclasses.replace(candidate, run=Run(run.folder, run.task), record=renewed)

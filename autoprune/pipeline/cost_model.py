@@ -15,6 +15,7 @@ from autoprune.budgets import BUDGET_TOLERANCE, Budget, Limit
 from autoprune.evaluation import additive_costs, cost_matrix, sizes
 from autoprune.latency.evidence import refit_table
 from autoprune.latency.predictor import LatencyPredictor
+from autoprune.latency.stand_in import MacsPredictor, StandInTable
 from autoprune.latency.table import LatencyTable
 from autoprune.records import COSTS, Policy, SearchSpace
 from autoprune.structure import Structure
@@ -28,13 +29,23 @@ class CostModel:
     """
 
     structure: Structure
-    table: LatencyTable
+    table: LatencyTable | StandInTable
     limits: Mapping[str, Limit] = field(default_factory=dict)
 
     @cached_property
-    def predictor(self) -> LatencyPredictor:
+    def predictor(self) -> LatencyPredictor | MacsPredictor:
         """The predictor of the table."""
         return self.table.predictor(self.structure)
+
+    @property
+    def knows_latency(self) -> bool:
+        """Whether latencies are predicted by a table; if not, no budget limits them."""
+        return isinstance(self.table, LatencyTable)
+
+    @property
+    def compared(self) -> str:
+        """Name of the cost that models are compared by: latency, or the first that the budgets limit without it."""
+        return "latency_ms" if self.knows_latency else next(iter(self.limits.values())).limited[0]
 
     @property
     def dense_ms(self) -> float:
@@ -90,12 +101,13 @@ class CostModel:
 
     def corrected(self, policies: Sequence[Policy], ratios: np.ndarray) -> CostModel:
         """Return the model whose table is also fitted to policies that were measured at `ratios` `[P]` of dense."""
+        assert isinstance(self.table, LatencyTable)
         table = refit_table(self.table, self.structure, self.structure.rows(policies, self.table.layers), ratios)
         return CostModel(structure=self.structure, table=table, limits=self.limits)
 
 
 def reachable_costs(
-    structure: Structure, table: LatencyTable, space: SearchSpace, budgets: Sequence[Budget]
+    structure: Structure, table: LatencyTable | StandInTable, space: SearchSpace, budgets: Sequence[Budget]
 ) -> CostModel:
     """Return the cost model with the limits of all budgets.
 

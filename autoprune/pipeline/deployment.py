@@ -99,11 +99,13 @@ class Deployment:
     def ratios(self, policies: Sequence[Policy], costs: CostModel) -> npt.NDArray[np.float64]:
         """Return latencies as shares of the dense model's `[P]`: measured together, or predicted for a foreign table.
 
+        Where no budget limits latency, they are not measured: whatever they are, they meet every budget.
+
         A policy is measured once in a run, so that a resumed one decides as it did before, in a busier moment, too. The
         models are made by the timer of a latency table, out of one export: the exporter takes seconds for each model,
         and weights do not matter to latency.
         """
-        if self.foreign:
+        if self.foreign or not costs.knows_latency:
             return costs.predicted_ratios(policies)
         path = self.folder.measured
         known = dict(read_json(path, "ratios")["ratios"]) if path.exists() else {}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from autoprune.allocation.promotion import best_within
-from autoprune.front import hypervolume, latency_of, non_dominated
+from autoprune.front import cost_of, hypervolume, non_dominated
 from autoprune.records import Policy
 from autoprune.trials import FrontModel, TrialResult
 
 if TYPE_CHECKING:
     from autoprune.budgets import Limit
+    from autoprune.latency.stand_in import StandInTable
     from autoprune.latency.table import LatencyTable
 
 _HYPERVOLUME_SHARE = 0.1
@@ -22,7 +24,8 @@ def front_document(
     dense: Mapping[str, Any],
     *,
     metric: str,
-    table: LatencyTable,
+    table: LatencyTable | StandInTable,
+    cost: str = "latency_ms",
     foreign: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the front, the uniform baselines, and the models that missed their budget or are dominated.
@@ -31,33 +34,46 @@ def front_document(
         models: all verified models.
         dense: entry of the dense model: `score`, `test_score`, `latency_ms_measured` and its sizes.
         metric: name of the score.
-        table: the latency table of the run.
+        table: the latency table of the run, or what takes its place.
+        cost: what models are compared by beside the score: what the budgets limit, where they limit no latency.
         foreign: in what the target of the table differs from this one.
     """
     # A uniform policy that no searched one beats is on the front like any other.
     met = list({m.digest: m for m in models if m.meets_budget}.values())
-    mask = non_dominated([latency_of(m) for m in met], [m.score for m in met])
-    front = sorted((m for m, keep in zip(met, mask, strict=True) if keep), key=latency_of)
+    of_cost = partial(cost_of, cost=cost)
+    mask = non_dominated([of_cost(m) for m in met], [m.score for m in met])
+    front = sorted((m for m, keep in zip(met, mask, strict=True) if keep), key=of_cost)
     shown = {m.digest for m in front}
     searched = [m for m in models if m.strategy != "uniform"]
-    reference = (dense["latency_ms_measured"], dense["score"] - _HYPERVOLUME_SHARE * abs(dense["score"]))
-    area = hypervolume([latency_of(m) for m in front], [m.score for m in front], reference)
+    worst = dense["latency_ms_measured" if cost == "latency_ms" else cost]
+    reference = (worst, dense["score"] - _HYPERVOLUME_SHARE * abs(dense["score"]))
+    area = hypervolume([of_cost(m) for m in front], [m.score for m in front], reference)
     return {
         "metric": metric,
         "dense": dict(dense),
         "models": [to_json(m) for m in front],
         "baselines": [to_json(m) for m in models if m.strategy == "uniform"],
         "others": [to_json(m) for m in searched if m.digest not in shown],
-        "hypervolume": {"value": area, "reference_latency_ms": reference[0], "reference_score": reference[1]},
-        "held_out": vars(table.held_out),
-        "latency_table": {
-            "target": dict(table.target),
-            "created": table.created,
-            "policies": table.counts,
-            "refits": table.refits,
-            "foreign": list(foreign),
-        },
+        "hypervolume": {"value": area, f"reference_{cost}": reference[0], "reference_score": reference[1]},
+        **_latency_entries(table, foreign),
+        **({} if cost == "latency_ms" else {"cost": cost}),
     }
+
+
+def _latency_entries(table: LatencyTable | StandInTable, foreign: Sequence[str]) -> dict[str, Any]:
+    """Return what is known of latencies; without a table, the noise of a measured one alone."""
+    from autoprune.latency.stand_in import StandInTable  # looking at a finished run takes no torch
+
+    known = not isinstance(table, StandInTable)
+    held_out = vars(table.held_out) if known else {"policies": 0, "noise_percent": 100 * table.noise}
+    made = {
+        "target": dict(table.target),
+        "created": table.created,
+        "policies": table.counts if known else {},
+        "refits": table.refits,
+        "foreign": list(foreign),
+    }
+    return {"held_out": held_out, "latency_table": made}
 
 
 def unmet_budgets(budgets: Sequence[str], models: Sequence[FrontModel]) -> list[str]:
@@ -100,7 +116,7 @@ def _scores(result: TrialResult) -> dict[str, Any]:
         "digest": result.policy.digest(),
         "score": measurement.score,
         "divergence": measurement.loss,
-        "latency_ms_predicted": measurement.latency_ms,
+        "latency_ms_predicted": None if measurement.latency_source == "none" else measurement.latency_ms,
         "sample_passes": result.sample_passes,
     }
 

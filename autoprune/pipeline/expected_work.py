@@ -143,7 +143,10 @@ class _Finished:
 
     @classmethod
     def of(cls, config: RunConfig, task: Task, folder: RunFolder | None) -> _Finished:
-        given = {"table": config.table is not None, "dense": config.dense is not None or task.recipe is None}
+        given = {
+            "table": config.table is not None or not config.needs_latency,
+            "dense": config.dense is not None or task.recipe is None,
+        }
         if folder is None:
             return cls(**given, order=False, recipe=False)
         return cls(

@@ -138,6 +138,7 @@ def search_prepared(
         dense_entry(prepared.dense_score, dense_test_score, dense_model, costs),
         metric=dense_model.task.metric_name,
         table=costs.table,
+        cost=costs.compared,
         foreign=deployment.foreign,
     ) | {
         "budgets": list(config.budgets),

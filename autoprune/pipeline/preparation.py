@@ -16,7 +16,7 @@ from autoprune.pipeline.expected_work import derived_effort, watch_time, watch_t
 from autoprune.pipeline.measurer import DeviceMeasurer, Measurer
 from autoprune.pipeline.metric import doubt_metric
 from autoprune.pipeline.spaces import SpaceFile
-from autoprune.pipeline.tables import latency_table
+from autoprune.pipeline.tables import latency_table, stand_in_table
 from autoprune.pipeline.time_limit import planned_effort
 from autoprune.pipeline.units import check_units, decide_form, note_space
 from autoprune.pipeline.warm_start import take_files
@@ -40,7 +40,11 @@ class Prepared:
 
     def evaluator(self) -> Evaluator:
         """Return the evaluator of trials in this process."""
-        return Evaluator(dense_model=self.dense_model, predict_ms=self.costs.predict_ms)
+        return Evaluator(
+            dense_model=self.dense_model,
+            predict_ms=self.costs.predict_ms,
+            latency_source="predicted" if self.costs.knows_latency else "none",
+        )
 
 
 def prepare(
@@ -58,8 +62,12 @@ def prepare(
     space_file.require_target(measurer.target)
     take_files(config, folder, task, structure, space_file, measurer.target, events)
     table_s = watch_time(events, config, task, structure, space_file.scanned(), module, folder)
-    table = latency_table(config, folder, structure, space_file, measurer, events, max_seconds=table_s)
-    space = space_file.of_table(table)
+    if config.needs_latency or folder.table.exists():
+        table = latency_table(config, folder, structure, space_file, measurer, events, max_seconds=table_s)
+        space = space_file.of_table(table)
+    else:
+        space = space_file.without_table(treated=measurer.target.treats_layers)
+        table = stand_in_table(folder, structure, space, measurer, config.seed, events)
     if config.strategy not in JOINT:
         space = space.with_dense_layers()
     note_space(space, space_file.name, events)

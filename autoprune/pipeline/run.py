@@ -117,6 +117,11 @@ class Run:
         """Content of `front.json`."""
         return read_json(self.folder.front)
 
+    @property
+    def cost(self) -> str:
+        """The cost beside the score by which the models of the front are compared: latency, if a budget limits it."""
+        return self.document.get("cost", "latency_ms")
+
     @cached_property
     def models(self) -> Sequence[FrontModel]:
         """Models of the front, fastest first."""
@@ -188,7 +193,7 @@ class Run:
             exact = Limit.of(latency_ms=max_latency_ms)
             limit = exact if limit is None else Limit(most=tuple(map(min, limit.most, exact.most)))
         least = least_score(dense["score"], min_score, max_drop)
-        return Candidate(run=self, record=pick(self.models, limit=limit, min_score=least, knee=knee))
+        return Candidate(run=self, record=pick(self.models, limit=limit, min_score=least, knee=knee, cost=self.cost))
 
     def candidate(self, digest: str) -> Candidate:
         """A model of this run by its digest or the beginning of it."""

@@ -98,6 +98,16 @@ class SpaceFile:
         }
         return self.narrowed(useful, levels)
 
+    def without_table(self, *, treated: bool) -> SearchSpace:
+        """Return the space to search when no latency is known: evenly spaced widths.
+
+        Args:
+            treated: whether the target runs treated layers. Where a file treats layers if they are faster, they are
+                treated under a budget of bytes, which they save in any case, and dense under all others.
+        """
+        dense = self.spec.treat_if_faster and not (treated and self.stored)
+        return (self.widths_alone() if dense else self).evenly_spaced()
+
     def evenly_spaced(self) -> SearchSpace:
         """Return a space of evenly spaced widths, for a device that cannot be asked which of them are useful."""
         scanned = self.scanned()

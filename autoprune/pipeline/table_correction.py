@@ -49,7 +49,7 @@ def corrected_costs(
     Returns:
         Costs by the corrected table, or `None` when the table is right, was corrected twice, or is of another device.
     """
-    if deployment.foreign or costs.table.refits >= _MOST_CORRECTIONS:
+    if deployment.foreign or not costs.knows_latency or costs.table.refits >= _MOST_CORRECTIONS:
         return None
     best = {r.policy for limit in costs.limits.values() for r in best_within(proxies, limit, _CANDIDATES)}
     uniform = uniform_baselines(plan, costs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from autoprune.device.target import Target, differences
 from autoprune.device.timing import Protocol
 from autoprune.errors import AutopruneError, ConfigError, LatencyError, RunFolderError
 from autoprune.latency.sampling import whole_models
+from autoprune.latency.stand_in import StandInTable
 from autoprune.latency.table import LatencyTable
 from autoprune.pipeline.events import TABLE, Events
 from autoprune.pipeline.measurer import Measurer
@@ -72,6 +74,34 @@ def latency_table(
                 "Undo the change, or choose another --run-dir."
             )
     return profiled_table(structure, space_file, measurer, config.seed, folder.table, events, max_seconds=max_seconds)
+
+
+def stand_in_table(
+    folder: RunFolder, structure: Structure, space: SearchSpace, measurer: Measurer, seed: int, events: Events
+) -> StandInTable:
+    """Return what takes the place of a table where no budget limits latency; the dense model is measured once.
+
+    Args:
+        folder: of the run, which keeps it.
+        structure: of the model.
+        space: that is searched.
+        measurer: measures the dense model.
+        seed: of the timer.
+        events: are told why there is no table.
+    """
+    if not folder.dense_latency.exists():
+        timer = measurer.policy_timer(structure, layers=space.layer_names, seed=seed)
+        timings = measurer.timings([timer.build(structure.dense_policy())], timer.dense, timer.feeds)
+        made = StandInTable(
+            target=measurer.target.fingerprint(),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            dense_ms=timings.reference_ms,
+            noise=timings.noise,
+            layers=space.layer_names,
+        )
+        made.save(folder.dense_latency)
+    events.note("no latency table is measured, because no budget limits the latency (--measure-table asks for one)")
+    return StandInTable.load(folder.dense_latency)
 
 
 def require_fitting(table: LatencyTable, config: RunConfig, structure: Structure, target: Target) -> None:

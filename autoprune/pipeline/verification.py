@@ -163,6 +163,8 @@ def _agreement(twin: GraphModel, onnx: Path, scored: torch.nn.Module, task: Task
 
 def _latencies(policy: Policy, target_model: Model, costs: CostModel, deployment: Deployment) -> dict[str, Any]:
     """Return predicted and measured latency; nothing is measured for a table of another device."""
+    if not costs.knows_latency:
+        return _measured_once(target_model, costs, deployment)
     prediction = costs.predictor.predict_with_sd([policy])
     predicted_ms, sd_ms = float(prediction.latency_ms[0]), float(prediction.sd_ms[0])
     predicted = {"latency_ms_predicted": predicted_ms, "latency_ms_predicted_sd": sd_ms}
@@ -175,6 +177,18 @@ def _latencies(policy: Policy, target_model: Model, costs: CostModel, deployment
         "latency_ms_measured": ratio * costs.dense_ms,
         "latency_ratio": ratio,
         "prediction_error": predicted_ms / (ratio * costs.dense_ms) - 1,
+        "samples": {"model": timings.samples[0].to_json(), "dense": timings.reference.to_json()},
+    }
+
+
+def _measured_once(target_model: Model, costs: CostModel, deployment: Deployment) -> dict[str, Any]:
+    """Return the measured latency of a model of which none was predicted, because no budget limits it."""
+    timings = deployment.timings([target_model])
+    return {
+        "latency_ms_predicted": None,
+        "latency_ms_measured": timings.ratios[0] * costs.dense_ms,
+        "latency_ratio": timings.ratios[0],
+        "prediction_error": None,
         "samples": {"model": timings.samples[0].to_json(), "dense": timings.reference.to_json()},
     }
 

@@ -111,8 +111,11 @@ def _dense(run: RunView, look: Mapping[str, Any], before: str) -> dict[str, Any]
 
 
 def _scored(run: RunView, color: str, before: str) -> dict[str, Any]:
-    """Policies at the dearest fidelity that each was scored at: small marks, and none for test data."""
-    last = {trial.digest: trial for trial in run.scored}.values()
+    """Policies at the dearest fidelity that each was scored at: small marks, and none for test data.
+
+    Without a latency table the latency of a policy is not known, and it has no mark.
+    """
+    last = {t.digest: t for t in run.scored if t.measurement["latency_source"] != "none"}.values()
     return {
         "type": "scatter", "name": f"{before}scored policies", "mode": "markers",
         "x": [t.measurement["latency_ms"] for t in last], "y": [t.measurement["score"] for t in last],

@@ -41,14 +41,15 @@ def front_table(document: Document) -> Table:
     baselines = {m["digest"] for m in document["baselines"]} - {m["digest"] for m in document["others"]}
     front = {m["digest"] for m in document["models"]}
     searched = [m for name, m in everything.items() if name in front or name not in baselines]
-    searched.sort(key=lambda m: -shown_ms(m))
+    searched.sort(key=lambda m: -(m[document["cost"]] if "cost" in document else shown_ms(m)))
     digests = {m["digest"] for m in searched}
     beside: dict[str, list[Mapping[str, Any]]] = {}
     for baseline in document["baselines"]:
         if baseline["digest"] not in digests:
             beside.setdefault(baseline["budget"], []).append(baseline)
+    beyond = "too large" if "cost" in document else "too slow"
     for model in searched:
-        mark = "" if model["digest"] in front else ("dominated" if model["meets_budget"] else "too slow")
+        mark = "" if model["digest"] in front else "dominated" if model["meets_budget"] else beyond
         kind = "uniform" if model["strategy"] == "uniform" else ""
         own = beside.pop(model["budget"], [])
         table.add_row(*row(model, " ".join(filter(None, (kind, mark)))), end_section=not own)
@@ -213,6 +214,11 @@ def _sizes(model: Mapping[str, Any], shown: Mapping[str, str]) -> list[str]:
 def prediction_line(document: Document) -> str:
     """How well the latency table predicts, and how far off it was for the models of this run."""
     held = document["held_out"]
+    if not held["policies"]:
+        return (
+            f"No budget limits the latency, so none was predicted: models are compared by {document['cost']}, and the "
+            "latency of each was measured once."
+        )
     everything = [*document["models"], *document["others"], *document["baselines"]]
     measured = [m for m in everything if m["latency_ms_measured"] is not None]
     errors = [abs(m["latency_ms_predicted"] / m["latency_ms_measured"] - 1) for m in measured]
@@ -275,7 +281,9 @@ def shown_ms(model: Mapping[str, Any]) -> float:
     return model["latency_ms_predicted"] if measured is None else measured
 
 
-def _time(latency_ms: float) -> str:
+def _time(latency_ms: float | None) -> str:
+    if latency_ms is None:
+        return ""
     return f"{latency_ms * 1e3:.0f} us" if latency_ms < 10 else f"{latency_ms:.1f} ms"
 
 

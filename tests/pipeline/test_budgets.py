@@ -84,17 +84,6 @@ def test_the_page_says_whether_latencies_were_measured(copied: autoprune.Run, tm
     assert "No fine-tuned model meets 10%." in page
 
 
-def test_without_a_latency_all_limits_form_one_budget(searched: Search) -> None:
-    run = searched("bytes:40%", "params:20k", strategy="uniform")
-    (baseline,) = run.baselines
-    assert baseline.budget == "bytes:40%,params:20k"
-    assert baseline.meets_budget
-    dense = run.document["dense"]
-    assert baseline.params <= 20_000
-    assert baseline.bytes <= 0.4 * dense["bytes"]
-    assert max(baseline.params / 20_000, baseline.bytes / (0.4 * dense["bytes"])) > 0.7, "nearly used up"
-
-
 def test_a_budget_that_no_policy_meets_names_every_floor(searched: Search) -> None:
     message = (
         r"the budget 80%,bytes:1kB \(at most .* ms, 1,000 bytes\) cannot be reached: "
