@@ -26,6 +26,7 @@ from autoprune.pipeline.measurer import DeviceMeasurer, Measurer
 from autoprune.pipeline.rehearsal import rehearsed_times
 from autoprune.pipeline.run import open_task
 from autoprune.pipeline.spaces import SpaceFile
+from autoprune.profiling.duration import ProfileSize
 from autoprune.profiling.policy_timer import finite_feeds
 from autoprune.pruning.ranking import round_width
 from autoprune.records import Policy, SearchSpace
@@ -139,6 +140,7 @@ def check_up(
             basis="",
             pass_s=seconds,
             run_s=run_s or run_seconds(structure, dense),
+            profile=ProfileSize.of(structure, space),
             analysis_s=findings.seconds_of("trace and units"),
             start_s=time.process_time(),
             times=times,

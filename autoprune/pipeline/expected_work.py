@@ -24,10 +24,7 @@ from autoprune.pipeline.timed_events import TimedEvents
 from autoprune.profiling.duration import (
     LOAD_S,
     MAX_SECONDS,
-    MOST_ROUNDS,
-    USUAL_ROUNDS,
-    expected_models,
-    expected_seconds,
+    ProfileSize,
     seconds_each,
 )
 from autoprune.records import SearchSpace
@@ -64,6 +61,7 @@ class Timed:
         basis: how, in words.
         pass_s: of a sample pass of the dense model, on one thread.
         run_s: of one run of the dense model on the target.
+        profile: how many models its latency table takes.
         analysis_s: of analysing the model; what else is done with its graph takes in proportion.
         start_s: until workers are ready.
         times: of trials; `usual_times` where none was tried.
@@ -73,6 +71,7 @@ class Timed:
     basis: str
     pass_s: float
     run_s: float
+    profile: ProfileSize
     analysis_s: float
     start_s: float
     times: TrialTimes
@@ -109,7 +108,8 @@ def expected_work(
     moments = MOMENT_EXAMPLES if config.scores == OBS else 0
     ranking_s = FORWARD_SHARE * (moments + RECONSTRUCTION_EXAMPLES) * timed.pass_s + 0.3 * timed.analysis_s
     timing_s = seconds_each(timed.run_s, LOAD_S, CANDIDATE_PROTOCOL)
-    guided, models = config.strategy == "guided", expected_models(structure, space)
+    guided = config.strategy == "guided"
+    models = timed.profile.models(timed.run_s)
     return Work(
         effort=effort,
         budgets=len(config.parsed_budgets()),
@@ -120,7 +120,7 @@ def expected_work(
         guided=guided,
         taught=task.train_step is None and (task.tuning_recipe.distill_weight > 0 or not task.trains),
         table_models=0 if has.table else models,
-        table_model_s=expected_seconds(structure, space, timed.run_s) / models,
+        table_model_s=timed.profile.seconds(timed.run_s) / models,
         dense_passes=0 if has.dense else task.dense_epochs * train,
         recipe_passes=0 if has.recipe else expected_passes(task, share),
         basis=timed.basis,
@@ -197,13 +197,13 @@ def watch_time(
     """
     if not isinstance(events, TimedEvents):
         return MAX_SECONDS
-    events.profile.rounds = MOST_ROUNDS if space.layer_names else USUAL_ROUNDS
     pass_s, analysis_s = seconds_per_pass(task, dense), events.seconds_in_stage
-    run_s = run_seconds(structure, dense)
+    run_s, size = run_seconds(structure, dense), ProfileSize.of(structure, space)
     timed = Timed(
         basis="the time of a sample pass",
         pass_s=pass_s,
         run_s=run_s,
+        profile=size,
         analysis_s=analysis_s,
         start_s=time.process_time() * events.load,
         times=usual_times(pass_s, analysis_s),
@@ -213,8 +213,8 @@ def watch_time(
     if folder.table.exists() or config.table is not None:
         limit_s = table_limit(events, lambda most_s: 0.0)
     else:
-        limit_s = table_limit(events, lambda most_s: expected_seconds(structure, space, run_s, max_seconds=most_s))
-    events.profile.max_seconds = limit_s
+        limit_s = table_limit(events, lambda most_s: size.seconds(run_s, most_s))
+    events.profile.rounds, events.profile.max_seconds = size.rounds, limit_s
     return limit_s
 
 

@@ -18,7 +18,7 @@ from autoprune.profiling.duration import MAX_SECONDS
 from autoprune.report.durations import duration_text
 from autoprune.runfolder import RunFolder, read_json, write_json
 from autoprune.search.effort import Effort
-from autoprune.search.effort_ladder import effort_from_json, effort_to_json, reduced_efforts, with_full_samples
+from autoprune.search.effort_ladder import effort_from_json, effort_to_json, reduced_efforts, with_shorter_full
 
 _PLANNED_SHARE = 0.85
 """Share of the time that is planned: estimates may be too short, and a model that misses its budget has a successor."""
@@ -86,8 +86,7 @@ def with_full_in_time(effort: Effort, events: Events, folder: RunFolder) -> Effo
         return effort
     tried = events.work
     for share in _FULL_SHARES:
-        samples = max(1, round(share * effort.full.finetune_samples))
-        tried = replace(tried, effort=with_full_samples(effort, samples))
+        tried = replace(tried, effort=with_shorter_full(effort, share))
         if events.seconds_of(tried) <= _PLANNED_SHARE * events.left_s:
             break
     if tried.effort != effort:

@@ -29,35 +29,44 @@ STAGES = {SCAN: "scanning widths", HELD_OUT: "timing held-out policies", FIT: "t
 """Stages of a profile, those of policies by their role: operators come first, and the second look at last."""
 
 
+SCAN_SHARE = 0.3
+"""Share of the time in which widths are scanned, as many as fit into it."""
 USUAL_ROUNDS, MOST_ROUNDS = 5, 8
 """Rounds that a profile makes when time allows: until errors no longer fall (measured: 3 to 8), or at most."""
 
 
-def expected_seconds(
-    structure: Structure, space: SearchSpace, run_s: float, *, max_seconds: float = MAX_SECONDS
-) -> float:
-    """Return about how long `profile` takes if the dense model runs for `run_s` and its exports are resized.
+@dataclass(frozen=True, kw_only=True)
+class ProfileSize:
+    """How many models a profile times: scans of few widths and of about all of them, and rounds when time allows."""
 
-    That is at most `max_seconds`, or more for a large model, of which the least that is measured takes longer.
-    """
-    each_s = seconds_each(run_s, LOAD_S, Protocol())
-    least = least_models(structure, space) * each_s
-    return max(least, min(max_seconds, expected_models(structure, space) * each_s))
+    few_scans: int
+    all_scans: int
+    rounds: int
 
+    @classmethod
+    def of(cls, structure: Structure, space: SearchSpace) -> ProfileSize:
+        """Return the size of the profile of a space; scans of all widths are reckoned from those of a few."""
+        widths = {name: space.widths_of(name) for name in space.unit_names}
+        few = {name: _thinned(levels, 4) for name, levels in widths.items()}
+        scans = len(scanned_rows(space, PricedOperators.of(structure, space.layer_names).varying, few))
+        ratio = sum(map(len, widths.values())) / max(sum(map(len, few.values())), 1)
+        rounds = MOST_ROUNDS if space.layer_names else USUAL_ROUNDS
+        return cls(few_scans=scans, all_scans=round(ratio * scans), rounds=rounds)
 
-def least_models(structure: Structure, space: SearchSpace) -> int:
-    """Return how many models a profile times at the least, with one width in two or more left out."""
-    widths = {name: _thinned(space.widths_of(name), 4) for name in space.unit_names}
-    scanned = len(scanned_rows(space, PricedOperators.of(structure, space.layer_names).varying, widths))
-    return scanned + HELD_OUT_POLICIES + LEAST_ROUNDS * ROUND + REMEASURED
+    @property
+    def least(self) -> int:
+        """Models that are timed at the least."""
+        return self.few_scans + HELD_OUT_POLICIES + LEAST_ROUNDS * ROUND + REMEASURED
 
+    def models(self, run_s: float, max_seconds: float = MAX_SECONDS) -> float:
+        """Return about how many models are timed if the dense model runs for `run_s` and exports are resized."""
+        most = max_seconds / seconds_each(run_s, LOAD_S, Protocol())
+        scans = min(self.all_scans, max(self.few_scans, SCAN_SHARE * most))
+        return max(self.least, min(most, scans + HELD_OUT_POLICIES + self.rounds * ROUND + REMEASURED))
 
-def expected_models(structure: Structure, space: SearchSpace) -> int:
-    """Return how many models a profile times when time allows."""
-    widths = {name: space.widths_of(name) for name in space.unit_names}
-    scanned = len(scanned_rows(space, PricedOperators.of(structure, space.layer_names).varying, widths))
-    rounds = MOST_ROUNDS if space.layer_names else USUAL_ROUNDS
-    return scanned + HELD_OUT_POLICIES + rounds * ROUND + REMEASURED
+    def seconds(self, run_s: float, max_seconds: float = MAX_SECONDS) -> float:
+        """Return about how long the profile takes: at most `max_seconds`, or longer where its least takes longer."""
+        return self.models(run_s, max_seconds) * seconds_each(run_s, LOAD_S, Protocol())
 
 
 @dataclass

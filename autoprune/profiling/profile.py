@@ -31,6 +31,7 @@ from autoprune.profiling.duration import (
     REMEASURED,
     REMEASURING,
     ROUND,
+    SCAN_SHARE,
     STAGES,
     seconds_each,
 )  # fmt: skip
@@ -46,8 +47,7 @@ Narrow = Callable[[Mapping[str, Sequence[int]]], SearchSpace]
 _GAIN = 0.95
 """A round is worth its time when it takes the error below this share of the best so far, or if layers are treated."""
 
-_SCAN_SHARE, _NODE_SHARE = 0.3, 0.15
-_MOST_NODES, _LEAST_NODES, _NODE_RUNS = 120, 24, 20
+_NODE_SHARE, _MOST_NODES, _LEAST_NODES, _NODE_RUNS = 0.15, 120, 24, 20
 
 
 def profile(
@@ -105,7 +105,7 @@ def profile(
         evidence=Evidence.none(len(space.levels)),
         max_seconds=max_seconds,
     )
-    prior = work.scan(_SCAN_SHARE * max_seconds, _NODE_SHARE * max_seconds)
+    prior = work.scan(SCAN_SHARE * max_seconds, _NODE_SHARE * max_seconds)
     work.space = space if narrow is None else narrow(work.useful(prior))
     prior = work.prior()
     tested = random_rows(work.space, work.columns, HELD_OUT_POLICIES, work.rng)

@@ -14,8 +14,8 @@ _THREE_RUNGS, _TWO_RUNGS = 0.3, 0.1
 
 _LEAST_SAMPLES = 256
 """Training examples of a fine-tuning at the least, where the effort has so many."""
-_LEAST_TRIALS = 2
-"""Policies for each budget at the least."""
+_LEAST_TRIALS = 8
+"""Policies for each budget at the least: some of them are over it when they are measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +37,9 @@ def reduced_efforts(effort: Effort, budgets: int) -> Iterator[ReducedEffort]:
         yield ReducedEffort(share=share, effort=effort if share == 1 else _reduced(effort, share, budgets))
 
 
-def with_full_samples(effort: Effort, samples: int) -> Effort:
-    """Return an effort whose full fine-tune takes so many training examples."""
-    return replace(effort, full=replace(effort.full, finetune_samples=samples))
+def with_shorter_full(effort: Effort, share: float) -> Effort:
+    """Return an effort whose full fine-tune takes a share of its training examples, but not next to none."""
+    return replace(effort, full=_shorter(effort.full, share))
 
 
 def effort_to_json(effort: Effort) -> dict[str, object]:
@@ -68,7 +68,7 @@ def _reduced(effort: Effort, share: float, budgets: int) -> Effort:
     rungs = tuple(_shorter(fidelity, share) for fidelity in effort.rungs[:count])
     return replace(
         effort,
-        trials=max(_LEAST_TRIALS * budgets, round(share * effort.trials)),
+        trials=min(effort.trials, max(_LEAST_TRIALS * budgets, round(share * effort.trials))),
         rungs=rungs,
         promoted=tuple(max(1, round(share * most)) for most in effort.promoted[: len(rungs) - 1]),
         full=_shorter(effort.full, share),

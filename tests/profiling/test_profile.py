@@ -12,7 +12,7 @@ from autoprune.latencies import Geometry
 from autoprune.latency.geometries import PricedOperators, possible_geometries
 from autoprune.latency.table import FIT, HELD_OUT, SCAN, LatencyTable
 from autoprune.profiling import profile as profiling
-from autoprune.profiling.duration import MAX_SECONDS, expected_seconds
+from autoprune.profiling.duration import MAX_SECONDS, ProfileSize
 from autoprune.profiling.profile import as_prior, profile, scanned_geometries
 from autoprune.records import SearchSpace
 from tests.machines import QUICK, AdditiveMachine, recording_timer, simulated_timer, stairs
@@ -67,8 +67,10 @@ def test_scans_rounds_and_held_out_policies_are_timed(simulated):
 
 def test_a_profile_of_a_large_model_is_expected_to_take_longer(structure_of, space_of):
     structure, space = structure_of("residual"), space_of("residual")
-    assert expected_seconds(structure, space, 1e-4) == MAX_SECONDS
-    slow, slower = (expected_seconds(structure, space, run_s) for run_s in (0.1, 0.2))
+    size = ProfileSize.of(structure, space)
+    assert size.least < size.models(1e-4)
+    assert size.seconds(1e-4) <= MAX_SECONDS
+    slow, slower = (size.seconds(run_s) for run_s in (0.1, 0.2))
     least = 20 * 2 * 0.1  # samples of one policy and of the dense model beside it
     assert slow > (40 + 40 + 16) * least
     assert slower == pytest.approx(2 * slow, rel=0.01)
@@ -133,7 +135,7 @@ def test_a_unit_with_one_width_reaches_narrow_with_it(structure_of, space_of, ta
 
 
 def test_rounds_end_when_their_error_no_longer_falls(simulated, monkeypatch):
-    monkeypatch.setattr(profiling, "_MOST_ROUNDS", 50)
+    monkeypatch.setattr(profiling, "MOST_ROUNDS", 50)
     rounds = simulated(noise=0.01).table.counts[FIT] // 40
     assert 2 <= rounds < 15
 
