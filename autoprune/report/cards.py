@@ -60,7 +60,7 @@ def card(run: RunView, number: int, kind: str, model: Mapping[str, Any]) -> tupl
         plots[0].html(),
     ]
     if time is None:
-        parts.append(missing("This run did not keep where the time of its models goes; newer ones do."))
+        parts.append(missing("This run did not keep where the time goes: it has no latency table, or is older."))
     else:
         plots.append(time)
         parts.append(time.html())
@@ -87,7 +87,7 @@ def _facts(run: RunView, model: Mapping[str, Any]) -> list[list[str]]:
     predicted = shown_time(model["latency_ms_predicted"]) + (f" +- {shown_time(_NORMAL_95 * sd)}" if sd else "")
     ratio = model["latency_ratio"]
     rows += [
-        ["latency, predicted", predicted, ""],
+        *([["latency, predicted", predicted, ""]] if predicted else []),
         ["share of the dense latency", f"{ratio:.1%} ({1 / ratio:.2g} times as fast)", "100 %"],
         *_samples(metrics),
         ["weights", shown_bytes(model["bytes"]), shown_bytes(dense["bytes"])],

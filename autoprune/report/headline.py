@@ -23,7 +23,7 @@ def headlines(document: Document) -> list[str]:
         m for m in (*document["models"], *document["others"]) if m["meets_budget"] and m["strategy"] != "uniform"
     ]
     lines = []
-    for budget in document["budgets"]:
+    for budget in document.get("budgets", ()):  # runs of earlier versions did not keep them
         models = [model for model in searched if model["budget"] == budget]
         if models:
             best = max(models, key=lambda model: (model["score"], -model["latency_ratio"]))

@@ -61,7 +61,8 @@ def report_parts(runs: Sequence[RunView]) -> tuple[str, list[str], list[Section]
     names = ", ".join(run.name for run in runs)
     task, target = Path(str(runs[0].config["task"])).name, runs[0].config["target"]
     title = f"Runs {names}" if several else f"{task} on {target}"
-    return title, [claim(run, several=several) for run in runs], sections, models_json(runs)
+    lines = [(f"{run.name}: " if several else "") + line for run in runs for line in introduction(run)]
+    return title, lines, sections, models_json(runs)
 
 
 def named_apart(runs: Sequence[RunView]) -> list[RunView]:
@@ -76,21 +77,24 @@ def named_apart(runs: Sequence[RunView]) -> list[RunView]:
     return named
 
 
-def claim(run: RunView, *, several: bool = False) -> str:
-    """Return one sentence about the headline of a run, or about how far the run is."""
-    before = f"{run.name}: " if several else ""
+def introduction(run: RunView) -> list[str]:
+    """Return sentences about what a run reached: for each budget, or for its first model; or how far it is."""
     if not run.document:
-        return f"{before}The run has no front yet: {len(run.scored)} scores of policies so far."
-    model, dense = headline(run), run.document["dense"]
+        return [f"The run has no front yet: {len(run.scored)} scores of policies so far."]
+    return headlines(run.document) or [_claim(run)]
+
+
+def _claim(run: RunView) -> str:
+    model, dense = first_model(run), run.document["dense"]
     if model is None:
-        return f"{before}No fine-tuned model meets its budget."
+        return "No fine-tuned model meets its budget."
     equal = _cannot_be_told(run, model)
     which = "The fastest model whose score cannot be told from the dense one's" if equal else "The best model"
     drop = model["score"] - dense["score"]
     how = "measured" if is_measured(run) else "predicted"
     kind = ", uniform" if model["strategy"] == "uniform" else ""
     return (
-        f"{before}{which} ({model['digest']}{kind}) takes {model['latency_ratio']:.1%} of the dense "
+        f"{which} ({model['digest']}{kind}) takes {model['latency_ratio']:.1%} of the dense "
         f"latency ({how} {shown_time(shown_ms(model))}, {1 / model['latency_ratio']:.2g} times as fast) and "
         f"{model['bytes'] / dense['bytes']:.1%} of the bytes; its {run.document['metric']} on validation data is "
         f"{model['score']:.4f} ({drop:+.4f}), on test data {model['test_score']:.4f} "
@@ -98,11 +102,11 @@ def claim(run: RunView, *, several: bool = False) -> str:
     )
 
 
-def headline(run: RunView) -> Mapping[str, Any] | None:
+def first_model(run: RunView) -> Mapping[str, Any] | None:
     """Return the model that a page begins with; `None` without a front.
 
-    The fastest of the front whose 95 % interval on validation data holds the score of the dense model; where there is
-    none, or scores have no intervals, the one with the highest score.
+    The fastest of the front whose 95 % interval on test data holds the score of the dense model; where there is none,
+    or scores have no intervals, the one with the highest score on validation data.
     """
     front = run.document.get("models", ())
     equal = [model for model in front if _cannot_be_told(run, model)]
@@ -112,9 +116,8 @@ def headline(run: RunView) -> Mapping[str, Any] | None:
 
 
 def _cannot_be_told(run: RunView, model: Mapping[str, Any]) -> bool:
-    examples = run.document.get("score_examples", {}).get("validation")
-    interval = score_interval(model["score"], examples)
-    return interval is not None and run.document["dense"]["score"] <= interval[1]
+    interval = score_interval(model["test_score"], run.document.get("score_examples", {}).get("test"))
+    return interval is not None and run.document["dense"]["test_score"] <= interval[1]
 
 
 def models_json(runs: Sequence[RunView]) -> list[dict[str, Any]]:
@@ -128,7 +131,7 @@ def models_json(runs: Sequence[RunView]) -> list[dict[str, Any]]:
             "score": model["score"],
             "test_score": model["test_score"],
             "bytes": model["bytes"],
-            "is_first": model is headline(run),
+            "is_first": model is first_model(run),
         }
         for run in runs
         for kind, model in run.models
@@ -153,11 +156,7 @@ def _front_section(runs: Sequence[RunView]) -> Section:
                 )
         else:
             body += missing(f"{run.name} has no front yet.")
-        body += paragraphs(
-            [*headlines(run.document), *layer_lines(run.document), *score_budget_lines(run.document)]
-            if run.document
-            else []
-        )
+        body += paragraphs([*layer_lines(run.document), *score_budget_lines(run.document)] if run.document else [])
     return Section(name="front", title="Front", body=body, plots=[plot])
 
 

@@ -30,7 +30,10 @@ def device_section(run: RunView, prefix: str, title: str) -> Section:
     plots: list[Plot] = []
     lacks: list[str] = []
     for plot, lack in (
-        (stairs_plot(run, prefix), "This run did not keep the staircases of its units; newer ones do."),
+        (
+            stairs_plot(run, prefix),
+            "This run did not keep staircases: it has no latency table, or is older.",
+        ),
         (sensitivity_plot(run, prefix), "This run has measured no sensitivities (yet, or its strategy needs none)."),
         (error_plot(run, prefix), "This run has no latency table (yet)."),
     ):
@@ -142,7 +145,7 @@ def error_plot(run: RunView, prefix: str = "") -> Plot | None:
 def table_line(run: RunView) -> str:
     """Return where and when the table was measured; runs of earlier versions did not keep it."""
     made = run.document.get("latency_table")
-    if made is None:
+    if made is None or not made["policies"]:  # of an earlier version, or without a table
         return ""
     target = made["target"]
     text = (
