@@ -71,7 +71,7 @@ def take_files(
     other = other_run(config, folder)
     if other is None:
         return
-    if not folder.table.exists():
+    if config.needs_latency and not folder.table.exists():
         reason = _take_table(config, folder, other, structure, space_file, target)
         _note(events, "latency table", other, "it is not measured again", reason)
     if not folder.dense.exists():

@@ -28,13 +28,15 @@ def front_table(document: Document) -> Table:
     for title in ("model", "", "budget"):
         table.add_column(title, no_wrap=True)
     treated = ["layers"] if document.get("layers") else []
-    for title in (f"{metric} val", "test", "measured", "of dense", "predicted", *treated, *shown.values()):
+    predicted = [] if "cost" in document else ["predicted"]
+    for title in (f"{metric} val", "test", "measured", "of dense", *predicted, *treated, *shown.values()):
         table.add_column(title, justify="right", no_wrap=True)
-    full = [f"{dense['score']:.4f}", f"{dense['test_score']:.4f}", _time(dense["latency_ms_measured"]), "100.0 %", ""]
+    full = [f"{dense['score']:.4f}", f"{dense['test_score']:.4f}", _time(dense["latency_ms_measured"]), "100.0 %"]
+    full += [""] * len(predicted)
     dense_layers = ["fp32"] * len(treated)
     in_int8 = document.get("dense_in_int8")
     table.add_row("dense", "", "", *full, *dense_layers, *_sizes(dense, shown), style="dim", end_section=not in_int8)
-    row = partial(_row, shown=shown, layers=document.get("layers", 0))
+    row = partial(_row, shown=shown, layers=document.get("layers", 0), predicted=bool(predicted))
     if in_int8:
         table.add_row(*row(in_int8, "dense in int8"), style="dim", end_section=True)
     everything = {m["digest"]: m for m in [*document["others"], *document["baselines"], *document["models"]]}
@@ -182,7 +184,7 @@ def _span(numbers: Sequence[int]) -> str:
     return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
 
 
-def _row(model: Mapping[str, Any], kind: str, shown: Mapping[str, str], layers: int) -> list[str]:
+def _row(model: Mapping[str, Any], kind: str, shown: Mapping[str, str], layers: int, predicted: bool) -> list[str]:
     return [
         model["digest"],
         kind,
@@ -191,7 +193,7 @@ def _row(model: Mapping[str, Any], kind: str, shown: Mapping[str, str], layers: 
         f"{model['test_score']:.4f}",
         "" if model["latency_ms_measured"] is None else _time(model["latency_ms_measured"]),
         f"{100 * model['latency_ratio']:.1f} %",
-        _time(model["latency_ms_predicted"]),
+        *([_time(model["latency_ms_predicted"])] if predicted else []),
         *([treated_layers(model, layers)] if layers else []),
         *_sizes(model, shown),
     ]

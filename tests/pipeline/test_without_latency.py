@@ -73,7 +73,9 @@ def test_a_search_without_latency_measures_finished_models_once(finished: autopr
     assert len(asked) == 1 + len({m.digest for m in [*run.models, *run.baselines, *run.others]}), "each once, and dense"
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(front_table(document))
-    assert "bytes:40%,params:20k" in console.export_text()
+    text = console.export_text()
+    assert "bytes:40%,params:20k" in text
+    assert "predicted" not in text
     assert "models are compared by params" in prediction_line(document)
     view = read_run(run.folder, run.config.model_dump(), run.folder.study)
     assert "models are compared by params" in write_report([view], tmp_path / "page.html").read_text()
