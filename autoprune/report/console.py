@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from autoprune.search.time_estimate import Remaining
 
 _PLAIN_SECONDS = 10.0
-_LAST_SECONDS = 4.0
-"""Where there is no live view: a line every ten seconds, and one at the end of what took a while."""
+"""Where there is no live view, progress is a line every ten seconds at most; stages and facts are lines at once."""
 
 _REFRESHES = 4
 _BAR_WIDTH = 24
@@ -80,7 +79,7 @@ class ConsoleEvents:
         self._done, self._total = done, total
         self._detail = detail
         now = self._clock()
-        if self._view is None and now - self._printed >= (_PLAIN_SECONDS if done < total else _LAST_SECONDS):
+        if self._view is None and now - self._printed >= _PLAIN_SECONDS:
             self._printed = now
             left = self._left(now)
             parts = [f"{done:,.10g} of {total:,.10g}", *([left] if left else []), *([detail] if detail else [])]
