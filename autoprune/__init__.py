@@ -3,7 +3,7 @@
 import autoprune
 run = autoprune.search("mnist5k", budgets=["50%"], run_dir="runs/mnist")
 run.front()                                  # pandas.DataFrame
-best = run.pick(max_latency_ms=0.1)
+best = run.pick(max_latency="50%")
 best.model(); best.export("model.onnx")
 
 In a study of Optuna of your own: `prepare`, `SearchProblem.objective`, `GuidedSampler`.
