@@ -21,7 +21,7 @@ SEARCHES = {
     "digits": ["--task", "digits", "--budget", "50%"],
     "mnist5k": ["--task", "mnist5k", "--budget", "50%", "--trials", "24", "--space", "widths"],
     "text": ["--task", f"{EXAMPLES / 'text_task.py'}:make_task", "--budget", "60%", "--trials", "24"],
-    "user cnn": ["--task", f"{EXAMPLES / 'cnn_task.py'}:make_task", "--budget", "50%", "--budget", "33%"],
+    "user cnn": ["--task", f"{EXAMPLES / 'cnn_task.py'}:make_task", "--budget", "50%"],
 }
 POINTS = (0.1, 1 / 3, 0.5, 2 / 3, 0.9)
 FROM, UNTIL = 1 / 3, 0.95
@@ -44,13 +44,16 @@ def watched(options: list[str], folder: Path, log: Path) -> tuple[float, list[Es
     start, seen, estimates = time.time(), 0.0, []
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-        while process.poll() is None:
-            time.sleep(POLL_SECONDS)
-            path = folder / "progress.json"
-            written = path.stat().st_mtime if path.exists() else 0.0
-            if written > seen:
-                seen, noted = written, json.loads(path.read_text())
-                estimates.append(Estimate(written - start, noted["seconds_left"], noted["stage"]))
+        try:
+            while process.poll() is None:
+                time.sleep(POLL_SECONDS)
+                path = folder / "progress.json"
+                written = path.stat().st_mtime if path.exists() else 0.0
+                if written > seen:
+                    seen, noted = written, json.loads(path.read_text())
+                    estimates.append(Estimate(written - start, noted["seconds_left"], noted["stage"]))
+        finally:
+            process.terminate()
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{log.read_text()[-2000:]}")
     return time.time() - start, [estimate for estimate in estimates if estimate.left_s > 0]
