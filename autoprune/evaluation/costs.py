@@ -87,10 +87,13 @@ def cost_matrix(
     return costs
 
 
-def additive_costs(structure: Structure, predictor: LatencyPredictor | MacsPredictor, space: SearchSpace) -> Additive:
+def additive_costs(
+    structure: Structure, predictor: LatencyPredictor | MacsPredictor, space: SearchSpace, deviations: float = 0.0
+) -> Additive:
     """Return every cost but the peak of activations as a sum of tables over the levels of the space.
 
-    A layer of the latency table that the space leaves out is dense.
+    A layer of the latency table that the space leaves out is dense. Every part of the latency has so many of its own
+    standard `deviations` added.
 
     Raises:
         PolicyError: the space treats a layer that the latency table does not know.
@@ -101,7 +104,12 @@ def additive_costs(structure: Structure, predictor: LatencyPredictor | MacsPredi
             f"the latency table knows no treatment of {unknown[0]!r}, which the search space treats. Run `autoprune "
             "profile` with this space."
         )
-    parts: dict[str, list[Part]] = {"latency_ms": list(predictor.parts()), "params": [], "bytes": [], "macs": []}
+    parts: dict[str, list[Part]] = {
+        "latency_ms": list(predictor.parts(deviations)),
+        "params": [],
+        "bytes": [],
+        "macs": [],
+    }
     for name, units, cost in structure.tensor_costs(predictor.layers):
         parts[name].append((units, cost))
     tabulated, constants = (

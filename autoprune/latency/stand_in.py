@@ -43,8 +43,8 @@ class MacsPredictor:
         latency_ms = self.predict(policies)
         return Prediction(latency_ms=latency_ms, sd_ms=np.zeros_like(latency_ms))
 
-    def parts(self) -> Iterator[Part]:
-        """Yield the summands of a prediction: columns, and milliseconds `[P]` for rows."""
+    def parts(self, deviations: float = 0.0) -> Iterator[Part]:
+        """Yield the summands of a prediction: columns, and milliseconds `[P]` for rows; their deviations are 0."""
         for name, units, cost in self._structure.tensor_costs(self.layers):
             if name == "macs":
                 yield units, lambda rows, cost=cost: cost(rows) * self._ms_each

@@ -20,6 +20,13 @@ from autoprune.latency.table import LatencyTable
 from autoprune.records import COSTS, Policy, SearchSpace
 from autoprune.structure import Structure
 
+_LATENCY = COSTS.index("latency_ms")
+_DEVIATIONS = 1.0
+"""Standard deviations between a prediction and what most policies do not exceed."""
+
+_DEVIATIONS_OF_PART = 0.2
+"""The same for each part: errors of about 25 parts cancel, so a deviation of the sum is a fifth of one of each."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CostModel:
@@ -64,6 +71,13 @@ class CostModel:
         limited = {name for limit in self.limits.values() for name in limit.limited}
         return cost_matrix(self.structure, self.predictor, policies, {"latency_ms", *limited})
 
+    def cautious_costs(self, policies: Sequence[Policy]) -> npt.NDArray[np.float64]:
+        """Return `limited_costs` with a latency that most policies do not exceed: a standard deviation is added."""
+        costs = self.limited_costs(policies)
+        rows = self.structure.rows(policies, self.table.layers)
+        costs[:, _LATENCY] += _DEVIATIONS * self.predictor.predict_with_sd(rows).sd_ms
+        return costs
+
     def predict_ms(self, policy: Policy) -> float:
         """Return the predicted latency of one policy."""
         return float(self.predictor.predict([policy])[0])
@@ -74,13 +88,13 @@ class CostModel:
         return np.array([self.predict_ms(policy) for policy in policies]) / self.dense_ms
 
     def additive(self, space: SearchSpace) -> Additive:
-        """Return the costs as sums of tables over the levels of a space, for the solver."""
-        return additive_costs(self.structure, self.predictor, space)
+        """Return the costs as sums of tables over the levels of a space, for the solver: parts are cautious, too."""
+        return additive_costs(self.structure, self.predictor, space, _DEVIATIONS_OF_PART)
 
     @property
     def latency_ratios(self) -> dict[str, float]:
         """Largest latency of every budget, as a share of the dense model's; infinite where it is not limited."""
-        return {budget: limit.most[COSTS.index("latency_ms")] / self.dense_ms for budget, limit in self.limits.items()}
+        return {budget: limit.most[_LATENCY] / self.dense_ms for budget, limit in self.limits.items()}
 
     def with_budgets(self, budgets: Sequence[Budget]) -> CostModel:
         """Return the model with further budgets."""
@@ -117,7 +131,7 @@ def reachable_costs(
     free = CostModel(structure=structure, table=table)
     limits = {str(budget): budget.limit(free.dense_costs) for budget in budgets}
     predict = partial(cost_matrix, structure, free.predictor)
-    require_reachable(space, predict, limits, free.additive(space))
+    require_reachable(space, predict, limits, additive_costs(structure, free.predictor, space))
     return CostModel(structure=structure, table=table, limits=limits)
 
 

@@ -59,6 +59,7 @@ def search_plan(
         space=space,
         dense_widths=dense_model.structure.full_widths,
         predict=costs.limited_costs,
+        cautious=costs.cautious_costs,
         limits=tuple(costs.limits.values()),
         effort=effort,
         run_seed=config.seed,
@@ -92,6 +93,7 @@ def explore(
         plan = replace(
             plan,
             predict=costs.limited_costs,
+            cautious=costs.cautious_costs,
             additive=costs.additive(plan.space),
             effort=widened(effort, costs.table.refits),
         )

@@ -82,7 +82,7 @@ def run_search(
     rungs = search.effort.rungs
     results = {rungs[0].name: list(explorer.results.values())}
     correlations: list[RankCorrelation] = []
-    cheap = [*explorer.results.values(), *explorer.apart.values()]
+    cheap = [*{**explorer.known, **explorer.results}.values(), *explorer.apart.values()]
     trusted = measured is None or measured.as_predicted(cheap)
     for fidelity, most in zip(rungs[1:], search.effort.promoted, strict=True) if trusted else ():
         rung = _Rung(search, executor, uniform, fidelity, on_event, measured)

@@ -46,6 +46,8 @@ class Search:
         space: the units and their levels.
         dense_widths: width of every unit of the dense model.
         predict: costs of policies, `[P, K]`.
+        cautious: costs that most policies do not exceed, `[P, K]`; guided proposals fit their limit by them, since a
+            search goes where predictions are too low. Default: `predict`.
         limits: every policy of the front fits one limit.
         effort: trials, fidelities and promotions.
         run_seed: seed of everything random.
@@ -70,6 +72,7 @@ class Search:
     importance: Mapping[str, npt.NDArray[np.float64]] | None = None
     fit: FitToLimit = fit_to_limit
     open_study: OpenStudy = open_study
+    cautious: Predict | None = None
 
     def open_broker(self, study_spec: StudySpec, **options: Any) -> Broker:
         """Open the study of a rung; `options` are those of `Broker`."""
@@ -80,6 +83,7 @@ class Explorer:
     """Scores policies at the proxy for one strategy; what an earlier run of the search scored is not run again.
 
     `results` holds the policies that this strategy asked for, in that order, so a resumed search asks the same again.
+    `known` holds whatever the study of the proxy holds, that of earlier searches with another latency table, too.
     `apart` holds the policies that need not fit any limit. `table` holds the sensitivities, for strategies that measure
     them. `notes` are sentences for the report.
     """
@@ -91,6 +95,7 @@ class Explorer:
         self.uniform = uniform
         self.results: dict[Policy, TrialResult] = {}
         self.apart: dict[Policy, TrialResult] = {}
+        self.known: dict[Policy, TrialResult] = {}
         self.notes: list[str] = []
         self.table: Mapping[str, npt.NDArray[np.float64]] | None = None
         self._executor = executor
@@ -181,7 +186,10 @@ class Explorer:
             broker.enqueue(policies)
             name = stage or fidelity.name
             spare = any(best_within(list(self.apart.values()), limit, 1) for limit in limits)
-            return run_rung(broker, executor, limits, name, self._on_event, refill, spare=spare)
+            results = run_rung(broker, executor, limits, name, self._on_event, refill, spare=spare)
+        if not stage:
+            self.known |= {result.policy: result for result in results}
+        return results
 
     @staticmethod
     def _collect(

@@ -154,7 +154,11 @@ class GuidedProposals:
             self.table = parts.sensitivities(search.space, measured, self._anchors)
         solver = parts.solver(search.space, search.additive)
         allocator = Allocator(
-            space=search.space, solver=solver, table=self.table, predict=search.predict, widen=parts.widen
+            space=search.space,
+            solver=solver,
+            table=self.table,
+            predict=search.cautious or search.predict,
+            widen=parts.widen,
         )
         evaluations, per_round = _rounds(search.effort.trials, len(search.limits), self._slots)
         evaluations = sys.maxsize if self._endless else evaluations

@@ -65,6 +65,10 @@ def test_additive_costs_sum_to_the_exact_ones(finished: autoprune.Run, monkeypat
     assert set(additive) == {"latency_ms", "params", "macs", "bytes"}
     for name, cost in additive.items():
         np.testing.assert_allclose(cost.of(table.space, policies), wanted[:, COSTS.index(name)], rtol=1e-9)
+    cautious = additive_costs(structure, predictor, table.space, deviations=2.0)
+    added_ms = cautious["latency_ms"].of(table.space, policies) - wanted[:, COSTS.index("latency_ms")]
+    parts_sd_ms = predictor.predict_with_sd(policies).sd_ms
+    assert (added_ms > 1.9 * parts_sd_ms - 1e-9).all(), "errors of parts never cancel in a sum of deviations"
     monkeypatch.setattr(costs, "_MOST_ENTRIES", 1)
     rough = additive_costs(structure, predictor, table.space)["params"]
     # Main effects are taken at the middle levels: products of several narrow units are where they end.

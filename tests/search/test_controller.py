@@ -68,6 +68,12 @@ def test_only_policies_that_meet_their_limit_when_measured_are_fine_tuned(tmp_pa
     assert all(policy.widths["unit0"] % 2 == 0 for policy in tuned)
 
 
+def test_what_an_earlier_search_scored_is_promoted_too(tmp_path, undisturbed):
+    run_search(fakes.search(tmp_path, strategy="random"), InlineExecutor(fakes.plain))
+    again = run_search(fakes.search(tmp_path, strategy="uniform"), InlineExecutor(fakes.plain))
+    assert by_rung(again)["brief"] == by_rung(undisturbed)["brief"]
+
+
 def test_nothing_is_fine_tuned_where_predictions_are_wrong(tmp_path):
     results = run_search(fakes.search(tmp_path), InlineExecutor(fakes.plain), measured=Odd(trusted=False)).results
     assert set(results) == {"proxy"}

@@ -31,6 +31,19 @@ def test_it_finds_what_direct_search_does_not(tmp_path):
     assert all(any(fits(fakes.predict([r.policy])[0], x) for x in fakes.LIMITS) for r in guided.results["proxy"])
 
 
+def test_proposals_fit_their_limit_by_cautious_costs(tmp_path):
+    def cautious(policies):
+        return fakes.predict(policies) * 1.05
+
+    outcome = searched(tmp_path, cautious=cautious)
+    proposed = [r.policy for r in outcome.results["proxy"]][len(fakes.LIMITS) :]
+    assert proposed
+    assert all(any(fits(cautious([policy])[0], limit) for limit in fakes.LIMITS) for policy in proposed)
+    (tmp_path / "bold").mkdir()
+    bold = [r.policy for r in searched(tmp_path / "bold").results["proxy"]][len(fakes.LIMITS) :]
+    assert not all(any(fits(cautious([policy])[0], limit) for limit in fakes.LIMITS) for policy in bold)
+
+
 class ManyWorkers(InlineExecutor):
     """Trials finish in any order; `most` trials were under way after the sensitivities."""
 
