@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 from autoprune.allocation.limits import fits
@@ -20,16 +20,25 @@ def best_within(results: Sequence[TrialResult], limit: Limit, count: int) -> lis
     return [result for _, _, result in sorted(fitting, key=lambda item: item[:2])[:count]]
 
 
-def diverse(results: Sequence[TrialResult], limit: Limit, count: int) -> list[TrialResult]:
+def diverse(results: Sequence[TrialResult], limit: Limit, count: int, meets: Meets | None = None) -> list[TrialResult]:
     """As `best_within`, taking turns between policies that remove as many branches: the best of each first.
 
-    A cheap score judges widths against widths better than widths against depth.
+    A cheap score judges widths against widths better than widths against depth. A policy that does not meet the limit
+    when `meets` measures it gives its turn to the next best that removes as many; no more are measured than it takes.
     """
-    depths: dict[int, list[TrialResult]] = {}
+    depths: dict[int, deque[TrialResult]] = {}
     for result in best_within(results, limit, len(results)):
-        depths.setdefault(sum(width == 0 for width in result.policy.widths.values()), []).append(result)
-    turns = itertools.zip_longest(*depths.values())
-    return [result for turn in turns for result in turn if result is not None][:count]
+        depths.setdefault(sum(width == 0 for width in result.policy.widths.values()), deque()).append(result)
+    turns, chosen = deque(depths.values()), []
+    while turns and len(chosen) < count:
+        asked = [turns.popleft() for _ in range(min(len(turns), count - len(chosen)))]
+        firsts = [same_depth.popleft() for same_depth in asked]
+        met = meets([result.policy for result in firsts], limit) if meets else [True] * len(firsts)
+        chosen += [result for result, inside in zip(firsts, met, strict=True) if inside]
+        served = [same_depth for same_depth, inside in zip(asked, met, strict=True) if inside]
+        again = [same_depth for same_depth, inside in zip(asked, met, strict=True) if not inside]
+        turns = deque(same_depth for same_depth in (*again, *turns, *served) if same_depth)
+    return chosen
 
 
 def promote(
@@ -52,22 +61,8 @@ def promote(
     for limit in limits:
         if baselines.get(limit) in finished:
             chosen[baselines[limit]] = "uniform"
-        candidates = [result.policy for result in diverse(others, limit, len(others))]
-        chosen |= dict.fromkeys(_first(candidates, limit, per_budget, meets), "promoted")
+        chosen |= {result.policy: "promoted" for result in diverse(others, limit, per_budget, meets)}
     return chosen
-
-
-def _first(candidates: Sequence[Policy], limit: Limit, count: int, meets: Meets | None) -> list[Policy]:
-    """Return the first `count` candidates that meet the limit; no more are measured than it takes."""
-    if meets is None:
-        return list(candidates[:count])
-    found: list[Policy] = []
-    for start in range(0, len(candidates), max(count, 1)):
-        if len(found) >= count:
-            break
-        some = candidates[start : start + count]
-        found += [policy for policy, met in zip(some, meets(some, limit), strict=True) if met]
-    return found[:count]
 
 
 def _fits(result: TrialResult, limit: Limit) -> bool:

@@ -94,6 +94,32 @@ def test_policies_of_every_depth_take_turns():
     assert chosen == [(0, 3), (3, 3), (0, 0), (0, 2), (2, 2)]
 
 
+def test_a_policy_that_misses_the_limit_gives_its_turn_to_the_next_of_its_depth():
+    space = SearchSpace(id="d", levels={"a": (0, 1, 2, 3), "b": (0, 1, 2, 3)})
+    base = evaluate(spec(0))
+    pairs = [(3, 3), (2, 2), (0, 3), (1, 1), (0, 2)]
+    results = [
+        TrialResult(
+            **vars(base)
+            | {
+                "number": number,
+                "policy": space.policy({"a": a, "b": b}),
+                "measurement": replace(base.measurement, loss=float(number)),
+            }
+        )
+        for number, (a, b) in enumerate(pairs)
+    ]
+    asked = []
+
+    def slow_when_wide(policies, limit):
+        asked.extend(tuple(policy.widths.values()) for policy in policies)
+        return [policy.widths["a"] != 3 for policy in policies]
+
+    found = diverse(results, Limit.of(latency_ms=1e9), 2, slow_when_wide)
+    assert {tuple(r.policy.widths.values()) for r in found} == {(2, 2), (0, 3)}
+    assert asked == [(3, 3), (0, 3), (2, 2)]
+
+
 def test_ties_go_to_the_earlier_trial():
     twins = [evaluate(spec(number, unit0=2)) for number in (7, 4)]
     same = [TrialResult(**vars(r) | {"measurement": twins[0].measurement}) for r in twins]
