@@ -162,7 +162,7 @@ class LatencyPredictor:
         latency_ms = self.predict(policies)
         rows, codes = self._coded(policies)
         draws = self._sum_draws(rows, codes) + self._remainder_spread_ms.astype(np.float32)
-        return Prediction(latency_ms=latency_ms, sd_ms=_sd(draws, axis=1))
+        return Prediction(latency_ms=latency_ms, sd_ms=np.sqrt(np.mean(draws**2, axis=1)))
 
     def parts(self, deviations: float = 0.0) -> Iterator[tuple[tuple[int, ...], Callable[[np.ndarray], np.ndarray]]]:
         """Yield the summands of a prediction beside the remainder: columns, and milliseconds `[P]` for rows.
@@ -170,9 +170,9 @@ class LatencyPredictor:
         NaN where the table has no entry. Every summand has so many of its own standard `deviations` added.
         """
         for term in self.terms:
-            term_ms = (term.latency_ms + deviations * _sd(term.spread_ms, axis=-1)).ravel()
+            term_ms = (term.latency_ms + deviations * np.sqrt((term.spread_ms**2).mean(axis=-1))).ravel()
             yield term.units, lambda rows, term=term, ms=term_ms: ms[_flat(term, self._coded(rows)[1])]
-        entries_ms = self._costs.entries_ms + deviations * _sd(self._costs.spread_ms, axis=0)
+        entries_ms = self._costs.entries_ms + deviations * np.sqrt((self._costs.spread_ms**2).mean(axis=0))
         for number in self._single:
             units = self._index.operators[number].units
             yield units, lambda rows, number=number: entries_ms[self._index.numbers_of(number, rows)]
@@ -297,8 +297,3 @@ def _flat(term: Term, codes: Sequence[np.ndarray]) -> np.ndarray:
 def _packed(sizes: np.ndarray) -> np.ndarray:
     """One int64 key for each row of `[P, 3]`."""
     return (sizes[:, 0] << 2 * _BITS) | (sizes[:, 1] << _BITS) | sizes[:, 2]
-
-
-def _sd(differences_ms: np.ndarray, axis: int) -> np.ndarray:
-    """Standard deviation of posterior draws that are given by their differences from the mean, along their axis."""
-    return np.sqrt(np.mean(differences_ms**2, axis=axis))
