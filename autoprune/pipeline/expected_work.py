@@ -18,6 +18,7 @@ from autoprune.pipeline.dense import seconds_per_pass
 from autoprune.pipeline.events import Events
 from autoprune.pipeline.measurer import CANDIDATE_PROTOCOL
 from autoprune.pipeline.rehearsal import rehearsed_times
+from autoprune.pipeline.score_budgets import MOST_LATENCIES
 from autoprune.pipeline.time_limit import table_limit
 from autoprune.pipeline.time_parts import Work
 from autoprune.pipeline.timed_events import TimedEvents
@@ -129,7 +130,14 @@ def expected_work(
         order_s=0 if has.order else ranking_s,
         export_s=timed.export_s + timing_s + FORWARD_SHARE * timed.pass_s * (val + test),
         start_s=timed.start_s if config.executor != "inline" else 0.0,
+        uncounted=_uncounted(config),
     )
+
+
+def _uncounted(config: RunConfig) -> str:
+    """Return what a search by score may take beside its first latencies; nothing for other budgets."""
+    most = MOST_LATENCIES * len(config.score_budgets())
+    return f"without up to {most} further latencies that budgets by score search" if most else ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,10 +62,16 @@ def table_limit(events: Events, table_seconds: TableSeconds) -> float:
 
 
 def planned_effort(events: Events, effort: Effort, folder: RunFolder) -> Effort:
-    """Return the effort of a run as it was planned, or is planned now from the time that is left."""
-    if folder.effort.exists():
-        return effort_from_json(read_json(folder.effort, "effort")["effort"])
-    if not isinstance(events, TimedEvents) or events.work is None or events.left_s is None or events.begun:
+    """Return the effort of a run as it was planned, or is planned now from the time that is left.
+
+    A plan of a search that has not begun is made again: it may be of other options.
+    """
+    if folder.has_study:
+        effort = _planned(folder) or effort
+        _expect(events, effort)
+        return effort
+    folder.effort.unlink(missing_ok=True)
+    if not isinstance(events, TimedEvents) or events.work is None or events.left_s is None:
         return effort
     tried = events.work
     for reduced in reduced_efforts(effort, tried.budgets):
@@ -79,10 +85,29 @@ def planned_effort(events: Events, effort: Effort, folder: RunFolder) -> Effort:
 
 
 def with_full_in_time(effort: Effort, events: Events, folder: RunFolder) -> Effort:
-    """Return an effort whose full fine-tunes fit into the time that is left; shorter ones where they do not."""
-    if not isinstance(events, TimedEvents) or events.work is None or events.left_s is None:
+    """Return an effort whose full fine-tunes fit into the time that is left; shorter ones where they do not.
+
+    It is decided once: all full fine-tunes of a run are alike, those of later latencies and later calls, too.
+
+    Args:
+        effort: of the search; corrections of its table may have widened it.
+        events: know the time that is left.
+        folder: of the run, which keeps the decision.
+    """
+    planned = _planned(folder)
+    if planned is None:
         return effort
-    if not folder.effort.exists() or read_json(folder.effort).get("full_is_final"):
+    if read_json(folder.effort).get("full_is_final"):
+        effort = replace(effort, full=planned.full)
+        _expect(events, effort)
+        return effort
+    effort = _shortened(effort, events)
+    _keep(folder, replace(planned, full=effort.full), full_is_final=True)
+    return effort
+
+
+def _shortened(effort: Effort, events: Events) -> Effort:
+    if not isinstance(events, TimedEvents) or events.work is None or events.left_s is None:
         return effort
     tried = events.work
     for share in _FULL_SHARES:
@@ -92,7 +117,6 @@ def with_full_in_time(effort: Effort, events: Events, folder: RunFolder) -> Effo
     if tried.effort != effort:
         events.note(f"full fine-tunes take {tried.effort.full.finetune_samples:,} samples, to end in time")
     events.expect(tried)
-    _keep(folder, tried.effort, full_is_final=True)
     return tried.effort
 
 
@@ -101,6 +125,17 @@ def allows(events: Events, seconds: float) -> bool:
     if not isinstance(events, TimedEvents) or events.left_s is None:
         return True
     return events.seconds_of(events.work) + seconds <= events.left_s if events.work else False
+
+
+def _expect(events: Events, effort: Effort) -> None:
+    """Have the events reckon with an effort, if they reckon with time."""
+    if isinstance(events, TimedEvents) and events.work is not None:
+        events.expect(replace(events.work, effort=effort))
+
+
+def _planned(folder: RunFolder) -> Effort | None:
+    """Return the plan that a run keeps, if it has one."""
+    return effort_from_json(read_json(folder.effort, "effort")["effort"]) if folder.effort.exists() else None
 
 
 def _keep(folder: RunFolder, effort: Effort, *, full_is_final: bool) -> None:

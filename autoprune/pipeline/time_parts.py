@@ -38,6 +38,7 @@ class Work:
         order_s: seconds of ranking channels.
         export_s: seconds of exporting, scoring and timing one model.
         start_s: seconds until workers are ready.
+        uncounted: what may come on top, in words.
     """
 
     effort: Effort
@@ -58,6 +59,7 @@ class Work:
     order_s: float
     export_s: float
     start_s: float
+    uncounted: str = ""
 
     def parts(self) -> list[Part]:
         """Return the parts of the search in their order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,6 +24,9 @@ _UNTUNED = (rung_title("proxy"), rung_title(SENSITIVITY))
 
 _TELL_SECONDS, _NOTE_SECONDS = 0.5, 5.0
 """The estimate is told to events and noted in the run folder at most so often, and whenever a stage begins."""
+
+_KEEP_SECONDS = 10.0
+"""The run folder learns at least so often what was spent, also while one long trial runs: a killed call tells nothing."""
 
 
 class TimedEvents:
@@ -52,6 +56,7 @@ class TimedEvents:
         self._begun_cpu_s = time.process_time()
         self._earlier_s = spent_seconds(folder)
         self._stage = ""
+        self._lock = threading.RLock()  # the estimate changes in one thread and is noted by two
         self._stage_begun = self._begun
         self.work: Work | None = None
         self.estimate: TimeEstimate | None = None
@@ -89,21 +94,23 @@ class TimedEvents:
 
     def expect(self, work: Work) -> None:
         """Take the work that is ahead, as far as it is known now."""
-        self.work = work
-        if self.estimate is None:
-            self.estimate = work.estimate()
-            self.estimate.begin(self._stage, self._clock())
-        else:
-            self.estimate.expect(work.parts(), work.times, work.basis)
+        with self._lock:
+            self.work = work
+            if self.estimate is None:
+                self.estimate = work.estimate()
+                self.estimate.begin(self._stage, self._clock())
+            else:
+                self.estimate.expect(work.parts(), work.times, work.basis)
         self._tell(at_once=True)
 
     def stage(self, title: str) -> None:
         """Pass on that a stage begins."""
         now = self._clock()
-        self._stage, self._stage_begun = title, now
         self._events.stage(title)
-        if self.estimate is not None:
-            self.estimate.begin(title, now)
+        with self._lock:
+            self._stage, self._stage_begun = title, now
+            if self.estimate is not None:
+                self.estimate.begin(title, now)
         self._tell(at_once=True)
 
     def note(self, text: str) -> None:
@@ -113,8 +120,10 @@ class TimedEvents:
     def advance(self, done: float, total: float, detail: str = "") -> None:
         """Pass on a step of the stage."""
         now = self._clock()
-        if self.estimate is not None:
-            if self._stage != TABLE:
+        with self._lock:
+            if self.estimate is None:
+                pass
+            elif self._stage != TABLE:
                 self.estimate.advance(done, total, now)
             elif known := self.profile(detail, int(done), int(total), self.seconds_in_stage):
                 self.estimate.advance(*known, now)
@@ -127,55 +136,95 @@ class TimedEvents:
         """Learn from a step of a rung, and pass it on."""
         if isinstance(self._events, TakesTrials):
             self._events.trials(title, progress)
-        if self.estimate is not None:
-            count, seconds, passes = progress.done, progress.trial_seconds, progress.trial_passes
-            tuned = title not in _UNTUNED
-            self.estimate.learn(title, MeasuredTrials(count=count, seconds=seconds, passes=passes, tuned=tuned))
+        count, seconds, passes = progress.done, progress.trial_seconds, progress.trial_passes
+        learned = MeasuredTrials(count=count, seconds=seconds, passes=passes, tuned=title not in _UNTUNED)
+        with self._lock:
+            if self.estimate is not None:
+                self.estimate.learn(title, learned)
 
     def end(self) -> None:
         """Note that nothing is left to do."""
-        last = self.estimate.remaining(self._clock()) if self.estimate else Remaining(seconds=0.0, basis="")
+        last = self._remaining() if self.estimate else Remaining(seconds=0.0, basis="")
         self._note(replace(last, seconds=0.0, seconds_by_part={}, basis="the search is finished"))
+
+    def keep(self) -> None:
+        """Note how far the search is; from any thread."""
+        with self._lock:
+            self._note(self._remaining() if self.estimate else None)
 
     def _tell(self, *, at_once: bool = False) -> None:
         now = self._clock()
         if self.estimate is None or not (at_once or now - self._told >= _TELL_SECONDS):
             return
         self._told = now
-        remaining = self.estimate.remaining(now)
+        remaining = self._remaining()
         if isinstance(self._events, TakesRemaining):
             self._events.remaining(remaining)
         if at_once or now - self._noted >= _NOTE_SECONDS:
             self._note(remaining)
 
-    def _note(self, remaining: Remaining) -> None:
-        self._noted = self._clock()
-        value: dict[str, Any] = {
-            "updated": datetime.now(UTC).isoformat(timespec="seconds"),
-            "stage": self._stage,
-            "seconds_left": round(remaining.seconds, 1),
-            "basis": remaining.basis,
-            "seconds_left_by_part": {name: round(seconds, 1) for name, seconds in remaining.seconds_by_part.items()},
-            "seconds_spent": round(self.spent_s, 1),
-            "trials": remaining.trials,
-            "sample_passes": round(remaining.sample_passes),
-        }
-        with suppress(RunFolderError):  # a search does not end because nobody can read how long it takes
-            write_json(self._folder.progress, value)
+    def _remaining(self) -> Remaining:
+        """Return what is left, with a basis that says what it leaves out."""
+        assert self.estimate is not None
+        with self._lock:
+            remaining = self.estimate.remaining(self._clock())
+        further = f"; {self.work.uncounted}" if self.work and self.work.uncounted else ""
+        return replace(remaining, basis=remaining.basis + further)
+
+    def _note(self, remaining: Remaining | None) -> None:
+        """Note what is left and what was spent; before there is an estimate, what was spent alone."""
+        with self._lock:
+            self._noted = self._clock()
+            value: dict[str, Any] = {"updated": datetime.now(UTC).isoformat(timespec="seconds"), "stage": self._stage}
+            value["seconds_spent"] = round(self.spent_s, 1)
+            value |= _left_values(remaining) if remaining else {}
+            with suppress(RunFolderError):  # a search does not end because nobody can read how long it takes
+                write_json(self._folder.progress, value)
+
+
+def _left_values(remaining: Remaining) -> dict[str, Any]:
+    return {
+        "seconds_left": round(remaining.seconds, 1),
+        "basis": remaining.basis,
+        "seconds_left_by_part": {name: round(seconds, 1) for name, seconds in remaining.seconds_by_part.items()},
+        "trials": remaining.trials,
+        "sample_passes": round(remaining.sample_passes),
+    }
 
 
 @contextmanager
-def timed(events: Events, folder: RunFolder, max_minutes: float | None) -> Iterator[Events]:
+def timed(
+    events: Events, folder: RunFolder, max_minutes: float | None, keep_seconds: float = _KEEP_SECONDS
+) -> Iterator[Events]:
     """Yield events that reckon with time, where somebody wants to know it or there is a limit.
 
-    The run folder keeps the last estimate.
+    The run folder keeps the last estimate, and every `keep_seconds` what was spent: that counts however a call ends.
     """
     if not isinstance(events, TakesRemaining) and max_minutes is None:
         yield events
         return
     watch = TimedEvents(events, folder, None if max_minutes is None else 60 * max_minutes)
-    yield watch
+    over = threading.Event()
+
+    def keep_time() -> None:
+        while not over.wait(keep_seconds):
+            watch.keep()
+
+    keeper = threading.Thread(target=keep_time, name="autoprune-time", daemon=True)
+    keeper.start()
+    try:
+        yield watch
+    except BaseException:
+        _stop(keeper, over)
+        watch.keep()
+        raise
+    _stop(keeper, over)
     watch.end()
+
+
+def _stop(keeper: threading.Thread, over: threading.Event) -> None:
+    over.set()
+    keeper.join()
 
 
 def spent_seconds(folder: RunFolder) -> float:

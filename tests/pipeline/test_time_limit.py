@@ -72,13 +72,16 @@ def test_what_is_planned_fits(folder, clock, minutes):
     assert effort.trials <= EFFORT.trials
     assert effort.full.finetune_samples <= EFFORT.full.finetune_samples
     assert (effort == EFFORT) == (minutes == 60)
-    assert planned_effort(events, EFFORT, folder) == effort, "a run keeps its plan"
+    folder.study.touch()
+    other = replace(EFFORT, trials=3)
+    assert planned_effort(events, other, folder) == effort, "a search that has begun keeps its plan"
+    assert events.work.effort == effort
+    assert planned_effort(Silent(), other, folder) == effort
 
 
 def test_less_time_is_less_effort(folder, clock):
     samples = []
     for minutes in (10, 5, 3, 2):
-        folder.effort.unlink(missing_ok=True)
         events = timed_events(folder, clock, minutes)
         samples.append(planned_effort(events, EFFORT, folder).full.finetune_samples)
     assert samples == sorted(samples, reverse=True)
@@ -100,8 +103,38 @@ def test_full_fine_tunes_get_shorter_when_the_rungs_took_longer(folder, clock):
     late = with_full_in_time(effort, events, folder)
     assert late.full.finetune_samples < effort.full.finetune_samples
     assert late.rungs == effort.rungs
+    folder.study.touch()
     assert planned_effort(events, EFFORT, folder) == late
     assert not allows(events, 1_000.0)
+
+
+def test_full_fine_tunes_stay_alike_and_corrections_are_not_kept(folder, clock):
+    events = timed_events(folder, clock, 8)
+    planned = planned_effort(events, EFFORT, folder)
+    clock.now = 400.0
+    widened = replace(planned, trials=planned.trials + 32)  # as after a correction of the table
+    late = with_full_in_time(widened, events, folder)
+    assert late.trials == widened.trials
+    for watch in (events, timed_events(folder, clock, 60), timed_events(folder, clock, None), Silent()):
+        assert with_full_in_time(widened, watch, folder) == late, "the next latency, a later call"
+    folder.study.touch()
+    assert planned_effort(events, EFFORT, folder) == replace(planned, full=late.full)
+
+
+def test_a_call_without_a_limit_settles_the_full_fine_tunes_too(folder, clock):
+    planned = planned_effort(timed_events(folder, clock, 8), EFFORT, folder)
+    assert with_full_in_time(planned, Silent(), folder) == planned
+    clock.now = 400.0
+    assert with_full_in_time(planned, timed_events(folder, clock, 8), folder) == planned
+
+
+def test_a_plan_is_made_again_until_the_search_begins(folder, clock):
+    short = planned_effort(timed_events(folder, clock, 3), EFFORT, folder)
+    wanted = replace(EFFORT, trials=12)
+    assert planned_effort(timed_events(folder, clock, 60), wanted, folder) == wanted != short
+    planned_effort(timed_events(folder, clock, 3), EFFORT, folder)
+    assert planned_effort(Silent(), wanted, folder) == wanted
+    assert not folder.effort.exists()
 
 
 def test_nothing_is_measured_for_a_search_that_does_not_fit(tmp_path):

@@ -1,17 +1,23 @@
 """A search tells how long it will still take, and its folder keeps what it told last."""
 
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import autoprune
 from autoprune.cli.study import status_lines
+from autoprune.config import RunConfig
 from autoprune.lease import held
 from autoprune.pipeline.events import Silent
-from autoprune.runfolder import read_json
+from autoprune.pipeline.expected_work import _uncounted
+from autoprune.pipeline.timed_events import TimedEvents, timed
+from autoprune.runfolder import RunFolder, read_json, write_json
 from autoprune.search.time_estimate import Remaining
 from tests.conftest import QUICK, SPEC
 from tests.measurers import SimulatedMeasurer
+from tests.pipeline.test_time_limit import WORK
 
 
 class Watching(Silent):
@@ -63,6 +69,40 @@ def test_the_folder_keeps_the_seconds_of_all_calls(watched: tuple[autoprune.Run,
     assert before["seconds_left"] == 0
     autoprune.search(run_dir=run.folder.path, events=Watching(), measurer=SimulatedMeasurer())
     assert read_json(run.folder.progress)["seconds_spent"] > before["seconds_spent"] > 0
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_call_that_is_ended_or_killed_keeps_what_it_spent(tmp_path: Path, known: bool) -> None:
+    folder = RunFolder(tmp_path)
+    write_json(folder.progress, {"seconds_spent": 100.0})
+    during: list[float] = []
+
+    def searched() -> None:
+        with timed(Silent(), folder, 10, keep_seconds=0.01) as events:
+            assert isinstance(events, TimedEvents)
+            if known:
+                events.expect(WORK)
+            spent = read_json(folder.progress)["seconds_spent"]
+            deadline = time.monotonic() + 10
+            while spent == read_json(folder.progress)["seconds_spent"] and time.monotonic() < deadline:
+                time.sleep(0.02)  # one long trial without any event
+            during.append(read_json(folder.progress)["seconds_spent"])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        searched()
+    assert read_json(folder.progress)["seconds_spent"] >= during[0] > 100
+    assert ("seconds_left" in read_json(folder.progress)) == known
+
+
+def test_what_is_not_counted_is_said(tmp_path: Path) -> None:
+    events = TimedEvents(Silent(), RunFolder(tmp_path))
+    config = RunConfig(task=SPEC, budgets=("score:-1%",))
+    events.expect(replace(WORK, uncounted=_uncounted(config)))
+    assert read_json(tmp_path / "progress.json")["basis"] == (
+        "from a guess; without up to 5 further latencies that budgets by score search"
+    )
+    assert not _uncounted(RunConfig(task=SPEC))
 
 
 def test_status_shows_the_estimate_while_somebody_works_on_the_run(watched: tuple[autoprune.Run, Watching]) -> None:
