@@ -35,7 +35,7 @@ def rehearsed_times(
     form: ModelForm | None,
     usual: TrialTimes,
 ) -> TrialTimes:
-    """Return the times of trials by three short ones of half the widths, or `usual` where these take long or fail.
+    """Return the times of trials by short ones of half the widths, or `usual` where these take long or fail.
 
     Args:
         config: how many threads trials have, and whether layers are reconstructed.
@@ -56,7 +56,7 @@ def rehearsed_times(
     try:
         with trial_threads(config.worker_threads):
             trials = _Rehearsal.of(config, task, structure, space, dense, form)
-            trials(0)  # the first one fills caches
+            trials(0)  # the first of four fills caches and is not timed
             cheap, few, more = trials(0), trials(_FEW_STEPS * batch), trials(_MORE_STEPS * batch)
     except AutopruneError:  # an untrained model may well have outputs that are not finite
         return usual
