@@ -137,6 +137,12 @@ class Run:
         """Fully fine-tuned models that are dominated or missed their budget."""
         return [from_json(value, self.document["space_id"]) for value in self.document["others"]]
 
+    @cached_property
+    def dense_in_int8(self) -> FrontModel | None:
+        """The dense model with every layer in int8; `None` where the search space offers int8 for no layer."""
+        value = self.document.get("dense_in_int8")
+        return None if value is None else from_json(value, self.document["space_id"])
+
     def front(self, *, baselines: bool = False) -> pd.DataFrame:
         """The front as a table, fastest first; with the uniform baselines on request."""
         import pandas as pd
@@ -197,7 +203,8 @@ class Run:
 
     def candidate(self, digest: str) -> Candidate:
         """A model of this run by its digest or the beginning of it."""
-        everything = {m.digest: m for m in [*self.models, *self.baselines, *self.others]}
+        in_int8 = [] if self.dense_in_int8 is None else [self.dense_in_int8]
+        everything = {m.digest: m for m in [*in_int8, *self.models, *self.baselines, *self.others]}
         named = [m for name, m in everything.items() if name.startswith(digest)]
         if len(named) != 1:
             raise UsageError(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autoprune.budgets import Budget, ScoreBudget
+from autoprune.report.amounts import score_interval
 from autoprune.trials import FrontModel
 
 MOST_LATENCIES = 5
@@ -22,8 +23,6 @@ _CLOSE = 1.08
 
 _STEP = 0.6
 """Factor on the latency while every model keeps the score."""
-
-_NORMAL_95 = 1.96
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +72,10 @@ class ScoreSearch:
         value: dict[str, Any] = {"budget": str(self.budget), "least_score": self.least, "digest": None}
         if answer is None:
             return value
-        half = interval(answer.score, examples) if examples else None
         return value | {
             "digest": answer.digest,
             "score": answer.score,
-            "score_interval": half,
+            "score_interval": score_interval(answer.score, examples),
             "latency_ratio": answer.latency_ratio,
         }
 
@@ -98,13 +96,3 @@ def next_budgets(
     wanted = [search.next_latency(searched, models) for search in searches]
     texts = dict.fromkeys(f"{100 * ratio:.3g}%" for ratio in wanted if ratio is not None)
     return [budget for budget in map(Budget.parse, texts) if str(budget) not in searched]
-
-
-def interval(score: float, examples: int) -> float | None:
-    """Return half of the 95 % interval of a share of examples, by the normal distribution; `None` for other scores.
-
-    Example:
-        >>> round(interval(0.9, 1000), 4)
-        0.0186
-    """
-    return _NORMAL_95 * math.sqrt(score * (1 - score) / examples) if 0 <= score <= 1 else None

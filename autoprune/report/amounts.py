@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-_NORMAL_95 = 1.96
+NORMAL_95 = 1.96
+"""Standard deviations on either side of a mean that hold 95 % of a normal distribution."""
 
 
 def shown_time(latency_ms: float | None) -> str:
@@ -24,13 +25,6 @@ def shown_bytes(number: float | None) -> str:
     return f"{number:.0f} B"
 
 
-def shown_seconds(seconds: float) -> str:
-    """Return a duration: `12 s`, `3.5 min`, `2.1 h`."""
-    if seconds < 90:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.1f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
-
-
 def score_interval(score: float, examples: int | None) -> tuple[float, float] | None:
     """Return the 95 % interval of a share of examples; `None` where the score is no share or the number is unknown.
 
@@ -43,9 +37,9 @@ def score_interval(score: float, examples: int | None) -> tuple[float, float] | 
     """
     if not examples or not 0 <= score <= 1:
         return None
-    square = _NORMAL_95**2
+    square = NORMAL_95**2
     middle = (score + square / (2 * examples)) / (1 + square / examples)
-    half = _NORMAL_95 / (1 + square / examples) * math.sqrt(score * (1 - score) / examples + square / (4 * examples**2))
+    half = NORMAL_95 / (1 + square / examples) * math.sqrt(score * (1 - score) / examples + square / (4 * examples**2))
     return middle - half, middle + half
 
 

@@ -7,17 +7,16 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from autoprune.report.amounts import score_interval, shown_bytes, shown_interval, shown_time
+from autoprune.report.amounts import NORMAL_95, score_interval, shown_bytes, shown_interval, shown_time
 from autoprune.report.fragments import missing, table
 from autoprune.report.front_plot import is_measured, model_key
 from autoprune.report.plots import DENSE, FRONT, INT8, OTHER, Plot
 from autoprune.report.runview import RunView
 from autoprune.report.tables import shown_ms
 
-KINDS = {"models": "front", "others": "not on the front", "baselines": "uniform", "dense_in_int8": "dense in int8"}
+_KIND_TEXTS = {"models": "front", "others": "not on the front", "baselines": "uniform", "dense_in_int8": "dense in int8"}
 """Words for the lists of `front.json`."""
 
-_NORMAL_95 = 1.96
 _MOST_LAYERS = 40
 _LEAST_SHARE = 0.002
 """Layers in a plot of times at most, and the share of the dense time that one has at least; the others are one bar."""
@@ -29,7 +28,7 @@ _ROW, _ROOM = 22, 96
 def kind_text(kind: str, model: Mapping[str, Any]) -> str:
     """Return what a model is: on the front, a baseline or neither; a uniform one may be on the front, too."""
     uniform = model["strategy"] == "uniform" and kind != "baselines"
-    return KINDS[kind] + (", uniform" if uniform else "")
+    return _KIND_TEXTS[kind] + (", uniform" if uniform else "")
 
 
 def card_name(number: int, model: Mapping[str, Any]) -> str:
@@ -79,12 +78,12 @@ def _facts(run: RunView, model: Mapping[str, Any]) -> list[list[str]]:
         for of, key in (("validation", "score"), ("test", "test_score"))
     ]
     times = [model["latency_ms_measured"], dense["latency_ms_measured"]]
-    noise = _NORMAL_95 * run.document["held_out"]["noise_percent"] / 100
+    noise = NORMAL_95 * run.document["held_out"]["noise_percent"] / 100
     measured = [f"{shown_time(ms)} +- {shown_time(noise * ms)}" if ms else "" for ms in times]
     if is_measured(run):
         rows.append(["latency, measured", measured[0], shown_time(times[1])])
     sd = metrics.get("latency_ms_predicted_sd")
-    predicted = shown_time(model["latency_ms_predicted"]) + (f" +- {shown_time(_NORMAL_95 * sd)}" if sd else "")
+    predicted = shown_time(model["latency_ms_predicted"]) + (f" +- {shown_time(NORMAL_95 * sd)}" if sd else "")
     ratio = model["latency_ratio"]
     rows += [
         *([["latency, predicted", predicted, ""]] if predicted else []),

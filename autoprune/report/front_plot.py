@@ -6,13 +6,12 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from autoprune.report.amounts import score_interval, shown_time
+from autoprune.report.amounts import NORMAL_95, score_interval, shown_time
 from autoprune.report.plots import DENSE, FRONT, INT8, OTHER, RUN_COLORS, UNIFORM, Plot
 from autoprune.report.runview import RunView
 from autoprune.report.tables import shown_ms
 
 NAME = "front-plot"
-_NORMAL_95 = 1.96
 _LOOKS: dict[str, dict[str, Any]] = {
     "models": {"name": "front", "color": FRONT, "symbol": "circle", "size": 10},
     "others": {"name": "not on the front", "color": OTHER, "symbol": "x", "size": 9},
@@ -42,7 +41,7 @@ def front_plot(runs: Sequence[RunView]) -> Plot:
         "height": 460, "margin": {"l": 64, "r": 16, "t": 16, "b": 56}, "hovermode": "closest",
         "legend": {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0},
         "xaxis": {"title": {"text": f"{how} latency, ms"}},
-        "yaxis": {"title": {"text": metric}},
+        "yaxis": {"title": {"text": html.escape(metric)}},
     }  # fmt: skip
     label = f"{metric} against {how} latency of {_counted(runs)}. The table below holds the same numbers."
     return Plot(name=NAME, label=label, traces=traces, layout=layout)
@@ -55,7 +54,7 @@ def _counted(runs: Sequence[RunView]) -> str:
 
 def _traces(run: RunView, number: int, *, several: bool) -> list[dict[str, Any]]:
     color = RUN_COLORS[number % len(RUN_COLORS)] if several else None
-    before = f"{run.name}: " if several else ""
+    before = html.escape(f"{run.name}: ") if several else ""
     rows: dict[str, list[Mapping[str, Any]]] = {kind: [] for kind in _LOOKS}
     for kind in ("models", "others", "baselines"):
         rows[kind] = list(run.document.get(kind, ()))
@@ -73,7 +72,7 @@ def _traces(run: RunView, number: int, *, several: bool) -> list[dict[str, Any]]
 def _models(
     run: RunView, kind: str, rows: Sequence[Mapping[str, Any]], look: Mapping[str, Any], before: str
 ) -> dict[str, Any]:
-    noise = _NORMAL_95 * run.document["held_out"]["noise_percent"] / 100
+    noise = NORMAL_95 * run.document["held_out"]["noise_percent"] / 100
     return {
         "type": "scatter", "name": before + look["name"], "mode": "lines+markers" if kind == "models" else "markers",
         "x": [shown_ms(m) for m in rows], "y": [m["score"] for m in rows],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,12 +10,14 @@ from autoprune.report.amounts import score_interval, shown_bytes, shown_time
 
 Document = Mapping[str, Any]
 
+_PERCENT = re.compile(r"(?<=\d)%")
+
 
 def headlines(document: Document) -> list[str]:
     """Return a sentence for every budget whose best searched model meets it: how fast, how good, against what.
 
-    Scores are those on test data. Where they are shares of a known number of examples, the sentence says whether the
-    dense score lies within the 95 % interval of the model's.
+    Budgets are those that the models were searched for, which are combinations of the ones that were given, or
+    latencies that a budget by score led to.
 
     Args:
         document: content of `front.json`.
@@ -22,37 +25,68 @@ def headlines(document: Document) -> list[str]:
     searched = [
         m for m in (*document["models"], *document["others"]) if m["meets_budget"] and m["strategy"] != "uniform"
     ]
+    by_budget: dict[str, list[Mapping[str, Any]]] = {}
+    for model in searched:
+        by_budget.setdefault(model["budget"] or "", []).append(model)
     lines = []
-    for budget in document.get("budgets", ()):  # runs of earlier versions did not keep them
-        models = [model for model in searched if model["budget"] == budget]
-        if models:
-            best = max(models, key=lambda model: (model["score"], -model["latency_ratio"]))
-            lines.append(f"{budget}: {_cost(document, best)}, {_score(document, best)}{_uniform(document, budget)}.")
+    for budget, models in by_budget.items():
+        best = max(models, key=lambda model: (model["score"], -model["latency_ratio"]))
+        start = f"At {_PERCENT.sub(' %', budget)}: " if budget else ""
+        lines.append(f"{start}{_facts(document, best)}{_uniform(document, budget)}; model {best['digest']}.")
     return lines
 
 
-def _cost(document: Document, model: Mapping[str, Any]) -> str:
-    dense = document["dense"]
+def headline_of(document: Document, model: Mapping[str, Any]) -> str:
+    """Return the sentence about one model, whatever its budget."""
+    return f"{_facts(document, model)}; model {model['digest']}."
+
+
+def place_of_dense(document: Document, model: Mapping[str, Any]) -> str | None:
+    """Return where the dense test score lies: `below`, `within` or `above` the 95 % interval of the model's.
+
+    Returns:
+        `None` where scores are no shares of a known number of examples.
+    """
+    interval = _interval(document, model)
+    if interval is None:
+        return None
+    of_dense = document["dense"]["test_score"]
+    return "below" if of_dense < interval[0] else "within" if of_dense <= interval[1] else "above"
+
+
+def _interval(document: Document, model: Mapping[str, Any]) -> tuple[float, float] | None:
+    return score_interval(model["test_score"], document.get("score_examples", {}).get("test"))
+
+
+def _facts(document: Document, model: Mapping[str, Any]) -> str:
+    return f"{', '.join(_costs(document, model))}, {_score(document, model)}"
+
+
+def _costs(document: Document, model: Mapping[str, Any]) -> list[str]:
+    """Return the speed of a faster model, and the weights where it is no faster or a budget limits another cost."""
+    dense, ratio = document["dense"], model["latency_ratio"]
     now, before = model["latency_ms_measured"], dense["latency_ms_measured"]
-    if not now or not before or now >= before:
-        return (
-            f"{model['digest']} takes {shown_bytes(model['bytes'])} of weights instead of {shown_bytes(dense['bytes'])}"
-        )
-    times = f"{shown_time(now)} instead of {shown_time(before)}"
-    return f"{model['digest']} is {before / now:.2g} times as fast as the dense model ({times})"
+    texts = []
+    if now and before and now < before:
+        times = f"{shown_time(now)} instead of {shown_time(before)}"
+        texts.append(f"{before / now:.2g} times as fast as the dense model ({times})")
+    elif not now and ratio < 1:  # a table of another device: nothing was measured
+        texts.append(f"predicted to be {1 / ratio:.2g} times as fast as the dense model")
+    if not texts or ":" in (model["budget"] or ""):
+        texts.append(f"{shown_bytes(model['bytes'])} of weights instead of {shown_bytes(dense['bytes'])}")
+    return texts
 
 
 def _score(document: Document, model: Mapping[str, Any]) -> str:
-    dense, examples = document["dense"], document.get("score_examples", {}).get("test")
-    score, of_dense = model["test_score"], dense["test_score"]
+    score, of_dense = model["test_score"], document["dense"]["test_score"]
     text = f"{document['metric']} {score:.4f} instead of {of_dense:.4f} on test data"
-    interval = score_interval(score, examples)
-    if interval is None or score >= of_dense:
+    place, interval = place_of_dense(document, model), _interval(document, model)
+    if place is None or interval is None:
         return text
-    place = "within" if interval[0] <= of_dense <= interval[1] else "outside"
-    return f"{text} (dense is {place} its 95 % interval, {interval[0]:.4f} to {interval[1]:.4f})"
+    low, high = interval
+    return f"{text} (the dense score lies {place} the 95 % interval of the model's, {low:.4f} to {high:.4f})"
 
 
 def _uniform(document: Document, budget: str) -> str:
-    scores = [m["test_score"] for m in document["baselines"] if m["budget"] == budget and m["meets_budget"]]
+    scores = [m["test_score"] for m in document["baselines"] if (m["budget"] or "") == budget and m["meets_budget"]]
     return f"; uniform widths {max(scores):.4f}" if scores else "; no uniform widths meet this budget"

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autoprune.report.amounts import score_interval, shown_bytes, shown_time
+from autoprune.report.amounts import shown_bytes, shown_time
 from autoprune.report.cards import MODEL_HEADER, card, kind_text, model_rows
 from autoprune.report.comparison import comparison_section
 from autoprune.report.fragments import Section, missing, paragraphs, table
 from autoprune.report.front_plot import front_plot, is_measured, model_key
-from autoprune.report.headline import headlines
+from autoprune.report.headline import headline_of, headlines, place_of_dense
 from autoprune.report.page import page
 from autoprune.report.runview import RunView
 from autoprune.report.search_plots import search_section, trouble_section
@@ -81,43 +81,26 @@ def introduction(run: RunView) -> list[str]:
     """Return sentences about what a run reached: for each budget, or for its first model; or how far it is."""
     if not run.document:
         return [f"The run has no front yet: {len(run.scored)} scores of policies so far."]
-    return headlines(run.document) or [_claim(run)]
-
-
-def _claim(run: RunView) -> str:
-    model, dense = first_model(run), run.document["dense"]
+    if lines := headlines(run.document):
+        return lines
+    model = first_model(run)
     if model is None:
-        return "No fine-tuned model meets its budget."
-    equal = _cannot_be_told(run, model)
-    which = "The fastest model whose score cannot be told from the dense one's" if equal else "The best model"
-    drop = model["score"] - dense["score"]
-    how = "measured" if is_measured(run) else "predicted"
-    kind = ", uniform" if model["strategy"] == "uniform" else ""
-    return (
-        f"{which} ({model['digest']}{kind}) takes {model['latency_ratio']:.1%} of the dense "
-        f"latency ({how} {shown_time(shown_ms(model))}, {1 / model['latency_ratio']:.2g} times as fast) and "
-        f"{model['bytes'] / dense['bytes']:.1%} of the bytes; its {run.document['metric']} on validation data is "
-        f"{model['score']:.4f} ({drop:+.4f}), on test data {model['test_score']:.4f} "
-        f"({model['test_score'] - dense['test_score']:+.4f})."
-    )
+        return ["No fine-tuned model meets its budget."]
+    return [f"Only uniform widths meet a budget: {headline_of(run.document, model)}"]
 
 
 def first_model(run: RunView) -> Mapping[str, Any] | None:
     """Return the model that a page begins with; `None` without a front.
 
-    The fastest of the front whose 95 % interval on test data holds the score of the dense model; where there is none,
-    or scores have no intervals, the one with the highest score on validation data.
+    The fastest of the front whose score on test data may be as good as the dense one's: the dense score does not lie
+    above its 95 % interval. Where there is none, or scores have no intervals, the one with the highest score on
+    validation data.
     """
     front = run.document.get("models", ())
-    equal = [model for model in front if _cannot_be_told(run, model)]
+    equal = [model for model in front if place_of_dense(run.document, model) in ("below", "within")]
     if equal:
         return min(equal, key=lambda m: (m["latency_ratio"], -m["score"]))
     return max(front, key=lambda m: (m["score"], -m["latency_ratio"]), default=None)
-
-
-def _cannot_be_told(run: RunView, model: Mapping[str, Any]) -> bool:
-    interval = score_interval(model["test_score"], run.document.get("score_examples", {}).get("test"))
-    return interval is not None and run.document["dense"]["test_score"] <= interval[1]
 
 
 def models_json(runs: Sequence[RunView]) -> list[dict[str, Any]]:

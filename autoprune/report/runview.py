@@ -15,7 +15,7 @@ from autoprune.study.location import StudyLocation, is_empty
 from autoprune.study.reading import StoredStudy, stored_studies
 from autoprune.study.spec import SPEC_KEY
 
-KINDS = ("models", "others", "baselines")
+_LISTS = ("models", "others", "baselines")
 """Lists of models in `front.json`: the front, models that missed their budget or are dominated, uniform ones."""
 
 
@@ -67,11 +67,8 @@ class RunView:
     @property
     def models(self) -> list[tuple[str, Mapping[str, Any]]]:
         """Fully fine-tuned models with their list in `front.json`, each once; the dense model in int8 is one."""
-        listed = [(kind, model) for kind in KINDS for model in self.document.get(kind, ())]
-        if "dense_in_int8" in self.document:
-            listed.append(("dense_in_int8", self.document["dense_in_int8"]))
         once: dict[str, tuple[str, Mapping[str, Any]]] = {}
-        for kind, model in listed:
+        for kind, model in _listed(self.document):
             once.setdefault(model["digest"], (kind, model))
         return list(once.values())
 
@@ -99,7 +96,7 @@ def read_run(folder: RunFolder, config: Mapping[str, Any], location: StudyLocati
         RunFolderError: when a file is torn, or its studies cannot be read.
     """
     document = read_json(folder.front) if folder.front.exists() else {}
-    digests = {model["digest"] for kind in KINDS for model in document.get(kind, ())}
+    digests = {model["digest"] for _, model in _listed(document)}
     metrics = {digest: _read(folder.model(digest).metrics) for digest in sorted(digests)}
     studies = stored_studies(location) if folder.has_study and not is_empty(location) else []
     return RunView(
@@ -115,6 +112,13 @@ def read_run(folder: RunFolder, config: Mapping[str, Any], location: StudyLocati
         limits=next((limits for study in studies if (limits := _question(study).get("limits"))), ()),
         failures=[f"{study.name}, {text}" for study in studies for text in _failures(study)],
     )
+
+
+def _listed(document: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return every model of `front.json` with the name of its list; the dense model in int8 is an entry of its own."""
+    in_int8 = [document["dense_in_int8"]] if "dense_in_int8" in document else []
+    lists = {kind: document.get(kind, ()) for kind in _LISTS} | {"dense_in_int8": in_int8}
+    return [(kind, model) for kind, models in lists.items() for model in models]
 
 
 def folder_state(folder: RunFolder) -> list[tuple[str, int, int]]:

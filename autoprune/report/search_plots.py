@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from autoprune.budgets import BUDGET_TOLERANCE
-from autoprune.report.amounts import shown_seconds
+from autoprune.report.durations import duration_text
 from autoprune.report.fragments import Section, folded, missing, pair, paragraphs, table
 from autoprune.report.plots import RUN_COLORS, Plot
 from autoprune.report.runview import RunView, ShownTrial
@@ -64,7 +64,7 @@ def progress_plot(run: RunView, prefix: str = "") -> Plot | None:
         "grid": {"rows": 1, "columns": 2, "pattern": "independent"},
         "xaxis": {"title": {"text": "sample passes"}, "rangemode": "tozero"},
         "xaxis2": {"title": {"text": "minutes"}, "rangemode": "tozero"},
-        "yaxis": {"title": {"text": f"best {run.document.get('metric', 'score')} so far"}},
+        "yaxis": {"title": {"text": html.escape(f"best {run.document.get('metric', 'score')} so far")}},
         "yaxis2": {"matches": "y"},
     }  # fmt: skip
     return Plot(
@@ -135,7 +135,7 @@ def fidelity_plot(run: RunView, prefix: str = "") -> Plot | None:
     layout = {
         "height": 380, "margin": {"l": 56, "r": 12, "t": 12, "b": 48}, "hovermode": "closest",
         "legend": {"orientation": "h", "y": -0.25, "yanchor": "top", "x": 0},
-        "xaxis": {"title": {"text": f"{cheapest} score"}}, "yaxis": {"title": {"text": "score after fine-tuning"}},
+        "xaxis": {"title": {"text": html.escape(f"{cheapest} score")}}, "yaxis": {"title": {"text": "score after fine-tuning"}},
     }  # fmt: skip
     told = f"Rank correlation within budgets: {'; '.join(rhos)}." if rhos else "Its rank correlation is not known."
     return Plot(
@@ -151,16 +151,16 @@ def trouble_section(run: RunView, prefix: str, title: str) -> Section:
     for study in dict.fromkeys(t.study for t in timed):
         own = [t for t in timed if t.study == study]
         seconds, passes = (sum(t.result[key] for t in own) for key in ("seconds", "sample_passes"))
-        rows.append([f"{study} ({own[0].fidelity})", str(len(own)), shown_seconds(seconds), f"{passes:,.0f}"])
+        rows.append([f"{study} ({own[0].fidelity})", str(len(own)), duration_text(seconds), f"{passes:,.0f}"])
     if run.table:
         count = str(len(run.table.get("samples", ())))
-        rows.insert(0, ["latency table", count, shown_seconds(run.table.get("seconds", 0.0)), ""])
+        rows.insert(0, ["latency table", count, duration_text(run.table.get("seconds", 0.0)), ""])
     header = ["stage", "trials or policies", "seconds of work", "sample passes"]
     body = table("Where the time of the search went", header, rows) if rows else missing("Nothing has been timed yet.")
     slowest = sorted(timed, key=lambda t: -t.result["seconds"])[:_SLOWEST]
     if slowest:
         cells = [
-            [t.digest, t.fidelity, t.origin, shown_seconds(t.result["seconds"]), f"{t.result['sample_passes']:,.0f}"]
+            [t.digest, t.fidelity, t.origin, duration_text(t.result["seconds"]), f"{t.result['sample_passes']:,.0f}"]
             for t in slowest
         ]
         body += folded(

@@ -14,15 +14,18 @@ import json
 import re
 import secrets
 import socket
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, quote, urlsplit
 
 from autoprune.errors import AutopruneError, UsageError
+from autoprune.report.fragments import Section
 from autoprune.report.html import report_parts
 from autoprune.report.page import page, page_state
 from autoprune.report.plots import finite
@@ -31,6 +34,7 @@ from autoprune.report.runview import RunView
 _FOLLOW_SECONDS = 2.0
 _SLOW_CLIENT_SECONDS = 30.0
 _MODEL = re.compile(r"/model/(\d{1,4})/([0-9a-f]{1,64})\.onnx")
+_TEXT = "text/plain; charset=utf-8"
 _HEADERS = {
     "Cache-Control": "no-store",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -38,6 +42,14 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
+
+
+class _Reading(NamedTuple):
+    """Runs as they were read, and what their page says of them."""
+
+    runs: Sequence[RunView]
+    parts: tuple[str, list[str], list[Section], list[dict[str, Any]]]
+    state: bytes
 
 
 class ReportServer:
@@ -69,7 +81,7 @@ class ReportServer:
         self.token = token or ("" if self._local else secrets.token_urlsafe(16))
         self._seconds = seconds
         self._lock = threading.Lock()
-        self._known: tuple[object, Sequence[RunView], bytes] | None = None
+        self._known: tuple[object, _Reading] | None = None
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             self._server = _Server.on((host, port), partial(_Handler, self), family)
@@ -101,23 +113,25 @@ class ReportServer:
         """Return whether a request may be answered, from its `Host` header and its token."""
         if self.token:
             return hmac.compare_digest(given.encode(), self.token.encode())
-        return is_loopback(urlsplit(f"//{host}").hostname or "")
+        try:
+            return is_loopback(urlsplit(f"//{host}").hostname or "")
+        except ValueError:  # such as a bracket that is not closed
+            return False
 
     def page(self) -> bytes:
         """Return the page as it is now."""
-        runs, state = self._now()
-        title, introduction, sections, models = report_parts(runs)
-        live = {"seconds": self._seconds, "query": self.query, "version": _version(state)}
-        return page(title, introduction, sections, models, live=live).encode()
+        now = self._now()
+        live = {"seconds": self._seconds, "query": self.query, "version": _version(now.state)}
+        return page(*now.parts, live=live).encode()
 
     def state(self) -> tuple[bytes, str]:
         """Return the state of the page as JSON, and its version."""
-        _, state = self._now()
+        state = self._now().state
         return state, _version(state)
 
     def model(self, number: int, digest: str) -> Path | None:
         """Return the ONNX file of a model that the page shows; `None` for any other, or one outside its run folder."""
-        runs, _ = self._now()
+        runs = self._now().runs
         if number >= len(runs):
             return None
         folder = runs[number].path.resolve()
@@ -126,16 +140,16 @@ class ReportServer:
         inside = [file for file in files if file.is_relative_to(folder) and file.suffix == ".onnx" and file.is_file()]
         return inside[0] if inside else None
 
-    def _now(self) -> tuple[Sequence[RunView], bytes]:
-        """Return the runs and the state of their page; they are read again only when something has changed."""
+    def _now(self) -> _Reading:
+        """Return the runs and their page; they are read again only when something has changed."""
         with self._lock:
             signature = self._signature()
             if self._known is None or signature is None or signature != self._known[0]:
                 runs = self._read()
-                _, introduction, sections, models = report_parts(runs)
-                state = page_state(introduction, sections, models, bodies=True)
-                self._known = signature, runs, json.dumps(finite(state), separators=(",", ":")).encode()
-            return self._known[1], self._known[2]
+                parts = report_parts(runs)
+                state = page_state(*parts[1:], bodies=True)
+                self._known = signature, _Reading(runs, parts, json.dumps(finite(state), separators=(",", ":")).encode())
+            return self._known[1]
 
 
 class _Server(ThreadingHTTPServer):
@@ -145,6 +159,11 @@ class _Server(ThreadingHTTPServer):
     def on(cls, place: tuple[str, int], handler: Callable[..., _Handler], family: socket.AddressFamily) -> _Server:
         """Listen on an address of a family; the class decides it before a server is made."""
         return type("_Server", (cls,), {"address_family": family})(place, handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that went away, or were too slow; anything else is a fault with a traceback."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -159,36 +178,41 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer with the page, its state, a model, or an error in one sentence."""
-        parts = urlsplit(self.path)
+        try:
+            parts = urlsplit(self.path)
+        except ValueError:
+            self._refuse(HTTPStatus.BAD_REQUEST, "the address cannot be read")
+            return
         bearer = self.headers.get("Authorization", "").removeprefix("Bearer ")
         given = bearer or parse_qs(parts.query).get("token", [""])[0]
         if not self._report.admits(self.headers.get("Host", ""), given):
             self._refuse(HTTPStatus.FORBIDDEN, "the address names another host, or its token is missing or wrong")
             return
         try:
-            self._answer(parts.path)
-        except AutopruneError as error:  # a file that is being written, or gone: the page asks again
+            answer = self._answer(parts.path)
+        except (AutopruneError, OSError) as error:  # a file that is being written, or gone: the page asks again
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
+        else:
+            self._send(*answer)
 
     do_HEAD = do_GET
 
-    def _answer(self, path: str) -> None:
+    def _answer(self, path: str) -> tuple[HTTPStatus, bytes, str, Mapping[str, str]]:
+        """Return status, body, kind and further headers; reading is over before anything is sent."""
         if path == "/":
-            self._send(HTTPStatus.OK, self._report.page(), "text/html; charset=utf-8")
-        elif path == "/state":
+            return HTTPStatus.OK, self._report.page(), "text/html; charset=utf-8", {}
+        if path == "/state":
             body, version = self._report.state()
-            if self.headers.get("If-None-Match") == version:
-                self._send(HTTPStatus.NOT_MODIFIED, b"", "application/json", {"ETag": version})
-            else:
-                self._send(HTTPStatus.OK, body, "application/json", {"ETag": version})
-        elif (asked := _MODEL.fullmatch(path)) and (file := self._report.model(int(asked[1]), asked[2])):
+            known = self.headers.get("If-None-Match") == version
+            status = HTTPStatus.NOT_MODIFIED if known else HTTPStatus.OK
+            return status, b"" if known else body, "application/json", {"ETag": version}
+        if (asked := _MODEL.fullmatch(path)) and (file := self._report.model(int(asked[1]), asked[2])):
             name = f'attachment; filename="{asked[2]}.onnx"'
-            self._send(HTTPStatus.OK, file.read_bytes(), "application/octet-stream", {"Content-Disposition": name})
-        else:
-            self._refuse(HTTPStatus.NOT_FOUND, "there is no such page, or no such model")
+            return HTTPStatus.OK, file.read_bytes(), "application/octet-stream", {"Content-Disposition": name}
+        return HTTPStatus.NOT_FOUND, b"there is no such page, or no such model\n", _TEXT, {}
 
     def _refuse(self, status: HTTPStatus, reason: str) -> None:
-        self._send(status, f"{reason}\n".encode(), "text/plain; charset=utf-8")
+        self._send(status, f"{reason}\n".encode(), _TEXT)
 
     def _send(self, status: HTTPStatus, body: bytes, kind: str, more: Mapping[str, str] | None = None) -> None:
         self.send_response(status)

@@ -11,6 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from autoprune.records import Unit
+from autoprune.report.amounts import score_interval, shown_time
 from autoprune.treatments import Layer
 
 Document = Mapping[str, Any]
@@ -31,7 +32,7 @@ def front_table(document: Document) -> Table:
     predicted = [] if "cost" in document else ["predicted"]
     for title in (f"{metric} val", "test", "measured", "of dense", *predicted, *treated, *shown.values()):
         table.add_column(title, justify="right", no_wrap=True)
-    full = [f"{dense['score']:.4f}", f"{dense['test_score']:.4f}", _time(dense["latency_ms_measured"]), "100.0 %"]
+    full = [f"{dense['score']:.4f}", f"{dense['test_score']:.4f}", shown_time(dense["latency_ms_measured"]), "100.0 %"]
     full += [""] * len(predicted)
     dense_layers = ["fp32"] * len(treated)
     in_int8 = document.get("dense_in_int8")
@@ -191,9 +192,9 @@ def _row(model: Mapping[str, Any], kind: str, shown: Mapping[str, str], layers: 
         model["budget"] or "",
         f"{model['score']:.4f}",
         f"{model['test_score']:.4f}",
-        "" if model["latency_ms_measured"] is None else _time(model["latency_ms_measured"]),
+        shown_time(model["latency_ms_measured"]),
         f"{100 * model['latency_ratio']:.1f} %",
-        *([_time(model["latency_ms_predicted"])] if predicted else []),
+        *([shown_time(model["latency_ms_predicted"])] if predicted else []),
         *([treated_layers(model, layers)] if layers else []),
         *_sizes(model, shown),
     ]
@@ -246,16 +247,17 @@ def form_lines(document: Document) -> list[str]:
 
 def score_budget_lines(document: Document) -> list[str]:
     """Return the answer to every budget by score: the fastest model that keeps so much, with its interval."""
-    lines = []
+    lines, examples = [], document.get("score_examples", {}).get("validation")
     for entry in document.get("score_budgets", ()):
         asked = f"{entry['budget']} (at least {entry['least_score']:.4f})"
         if entry["digest"] is None:
             lines.append(f"No model that is faster than the dense one keeps {asked}.")
             continue
-        half = f" +- {entry['score_interval']:.4f} (95 %)" if entry["score_interval"] else ""
+        interval = score_interval(entry["score"], examples)
+        between = f" (95 % interval {interval[0]:.4f} to {interval[1]:.4f})" if interval else ""
         lines.append(
             f"{asked}: the fastest model is {entry['digest']}, {entry['latency_ratio']:.1%} of the dense latency, "
-            f"score {entry['score']:.4f}{half}."
+            f"score {entry['score']:.4f}{between}."
         )
     return lines
 
@@ -281,12 +283,6 @@ def shown_ms(model: Mapping[str, Any]) -> float:
     """Latency of a model of `front.json`: measured, or predicted where nothing could be measured."""
     measured = model["latency_ms_measured"]
     return model["latency_ms_predicted"] if measured is None else measured
-
-
-def _time(latency_ms: float | None) -> str:
-    if latency_ms is None:
-        return ""
-    return f"{latency_ms * 1e3:.0f} us" if latency_ms < 10 else f"{latency_ms:.1f} ms"
 
 
 def _count(number: int, unit: str = "") -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from autoprune.report import headlines
 
 DENSE = {"test_score": 0.987, "latency_ms_measured": 0.179, "bytes": 314_000}
@@ -26,14 +28,17 @@ def document(*models: dict[str, Any], **changes: Any) -> dict[str, Any]:
 def test_a_model_within_the_noise_of_dense_is_compared_with_dense_and_uniform() -> None:
     worse = model(digest="b", score=0.9, test_score=0.9)
     assert headlines(document(worse, model())) == [
-        "25%: 158ebc9437ab is 4.2 times as fast as the dense model (43 us instead of 179 us), accuracy 0.9840 instead "
-        "of 0.9870 on test data (dense is within its 95 % interval, 0.9742 to 0.9901); uniform widths 0.9690."
+        "At 25 %: 4.2 times as fast as the dense model (43 us instead of 179 us), accuracy 0.9840 instead of 0.9870 on "
+        "test data (the dense score lies within the 95 % interval of the model's, 0.9742 to 0.9901); uniform widths "
+        "0.9690; model 158ebc9437ab."
     ]
 
 
-def test_a_clear_loss_is_said() -> None:
-    (line,) = headlines(document(model(test_score=0.9), baselines=[]))
-    assert "dense is outside its 95 % interval, 0.8798 to 0.9171); no uniform widths meet this budget." in line
+@pytest.mark.parametrize(("score", "place"), [(0.9, "above"), (0.984, "within"), (0.999, "below")])
+def test_a_clear_loss_or_gain_is_said(score: float, place: str) -> None:
+    (line,) = headlines(document(model(test_score=score), baselines=[]))
+    assert f"(the dense score lies {place} the 95 % interval of the model's, " in line
+    assert "; no uniform widths meet this budget; model" in line
 
 
 def test_scores_that_are_no_shares_have_no_interval() -> None:
@@ -42,8 +47,29 @@ def test_scores_that_are_no_shares_have_no_interval() -> None:
 
 
 def test_a_model_that_is_not_faster_is_told_by_its_size() -> None:
-    (line,) = headlines(document(model(latency_ms_measured=0.2), budgets=["25%"]))
-    assert line.startswith("25%: 158ebc9437ab takes 42.1 kB of weights instead of 314 kB, accuracy")
+    (line,) = headlines(document(model(latency_ms_measured=0.2)))
+    assert line.startswith("At 25 %: 42.1 kB of weights instead of 314 kB, accuracy")
+
+
+def test_a_model_that_was_not_measured_is_told_by_its_predicted_share() -> None:
+    (line,) = headlines(document(model(latency_ms_measured=None)))
+    assert line.startswith("At 25 %: predicted to be 4.2 times as fast as the dense model, accuracy")
+
+
+@pytest.mark.parametrize(
+    ("given", "searched", "start"),
+    [
+        (["60%", "bytes:200KiB"], "60%,bytes:204800", "At 60 %,bytes:204800: 4.2 times as fast as"),
+        (["bytes:50kB", "params:9k"], "bytes:50000,params:9000", "At bytes:50000,params:9000: 4.2 times as fast as"),
+        (["score:-1%"], "35.4%", "At 35.4 %: 4.2 times as fast as"),
+    ],
+)
+def test_budgets_are_those_that_models_were_searched_for(given: list[str], searched: str, start: str) -> None:
+    uniform = model(strategy="uniform", budget=searched)
+    (line,) = headlines(document(model(budget=searched), budgets=given, baselines=[uniform]))
+    assert line.startswith(start)
+    assert (":" in searched) == ("42.1 kB of weights" in line)
+    assert "; uniform widths" in line
 
 
 def test_a_budget_without_a_searched_model_has_no_sentence() -> None:

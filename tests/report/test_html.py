@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +35,18 @@ class Outline(HTMLParser):
             self.headings.append(int(tag[1]))
         self.ids += [named["id"] or ""] if "id" in named else []
         self.loaded += [f"{tag} {named[key]}" for key in ("src", "href", "srcset") if key in named]
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Yield every text of a plot that plotly.js shows."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            yield from () if key == "customdata" else texts(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from texts(each)
 
 
 def view(run: autoprune.Run) -> RunView:
@@ -83,7 +97,10 @@ def test_everything_is_escaped(finished: autoprune.Run, tmp_path: Path, several:
         sensitivity={"divergence": {EVIL: {EVIL: 0.5, "1": 0.0}}}, trials=own.trials, failures=[EVIL], table=own.table,
         environment={"versions": {EVIL: EVIL}},
     )  # fmt: skip
-    page = write_report([run, own] if several else [run], tmp_path / "r.html").read_text()
+    runs = [run, own] if several else [run]
+    page = write_report(runs, tmp_path / "r.html").read_text()
+    drawn = [plot.to_json() for section in report_parts(runs)[2] for plot in section.plots]
+    assert not [text for text in texts(drawn) if "<img" in text]  # plotly.js reads some HTML
     assert "<img" not in page
     assert page.count("</script") == 3 + ("</script" in page.split("<style>")[0])
 

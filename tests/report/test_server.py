@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,9 @@ import pytest
 import autoprune
 from autoprune.errors import RunFolderError, UsageError
 from autoprune.report import RunView, read_run
+from autoprune.report.runview import folder_state
 from autoprune.report.server import ReportServer, is_loopback
+from autoprune.runfolder import RunFolder
 
 
 @contextmanager
@@ -89,11 +92,15 @@ def test_nothing_can_be_changed(server: ReportServer, method: str) -> None:
     ("host", "status"),
     [
         ("localhost", 200), ("127.0.0.1:9", 200), ("[::1]:80", 200), ("evil.example", 403), ("", 403),
-        ("localhost.evil.example", 403), ("127.0.0.1.evil.example", 403), ("192.168.0.1", 403),
+        ("localhost.evil.example", 403), ("127.0.0.1.evil.example", 403), ("192.168.0.1", 403), ("[", 403), ("[::1", 403), ("]", 403),
     ],
 )  # fmt: skip
 def test_other_sites_cannot_ask_by_a_name_of_their_own(server: ReportServer, host: str, status: int) -> None:
     assert ask(server, "/state", Host=host)[0] == status
+
+
+def test_an_address_that_cannot_be_read_is_refused(server: ReportServer) -> None:
+    assert ask(server, "//[")[0] in (400, 404)
 
 
 def test_a_token_is_asked_for(view: RunView) -> None:
@@ -152,3 +159,21 @@ def test_a_run_that_cannot_be_read_is_said(view: RunView) -> None:
 
     with serving(ReportServer(torn, lambda: 0)) as server:
         assert ask(server, "/state")[:2] == (503, b"front.json is torn\n")
+
+
+def test_a_run_folder_that_is_gone_is_said(view: RunView, tmp_path: Path) -> None:
+    gone = RunFolder(tmp_path / "gone")
+    with serving(ReportServer(lambda: [view], lambda: folder_state(gone))) as server:
+        status, text, _ = ask(server, "/state")
+    assert status == 503
+    assert b"gone" in text
+
+
+def test_a_client_that_goes_away_leaves_no_traceback(view: RunView, capfd: pytest.CaptureFixture[str]) -> None:
+    with serving(ReportServer(lambda: [view], lambda: 0)) as server:
+        for _ in range(3):
+            with socket.create_connection(server._server.server_address[:2]) as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # reset, unread
+                client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert ask(server, "/state")[0] == 200
+    assert "Traceback" not in capfd.readouterr().err
