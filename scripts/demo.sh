@@ -14,7 +14,7 @@ folder=${folder:-runs/demo}
   --budget 25% --budget 12% --trials 64 --run-dir "$folder"
 page=$(.venv/bin/autoprune report "$folder" | tail -n 1)
 echo
-echo "The page of this run, with every model that was tried: $page"
+echo "The page of this run, with every model that was tried: $(realpath "$page")"
 if [ -t 1 ]; then
   for opener in xdg-open open; do
     if command -v "$opener" >/dev/null && [ "$opener" = open -o -n "${DISPLAY:-}${WAYLAND_DISPLAY:-}" ]; then

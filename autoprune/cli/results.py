@@ -1,4 +1,4 @@
-"""`autoprune front`, `pick`, `finetune`, `export`, `verify` and `report`: the models of a run."""
+"""`autoprune front`, `pick`, `finetune`, `export`, `verify`, `report` and `serve`: the models of a run."""
 
 from __future__ import annotations
 

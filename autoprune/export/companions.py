@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autoprune.export.formats import FORMATS, MARK
 
 _ONNX = '''\
-"""Runs {file} with ONNX Runtime: `python {script}`. {mark}."""
+"""Runs {words} with ONNX Runtime: `python {script}`. {mark}."""
 
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 
-session = onnxruntime.InferenceSession(str(Path(__file__).with_name("{file}")), providers=["{provider}"])
+session = onnxruntime.InferenceSession(str(Path(__file__).with_name({path})), providers=["{provider}"])
 inputs = {{{arrays}}}  # put your data here; the first dimension is the batch
 for output, value in zip(session.get_outputs(), session.run(None, inputs)):
     print(output.name, value.shape, value.dtype)
 '''
 
 _OPENVINO = '''\
-"""Runs {file} with OpenVINO: `python {script}`. {mark}."""
+"""Runs {words} with OpenVINO: `python {script}`. {mark}."""
 
 from pathlib import Path
 
 import numpy as np
 import openvino
 
-path = Path(__file__).with_name("{file}")
+path = Path(__file__).with_name({path})
 model = openvino.Core().compile_model(path, "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})
 inputs = {{{arrays}}}  # put your data here; the first dimension is the batch
 for output, value in model(inputs).items():
@@ -37,7 +38,7 @@ for output, value in model(inputs).items():
 '''
 
 _TORCH = '''\
-"""Runs {file} with PyTorch: `python {script}`. {mark}."""
+"""Runs {words} with PyTorch: `python {script}`. {mark}."""
 
 from pathlib import Path
 
@@ -52,9 +53,9 @@ for name, value in outputs.items() if isinstance(outputs, dict) else enumerate(o
     print(name, tuple(value.shape), value.dtype)
 '''
 
-_LOADERS = {
-    "torchscript": 'torch.jit.load(Path(__file__).with_name("{file}"))',
-    "pt2": 'torch.export.load(Path(__file__).with_name("{file}")).module(check_guards=False)',
+_LOADS = {
+    "torchscript": 'torch.jit.load(Path(__file__).with_name({path}))',
+    "pt2": 'torch.export.load(Path(__file__).with_name({path})).module(check_guards=False)',
 }
 
 Inputs = Sequence[Mapping[str, Any]]
@@ -72,12 +73,23 @@ def deploy_script(format: str, file: str, script: str, inputs: Inputs, provider:
         provider: of ONNX Runtime.
     """
     template = {"onnx": _ONNX, "openvino": _OPENVINO}.get(format, _TORCH)
-    arrays = ", ".join(f'"{x["name"]}": np.ones({tuple(x["shape"])}, "{x["dtype"]}")' for x in inputs)
+    arrays = ", ".join(f'{_quoted(x["name"])}: np.ones({tuple(x["shape"])}, "{x["dtype"]}")' for x in inputs)
     tensors = ", ".join(f"torch.ones({tuple(x['shape'])}, dtype=torch.{x['dtype']})" for x in inputs)
-    load = _LOADERS.get(format, "").format(file=file)
+    load = _LOADS.get(format, "").format(path=_quoted(file))
     return template.format(
-        file=file, script=script, mark=MARK, arrays=arrays, tensors=tensors, load=load, provider=provider
-    )
+        path=_quoted(file), words=_plain(file), script=_plain(script), mark=MARK, arrays=arrays, tensors=tensors,
+        load=load, provider=provider,
+    )  # fmt: skip
+
+
+def _quoted(text: str) -> str:
+    """Return a text as Python writes it, in double quotes."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _plain(text: str) -> str:
+    """Return a name for a docstring, which quotes and backslashes would end or change."""
+    return "".join("_" if char in '"\\' or not char.isprintable() else char for char in text)
 
 
 def readme(title: str, format: str, file: str, rows: Mapping[str, tuple[str, str]], facts: Mapping[str, str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +43,10 @@ quarter of every width is left (`scripts/benchmarks/int8.py`).
 """
 
 MARK = "Written by autoprune"
-"""A line of every companion file: only files with it are overwritten."""
+"""A line of every companion file: only files with it are overwritten, and a model's file only beside one."""
+
+_LIKE_A_FILE = re.compile(r"\.[A-Za-z]\w*")
+"""Suffixes of files; `v1.2` is the name of a folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +61,18 @@ class Places:
 def places(out: str | Path, format: str | None) -> tuple[str, Places]:
     """Return the name of a format and where its files go.
 
-    A path that ends like a file of a format is that file, and its companions are named after it: `small.onnx`,
-    `small_deploy.py`, `small_README.md`. Any other path is a folder with `model.onnx`, `deploy.py` and `README.md`.
+    A path that ends like a file of a format, in small or capital letters, is that file, and its companions are named
+    after it: `small.onnx`, `small_deploy.py`, `small_README.md`. Any other path is a folder with `model.onnx`,
+    `deploy.py` and `README.md`; one that ends like some other file, such as `small.pth`, must exist as a folder or end
+    in a slash.
 
     Args:
         out: the path.
         format: a key of `FORMATS`; by default what the path ends like, and ONNX for a folder.
 
     Raises:
-        UsageError: for an unknown format, a file name of another format, or companions that autoprune did not write.
+        UsageError: for an unknown format, a file name of another or of no format, or files that autoprune did not
+            write: its companions hold `MARK`, and a model's file has such companions beside it.
 
     Example:
         >>> [str(path) for path in vars(places("out/small.pt2", None)[1]).values()]
@@ -72,7 +80,8 @@ def places(out: str | Path, format: str | None) -> tuple[str, Places]:
     """
     path = Path(out)
     by_suffix = {kind.suffix: name for name, kind in FORMATS.items()}
-    named = None if path.is_dir() else by_suffix.get(path.suffix)
+    is_folder = path.is_dir() or str(out).endswith(("/", os.sep))
+    named = None if is_folder else by_suffix.get(path.suffix.lower())
     if format is not None and format not in FORMATS:
         raise unknown_name("format", format, FORMATS)
     if format is not None and named is not None and format != named:
@@ -80,13 +89,27 @@ def places(out: str | Path, format: str | None) -> tuple[str, Places]:
             f"a {format} file ends in {FORMATS[format].suffix}, and {path} is one of {named}. Name another file, a "
             "folder, or leave out the format"
         )
+    if not is_folder and named is None and _LIKE_A_FILE.fullmatch(path.suffix):
+        known = ", ".join(by_suffix)
+        raise UsageError(f"{path} ends like a file of no known format ({known}). Name such a file, or a folder: {path}/")
     chosen = format or named or "onnx"
     if named is not None:
         stem = path.with_suffix("").name
         own = Places(model=path, script=path.with_name(f"{stem}_deploy.py"), page=path.with_name(f"{stem}_README.md"))
     else:
         own = Places(model=path / f"model{FORMATS[chosen].suffix}", script=path / "deploy.py", page=path / "README.md")
-    for companion in (own.script, own.page):
-        if companion.exists() and MARK not in companion.read_text(errors="replace"):
-            raise UsageError(f"{companion} is not a file that autoprune wrote, and stays. Choose another --out")
+    _require_own(own)
     return chosen, own
+
+
+def _require_own(places: Places) -> None:
+    """Raise `UsageError` when autoprune did not write a file that would be overwritten."""
+    foreign = [path for path in (places.script, places.page) if path.exists() and not _is_marked(path)]
+    if places.model.exists() and not any(map(_is_marked, (places.script, places.page))):
+        foreign.append(places.model)
+    if foreign:
+        raise UsageError(f"{foreign[0]} is not a file that autoprune wrote, and stays. Choose another --out")
+
+
+def _is_marked(path: Path) -> bool:
+    return path.is_file() and MARK in path.read_text(errors="replace")

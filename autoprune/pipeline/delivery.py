@@ -25,6 +25,9 @@ if TYPE_CHECKING:  # a copy of an ONNX file takes no torch
 _NO_OPTIONS = ("reconstruct", "run_id")
 """Fields of a configuration without an option on the command line."""
 
+_OPTIONS = {"budgets": "--budget", "max_minutes": "--max-time"}
+"""Options that are called otherwise than their field."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Delivery:
@@ -207,11 +210,11 @@ def search_command(config: RunConfig, run_dir: Path) -> str:
         value, default = getattr(config, name), RunConfig.model_fields[name].get_default(call_default_factory=True)
         if value == default or value is None:
             continue
-        option = "--budget" if name == "budgets" else f"--{name.replace('_', '-')}"
+        option = _OPTIONS.get(name, f"--{name.replace('_', '-')}")
         if isinstance(value, bool):
             words.append(option)
             continue
-        texts = value if isinstance(value, tuple) else [value]
+        texts = value if isinstance(value, tuple) else [f"{value:.15g}m"] if name == "max_minutes" else [value]
         if isinstance(value, dict):
             texts = [",".join(f"{key}={amount:g}" for key, amount in value.items())]
         words += [word for text in texts for word in (option, str(text))]

@@ -1,4 +1,7 @@
-"""Pieces of a page: sections, tables and paragraphs. Every text is escaped here, so that callers never write markup."""
+"""Pieces of a page: sections, tables and paragraphs.
+
+Texts are escaped here, but for those that are HTML by their description: bodies, and first cells of `raw_first` tables.
+"""
 
 from __future__ import annotations
 
@@ -64,5 +67,5 @@ def pair(plots: Sequence[Plot]) -> str:
 
 
 def folded(title: str, body: str) -> str:
-    """Return a part of a section that is opened on request."""
+    """Return a part of a section that is opened on request; `body` is HTML."""
     return f"<details><summary>{html.escape(title)}</summary>\n{body}</details>\n"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from autoprune.export.formats import FORMATS, MARK, places
         ("small.onnx", None, ("onnx", "small.onnx", "small_deploy.py", "small_README.md")),
         ("a/small.pt2", "pt2", ("pt2", "a/small.pt2", "a/small_deploy.py", "a/small_README.md")),
         ("box", None, ("onnx", "box/model.onnx", "box/deploy.py", "box/README.md")),
+        ("small.ONNX", None, ("onnx", "small.ONNX", "small_deploy.py", "small_README.md")),
+        ("net.v2/", "pt2", ("pt2", "net.v2/model.pt2", "net.v2/deploy.py", "net.v2/README.md")),
         ("v1.2", "openvino", ("openvino", "v1.2/model.xml", "v1.2/deploy.py", "v1.2/README.md")),
     ],
 )
@@ -32,8 +35,11 @@ def test_a_folder_that_is_called_like_a_file_is_a_folder(tmp_path: Path) -> None
 def test_formats_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"unknown format 'torch_script'. Did you mean 'torchscript'"):
         places(tmp_path, "torch_script")
-    with pytest.raises(UsageError, match=r"a pt2 file ends in .pt2, and .*small.onnx is one of onnx"):
-        places(tmp_path / "small.onnx", "pt2")
+    with pytest.raises(UsageError, match=r"a pt2 file ends in .pt2, and .*small.ONNX is one of onnx"):
+        places(tmp_path / "small.ONNX", "pt2")
+    for out, format in (("small.pth", "torchscript"), ("small.bin", None), ("small.tar.gz", "onnx")):
+        with pytest.raises(UsageError, match=rf"{out} ends like a file of no known format \(.onnx, .pt, .pt2, .xml\)"):
+            places(tmp_path / out, format)
 
 
 def test_files_of_others_are_not_overwritten(tmp_path: Path) -> None:
@@ -43,12 +49,21 @@ def test_files_of_others_are_not_overwritten(tmp_path: Path) -> None:
     assert places(tmp_path / "model.onnx", None)[1].page.name == "model_README.md"
     (tmp_path / "README.md").write_text(f"{MARK}.")
     assert places(tmp_path, None)[1].page == tmp_path / "README.md"
+    (tmp_path / "theirs.onnx").write_text("a model")
+    with pytest.raises(UsageError, match=r"theirs.onnx is not a file that autoprune wrote"):
+        places(tmp_path / "theirs.onnx", None)
+    (tmp_path / "theirs_deploy.py").write_text(f"# {MARK}.")
+    assert places(tmp_path / "theirs.onnx", None)[1].model.exists()
 
 
+@pytest.mark.parametrize("stem", ["m", 'a"b', "a'b", "a\\x", "a{b}", '"""', "a\nb"])
 @pytest.mark.parametrize("format", FORMATS)
-def test_scripts_are_short_python(format: str) -> None:
-    inputs = [{"name": "ids", "dtype": "int64", "shape": [1, 7]}, {"name": "scale", "dtype": "float32", "shape": []}]
-    text = deploy_script(format, "m" + FORMATS[format].suffix, "deploy.py", inputs)
-    compile(text, "deploy.py", "exec")
+def test_scripts_are_short_python(format: str, stem: str) -> None:
+    inputs = [{"name": stem, "dtype": "int64", "shape": [1, 7]}, {"name": "scale", "dtype": "float32", "shape": []}]
+    file = stem + FORMATS[format].suffix
+    text = deploy_script(format, file, f"{stem}_deploy.py", inputs)
+    strings = [node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)]
+    assert file in strings
+    assert "torch" in FORMATS[format].runs_on or stem in strings
     assert sum(bool(line.strip()) for line in text.splitlines()) <= 13
     assert "autoprune." not in text.replace(MARK, "")

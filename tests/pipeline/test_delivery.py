@@ -3,17 +3,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 import autoprune
 from autoprune.config import RunConfig
 from autoprune.errors import RunFolderError, UsageError
 from autoprune.export.formats import FORMATS
-from autoprune.pipeline.delivery import deliver, search_command
+from autoprune.cli.main import app
+from autoprune.cli.options import minutes_of
+from autoprune.pipeline.delivery import _NO_OPTIONS, deliver, search_command
+from autoprune.report import read_run
 from autoprune.treatments import Treatment
 
 # Runs a script in a process of its own and says which libraries it loaded.
@@ -82,3 +87,28 @@ def test_the_command_of_a_search_is_written_with_its_options() -> None:
         "autoprune search --run-dir runs/a --allow-foreign-table --budget 50% --budget bytes:1MB --seed 3 "
         "--task 'my task.py:make'"
     )
+
+
+def test_every_option_of_such_a_command_is_one_of_the_search() -> None:
+    # Values that are no defaults, of the kind of each field.
+    known = {name for param in typer.main.get_command(app).commands["search"].params for name in param.opts}
+    values = {"bool": True, "dict": {"cpu": 2.0}, "tuple": ("9%",), "int": 7, "float": 7.5}
+    fields = set(RunConfig.model_fields) - set(_NO_OPTIONS)
+    defaults = {name: RunConfig.model_fields[name].get_default(call_default_factory=True) for name in fields}
+    numbers = {"trials": 7, "max_minutes": 7.5, "trial_timeout": 7.5, "workers": 7}
+    given = {n: numbers.get(n, values.get(type(default).__name__, "x")) for n, default in defaults.items()}
+    words = shlex.split(search_command(RunConfig.model_construct(set(fields), **given), Path("runs/a")))
+    options = {word for word in words if word.startswith("--")}
+    assert options <= known
+    assert len(options) == len(fields) + 1
+    assert minutes_of(words[words.index("--max-time") + 1]) == 7.5
+
+
+def test_the_dense_model_in_int8_is_exported_by_the_command_of_its_card(copied: autoprune.Run, tmp_path: Path) -> None:
+    document = json.loads(copied.folder.front.read_text())
+    document["dense_in_int8"] = document["models"].pop()
+    copied.folder.front.write_text(json.dumps(document))
+    run = autoprune.Run.open(copied.folder.path)
+    digest = document["dense_in_int8"]["digest"]
+    assert run.candidate(digest).export(tmp_path / "dense.onnx").exists()
+    assert all(run.candidate(model["digest"]) for _, model in read_run(run.folder, {}, run.folder.study).models)

@@ -172,7 +172,8 @@ def test_a_run_folder_that_is_gone_is_said(view: RunView, tmp_path: Path) -> Non
 def test_a_client_that_goes_away_leaves_no_traceback(view: RunView, capfd: pytest.CaptureFixture[str]) -> None:
     with serving(ReportServer(lambda: [view], lambda: 0)) as server:
         for _ in range(3):
-            with socket.create_connection(server._server.server_address[:2]) as client:
+            host, port = server._server.server_address[:2]
+            with socket.create_connection((str(host), port)) as client:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # reset, unread
                 client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert ask(server, "/state")[0] == 200

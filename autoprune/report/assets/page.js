@@ -65,9 +65,14 @@ function frontPlot() {
 }
 
 function budgetLines(unit) {
-  if (!budget || budget.by === "bytes" || (budget.by === "latency" && unit === "share")) return [];
+  if (!budget || budget.by === "bytes") return [];
   const line = { color: color("faint"), width: 1, dash: "dash" };
-  if (budget.by === "latency") return [{ type: "line", x0: budget.value, x1: budget.value, yref: "paper", y0: 0, y1: 1, line }];
+  if (budget.by === "latency") {
+    // Runs beside each other may have dense models of different latencies, and so a line each.
+    const shares = state.plots[FRONT].traces.map((trace) => trace.meta && trace.meta.share).filter(Boolean);
+    const places = unit === "share" ? shares.map((share) => budget.value * share) : [budget.value];
+    return [...new Set(places)].map((x) => ({ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line }));
+  }
   return [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: budget.value, y1: budget.value, line }];
 }
 
