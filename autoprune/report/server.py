@@ -149,7 +149,8 @@ class ReportServer:
                 runs = self._read()
                 parts = report_parts(runs)
                 state = page_state(*parts[1:], bodies=True)
-                self._known = signature, _Reading(runs, parts, json.dumps(finite(state), separators=(",", ":")).encode())
+                text = json.dumps(finite(state), separators=(",", ":"))
+                self._known = signature, _Reading(runs, parts, text.encode())
             return self._known[1]
 
 

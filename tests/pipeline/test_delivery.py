@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -91,7 +92,8 @@ def test_the_command_of_a_search_is_written_with_its_options() -> None:
 
 def test_every_option_of_such_a_command_is_one_of_the_search() -> None:
     # Values that are no defaults, of the kind of each field.
-    known = {name for param in typer.main.get_command(app).commands["search"].params for name in param.opts}
+    commands: Any = typer.main.get_command(app)
+    known = {name for param in commands.commands["search"].params for name in param.opts}
     values = {"bool": True, "dict": {"cpu": 2.0}, "tuple": ("9%",), "int": 7, "float": 7.5}
     fields = set(RunConfig.model_fields) - set(_NO_OPTIONS)
     defaults = {name: RunConfig.model_fields[name].get_default(call_default_factory=True) for name in fields}

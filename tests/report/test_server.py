@@ -92,7 +92,8 @@ def test_nothing_can_be_changed(server: ReportServer, method: str) -> None:
     ("host", "status"),
     [
         ("localhost", 200), ("127.0.0.1:9", 200), ("[::1]:80", 200), ("evil.example", 403), ("", 403),
-        ("localhost.evil.example", 403), ("127.0.0.1.evil.example", 403), ("192.168.0.1", 403), ("[", 403), ("[::1", 403), ("]", 403),
+        ("localhost.evil.example", 403), ("127.0.0.1.evil.example", 403), ("192.168.0.1", 403),
+        ("[", 403), ("[::1", 403), ("]", 403),
     ],
 )  # fmt: skip
 def test_other_sites_cannot_ask_by_a_name_of_their_own(server: ReportServer, host: str, status: int) -> None:
