@@ -91,7 +91,7 @@ def places(out: str | Path, format: str | None) -> tuple[str, Places]:
         )
     if not is_folder and named is None and _LIKE_A_FILE.fullmatch(path.suffix):
         known = ", ".join(by_suffix)
-        raise UsageError(f"{path} ends like a file of no known format ({known}). Name such a file, or a folder: {path}/")
+        raise UsageError(f"{path} ends like a file of no known format ({known}). Name one, or a folder: {path}/")
     chosen = format or named or "onnx"
     if named is not None:
         stem = path.with_suffix("").name

@@ -14,7 +14,9 @@ from autoprune.report.plots import DENSE, FRONT, INT8, OTHER, Plot
 from autoprune.report.runview import RunView
 from autoprune.report.tables import shown_ms
 
-_KIND_TEXTS = {"models": "front", "others": "not on the front", "baselines": "uniform", "dense_in_int8": "dense in int8"}
+_KIND_TEXTS = {
+    "models": "front", "others": "not on the front", "baselines": "uniform", "dense_in_int8": "dense in int8",
+}  # fmt: skip
 """Words for the lists of `front.json`."""
 
 _MOST_LAYERS = 40

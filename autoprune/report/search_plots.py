@@ -135,7 +135,8 @@ def fidelity_plot(run: RunView, prefix: str = "") -> Plot | None:
     layout = {
         "height": 380, "margin": {"l": 56, "r": 12, "t": 12, "b": 48}, "hovermode": "closest",
         "legend": {"orientation": "h", "y": -0.25, "yanchor": "top", "x": 0},
-        "xaxis": {"title": {"text": html.escape(f"{cheapest} score")}}, "yaxis": {"title": {"text": "score after fine-tuning"}},
+        "xaxis": {"title": {"text": html.escape(f"{cheapest} score")}},
+        "yaxis": {"title": {"text": "score after fine-tuning"}},
     }  # fmt: skip
     told = f"Rank correlation within budgets: {'; '.join(rhos)}." if rhos else "Its rank correlation is not known."
     return Plot(

@@ -1,9 +1,11 @@
 """The page of runs over HTTP, for as long as their searches go on: it asks for changes and takes them.
 
 The server changes no result. It runs on the host of the search, because SQLite's write-ahead log, in which studies are
-kept, does not work between hosts (https://www.sqlite.org/wal.html). It answers three addresses and nothing else: the page, its state, and the ONNX files
-of the models that the page shows. On a loopback address it answers requests alone whose `Host` names this machine, so
-that no other site can reach it through a name of its own (DNS rebinding); on any other address it asks for a token.
+kept, does not work between hosts (https://www.sqlite.org/wal.html).
+
+It answers three addresses and nothing else: the page, its state, and the ONNX files of the models that the page shows.
+On a loopback address it answers requests alone whose `Host` names this machine, so that no other site can reach it
+through a name of its own (DNS rebinding); on any other address it asks for a token.
 """
 
 from __future__ import annotations

@@ -13,11 +13,11 @@ import pytest
 import typer
 
 import autoprune
+from autoprune.cli.main import app
+from autoprune.cli.options import minutes_of
 from autoprune.config import RunConfig
 from autoprune.errors import RunFolderError, UsageError
 from autoprune.export.formats import FORMATS
-from autoprune.cli.main import app
-from autoprune.cli.options import minutes_of
 from autoprune.pipeline.delivery import _NO_OPTIONS, deliver, search_command
 from autoprune.report import read_run
 from autoprune.treatments import Treatment
