@@ -54,8 +54,8 @@ for name, value in outputs.items() if isinstance(outputs, dict) else enumerate(o
 '''
 
 _LOADS = {
-    "torchscript": 'torch.jit.load(Path(__file__).with_name({path}))',
-    "pt2": 'torch.export.load(Path(__file__).with_name({path})).module(check_guards=False)',
+    "torchscript": "torch.jit.load(Path(__file__).with_name({path}))",
+    "pt2": "torch.export.load(Path(__file__).with_name({path})).module(check_guards=False)",
 }
 
 Inputs = Sequence[Mapping[str, Any]]
