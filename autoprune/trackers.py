@@ -1,14 +1,15 @@
 """Trackers: receivers of `search(events=...)` that log a run to TensorBoard, MLflow or Weights & Biases.
 
-Each logs the configuration, score, loss and predicted latency of every trial by its rung, the best score so far, the
-notes of the search, and at the end the front. A search that goes on later logs into the same run. Derive from `Tracker`
-for one of your own.
+Each logs the configuration, score, loss and predicted latency of every trial by its rung, the best score so far within
+each budget, the notes of the search, and at the end the front. A search that goes on later logs into the same run.
+Derive from `Tracker` for one of your own.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,8 +57,10 @@ class _Numbers(Tracker):
     """Turns trials and the front into numbers with names, which the trackers below log."""
 
     def __init__(self) -> None:
-        self._best: dict[str, float] = {}
         self._notes: list[str] = []
+
+    def begin(self, run_dir: Path, config: Mapping[str, Any]) -> None:
+        self._notes = []
 
     def note(self, text: str) -> None:
         self._notes.append(text)
@@ -66,9 +69,9 @@ class _Numbers(Tracker):
         if trial.score is None:
             return
         values = {"score": trial.score, "loss": trial.loss, "latency_ms_predicted": trial.latency_ms_predicted}
-        best = self._best[trial.rung] = max(self._best.get(trial.rung, trial.score), trial.score)
-        numbers = {f"{trial.rung}/{name}": value for name, value in values.items() if value is not None}
-        self._log(numbers | {f"{trial.rung}/best_score": best}, trial.number)
+        best = {f"best_score/{_metric_name(budget)}": score for budget, score in trial.best_scores.items()}
+        known = {name: value for name, value in (values | best).items() if value is not None}
+        self._log({f"{trial.rung}/{name}": value for name, value in known.items()}, trial.number)
 
     def finish(self, document: Mapping[str, Any]) -> None:
         dense = {f"dense/{key}": document["dense"].get(key) for key in _FRONT_KEYS}
@@ -85,7 +88,7 @@ class TensorBoard(_Numbers):
     """Logs a search to event files, which `tensorboard --logdir DIR` shows.
 
     Args:
-        log_dir: folder of the event files (default: `tensorboard` in the run folder).
+        log_dir: folder with a folder of event files for each run (default: `tensorboard` in the run folder holds them).
 
     Example:
         >>> autoprune.search("digits", run_dir="runs/a", events=TensorBoard())   # doctest: +SKIP
@@ -99,7 +102,11 @@ class TensorBoard(_Numbers):
 
     def begin(self, run_dir: Path, config: Mapping[str, Any]) -> None:
         """Open an event file and write the configuration."""
-        self._writer = self._writers.SummaryWriter(str(self._log_dir or run_dir / "tensorboard"))
+        super().begin(run_dir, config)
+        folder = run_dir / "tensorboard"
+        if self._log_dir is not None:
+            folder = Path(self._log_dir) / f"{run_dir.resolve().name}-{config['run_id']}"
+        self._writer = self._writers.SummaryWriter(str(folder))
         self._writer.add_text("configuration", f"```json\n{json.dumps(config, indent=1)}\n```")
 
     def finish(self, document: Mapping[str, Any]) -> None:
@@ -109,8 +116,9 @@ class TensorBoard(_Numbers):
 
     def close(self) -> None:
         """Write everything to disk."""
-        if self._writer is not None:
-            self._writer.close()
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
 
     def _log(self, numbers: Mapping[str, float], step: int) -> None:
         for name, value in numbers.items():
@@ -139,6 +147,8 @@ class MLflow(_Numbers):
 
     def begin(self, run_dir: Path, config: Mapping[str, Any]) -> None:
         """Start a run and log the configuration; a search that goes on takes its earlier run."""
+        super().begin(run_dir, config)
+        self._run_id, self._done = None, False
         known = self._client.get_experiment_by_name(self._experiment)
         experiment = known.experiment_id if known else self._client.create_experiment(self._experiment)
         tag = "autoprune.run_id"
@@ -147,7 +157,7 @@ class MLflow(_Numbers):
             self._run_id = earlier[0].info.run_id
             self._client.update_run(self._run_id, status="RUNNING")
             return
-        made = self._client.create_run(experiment, run_name=run_dir.name, tags={tag: config["run_id"]})
+        made = self._client.create_run(experiment, run_name=run_dir.resolve().name, tags={tag: config["run_id"]})
         self._run_id = made.info.run_id
         params = [self._entities.Param(name, str(value)) for name, value in config.items()]
         self._client.log_batch(self._run_id, params=params)
@@ -161,8 +171,9 @@ class MLflow(_Numbers):
 
     def close(self) -> None:
         """End the run, as failed when the search did not get to its front."""
-        if self._run_id is not None:
-            self._client.set_terminated(self._run_id, "FINISHED" if self._done else "FAILED")
+        run_id, self._run_id = self._run_id, None
+        if run_id is not None:
+            self._client.set_terminated(run_id, "FINISHED" if self._done else "FAILED")
 
     def _log(self, numbers: Mapping[str, float], step: int) -> None:
         now_ms = int(time.time() * 1e3)
@@ -190,7 +201,9 @@ class Wandb(_Numbers):
 
     def begin(self, run_dir: Path, config: Mapping[str, Any]) -> None:
         """Start a run; a search that goes on takes its earlier run."""
-        known = {"id": config["run_id"], "name": run_dir.name, "resume": "allow", "config": dict(config)}
+        super().begin(run_dir, config)
+        self._run = None
+        known = {"id": config["run_id"], "name": run_dir.resolve().name, "resume": "allow", "config": dict(config)}
         self._run = self._wandb.init(**{**known, **self._options})
         for rung in ("sensitivity", "proxy", "brief", "longer", "full"):
             self._run.define_metric(f"{rung}/*", step_metric=f"{rung}/trial")
@@ -203,12 +216,18 @@ class Wandb(_Numbers):
 
     def close(self) -> None:
         """End the run."""
-        if self._run is not None:
-            self._run.finish()
+        run, self._run = self._run, None
+        if run is not None:
+            run.finish()
 
     def _log(self, numbers: Mapping[str, float], step: int) -> None:
         prefix = next(iter(numbers), "").partition("/")[0]
         self._run.log({**numbers, f"{prefix}/trial": step})
+
+
+def _metric_name(budget: str) -> str:
+    """Return a budget as a part of a metric's name: MLflow takes no `%`, `:` or comma there."""
+    return re.sub(r"[^\w./-]+", "_", budget.replace("%", "pct"))
 
 
 def _module(name: str, extra: str) -> Any:

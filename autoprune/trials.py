@@ -181,6 +181,7 @@ class FinishedTrial:
         seconds: that the trial took.
         sample_passes: that it took.
         error: why there is no score.
+        best_scores: by budget, the score of the best policy of this rung so far, which is that of the lowest loss.
     """
 
     number: int
@@ -197,6 +198,7 @@ class FinishedTrial:
     seconds: float = 0.0
     sample_passes: float = 0.0
     error: str | None = None
+    best_scores: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     @property
     def digest(self) -> str:
@@ -204,8 +206,8 @@ class FinishedTrial:
         return self.policy.digest()
 
     @classmethod
-    def of(cls, result: TrialResult, rung: str) -> FinishedTrial:
-        """Return what a result says."""
+    def of(cls, result: TrialResult, rung: str, best_scores: Mapping[str, float]) -> FinishedTrial:
+        """Return what a result says, beside the best scores of its rung."""
         measured = result.measurement
         sizes = ("score", "loss", "params", "macs", "bytes", "activation_bytes")
         numbers: dict[str, Any] = {} if measured is None else {name: getattr(measured, name) for name in sizes}
@@ -219,6 +221,7 @@ class FinishedTrial:
             seconds=result.seconds,
             sample_passes=result.sample_passes,
             error=result.error,
+            best_scores=best_scores,
             **numbers,
         )
 

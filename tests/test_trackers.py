@@ -10,6 +10,8 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -19,9 +21,9 @@ from autoprune.trackers import MLflow, TensorBoard, Tracker, Wandb
 from autoprune.trials import FinishedTrial
 
 
-def play(tracker: Tracker, run: autoprune.Run, *, ends: bool = True) -> None:
+def play(tracker: Tracker, run: autoprune.Run, *, ends: bool = True, **config: Any) -> None:
     """Tell a tracker what a search of the finished run would."""
-    tracker.begin(run.folder.path, run.config.model_dump(mode="json"))
+    tracker.begin(run.folder.path, run.config.model_dump(mode="json") | config)
     tracker.stage("Search")
     tracker.note("10 policies")
     for number, model in enumerate(run.models):
@@ -33,6 +35,7 @@ def play(tracker: Tracker, run: autoprune.Run, *, ends: bool = True) -> None:
             score=model.score - 0.1 * number,
             loss=0.5,
             latency_ms_predicted=model.latency_ms_predicted,
+            best_scores={"50%": 0.75, "bytes:1MB": 0.25},
         )
         tracker.trial(trial)
     policy = run.models[0].policy
@@ -57,14 +60,60 @@ def event_values(path: Path) -> list[tuple[str, float, int]]:
 def test_tensorboard_gets_real_files(finished: autoprune.Run, tmp_path: Path) -> None:
     pytest.importorskip("tensorboardX", reason="the extra `tensorboard` is not installed")
     play(TensorBoard(tmp_path / "logs"), finished)
-    (path,) = (tmp_path / "logs").iterdir()
+    (path,) = (tmp_path / "logs").glob("*/*")
     values = event_values(path)
     scores = [(round(value, 4), step) for tag, value, step in values if tag == "proxy/score"]
     assert scores == [(round(m.score - 0.1 * n, 4), n) for n, m in enumerate(finished.models)]
     latencies = [value for tag, value, _ in values if tag == "front/latency_ms_measured"]
     assert latencies == pytest.approx([m.latency_ms_measured for m in finished.models])
     tags = {tag for tag, _, _ in values}
-    assert {"configuration/text_summary", "notes/text_summary", "dense/score", "proxy/best_score"} <= tags
+    assert {"configuration/text_summary", "notes/text_summary", "dense/score"} <= tags
+    best = {(tag, value) for tag, value, _ in values if "/best_score" in tag}
+    assert best == {("proxy/best_score/50pct", 0.75), ("proxy/best_score/bytes_1MB", 0.25)}
+
+
+def test_a_tracker_of_several_searches_mixes_nothing(
+    finished: autoprune.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboardX", reason="the extra `tensorboard` is not installed")
+    board = TensorBoard(tmp_path / "logs")
+    for run_id in ("a", "b"):
+        play(board, finished, run_id=run_id)
+        play(board, finished, run_id=run_id)  # it goes on
+    assert {path.name for path in (tmp_path / "logs").iterdir()} == {f"{finished.folder.path.name}-{i}" for i in "ab"}
+
+    ended: list[tuple[str, str]] = []
+    texts: list[str] = []
+
+    class Client:
+        """Knows one experiment and no runs; there is no connection for the run `gone`."""
+
+        def __init__(self, uri: str | None) -> None:
+            self.get_experiment_by_name = lambda name: SimpleNamespace(experiment_id="1")
+            self.set_terminated = lambda run_id, status: ended.append((run_id, status))
+            self.log_text = lambda run_id, text, name: texts.append(text)
+            self.log_batch = self.log_dict = lambda *_, **__: None
+
+        def search_runs(self, experiments: object, query: str, max_results: int) -> list[object]:
+            if "'gone'" in query:
+                raise OSError("no connection")
+            return []
+
+        def create_run(self, experiment: str, run_name: str, tags: dict[str, str]) -> Any:
+            return SimpleNamespace(info=SimpleNamespace(run_id=tags["autoprune.run_id"]))
+
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(MlflowClient=Client))
+    entities = SimpleNamespace(Param=lambda *_: None, Metric=lambda *_: None)
+    monkeypatch.setitem(sys.modules, "mlflow.entities", entities)
+    tracker = MLflow()
+    play(tracker, finished, run_id="a")
+    play(tracker, finished, run_id="b", ends=False)
+    with pytest.raises(OSError, match="no connection"):
+        play(tracker, finished, run_id="gone")
+    tracker.close()
+    assert ended == [("a", "FINISHED"), ("b", "FAILED")]
+    play(tracker, finished, run_id="c")
+    assert texts == ["10 policies"] * 2
 
 
 @pytest.fixture(scope="module")

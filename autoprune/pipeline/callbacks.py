@@ -48,7 +48,9 @@ class Watchers:
     def trials(self, title: str, progress: Progress) -> None:
         """Pass on the trial that has just finished."""
         self._tell("trials", title, progress)
-        trial = FinishedTrial.of(progress.last, progress.rung)
+        best = {budget: progress.best_score.get(limit) for limit, budget in progress.budgets.items()}
+        known = {budget: score for budget, score in best.items() if score is not None}
+        trial = FinishedTrial.of(progress.last, progress.rung, known)
         self._tell("trial", trial)
         if self._on_trial is not None:
             self._call("on_trial", self._on_trial, trial)
@@ -60,15 +62,24 @@ class Watchers:
             self._tell("begin", run_dir, config.model_dump(mode="json"))
             yield
         except BaseException:
-            for receiver in self._receivers:
-                with suppress(Exception):  # the first error is the one to tell
-                    getattr(receiver, "close", _nothing)()
+            with suppress(CallbackError):  # the first error is the one to tell
+                self._close()
             raise
-        self._tell("close")
+        self._close()
 
     def finish(self, document: Mapping[str, Any]) -> None:
         """Pass on the content of `front.json`."""
         self._tell("finish", document)
+
+    def _close(self) -> None:
+        """Close all receivers, also those behind one that fails; then raise the first error of all."""
+        for receiver in self._receivers:
+            try:
+                getattr(receiver, "close", _nothing)()
+            except Exception as error:
+                self._failure = self._failure or self._failed(f"{type(receiver).__name__}.close", error)
+        if self._failure is not None:
+            raise self._failure
 
     def _tell(self, method: str, *values: Any) -> None:
         for receiver in self._receivers:
@@ -83,11 +94,17 @@ class Watchers:
             function(*values)
         except Exception as error:
             name = name if name != "on_trial" else f"on_trial ({getattr(function, '__qualname__', repr(function))})"
-            self._failure = CallbackError(
-                f"the callback {name} failed: {type(error).__name__}: {error}. Finished trials are kept: mend it, and "
-                "the same call goes on"
-            )
+            self._failure = self._failed(name, error)
             raise self._failure from error
+
+    @staticmethod
+    def _failed(name: str, error: Exception) -> CallbackError:
+        failure = CallbackError(
+            f"the callback {name} failed: {type(error).__name__}: {error}. Finished trials are kept: mend it, and "
+            "the same call goes on"
+        )
+        failure.__cause__ = error
+        return failure
 
 
 class TimedWatchers(Watchers):

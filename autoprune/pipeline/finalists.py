@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from autoprune.allocation.promotion import best_within
+from autoprune.budgets import Limit
 from autoprune.errors import StructureError, TaskError, TrialError, VerificationError
 from autoprune.executors.base import Executor
 from autoprune.pipeline.baselines import UNIFORM, all_uniform_baselines
@@ -81,7 +82,8 @@ def finish(
         if not batch:
             break
         events.stage(FULL)
-        results = _fine_tune(plan, {f.policy: f.strategy for f in batch}, deployment.folder, executor, events)
+        policies = {f.policy: f.strategy for f in batch}
+        results = _fine_tune(plan, policies, costs.limits, deployment.folder, executor, events)
         events.stage(VERIFICATION)
         for number, finalist in enumerate(batch):
             events.advance(number, len(batch), finalist.policy.digest())
@@ -154,7 +156,12 @@ def _next(
 
 
 def _fine_tune(
-    plan: Search, policies: Mapping[Policy, str], folder: RunFolder, executor: Executor, events: Events
+    plan: Search,
+    policies: Mapping[Policy, str],
+    limits: Mapping[str, Limit],
+    folder: RunFolder,
+    executor: Executor,
+    events: Events,
 ) -> dict[Policy, TrialResult]:
     """Run the full fine-tunes, and return the result of every policy."""
     spec = StudySpec(space=plan.space, fidelity=plan.effort.full, limits=plan.limits, run_seed=plan.run_seed)
@@ -169,7 +176,7 @@ def _fine_tune(
     ):
         broker.enqueue(policies)
         events.advance(0, len(policies))
-        results = run_rung(broker, executor, spec.limits, "full", partial(tell_trials, events, FULL))
+        results = run_rung(broker, executor, spec.limits, "full", partial(tell_trials, events, FULL, limits))
     done = [r for r in results if r.policy in policies and r.status == "done"]
     _restore([r for r in done if not whole(folder.model(r.policy.digest()).weights)], executor, keep)
     return {result.policy: result for result in results}

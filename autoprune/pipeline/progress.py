@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -28,7 +29,7 @@ class RungWatcher:
 
     def __init__(self, limits: Mapping[str, Limit], events: Events) -> None:
         self._events = events
-        self._budgets = {limit: budget for budget, limit in limits.items()}
+        self._limits = limits
         self._rung = ""
 
     def __call__(self, progress: Progress) -> None:
@@ -37,18 +38,23 @@ class RungWatcher:
         if progress.rung != self._rung:
             self._rung = progress.rung
             self._events.stage(title)
+        names = _names(self._limits)
         best = [
-            f"{self._budgets[limit]} {score:.3f} (divergence {progress.best_loss[limit]:.2f})"
+            f"{names[limit]} {score:.3f} (divergence {progress.best_loss[limit]:.2f})"
             for limit, score in progress.best_score.items()
         ]
-        tell_trials(self._events, title, progress, "best: " + ", ".join(best) if best else "")
+        tell_trials(self._events, title, self._limits, progress, "best: " + ", ".join(best) if best else "")
 
 
-def tell_trials(events: Events, title: str, progress: Progress, detail: str = "") -> None:
-    """Tell a step of a rung, and what its trials took to events that want to know."""
+def tell_trials(events: Events, title: str, limits: Mapping[str, Limit], progress: Progress, detail: str = "") -> None:
+    """Tell a step of a rung, and its trials to events that want to know them, with the names of their budgets."""
     if isinstance(events, TakesTrials):
-        events.trials(title, progress)
+        events.trials(title, replace(progress, budgets=_names(limits)))
     events.advance(progress.done, progress.total, detail)
+
+
+def _names(limits: Mapping[str, Limit]) -> dict[Limit, str]:
+    return {limit: budget for budget, limit in limits.items()}
 
 
 def announce(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from autoprune.allocation.promotion import best_within
 from autoprune.budgets import Limit
@@ -20,6 +20,7 @@ class Progress:
     """Where a rung stands after its `last` trial: counts, loss and score of the best within each limit, and its time.
 
     `trial_seconds` and `trial_passes` are the means of its trials that were run to an end, also before a resumption.
+    `budgets` names the limits.
     """
 
     rung: str
@@ -31,6 +32,7 @@ class Progress:
     seconds: float
     trial_seconds: float
     trial_passes: float
+    budgets: Mapping[Limit, str] = field(default_factory=dict)
 
 
 OnProgress = Callable[[Progress], None]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from autoprune.budgets import Limit
 from autoprune.config import RunConfig
 from autoprune.errors import CallbackError, UsageError
 from autoprune.pipeline.callbacks import watchers
@@ -24,7 +25,11 @@ SCORED = Measurement(
 def progress(**options: Any) -> Any:
     policy = Policy(space_id="s", widths={"a": 4})
     result = TrialResult(number=3, policy=policy, fidelity=PROXY, seed=0, sample_passes=7.0, **options)
-    return SimpleNamespace(last=result, rung="proxy")
+    limit = Limit.of(latency_ms=2.0)
+    free = Limit.of(params=5)  # no policy is within it yet
+    return SimpleNamespace(
+        last=result, rung="proxy", best_score={limit: 0.95}, budgets={limit: "50%", free: "params:5"}
+    )
 
 
 class Deaf(Tracker):
@@ -47,6 +52,7 @@ def test_a_function_gets_frozen_values_with_units() -> None:
     done, failed = told
     assert (done.number, done.rung, done.score, done.latency_ms_predicted, done.bytes) == (3, "proxy", 0.9, 1.5, 40)
     assert (failed.status, failed.score, failed.error, failed.sample_passes) == ("failed", None, "no memory", 7.0)
+    assert done.best_scores == failed.best_scores == {"50%": 0.95}
     with pytest.raises(AttributeError):
         done.score = 1.0  # type: ignore[misc]
 
@@ -76,6 +82,26 @@ def test_a_receiver_that_fails_is_named_and_stays_failed(tmp_path: Path) -> None
         searched()
     assert deaf.closed
     assert other.closed
+
+
+@pytest.mark.parametrize("searched", [True, False])
+def test_all_receivers_are_closed_though_one_fails(tmp_path: Path, searched: bool) -> None:
+    class Stuck(Deaf):
+        def close(self) -> None:
+            super().close()
+            raise OSError("no connection")
+
+    receivers = [Stuck(), Deaf(), Stuck()]
+
+    def search() -> None:
+        with watchers(receivers).watching(tmp_path, RunConfig()):
+            if not searched:
+                raise KeyError("of the search")
+
+    error = CallbackError if searched else KeyError
+    with pytest.raises(error, match="Stuck.close failed: OSError: no connection" if searched else "of the search"):
+        search()
+    assert all(receiver.closed for receiver in receivers)
 
 
 @pytest.mark.parametrize(
