@@ -43,8 +43,8 @@ from autoprune.errors import AutopruneError
 
 EXIT_CODES = """Exit codes: 0 done; 1 a check says no (check: a stage fails; profile --check: the table no longer
 holds); 2 refused, with one message: an option, a task, a budget or a file; 70 a fault of autoprune, with a traceback;
-130 and 143 stopped by Ctrl-C or SIGTERM, what was finished is kept."""
-_FAULT = 70
+130 and 143 stopped by Ctrl-C or SIGTERM, what was finished is kept; 141 whoever read the output closed it."""
+_FAULT, _CLOSED_OUTPUT = 70, 128 + 13
 
 app = typer.Typer(
     name="autoprune",
@@ -210,7 +210,7 @@ def main() -> None:
         _refuse(str(error))
     except BrokenPipeError:  # whoever read the output has enough
         sys.stderr.close()
-        sys.exit(128 + 13)
+        sys.exit(_CLOSED_OUTPUT)
     except OSError as error:
         if debug or error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM):
             _fault()

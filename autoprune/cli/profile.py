@@ -28,6 +28,7 @@ from autoprune.errors import UsageError
 
 if TYPE_CHECKING:
     from autoprune.latency.efficient_widths import Staircase
+    from autoprune.latency.table import LatencyTable
 
 _MODEL = ("task", "model", "data_dir")
 _MEASURING = ("target", "threads", "batch", "precision", "seed")
@@ -91,9 +92,13 @@ def profile(
         with shown_events(quiet, log_file, to_stderr=as_json) as events:
             made = profiles.profile_table(destination, events, **given)
         if as_json and not explain:
-            show_json({"table": str(destination), "dense_ms": made.dense_ms, "held_out": vars(made.held_out)})
+            _show_table(destination, made)
     if explain:
         _explain(destination or table or Path(), given, as_json=as_json)
+
+
+def _show_table(destination: Path, table: LatencyTable) -> None:
+    show_json({"table": str(destination), "dense_ms": table.dense_ms, "held_out": vars(table.held_out)})
 
 
 def _refuse_ignored(context: typer.Context) -> None:
@@ -147,6 +152,7 @@ def kit(
     seed: SeedOption = None,
     quiet: QuietOption = False,
     log_file: LogFileOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Write a kit for a device that cannot run this package: models and one script (numpy, onnxruntime)."""
     from autoprune.pipeline import profiles
@@ -155,8 +161,10 @@ def kit(
         task=task, model=model, data_dir=data_dir, space=space, target=target, threads=threads, batch=batch,
         precision=precision, seed=seed,
     )  # fmt: skip
-    with shown_events(quiet, log_file) as events:
+    with shown_events(quiet, log_file, to_stderr=as_json) as events:
         profiles.write_kit(destination, events, **given)
+    if as_json:
+        show_json({"kit": str(destination)})
 
 
 @profile_app.command("import")
@@ -166,9 +174,12 @@ def import_(
     destination: Annotated[Path, typer.Option("--out", help="Latency table to write.")] = Path("latency_table.json"),
     quiet: QuietOption = False,
     log_file: LogFileOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Build the latency table of a device from what its kit measured there."""
     from autoprune.pipeline import profiles
 
-    with shown_events(quiet, log_file) as events:
-        profiles.import_results(results, kit_file, destination, events)
+    with shown_events(quiet, log_file, to_stderr=as_json) as events:
+        made = profiles.import_results(results, kit_file, destination, events)
+    if as_json:
+        _show_table(destination, made)

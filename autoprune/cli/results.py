@@ -100,7 +100,7 @@ def pick(
         max_latency=max_latency, max_params=max_params, max_macs=max_macs, max_bytes=max_bytes,
         max_activation_bytes=max_activation_bytes, min_score=min_score, max_drop=max_drop, knee=knee,
     )  # fmt: skip
-    print(json.dumps(to_json(candidate.record) | {"onnx": str(candidate.onnx_path)}, indent=1))
+    show_json(to_json(candidate.record) | {"onnx": str(candidate.onnx_path)})
 
 
 def finetune(
@@ -109,12 +109,16 @@ def finetune(
     epochs: Annotated[float, typer.Option("--epochs", help="Epochs of fine-tuning, from the current weights.")],
     quiet: QuietOption = False,
     log_file: LogFileOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Fine-tune a model of the run further, export it again and verify it."""
     from autoprune.pipeline.commands import finetune_model
+    from autoprune.pipeline.document import to_json
 
-    with shown_events(quiet, log_file) as events:
-        finetune_model(run_dir, policy, epochs, events)
+    with shown_events(quiet, log_file, to_stderr=as_json) as events:
+        candidate = finetune_model(run_dir, policy, epochs, events)
+    if as_json:
+        show_json(to_json(candidate.record) | {"onnx": str(candidate.onnx_path)})
 
 
 def export(
@@ -151,18 +155,22 @@ def verify(
     """Check an exported model again: equal outputs, and measured against predicted latency."""
     from autoprune.pipeline.commands import verify_again
 
-    print(json.dumps(verify_again(run_dir, policy), indent=1))
+    show_json(verify_again(run_dir, policy))
 
 
 def report(
     run_dirs: Annotated[list[Path], typer.Argument(help="Run folders; several are compared in one page.")],
     destination: Annotated[Path | None, typer.Option("--out", help="HTML file to write.")] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Write a self-contained HTML page of a run, finished or not, or of several beside each other."""
     from autoprune.report import write_report
     from autoprune.runfolder import RunFolder
 
     path = write_report(_views(run_dirs), destination or RunFolder(run_dirs[0]).report)
+    if as_json:
+        show_json({"page": str(path)})
+        return
     say(str(path))
 
 

@@ -188,9 +188,13 @@ def study() -> None:
 def copy(
     run_dir: RunDir,
     to: Annotated[str, typer.Option("--to", help=_TO_HELP)],
+    as_json: JsonOption = False,
 ) -> None:
     """Copy the studies of a run to another storage, which the run then goes on with."""
     from autoprune.pipeline.studies import move_studies
 
     names = move_studies(run_dir, to)
+    if as_json:
+        show_json({"run_dir": str(run_dir), "storage": to, "studies": list(names)})
+        return
     say(f"{run_dir} goes on with {to}, which has its {len(names)} studies: {', '.join(names)}")

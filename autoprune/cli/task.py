@@ -28,11 +28,16 @@ if TYPE_CHECKING:
     from autoprune.pipeline.check import Checkup
 
 
-def init(path: Annotated[Path, typer.Argument(help="Python file to write, such as my_task.py.")]) -> None:
+def init(
+    path: Annotated[Path, typer.Argument(help="Python file to write, such as my_task.py.")], as_json: JsonOption = False
+) -> None:
     """Write a commented task file to fill in; it runs as it is."""
     from autoprune.task.template import write_template
 
     write_template(path)
+    if as_json:
+        show_json({"written": str(path), "task": f"{path}:make_task"})
+        return
     say(f"written: {path}\nnext: autoprune check --task {path}:make_task")
 
 

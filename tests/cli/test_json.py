@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import typer
 
 import autoprune
 from autoprune.cli import main as cli
@@ -19,6 +21,8 @@ DOCUMENTS = {
     "spaces": {"spaces"},
     "targets": {"targets"},
     "units --task digits --model mlp": {"units", "layers", "fixed", "unsupported_operators", "fixed_input_sizes"},
+    "report RUN --out PAGE": {"page"},
+    "init TASK": {"written", "task"},
     "export RUN --policy DIGEST --out OUT": {"format", "model", "relative_difference"},
 }
 
@@ -28,11 +32,24 @@ def test_one_document(
     command: str, finished: autoprune.Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path
 ) -> None:
     places = {
-        "RUN": str(finished.folder.path), "DIGEST": finished.models[0].digest, "OUT": str(tmp_path / "m.onnx")
+        "RUN": str(finished.folder.path), "DIGEST": finished.models[0].digest, "OUT": str(tmp_path / "m.onnx"),
+        "PAGE": str(tmp_path / "r.html"), "TASK": str(tmp_path / "my_task.py"),
     }  # fmt: skip
     assert run(monkeypatch, *(places.get(word, word) for word in command.split()), "--json") == 0
     document = json.loads(capsys.readouterr().out)
     assert document.keys() >= DOCUMENTS[command]
+    assert document["schema"] == 1
+
+
+def test_every_command_that_ends_has_it() -> None:
+    def commands(group: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+        for key, command in group.commands.items():
+            yield f"{name}{key}", command
+            yield from commands(command, f"{name}{key} ") if hasattr(command, "commands") else ()
+
+    every = dict(commands(typer.main.get_command(cli.app)))
+    lacking = {name for name, command in every.items() if not any("--json" in p.opts for p in command.params)}
+    assert lacking == {"serve", "dashboard", "study"}  # two run until they are stopped, one is a group alone
 
 
 def test_numbers_of_units_have_names_with_their_unit(
@@ -68,7 +85,7 @@ def test_exit_codes_are_in_the_help(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert run(monkeypatch, "--help") == 0
     text = " ".join(capsys.readouterr().out.split())
     assert " ".join(cli.EXIT_CODES.split()) in text
-    for code in ("0 done", "1 a check says no", "2 refused", "70 a fault", "130 and 143 stopped"):
+    for code in ("0 done", "1 a check says no", "2 refused", "70 a fault", "130 and 143 stopped", "141 whoever"):
         assert code in text
 
 

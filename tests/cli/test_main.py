@@ -218,11 +218,14 @@ class TestFinished:
     ) -> None:
         path, model = str(copied.folder.path), copied.models[0]
         before = copied.folder.model(model.digest).weights.read_bytes()
-        assert run(monkeypatch, "finetune", path, "--policy", model.digest, "--epochs", "0.5") == 0
+        assert run(monkeypatch, "finetune", path, "--policy", model.digest, "--epochs", "0.5", "--json") == 0
         unchanged = copied.folder.model(model.digest).weights.read_bytes() == before
-        assert ("the weights stay as they were" in capsys.readouterr().out) == unchanged
+        shown = capsys.readouterr()
+        assert ("the weights stay as they were" in " ".join(shown.err.split())) == unchanged
+        assert json.loads(shown.out)["digest"] == model.digest
         assert run(monkeypatch, "verify", path, "--policy", model.digest) == 0
         metrics = json.loads(capsys.readouterr().out)
+        assert metrics["schema"] == 1
         assert metrics["onnx_relative_difference"] <= 1e-4
         again = autoprune.Run.open(copied.folder.path).candidate(model.digest).record
         assert again.score == metrics["score"]
