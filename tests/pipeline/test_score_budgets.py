@@ -10,6 +10,7 @@ import pytest
 import autoprune
 from autoprune.budgets import ScoreBudget
 from autoprune.config import RunConfig
+from autoprune.pipeline import time_limit
 from autoprune.pipeline.score_budgets import MOST_LATENCIES, ScoreSearch, next_budgets
 from autoprune.records import Policy
 from autoprune.report import score_budget_lines
@@ -75,9 +76,12 @@ def test_other_budgets_are_searched_first_and_their_limits_hold_at_every_latency
     assert str(config.with_untimed(alone)).count("bytes:1MB") == 1
 
 
-def test_a_run_answers_with_the_fastest_model_that_keeps_the_score(finished: autoprune.Run, tmp_path: Path) -> None:
+def test_a_run_answers_with_the_fastest_model_that_keeps_the_score(
+    finished: autoprune.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time_limit, "_FULL_SHARES", (0.5,))  # the first latency shortens the full fine-tunes of all
     known = {"table": str(finished.folder.table), "dense": str(finished.folder.dense)}
-    options = QUICK | known | {"budgets": ["score:-30%"]}
+    options = QUICK | known | {"budgets": ["score:-30%"], "max_minutes": 10}
     run = autoprune.search(SPEC, run_dir=tmp_path / "run", measurer=SimulatedMeasurer(), **options)
     document = read_json(run.folder.front)
     (entry,) = document["score_budgets"]
