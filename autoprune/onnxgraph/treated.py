@@ -27,6 +27,10 @@ from autoprune.treatments import DENSE, INT8, INT8_DYNAMIC, Treatment
 _DEQUANTIZED = "_DequantizeLinear_Output"
 _QUANTIZED = "_quantized"
 
+_ROUNDED_BY_RUNTIME = frozenset({"Conv", "ConvTranspose", "Gemm"})
+"""Operators whose fp32 weights ONNX Runtime rounds to int8 by itself (one scale for the whole weight) where they read a
+value that is dequantized with one scale; with a scale for every channel, all of them equal, it leaves them alone."""
+
 _KEEP = "Keep it in fp32"
 
 _STAND_INS = {True: Range(low=0.0, high=1.0), False: Range(low=-1.0, high=1.0)}
@@ -87,6 +91,7 @@ class _Writer:
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, np.ndarray] = {}
         self._dequantized: dict[str, str] = {}
+        self._pairs: dict[str, tuple[str, list[str]]] = {}
         self._new_biases: dict[str, tuple[str, str]] = {}
         self._taken = {*self._stored, *(name for node in graph.node for name in (*node.input, *node.output))}
 
@@ -101,6 +106,8 @@ class _Writer:
             node.input[:] = [bias if name == before else self._dequantized.get(name, name) for name in node.input]
             if layer is not None and layer.name in self._int8:
                 self._treat(layer, node)
+            elif node.op_type in _ROUNDED_BY_RUNTIME and node.input[0] in self._pairs:
+                self._keep_fp32(node)
             values = list(node.output)
             node.output[:] = [f"{name}_fp32" if name in outputs else name for name in values]
             if layer is not None and layer.name in self._local:
@@ -111,7 +118,8 @@ class _Writer:
                 self._nodes.append(node)
             for value, written in zip(values, node.output, strict=True):
                 self._convert(value, written)
-        read = {name for node in self._nodes for name in node.input}
+        read = {name for node in self._nodes for name in node.input} | {entry.name for entry in self._graph.output}
+        self._nodes = [node for node in self._nodes if node.op_type != "DequantizeLinear" or node.output[0] in read]
         kept = [initializer for name, initializer in self._stored.items() if name in read]
         made = [numpy_helper.from_array(value, name) for name, value in self._constants.items()]
         del self._graph.node[:], self._graph.initializer[:]
@@ -132,6 +140,23 @@ class _Writer:
         self._add("QuantizeLinear", [written, *constants], int8)
         self._add("DequantizeLinear", [int8, *constants], back)
         self._dequantized[value] = back
+        self._pairs[back] = (int8, constants)
+
+    def _keep_fp32(self, node: onnx.NodeProto) -> None:
+        """Let an fp32 layer read its int8 input with a scale for every channel (see `_ROUNDED_BY_RUNTIME`)."""
+        if node.input[1] not in self._stored:
+            return
+        weight, attributes = self._stored[node.input[1]], {a.name: a.i for a in node.attribute}
+        inputs_at = attributes.get("transB", 0) if node.op_type == "Gemm" else int(node.op_type == "Conv")
+        channels = weight.dims[inputs_at] * (attributes.get("group", 1) if node.op_type == "Conv" else 1)
+        int8, constants = self._pairs[node.input[0]]
+        each = [f"{name}_each" for name in constants]
+        for one, name in zip(constants, each, strict=True):
+            self._constants[name] = np.full(channels, self._constants[one])
+        back = self._unused(f"{int8}_each{_DEQUANTIZED}")
+        if not any(back in earlier.output for earlier in self._nodes):
+            self._add("DequantizeLinear", [int8, *each], back, axis=1)
+        node.input[0] = back
 
     def _unused(self, name: str) -> str:
         """Return a name that the exported graph does not have, always the same one for the same wish."""

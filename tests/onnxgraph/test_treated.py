@@ -70,6 +70,24 @@ def test_with_ranges_the_outputs_stay_about_the_same(name, structure_of, dense_o
     np.testing.assert_array_equal(run(treated(model, {}), target, feeds), wanted)
 
 
+@pytest.mark.parametrize("middle", [nn.Conv2d(4, 2, 3), nn.Conv2d(4, 2, 3, groups=2), nn.ConvTranspose2d(4, 2, 3)])
+def test_the_runtime_rounds_no_weight_of_an_fp32_layer(middle, target):
+    """Left to itself, it rounds those between int8 values, with one scale for all: small filters are lost."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), middle, nn.ReLU(), nn.Conv2d(2, 1, 1)).eval()
+    with torch.no_grad():
+        middle.weight.view(-1)[0] = 1000.0  # of the first output: the step of one scale would be 8
+        net[4].weight[:] = torch.tensor([0.0, 1.0])[None, :, None, None]
+    x = torch.randn(1, 1, 8, 8)
+    exported = export_onnx(net, (x,))
+    int8 = dict.fromkeys(["0.weight", "4.weight"], INT8)
+    ranges = dict.fromkeys(placement_of(exported).keys(int8).values(), Range(low=0.0, high=4.0))
+    ranges["0.weight.input"] = RANGE
+    outputs, wanted = (run(m, target, [x.numpy()]) for m in (treated(exported, int8, ranges), exported))
+    assert wanted.std() > 0.05
+    assert np.corrcoef(outputs.ravel(), wanted.ravel())[0, 1] > 0.99
+
+
 def test_an_almost_dead_filter_does_not_overflow_its_bias(target):
     net = nn.Conv2d(1, 2, 3).eval()
     assert net.bias is not None
