@@ -70,12 +70,14 @@ def test_with_ranges_the_outputs_stay_about_the_same(name, structure_of, dense_o
     np.testing.assert_array_equal(run(treated(model, {}), target, feeds), wanted)
 
 
-@pytest.mark.parametrize("middle", [nn.Conv2d(4, 2, 3), nn.Conv2d(4, 2, 3, groups=2), nn.ConvTranspose2d(4, 2, 3)])
-def test_the_runtime_rounds_no_weight_of_an_fp32_layer(middle, target):
+@pytest.mark.parametrize(("kind", "groups"), [(nn.Conv2d, 1), (nn.Conv2d, 2), (nn.ConvTranspose2d, 1)])
+def test_the_runtime_rounds_no_weight_of_an_fp32_layer(kind, groups, target):
     """Left to itself, it rounds those between int8 values, with one scale for all: small filters are lost."""
     torch.manual_seed(0)
+    middle = kind(4, 2, 3, groups=groups)
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), middle, nn.ReLU(), nn.Conv2d(2, 1, 1)).eval()
     with torch.no_grad():
+        middle.bias[:] = 0.5  # no relu is dead
         middle.weight.view(-1)[0] = 1000.0  # of the first output: the step of one scale would be 8
         net[4].weight[:] = torch.tensor([0.0, 1.0])[None, :, None, None]
     x = torch.randn(1, 1, 8, 8)
