@@ -77,7 +77,7 @@ def test_the_runtime_rounds_no_weight_of_an_fp32_layer(kind, groups, target):
     middle = kind(4, 2, 3, groups=groups)
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), middle, nn.ReLU(), nn.Conv2d(2, 1, 1)).eval()
     with torch.no_grad():
-        middle.bias[:] = 0.5  # no relu is dead
+        middle.bias[:], net[4].bias[:] = 0.5, 0.0  # no relu is dead, and nothing is below the ranges
         middle.weight.view(-1)[0] = 1000.0  # of the first output: the step of one scale would be 8
         net[4].weight[:] = torch.tensor([0.0, 1.0])[None, :, None, None]
     x = torch.randn(1, 1, 8, 8)
