@@ -190,10 +190,20 @@ def serve(
 
     _views(run_dirs)  # an error now is better than one in the browser
     folders = [RunFolder(run_dir) for run_dir in run_dirs]
-    server = ReportServer(lambda: _views(run_dirs), lambda: _signature(folders), host=host, port=port, token=token)
+    server = ReportServer(
+        lambda: _views(run_dirs), lambda: _signature(folders), host=host, port=port, token=token,
+        archive=lambda number, digest: _archive(run_dirs[number], digest),
+    )  # fmt: skip
     say(f"{server.address} shows {', '.join(map(str, run_dirs))}; Ctrl-C ends it.")
     with suppress(KeyboardInterrupt):
         server.serve()
+
+
+def _archive(run_dir: Path, digest: str) -> bytes:
+    from autoprune.pipeline.delivery import packed
+    from autoprune.pipeline.run import Run
+
+    return packed(Run.open(run_dir).candidate(digest))
 
 
 def _signature(folders: Sequence[RunFolder]) -> object:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import shlex
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 from autoprune.config import RunConfig
 from autoprune.errors import RunFolderError, StructureError, UsageError
@@ -52,7 +54,9 @@ class Delivery:
         return f"outputs differ from PyTorch's by at most {self.difference:.2g} of the largest, allowed {self.limit:g}"
 
 
-def deliver(candidate: Candidate, out: str | Path, format: str | None = None) -> Delivery:
+def deliver(
+    candidate: Candidate, out: str | Path, format: str | None = None, *, shown_out: str | Path | None = None
+) -> Delivery:
     """Write a model of a run, the script that runs it, and a page with its numbers.
 
     An ONNX file is a copy of the one that the search proved and measured; other formats are written now and compared
@@ -62,6 +66,7 @@ def deliver(candidate: Candidate, out: str | Path, format: str | None = None) ->
         candidate: the model.
         out: a file of the format, or a folder.
         format: a key of `FORMATS`; by default what `out` ends like, and ONNX for a folder.
+        shown_out: stands for `out` in the command on the page, where `out` is temporary.
 
     Raises:
         UsageError: for an unknown format, a file of another, int8 layers in a format that cannot hold them, or OpenVINO
@@ -91,8 +96,21 @@ def deliver(candidate: Candidate, out: str | Path, format: str | None = None) ->
     provider = target.get("provider") or "CPUExecutionProvider"
     script = deploy_script(name, paths.model.name, paths.script.name, inputs, provider)
     write_atomic(paths.script, script.encode())
-    write_atomic(paths.page, _page(candidate, delivery, inputs, out).encode())
+    write_atomic(paths.page, _page(candidate, delivery, inputs, shown_out or out).encode())
     return delivery
+
+
+def packed(candidate: Candidate) -> bytes:
+    """Return a ZIP archive of a folder, named by the digest, with the ONNX file, its script and its page.
+
+    Raises:
+        RunFolderError: as `deliver`.
+    """
+    name, buffer = candidate.digest, BytesIO()
+    with TemporaryDirectory() as parent, ZipFile(buffer, "w", ZIP_DEFLATED) as archive:
+        for path in vars(deliver(candidate, Path(parent) / name, shown_out=name).paths).values():
+            archive.write(path, f"{name}/{path.name}")
+    return buffer.getvalue()
 
 
 def _require_proven(candidate: Candidate, metrics: dict[str, Any]) -> None:

@@ -115,11 +115,17 @@ def _samples(metrics: Mapping[str, Any]) -> list[list[str]]:
 def _command(run: RunView, number: int, model: Mapping[str, Any]) -> str:
     digest = model["digest"]
     command = shlex.join(["autoprune", "export", str(run.path), "--policy", digest, "--out", f"{digest}.onnx"])
+    place = f"model/{number}/{html.escape(digest)}"
+    links = (("onnx", "the ONNX file"), ("zip", "it with a script that runs it"))
+    downloads = " ".join(
+        f'<a class="download" hidden download="{html.escape(digest)}.{suffix}" data-place="{place}.{suffix}">'
+        f"Download {text}</a>"
+        for suffix, text in links
+    )
     return (
         f'<p class="command"><code>{html.escape(command)}</code> '
         f'<button type="button" class="copy" data-text="{html.escape(command)}">Copy the command</button> '
-        f'<a class="download" hidden download="{html.escape(digest)}.onnx" '
-        f'data-place="model/{number}/{html.escape(digest)}.onnx">Download the ONNX file</a></p>'
+        f"{downloads}</p>"
     )
 
 

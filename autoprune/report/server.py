@@ -3,7 +3,8 @@
 The server changes no result. It runs on the host of the search, because SQLite's write-ahead log, in which studies are
 kept, does not work between hosts (https://www.sqlite.org/wal.html).
 
-It answers three addresses and nothing else: the page, its state, and the ONNX files of the models that the page shows.
+It answers a few addresses and nothing else: the page, its state, and for each model that the page shows the ONNX file
+and an archive of the folder that `autoprune export` writes.
 On a loopback address it answers requests alone whose `Host` names this machine, so that no other site can reach it
 through a name of its own (DNS rebinding); on any other address it asks for a token.
 """
@@ -36,7 +37,7 @@ from autoprune.report.runview import RunView
 
 _FOLLOW_SECONDS = 2.0
 _SLOW_CLIENT_SECONDS = 30.0
-_MODEL = re.compile(r"/model/(\d{1,4})/([0-9a-f]{1,64})\.onnx")
+_MODEL = re.compile(r"/model/(\d{1,4})/([0-9a-f]{1,64})\.(onnx|zip)")
 _TEXT = "text/plain; charset=utf-8"
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -65,6 +66,7 @@ class ReportServer:
         port: to listen on; 0 takes a free one.
         token: what a request must know; one is made where the host is no loopback address.
         seconds: between two questions of a page for changes.
+        archive: returns a ZIP archive of a model, from the number of its run and its digest.
 
     Raises:
         UsageError: when the address cannot be listened on.
@@ -79,10 +81,11 @@ class ReportServer:
         port: int = 0,
         token: str = "",
         seconds: float = _FOLLOW_SECONDS,
+        archive: Callable[[int, str], bytes] | None = None,
     ) -> None:
         self._read, self._signature, self._local = read, signature, is_loopback(host)
         self.token = token or ("" if self._local else secrets.token_urlsafe(16))
-        self._seconds = seconds
+        self._seconds, self._archive = seconds, archive
         self._lock = threading.Lock()
         self._known: tuple[object, _Reading] | None = None
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -142,6 +145,12 @@ class ReportServer:
         files = [(folder / name).resolve() for name in names if name]
         inside = [file for file in files if file.is_relative_to(folder) and file.suffix == ".onnx" and file.is_file()]
         return inside[0] if inside else None
+
+    def archive(self, number: int, digest: str) -> bytes | None:
+        """Return an archive of a model whose ONNX file may be given away; `None` for any other."""
+        if self._archive is None or self.model(number, digest) is None:
+            return None
+        return self._archive(number, digest)
 
     def _now(self) -> _Reading:
         """Return the runs and their page; they are read again only when something has changed."""
@@ -210,10 +219,16 @@ class _Handler(BaseHTTPRequestHandler):
             known = self.headers.get("If-None-Match") == version
             status = HTTPStatus.NOT_MODIFIED if known else HTTPStatus.OK
             return status, b"" if known else body, "application/json", {"ETag": version}
-        if (asked := _MODEL.fullmatch(path)) and (file := self._report.model(int(asked[1]), asked[2])):
-            name = f'attachment; filename="{asked[2]}.onnx"'
-            return HTTPStatus.OK, file.read_bytes(), "application/octet-stream", {"Content-Disposition": name}
+        if (asked := _MODEL.fullmatch(path)) and (body := self._file(int(asked[1]), asked[2], asked[3])) is not None:
+            name = f'attachment; filename="{asked[2]}.{asked[3]}"'
+            return HTTPStatus.OK, body, "application/octet-stream", {"Content-Disposition": name}
         return HTTPStatus.NOT_FOUND, b"there is no such page, or no such model\n", _TEXT, {}
+
+    def _file(self, number: int, digest: str, suffix: str) -> bytes | None:
+        if suffix == "zip":
+            return self._report.archive(number, digest)
+        file = self._report.model(number, digest)
+        return None if file is None else file.read_bytes()
 
     def _refuse(self, status: HTTPStatus, reason: str) -> None:
         self._send(status, f"{reason}\n".encode(), _TEXT)

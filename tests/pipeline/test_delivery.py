@@ -6,8 +6,10 @@ import runpy
 import shlex
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import typer
@@ -18,8 +20,9 @@ from autoprune.cli.options import minutes_of
 from autoprune.config import RunConfig
 from autoprune.errors import RunFolderError, UsageError
 from autoprune.export.formats import FORMATS
-from autoprune.pipeline.delivery import _NO_OPTIONS, deliver, search_command
+from autoprune.pipeline.delivery import _NO_OPTIONS, deliver, packed, search_command
 from autoprune.report import read_run
+from autoprune.report.server import ReportServer
 from autoprune.treatments import Treatment
 
 # Runs a script in a process of its own and says which libraries it loaded.
@@ -113,4 +116,13 @@ def test_the_dense_model_in_int8_is_exported_by_the_command_of_its_card(copied: 
     run = autoprune.Run.open(copied.folder.path)
     digest = document["dense_in_int8"]["digest"]
     assert run.candidate(digest).export(tmp_path / "dense.onnx").exists()
+    server = ReportServer(
+        lambda: [read_run(run.folder, run.config.model_dump(), run.folder.study)], lambda: 0,
+        archive=lambda _, name: packed(run.candidate(name)),
+    )  # fmt: skip
+    with ZipFile(BytesIO(server.archive(0, digest) or b"")) as archive:
+        assert set(archive.namelist()) == {f"{digest}/{name}" for name in ("model.onnx", "deploy.py", "README.md")}
+        assert f"--out {digest}`" in archive.read(f"{digest}/README.md").decode()
+    assert server.archive(0, "0" * 12) is None
+    server._server.server_close()
     assert all(run.candidate(model["digest"]) for _, model in read_run(run.folder, {}, run.folder.study).models)

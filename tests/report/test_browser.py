@@ -74,6 +74,11 @@ def test_a_budget_picks_the_best_model_within_it(page: Page) -> None:
     assert shown_card(page) == min(known, key=lambda m: (m["latency_ms"], -m["score"]))["key"]
     assert "at most" in page.locator("#budget-text").text_content()
     assert page.locator("#budget").get_attribute("aria-valuetext").startswith("at most")
+    for unit, cost in (("share", "share"), ("ms", "latency_ms")):
+        page.select_option("#x-unit", unit)
+        lines = page.evaluate("document.getElementById('front-plot').layout.shapes.map((each) => each.x0)")
+        assert lines == [pytest.approx(min(m[cost] for m in known), rel=1e-4)]
+    page.locator("#budget").focus()
     page.keyboard.press("End")
     best = max(known, key=lambda m: (m["score"], -m["latency_ms"]))
     assert shown_card(page) == best["key"]
@@ -166,7 +171,7 @@ def test_a_live_page_takes_changes_and_keeps_the_choice(browser: Any, finished: 
         assert shown_card(page) == key
         assert page.evaluate("document.activeElement.id") == "budget-by"
         with page.expect_download() as download:
-            page.locator(".card.shown a.download").click()
+            page.locator(".card.shown a.download[download$=onnx]").click()
         digest = key.split("/")[1]
         assert download.value.suggested_filename == f"{digest}.onnx"
         assert Path(download.value.path()).read_bytes() == finished.candidate(digest).onnx_path.read_bytes()

@@ -69,6 +69,7 @@ def test_the_page_its_state_and_its_models(server: ReportServer, finished: autop
     status, file, headers = ask(server, f"/model/0/{model.digest}.onnx")
     assert (status, file) == (200, (finished.folder.path / model.onnx).read_bytes())
     assert f"{model.digest}.onnx" in headers["content-disposition"]
+    assert ask(server, f"/model/0/{model.digest}.zip")[0] == 404  # this server was given no archives
     assert ask(server, "/", method="HEAD")[:2] == (200, b"")
 
 
