@@ -24,11 +24,13 @@ from autoprune.runfolder import RunFolder
 
 @contextmanager
 def serving(server: ReportServer) -> Iterator[ReportServer]:
-    thread = threading.Thread(target=server.serve)
+    thread = threading.Thread(target=server.serve, daemon=True)
     thread.start()
-    yield server
-    server.close()
-    thread.join()
+    try:
+        yield server
+    finally:
+        server.close()
+        thread.join(timeout=10)
 
 
 @pytest.fixture(scope="module")
