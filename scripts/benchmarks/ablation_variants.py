@@ -19,6 +19,7 @@ from autoprune.allocation.limits import Predict, fits
 from autoprune.allocation.solver import Solver
 from autoprune.budgets import Limit
 from autoprune.evaluation import DenseModel
+from autoprune.latency.table import LatencyTable
 from autoprune.pipeline.channel_order import calibration
 from autoprune.pipeline.preparation import Prepared
 from autoprune.pruning import channel_order, score_units
@@ -186,6 +187,7 @@ def every_level(prepared: Prepared) -> SearchSpace:
     removable = {unit.name for unit in prepared.dense_model.structure.units if unit.removable}
     full = prepared.dense_model.structure.full_widths
     levels = {}
+    assert isinstance(prepared.costs.table, LatencyTable)
     scanned = prepared.costs.table.space
     for name in scanned.unit_names:
         widths = {width for width in scanned.widths_of(name) if width % _GRID == 0 and width} | {full[name]}

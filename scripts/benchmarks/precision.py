@@ -37,6 +37,7 @@ from search import (
 from autoprune.allocation.promotion import best_within
 from autoprune.allocation.uniform import uniform_policy
 from autoprune.budgets import Budget
+from autoprune.latency.table import LatencyTable
 from autoprune.pipeline.cost_model import CostModel
 from autoprune.records import Policy
 from autoprune.treatments import INT8
@@ -108,6 +109,7 @@ def _share(budget: str) -> float:
 def in_int8(opened: Opened, policy: Policy) -> Policy:
     """Return a policy with every layer in int8 that is predicted to be faster so, given the others."""
     costs, table = opened.prepared.costs, opened.prepared.costs.table
+    assert isinstance(table, LatencyTable)
     layers = [name for name in table.layers if INT8 in table.space.levels[name]]
 
     def treated(chosen: frozenset[str]) -> Policy:
