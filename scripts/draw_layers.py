@@ -55,6 +55,8 @@ def plot(rows: Sequence[Row], title: str, colors: Mapping[str, str]) -> Any:
     figure, axes = plt.subplots(figsize=(7, 0.8 + 0.24 * len(rows)), layout="constrained")
     for treatment, color in COLORS.items():
         bars = [(place, saved) for place, (_, saved, chosen) in enumerate(rows) if chosen == treatment]
+        if not bars:
+            continue
         axes.barh([p for p, _ in bars], [saved for _, saved in bars], height=0.7, color=colors[color], label=treatment)
     axes.set_yticks(range(len(rows)), [label for label, _, _ in rows], fontsize=8)
     axes.invert_yaxis()
@@ -77,7 +79,8 @@ def main() -> None:
     rows = rows_of(run, options.digest)
     record = run.candidate(options.digest).record
     counts = sum(chosen == "int8" for _, _, chosen in rows)
-    title = f"{record.latency_ratio:.0%} of the dense latency: int8 in {counts} of {len(rows)} layers"
+    offered = f"int8 in {counts} of the {len(rows)} layers left where it was offered"
+    title = f"{record.latency_ratio:.0%} of the dense latency: {offered}"
     plot_pair(options.out, lambda colors: plot(rows, title, colors))
 
 
