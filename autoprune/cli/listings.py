@@ -112,19 +112,19 @@ def targets(as_json: JsonOption = False) -> None:
     from autoprune.device.connect import make_target
     from autoprune.device.target import TARGETS
 
-    found: dict[str, dict[str, Any]] = {}
+    targets: dict[str, dict[str, Any]] = {}
     for name, kind in TARGETS.items():
-        found[name] = {"summary": kind.summary, "available": True}
+        targets[name] = {"summary": kind.summary, "available": True}
         try:
             target = make_target(name)
-            found[name] |= {"runtime": target.runtime, "runtime_version": target.runtime_version, "cpu": target.cpu}
+            targets[name] |= {"runtime": target.runtime, "runtime_version": target.runtime_version, "cpu": target.cpu}
         except UsageError:
-            found[name]["available"] = False
-    found["ssh://user@host"] = {"summary": "ONNX Runtime on another host, measured over ssh", "available": None}
+            targets[name]["available"] = False
+    targets["ssh://user@host"] = {"summary": "ONNX Runtime on another host, measured over ssh", "available": None}
     if as_json:
-        show_json({"targets": found})
+        show_json({"targets": targets})
         return
-    listing("target", {name: _target_line(entry) for name, entry in found.items()})
+    listing("target", {name: _target_line(entry) for name, entry in targets.items()})
 
 
 def _target_line(entry: Mapping[str, Any]) -> str:

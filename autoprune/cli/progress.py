@@ -1,4 +1,4 @@
-"""What a command that takes long shows while it runs: a live view or lines, a log file, or nothing."""
+"""Output of a command while it runs: a live view or lines, a log file, or nothing."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What leaves the search: a model in ONNX, TorchScript, PT2 or OpenVINO, proven equal to PyTorch, and how to run it."""
+"""Files that leave a search: models in ONNX, TorchScript, PT2 or OpenVINO, proven equal to PyTorch, with a script."""

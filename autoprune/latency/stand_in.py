@@ -1,4 +1,4 @@
-"""What takes the place of a latency table in a search whose budgets limit no latency: nothing of it is measured."""
+"""A stand-in for the latency table in a search whose budgets limit no latency: nothing of it is measured."""
 
 from __future__ import annotations
 

@@ -92,6 +92,7 @@ class _Writer:
         self._constants: dict[str, np.ndarray] = {}
         self._dequantized: dict[str, str] = {}
         self._pairs: dict[str, tuple[str, list[str]]] = {}
+        self._per_channel: set[str] = set()
         self._new_biases: dict[str, tuple[str, str]] = {}
         self._taken = {*self._stored, *(name for node in graph.node for name in (*node.input, *node.output))}
 
@@ -151,10 +152,10 @@ class _Writer:
         channels = weight.dims[inputs_at] * (attributes.get("group", 1) if node.op_type == "Conv" else 1)
         int8, constants = self._pairs[node.input[0]]
         each = [f"{name}_each" for name in constants]
-        for one, name in zip(constants, each, strict=True):
-            self._constants[name] = np.full(channels, self._constants[one])
         back = self._unused(f"{int8}_each{_DEQUANTIZED}")
-        if not any(back in earlier.output for earlier in self._nodes):
+        if back not in self._per_channel:
+            self._per_channel.add(back)
+            self._constants |= {n: np.full(channels, self._constants[o]) for o, n in zip(constants, each, strict=True)}
             self._add("DequantizeLinear", [int8, *each], back, axis=1)
         node.input[0] = back
 

@@ -196,7 +196,7 @@ def _page(candidate: Candidate, delivery: Delivery, inputs: list[dict[str, Any]]
         "proof": f"{delivery}",
         "inputs": "; ".join(f"`{x['name']}` {x['dtype']} {tuple(x['shape'])}" for x in inputs)
         + ", the first dimension is the batch",
-        "policy": f"`{record.digest}`, found by {record.strategy}",
+        "policy": f"`{record.digest}`, proposed by {record.strategy}",
         "made by": f"`{search_command(run.config, run.folder.path)}`, then `{shlex.join(export)}`",
         "versions": _versions(run.folder.environment),
     }

@@ -30,7 +30,7 @@ def executor_of(config: RunConfig, folder: RunFolder, evaluator: Callable[[], Ev
         evaluator: makes the evaluator for trials in this process.
     """
     if config.executor == "inline":
-        with _threads(config.worker_threads), InlineExecutor(evaluator) as executor:
+        with trial_threads(config.worker_threads), InlineExecutor(evaluator) as executor:
             yield executor
         return
     factory = EvaluatorFactory(
@@ -61,8 +61,8 @@ def executor_of(config: RunConfig, folder: RunFolder, evaluator: Callable[[], Ev
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Use as many threads as a worker would, so that results are the same."""
+def trial_threads(count: int) -> Iterator[None]:
+    """Use as many threads as a worker would, so that results and times are the same."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -1,4 +1,4 @@
-"""What the latency table says about the model and the results of a run, kept for its report."""
+"""Staircases and latencies of layers by the latency table of a run, kept for its report."""
 
 from __future__ import annotations
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import torch
 from torch import nn
 
 from autoprune.config import RunConfig
 from autoprune.errors import AutopruneError
 from autoprune.evaluation import DenseModel, Evaluator
 from autoprune.evaluation.calibration_examples import reconstruction_of
+from autoprune.pipeline.executors import trial_threads
 from autoprune.records import Policy, SearchSpace
 from autoprune.search.trial_times import TrialTimes
 from autoprune.structure import ModelForm, Structure
@@ -99,14 +96,3 @@ class _Rehearsal:
 
 def _levels(space: SearchSpace) -> list[tuple[str, tuple]]:
     return [(name, tuple(space.levels[name])) for name in space.searched]
-
-
-@contextmanager
-def trial_threads(count: int) -> Iterator[None]:
-    """Use as many threads as a worker would, so that results and times are the same."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -26,7 +26,7 @@ _TELL_SECONDS, _NOTE_SECONDS = 0.5, 5.0
 """The estimate is told to events and noted in the run folder at most so often, and whenever a stage begins."""
 
 _KEEP_SECONDS = 10.0
-"""What was spent is noted at least so often, also while one long trial runs: a killed call notes nothing more."""
+"""Seconds between two notes of the time spent, also while one long trial runs: a killed call notes nothing more."""
 
 
 class TimedEvents:

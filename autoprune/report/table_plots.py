@@ -1,4 +1,4 @@
-"""What is known about the model on the target: staircases, sensitivities, and the error of the latency table."""
+"""The model on the target: staircases, sensitivities, and the error of the latency table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a search asks of measurements, beside the predictions that it goes by."""
+"""The measurements that a search asks for, beside the predictions that it goes by."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ POLL_SECONDS = 0.5
 
 
 class Estimate(NamedTuple):
-    """What a search said `at_s` seconds after its begin."""
+    """The estimate of a search `at_s` seconds after its begin."""
 
     at_s: float
     left_s: float

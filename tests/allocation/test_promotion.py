@@ -74,12 +74,12 @@ def test_failed_trials_stay_behind_even_a_baseline():
     assert promote([lost, other, BASELINES[1]], UNIFORM, LIMITS, 2) == {UNIFORM[LIMITS[1]]: "uniform"}
 
 
-def test_policies_of_every_depth_take_turns():
+def of_widths(pairs):
+    """Results of policies of two removable units, the best first."""
     space = SearchSpace(id="d", levels={"a": (0, 1, 2, 3), "b": (0, 1, 2, 3)})
     base = evaluate(spec(0))
     assert base.measurement
-    pairs = [(0, 3), (0, 2), (0, 1), (3, 3), (2, 2), (0, 0)]
-    results = [
+    return [
         TrialResult(
             **vars(base)
             | {
@@ -90,33 +90,24 @@ def test_policies_of_every_depth_take_turns():
         )
         for number, (a, b) in enumerate(pairs)
     ]
+
+
+def test_policies_of_every_depth_take_turns():
+    results = of_widths([(0, 3), (0, 2), (0, 1), (3, 3), (2, 2), (0, 0)])
     chosen = [tuple(r.policy.widths.values()) for r in diverse(results, Limit.of(latency_ms=1e9), 5)]
     assert chosen == [(0, 3), (3, 3), (0, 0), (0, 2), (2, 2)]
 
 
 def test_a_policy_that_misses_the_limit_gives_its_turn_to_the_next_of_its_depth():
-    space = SearchSpace(id="d", levels={"a": (0, 1, 2, 3), "b": (0, 1, 2, 3)})
-    base = evaluate(spec(0))
-    pairs = [(3, 3), (2, 2), (0, 3), (1, 1), (0, 2)]
-    results = [
-        TrialResult(
-            **vars(base)
-            | {
-                "number": number,
-                "policy": space.policy({"a": a, "b": b}),
-                "measurement": replace(base.measurement, loss=float(number)),
-            }
-        )
-        for number, (a, b) in enumerate(pairs)
-    ]
     asked = []
 
     def slow_when_wide(policies, limit):
         asked.extend(tuple(policy.widths.values()) for policy in policies)
         return [policy.widths["a"] != 3 for policy in policies]
 
-    found = diverse(results, Limit.of(latency_ms=1e9), 2, slow_when_wide)
-    assert {tuple(r.policy.widths.values()) for r in found} == {(2, 2), (0, 3)}
+    results = of_widths([(3, 3), (2, 2), (0, 3), (1, 1), (0, 2)])
+    chosen = diverse(results, Limit.of(latency_ms=1e9), 2, slow_when_wide)
+    assert {tuple(r.policy.widths.values()) for r in chosen} == {(2, 2), (0, 3)}
     assert asked == [(3, 3), (0, 3), (2, 2)]
 
 

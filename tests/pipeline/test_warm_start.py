@@ -59,7 +59,7 @@ def fresh(finished: autoprune.Run, tmp_path: Path) -> RunFolder:
 
 
 def files_taken(run: autoprune.Run, folder: RunFolder, other: Path, **changes: Any) -> list[str]:
-    """What is noted when the files of `other` are asked for, by a configuration with some changes."""
+    """Notes when the files of `other` are asked for, by a configuration with some changes."""
     config = run.config.model_copy(update={"warm_start": str(other), **changes})
     structure, notes, target = run.dense_model.structure, Notes(), SimulatedMeasurer().target
     if "threads" in changes:

@@ -13,7 +13,7 @@ from autoprune.profiling.duration import (
 
 
 def expected_in_all(rounds, *, each_s, scanned=60):
-    """What is expected in all after every model of a profile that makes `rounds`, and how many there were."""
+    """Seconds expected in all after every model of a profile that makes `rounds`, and how many there were."""
     progress, seconds, totals = ProfileProgress(), 0.0, []
     stages = [(OPERATORS, 24), (STAGES[SCAN], scanned), (STAGES[HELD_OUT], HELD_OUT_POLICIES)]
     for stage, total in (*stages, *[(STAGES[FIT], ROUND)] * rounds, (REMEASURING, REMEASURED)):

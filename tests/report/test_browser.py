@@ -145,8 +145,8 @@ def test_everyone_can_read_it(page: Page, size: dict[str, int], scheme: str) -> 
     )
     assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
     page.add_script_tag(content=axe.AXE_FILE_PATH.read_text(encoding="utf-8"))
-    found = page.evaluate("async () => (await axe.run()).violations")
-    assert [(v["id"], v["impact"], v["nodes"][0]["html"]) for v in found] == []
+    violations = page.evaluate("async () => (await axe.run()).violations")
+    assert [(v["id"], v["impact"], v["nodes"][0]["html"]) for v in violations] == []
 
 
 def test_a_live_page_takes_changes_and_keeps_the_choice(browser: Any, finished: autoprune.Run) -> None:
