@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -22,6 +22,7 @@ from autoprune.training.own_trainer import finetune_by_own_trainer
 from autoprune.training.safeguard import Safeguard, Unguarded
 from autoprune.training.sample_passes import SamplePasses
 from autoprune.training.teacher import TeacherMemory
+from autoprune.training.terms import Term, Terms
 from autoprune.training.update import Updates
 
 OnProgress = Callable[[int, int, float], None]
@@ -54,6 +55,7 @@ def finetune(
     relative_cost: float = 1.0,
     memory: TeacherMemory | None = None,
     held_out: HeldOut | None = None,
+    terms: Sequence[Term] = (),
     on_progress: OnProgress | None = None,
 ) -> FinetuneResult:
     """Train `model` in place on `samples` examples of the training data and leave it in evaluation mode.
@@ -78,6 +80,7 @@ def finetune(
         held_out: examples that decide at the end whether the model goes back to its best state, that before training
             included. Where the loss rises, training goes on from the best state at half the rate. Without them a loss
             that is not finite is an error.
+        terms: change the weights after every step, also after those of the task's own trainer.
         on_progress: called after every step.
 
     Raises:
@@ -86,10 +89,10 @@ def finetune(
     """
     if samples < 1:
         raise UsageError(f"fine-tuning takes at least 1 sample; got {samples}")
+    told = Terms(terms)
     if task.finetune is not None and recipe is None:
-        finetune_by_own_trainer(model, task, samples=samples, seed=seed)
-        if passes is not None:
-            passes.training(samples, relative_cost)
+        finetune_by_own_trainer(model, task, samples=samples, seed=seed, terms=told)
+        _count(passes, told, samples, relative_cost)
         return FinetuneResult(train_loss=math.nan, samples=samples)
     if not task.trains and teacher is None:
         raise UsageError(
@@ -105,22 +108,33 @@ def finetune(
     guard = _guard(model, held_out, recipe, drawn * repeats)
     try:
         with _training(model, teacher, task, recipe, seed):
+            told.begin(model)
             for batch in objective.batches(drawn, seed, repeats):
                 rate = learning_rate(recipe, progress.share_at_middle(batch.examples)) * guard.rate_scale
-                terms = objective.terms(model, batch)
-                loss = updates.take(terms, rate)
+                loss = updates.take(objective.terms(model, batch), rate)
                 progress.after_step(batch.examples, loss)
+                if updates.stepped and told.after_step(share=progress.share, rate=rate):
+                    guard.forget()
                 guard.after_step(progress.done, loss, updates)
                 if guard.gave_up:
                     break
             updates.finish(rate)
+        told.finish()
         undone = guard.finish(progress.done)
     finally:
-        if passes is not None:
-            passes.training(progress.done, relative_cost)
-            passes.forward(guard.forwards, relative_cost)
-            passes.forward(objective.teacher_examples)
+        _count(passes, told, progress.done, relative_cost, guard.forwards, objective.teacher_examples)
+    told.finish()
     return progress.result(undone=undone, rate_scale=guard.rate_scale)
+
+
+def _count(
+    passes: SamplePasses | None, terms: Terms, samples: int, relative_cost: float, checked: int = 0, taught: int = 0
+) -> None:
+    """Count the passes of a training, of its terms and its checks, and of the teacher."""
+    if passes is not None:
+        passes.training(samples + terms.trained, relative_cost)
+        passes.forward(checked + terms.forwards, relative_cost)
+        passes.forward(taught)
 
 
 def _guard(model: nn.Module, held_out: HeldOut | None, recipe: Recipe, samples: int) -> Safeguard | Unguarded:
@@ -142,6 +156,11 @@ class _Progress:
     def share_at_middle(self, examples: int) -> float:
         """Share of the training that is over in the middle of a step on so many examples."""
         return (self.done + examples / 2) / self.samples
+
+    @property
+    def share(self) -> float:
+        """Share of the training that is over."""
+        return self.done / self.samples
 
     def after_step(self, examples: int, loss: float) -> None:
         """Record a step and report it."""

@@ -9,18 +9,30 @@ from autoprune.errors import AutopruneError, TaskError, TrialError
 from autoprune.model.acceptance import unwrap, users_line
 from autoprune.model.randomness import seeded
 from autoprune.task.base import Task
+from autoprune.training.terms import Terms
+from autoprune.training.watched_trainer import steps_told
 
 
-def finetune_by_own_trainer(model: nn.Module, task: Task, *, samples: int, seed: int) -> None:
+def finetune_by_own_trainer(
+    model: nn.Module, task: Task, *, samples: int, seed: int, terms: Terms | None = None
+) -> None:
     """Let `task.finetune` train a model, and leave it in evaluation mode on the CPU with the trained weights.
+
+    Args:
+        model: the model to train.
+        task: has the trainer.
+        samples: training examples that the trainer sees.
+        seed: of the trainer.
+        terms: are told of every step of an optimizer that holds the model's parameters.
 
     Raises:
         TaskError: the trainer fails, or returns something else than the model or one with the same weights.
         TrialError: a trained weight is not finite.
     """
     assert task.finetune is not None
+    told = terms or Terms(())
     try:
-        with seeded(seed), torch.enable_grad():
+        with seeded(seed), torch.enable_grad(), steps_told(model, samples, told):
             trained = task.finetune(model.train(), samples, seed)
     except AutopruneError:
         raise
@@ -45,6 +57,7 @@ def finetune_by_own_trainer(model: nn.Module, task: Task, *, samples: int, seed:
                 f"{str(error).splitlines()[-1].strip()}"
             ) from error
     model.to("cpu").eval()
+    told.finish()  # a trainer may have brought the weights of a copy
     for parameter in model.parameters():
         parameter.grad = None
         if not bool(parameter.isfinite().all()):

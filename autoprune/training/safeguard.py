@@ -73,12 +73,20 @@ class Safeguard:
             updates: start again when the model goes back.
         """
         if self._rose(loss, done):
+            if not self._best_state:
+                raise TrialError(f"the training loss must stay finite; it is {loss} after {done} examples")
             self._restore()
             updates.restart()
             self.rate_scale /= 2
             self._halvings += 1
         elif self._interval <= done - self._checked_at and done < self.samples:
             self._check(done)
+
+    def forget(self) -> None:
+        """Forget all states: from now on something is asked of the weights that they lack, such as zeros."""
+        self._first_loss = self._best_loss = self._lowest = math.inf
+        self._best_state = {}
+        self._recent.clear()
 
     def _rose(self, loss: float, done: int) -> bool:
         if not math.isfinite(loss):
@@ -156,6 +164,9 @@ class Unguarded:
                 f"the training loss must stay finite; it is {loss} in step {self._done_steps} of {self.steps}. Lower "
                 "the recipe's lr, or its clip_norm"
             )
+
+    def forget(self) -> None:
+        """Forget nothing: no state is kept."""
 
     def finish(self, done: int) -> bool:
         """Keep the last state."""

@@ -35,6 +35,11 @@ class Updates:
             self._step(rate)
         return loss.item()
 
+    @property
+    def stepped(self) -> bool:
+        """Whether the last batch made a step of the optimizer."""
+        return self._batches == 0
+
     def restart(self) -> None:
         """Forget gradients, moments and the average of the weights, which belong to a state that was given up."""
         self._batches = self._steps = 0

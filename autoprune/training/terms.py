@@ -1,0 +1,83 @@
+"""Terms of a training: what it does to the weights besides following the gradient of the loss.
+
+A term is told when the training begins, after every step of the optimizer, and when it ends. Penalties, masks and
+schedules that make a network sparse are all terms; so the loop does not know one of them, and neither does a trainer of
+the user's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A step of the optimizer: its number from 1 on, the share of the training that is over, and its learning rate."""
+
+    number: int
+    share: float
+    rate: float
+
+
+class Term:
+    """Base of all terms, which does nothing."""
+
+    forwards = 0
+    """Examples that the term ran the model on, forward."""
+    trained = 0
+    """Examples that the term ran the model on, forward and backward."""
+
+    def begin(self, model: nn.Module) -> None:
+        """Take hold of the parameters of a model, before its first step."""
+
+    def after_step(self, step: Step) -> bool:
+        """Change the weights after a step of the optimizer; gradients of the step are still there.
+
+        Returns:
+            Whether earlier states of the model no longer count, because they lack what this step asks of the weights.
+        """
+        del step
+        return False
+
+    def finish(self) -> None:
+        """Leave the weights as the term promises them, whatever happened to them after the last step."""
+
+
+class Terms:
+    """Several terms as one, and the number of steps that they saw."""
+
+    def __init__(self, terms: Sequence[Term]) -> None:
+        self._terms = tuple(terms)
+        self._steps = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._terms)
+
+    def begin(self, model: nn.Module) -> None:
+        """Begin all terms."""
+        for term in self._terms:
+            term.begin(model)
+
+    def after_step(self, *, share: float, rate: float) -> bool:
+        """Let all terms change the weights; return whether earlier states no longer count for one of them."""
+        self._steps += 1
+        step = Step(number=self._steps, share=min(share, 1.0), rate=rate)
+        return any([term.after_step(step) for term in self._terms])
+
+    def finish(self) -> None:
+        """Let all terms leave the weights as they promise."""
+        for term in self._terms:
+            term.finish()
+
+    @property
+    def forwards(self) -> int:
+        """Examples that terms ran the model on, forward."""
+        return sum(term.forwards for term in self._terms)
+
+    @property
+    def trained(self) -> int:
+        """Examples that terms ran the model on, forward and backward."""
+        return sum(term.trained for term in self._terms)
