@@ -1,4 +1,4 @@
-"""Terms in a trainer that is not ours: told by hooks on the steps of whatever optimizer holds the model's parameters."""
+"""Terms in a trainer of the user's own: told by hooks on the optimizer that holds the model's parameters."""
 
 from __future__ import annotations
 
