@@ -65,7 +65,8 @@ class Terms:
         """Let all terms change the weights; return whether earlier states no longer count for one of them."""
         self._steps += 1
         step = Step(number=self._steps, share=min(share, 1.0), rate=rate)
-        return any([term.after_step(step) for term in self._terms])
+        outdated = [term.after_step(step) for term in self._terms]  # every term is told, whatever the others say
+        return any(outdated)
 
     def finish(self) -> None:
         """Let all terms leave the weights as they promise."""
