@@ -80,7 +80,7 @@ def finetune(
         held_out: examples that decide at the end whether the model goes back to its best state, that before training
             included. Where the loss rises, training goes on from the best state at half the rate. Without them a loss
             that is not finite is an error.
-        terms: change the weights after every step, also after those of the task's own trainer.
+        terms: change the weights after every step, such as `MaskedWeights`; also in a trainer of the task's own.
         on_progress: called after every step.
 
     Raises:
