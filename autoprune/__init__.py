@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from autoprune.export.weights import load, save
     from autoprune.pipeline import Candidate, Run, search
     from autoprune.pipeline.problem import GuidedSampler, SearchProblem, prepare
-    from autoprune.pruning import prune, units
+    from autoprune.pruning import prune, units, zeros
     from autoprune.recovery.recover import recover
     from autoprune.task.base import Task
     from autoprune.task.recipe import Recipe
@@ -33,7 +33,7 @@ else:
 
 __all__ = [
     "AutopruneError", "Candidate", "GuidedSampler", "Recipe", "Run", "SearchProblem", "Task",
-    "export_onnx", "load", "prepare", "prune", "recover", "save", "search", "units",
+    "export_onnx", "load", "prepare", "prune", "recover", "save", "search", "units", "zeros",
 ]  # fmt: skip
 
 # Imported when first used: `autoprune --help` and planning must not wait for torch.
@@ -52,6 +52,7 @@ _HOMES = {
     "recover": "autoprune.recovery.recover:recover",
     "save": "autoprune.export.weights:save",
     "units": "autoprune.pruning:units",
+    "zeros": "autoprune.pruning:zeros",
 }
 
 

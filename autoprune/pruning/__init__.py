@@ -5,6 +5,7 @@ from autoprune.pruning.listing import shares, units
 from autoprune.pruning.prune import prune
 from autoprune.pruning.ranking import channel_order, global_shares, keep_best, widths_of_shares
 from autoprune.pruning.scores import SCORES, Calibration, score_units
+from autoprune.pruning.weights import prunable_weights, zeros
 
 __all__ = [
     "SCORES",
@@ -13,9 +14,11 @@ __all__ = [
     "channel_order",
     "global_shares",
     "keep_best",
+    "prunable_weights",
     "prune",
     "score_units",
     "shares",
     "units",
     "widths_of_shares",
+    "zeros",
 ]

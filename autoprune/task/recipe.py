@@ -27,6 +27,9 @@ _RANGES = {
     "ema": (0.0, 0.99999),
 }
 
+TERMS = ("l1", "l2", "growing", "clip", "group-lasso", "l0", "l0-units")
+"""What a training can do to the weights besides following the loss; each is written with its strength, `l1:0.001`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -73,6 +76,9 @@ class Recipe:
     """Number format of training: `fp32`, `bf16`, or `auto` for bf16 where the CPU has matrix units for it."""
     channels_last: bool = True
     """Store filters channels last, which is faster on CPUs; models that cannot run that way run contiguous."""
+    terms: tuple[str, ...] = ()
+    """Penalties and bounds with their strengths, which make weights zero or small: `l1:0.001`, `l2:0.001`,
+    `growing:0.1` (L2 that grows), `clip:0.5`, `group-lasso:0.001` and `l0-units:0.001` (on channels), `l0:0.001`."""
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
@@ -84,6 +90,29 @@ class Recipe:
                 continue
             if not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= high:
                 raise UsageError(f"a recipe's {name} must lie in [{low:g}, {high:g}]; got {value!r}")
+        texts = (self.terms,) if isinstance(self.terms, str) else self.terms
+        object.__setattr__(self, "terms", tuple(f"{name}:{strength:g}" for name, strength in map(parse_term, texts)))
+
+
+def parse_term(text: str) -> tuple[str, float]:
+    """Read a term of a recipe, such as `l1:0.001`.
+
+    Returns:
+        Its name and its strength.
+
+    Raises:
+        UsageError: the name is unknown, or the strength is no number above 0.
+    """
+    name, _, strength = str(text).partition(":")
+    try:
+        value = float(strength)
+    except ValueError:
+        value = math.nan
+    if name not in TERMS or not 0 < value < math.inf:
+        raise UsageError(
+            f"a recipe's term is one of {', '.join(TERMS)} with a strength above 0, such as l1:0.001; got {text!r}"
+        )
+    return name, value
 
 
 DEFAULT_TUNING = Recipe(batch_size=32, lr=0.02)

@@ -19,6 +19,7 @@ from autoprune.training.held_out import HeldOut
 from autoprune.training.objective import Objective
 from autoprune.training.optimization import learning_rate, make_optimizer
 from autoprune.training.own_trainer import finetune_by_own_trainer
+from autoprune.training.recipe_terms import terms_of
 from autoprune.training.safeguard import Safeguard, Unguarded
 from autoprune.training.sample_passes import SamplePasses
 from autoprune.training.teacher import TeacherMemory
@@ -89,7 +90,7 @@ def finetune(
     """
     if samples < 1:
         raise UsageError(f"fine-tuning takes at least 1 sample; got {samples}")
-    told = Terms(terms)
+    told = Terms([*terms_of(recipe or task.tuning_recipe), *terms])
     if task.finetune is not None and recipe is None:
         finetune_by_own_trainer(model, task, samples=samples, seed=seed, terms=told)
         _count(passes, told, samples, relative_cost)
@@ -108,7 +109,7 @@ def finetune(
     guard = _guard(model, held_out, recipe, drawn * repeats)
     try:
         with _training(model, teacher, task, recipe, seed):
-            told.begin(model)
+            told.begin(model, task)
             for batch in objective.batches(drawn, seed, repeats):
                 rate = learning_rate(recipe, progress.share_at_middle(batch.examples)) * guard.rate_scale
                 loss = updates.take(objective.terms(model, batch), rate)
@@ -119,7 +120,7 @@ def finetune(
                 if guard.gave_up:
                     break
             updates.finish(rate)
-        told.finish()
+            told.finish()
         undone = guard.finish(progress.done)
     finally:
         _count(passes, told, progress.done, relative_cost, guard.forwards, objective.teacher_examples)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.errors import UsageError
+from autoprune.task.base import Task
 from autoprune.training.terms import Step, Term
 
 
@@ -28,8 +29,9 @@ class MaskedWeights(Term):
         self._masks = dict(masks)
         self._weights: dict[str, nn.Parameter] = {}
 
-    def begin(self, model: nn.Module) -> None:
+    def begin(self, model: nn.Module, task: Task) -> None:
         """Check the names and shapes, and apply the masks."""
+        del task
         self._weights = parameters_named(model, self._masks)
         for name, mask in self._masks.items():
             if mask.shape != self._weights[name].shape:

@@ -32,7 +32,7 @@ def finetune_by_own_trainer(
     assert task.finetune is not None
     told = terms or Terms(())
     try:
-        with seeded(seed), torch.enable_grad(), steps_told(model, samples, told):
+        with seeded(seed), torch.enable_grad(), steps_told(model, task, samples, told):
             trained = task.finetune(model.train(), samples, seed)
     except AutopruneError:
         raise

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from autoprune.task.base import Task
+
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
@@ -30,7 +32,7 @@ class Term:
     trained = 0
     """Examples that the term ran the model on, forward and backward."""
 
-    def begin(self, model: nn.Module) -> None:
+    def begin(self, model: nn.Module, task: Task) -> None:
         """Take hold of the parameters of a model, before its first step."""
 
     def after_step(self, step: Step) -> bool:
@@ -56,10 +58,10 @@ class Terms:
     def __bool__(self) -> bool:
         return bool(self._terms)
 
-    def begin(self, model: nn.Module) -> None:
+    def begin(self, model: nn.Module, task: Task) -> None:
         """Begin all terms."""
         for term in self._terms:
-            term.begin(model)
+            term.begin(model, task)
 
     def after_step(self, *, share: float, rate: float) -> bool:
         """Let all terms change the weights; return whether earlier states no longer count for one of them."""

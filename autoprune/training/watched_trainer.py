@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils import _pytree as pytree
 
+from autoprune.task.base import Task
 from autoprune.training.terms import Terms
 
 
@@ -41,13 +42,14 @@ class _Watch:
 
 
 @contextmanager
-def steps_told(model: nn.Module, samples: int, terms: Terms) -> Iterator[None]:
+def steps_told(model: nn.Module, task: Task, samples: int, terms: Terms) -> Iterator[None]:
     """Tell terms of every step that an optimizer takes on a model's parameters; at the end let them finish.
 
     A trainer that works on a copy of the model is not seen: what the terms promise is then done at the end alone.
 
     Args:
         model: the model that a trainer trains.
+        task: of the training.
         samples: examples that the trainer sees in all.
         terms: are told.
     """
@@ -59,7 +61,7 @@ def steps_told(model: nn.Module, samples: int, terms: Terms) -> Iterator[None]:
         model.register_forward_pre_hook(watch.before_forward, with_kwargs=True),
         register_optimizer_step_post_hook(watch.after_step),
     ]
-    terms.begin(model)
+    terms.begin(model, task)
     try:
         yield
     finally:
