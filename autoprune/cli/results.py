@@ -131,13 +131,20 @@ def export(
         str | None,
         typer.Option("--format", help="onnx, torchscript, pt2 or openvino; left out, what --out ends like, or onnx."),
     ] = None,
+    input_names: Annotated[
+        str, typer.Option("--input-names", help="Names of the file's inputs in their order, joined by commas.")
+    ] = "",
+    output_names: Annotated[str, typer.Option("--output-names", help="The same of its outputs.")] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Write a model of the run, proven equal, with a script that runs it and a page with its numbers."""
     from autoprune.pipeline.delivery import deliver
     from autoprune.pipeline.run import Run
 
-    delivery = deliver(Run.open(run_dir).candidate(policy), destination, format)
+    names = [text.split(",") if text else [] for text in (input_names, output_names)]
+    delivery = deliver(
+        Run.open(run_dir).candidate(policy), destination, format, input_names=names[0], output_names=names[1]
+    )
     if as_json:
         compared = {"relative_difference": delivery.difference, "allowed_difference": delivery.limit}
         show_json({"format": delivery.format, **{k: str(v) for k, v in vars(delivery.paths).items()}, **compared})

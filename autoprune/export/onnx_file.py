@@ -22,6 +22,7 @@ from autoprune.model.acceptance import ExampleInputs, as_inputs
 from autoprune.model.adapters import adapted, keywords_of
 from autoprune.model.outputs import Selector, with_selected_output
 from autoprune.onnxgraph.export import export_onnx
+from autoprune.onnxgraph.names import renamed_file
 from autoprune.onnxgraph.outputs import finite_inputs
 from autoprune.runfolder import write_atomic
 from autoprune.structure import GraphModel
@@ -66,7 +67,13 @@ def export_candidate(
 
 
 def export_verified(
-    model: nn.Module, example_inputs: ExampleInputs, path: str | Path, *, outputs: Selector = None
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    path: str | Path,
+    *,
+    outputs: Selector = None,
+    input_names: Sequence[str] = (),
+    output_names: Sequence[str] = (),
 ) -> Path:
     """Export any module to ONNX, and prove that ONNX Runtime computes the same on random inputs in several batches.
 
@@ -83,6 +90,8 @@ def export_verified(
         path: file to write.
         outputs: the only part of the model's outputs that the file has (default: all of them): a function of the
             outputs, or the name of an attribute or a key.
+        input_names: of the file's inputs in their order; by default the arguments of the model's `forward`.
+        output_names: of its outputs in their order; by default the keys of what the model returns.
 
     Returns:
         The path.
@@ -92,7 +101,7 @@ def export_verified(
         VerificationError: when outputs differ by more than 1e-4 of the largest output (eight times the resolution of
             float16 for a float16 model), or are NaN in PyTorch already.
         RunFolderError: when the file cannot be written.
-        UsageError: for bfloat16, which ONNX Runtime does not run.
+        UsageError: for bfloat16, which ONNX Runtime does not run, and for names that do not fit.
 
     Example:
         >>> import autoprune, torch
@@ -109,6 +118,8 @@ def export_verified(
     with TemporaryDirectory() as folder:
         sizes = view.sizes if isinstance(view, GraphModel) else free_sizes(view, inputs)
         made = export_candidate(view, inputs, Path(folder) / "model.onnx", sizes=sizes)
+        if input_names or output_names:
+            made.write_bytes(renamed_file(made.read_bytes(), input_names, output_names))
         repeated = [_repeated(x) for x in inputs]
         drawn = [_drawn(x, generator) for x in repeated]
         prove(view, made, finite_inputs(view, drawn, repeated, generator), sizes=sizes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch.utils import _pytree as pytree
 from autoprune.errors import StructureError, UsageError
 from autoprune.model.outputs import output_names, with_plain_outputs
 from autoprune.onnxgraph.export import batch_of_two, dynamic_shapes
+from autoprune.onnxgraph.names import input_names as names_of_inputs
 from autoprune.structure import GraphModel
 from autoprune.structure.capture import quiet
 from autoprune.structure.input_sizes import InputSizes
@@ -34,30 +36,72 @@ _LOADERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def write_torchscript(model: nn.Module, inputs: Sequence[torch.Tensor], path: Path) -> None:
+def write_torchscript(
+    model: nn.Module,
+    inputs: Sequence[torch.Tensor],
+    path: Path,
+    *,
+    input_names: Sequence[str] = (),
+    output_names: Sequence[str] = (),
+) -> None:
     """Trace a model of the user's own classes and write it; outputs keep their keys.
+
+    Args:
+        model: of the user's own classes.
+        inputs: examples, batch dimension first.
+        path: file to write.
+        input_names: of the arguments of the file's `forward`; by default those of the model.
+        output_names: keys of the outputs, which are a dict then.
 
     Raises:
         StructureError: when PyTorch cannot trace it.
     """
     try:
         with quiet(), torch.no_grad(), evaluating(model):
-            traced = torch.jit.trace(
-                with_plain_outputs(model), tuple(map(batch_of_two, inputs)), strict=False, check_trace=False
-            )
+            view, examples = with_plain_outputs(model), tuple(map(batch_of_two, inputs))
+            if input_names or output_names:
+                view = _Named(view, input_names or names_of_inputs(model, len(inputs)), output_names).eval()
+            traced = torch.jit.trace(view, examples, strict=False, check_trace=False)
             torch.jit.save(traced, path)
     except (RuntimeError, TypeError, ValueError) as error:
         reason = _line(error)
         raise StructureError(f"the model cannot be traced to TorchScript: {reason}. Export pt2 or onnx") from error
 
 
-def write_pt2(model: GraphModel, inputs: Sequence[torch.Tensor], path: Path) -> InputSizes | None:
+class _Named(nn.Module):
+    """A model whose `forward` has arguments of other names, and whose output tensors have the names that are given."""
+
+    def __init__(self, model: nn.Module, input_names: Sequence[str], output_names: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model
+
+        def forward(*inputs: torch.Tensor) -> Any:
+            outputs = self.model(*inputs)
+            tensors = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+            return dict(zip(output_names, tensors, strict=True)) if output_names else outputs
+
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        signature = inspect.Signature([inspect.Parameter(name, kind) for name in input_names])
+        forward.__signature__ = signature  # type: ignore[attr-defined]  (the tracer reads the names from it)
+        self.forward = forward
+
+
+def write_pt2(
+    model: GraphModel,
+    inputs: Sequence[torch.Tensor],
+    path: Path,
+    *,
+    input_names: Sequence[str] = (),
+    output_names: Sequence[str] = (),
+) -> InputSizes | None:
     """Write the program of `torch.export`: inputs have the names of arguments, several outputs those of keys.
 
     Args:
         model: in the form of a graph.
         inputs: examples, batch dimension first.
         path: file to write.
+        input_names: of the inputs; by default those of the model.
+        output_names: keys of the outputs, which are a dict then.
 
     Returns:
         The sizes that the program leaves free besides the batch; `None` when they are the examples'.
@@ -65,7 +109,7 @@ def write_pt2(model: GraphModel, inputs: Sequence[torch.Tensor], path: Path) -> 
     Raises:
         StructureError: when PyTorch cannot export it.
     """
-    program, wide = _program(model), tuple(map(batch_of_two, inputs))
+    program, wide = _program(model, input_names, output_names), tuple(map(batch_of_two, inputs))
     if model.sizes.symbols():
         with suppress(StructureError):  # an operator that the exporter takes for fixed sizes alone
             return model.sizes if _write_program(program, model, wide, path, model.sizes) else None
@@ -117,15 +161,20 @@ def runner_of(format: str, path: Path) -> Runner:
     return run
 
 
-def _program(model: GraphModel) -> fx.GraphModule:
+def _program(model: GraphModel, input_names: Sequence[str], outputs_as: Sequence[str]) -> fx.GraphModule:
     """Return the evaluation graph with one tensor, a tuple, or a dict of names as its output."""
     graph = fx.Graph()
     values: dict[fx.Node, Any] = {}
     graph.graph_copy(model.captures[False].graph, values)
+    arguments = [node for node in graph.nodes if node.op == "placeholder"]
+    for node, name in zip(arguments, input_names or model.input_names, strict=True):
+        node.target = name
     (leaves,) = next(node for node in reversed(model.captures[False].graph.nodes) if node.op == "output").args
     names = output_names(model.captures[False].out_spec)
     named = {n: values[leaf] for n, leaf in zip(names, leaves, strict=True) if isinstance(leaf, fx.Node)}  # type: ignore[arg-type]
-    if len(named) == 1:
+    if outputs_as:
+        graph.output(dict(zip(outputs_as, named.values(), strict=True)))
+    elif len(named) == 1:
         graph.output(next(iter(named.values())))
     else:
         graph.output(tuple(named.values()) if all(name.isdigit() for name in named) else named)

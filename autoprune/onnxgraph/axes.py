@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import onnx
@@ -22,6 +22,11 @@ def name_axes(graph: onnx.GraphProto, sizes: InputSizes) -> None:
         symbol = value.type.tensor_type.shape.dim[dim].dim_param
         if symbol.isidentifier():
             names.setdefault(symbol, f"{value.name}_{dim}")
+    rename_axes(graph, names)
+
+
+def rename_axes(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Rename the symbols in all sizes of a graph, in place."""
     for value in (*graph.input, *graph.output, *graph.value_info):
         for axis in value.type.tensor_type.shape.dim:
             if axis.dim_param:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import onnx
 from torch import nn
 from torch.export import ExportedProgram
 
+from autoprune.errors import UsageError
 from autoprune.model.outputs import output_names
+from autoprune.onnxgraph.axes import rename_axes
 from autoprune.structure import GraphModel
+
+_MOST_DIMENSIONS = 16
+"""Dimensions of an input whose names are renamed with it; PyTorch exports fewer."""
 
 
 def input_names(model: nn.Module, count: int) -> list[str]:
@@ -43,6 +49,78 @@ def name_outside(graph: onnx.GraphProto, inputs: Sequence[str], program: Exporte
             if name in wanted and name not in new:
                 new[name] = _free(name, taken)
     rename(graph, new)
+
+
+def checked_names(kind: str, given: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Return names that are given for all inputs or all outputs of a file; the known ones where none are given.
+
+    Args:
+        kind: "input" or "output".
+        given: names in their order; a single text is one name.
+        known: names that they replace.
+
+    Raises:
+        UsageError: when there are more or fewer than the file has, or one is empty or given twice.
+    """
+    names = [given] if isinstance(given, str) else list(given)
+    if not names:
+        return list(known)
+    if len(names) != len(known):
+        have = f"{len(known)} {kind}{'s' if len(known) != 1 else ''} ({', '.join(known)})"
+        raise UsageError(f"the model has {have}; got {len(names)}: {', '.join(names)}")
+    if not all(name.strip() for name in names) or len(set(names)) < len(names):
+        given_as = ", ".join(map(repr, names))
+        raise UsageError(f"names of {kind}s are not empty and differ from each other; got {given_as}")
+    return names
+
+
+def with_names(
+    model: onnx.ModelProto, input_names: Sequence[str] = (), output_names: Sequence[str] = ()
+) -> onnx.ModelProto:
+    """Return a copy of a model whose inputs and outputs, and the named sizes of inputs, have other names.
+
+    Args:
+        model: that stays as it is.
+        input_names: for all inputs in their order; by default they keep theirs.
+        output_names: for all outputs in their order.
+
+    Raises:
+        UsageError: for a number of names that does not fit, and names that are empty, given twice or those of weights.
+    """
+    renamed = onnx.ModelProto()
+    renamed.CopyFrom(model)
+    graph = renamed.graph
+    inputs, outputs = [value.name for value in graph.input], [value.name for value in graph.output]
+    pairs = dict(zip(inputs, checked_names("input", input_names, inputs), strict=True))
+    pairs |= dict(zip(outputs, checked_names("output", output_names, outputs), strict=True))
+    wanted, weights = set(pairs.values()), {initializer.name for initializer in graph.initializer}
+    if len(wanted) < len(pairs):
+        raise UsageError(f"an input and an output have different names; got {', '.join(pairs.values())}")
+    if taken := sorted(wanted & (weights - pairs.keys())):
+        raise UsageError(f"the model has weights of the name {', '.join(taken)}: choose another")
+    new = {old: name for old, name in pairs.items() if old not in weights}
+    free = {*weights, *wanted, *_inner_names(graph)}
+    new |= {name: _free(name, free) for name in _inner_names(graph) if name in wanted and name not in new}
+    rename(graph, new)
+    numbers = range(_MOST_DIMENSIONS)
+    rename_axes(graph, {f"{old}_{dim}": f"{name}_{dim}" for old, name in new.items() for dim in numbers})
+    return renamed
+
+
+def renamed_file(content: bytes, input_names: Sequence[str], output_names: Sequence[str]) -> bytes:
+    """Return the content of an ONNX file with other names, as `with_names`."""
+    return with_names(onnx.load_from_string(content), input_names, output_names).SerializeToString()
+
+
+def outputs_of_file(path: Path) -> list[str]:
+    """Return the names of the outputs of an ONNX file."""
+    return [value.name for value in onnx.load(path, load_external_data=False).graph.output]
+
+
+def _inner_names(graph: onnx.GraphProto) -> list[str]:
+    """Return the names of all values that nodes of a graph and of the graphs within it compute."""
+    within = [inner for node in graph.node for part in node.attribute for inner in (part.g, *part.graphs)]
+    return [name for node in graph.node for name in node.output] + [name for g in within for name in _inner_names(g)]
 
 
 def rename(graph: onnx.GraphProto, new: Mapping[str, str]) -> None:

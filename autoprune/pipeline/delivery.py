@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -16,6 +17,7 @@ from autoprune.errors import RunFolderError, StructureError, UsageError
 from autoprune.export.companions import deploy_script, readme
 from autoprune.export.formats import FORMATS, INT8_LIMIT, PARITY_LIMIT, Places, places
 from autoprune.front import latency_of
+from autoprune.pipeline.file_names import FileNames, Inputs
 from autoprune.runfolder import read_json, write_atomic
 
 if TYPE_CHECKING:  # a copy of an ONNX file takes no torch
@@ -55,22 +57,31 @@ class Delivery:
 
 
 def deliver(
-    candidate: Candidate, out: str | Path, format: str | None = None, *, shown_out: str | Path | None = None
+    candidate: Candidate,
+    out: str | Path,
+    format: str | None = None,
+    *,
+    input_names: Sequence[str] = (),
+    output_names: Sequence[str] = (),
+    shown_out: str | Path | None = None,
 ) -> Delivery:
     """Write a model of a run, the script that runs it, and a page with its numbers.
 
-    An ONNX file is a copy of the one that the search proved and measured; other formats are written now and compared
-    with PyTorch on real examples at once. `places` says which files are written.
+    An ONNX file is a copy of the one that the search proved and measured, at most with other names; other formats are
+    written now and compared with PyTorch on real examples at once. `places` says which files are written.
 
     Args:
         candidate: the model.
         out: a file of the format, or a folder.
         format: a key of `FORMATS`; by default what `out` ends like, and ONNX for a folder.
+        input_names: of the file's inputs in their order; by default the arguments of the model's `forward`.
+        output_names: of its outputs in their order; by default the keys of what the model returns. In a file of
+            PyTorch they are keys of a dict.
         shown_out: stands for `out` in the command on the page, where `out` is temporary.
 
     Raises:
-        UsageError: for an unknown format, a file of another, int8 layers in a format that cannot hold them, or OpenVINO
-            that is not installed.
+        UsageError: for an unknown format, a file of another, int8 layers in a format that cannot hold them, names that
+            do not fit, or OpenVINO that is not installed.
         StructureError: when PyTorch or OpenVINO cannot make the file.
         VerificationError: when it computes something else; no file is left then.
         RunFolderError: when the model's file in the run folder is gone, or is not the one that was proven.
@@ -85,18 +96,20 @@ def deliver(
         )
     metrics = read_json(candidate.run.folder.model(candidate.digest).metrics)
     _require_proven(candidate, metrics)
+    inputs = metrics.get("inputs") or _inputs(candidate)
+    names = FileNames.of(input_names, output_names)
     if name == "onnx":
-        write_atomic(paths.model, candidate.onnx_path.read_bytes())
+        write_atomic(paths.model, names.onnx_file(candidate.onnx_path, inputs))
         known = metrics.get("int8_relative_difference", None if int8 else metrics["onnx_relative_difference"])
         delivery = Delivery(format=name, paths=paths, difference=known, limit=INT8_LIMIT if int8 else PARITY_LIMIT)
     else:
-        delivery = _converted(candidate, name, paths, int8)
-    inputs = metrics.get("inputs") or _inputs(candidate)
+        delivery = _converted(candidate, name, paths, int8, names, inputs)
+    inputs = names.described(inputs)
     target = candidate.run.document["latency_table"]["target"]
     provider = target.get("provider") or "CPUExecutionProvider"
     script = deploy_script(name, paths.model.name, paths.script.name, inputs, provider)
     write_atomic(paths.script, script.encode())
-    write_atomic(paths.page, _page(candidate, delivery, inputs, shown_out or out).encode())
+    write_atomic(paths.page, _page(candidate, delivery, inputs, names, shown_out or out).encode())
     return delivery
 
 
@@ -123,7 +136,9 @@ def _require_proven(candidate: Candidate, metrics: dict[str, Any]) -> None:
         raise RunFolderError(f"{path} is not the file that was proven; `autoprune verify` makes it again")
 
 
-def _converted(candidate: Candidate, name: str, paths: Places, int8: bool) -> Delivery:
+def _converted(
+    candidate: Candidate, name: str, paths: Places, int8: bool, names: FileNames, described: Inputs
+) -> Delivery:
     """Write a file of another format than ONNX, compare it with PyTorch, and only then move it into its place."""
     from autoprune.export.programs import runner_of
     from autoprune.export.verify import output_difference
@@ -133,7 +148,7 @@ def _converted(candidate: Candidate, name: str, paths: Places, int8: bool) -> De
     inputs, limit = real_inputs(candidate.run.open_task()), INT8_LIMIT if int8 else PARITY_LIMIT
     with TemporaryDirectory() as folder:
         made = Path(folder) / paths.model.name
-        model, sizes = _written(candidate, name, made, int8)
+        model, sizes = _written(candidate, name, made, int8, names, described)
         second = None if sizes is None else at_second(sizes, [x[:2] for x in inputs])
         run = runner_of(name, made)
         difference = output_difference(model, run, inputs, source=paths.model.name, limit=limit, second=second)
@@ -142,7 +157,9 @@ def _converted(candidate: Candidate, name: str, paths: Places, int8: bool) -> De
     return Delivery(format=name, paths=paths, difference=difference, limit=limit)
 
 
-def _written(candidate: Candidate, name: str, path: Path, int8: bool) -> tuple[nn.Module, InputSizes | None]:
+def _written(
+    candidate: Candidate, name: str, path: Path, int8: bool, names: FileNames, described: Inputs
+) -> tuple[nn.Module, InputSizes | None]:
     """Write a file; return the model that it must equal, and the sizes besides the batch that the file leaves free."""
     from autoprune.export.onnx_file import OnnxModule
     from autoprune.export.programs import write_openvino, write_pt2, write_torchscript
@@ -150,21 +167,25 @@ def _written(candidate: Candidate, name: str, path: Path, int8: bool) -> tuple[n
 
     inputs, model = candidate.run.open_task().example_inputs, candidate.model(native=False)
     assert isinstance(model, GraphModel)
-    if name == "pt2":
-        return model, write_pt2(model, inputs, path)
     if name == "openvino":
-        write_openvino(candidate.onnx_path, path)
+        onnx = path.with_suffix(".onnx")
+        onnx.write_bytes(names.onnx_file(candidate.onnx_path, described))
+        write_openvino(onnx, path)
+        onnx.unlink()
         if candidate.record.policy.is_rounded:
             return candidate.model(quantized=True), None
         # A model that is quantized as a whole has no equal in PyTorch.
         return (OnnxModule(candidate.onnx_path, model) if int8 else model), None
+    named = names.in_pytorch(candidate.onnx_path, described)
+    if name == "pt2":
+        return model, write_pt2(model, inputs, path, **named)
     try:
         own = candidate.model(native=True)
     except StructureError as error:
         raise StructureError(
             f"TorchScript is traced from a model of your own classes, and this one has none: {error} Export pt2"
         ) from error
-    write_torchscript(own, inputs, path)
+    write_torchscript(own, inputs, path, **named)
     return model, None
 
 
@@ -175,11 +196,14 @@ def _inputs(candidate: Candidate) -> list[dict[str, Any]]:
     return described_inputs(candidate.model(native=False), candidate.run.open_task())  # type: ignore[arg-type]
 
 
-def _page(candidate: Candidate, delivery: Delivery, inputs: list[dict[str, Any]], out: str | Path) -> str:
+def _page(
+    candidate: Candidate, delivery: Delivery, inputs: list[dict[str, Any]], names: FileNames, out: str | Path
+) -> str:
     run, record = candidate.run, candidate.record
     dense, target, metric = run.document["dense"], run.document["latency_table"]["target"], run.document["metric"]
     export = ["autoprune", "export", str(run.folder.path), "--policy", record.digest]
     export += ["--format", delivery.format, "--out", str(out)]
+    export += names.options()
     rows = {
         f"{metric}, validation": (f"{record.score:.4f}", f"{dense['score']:.4f}"),
         f"{metric}, test": (_number(record.test_score, ".4f"), _number(dense.get("test_score"), ".4f")),

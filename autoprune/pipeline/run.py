@@ -67,7 +67,14 @@ class Candidate:
         small = load_model(self.run.dense_model, self.run.folder, self.record.policy)
         return in_form(structure, small, native)
 
-    def export(self, path: str | Path, format: str | None = None) -> Path:
+    def export(
+        self,
+        path: str | Path,
+        format: str | None = None,
+        *,
+        input_names: Sequence[str] = (),
+        output_names: Sequence[str] = (),
+    ) -> Path:
         """Write the model with a script that runs it and a page with its numbers; return the path of the model's file.
 
         The ONNX file is the one that was proven and measured; files of other formats are proven equal to PyTorch now.
@@ -76,14 +83,17 @@ class Candidate:
             path: a file such as `small.onnx`, beside which `small_deploy.py` and `small_README.md` are written; or a
                 folder, which gets `model.onnx`, `deploy.py` and `README.md`.
             format: `onnx`, `torchscript`, `pt2` or `openvino` (extra `openvino`); by default what `path` ends like.
+            input_names: of the file's inputs in their order; by default the arguments of the model's `forward`.
+            output_names: of its outputs in their order; by default the keys of what the model returns.
 
         Raises:
-            UsageError: for a format that is unknown, not installed, or cannot hold the int8 layers of the model.
+            UsageError: for a format that is unknown, not installed, or cannot hold the int8 layers of the model; and
+                for names that do not fit.
             VerificationError: when the file computes something else than the model.
         """
         from autoprune.pipeline.delivery import deliver
 
-        return deliver(self, path, format).paths.model
+        return deliver(self, path, format, input_names=input_names, output_names=output_names).paths.model
 
     def __repr__(self) -> str:
         m = self.record

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from autoprune.errors import StructureError, VerificationError
 from autoprune.export.programs import runner_of, write_pt2, write_torchscript
 from autoprune.export.verify import output_difference
 from autoprune.structure import GraphModel
+from autoprune.structure.capture import quiet
 from autoprune.structure.input_sizes import at_second
 
 
@@ -44,6 +46,25 @@ def test_a_program_has_names_and_free_sizes(tmp_path: Path, recurrent: bool) -> 
     assert program.graph_signature.user_inputs == ("ids", "scale")
     outputs = program.module(check_guards=False)(*(x[:1] for x in INPUTS))
     assert outputs.keys() == {"logits", "hidden"}
+
+
+NAMES = {"input_names": ("tokens", "hidden"), "output_names": ("scores", "ids")}
+
+
+def test_files_have_the_names_that_are_asked_for(tmp_path: Path) -> None:
+    examples = [x[:2] for x in INPUTS]
+    small = autoprune.prune(Tagger(False), examples, keep=0.5, native=False).eval()
+    assert isinstance(small, GraphModel)
+    path = autoprune.export_onnx(small, examples, tmp_path / "m.onnx", **NAMES)  # `hidden` and `ids` change sides
+    graph = onnx.load(path).graph
+    sizes = [[d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*graph.input, *graph.output)]
+    assert [v.name for v in (*graph.input, *graph.output)] == ["tokens", "hidden", "scores", "ids"]
+    assert sizes == [["batch", "tokens_1"], ["batch"], ["batch", 3], ["batch", "tokens_1", 16]]
+    write_torchscript(small, examples, tmp_path / "m.pt", **NAMES)
+    with quiet():
+        outputs = torch.jit.load(tmp_path / "m.pt")(tokens=INPUTS[0], hidden=INPUTS[1])
+    assert outputs.keys() == {"scores", "ids"}
+    torch.testing.assert_close(outputs["scores"], small(*INPUTS)["logits"])
 
 
 def test_torchscript_of_own_classes_keeps_the_batch_free(tmp_path: Path) -> None:

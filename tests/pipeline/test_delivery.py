@@ -13,6 +13,7 @@ from zipfile import ZipFile
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 import autoprune
 from autoprune.cli.main import app
@@ -73,6 +74,29 @@ def test_an_onnx_file_is_the_proven_one(copied: autoprune.Run, tmp_path: Path) -
     candidate.onnx_path.unlink()
     with pytest.raises(RunFolderError, match="is gone; `autoprune verify`"):
         candidate.export(tmp_path / "gone.onnx")
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino", "pt2"])
+def test_a_deployer_names_inputs_and_outputs(
+    finished: autoprune.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], format: str
+) -> None:
+    if format == "openvino":
+        pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    digest, out = finished.models[0].digest, tmp_path / "out"
+    names = ["--input-names", "image", "--output-names", "logits"]
+    command = ["export", str(finished.folder.path), "--policy", digest, "--format", format, "--out", str(out)]
+    result = CliRunner().invoke(app, [*command, *names])
+    assert result.exit_code == 0, result.output
+    runpy.run_path(str(out / "deploy.py"))
+    assert "logits (1, 10)" in capsys.readouterr().out
+    page = (out / "README.md").read_text()
+    assert "`image` float32 (1, 1, 8, 8)" in page
+    assert "--input-names image --output-names logits" in page
+    with pytest.raises(UsageError, match=r"the model has 1 input \(x\); got 2: a, b"):
+        deliver(finished.candidate(digest), tmp_path / "two", format, input_names=["a", "b"])
+    if format == "pt2":
+        with pytest.raises(UsageError, match="inputs of a file of PyTorch are arguments in Python; got 'my image'"):
+            deliver(finished.candidate(digest), tmp_path / "odd", format, input_names=["my image"])
 
 
 @pytest.mark.parametrize("format", [name for name, kind in FORMATS.items() if not kind.int8])
