@@ -23,12 +23,23 @@ Texts = Annotated[tuple[str, ...], BeforeValidator(as_list)]
 """A list of texts; one text counts as a list of one."""
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads `2:4` as the text that it is; in YAML 1.1 it is a number to the base of 60."""
+
+
+def _whole_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> str | int:
+    return node.value if ":" in node.value else loader.construct_yaml_int(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read the mapping in a YAML file; `ConfigError` names the file and the line, also of a key that is given twice."""
     try:
         text = path.read_text()
-        _refuse_repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader))
-        value = yaml.safe_load(text)
+        _refuse_repeated_keys(yaml.compose(text, Loader=_Loader))
+        value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""

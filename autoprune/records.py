@@ -7,7 +7,7 @@ Glossary (one meaning each):
     unit            the smallest thing the search decides about: coupled channels (heads, hidden units, ...)
     width           how many channels (heads, ...) of a unit are kept; 0 removes the residual branch that the unit is in
     layer           an operator with weights; the weight's name is its name, and layers with tied weights are one
-    treatment       precision and rank in which a layer computes (see `treatments`)
+    treatment       precision, rank and pattern of zeros of a layer (see `treatments`)
     decision        a unit or a layer that the search decides about
     level           a width that the search may choose for a unit, or a treatment that it may choose for a layer
     space           which decisions the search has and the levels of each (a YAML file in `search_spaces/`)
@@ -48,7 +48,7 @@ from types import MappingProxyType
 from typing import Any
 
 from autoprune.errors import PolicyError
-from autoprune.treatments import DENSE, Level, Treatment, level_code, level_from_json, level_to_json
+from autoprune.treatments import DENSE, Level, Treatment, level_code, level_from_json, level_to_json, timed_levels
 
 COSTS: tuple[str, ...] = ("latency_ms", "params", "macs", "bytes", "activation_bytes")
 """Costs of a model, in the order of every cost array `[K]`; `bytes` are of the weights, `activation_bytes` the peak."""
@@ -142,6 +142,15 @@ class SearchSpace:
         """Return the same space with every layer dense, for strategies that decide about widths alone."""
         layers = set(self.layer_names)
         return SearchSpace(id=self.id, levels={n: ls[-1:] if n in layers else ls for n, ls in self.levels.items()})
+
+    def timed(self) -> SearchSpace:
+        """Return the space without patterns of zeros, as a latency table knows it; the space itself without any.
+
+        A layer that only has patterns stays, with the dense level alone.
+        """
+        levels = {name: timed_levels(levels) for name, levels in self.levels.items()}
+        same = levels == self.levels
+        return self if same else SearchSpace(id=digest_of([self.id, "timed"]), levels=levels)
 
     def policy(self, choices: Mapping[str, Level]) -> Policy:
         """Build a policy of this space; decisions that are left out keep their last level, the largest or dense one.
@@ -239,6 +248,12 @@ class Policy:
     def is_rounded(self) -> bool:
         """Whether some layer computes in another precision than fp32."""
         return any(treatment.of_factors != DENSE for treatment in self.treatments.values())
+
+    @property
+    def timed(self) -> Policy:
+        """The policy without patterns of zeros: no runtime skips zeros, so it has the same latency."""
+        treatments = {name: treatment.timed for name, treatment in self.treatments.items()}
+        return Policy(space_id=self.space_id, widths=self.widths, treatments=treatments)
 
     @property
     def choices(self) -> dict[str, Level]:

@@ -14,6 +14,7 @@ overrides:                # per pattern, any of the six keys above; later patter
 treatments:               # levels of layers, by patterns of their names; later patterns win; without it all are dense
   "*": [fp32, int8]
   "blocks.*": [fp32, "rank:*", "int8+rank:24"] # two factors for a weight: a few ranks that fit each layer, or this one
+  "fc*": [fp32, "sparse:*", "2:4", "int8+sparse:80%"] # zeros among the weights: 50, 75, 87.5 and 95 %, N:M, this share
   "head": [fp32]          # the name of a layer's module, or of its weight
 treat_if_faster: true     # all layers are dense where treated models are measured to be no faster; default false
 """
@@ -29,12 +30,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from autoprune.config_file import Texts, as_list, read_yaml, validation_message, without_booleans
-from autoprune.errors import ConfigError, PolicyError, unknown_name
+from autoprune.errors import ConfigError, unknown_name
+from autoprune.layer_levels import layer_levels, require_readable
 from autoprune.records import SearchSpace, Unit, digest_of
-from autoprune.treatments import DENSE, PRECISIONS, Layer, Level, Treatment, level_to_json, sorted_treatments
+from autoprune.treatments import Layer, Level, level_to_json
 
 EFFICIENT = "efficient"
-ANY_RANK = "rank:*"
 _MOST_CANDIDATES = 32
 _EFFICIENT_STEPS = 8
 _WIDTH_KEYS = ("min_keep", "max_keep", "multiple_of", "steps")
@@ -85,16 +86,7 @@ class SpaceSpec(LevelRule):
     @field_validator("treatments")
     @classmethod
     def _readable(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-        for pattern, texts in value.items():
-            try:
-                levels = [Treatment.parse(text.replace(ANY_RANK, "rank:1")) for text in texts]
-            except PolicyError as error:
-                raise ValueError(f"{pattern!r}: {error}") from error
-            if DENSE not in levels or len(set(texts)) < len(texts):
-                raise ValueError(
-                    f"treatments of {pattern!r} are distinct precisions ({', '.join(PRECISIONS)}) and ranks (rank:24, "
-                    f"rank:*, int8+rank:24), and fp32 is one of them; got {', '.join(texts) or 'none'}"
-                )
+        require_readable(value)
         return value
 
 
@@ -168,7 +160,7 @@ def build_space(
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise ConfigError(f"{source}: {key}: {pattern!r} matches no unit. Units: {', '.join(names)}.")
     levels: dict[str, tuple[Level, ...]] = {unit.name: _levels(spec, unit, source, useful) for unit in units}
-    levels |= _treatments(spec, layers, source, useful)
+    levels |= layer_levels(spec.treatments, layers, source, useful)
     if not any(len(of_decision) > 1 for of_decision in levels.values()):
         why = (
             " (no smaller width of any unit that the rules allow is measurably faster on this target; `levels` of its "
@@ -178,49 +170,6 @@ def build_space(
         raise ConfigError(f"{source}: leaves nothing to search: every unit has one level{why}: {levels}")
     key = {"structure": structure_digest, "levels": {name: [*map(level_to_json, ls)] for name, ls in levels.items()}}
     return SearchSpace(id=digest_of(key), levels=levels)
-
-
-def _treatments(
-    spec: SpaceSpec, layers: Sequence[Layer], source: object, useful: Useful | None
-) -> dict[str, tuple[Level, ...]]:
-    """Return the treatments of the layers that some pattern names, in the order of the layers."""
-    for pattern in spec.treatments if layers else ():
-        if not any(_names(layer, pattern) for layer in layers):
-            known = ", ".join(dict.fromkeys(layer.module for layer in layers))
-            raise ConfigError(f"{source}: treatments: {pattern!r} matches no layer. Layers: {known}.")
-        _require_ranks(pattern, spec.treatments[pattern], layers, source)
-    levels: dict[str, tuple[Level, ...]] = {}
-    for layer in layers:
-        wanted: tuple[Treatment, ...] = ()
-        for pattern, texts in spec.treatments.items():
-            if _names(layer, pattern):
-                wanted = tuple(treatment for text in texts for treatment in _read(text, layer))
-        possible = [treatment for treatment in wanted if layer.allows(treatment)]
-        if len(possible) > 1:  # a layer none of whose treatments pays stays, with one level: a table has its column
-            pays = None if useful is None else useful.get(layer.name)
-            levels[layer.name] = sorted_treatments(t for t in possible if t == DENSE or pays is None or t.code in pays)
-    return levels
-
-
-def _require_ranks(pattern: str, texts: Iterable[str], layers: Sequence[Layer], source: object) -> None:
-    """Raise `ConfigError` for a rank that is above the full one of every layer that a pattern names."""
-    named = [layer for layer in layers if _names(layer, pattern)]
-    full = max(min(layer.matrix) for layer in named)
-    for text in texts:
-        rank = 0 if ANY_RANK in text else Treatment.parse(text).rank
-        if rank > full:
-            why = f"the largest full rank of these layers is {full}" if full else "none of these layers can be factors"
-            raise ConfigError(f"{source}: treatments: {pattern!r}: {why}; got {text}. Write a lower rank, or rank:*")
-
-
-def _read(text: str, layer: Layer) -> list[Treatment]:
-    """Return the treatments that a text stands for: with any rank, those that are worth measuring for the layer."""
-    texts = [text.replace(ANY_RANK, f"rank:{rank}") for rank in layer.ranks] if ANY_RANK in text else [text]
-    return [Treatment.parse(each) for each in texts]
-
-
-def _names(layer: Layer, pattern: str) -> bool:
-    return fnmatchcase(layer.module, pattern) or fnmatchcase(layer.name, pattern)
 
 
 def _levels(spec: SpaceSpec, unit: Unit, source: object, useful: Useful | None) -> tuple[int, ...]:

@@ -1,18 +1,19 @@
-"""Treatments: the precision and the rank in which a layer computes, as levels of a search.
+"""Treatments: precision, rank and pattern of zeros of a layer, as levels of a search.
 
 A treatment is written as its parts that are not dense: `fp32`, `int8`, `int8-dynamic`, `w8`, `w4`, `rank:24`,
-`int8+rank:24`. This module never imports torch.
+`int8+rank:24`, `sparse:80%`, `2:4`, `int8+sparse:80%@8x1` (see `sparsity.patterns`). This module never imports torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from autoprune.errors import PolicyError
+from autoprune.sparsity.patterns import FORMS, Pattern
 
 PRECISIONS = ("fp32", "int8", "int8-dynamic", "w8", "w4")
 """Precisions of a layer, in the order of their codes.
@@ -26,6 +27,9 @@ _COST_ORDER = ("int8-dynamic", "int8", "w4", "w8", "fp32")
 """Precisions from the one that usually computes fastest to the dense one."""
 
 _RANK = "rank:"
+_RANKS = 1 << 20
+"""Ranks are below this number; the code of a pattern begins above them."""
+
 _RANK_STEP = 8
 _RANK_SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4)
 
@@ -34,14 +38,15 @@ Sizes = int | np.ndarray
 
 @dataclass(frozen=True, kw_only=True)
 class Treatment:
-    """Precision and rank of one layer; the default is the dense layer.
+    """Precision, rank and pattern of one layer; the default is the dense layer.
 
     Args:
         precision: one of `PRECISIONS`.
         rank: rank of the two factors that replace the weight; 0 keeps the weight whole.
+        pattern: of the zeros among the weights; `None` leaves all of them.
 
     Raises:
-        PolicyError: for an unknown precision or a rank below 0.
+        PolicyError: for an unknown precision, a rank below 0, or a rank and a pattern together.
 
     Example:
         >>> str(Treatment(precision="int8", rank=24))
@@ -50,34 +55,41 @@ class Treatment:
 
     precision: str = "fp32"
     rank: int = 0
+    pattern: Pattern | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise PolicyError(f"a precision is one of {', '.join(PRECISIONS)}; got {self.precision!r}")
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 0:
             raise PolicyError(f"a rank is a whole number, 1 or more, or 0 for the whole weight; got {self.rank!r}")
+        if self.rank >= _RANKS:
+            raise PolicyError(f"a rank is below {_RANKS}; got {self.rank}")
+        if self.rank and self.pattern is not None:
+            raise PolicyError(
+                f"a layer has a low rank or a pattern of zeros, not both; got rank:{self.rank} and {self.pattern}"
+            )
 
     @classmethod
     def parse(cls, text: str) -> Treatment:
         """Read a treatment as it is written; `PolicyError` says what can be written."""
-        given: dict[str, str | int] = {}
+        given: dict[str, Any] = {}
         for part in str(text).split("+"):
-            rank = part.removeprefix(_RANK)
-            if part in PRECISIONS and "precision" not in given:
-                given["precision"] = part
-            elif part != rank and rank.isdecimal() and int(rank) and "rank" not in given:
-                given["rank"] = int(rank)
-            else:
+            name, value = _part(part)
+            if not name:
                 raise PolicyError(
-                    f"a treatment is a precision ({', '.join(PRECISIONS)}), a rank (rank:24) or both (int8+rank:24); "
-                    f"got {text!r}"
+                    f"a treatment is a precision ({', '.join(PRECISIONS)}), a rank (rank:24), a pattern of zeros "
+                    f"({FORMS}), or a precision with one of these (int8+rank:24, int8+2:4); got {text!r}"
                 )
-        return cls(**given)  # type: ignore[arg-type]
+            if name in given:
+                raise PolicyError(f"a treatment has one {name}; got two in {text!r}")
+            given[name] = value
+        return cls(**given)
 
     def __str__(self) -> str:
-        rank = [f"{_RANK}{self.rank}"] if self.rank else []
-        precision = [] if rank and self.precision == "fp32" else [self.precision]
-        return "+".join([*precision, *rank])
+        parts = [f"{_RANK}{self.rank}"] if self.rank else []
+        parts += [] if self.pattern is None else [str(self.pattern)]
+        precision = [] if parts and self.precision == "fp32" else [self.precision]
+        return "+".join([*precision, *parts])
 
     @property
     def is_local(self) -> bool:
@@ -87,13 +99,15 @@ class Treatment:
     @property
     def code(self) -> int:
         """The treatment as a number for arrays: 0 is the dense one."""
-        return PRECISIONS.index(self.precision) + len(PRECISIONS) * self.rank
+        pattern = 0 if self.pattern is None else self.pattern.code
+        return PRECISIONS.index(self.precision) + len(PRECISIONS) * (self.rank + _RANKS * pattern)
 
     @classmethod
     def of_code(cls, code: int) -> Treatment:
         """Return the treatment of a code."""
-        rank, precision = divmod(int(code), len(PRECISIONS))
-        return cls(precision=PRECISIONS[precision], rank=rank)
+        rest, precision = divmod(int(code), len(PRECISIONS))
+        pattern, rank = divmod(rest, _RANKS)
+        return cls(precision=PRECISIONS[precision], rank=rank, pattern=Pattern.of_code(pattern) if pattern else None)
 
     @property
     def of_factors(self) -> Treatment:
@@ -101,9 +115,26 @@ class Treatment:
         return Treatment(precision=self.precision)
 
     @property
-    def order(self) -> tuple[int, int]:
+    def timed(self) -> Treatment:
+        """The treatment that decides about latency: the same without its pattern, since no runtime skips zeros."""
+        return Treatment(precision=self.precision, rank=self.rank)
+
+    @property
+    def order(self) -> tuple[int, float, int, int]:
         """Sort key of the levels of a layer: cheaper treatments first, the dense one last."""
-        return (self.rank or 1 << 30, _COST_ORDER.index(self.precision))
+        density, pattern = (1.0, 0) if self.pattern is None else (self.pattern.density, self.pattern.code)
+        return (self.rank or 1 << 30, density, _COST_ORDER.index(self.precision), pattern)
+
+
+def _part(text: str) -> tuple[str, Any]:
+    """Return the name of the field that a part of a treatment sets, and its value; "" for an unknown part."""
+    rank = text.removeprefix(_RANK)
+    if text in PRECISIONS:
+        return "precision", text
+    if text != rank:
+        return ("rank", int(rank)) if rank.isdecimal() and int(rank) else ("", None)
+    pattern = Pattern.parse(text)
+    return ("", None) if pattern is None else ("pattern", pattern)
 
 
 DENSE = Treatment()
@@ -119,7 +150,8 @@ class Layer:
 
     `name` is the state-dict name of the first of its `weights`. `op` is the operator's name and `nodes` are those of
     the evaluation graph that compute with them. `precisions` are those in which it can compute. `matrix` holds the rows
-    and columns `[O, D]` of the weight as a matrix that two factors can replace, `(0, 0)` where none can.
+    and columns `[O, D]` of the weight as a matrix that two factors can replace, `(0, 0)` where none can. `shapes` are
+    those `[O, I, ...]` of the weights.
     """
 
     name: str
@@ -128,6 +160,7 @@ class Layer:
     precisions: tuple[str, ...]
     matrix: tuple[int, int] = (0, 0)
     weights: tuple[str, ...] = ()
+    shapes: tuple[tuple[int, ...], ...] = ()
 
     @property
     def module(self) -> str:
@@ -135,9 +168,18 @@ class Layer:
         return self.name.rpartition(".")[0] or self.name
 
     def allows(self, treatment: Treatment) -> bool:
-        """Return whether the layer can be treated so: a rank must make it smaller (see `replaces`)."""
+        """Return whether the layer can be treated so.
+
+        A rank must make it smaller (see `replaces`); blocks and groups of a pattern must divide its weights.
+        """
         of_rank = not treatment.rank or bool(replaces(treatment.rank, *self.matrix))
-        return treatment.precision in self.precisions and of_rank
+        return treatment.precision in self.precisions and of_rank and self.divided_by(treatment.pattern)
+
+    def divided_by(self, pattern: Pattern | None) -> bool:
+        """Return whether the blocks and groups of a pattern divide all weights of the layer."""
+        if pattern is None or (not pattern.of and pattern.block == (1, 1)):
+            return True
+        return bool(self.shapes) and all(pattern.divides(shape[0], shape[1]) for shape in self.shapes)
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -158,12 +200,17 @@ def replaces(rank: Sizes, outputs: Sizes, inputs: Sizes) -> Any:
 
 def rank_of_code(code: Sizes) -> Any:
     """Return the ranks of treatments from their codes, numbers or arrays; 0 for whole weights."""
-    return code // len(PRECISIONS)
+    return code // len(PRECISIONS) % _RANKS
 
 
 def code_of_factors(code: Sizes) -> Any:
-    """Return the codes of treatments without their ranks, numbers or arrays."""
+    """Return the codes of treatments without their ranks and patterns, numbers or arrays."""
     return code % len(PRECISIONS)
+
+
+def timed_code(code: Sizes) -> Any:
+    """Return the codes of treatments without their patterns, numbers or arrays (see `Treatment.timed`)."""
+    return code % (len(PRECISIONS) * _RANKS)
 
 
 Level = int | Treatment
@@ -173,6 +220,13 @@ Level = int | Treatment
 def sorted_treatments(treatments: Iterable[Treatment]) -> tuple[Treatment, ...]:
     """Return distinct treatments in the order of levels, the dense one last."""
     return tuple(sorted(set(treatments), key=lambda treatment: treatment.order))
+
+
+def timed_levels(levels: Sequence[Level]) -> tuple[Level, ...]:
+    """Return the levels of a decision without patterns (see `Treatment.timed`); widths stay as they are."""
+    if not isinstance(levels[-1], Treatment):
+        return tuple(levels)
+    return sorted_treatments(level.timed for level in levels if isinstance(level, Treatment))
 
 
 def level_to_json(level: Level) -> int | str:

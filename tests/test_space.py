@@ -201,7 +201,7 @@ def test_layers_keep_the_treatments_that_they_can_have() -> None:
 
 @pytest.mark.parametrize("treatments", [["int8"], ["fp32", "w4", "w4"], []])
 def test_treatments_are_distinct_and_fp32_is_one_of_them(treatments: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"are distinct precisions .*w4.* and ranks .*, and fp32 is one of them; got"):
+    with pytest.raises(ValueError, match=r"are distinct precisions .*w4.*, ranks .*, and fp32 is one of them; got"):
         SpaceSpec.model_validate({"treatments": {"*": treatments}})
 
 

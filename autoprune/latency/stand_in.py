@@ -13,6 +13,7 @@ from autoprune.latency.predictor import Prediction
 from autoprune.records import Policy
 from autoprune.runfolder import read_json, write_json
 from autoprune.structure import Structure
+from autoprune.treatments import timed_code
 
 Part = tuple[tuple[int, ...], Callable[[np.ndarray], np.ndarray]]
 
@@ -36,7 +37,7 @@ class MacsPredictor:
     def predict(self, policies: Sequence[Policy] | np.ndarray) -> np.ndarray:
         """Return milliseconds, float64 `[P]`, of policies or of rows `[P, U + L]`; above 0."""
         rows = policies if isinstance(policies, np.ndarray) else self._structure.rows(policies, self.layers)
-        return np.maximum(self._structure.macs(rows, self.layers), 1) * self._ms_each
+        return np.maximum(self._structure.macs(self._without_patterns(rows), self.layers), 1) * self._ms_each
 
     def predict_with_sd(self, policies: Sequence[Policy] | np.ndarray) -> Prediction:
         """As `predict`; nothing is known about the error."""
@@ -47,7 +48,12 @@ class MacsPredictor:
         """Yield the summands of a prediction: columns, and milliseconds `[P]` for rows; their deviations are 0."""
         for name, units, cost in self._structure.tensor_costs(self.layers):
             if name == "macs":
-                yield units, lambda rows, cost=cost: cost(rows) * self._ms_each
+                yield units, lambda rows, cost=cost: cost(self._without_patterns(rows)) * self._ms_each
+
+    def _without_patterns(self, rows: np.ndarray) -> np.ndarray:
+        """Return rows `[P, U + L]` with the treatments that decide about latency: no runtime skips zeros."""
+        units = len(self._structure.units)
+        return np.concatenate([rows[:, :units], timed_code(rows[:, units:])], axis=1)
 
 
 @dataclass(frozen=True, kw_only=True)

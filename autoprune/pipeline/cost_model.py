@@ -116,7 +116,12 @@ class CostModel:
     def corrected(self, policies: Sequence[Policy], ratios: np.ndarray) -> CostModel:
         """Return the model whose table is also fitted to policies that were measured at `ratios` `[P]` of dense."""
         assert isinstance(self.table, LatencyTable)
-        table = refit_table(self.table, self.structure, self.structure.rows(policies, self.table.layers), ratios)
+        table = refit_table(
+            self.table,
+            self.structure,
+            self.structure.rows([policy.timed for policy in policies], self.table.layers),
+            ratios,
+        )
         return CostModel(structure=self.structure, table=table, limits=self.limits)
 
 

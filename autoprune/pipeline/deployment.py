@@ -71,7 +71,7 @@ class Deployment:
             StructureError: for a model that cannot be exported or quantized.
             UsageError: layers are treated, and the target cannot run such a model.
         """
-        treatments = policy.treatments if policy is not None and policy.is_rounded else {}
+        treatments = policy.timed.treatments if policy is not None and policy.is_rounded else {}
         if treatments:
             self.measurer.target.require_treated_layers()
         export_candidate(model, self.dense_model.task.example_inputs, onnx, sizes=self.dense_model.structure.sizes)

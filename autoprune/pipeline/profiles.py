@@ -120,9 +120,9 @@ def write_kit(destination: Path, events: Events, **options: Any) -> None:
         space_file = space_file.widths_alone()
     content = make_kit(
         structure,
-        space_file.evenly_spaced(),
+        space_file.evenly_spaced().timed(),
         name,
-        scanned=space_file.scanned().codes,
+        scanned=space_file.profiled().codes,
         threads=config.threads,
         batch=config.batch,
         precision=config.precision,

@@ -60,6 +60,10 @@ class SpaceFile:
         """Return the space before there is a table: with efficient levels, the widths that a profile scans."""
         return self._built()
 
+    def profiled(self) -> SearchSpace:
+        """Return the space that a latency table is measured for: that of `scanned` without patterns of zeros."""
+        return self.scanned().timed()
+
     def narrowed(self, useful: Useful, all_levels: Mapping[str, Sequence[int]] | None = None) -> SearchSpace:
         """Return the space of useful widths.
 
@@ -88,7 +92,7 @@ class SpaceFile:
             return self.widths_alone().of_table(table)
         if not self.efficient:
             space = self._built()
-            table.require_space(space)
+            table.require_space(space.timed())
             return space
         levels = {name: [*map(level_code, of_decision)] for name, of_decision in table.space.levels.items()}
         saving = {*table.layers} if self.stored else set()
@@ -118,7 +122,9 @@ class SpaceFile:
 
     def require_target(self, target: Target) -> None:
         """Raise `UsageError` where the file treats layers in any case and the target cannot run such models."""
-        if self.spec.treatments and not self.spec.treat_if_faster:
+        if self.spec.treat_if_faster or not self.spec.treatments:
+            return
+        if any(len(self.profiled().levels[name]) > 1 for name in self.profiled().layer_names):
             target.require_treated_layers()
 
     def widths_alone(self) -> SpaceFile:

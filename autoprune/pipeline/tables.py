@@ -145,19 +145,19 @@ def profiled_table(
         space_file = space_file.widths_alone()
     timer = measurer.policy_timer(
         structure,
-        layers=space_file.scanned().layer_names,
+        layers=space_file.profiled().layer_names,
         seed=seed,
         on_progress=lambda stage, done, total: events.advance(done, total, stage),
     )
-    if space_file.spec.treat_if_faster and timer.layers and not _treatments_pay(space_file.scanned(), timer, events):
+    if space_file.spec.treat_if_faster and timer.layers and not _treatments_pay(space_file.profiled(), timer, events):
         space_file = space_file.widths_alone()
         timer = replace(timer, layers=())
     table = profile(
         structure,
-        space_file.scanned(),
+        space_file.profiled(),
         measurer.target,
         timer=timer,
-        narrow=space_file.narrowed if space_file.efficient else None,
+        narrow=(lambda useful: space_file.narrowed(useful).timed()) if space_file.efficient else None,
         seed=seed,
         samples=samples_beside(destination),
         on_note=events.note,

@@ -136,9 +136,10 @@ def make_policy_timer(
 def _treated(build: Callable[[Policy], bytes], policy: Policy) -> bytes:
     """Build the model of a policy's widths and treat its layers; ranges of tensors do not change its latency."""
     model = build(policy)
-    if not policy.treatments:
+    treatments = policy.timed.treatments
+    if not treatments:
         return model
-    return serialized(treated(onnx.load_from_string(model), policy.treatments))
+    return serialized(treated(onnx.load_from_string(model), treatments))
 
 
 def _with_distinct_weights(structure: Structure) -> Structure:

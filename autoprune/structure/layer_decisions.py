@@ -52,6 +52,7 @@ def layers_of(
             nodes=tuple(op.node for op in of_weights),
             precisions=_PRECISIONS[of_weights[0].op],
             weights=weights,
+            shapes=tuple(tuple(tensors[name].shape) for name in weights),
             matrix=(len(tensors[weights[0]]), tensors[weights[0]][0].numel()) if weights[0] in replaceable else (0, 0),
         )
         for weights, of_weights in nodes.items()

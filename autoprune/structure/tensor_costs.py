@@ -9,20 +9,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from autoprune.sparsity.storage import stored_bytes
 from autoprune.structure.gates import ALWAYS, Gate
 from autoprune.structure.geometry import Dim, Operator
-from autoprune.treatments import Treatment, rank_of_code, replaces
+from autoprune.treatments import Treatment, rank_of_code, replaces, timed_code
 
 Array = np.ndarray
 
 TensorCost = tuple[str, tuple[int, ...], Callable[[Array], Array]]
 """The name of a cost, the columns of rows that it depends on, and a function from rows `[P, U + L]` to it `[P]`."""
-
-_SCALE_BYTES = 4
-_BLOCK = 32
-"""Inputs of an output channel that share a scale where weights alone are rounded; the last block is filled up."""
-
-_BLOCK_BYTES = {"w8": _BLOCK, "w4": _BLOCK // 2}
 
 
 def tensor_costs(
@@ -99,44 +94,50 @@ def _matrix(dims: Sequence[Dim], rows: Array) -> tuple[Array, Array]:
 
 def _macs_of_factors(operator: Operator, dims: Sequence[Dim], column: int, rows: Array) -> Array:
     ranks, (outputs, inputs), whole = ranks_in_use(dims, column, rows), _matrix(dims, rows), operator.macs(rows)
-    of_factors = whole // np.maximum(outputs * inputs, 1) * ranks * (outputs + inputs)
-    return np.where(ranks > 0, of_factors, whole)
+    of_each = whole // np.maximum(outputs * inputs, 1)
+    of_factors = of_each * ranks * (outputs + inputs)
+    return np.where(ranks > 0, of_factors, whole) - of_each * _zeros(dims, column, rows)
 
 
 def _numbers(dims: Sequence[Dim], gate: Gate, column: int, rows: Array) -> Array:
-    """Return how many numbers a weight has, or the factors that replace it."""
+    """Return how many numbers a weight has that are not zero, or the factors that replace it."""
     ranks, (outputs, inputs) = ranks_in_use(dims, column, rows), _matrix(dims, rows)
-    return np.where(ranks > 0, ranks * (outputs + inputs), outputs * inputs) * gate(rows)
+    whole = outputs * inputs - _zeros(dims, column, rows)
+    return np.where(ranks > 0, ranks * (outputs + inputs), whole) * gate(rows)
+
+
+def _zeros(dims: Sequence[Dim], column: int, rows: Array) -> Array:
+    """Return how many numbers of a weight the pattern of its layer makes zero, `[P]`."""
+    codes, sizes = rows[:, column], _sizes(dims, rows)
+    zeros = np.zeros(len(rows), dtype=np.int64)
+    for code in np.unique(codes[codes != timed_code(codes)]).tolist():
+        pattern = Treatment.of_code(code).pattern
+        assert pattern is not None
+        zeros = np.where(codes == code, np.prod(sizes, axis=0) - pattern.nonzeros(*sizes), zeros)
+    return zeros
+
+
+def _sizes(dims: Sequence[Dim], rows: Array) -> tuple[Array, Array, Array]:
+    """Return outputs, inputs and positions of the kernel of a weight, `[P]` each."""
+    return dims[0](rows), _numel(dims[1:2], ALWAYS, 1, rows), _numel(dims[2:], ALWAYS, 1, rows)
 
 
 def _treated_bytes(dims: Sequence[Dim], gate: Gate, each: int, column: int, rows: Array) -> Array:
-    """Return the bytes of a weight as its treatment stores it: 1 or half a byte a number, and the scales.
-
-    In int8, every output channel has a scale in fp32; with `w8` and `w4`, every block of its inputs has one.
-    """
+    """Return the bytes of a weight as its treatment stores it (see `sparsity.storage`)."""
     codes, ranks, (outputs, inputs) = rows[:, column], ranks_in_use(dims, column, rows), _matrix(dims, rows)
     total = each * outputs * inputs
     for code in np.unique(codes[codes > 0]).tolist():
-        stored = partial(_stored_bytes, Treatment.of_code(code).precision, each)
-        factors = stored(ranks * inputs, ranks) + stored(outputs * ranks, outputs)
-        treated = np.where(ranks > 0, factors, stored(outputs * inputs, outputs))
+        treatment = Treatment.of_code(code)
+        stored = partial(stored_bytes, treatment.precision, each)
+        factors = stored(None, ranks, inputs) + stored(None, outputs, ranks)
+        treated = np.where(ranks > 0, factors, stored(treatment.pattern, *_sizes(dims, rows)))
         total = np.where(codes == code, treated, total)
     return total * gate(rows)
 
 
 def _whole_beside(whole: Callable[[Array], Array], column: int, rows: Array) -> Array:
-    """Return the bytes of the whole weight where the layer that shares it is treated."""
-    return np.where(rows[:, column] > 0, whole(rows), 0)
-
-
-def _stored_bytes(precision: str, each: int, numbers: Array, outputs: Array) -> Array:
-    """Return the bytes of weights with some numbers and output channels, `[P]`; `each` are those of one in fp32."""
-    if precision == "fp32":
-        return each * numbers
-    if precision not in _BLOCK_BYTES:
-        return numbers + _SCALE_BYTES * outputs
-    blocks = -(-numbers // (np.maximum(outputs, 1) * _BLOCK)) * outputs
-    return (_BLOCK_BYTES[precision] + _SCALE_BYTES) * blocks
+    """Return the bytes of the whole weight where the layer that shares it is treated; zeros both of them have."""
+    return np.where(timed_code(rows[:, column]) > 0, whole(rows), 0)
 
 
 def _numel(dims: Sequence[Dim], gate: Gate, each: int, widths: Array) -> Array:

@@ -1,0 +1,111 @@
+"""Levels of layers: the treatments that the texts of a search-space file stand for, by patterns of layer names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+from autoprune.errors import ConfigError, PolicyError
+from autoprune.treatments import DENSE, PRECISIONS, Layer, Level, Treatment, sorted_treatments, timed_code
+
+ANY_RANK = "rank:*"
+ANY_SHARE = "sparse:*"
+_SHARES = ("50%", "75%", "87.5%", "95%")
+"""Shares of zeros that `sparse:*` stands for."""
+
+_SHOWN = 3
+"""Layers that a message names."""
+
+
+def require_readable(texts_of: Mapping[str, Sequence[str]]) -> None:
+    """Raise `ValueError` unless the treatments of every pattern of layer names can be read, fp32 among them."""
+    for pattern, texts in texts_of.items():
+        try:
+            levels = [level for text in texts for level in _with_any_share(text.replace(ANY_RANK, "rank:1"))]
+        except PolicyError as error:
+            raise ValueError(f"{pattern!r}: {error}") from error
+        if DENSE not in levels or len(set(texts)) < len(texts):
+            raise ValueError(
+                f"treatments of {pattern!r} are distinct precisions ({', '.join(PRECISIONS)}), ranks (rank:24, "
+                f"rank:*, int8+rank:24) and patterns of zeros (sparse:80%, sparse:*, 2:4), and fp32 is one of them; "
+                f"got {', '.join(texts) or 'none'}"
+            )
+
+
+def layer_levels(
+    texts_of: Mapping[str, Sequence[str]],
+    layers: Sequence[Layer],
+    source: object,
+    useful: Mapping[str, Sequence[int]] | None,
+) -> dict[str, tuple[Level, ...]]:
+    """Return the treatments of the layers that some pattern names, in the order of the layers.
+
+    Args:
+        texts_of: treatments as they are written, by patterns of layer names; later patterns win.
+        layers: of the model.
+        source: the file, for messages.
+        useful: codes of the treatments that pay on a latency table, by layer; those with zeros are as useful as the
+            same without.
+
+    Raises:
+        ConfigError: for a pattern that names no layer, or a treatment that no layer that it names can have.
+    """
+    for pattern in texts_of if layers else ():
+        if not any(_names(layer, pattern) for layer in layers):
+            known = ", ".join(dict.fromkeys(layer.module for layer in layers))
+            raise ConfigError(f"{source}: treatments: {pattern!r} matches no layer. Layers: {known}.")
+        _require_ranks(pattern, texts_of[pattern], layers, source)
+        _require_divided(pattern, texts_of[pattern], layers, source)
+    levels: dict[str, tuple[Level, ...]] = {}
+    for layer in layers:
+        wanted: tuple[Treatment, ...] = ()
+        for pattern, texts in texts_of.items():
+            if _names(layer, pattern):
+                wanted = tuple(treatment for text in texts for treatment in _read(text, layer))
+        possible = [treatment for treatment in wanted if layer.allows(treatment)]
+        if len(possible) > 1:  # a layer none of whose treatments pays stays, with one level: a table has its column
+            pays = None if useful is None else {*map(timed_code, useful.get(layer.name, ()))}
+            levels[layer.name] = sorted_treatments(
+                t for t in possible if t == DENSE or pays is None or t.timed.code in pays
+            )
+    return levels
+
+
+def _require_ranks(pattern: str, texts: Iterable[str], layers: Sequence[Layer], source: object) -> None:
+    """Raise `ConfigError` for a rank that is above the full one of every layer that a pattern names."""
+    named = [layer for layer in layers if _names(layer, pattern)]
+    full = max(min(layer.matrix) for layer in named)
+    for text in texts:
+        rank = 0 if ANY_RANK in text or ANY_SHARE in text else Treatment.parse(text).rank
+        if rank > full:
+            why = f"the largest full rank of these layers is {full}" if full else "none of these layers can be factors"
+            raise ConfigError(f"{source}: treatments: {pattern!r}: {why}; got {text}. Write a lower rank, or rank:*")
+
+
+def _require_divided(pattern: str, texts: Iterable[str], layers: Sequence[Layer], source: object) -> None:
+    """Raise `ConfigError` for blocks or groups that divide no layer that a pattern names."""
+    named = [layer for layer in layers if _names(layer, pattern)]
+    for zeros in (level.pattern for text in texts if ANY_RANK not in text for level in _with_any_share(text)):
+        if zeros is not None and not any(layer.divided_by(zeros) for layer in named):
+            shapes = ", ".join(f"{layer.module} {'x'.join(map(str, layer.shapes[0]))}" for layer in named[:_SHOWN])
+            raise ConfigError(
+                f"{source}: treatments: {pattern!r}: {zeros} has blocks of {zeros.block[0]} outputs and "
+                f"{zeros.block[1] * max(zeros.of, 1)} consecutive inputs, and no such layer can be divided into them "
+                f"({shapes}). Write smaller ones, or sparse:50%"
+            )
+
+
+def _with_any_share(text: str) -> list[Treatment]:
+    """Return the treatments that a text without any rank stands for."""
+    texts = [text.replace(ANY_SHARE, f"sparse:{share}") for share in _SHARES] if ANY_SHARE in text else [text]
+    return [Treatment.parse(each) for each in texts]
+
+
+def _read(text: str, layer: Layer) -> list[Treatment]:
+    """Return the treatments that a text stands for: with any rank, those that are worth measuring for the layer."""
+    texts = [text.replace(ANY_RANK, f"rank:{rank}") for rank in layer.ranks] if ANY_RANK in text else [text]
+    return [treatment for each in texts for treatment in _with_any_share(each)]
+
+
+def _names(layer: Layer, pattern: str) -> bool:
+    return fnmatchcase(layer.module, pattern) or fnmatchcase(layer.name, pattern)
