@@ -213,6 +213,11 @@ def timed_code(code: Sizes) -> Any:
     return code % (len(PRECISIONS) * _RANKS)
 
 
+def timed_rows(rows: np.ndarray, units: int) -> np.ndarray:
+    """Return rows `[P, U + L]` with treatments without patterns, for the number `units` of their first columns."""
+    return np.concatenate([rows[:, :units], timed_code(rows[:, units:])], axis=1)
+
+
 Level = int | Treatment
 """A level of a decision: the width of a unit, or the treatment of a layer."""
 

@@ -281,9 +281,8 @@ class DenseModel:
 
     def relative_cost(self, policy: Policy) -> float:
         """Return the MACs of a policy as a share of the dense model's: the weight of its sample passes."""
-        timed = policy.timed  # zeros are multiplied like any other number
-        layers = tuple(timed.treatments)
-        return int(self.structure.macs(self.structure.rows([timed], layers), layers)[0]) / self._dense_macs
+        rows = self.structure.rows([policy.timed], layers := tuple(policy.treatments))
+        return int(self.structure.macs(rows, layers)[0]) / self._dense_macs
 
     def sizes(self, policy: Policy) -> dict[str, int]:
         """Return `params`, `macs`, `bytes` and `activation_bytes` of a policy."""

@@ -15,7 +15,7 @@ from autoprune.latencies import Geometry
 from autoprune.latency.charges import PricedOperator
 from autoprune.records import Policy
 from autoprune.structure.layer_decisions import treatment_codes
-from autoprune.treatments import Treatment, timed_code
+from autoprune.treatments import Treatment, timed_rows
 
 _BITS = 21
 """Channel counts below 2**21 pack three to an int64 key."""
@@ -175,10 +175,7 @@ class LatencyPredictor:
         entries_ms = self._costs.entries_ms + deviations * np.sqrt((self._costs.spread_ms**2).mean(axis=0))
         for number in self._single:
             units = self._index.operators[number].units
-            yield (
-                units,
-                lambda rows, number=number: entries_ms[self._index.numbers_of(number, self._without_patterns(rows))],
-            )
+            yield units, lambda rows, number=number: entries_ms[self._index.numbers_of(number, self._coded(rows)[0])]
 
     def unit_costs(self, unit: int, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Milliseconds `[P]` of the operators that depend on a unit, and differences of posterior draws `[P, draws]`.
@@ -213,7 +210,7 @@ class LatencyPredictor:
         rows = policies if isinstance(policies, np.ndarray) else self._rows(policies)
         if rows.shape[1] < len(self._names):
             rows = np.pad(rows, ((0, 0), (0, len(self._names) - rows.shape[1])))
-        rows = self._without_patterns(rows)
+        rows = timed_rows(rows, len(self._names) - len(self.layers))  # no runtime skips zeros
         coded = []
         for unit, lookup in enumerate(self._codes):
             column = rows[:, unit]
@@ -224,11 +221,6 @@ class LatencyPredictor:
                 raise self._unknown(unit, int(column[wrong[0]]))
             coded.append(code)
         return rows, coded
-
-    def _without_patterns(self, rows: np.ndarray) -> np.ndarray:
-        """Return rows `[P, U + L]` with the treatments that decide about latency: no runtime skips zeros."""
-        units = len(self._names) - len(self.layers)
-        return np.concatenate([rows[:, :units], timed_code(rows[:, units:])], axis=1) if self.layers else rows
 
     def _rows(self, policies: Sequence[Policy]) -> np.ndarray:
         units = self._names[: len(self._names) - len(self.layers)]

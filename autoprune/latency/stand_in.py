@@ -13,7 +13,7 @@ from autoprune.latency.predictor import Prediction
 from autoprune.records import Policy
 from autoprune.runfolder import read_json, write_json
 from autoprune.structure import Structure
-from autoprune.treatments import timed_code
+from autoprune.treatments import timed_rows
 
 Part = tuple[tuple[int, ...], Callable[[np.ndarray], np.ndarray]]
 
@@ -51,9 +51,7 @@ class MacsPredictor:
                 yield units, lambda rows, cost=cost: cost(self._without_patterns(rows)) * self._ms_each
 
     def _without_patterns(self, rows: np.ndarray) -> np.ndarray:
-        """Return rows `[P, U + L]` with the treatments that decide about latency: no runtime skips zeros."""
-        units = len(self._structure.units)
-        return np.concatenate([rows[:, :units], timed_code(rows[:, units:])], axis=1)
+        return timed_rows(rows, len(self._structure.units))
 
 
 @dataclass(frozen=True, kw_only=True)
