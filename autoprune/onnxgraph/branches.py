@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from collections.abc import Set as AbstractSet
 
 import onnx
+from onnx import helper
 
 from autoprune.errors import LatencyError
 
@@ -34,15 +36,28 @@ def remove_branches(graph: onnx.GraphProto, absent: AbstractSet[str]) -> None:
             passed[node.output[0]] = remaining[0]
         else:
             gone.update(node.output)
-    outputs = {passed.get(entry.name, entry.name) for entry in graph.output}
-    if outputs != {entry.name for entry in graph.output} or outputs & gone:
-        raise LatencyError(f"removing a branch would take the outputs {', '.join(sorted(outputs))} with it")
-    kept = serving([node for node in graph.node if node.output[0] in running], outputs)
+    sources = {entry.name: passed.get(entry.name, entry.name) for entry in graph.output}
+    if taken := sorted(name for name, source in sources.items() if source in gone):
+        raise LatencyError(f"removing a branch would take the outputs {', '.join(taken)} with it")
+    kept = serving([node for node in graph.node if node.output[0] in running], set(sources.values()))
+    for name, source in sources.items():
+        if source != name:  # the output of a removed branch is what went into it
+            kept += _named(kept, source, name, sources)
     read = {name for node in kept for name in node.input}
     weights = [initializer for initializer in graph.initializer if initializer.name in read]
     del graph.node[:], graph.initializer[:]
     graph.node.extend(kept)
     graph.initializer.extend(weights)
+
+
+def _named(nodes: list[onnx.NodeProto], value: str, name: str, outputs: Collection[str]) -> list[onnx.NodeProto]:
+    """Give a value of `nodes` another name; return a node that copies it where it is an input or an output itself."""
+    if value in outputs or not any(value in node.output for node in nodes):
+        return [helper.make_node("Identity", [value], [name])]
+    for node in nodes:
+        node.input[:] = [name if entry == value else entry for entry in node.input]
+        node.output[:] = [name if entry == value else entry for entry in node.output]
+    return []
 
 
 def serving(nodes: list[onnx.NodeProto], outputs: AbstractSet[str]) -> list[onnx.NodeProto]:

@@ -314,3 +314,29 @@ def test_adding_a_constant_to_an_absent_value_leaves_nothing():
     remove_branches(graph, {"w"})
     assert [(n.op_type, list(n.input)) for n in graph.node] == [("Relu", ["x"]), ("Neg", ["stream"])]
     assert not graph.initializer
+
+
+@pytest.mark.parametrize(
+    ("stream", "outputs", "kept"),
+    [
+        ("stream", ["y"], [("Relu", ["x"], ["y"])]),
+        ("x", ["y"], [("Identity", ["x"], ["y"])]),
+        ("stream", ["y", "stream"], [("Relu", ["x"], ["stream"]), ("Identity", ["stream"], ["y"])]),
+        ("stream", ["y", "z"], [("Relu", ["x"], ["y"]), ("Neg", ["y"], ["z"])]),
+    ],
+)
+def test_an_output_that_a_branch_was_added_to_keeps_its_name(stream, outputs, kept):
+    """As the hidden states that a transformer returns beside its logits."""
+    weight = numpy_helper.from_array(np.ones((4, 4), np.float32), "w")
+    values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [4, 4]) for name in ("x", *outputs)]
+    nodes = [
+        helper.make_node("Relu", ["x"], ["stream"]),
+        helper.make_node("MatMul", [stream, "w"], ["branch"]),
+        helper.make_node("Add", [stream, "branch"], ["y"]),
+        helper.make_node("Neg", ["y"], ["z"]),
+    ]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], initializer=[weight])
+    remove_branches(graph, {"w"})
+    assert [(n.op_type, list(n.input), list(n.output)) for n in graph.node] == kept
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
