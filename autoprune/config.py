@@ -87,7 +87,8 @@ class RunConfig(BaseModel):
     effort. No limit when left out."""
     scores: str = "obs"
     """How the channels of a unit are ranked: `obs` by the error that remains after the layers that read them were
-    refitted, or one of the scores of `autoprune.pruning.SCORES`."""
+    refitted, one of the scores of `autoprune.pruning.SCORES`, or an expression such as `0.5*obs+0.5*taylor`, a weighted
+    mean of ranks."""
     reconstruct: bool = True
     """Whether layers that read pruned channels are refitted by least squares."""
     seed: int = Field(default=0, ge=0, lt=2**63)

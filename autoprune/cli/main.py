@@ -110,7 +110,14 @@ def search(
             "do in that time.",
         ),
     ] = None,
-    scores: Annotated[str | None, typer.Option("--scores", help="How the channels of a unit are ranked.")] = None,
+    scores: Annotated[
+        str | None,
+        typer.Option(
+            "--scores",
+            help="How the channels of a unit are ranked: obs, l2, taylor, fisher, hvp, wanda, random, ... (an unknown "
+            "name lists all), or weighted ranks such as 0.5*l2+0.5*taylor.",
+        ),
+    ] = None,
     table: TableOption = None,
     measure_table: Annotated[
         bool, typer.Option("--measure-table", help="Measure a latency table though no budget limits the latency.")

@@ -15,6 +15,8 @@ from autoprune.evaluation import RECONSTRUCTION_EXAMPLES, DenseModel
 from autoprune.pipeline.events import Events
 from autoprune.pruning import SCORES as PLAIN_SCORES
 from autoprune.pruning import Calibration, channel_order, score_units
+from autoprune.pruning.calibration import FISHER_EXAMPLES
+from autoprune.pruning.expressions import joined_ranks, parse_scores
 from autoprune.recovery.moments import collect_moments
 from autoprune.recovery.surgeon import surgeon_order
 from autoprune.runfolder import RunFolder, read_json, write_json
@@ -36,8 +38,16 @@ SCORES = (OBS, *PLAIN_SCORES)
 _FALLBACK = "bn_scale"
 """Ranks the units that some reader keeps from being reconstructed."""
 
-_PASSES: Mapping[str, float] = {"taylor": 1.0, "activation": FORWARD_SHARE}
-"""Sample passes of one calibration example, for the scores that look at data."""
+_PASSES: Mapping[str, float] = {
+    "taylor": 1.0,
+    "gradient": 1.0,
+    "hvp": 4.0,  # the gradient; then another one, and the way back through both of its passes
+    "activation": FORWARD_SHARE,
+    "activation_mean": FORWARD_SHARE,
+    "activation_variance": FORWARD_SHARE,
+    "wanda": FORWARD_SHARE,
+}
+"""Sample passes of one calibration example, for the scores that look at all of them."""
 
 
 def make_dense_model(
@@ -58,19 +68,36 @@ def make_dense_model(
 
 
 def _write_order(config: RunConfig, folder: RunFolder, task: Task, structure: Structure) -> None:
-    plain = config.scores if config.scores != OBS else _FALLBACK
+    weights = parse_scores(config.scores, SCORES)
+    plain = [name for name in weights if name != OBS] or [_FALLBACK]
     data = calibration(task, config.seed)
-    order = channel_order(score_units(structure, plain, data))
-    passes = data.examples * _PASSES.get(plain, 0.0)
-    if config.scores == OBS:
+    scores = score_units(structure, "+".join(f"{weights.get(name, 1.0)!r}*{name}" for name in plain), data)
+    order, passes = channel_order(scores), sum(_passes(name, data.examples) for name in plain)
+    if OBS in weights:
         rows = sample_rows(length(task.train_set), MOMENT_EXAMPLES, seed=config.seed)
         inputs = (task.split(batch)[0] for batch in batches(task.train_set, _BATCH_SIZE, rows=rows))
-        order = surgeon_order(structure, collect_moments(structure, inputs), order)
+        by_surgeon = surgeon_order(structure, collect_moments(structure, inputs), order)
+        order = joined_orders(by_surgeon, weights[OBS], scores) if len(weights) > 1 else by_surgeon
         passes += FORWARD_SHARE * len(rows)
     if config.reconstruct:
         passes += FORWARD_SHARE * RECONSTRUCTION_EXAMPLES  # the dense outputs that layers are fitted to
     settings = {"scores": config.scores, "reconstruct": config.reconstruct, "seed": config.seed}
     write_json(folder.order, settings | {"sample_passes": passes, "order": order})
+
+
+def _passes(score: str, examples: int) -> float:
+    """Return the sample passes of a score on so many calibration examples."""
+    return float(min(examples, FISHER_EXAMPLES)) if score == "fisher" else examples * _PASSES.get(score, 0.0)
+
+
+def joined_orders(
+    order: Mapping[str, list[int]], weight: float, scores: Mapping[str, np.ndarray]
+) -> dict[str, list[int]]:
+    """Return the order of channels by the weighted mean of two ranks: that of an order, and that of scores."""
+    of_order = {name: -np.argsort(np.asarray(channels)).astype(float) for name, channels in order.items()}
+    return channel_order(
+        {name: joined_ranks([(weight, of_order[name]), (1 - weight, values)]) for name, values in scores.items()}
+    )
 
 
 def importance(config: RunConfig, structure: Structure, task: Task) -> dict[str, np.ndarray] | None:
@@ -87,8 +114,7 @@ def scoring_passes(config: RunConfig, folder: RunFolder, task: Task) -> float:
 
 def importance_passes(config: RunConfig, train_examples: int) -> float:
     """Return the sample passes of `importance`."""
-    share = _PASSES.get(NEEDS_IMPORTANCE.get(config.strategy, ""), 0.0)
-    return share * min(CALIBRATION_EXAMPLES, train_examples)
+    return _passes(NEEDS_IMPORTANCE.get(config.strategy, ""), min(CALIBRATION_EXAMPLES, train_examples))
 
 
 def calibration(task: Task, seed: int) -> Calibration:

@@ -14,6 +14,7 @@ from autoprune.executors.cluster import check_address, check_resources
 from autoprune.latency.table import LatencyTable
 from autoprune.pipeline.channel_order import SCORES
 from autoprune.pipeline.studies import study_location
+from autoprune.pruning.expressions import parse_scores
 from autoprune.runfolder import RunFolder
 from autoprune.search.strategies import STRATEGIES
 from autoprune.space import find_space, load_spec
@@ -23,7 +24,8 @@ from autoprune.study.samplers import SAMPLERS
 
 def check_names(config: RunConfig) -> None:
     """Refuse unknown names before anything costs time; each error lists the known ones."""
-    known = {"strategy": STRATEGIES, "sampler": SAMPLERS, "scores": SCORES}
+    parse_scores(config.scores, SCORES, "scores")
+    known = {"strategy": STRATEGIES, "sampler": SAMPLERS}
     for key, names in known.items():
         if getattr(config, key) not in names:
             raise unknown_name(key, getattr(config, key), names)

@@ -106,7 +106,7 @@ def expected_work(
     """
     train, val, test = (length(data) for data in (task.train_set, task.val_set, task.test_set))
     share, has = budget_share(config), _Finished.of(config, task, folder)
-    moments = MOMENT_EXAMPLES if config.scores == OBS else 0
+    moments = MOMENT_EXAMPLES if OBS in config.scores else 0
     ranking_s = FORWARD_SHARE * (moments + RECONSTRUCTION_EXAMPLES) * timed.pass_s + 0.3 * timed.analysis_s
     timing_s = seconds_each(timed.run_s, LOAD_S, CANDIDATE_PROTOCOL)
     guided = config.strategy == "guided"

@@ -7,11 +7,12 @@ from numbers import Real
 
 from torch import nn
 
-from autoprune.errors import UsageError
+from autoprune.errors import UsageError, unknown_name
 from autoprune.model.acceptance import ExampleInputs
 from autoprune.model.outputs import Selector
-from autoprune.pruning.ranking import channel_order, global_shares, keep_best, widths_of_shares
-from autoprune.pruning.scores import Calibration, score_units
+from autoprune.pruning.calibration import Calibration
+from autoprune.pruning.ranking import RANKINGS, channel_order, global_shares, keep_best, widths_of_shares
+from autoprune.pruning.scores import score_units
 from autoprune.records import Policy
 from autoprune.structure import analyze, in_form
 
@@ -36,10 +37,12 @@ def prune(
         example_inputs: tensors with the batch dimension first, in the order of `forward` or by its keywords.
         keep: share of channels kept, above 0 and at most 1; units of groups and within groups together keep it.
         multiple_of: widths are rounded to the nearest multiple.
-        scores: how channels are ranked, a key of `autoprune.pruning.SCORES`.
-        ranking: `local` keeps the share in every unit; `global` ranks all channels together, and units of groups and
-            within groups keep the mean of their shares.
-        calibration: data for the scores that need it (`taylor`, `activation`).
+        scores: how channels are ranked, a key of `autoprune.pruning.SCORES` or an expression such as
+            `0.5*l2+0.5*taylor`, a weighted mean of ranks.
+        ranking: `local` keeps the share in every unit; `global` ranks all channels together by scores over their mean
+            in the unit, `zscore` and `lamp` by other scales (see `autoprune.pruning.ranking.RANKINGS`), and units of
+            groups and within groups keep the mean of their shares.
+        calibration: data for the scores that need it (`taylor`, `activation`, ...).
         choose: which units take part, by name (default: all).
         native: `None` returns the model's own classes where outputs and gradients are proven equal, and the traced
             graphs otherwise; `True` asks for own classes, `False` for the graphs.
@@ -68,7 +71,7 @@ def prune(
     structure = analyze(model, example_inputs, outputs)
     values = score_units(structure, scores, calibration)
     chosen = {name: of_unit for name, of_unit in values.items() if choose is None or choose(name)}
-    shares = global_shares(chosen, keep) if ranking == "global" else dict.fromkeys(chosen, keep)
+    shares = dict.fromkeys(chosen, keep) if ranking == "local" else global_shares(chosen, keep, ranking)
     widths = widths_of_shares(structure, shares, multiple_of)
     policy = Policy(space_id=structure.digest(), widths=structure.full_widths | widths)
     pruned = structure.shrink(policy, keep_best(channel_order(values), policy))
@@ -78,7 +81,7 @@ def prune(
 def _require_valid(keep: float, ranking: str, choose: object) -> None:
     if not isinstance(keep, Real) or not 0 < keep <= 1:
         raise UsageError(f"the share of kept channels is above 0 and at most 1; got {keep!r}")
-    if ranking not in ("local", "global"):
-        raise UsageError(f"the ranking is `local` or `global`; got {ranking!r}")
+    if ranking not in RANKINGS:
+        raise unknown_name("ranking", ranking, RANKINGS)
     if choose is not None and not callable(choose):
         raise UsageError(f"`choose` is a function of a unit's name; got {choose!r}. For a list, `names.__contains__`")

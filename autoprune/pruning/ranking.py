@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 
 from autoprune.errors import UsageError
+from autoprune.pruning.rates import lamp
 from autoprune.records import Policy
 from autoprune.structure import Structure
 
@@ -24,16 +26,30 @@ def keep_best(order: Mapping[str, list[int]], policy: Policy) -> dict[str, Array
     return {name: np.sort(np.asarray(order[name][:width], dtype=np.int64)) for name, width in policy.widths.items()}
 
 
-def global_shares(scores: Mapping[str, Array], keep: float) -> dict[str, float]:
+RANKINGS = ("local", "global", "zscore", "lamp")
+"""Ways to choose widths: the same share in every unit, or all channels together, with scores of one scale (`global`:
+divided by their mean in the unit; `zscore`: by their deviation from it; `lamp`: see `autoprune.pruning.rates`)."""
+
+
+def _scaled(values: Array, ranking: str) -> Array:
+    """Return the scores of one unit so that they compare with those of others."""
+    if ranking == "zscore":
+        return (values - values.mean()) / max(values.std(), 1e-30)
+    if ranking == "lamp":
+        return lamp(torch.as_tensor(values, dtype=torch.float64)).numpy()
+    return values / max(values.mean(), 1e-30)
+
+
+def global_shares(scores: Mapping[str, Array], keep: float, ranking: str = "global") -> dict[str, float]:
     """Global ranking: the share of each unit's channels among the best share `keep` of all channels.
 
-    Scores are divided by their mean within each unit, because their scale differs between units.
+    Scores are brought to one scale within each unit, because theirs differ between units; see `RANKINGS`.
     """
     if not 0 < keep <= 1:
         raise UsageError(f"the share of kept channels is above 0 and at most 1; got {keep}")
     if not scores:
         raise UsageError("a global ranking needs at least one unit; none was chosen")
-    scaled = {name: values / max(values.mean(), 1e-30) for name, values in scores.items()}
+    scaled = {name: _scaled(values, ranking) for name, values in scores.items()}
     everything = np.sort(np.concatenate(list(scaled.values())))[::-1]
     threshold = everything[max(round(keep * len(everything)), 1) - 1]
     kept = {name: max(int((values >= threshold).sum()), 1) for name, values in scaled.items()}  # a unit keeps a channel

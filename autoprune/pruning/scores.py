@@ -1,147 +1,24 @@
 """Scores: how much each channel of a unit matters; higher is more important.
 
 A score is a function `(scorer, unit) -> [width]` in `SCORES`. Its values are finite and not negative. It sums over all
-parameters that the unit cuts, so that coupled channels are judged together.
+parameters that the unit cuts, so that coupled channels are judged together. Several scores are joined by an expression
+(see `expressions`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import fx, nn
 
-from autoprune.errors import TaskError, UsageError, unknown_name
+from autoprune.errors import TaskError
+from autoprune.pruning.calibration import Calibration
+from autoprune.pruning.expressions import joined_ranks, parse_scores
+from autoprune.pruning.scorer import Activations, Scorer
 from autoprune.structure import Structure
-from autoprune.structure.module import evaluating
 
-aten = torch.ops.aten
 Array = np.ndarray
-Batch = tuple[tuple[torch.Tensor, ...], torch.Tensor | None]
-"""Inputs, and target (`None`: no labels), of one batch."""
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Data for the scores that need it: a few hundred training examples.
-
-    - `batches`: inputs and target of each batch; `taylor` and `activation` need them.
-    - `loss`: from outputs and target to the mean loss of a batch, a scalar; `taylor` needs it.
-    - `seed`: of the score `random`.
-    """
-
-    batches: Sequence[Batch] = ()
-    loss: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor] | None = None
-    seed: int = 0
-
-    @property
-    def examples(self) -> int:
-        """Number of calibration examples."""
-        return sum(len(inputs[0]) for inputs, _ in self.batches)
-
-    def require(self, score: str) -> None:
-        """Raise `UsageError` when the data that a score needs is missing."""
-        if not self.batches or (score == "taylor" and self.loss is None):
-            needs = "batches and a loss" if score == "taylor" else "batches"
-            raise UsageError(f"the score {score!r} looks at data: give it a Calibration with {needs}")
-
-
-_TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
-_FILTERS: dict[Any, tuple[int, int]] = {
-    aten.embedding.default: (0, 1),
-    aten.matmul.default: (1, 1),
-    aten.mm.default: (1, 1),
-    aten.addmm.default: (2, 1),
-} | dict.fromkeys(_TRANSPOSED, (1, 1))
-"""Operators whose weight does not have its filters along dimension 0: the weight's position, and the dimension."""
-
-
-class Scorer:
-    """Everything that scores read of one structure; gradients and activations are computed once for all units."""
-
-    def __init__(self, structure: Structure, calibration: Calibration) -> None:
-        self.structure = structure
-        self.calibration = calibration
-        self.tensors = structure.tensors
-
-    def members(self, unit: int) -> list[tuple[str, int, Array]]:
-        """Return the parameter dimensions that a unit cuts: name, dimension, and channel of every index (-1: none)."""
-        return [
-            (name, dim, channels.of_unit[unit])
-            for (kind, name, dim), channels in self.structure.channels.items()
-            if kind == "parameter" and unit in channels.of_unit and isinstance(self.tensors[name], nn.Parameter)
-        ]
-
-    @cached_property
-    def filter_dims(self) -> dict[str, int]:
-        """Dimension along which a weight has one filter for each output channel, by name; 0 for absent names."""
-        dims: dict[str, int] = {}
-        for node in self.structure.captures[False].graph.nodes:
-            position, dim = _FILTERS.get(node.target, (0, 0))
-            source = node.args[position] if dim else None
-            if isinstance(source, fx.Node) and source.op == "get_attr":
-                name = self.structure.canonical.get(str(source.target), "")
-                depthwise = node.target in _TRANSPOSED and node.args[6:7] > (1,) and self.tensors[name].shape[1] == 1
-                dims[name] = 0 if depthwise else dim
-        return dims
-
-    @cached_property
-    def gradients(self) -> dict[str, torch.Tensor]:
-        """Gradient of the summed calibration loss by parameter name; the model and its own gradients stay as they are.
-
-        Raises:
-            UsageError: data or loss is missing, or every parameter is frozen.
-        """
-        self.calibration.require("taylor")
-        model, loss = self.structure.model, self.calibration.loss
-        assert loss is not None
-        parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        if not parameters:
-            raise UsageError(
-                "the score 'taylor' takes gradients of parameters, and all of this model's are frozen: call "
-                "requires_grad_(True) on some, or take a score without gradients, such as 'l2'"
-            )
-        totals = {n: torch.zeros_like(p) for n, p in parameters.items()}
-        with evaluating(model):
-            for inputs, target in self.calibration.batches:
-                value = loss(model(*inputs), target)
-                grads = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
-                for name, grad in zip(parameters, grads, strict=True):
-                    if grad is not None:
-                        totals[name] += grad * len(inputs[0])
-        return totals
-
-    @cached_property
-    def activations(self) -> dict[tuple[str, int], Array]:
-        """Mean absolute activation along every labelled dimension of the evaluation graph, by node and dimension."""
-        self.calibration.require("activation")
-        dims = [(node, dim) for kind, node, dim in self.structure.channels if kind == "eval" and dim > 0]
-        recorder = _Recorder(self.structure.evaluation_graph(), dims)
-        with torch.no_grad():
-            for inputs, _ in self.calibration.batches:
-                recorder.run(*inputs)
-        return {key: total / self.calibration.examples for key, total in recorder.totals.items()}
-
-
-class _Recorder(fx.Interpreter):
-    """An interpreter that sums mean absolute activations over examples, along the given dimensions of nodes."""
-
-    def __init__(self, module: fx.GraphModule, dims: Sequence[tuple[str, int]]) -> None:
-        super().__init__(module)
-        self._dims = dims
-        self.totals: dict[tuple[str, int], Array] = {}
-
-    def run_node(self, n: fx.Node) -> object:
-        out = super().run_node(n)
-        for node, dim in self._dims:
-            if node == n.name and isinstance(out, torch.Tensor) and out.is_floating_point():
-                mean = out.abs().movedim(dim, 0).reshape(out.shape[dim], -1).mean(1) * len(out)
-                self.totals[node, dim] = self.totals.get((node, dim), 0) + mean.double().numpy()
-        return out
 
 
 def _sum_by_channel(values: torch.Tensor, dim: int, channel: Array, width: int) -> Array:
@@ -151,11 +28,20 @@ def _sum_by_channel(values: torch.Tensor, dim: int, channel: Array, width: int) 
     return np.bincount(channel[inside], weights=per_index[inside], minlength=width)
 
 
-def _norm(scorer: Scorer, unit: int, power: int) -> Array:
-    """Return the norm of the weights (not of vectors such as biases) of every channel."""
+def _sum_over(scorer: Scorer, unit: int, values: dict[str, torch.Tensor]) -> Array:
+    """Sum values of parameters over everything that the unit cuts; return `[width]`."""
     width = scorer.structure.units[unit].width
     total = np.zeros(width)
     for name, dim, channel in scorer.members(unit):
+        if name in values:
+            total += _sum_by_channel(values[name], dim, channel, width)
+    return total
+
+
+def _norm(scorer: Scorer, members: list[tuple[str, int, Array]], width: int, power: int) -> Array:
+    """Return the norm of the weights (not of vectors such as biases) of every channel."""
+    total = np.zeros(width)
+    for name, dim, channel in members:
         if scorer.tensors[name].dim() > 1:
             total += _sum_by_channel(scorer.tensors[name].abs() ** power, dim, channel, width)
     return total ** (1 / power)
@@ -166,12 +52,25 @@ def l1(scorer: Scorer, unit: int) -> Array:
 
     Source: Li et al. 2017, "Pruning Filters for Efficient ConvNets", which sums over the writing layer alone.
     """
-    return _norm(scorer, unit, 1)
+    return _norm(scorer, scorer.members(unit), scorer.structure.units[unit].width, 1)
 
 
 def l2(scorer: Scorer, unit: int) -> Array:
     """Euclidean norm of the weights, over layers that write the channel and layers that read it."""
-    return _norm(scorer, unit, 2)
+    return _norm(scorer, scorer.members(unit), scorer.structure.units[unit].width, 2)
+
+
+def in_norm(scorer: Scorer, unit: int) -> Array:
+    """Euclidean norm of the weights that write the channel: what comes into a neuron."""
+    return _norm(scorer, scorer.writers(unit), scorer.structure.units[unit].width, 2)
+
+
+def out_norm(scorer: Scorer, unit: int) -> Array:
+    """Euclidean norm of the weights that read the channel: what goes out of a neuron.
+
+    Source: He et al. 2014, "Reshaping deep neural network for fast decoding by node-pruning" (onorm).
+    """
+    return _norm(scorer, scorer.readers(unit), scorer.structure.units[unit].width, 2)
 
 
 def random(scorer: Scorer, unit: int) -> Array:
@@ -221,29 +120,103 @@ def taylor(scorer: Scorer, unit: int) -> Array:
         if name in scorer.gradients:
             product = scorer.tensors[name].detach() * scorer.gradients[name]
             total += np.abs(_sum_by_channel(product, dim, channel, width))
-    return total / max(scorer.calibration.examples, 1)
+    return total
+
+
+def gradient(scorer: Scorer, unit: int) -> Array:
+    """Gradient signal: the sum of |gradient of the mean loss| over the channel's weights, its sensitivity.
+
+    Source: Mozer and Smolensky 1989, "Skeletonization", who remove what the error does not depend on.
+    """
+    return _sum_over(scorer, unit, {name: g.abs() for name, g in scorer.gradients.items()})
+
+
+def fisher(scorer: Scorer, unit: int) -> Array:
+    """Change of the loss by the diagonal of the Fisher information: half the sum of w^2 E[gradient^2].
+
+    The mean E runs over the gradients of at most 128 single examples.
+
+    Source: Theis et al. 2018, https://arxiv.org/abs/1801.05787.
+    """
+    squares = scorer.squared_gradients
+    return _sum_over(scorer, unit, {name: 0.5 * scorer.tensors[name] ** 2 * s for name, s in squares.items()})
+
+
+def hvp(scorer: Scorer, unit: int) -> Array:
+    """Second-order change of the mean loss by one Hessian-vector product: |sum of -w g + w (H w) / 2|.
+
+    Source: LeCun et al. 1990, "Optimal Brain Damage", with H w of Pearlmutter 1994 in place of the diagonal.
+    """
+    gradients, along = scorer.gradients, scorer.curvature
+    changes = {n: scorer.tensors[n].detach() * (along[n] / 2 - gradients[n]) for n in along}
+    return np.abs(_sum_over(scorer, unit, changes))
+
+
+def _of_activations(scorer: Scorer, unit: int, read: Callable[[Activations], Array], nodes: set[str] | None) -> Array:
+    """Sum what is read of the activations of all nodes that carry the unit, or of the `nodes` among them."""
+    width = scorer.structure.units[unit].width
+    total = np.zeros(width)
+    for (kind, node, dim), channels in scorer.structure.channels.items():
+        wanted = kind == "eval" and (nodes is None or node in nodes)
+        if wanted and unit in channels.of_unit and (node, dim) in scorer.activations:
+            channel = channels.of_unit[unit]
+            inside, values = channel >= 0, read(scorer.activations[node, dim])
+            total += np.bincount(channel[inside], weights=values[inside], minlength=width)
+    return total
 
 
 def activation(scorer: Scorer, unit: int) -> Array:
     """Mean absolute activation of the channel on calibration data, summed over all nodes that carry it."""
+    return _of_activations(scorer, unit, lambda means: means.absolute, None)
+
+
+def activation_mean(scorer: Scorer, unit: int) -> Array:
+    """Absolute mean activation of the channel, summed over all nodes that carry it.
+
+    Source: Molchanov et al. 2017, https://arxiv.org/abs/1611.06440 (mean activation).
+    """
+    return _of_activations(scorer, unit, lambda means: np.abs(means.mean), None)
+
+
+def activation_variance(scorer: Scorer, unit: int) -> Array:
+    """Variance of the channel's activation over examples and positions: a constant can become a bias.
+
+    Source: Polyak and Wolf 2015, "Channel-level acceleration of deep face representations" (inbound variance).
+    """
+    return _of_activations(scorer, unit, lambda means: means.variance, None)
+
+
+def wanda(scorer: Scorer, unit: int) -> Array:
+    """Sum of |w| over the weights that read the channel, times the root mean square of what they read.
+
+    Source: Sun et al. 2023, https://arxiv.org/abs/2306.11695, for single weights; here summed over a channel.
+    """
     width = scorer.structure.units[unit].width
     total = np.zeros(width)
-    for (kind, node, dim), channels in scorer.structure.channels.items():
-        if kind == "eval" and unit in channels.of_unit and (node, dim) in scorer.activations:
-            channel = channels.of_unit[unit]
-            inside = channel >= 0
-            total += np.bincount(channel[inside], weights=scorer.activations[node, dim][inside], minlength=width)
+    for name, dim, channel in scorer.readers(unit):
+        if scorer.tensors[name].dim() > 1:
+            sizes = _of_activations(scorer, unit, lambda means: means.square, set(scorer.inputs.get(name, ())))
+            sizes = sizes if sizes.any() else _of_activations(scorer, unit, lambda means: means.square, None)
+            total += np.sqrt(sizes) * _sum_by_channel(scorer.tensors[name].abs(), dim, channel, width)
     return total
 
 
 SCORES: dict[str, Callable[[Scorer, int], Array]] = {
     "l1": l1,
     "l2": l2,
+    "in_norm": in_norm,
+    "out_norm": out_norm,
     "random": random,
     "fpgm": fpgm,
     "bn_scale": bn_scale,
     "taylor": taylor,
+    "gradient": gradient,
+    "fisher": fisher,
+    "hvp": hvp,
     "activation": activation,
+    "activation_mean": activation_mean,
+    "activation_variance": activation_variance,
+    "wanda": wanda,
 }
 """Scores by name; each takes a `Scorer` and the index of a unit, and returns `[width]`."""
 
@@ -253,27 +226,36 @@ def score_units(structure: Structure, score: str, calibration: Calibration | Non
 
     Args:
         structure: of the model whose channels are scored.
-        score: a key of `SCORES`.
-        calibration: data for `taylor` and `activation`, seed for `random`.
+        score: a key of `SCORES`, or an expression of several, such as `0.5*l2+0.5*taylor`: the weighted mean of the
+            ranks that they give to the channels of a unit.
+        calibration: data for the scores that need it, and the seed of `random`.
 
     Returns:
         Scores `[width]` by unit name; higher is more important.
 
     Raises:
-        UsageError: the score is unknown, or its data is missing.
+        UsageError: a score is unknown, or its data is missing.
         TaskError: a score is not finite.
 
     Example:
+        >>> from torch import nn
         >>> from autoprune.structure import analyze
         >>> model = nn.Sequential(nn.Linear(2, 3, bias=False), nn.Linear(3, 1, bias=False))
         >>> _ = nn.init.constant_(model[0].weight, 2), nn.init.constant_(model[1].weight, 1)
         >>> score_units(analyze(model, torch.randn(2, 2)), "l1")
         {'0': array([5., 5., 5.])}
     """
-    if score not in SCORES:
-        raise unknown_name("score", score, SCORES)
+    weights = parse_scores(score, SCORES)
     scorer = Scorer(structure, calibration or Calibration())
-    scores = {unit.name: SCORES[score](scorer, number) for number, unit in enumerate(structure.units)}
+    scores = {name: _score_all(scorer, name) for name in weights}
+    if len(scores) == 1:
+        return scores.popitem()[1]
+    units = [unit.name for unit in structure.units]
+    return {unit: joined_ranks([(weights[n], of_units[unit]) for n, of_units in scores.items()]) for unit in units}
+
+
+def _score_all(scorer: Scorer, score: str) -> dict[str, Array]:
+    scores = {unit.name: SCORES[score](scorer, number) for number, unit in enumerate(scorer.structure.units)}
     for name, values in scores.items():
         if not np.isfinite(values).all():
             raise TaskError(

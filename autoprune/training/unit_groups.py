@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from autoprune.pruning.scores import Calibration, Scorer
+from autoprune.pruning.calibration import Calibration
+from autoprune.pruning.scorer import Scorer
 from autoprune.pruning.weights import prunable_weights
 from autoprune.structure import analyze
 from autoprune.task.base import Task
@@ -89,8 +90,8 @@ def unit_groups(model: nn.Module, task: Task) -> list[Groups]:
     for number, unit in enumerate(scorer.structure.units):
         parts = tuple(
             Part(parameter=parameters[name], dim=dim, channels=torch.as_tensor(channels))
-            for name, dim, channels in scorer.members(number)
-            if name in parameters and dim == scorer.filter_dims.get(name, 0)
+            for name, dim, channels in scorer.writers(number)
+            if name in parameters
         )
         if parts:
             groups.append(Groups(name=unit.name, width=unit.width, parts=parts))

@@ -7,7 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from autoprune.errors import TaskError, UsageError
-from autoprune.pruning import SCORES, Calibration, score_units
+from autoprune.pruning import SCORES, WEIGHT_SCORES, Calibration, prunable_weights, score_units, score_weights
+from autoprune.pruning.expressions import ranks
 from autoprune.structure import analyze
 from tests.nets import make_net
 
@@ -76,6 +77,133 @@ def test_fpgm_prefers_filters_far_from_the_others() -> None:
     assert int(np.argmax(score_units(analyze(net, inputs), "fpgm")["c2"])) == 2
 
 
+def quadratic() -> tuple[nn.Module, Calibration]:
+    """Two linear layers of which the loss is a quadratic: derivatives are known by hand."""
+    net = nn.Sequential(nn.Linear(2, 3, bias=False), nn.Identity(), nn.Linear(3, 1, bias=False))
+    with torch.no_grad():
+        net.get_parameter("0.weight")[:] = torch.tensor([[1.0, 2.0], [0.5, 0.0], [3.0, 1.0]])
+        net.get_parameter("2.weight")[:] = torch.tensor([[1.0, 2.0, -1.0]])
+    x = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
+    return net, Calibration(batches=[((x,), None)], loss=lambda out, _: out.square().mean() / 2)
+
+
+def test_derivatives_and_norms_by_hand() -> None:
+    net, data = quadratic()
+    structure, x, (first, second) = analyze(net, (torch.zeros(1, 2),)), data.batches[0][0][0], net.parameters()
+    (unit,) = structure.units
+    out = x @ first.T @ second.T
+    hidden = x @ first.T
+    per_example = [(out.view(3, 1) * hidden), out.view(3, 1, 1) * second.view(1, 3, 1) * x.view(3, 1, 2)]
+    of_second, of_first = (each.mean(0) for each in per_example)
+    wanted = {
+        "in_norm": first.norm(dim=1),
+        "out_norm": second.abs()[0],
+        "gradient": of_first.abs().sum(1) + of_second.abs(),
+        "fisher": 0.5 * (first**2 * per_example[1].square().mean(0)).sum(1)
+        + 0.5 * second[0] ** 2 * per_example[0].square().mean(0),
+        "activation_mean": hidden.mean(0).abs(),
+        "activation_variance": hidden.var(0, correction=0),
+        "wanda": second.abs()[0] * hidden.square().mean(0).sqrt(),
+    }
+    for name, values in wanted.items():
+        scores = score_units(structure, name, data)[unit.name]
+        factor = (
+            1 if not name.startswith("activation") else scores.sum() / float(values.detach().sum())
+        )  # all nodes carry it
+        np.testing.assert_allclose(scores, factor * values.detach().numpy(), rtol=1e-5, err_msg=name)
+    # In a loss of degree 4, w g is 4 times the loss in all weights, and w H w is 12 times.
+    loss = float(out.detach().square().mean() / 2)
+    weights = dict(net.named_parameters())
+    of_weights = score_weights(net, weights, "hvp", data)
+    changes = {n: (w * (-g + hw / 2)) for (n, w), g, hw in zip(weights.items(), *_derivatives(net, data), strict=True)}
+    assert sum(float(c.detach().sum()) for c in changes.values()) == pytest.approx((12 / 2 - 4) * loss, rel=1e-5)
+    for name, change in changes.items():
+        torch.testing.assert_close(of_weights[name], change.abs())
+
+
+def _derivatives(net: nn.Module, data: Calibration) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    names, weights = zip(*[(n, p.detach()) for n, p in net.named_parameters()], strict=True)
+
+    def loss(*values: torch.Tensor) -> torch.Tensor:
+        out = torch.func.functional_call(net, dict(zip(names, values, strict=True)), data.batches[0][0])
+        return out.square().mean() / 2
+
+    gradients = torch.autograd.functional.jacobian(loss, weights)
+    return list(gradients), list(torch.autograd.functional.vhp(loss, weights, weights)[1])
+
+
+@pytest.mark.parametrize("name", ["attention", "recurrent"])
+def test_second_derivatives_of_attention_and_recurrent_layers(name: str) -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.lstm(x)[0][:, -1])
+
+    torch.manual_seed(0)
+    net = Recurrent() if name == "recurrent" else nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    x = torch.randn(4, 5, 3 if name == "recurrent" else 4)
+    data = Calibration(batches=[((x,), None)], loss=lambda out, _: out.square().mean())
+    for values in score_weights(net, prunable_weights(net), "hvp", data).values():
+        assert values.any()
+
+
+def test_wanda_of_weights_by_hand() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 3, groups=2), nn.ReLU(), nn.ConvTranspose2d(4, 2, 2), nn.Flatten(), nn.Linear(18, 3)
+    )
+    x = torch.randn(5, 2, 4, 4)
+    hidden = net[1](net[0](x))
+    last = net[3](net[2](hidden))
+    scores = score_weights(net, dict(prunable_weights(net)), "wanda", Calibration(batches=[((x,), None)]))
+    of_input, of_hidden = (v.square().sum((0, 2, 3)).sqrt() for v in (x, hidden))
+    wanted = {
+        "0.weight": net[0].weight.abs() * of_input.repeat_interleave(2).view(4, 1, 1, 1),
+        "2.weight": net[2].weight.abs() * of_hidden.view(4, 1, 1, 1),
+        "4.weight": net[4].weight.abs() * last.norm(dim=0),
+    }
+    for name, values in wanted.items():
+        torch.testing.assert_close(scores[name], values.detach())
+
+
+def test_expressions_are_weighted_ranks() -> None:
+    data = calibration()
+    joined = score_units(STRUCTURE, "0.25*l2 + 0.75*taylor", data)
+    one, two = score_units(STRUCTURE, "l2", data), score_units(STRUCTURE, "taylor", data)
+    for unit, values in joined.items():
+        np.testing.assert_allclose(values, 0.25 * ranks(one[unit]) + 0.75 * ranks(two[unit]))
+    np.testing.assert_array_equal(score_units(STRUCTURE, "2*l2", data)["c2"], one["c2"])  # one score keeps its values
+    np.testing.assert_allclose(ranks(np.array([5.0, 1.0, 1.0, 7.0])), [2 / 3, 1 / 6, 1 / 6, 1])
+
+
+@pytest.mark.parametrize("text", ["", "l2+", "0*l2", "-1*l2", "l2+l2", "nan*l2", "1.2.3*l2", "l2*0.5", "inf*l2"])
+def test_expressions_that_cannot_be_are_one_message(text: str) -> None:
+    with pytest.raises(UsageError, match=r"scores are a name, or different names with weights above 0, such as 0\.5"):
+        score_units(STRUCTURE, text, calibration())
+
+
+def test_names_that_are_unknown_in_an_expression_are_the_same_message() -> None:
+    for text in ("l3", "0.5*l2+0.5*l3"):
+        with pytest.raises(UsageError, match=r"unknown score 'l3'\. Known: activation, "):
+            score_units(STRUCTURE, text, calibration())
+    with pytest.raises(UsageError, match=r"unknown score 'fpgm'\. Known: fisher, gradient, hvp, l1"):
+        score_weights(NET, {}, "fpgm")
+
+
+@pytest.mark.parametrize("name", [*WEIGHT_SCORES, "magnitude+2*random"])
+def test_scores_of_weights_are_finite_positive_and_repeatable(name: str) -> None:
+    weights = prunable_weights(NET)
+    first, again = (score_weights(NET, weights, name, calibration()) for _ in range(2))
+    for weight, values in first.items():
+        assert values.shape == weights[weight].shape
+        assert bool((values >= 0).all())
+        assert torch.equal(values, again[weight])
+    assert len(first["c1.weight"].unique()) > 1
+
+
 def test_random_follows_the_seed() -> None:
     one, two = (score_units(STRUCTURE, "random", calibration(seed))["c1"] for seed in (0, 1))
     assert not np.array_equal(one, two)
@@ -91,10 +219,13 @@ def test_scores_leave_the_model_alone() -> None:
 
 
 def test_bad_requests() -> None:
-    with pytest.raises(UsageError, match="unknown score 'l3'"):
-        score_units(STRUCTURE, "l3")
-    with pytest.raises(UsageError, match="batches and a loss"):
-        score_units(STRUCTURE, "taylor")
+    for name in ("taylor", "fisher", "hvp", "gradient"):
+        with pytest.raises(UsageError, match=f"{name}.*batches and a loss|taylor.*batches and a loss"):
+            score_units(STRUCTURE, name)
+        with pytest.raises(UsageError, match="batches and a loss"):
+            score_weights(NET, prunable_weights(NET), name)
+    with pytest.raises(UsageError, match="a Calibration with batches"):
+        score_weights(NET, prunable_weights(NET), "wanda")
 
 
 def test_weights_that_are_not_finite() -> None:
