@@ -61,7 +61,7 @@ def test_expressions_join_ranks_and_count_the_passes_of_their_scores(tmp_path):
     joined, written = dense_model_of(tmp_path / "joined", scores="0.9*obs+0.1*fisher")
     examples = len(joined.task.train_set)
     assert written["sample_passes"] >= min(examples, 128) + FORWARD_SHARE * min(examples, 512)
-    for name, order in joined.order.items():
+    for order in joined.order.values():
         assert sorted(order) == list(range(len(order)))
     surgeon, _ = dense_model_of(tmp_path / "surgeon")
     nearly, _ = dense_model_of(tmp_path / "nearly", scores="0.999*obs+0.001*random")
