@@ -1,6 +1,7 @@
 """The run folder: the only file that knows its file names. Writes are atomic, JSON and YAML carry a schema version.
 
 run.yaml                resolved configuration
+manifest.json           digest of every file that the run made, and of those that it was made from
 environment.json        versions, host
 dense.safetensors       weights of the dense model
 order.json              channels of each unit, most important first
@@ -20,10 +21,9 @@ models/<digest>/        policy.json, weights.safetensors, int8.safetensors, mode
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from typing import Any
 import yaml
 
 from autoprune.errors import RunFolderError
+from autoprune.files import parsed_json, write_atomic
 from autoprune.lease import held
 
 SCHEMA = 1
@@ -88,6 +89,11 @@ class RunFolder:
     def config(self) -> Path:
         """Resolved configuration."""
         return self.path / "run.yaml"
+
+    @property
+    def manifest(self) -> Path:
+        """Digests of the files that the run wrote, and what each was made from."""
+        return self.path / "manifest.json"
 
     @property
     def environment(self) -> Path:
@@ -196,12 +202,15 @@ class RunFolder:
     def create(self) -> None:
         """Make the folder; `RunFolderError` when it cannot be written or its path is a file."""
         try:
-            (self.path / "models").mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(mode=0o700, exist_ok=True)  # weights, data of the task in reports: nobody else's
+            (self.path / "models").mkdir(exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
+            cause = getattr(error, "strerror", None) or error
             raise RunFolderError(
-                f"the run folder {self.path} cannot be written: {error.strerror or error}. Choose another --run-dir."
+                f"the run folder {self.path} cannot be written: {cause}. Choose another --run-dir."
             ) from error
 
     @contextmanager
@@ -256,7 +265,7 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
         RunFolderError: when the file is absent, torn, of another schema version, or lacks a key.
     """
     try:
-        value = json.loads(path.read_text())
+        value = parsed_json(path.read_text())
     except FileNotFoundError as error:
         raise RunFolderError(f"{path} does not exist. Run `autoprune search --run-dir {path.parent}` first.") from error
     except (OSError, ValueError) as error:
@@ -274,27 +283,9 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write a JSON object with the schema version, atomically."""
-    write_atomic(path, (json.dumps({"schema": SCHEMA} | value, indent=1) + "\n").encode())
+    write_atomic(path, json_bytes(value))
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write to a temporary name, flush to disk, rename: the old file survives a crash or a full disk.
-
-    Raises:
-        RunFolderError: when the folder cannot be written or the disk is full.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise RunFolderError(
-            f"{path} cannot be written: {error.strerror or error}. The file is as it was before; "
-            "free some space or choose another folder, and run the same command again."
-        ) from error
+def json_bytes(value: dict[str, Any]) -> bytes:
+    """Return the content of a JSON file with the schema version."""
+    return (json.dumps({"schema": SCHEMA} | value, indent=1) + "\n").encode()

@@ -32,10 +32,11 @@ def show(run_dir: Path) -> None:
         score_budget_lines,
         trust_lines,
     )
-    from autoprune.runfolder import RunFolder, read_json
+    from autoprune.run_documents import read_front
+    from autoprune.runfolder import RunFolder
 
     folder = RunFolder(run_dir)
-    document = read_json(folder.front)
+    document = read_front(folder)
     for line in layer_lines(document):
         say(line)
     show_table(front_table(document))
@@ -60,10 +61,11 @@ def front(
     as_json: JsonOption = False,
 ) -> None:
     """Print the Pareto front of a run."""
-    from autoprune.runfolder import RunFolder, read_json
+    from autoprune.run_documents import read_front
+    from autoprune.runfolder import RunFolder
 
     format = "json" if as_json else format
-    document = read_json(RunFolder(run_dir).front)
+    document = read_front(RunFolder(run_dir))
     if format == "table":
         show(run_dir)
     elif format == "json":

@@ -54,10 +54,10 @@ def status(
 def finished(folder: RunFolder) -> bool:
     """Return whether a run has a front for the budgets that it has now, which may have been others before."""
     from autoprune.pipeline.run import Run
-    from autoprune.runfolder import read_json
+    from autoprune.run_documents import read_front
 
     budgets = list(Run(folder).config.budgets)
-    return folder.front.exists() and read_json(folder.front).get("budgets", budgets) == budgets
+    return folder.front.exists() and read_front(folder).get("budgets", budgets) == budgets
 
 
 def status_document(run_dir: Path) -> dict[str, Any]:

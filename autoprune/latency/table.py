@@ -185,7 +185,11 @@ class LatencyTable:
 
     def save(self, path: str | Path) -> None:
         """Write the table as JSON, atomically."""
-        write_atomic(Path(path), (json.dumps(self.to_json(), indent=1) + "\n").encode())
+        write_atomic(Path(path), self.content())
+
+    def content(self) -> bytes:
+        """Return the content of the file that `save` writes."""
+        return (json.dumps(self.to_json(), indent=1) + "\n").encode()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON value with a checksum, so that a file that was cut off or edited by hand is recognised."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import partial
 
 from autoprune.allocation.uniform import baselines, uniform_policies
+from autoprune.manifest import Manifest
 from autoprune.pipeline.cost_model import CostModel
 from autoprune.pipeline.deployment import Deployment
 from autoprune.pipeline.verification import verify_model, whole
 from autoprune.records import Policy
-from autoprune.runfolder import write_atomic
 from autoprune.search.explore import Search
 from autoprune.training.dense import weights_to_bytes
 from autoprune.treatments import INT8, INT8_DYNAMIC
@@ -52,5 +52,6 @@ def dense_in_int8(plan: Search, costs: CostModel, deployment: Deployment) -> Fro
         return None
     weights = deployment.folder.model(policy.digest()).weights
     if not whole(weights):
-        write_atomic(weights, weights_to_bytes(deployment.dense_model.cut(policy).shrink(prove=False)))
+        folder, small = deployment.folder, deployment.dense_model.cut(policy).shrink(prove=False)
+        Manifest(folder).write(weights, weights_to_bytes(small), sources=[folder.dense, folder.order])
     return verify_model(policy, None, INT8_ALONE, costs, deployment)

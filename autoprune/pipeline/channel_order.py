@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from autoprune.config import RunConfig
+from autoprune.errors import RunFolderError
 from autoprune.evaluation import RECONSTRUCTION_EXAMPLES, DenseModel
+from autoprune.manifest import Manifest
 from autoprune.pipeline.events import Events
 from autoprune.pruning import SCORES as PLAIN_SCORES
 from autoprune.pruning import Calibration, channel_order, score_units
@@ -19,7 +21,7 @@ from autoprune.pruning.calibration import FISHER_EXAMPLES
 from autoprune.pruning.expressions import joined_ranks, parse_scores
 from autoprune.recovery.moments import collect_moments
 from autoprune.recovery.surgeon import surgeon_order
-from autoprune.runfolder import RunFolder, read_json, write_json
+from autoprune.runfolder import RunFolder, json_bytes, read_json
 from autoprune.search.strategies import NEEDS_IMPORTANCE
 from autoprune.structure import Structure
 from autoprune.task.base import Task
@@ -56,6 +58,7 @@ def make_dense_model(
     """Return the dense model of a run, its channels ranked; note the units that are not reconstructed."""
     if not folder.order.exists():
         _write_order(config, folder, task, structure)
+    require_order(folder, structure)
     dense_model = DenseModel.open(task, dense, structure, folder)
     left = dense_model.not_reconstructed
     if config.reconstruct and left:
@@ -82,7 +85,26 @@ def _write_order(config: RunConfig, folder: RunFolder, task: Task, structure: St
     if config.reconstruct:
         passes += FORWARD_SHARE * RECONSTRUCTION_EXAMPLES  # the dense outputs that layers are fitted to
     settings = {"scores": config.scores, "reconstruct": config.reconstruct, "seed": config.seed}
-    write_json(folder.order, settings | {"sample_passes": passes, "order": order})
+    content = json_bytes(settings | {"sample_passes": passes, "order": order})
+    Manifest(folder).write_again(folder.order, content, sources=[folder.dense])
+
+
+def require_order(folder: RunFolder, structure: Structure) -> None:
+    """Raise `RunFolderError` unless the order of a run names every channel of every unit once."""
+    known = read_json(folder.order, "reconstruct", "seed", "order")
+    order = known["order"] if isinstance(known["order"], dict) else {}
+    wrong = [unit.name for unit in structure.units if not _is_order(order.get(unit.name), unit.width)]
+    wrong += [name for name in ("seed",) if type(known[name]) is not int]
+    wrong += [name for name in ("reconstruct",) if type(known[name]) is not bool]
+    if wrong or len(order) != len(structure.units):
+        raise RunFolderError(
+            f"{folder.order} is damaged: {', '.join(wrong[:3]) or 'it has other units than the model'}. Delete it and "
+            "run `autoprune search` on its run folder again."
+        )
+
+
+def _is_order(value: object, width: int) -> bool:
+    return isinstance(value, list) and all(type(x) is int for x in value) and sorted(value) == list(range(width))
 
 
 def _passes(score: str, examples: int) -> float:

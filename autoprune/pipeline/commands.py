@@ -9,7 +9,8 @@ from typing import Any
 from autoprune.config import load_config
 from autoprune.errors import UsageError
 from autoprune.latency.table import LatencyTable
-from autoprune.pipeline.document import from_json, front_document
+from autoprune.manifest import Manifest
+from autoprune.pipeline.document import from_json, front_document, write_front
 from autoprune.pipeline.events import Events, Silent
 from autoprune.pipeline.main import dense_entry
 from autoprune.pipeline.measurer import Measurer
@@ -19,7 +20,7 @@ from autoprune.pipeline.run import Candidate, Run
 from autoprune.pipeline.spaces import SpaceFile
 from autoprune.pipeline.verification import load_model, verify_model
 from autoprune.profiling.report import latency_shares
-from autoprune.runfolder import read_json, write_atomic, write_json
+from autoprune.run_documents import read_front, read_metrics
 from autoprune.structure import Structure
 from autoprune.task.batches import length
 from autoprune.training.dense import weights_to_bytes
@@ -53,7 +54,7 @@ def verify_again(run_dir: Path, digest: str, measurer: Measurer | None = None) -
     with run.folder.locked():
         prepared = prepare(run.config, run.folder, run.open_task(), Silent(), measurer)
         _reverify(run, prepared, run.candidate(digest))
-    return read_json(run.folder.model(run.candidate(digest).digest).metrics)
+    return read_metrics(run.folder, run.candidate(digest).digest)
 
 
 def finetune_model(
@@ -105,7 +106,9 @@ def _finetune(run: Run, prepared: Prepared, candidate: Candidate, epochs: float,
             f"{metric} fell from {score:.4f} to {tuned:.4f} on validation data, so the weights stay as they were"
         )
         return
-    write_atomic(run.folder.model(candidate.digest).weights, weights_to_bytes(model))
+    folder = run.folder
+    weights = folder.model(candidate.digest).weights
+    Manifest(folder).write(weights, weights_to_bytes(model), sources=[folder.dense, folder.order])
 
 
 def _reverify(run: Run, prepared: Prepared, candidate: Candidate) -> Candidate:
@@ -117,7 +120,7 @@ def _reverify(run: Run, prepared: Prepared, candidate: Candidate) -> Candidate:
 
     run.folder.model(candidate.digest).metrics.unlink(missing_ok=True)
     renewed = verified(candidate.record)
-    document = read_json(run.folder.front)
+    document = read_front(run.folder)
     entries = [*document["models"], *document["others"], *document["baselines"]]
     records = [from_json(entry, document["space_id"]) for entry in entries]
     records = [verified(record) if record.digest == renewed.digest else record for record in records]
@@ -127,5 +130,5 @@ def _reverify(run: Run, prepared: Prepared, candidate: Candidate) -> Candidate:
     front = front_document(
         models, dense, metric=metric, table=costs.table, cost=costs.compared, foreign=deployment.foreign
     )
-    write_json(run.folder.front, document | front)
+    write_front(run.folder, document | front)
     return dataclasses.replace(candidate, run=Run(run.folder, run.task), record=renewed)

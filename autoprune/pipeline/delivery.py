@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +15,11 @@ from autoprune.config import RunConfig
 from autoprune.errors import RunFolderError, StructureError, UsageError
 from autoprune.export.companions import deploy_script, readme
 from autoprune.export.formats import FORMATS, INT8_LIMIT, PARITY_LIMIT, Places, places
+from autoprune.files import digest_of_file
 from autoprune.front import latency_of
+from autoprune.manifest import Manifest
 from autoprune.pipeline.file_names import FileNames, Inputs
+from autoprune.run_documents import read_metrics
 from autoprune.runfolder import read_json, write_atomic
 
 if TYPE_CHECKING:  # a copy of an ONNX file takes no torch
@@ -94,7 +96,7 @@ def deliver(
             f"{candidate.digest} has int8 layers, and a {name} file would compute them in fp32, at another latency and "
             f"score than measured. Export {holding}; the float model is `Candidate.model()` in Python"
         )
-    metrics = read_json(candidate.run.folder.model(candidate.digest).metrics)
+    metrics = read_metrics(candidate.run.folder, candidate.digest)
     _require_proven(candidate, metrics)
     inputs = metrics.get("inputs") or _inputs(candidate)
     names = FileNames.of(input_names, output_names)
@@ -132,8 +134,9 @@ def _require_proven(candidate: Candidate, metrics: dict[str, Any]) -> None:
     if not path.exists():
         raise RunFolderError(f"{path} is gone; `autoprune verify` makes it again")
     known = metrics.get("onnx_sha256")
-    if known is not None and known != hashlib.sha256(path.read_bytes()).hexdigest():
+    if known is not None and known != digest_of_file(path):
         raise RunFolderError(f"{path} is not the file that was proven; `autoprune verify` makes it again")
+    Manifest(candidate.run.folder).require(path)
 
 
 def _converted(

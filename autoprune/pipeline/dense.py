@@ -13,9 +13,10 @@ from torch import nn
 from autoprune import memory_limits
 from autoprune.config import RunConfig
 from autoprune.errors import TaskError
+from autoprune.manifest import Manifest, State
 from autoprune.pipeline.events import DENSE, TASK, Events
 from autoprune.pipeline.identity import claim
-from autoprune.runfolder import RunFolder, write_atomic
+from autoprune.runfolder import RunFolder
 from autoprune.structure import Structure, analyze
 from autoprune.task.base import Task
 from autoprune.task.batches import batches
@@ -29,6 +30,12 @@ _TIMING_SECONDS = 0.3
 """Short steps are repeated for so long: the first ones of a process take several times as long as later ones."""
 
 
+_REASONS = {
+    State.CHANGED: "is not what this run wrote",
+    State.STALE: "was made from a file that was made anew since",
+}
+
+
 def untrained(config: RunConfig, folder: RunFolder, task: Task, events: Events) -> tuple[nn.Module, Structure]:
     """Return the untrained model of a task and its structure; the folder is claimed for them.
 
@@ -37,6 +44,8 @@ def untrained(config: RunConfig, folder: RunFolder, task: Task, events: Events) 
         StructureError: for a model without anything to prune.
         RunFolderError: when the folder holds the results of another task.
     """
+    for file in Manifest(folder).settle():
+        events.note(f"{file.name} {_REASONS[file.state]}; it is made again")
     events.stage(TASK)
     check_task(task)
     model = build_dense(task, seed=config.seed)
@@ -60,7 +69,7 @@ def trained_dense(config: RunConfig, folder: RunFolder, task: Task, events: Even
             seed=config.seed,
             on_progress=lambda done, total, loss: events.advance(done, total, f"training, loss {loss:.3f}"),
         )
-    write_atomic(folder.dense, weights_to_bytes(dense))
+    Manifest(folder).write_again(folder.dense, weights_to_bytes(dense))
     return load_dense(task, folder.dense)
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from autoprune.device.timing import Feeds, Model, Timings
 from autoprune.evaluation import DenseModel
 from autoprune.export.onnx_file import export_candidate
+from autoprune.manifest import Manifest
 from autoprune.onnxgraph.export import serialized
 from autoprune.onnxgraph.quantization import quantized
 from autoprune.onnxgraph.treated import treated
@@ -22,7 +23,7 @@ from autoprune.pipeline.measurer import Measurer
 from autoprune.profiling.policy_timer import PolicyTimer, finite_feeds
 from autoprune.quantization.numbers import Quantization
 from autoprune.records import Policy
-from autoprune.runfolder import RunFolder, int8_beside, read_json, write_atomic, write_json
+from autoprune.runfolder import RunFolder, int8_beside, read_json, write_atomic
 from autoprune.task.batches import batches, length, sample_rows
 
 _CALIBRATION_BATCHES, _CALIBRATION_EXAMPLES = 4, 32
@@ -89,7 +90,11 @@ class Deployment:
         path, module = self.folder.dense_onnx, self.dense_model.module
         if self.measurer.target.runtime == "torch" and path.exists():
             return module
-        return self.shipped(path) if self.shipped(path).exists() else self.export(module, path)
+        if self.shipped(path).exists():
+            return self.shipped(path)
+        form = self.export(module, path)
+        Manifest(self.folder).record(*{path, self.shipped(path)}, sources=[self.folder.dense])
+        return form
 
     def timings(self, models: Sequence[Model]) -> Timings:
         """Time models, in the form of `export`, beside the dense one."""
@@ -115,7 +120,7 @@ class Deployment:
             models = [timer.build(policy) for policy in new]
             ratios = self.measurer.timings(models, timer.dense, timer.feeds).ratios
             known |= {policy.digest(): float(ratio) for policy, ratio in zip(new, ratios, strict=True)}
-            write_json(path, {"ratios": known})
+            Manifest(self.folder).write_json(path, {"ratios": known})
         return np.array([known[policy.digest()] for policy in policies])
 
     @cached_property

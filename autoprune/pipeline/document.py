@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from autoprune.allocation.promotion import best_within
 from autoprune.front import cost_of, hypervolume, non_dominated
+from autoprune.manifest import Manifest
 from autoprune.records import Policy
+from autoprune.runfolder import RunFolder
 from autoprune.trials import FrontModel, TrialResult
 
 if TYPE_CHECKING:
@@ -58,6 +60,14 @@ def front_document(
         **_latency_entries(table, foreign),
         **({} if cost == "latency_ms" else {"cost": cost}),
     }
+
+
+def write_front(folder: RunFolder, document: Mapping[str, Any]) -> None:
+    """Write `front.json`, made from the dense weights, the latency table and the metrics of its models."""
+    entries = [*document["models"], *document["baselines"], *document["others"], document.get("dense_in_int8") or {}]
+    metrics = [folder.model(entry["digest"]).metrics for entry in entries if entry]
+    sources = [folder.dense, folder.table if folder.table.exists() else folder.dense_latency, *metrics]
+    Manifest(folder).write_json(folder.front, dict(document), sources=sources)
 
 
 def _latency_entries(table: LatencyTable | StandInTable, foreign: Sequence[str]) -> dict[str, Any]:

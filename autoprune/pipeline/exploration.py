@@ -12,6 +12,7 @@ from autoprune.budgets import Limit
 from autoprune.config import RunConfig
 from autoprune.evaluation import DenseModel
 from autoprune.executors.base import Executor
+from autoprune.manifest import Manifest
 from autoprune.pipeline.channel_order import importance
 from autoprune.pipeline.cost_model import CostModel
 from autoprune.pipeline.deployment import Deployment
@@ -20,7 +21,6 @@ from autoprune.pipeline.progress import RungWatcher
 from autoprune.pipeline.table_correction import corrected_costs, widened
 from autoprune.pipeline.time_limit import allows
 from autoprune.records import Policy, SearchSpace
-from autoprune.runfolder import write_json
 from autoprune.search.controller import Outcome, run_search
 from autoprune.search.effort import Effort
 from autoprune.search.explore import SENSITIVITY, Search
@@ -100,7 +100,8 @@ def explore(
         measured = _MeasuredCandidates(plan=plan, costs=costs, deployment=deployment, events=events)
         outcome = run_search(plan, executor, RungWatcher(costs.limits, events), strategy, measured)
         if outcome.sensitivities is not None:
-            write_json(deployment.folder.sensitivity, _sensitivity_record(plan.space, outcome, outcome.sensitivities))
+            folder, record = deployment.folder, _sensitivity_record(plan.space, outcome, outcome.sensitivities)
+            Manifest(folder).write_json(folder.sensitivity, record, sources=[folder.dense, folder.order])
         if measured.corrected is None:
             measured.note()
             return Exploration(plan=plan, costs=costs, outcome=outcome)

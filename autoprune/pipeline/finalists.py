@@ -12,6 +12,7 @@ from autoprune.allocation.promotion import best_within
 from autoprune.budgets import Limit
 from autoprune.errors import StructureError, TaskError, TrialError, VerificationError
 from autoprune.executors.base import Executor
+from autoprune.manifest import Manifest
 from autoprune.pipeline.baselines import UNIFORM, all_uniform_baselines
 from autoprune.pipeline.cost_model import CostModel
 from autoprune.pipeline.deployment import Deployment
@@ -20,7 +21,7 @@ from autoprune.pipeline.progress import tell_trials
 from autoprune.pipeline.time_limit import allows
 from autoprune.pipeline.verification import clock_notes, metrics_of, verify_model, whole
 from autoprune.records import Policy
-from autoprune.runfolder import RunFolder, write_atomic
+from autoprune.runfolder import RunFolder
 from autoprune.search.explore import Search
 from autoprune.search.rung import run_rung
 from autoprune.study.spec import StudySpec
@@ -168,7 +169,8 @@ def _fine_tune(
 
     def keep(result: TrialResult) -> None:
         if result.weights is not None:
-            write_atomic(folder.model(result.policy.digest()).weights, result.weights)
+            path = folder.model(result.policy.digest()).weights
+            Manifest(folder).write(path, result.weights, sources=[folder.dense, folder.order])
 
     with (
         storage_errors(plan.location),

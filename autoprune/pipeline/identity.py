@@ -9,6 +9,7 @@ from importlib import metadata
 import torch
 
 from autoprune.errors import RunFolderError
+from autoprune.manifest import Manifest
 from autoprune.model.nesting import tensors_in
 from autoprune.records import digest_of
 from autoprune.runfolder import RunFolder, read_json, write_json
@@ -24,14 +25,17 @@ def claim(folder: RunFolder, task: Task, structure: Structure) -> None:
         RunFolderError: when the folder holds the results of another task.
     """
     fingerprint = task_fingerprint(task, structure)
-    stored = read_json(folder.environment).get("task") if folder.environment.exists() else None
-    if stored not in (None, fingerprint) and (folder.dense.exists() or folder.has_study):
+    stored = {read_json(folder.environment).get("task") if folder.environment.exists() else None}
+    manifest = Manifest(folder)
+    stored.add(manifest.task)
+    if stored - {None, fingerprint} and (folder.dense.exists() or folder.has_study):
         raise RunFolderError(
             f"{folder.path} holds a run of another task: its data, metric or model differ (task {task.name!r}), or it "
             "was made by another version of autoprune. "
             "Choose another --run-dir."
         )
     write_json(folder.environment, environment() | {"task": fingerprint})
+    manifest.claim(fingerprint)
 
 
 def note_workers(folder: RunFolder, executor: str, slots: int) -> None:

@@ -8,8 +8,9 @@ from autoprune.latency.efficient_widths import staircases
 from autoprune.latency.geometries import PricedOperators
 from autoprune.latency.parts import layer_costs
 from autoprune.latency.stand_in import MacsPredictor, StandInTable
+from autoprune.manifest import Manifest
 from autoprune.pipeline.cost_model import CostModel
-from autoprune.runfolder import RunFolder, write_json
+from autoprune.runfolder import RunFolder
 from autoprune.trials import FrontModel
 
 
@@ -31,4 +32,5 @@ def keep_latency_parts(folder: RunFolder, costs: CostModel, models: Sequence[Fro
     parts = layer_costs(table, structure, [structure.dense_policy(), *(model.policy for model in models)])
     names = ["dense", *(model.digest for model in models)]
     layers_ms = dict(zip(names, parts, strict=True))
-    write_json(folder.latency_parts, {"staircases": [s.to_json() for s in stairs], "layers_ms": layers_ms})
+    content = {"staircases": [s.to_json() for s in stairs], "layers_ms": layers_ms}
+    Manifest(folder).write_json(folder.latency_parts, content, sources=[folder.table])

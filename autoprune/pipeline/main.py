@@ -18,7 +18,7 @@ from autoprune.pipeline.callbacks import OnTrial, watchers
 from autoprune.pipeline.channel_order import scoring_passes
 from autoprune.pipeline.cost_model import CostModel
 from autoprune.pipeline.deployment import Deployment
-from autoprune.pipeline.document import front_document, rung_scores, to_json, unmet_budgets
+from autoprune.pipeline.document import front_document, rung_scores, to_json, unmet_budgets, write_front
 from autoprune.pipeline.events import SEARCH, Events
 from autoprune.pipeline.executors import executor_of
 from autoprune.pipeline.expected_work import watch_export
@@ -39,7 +39,8 @@ from autoprune.pipeline.verification import score_on_test
 from autoprune.pipeline.warm_start import take_scores
 from autoprune.records import SearchSpace
 from autoprune.report import score_budget_lines
-from autoprune.runfolder import RunFolder, read_json, write_json
+from autoprune.run_documents import read_front
+from autoprune.runfolder import RunFolder, read_json
 from autoprune.search.effort import Effort
 from autoprune.search.strategies import Strategy
 from autoprune.study.location import SharedStorage, StudyLocation
@@ -93,7 +94,7 @@ def search(
         if isinstance(run.location, SharedStorage):
             run.folder.write_shared_study(run.location.url, run.location.run_id)
         search_prepared(run.config, run.location, prepared, watch)
-        told.finish(read_json(run.folder.front))
+        told.finish(read_front(run.folder))
     return Run.open(run_dir, run.own_task)
 
 
@@ -153,7 +154,7 @@ def search_prepared(
         "form": {key: read_json(folder.form)[key] for key in ("name", "reason", "notes")},
         "not_reconstructed": dense_model.not_reconstructed if config.reconstruct else (),
     }
-    write_json(folder.front, document)
+    write_front(folder, document)
     if not document["models"]:
         raise TrialError("no fine-tuned model meets its budget when measured: see `autoprune front`. Raise the budgets")
 

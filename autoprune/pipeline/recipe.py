@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from autoprune.evaluation import DenseModel
+from autoprune.manifest import Manifest
 from autoprune.pipeline.baselines import uniform_baselines
 from autoprune.pipeline.cost_model import CostModel
 from autoprune.pipeline.events import RECIPE, Events
-from autoprune.runfolder import RunFolder, read_json, write_json
+from autoprune.runfolder import RunFolder, read_json
 from autoprune.search.explore import Search
 from autoprune.training.recipe_search import RecipeChoice, find_recipe
 from autoprune.training.sample_passes import SamplePasses
@@ -25,7 +26,7 @@ def with_recipe(
         return dense_model
     events.stage(RECIPE)
     choice = _tested(dense_model, plan, costs)
-    write_json(folder.recipe, choice.to_json())
+    Manifest(folder).write_json(folder.recipe, choice.to_json(), sources=[folder.dense, folder.order])
     events.note(_line(choice))
     return replace(dense_model, task=replace(dense_model.task, finetune_recipe=choice.recipe))
 

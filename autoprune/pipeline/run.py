@@ -12,9 +12,11 @@ from autoprune.budgets import Limit
 from autoprune.config import RunConfig, load_config
 from autoprune.errors import RunFolderError, UsageError
 from autoprune.front import latency_of, pick
+from autoprune.manifest import Manifest
 from autoprune.pipeline.document import from_json
 from autoprune.pipeline.picking import cost_limit, least_score
-from autoprune.runfolder import RunFolder, read_json
+from autoprune.run_documents import read_front
+from autoprune.runfolder import RunFolder
 from autoprune.trials import FrontModel
 
 if TYPE_CHECKING:  # looking at a finished run takes neither torch nor pandas
@@ -125,7 +127,7 @@ class Run:
     @cached_property
     def document(self) -> dict[str, Any]:
         """Content of `front.json`."""
-        return read_json(self.folder.front)
+        return read_front(self.folder)
 
     @property
     def cost(self) -> str:
@@ -234,13 +236,16 @@ class Run:
     def dense_model(self) -> DenseModel:
         """Task, dense model, structure and channel order of the run."""
         from autoprune.evaluation import DenseModel
+        from autoprune.pipeline.channel_order import require_order
         from autoprune.structure import analyze
         from autoprune.training.dense import load_dense
 
-        task = self.open_task()
-        dense = load_dense(task, self.folder.dense)
+        task, folder = self.open_task(), self.folder
+        Manifest(folder).require(folder.dense, folder.order, folder.recipe, folder.form)
+        dense = load_dense(task, folder.dense)
         structure = analyze(dense, task.example_inputs, task.outputs)
-        return DenseModel.open(task, dense, structure, self.folder)
+        require_order(folder, structure)
+        return DenseModel.open(task, dense, structure, folder)
 
     @property
     def bench(self) -> DenseModel:

@@ -8,6 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from autoprune.allocation.promotion import best_within
+from autoprune.latency.table import LatencyTable
+from autoprune.manifest import Manifest
 from autoprune.pipeline.baselines import uniform_baselines
 from autoprune.pipeline.cost_model import CostModel
 from autoprune.pipeline.deployment import Deployment
@@ -61,5 +63,6 @@ def corrected_costs(
         return None
     events.note(f"more than {LARGEST_ERROR:.0%}: the latency table is fitted again with them, and the search goes on")
     corrected = costs.corrected(policies, ratios)
-    corrected.table.save(deployment.folder.table)
+    assert isinstance(corrected.table, LatencyTable), "nothing is corrected where no latency is known"
+    Manifest(deployment.folder).write(deployment.folder.table, corrected.table.content())
     return corrected

@@ -16,6 +16,7 @@ from autoprune.errors import AutopruneError, ConfigError, LatencyError, RunFolde
 from autoprune.latency.sampling import whole_models
 from autoprune.latency.stand_in import StandInTable
 from autoprune.latency.table import LatencyTable
+from autoprune.manifest import Manifest
 from autoprune.pipeline.events import TABLE, Events
 from autoprune.pipeline.measurer import Measurer
 from autoprune.pipeline.spaces import SpaceFile
@@ -61,7 +62,7 @@ def latency_table(
             )
         require_fitting(given, config, structure, target)
         space_file.of_table(given)  # the table that is there stays when the given one does not fit
-        given.save(folder.table)
+        Manifest(folder).write(folder.table, given.content())
         return given
     if stored is not None:
         require_fitting(stored, config, structure, target)
@@ -73,7 +74,9 @@ def latency_table(
                 f"the search space {config.space!r} was changed since this search began; its table no longer fits. "
                 "Undo the change, or choose another --run-dir."
             )
-    return profiled_table(structure, space_file, measurer, config.seed, folder.table, events, max_seconds=max_seconds)
+    return profiled_table(
+        structure, space_file, measurer, config.seed, folder.table, events, folder, max_seconds=max_seconds
+    )
 
 
 def stand_in_table(
@@ -100,6 +103,7 @@ def stand_in_table(
             layers=space.layer_names,
         )
         made.save(folder.dense_latency)
+        Manifest(folder).record(folder.dense_latency)
     events.note("no latency table is measured, because no budget limits the latency (--measure-table asks for one)")
     return StandInTable.load(folder.dense_latency)
 
@@ -133,10 +137,11 @@ def profiled_table(
     seed: int,
     destination: Path,
     events: Events,
+    folder: RunFolder | None = None,
     *,
     max_seconds: float = MAX_SECONDS,
 ) -> LatencyTable:
-    """Measure a table now, write it to `destination`, and note how well it predicts.
+    """Measure a table now, write it to `destination` (a file of `folder`, if given), and note how well it predicts.
 
     Measurements are appended to a file beside it, from which an interrupted profile goes on.
     """
@@ -163,7 +168,10 @@ def profiled_table(
         on_note=events.note,
         max_seconds=max_seconds,
     )
-    table.save(destination)
+    if folder is None:
+        table.save(destination)
+    else:
+        Manifest(folder).write(destination, table.content())
     samples_beside(destination).unlink(missing_ok=True)
     for line in accuracy_lines(table):
         events.note(line)

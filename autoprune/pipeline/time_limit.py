@@ -11,12 +11,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from autoprune.errors import UsageError
+from autoprune.manifest import Manifest
 from autoprune.pipeline.events import Events
 from autoprune.pipeline.time_parts import Work
 from autoprune.pipeline.timed_events import TimedEvents
 from autoprune.profiling.duration import MAX_SECONDS
 from autoprune.report.durations import duration_text
-from autoprune.runfolder import RunFolder, read_json, write_json
+from autoprune.runfolder import RunFolder, read_json
 from autoprune.search.effort import Effort
 from autoprune.search.effort_ladder import effort_from_json, effort_to_json, reduced_efforts, with_shorter_full
 
@@ -70,7 +71,7 @@ def planned_effort(events: Events, effort: Effort, folder: RunFolder) -> Effort:
         effort = _planned(folder) or effort
         _expect(events, effort)
         return effort
-    folder.effort.unlink(missing_ok=True)
+    Manifest(folder).forget(folder.effort)
     if not isinstance(events, TimedEvents) or events.work is None or events.left_s is None:
         return effort
     tried = events.work
@@ -139,7 +140,7 @@ def _planned(folder: RunFolder) -> Effort | None:
 
 
 def _keep(folder: RunFolder, effort: Effort, *, full_is_final: bool) -> None:
-    write_json(folder.effort, {"effort": effort_to_json(effort), "full_is_final": full_is_final})
+    Manifest(folder).write_json(folder.effort, {"effort": effort_to_json(effort), "full_is_final": full_is_final})
 
 
 def _plan_line(work: Work, left_s: float) -> str:

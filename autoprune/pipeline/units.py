@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from autoprune.manifest import Manifest
 from autoprune.pipeline.events import Events
 from autoprune.pipeline.spaces import SpaceFile
 from autoprune.records import SearchSpace
-from autoprune.runfolder import RunFolder, write_json
+from autoprune.runfolder import RunFolder
 from autoprune.structure import Structure, form_at_half
 
 
@@ -32,7 +33,7 @@ def decide_form(structure: Structure, folder: RunFolder, events: Events) -> None
     if folder.form.exists():
         return
     form, _ = form_at_half(structure)
-    write_json(folder.form, asdict(form))
+    Manifest(folder).write_json(folder.form, asdict(form))
     for line in (f"pruned models: {form}", *form.notes):
         events.note(line)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,16 @@ from autoprune.evaluation import DenseModel
 from autoprune.export.formats import INT8_LIMIT
 from autoprune.export.onnx_file import OnnxModule
 from autoprune.export.verify import parity
+from autoprune.files import digest_of_file
+from autoprune.manifest import Manifest
 from autoprune.onnxgraph.axes import dynamic_axes
 from autoprune.pipeline.cost_model import CostModel
 from autoprune.pipeline.deployment import Deployment
 from autoprune.profiling.table_check import CLOCK_TOLERANCE
 from autoprune.quantization.numbers import Quantization
 from autoprune.records import Policy
-from autoprune.runfolder import RunFolder, read_json, write_json
+from autoprune.run_documents import read_metrics
+from autoprune.runfolder import RunFolder, json_bytes
 from autoprune.structure import GraphModel
 from autoprune.task.base import Task
 from autoprune.task.batches import length, sample_rows, take
@@ -43,6 +45,7 @@ def load_model(dense_model: DenseModel, folder: RunFolder, policy: Policy) -> Gr
         RunFolderError: when its weights are absent, damaged or of another policy.
     """
     path = folder.model(policy.digest()).weights
+    Manifest(folder).require(path)
     if not path.exists():
         raise RunFolderError(f"there is no fine-tuned model {policy.digest()} in {folder.path}; run the search again")
     model = dense_model.with_empty_factors(dense_model.cut(policy).shrink(prove=False), policy)
@@ -101,11 +104,12 @@ def verify_model(
     files = folder.model(policy.digest())
     if not files.weights.exists():
         raise RunFolderError(f"there is no fine-tuned model {policy.digest()} in {folder.path}; run the search again")
-    weights = hashlib.sha256(files.weights.read_bytes()).hexdigest()
-    metrics: dict[str, Any] = read_json(files.metrics) if files.metrics.exists() and files.onnx.exists() else {}
-    if metrics.get("weights_sha256") != weights:
-        metrics = _verified(policy, costs, deployment) | {"weights_sha256": weights}
-        write_json(files.metrics, metrics)
+    metrics = _proven_metrics(policy, deployment)
+    if metrics is None:
+        metrics = _verified(policy, costs, deployment)
+        metrics["weights_sha256"] = digest_of_file(files.weights)
+        sources = [files.weights, deployment.shipped(files.onnx, policy)]
+        Manifest(folder).write_json(files.metrics, metrics, sources=sources)
     return FrontModel(
         digest=policy.digest(),
         policy=policy,
@@ -119,12 +123,37 @@ def verify_model(
     )
 
 
+def _proven_metrics(policy: Policy, deployment: Deployment) -> dict[str, Any] | None:
+    """Return the stored metrics of a model whose weights and ONNX file are those that were verified, or `None`."""
+    folder, files = deployment.folder, deployment.folder.model(policy.digest())
+    shipped = deployment.shipped(files.onnx, policy)
+    if not all(path.exists() for path in (files.metrics, files.onnx, shipped)):
+        return None
+    try:
+        metrics = read_metrics(folder, policy.digest())
+    except RunFolderError:
+        return None
+    verified = {"weights_sha256": files.weights, "onnx_sha256": shipped}
+    if any(metrics.get(key) != digest_of_file(path) for key, path in verified.items()):
+        return None
+    _write_policy(policy, deployment)
+    return metrics
+
+
+def _write_policy(policy: Policy, deployment: Deployment) -> None:
+    """Write `policy.json`, unless the file that is there holds the same."""
+    path = deployment.folder.model(policy.digest()).policy
+    kept = {name: indices.tolist() for name, indices in deployment.dense_model.cut(policy).kept_channels.items()}
+    content = json_bytes(policy.to_json() | {"digest": policy.digest(), "kept": kept})
+    if not path.exists() or path.read_bytes() != content:
+        Manifest(deployment.folder).write(path, content, sources=[deployment.folder.order])
+
+
 def _verified(policy: Policy, costs: CostModel, deployment: Deployment) -> dict[str, Any]:
     dense_model, files = deployment.dense_model, deployment.folder.model(policy.digest())
     task = dense_model.task
     model = load_model(dense_model, deployment.folder, policy)
-    kept = {name: indices.tolist() for name, indices in dense_model.cut(policy).kept_channels.items()}
-    write_json(files.policy, policy.to_json() | {"digest": policy.digest(), "kept": kept})
+    _write_policy(policy, deployment)
     numbers = dense_model.quantization(model, policy) if policy.is_rounded else None
     target_model = deployment.export(model, files.onnx, policy, numbers)
     difference = parity(model, files.onnx, real_inputs(task))
@@ -134,6 +163,8 @@ def _verified(policy: Policy, costs: CostModel, deployment: Deployment) -> dict[
     if numbers is not None:
         numbers.save(files.int8)
         of_int8 = _agreement(dense_model.twin(model, numbers), shipped, scored, task)
+    made = [path for path in (files.int8, files.onnx, shipped) if path.exists()]
+    Manifest(deployment.folder).record(*dict.fromkeys(made), sources=[files.weights])
     return {
         "score": evaluate(scored, task, task.val_set, dense_outputs=dense_model.dense_outputs).score,
         "test_score": score_on_test(scored, dense_model),
@@ -142,7 +173,7 @@ def _verified(policy: Policy, costs: CostModel, deployment: Deployment) -> dict[
         **of_int8,
         "dynamic_shapes": dynamic_axes(files.onnx),
         "inputs": described_inputs(model, task),
-        "onnx_sha256": hashlib.sha256(shipped.read_bytes()).hexdigest(),
+        "onnx_sha256": digest_of_file(shipped),
         **_latencies(policy, target_model, costs, deployment),
         **dense_model.sizes(policy),
     }
@@ -195,7 +226,7 @@ def _measured_once(target_model: Model, costs: CostModel, deployment: Deployment
 
 def metrics_of(folder: RunFolder, models: Sequence[FrontModel]) -> list[dict[str, Any]]:
     """Return the stored metrics of verified models."""
-    return [read_json(folder.model(model.digest).metrics) for model in models]
+    return [read_metrics(folder, model.digest) for model in models]
 
 
 def clock_notes(budgets: Sequence[str], dense_ms: float, metrics: Sequence[Mapping[str, Any]]) -> list[str]:

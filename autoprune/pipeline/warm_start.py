@@ -10,12 +10,13 @@ from autoprune.config import RunConfig, load_config
 from autoprune.device.target import Target
 from autoprune.errors import ConfigError, LatencyError, RunFolderError, TaskError, UsageError
 from autoprune.latency.table import LatencyTable
+from autoprune.manifest import Manifest
 from autoprune.pipeline.events import Events
 from autoprune.pipeline.spaces import SpaceFile
 from autoprune.pipeline.studies import study_location
 from autoprune.pipeline.tables import require_fitting
 from autoprune.records import SearchSpace
-from autoprune.runfolder import RunFolder, read_json, write_atomic
+from autoprune.runfolder import RunFolder, read_json
 from autoprune.search.effort import Effort
 from autoprune.structure import Structure
 from autoprune.study.copying import copy_studies
@@ -97,12 +98,13 @@ def _take_table(
     if not other.table.exists():
         return "there is none yet"
     try:
+        Manifest(other).require(other.table)
         table = LatencyTable.load(other.table)
         require_fitting(table, config, structure, target)
         space_file.of_table(table)
-    except (ConfigError, LatencyError) as error:
+    except (ConfigError, LatencyError, RunFolderError) as error:
         return str(error)
-    table.save(folder.table)
+    Manifest(folder).write(folder.table, table.content())
     return None
 
 
@@ -115,15 +117,18 @@ def _take_weights(config: RunConfig, folder: RunFolder, other: RunFolder, task: 
     if _task(other) != _task(folder):
         return "it is of another task, whose data, metric or model differ"
     try:
+        Manifest(other).require(other.dense, other.order, other.recipe)
         load_dense(task, other.dense)
-    except TaskError as error:
+    except (RunFolderError, TaskError) as error:
         return str(error)
     settings = {"scores": config.scores, "reconstruct": config.reconstruct, "seed": config.seed}
+    ours, copied = Manifest(folder), list[tuple[str, list[Path]]]([("dense", [])])
     if other.order.exists() and settings.items() <= read_json(other.order).items():
-        write_atomic(folder.order, other.order.read_bytes())
+        copied += [("order", [folder.dense])]
         if other.recipe.exists():
-            write_atomic(folder.recipe, other.recipe.read_bytes())
-    write_atomic(folder.dense, other.dense.read_bytes())
+            copied += [("recipe", [folder.dense, folder.order])]
+    for name, sources in copied:
+        ours.write(getattr(folder, name), getattr(other, name).read_bytes(), sources)
     return None
 
 

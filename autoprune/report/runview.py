@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from autoprune.run_documents import read_front, read_metrics
 from autoprune.runfolder import RunFolder, read_json
 from autoprune.study.location import StudyLocation, is_empty
 from autoprune.study.reading import StoredStudy, stored_studies
@@ -95,9 +96,9 @@ def read_run(folder: RunFolder, config: Mapping[str, Any], location: StudyLocati
     Raises:
         RunFolderError: when a file is torn, or its studies cannot be read.
     """
-    document = read_json(folder.front) if folder.front.exists() else {}
+    document = read_front(folder) if folder.front.exists() else {}
     digests = {model["digest"] for _, model in _listed(document)}
-    metrics = {digest: _read(folder.model(digest).metrics) for digest in sorted(digests)}
+    metrics = {d: read_metrics(folder, d) for d in sorted(digests) if folder.model(d).metrics.exists()}
     studies = stored_studies(location) if folder.has_study and not is_empty(location) else []
     return RunView(
         path=folder.path,
@@ -107,7 +108,7 @@ def read_run(folder: RunFolder, config: Mapping[str, Any], location: StudyLocati
         table=_read_table(folder.table),
         sensitivity=_read(folder.sensitivity),
         parts=_read(folder.latency_parts),
-        metrics={digest: value for digest, value in metrics.items() if value},
+        metrics=metrics,
         trials=[trial for study in studies for trial in _trials(study)],
         limits=next((limits for study in studies if (limits := _question(study).get("limits"))), ()),
         failures=[f"{study.name}, {text}" for study in studies for text in _failures(study)],

@@ -28,6 +28,7 @@ from autoprune.allocation.limit_fitting import FitToLimit, fit_to_limit
 from autoprune.allocation.limits import Predict
 from autoprune.records import Policy
 from autoprune.study.attempts import Running
+from autoprune.study.attributes import decoding, require_trial
 from autoprune.study.ledger import Ledger
 from autoprune.study.location import StudyLocation
 from autoprune.study.pricing import Pricing, ended_early
@@ -93,9 +94,10 @@ class Broker:
         self._slots = 0
         self._superseded = 0
         self._finished = 0
-        storage, self._study = open_study(location, study_spec, self._pricing.finished_trial)
-        self._ledger = Ledger(storage, self._study, study_spec)
-        self._take_over()
+        with decoding(location):
+            storage, self._study = open_study(location, study_spec, self._pricing.finished_trial)
+            self._ledger = Ledger(storage, self._study, study_spec)
+            self._take_over()
         if sampler:
             self._ledger.open_sampler(sampler, predict, fit)
         else:
@@ -107,6 +109,7 @@ class Broker:
         self._trials = self._ledger.exhausted().get(str(self._trials), self._trials)
         recorded = self._ledger.trials()
         for trial in recorded:
+            require_trial(trial.user_attrs)
             self._restore(trial)
         early = [trial for trial in recorded if ended_early(trial.user_attrs, self._timeout_s)]
         self.enqueue({decode(trial.params, self._space): trial.user_attrs["origin"] for trial in early})

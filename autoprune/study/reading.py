@@ -16,7 +16,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from autoprune.study.attributes import decoding, require_spec, require_trial
 from autoprune.study.location import StudyLocation, missing_file, readers_url, study_name, unusable_file
+from autoprune.study.spec import SPEC_KEY
 
 _BUSY_SECONDS = 30.0
 
@@ -46,7 +48,14 @@ def stored_studies(location: StudyLocation) -> list[StoredStudy]:
     Raises:
         RunFolderError: the file is gone or cannot be read, or the database cannot be reached.
     """
-    return _of_file(location) if isinstance(location, Path) else _by_optuna(location)
+    with decoding(location):
+        studies = _of_file(location) if isinstance(location, Path) else _by_optuna(location)
+        for study in studies:
+            if SPEC_KEY in study.attributes:
+                require_spec(study.attributes[SPEC_KEY])
+            for trial in study.trials:
+                require_trial(trial.attributes)
+    return studies
 
 
 def _of_file(path: Path) -> list[StoredStudy]:

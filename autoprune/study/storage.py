@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from autoprune.errors import RunFolderError, UsageError
 from autoprune.records import digest_of
+from autoprune.study.attributes import unusable_study
 from autoprune.study.location import (
     StudyLocation,
     file_of,
@@ -89,7 +90,7 @@ def open_storage(location: StudyLocation, *, reading: bool = False) -> BaseStora
     if isinstance(location, Path):
         connect: dict[str, Any] = {"factory": _Connection, "timeout": _BUSY_SECONDS}
         # Quoted, or a path with ? or % would mean another file.
-        return Database(f"sqlite:///{quote(str(location))}", engine_kwargs={"connect_args": connect})
+        return _database(location, f"sqlite:///{quote(str(location))}", {"connect_args": connect})
     if location.scheme == "journal":
         try:
             return JournalStorage(JournalFileBackend(str(location.path)))
@@ -100,9 +101,17 @@ def open_storage(location: StudyLocation, *, reading: bool = False) -> BaseStora
     # A connection that the server ended meanwhile is replaced: it may be restarted while trials run.
     connect = {"connect_timeout": _CONNECT_SECONDS}
     try:
-        return Database(location.expanded(), engine_kwargs={"pool_pre_ping": True, "connect_args": connect})
+        return _database(location, location.expanded(), {"pool_pre_ping": True, "connect_args": connect})
     except ValueError as error:
         raise UsageError(f"{location} is no URL of a database: {location.redacted(str(error))}") from error
+
+
+def _database(location: StudyLocation, url: str, engine: dict[str, Any]) -> Database:
+    """Open a database; `RunFolderError` when another version of Optuna made it."""
+    try:
+        return Database(url, engine_kwargs=engine)
+    except RuntimeError as error:
+        raise unusable_study(location, str(error)) from error
 
 
 @contextmanager
