@@ -10,7 +10,7 @@ from autoprune.treatments import DENSE, PRECISIONS, Layer, Level, Treatment, sor
 
 ANY_RANK = "rank:*"
 ANY_SHARE = "sparse:*"
-_SHARES = ("50%", "75%", "87.5%", "95%")
+_SHARES = ("50%", "75%", "87.5%", "95%", "98%")
 """Shares of zeros that `sparse:*` stands for."""
 
 _SHOWN = 3

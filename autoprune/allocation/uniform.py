@@ -9,7 +9,7 @@ import numpy as np
 from autoprune.allocation.limits import Predict, excess
 from autoprune.budgets import Limit
 from autoprune.records import COSTS, Policy, SearchSpace
-from autoprune.treatments import Level
+from autoprune.treatments import Level, Treatment, timed_levels
 
 _LATENCY = COSTS.index("latency_ms")
 _RATIOS = np.linspace(0, 1, 401)
@@ -26,7 +26,7 @@ def uniform_policy(
     near): it removes no branches. Other units stay. Of policies that come as near the slowest is taken, and of equally
     slow ones the widest.
 
-    Where layers may be treated, all are dense or all have their cheapest treatment, whichever keeps more channels.
+    Where layers may be treated, all are dense or all are treated alike, whichever keeps more channels.
     """
     fitting = uniform_policies(space, dense_widths, predict, limit)
     return max(fitting, key=lambda policy: sum(policy.widths.values()), default=None)
@@ -35,13 +35,32 @@ def uniform_policy(
 def uniform_policies(
     space: SearchSpace, dense_widths: Mapping[str, int], predict: Predict, limit: Limit
 ) -> list[Policy]:
-    """The policies that `uniform_policy` chooses from: with all layers dense, and with all of them treated."""
-    treated: dict[str, Level] = {name: space.levels[name][0] for name in space.layer_names}
+    """The policies that `uniform_policy` chooses from.
+
+    Those with all layers dense, with all of them treated in the cheapest way without zeros, and, for each precision
+    that the space offers with zeros, with the same zeros in all layers that can have them.
+    """
     nearest = [
-        _nearest_to(limit, predict, [_snapped(space, dense_widths, float(ratio), chosen) for ratio in _RATIOS])
-        for chosen in ([{}, treated] if treated else [{}])
-    ]
+        _nearest_to(limit, predict, [_snapped(space, dense_widths, float(ratio), chosen)
+                                     for chosen in alike for ratio in (_RATIOS if space.unit_names else _RATIOS[-1:])])
+        for alike in _alike(space)
+    ]  # fmt: skip
     return list(dict.fromkeys(policy for policy in nearest if policy is not None))
+
+
+def _alike(space: SearchSpace) -> list[list[dict[str, Level]]]:
+    """Return the treatments that uniform policies choose from: all dense, all treated, and zeros by precision."""
+    timed = {name: timed_levels(space.levels[name]) for name in space.layer_names}
+    treated: dict[str, Level] = {name: levels[0] for name, levels in timed.items() if levels[0] in space.levels[name]}
+    groups: list[list[dict[str, Level]]] = [[{}], *([[treated]] if treated else [])]
+    zeros: dict[str, dict[Level, None]] = {}
+    for name in space.layer_names:
+        for level in space.levels[name]:
+            if isinstance(level, Treatment) and level.pattern is not None:
+                zeros.setdefault(level.precision, {})[level] = None
+    for levels in zeros.values():
+        groups.append([{name: level for name in timed if level in space.levels[name]} for level in levels])
+    return groups
 
 
 def _nearest_to(limit: Limit, predict: Predict, candidates: Sequence[Policy]) -> Policy | None:

@@ -7,11 +7,11 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import torch
 from torch import Tensor, nn
 
 from autoprune.evaluation.calibration_examples import calibration_inputs, reconstruction_of
 from autoprune.evaluation.costs import sizes
+from autoprune.evaluation.zeros import mask_terms, masks_of, patterns_of, take_trained
 from autoprune.pruning import Cut
 from autoprune.quantization.calibration import CALIBRATION_RUNS, calibrated, split_treatments
 from autoprune.quantization.numbers import Quantization
@@ -19,10 +19,12 @@ from autoprune.quantization.training_twin import training_twin
 from autoprune.quantization.twin import make_twin
 from autoprune.records import Policy
 from autoprune.recovery.batchnorm import recalibrate
+from autoprune.recovery.layer_fitting import FITTING_RUNS
 from autoprune.recovery.least_squares import Reconstruction
-from autoprune.recovery.low_rank import FACTORING_RUNS, factorized
+from autoprune.recovery.low_rank import factorized
 from autoprune.recovery.optimal_rounding import MomentRounding, round_in_blocks
 from autoprune.recovery.prefix import PrefixCache
+from autoprune.recovery.sparse import make_sparse
 from autoprune.runfolder import RunFolder, read_json
 from autoprune.structure import GraphModel, ModelForm, Structure, form_at_half, module_tensors, trained_form
 from autoprune.structure.low_rank import ranks_of, treatments_of_factors, with_ranks
@@ -92,28 +94,30 @@ class DenseModel:
         run = self.reconstruction.apply(model, cut.masks)
         passes.forward(self.reconstruction.examples, self._cost_of(cut.policy, run))
 
-    def with_factors(self, model: GraphModel, policy: Policy, passes: SamplePasses | None = None) -> GraphModel:
-        """Return the model of a policy, repaired, with the factors of the layers that have ranks.
+    def fitted(self, model: GraphModel, policy: Policy, passes: SamplePasses | None = None) -> GraphModel:
+        """Return the model of a policy, repaired, with its factors and zeros; a given one may get zeros in place.
 
         Raises:
             PolicyError: a layer cannot have its rank.
             TrialError: activations are not finite.
         """
-        ranks = self._ranks(model, policy)
-        if not ranks:
-            return model
-        inputs = self._calibration_inputs if self.reconstruction is None else self.reconstruction.inputs
-        if passes is not None:
-            passes.forward(FACTORING_RUNS * len(inputs[0]), self.relative_cost(policy))
-        return factorized(model, ranks, inputs)
+        ranks, patterns = self._ranks(model, policy), patterns_of(policy, self.structure.layers, model)
+        runs = FITTING_RUNS * (bool(ranks) + bool(patterns))
+        if runs and passes is not None:
+            passes.forward(runs * len(self._fitting_inputs[0]), self.relative_cost(policy))
+        model = factorized(model, ranks, self._fitting_inputs) if ranks else model
+        return make_sparse(model, patterns, self._fitting_inputs) if patterns else model
+
+    @property
+    def _fitting_inputs(self) -> tuple[Tensor, ...]:
+        return self.reconstruction.inputs if self.reconstruction else self._calibration_inputs
 
     def round_coarse_layers(self, model: GraphModel, policy: Policy, passes: SamplePasses) -> None:
         """Round the weights of coarse layers of a repaired model, in place: deploying them changes nothing any more."""
         coarse = self._coarse(model, policy)
         if coarse:
-            inputs = self._calibration_inputs if self.reconstruction is None else self.reconstruction.inputs
-            passes.forward(len(inputs[0]), self.relative_cost(policy))
-            round_in_blocks(model, self._placement(model), coarse, inputs)
+            passes.forward(len(self._fitting_inputs[0]), self.relative_cost(policy))
+            round_in_blocks(model, self._placement(model), coarse, self._fitting_inputs)
 
     def _placement(self, model: GraphModel) -> Placement:
         return self.structure.placement_in(model.captures[False].graph)
@@ -226,11 +230,11 @@ class DenseModel:
     ) -> FinetuneResult:
         """Fine-tune the model of a policy in place, with this model as teacher.
 
-        It trains in its trained form, or, where steps of weights are coarse, through the rounding.
-
+        It trains in its trained form, or, where steps of weights are coarse, through the rounding; zeros stay.
         Arguments are those of `training.finetune.finetune`.
         """
         form = self._through_rounding(model, policy) or self.trained_form(model)
+        masks = masks_of(model, patterns_of(policy, self.structure.layers, model))
         result = finetune(
             form,
             self.task,
@@ -241,14 +245,10 @@ class DenseModel:
             relative_cost=self.relative_cost(policy),
             memory=memory,
             held_out=self.held_out,
+            terms=mask_terms(masks, form),
             on_progress=on_progress,
         )
-        if form is not model:
-            trained = module_tensors(form)
-            with torch.no_grad():
-                for name, tensor in module_tensors(model).items():
-                    if name in trained:  # constants of the graph are not
-                        tensor.copy_(trained[name])
+        take_trained(model, form, masks)
         return result
 
     def _through_rounding(self, model: GraphModel, policy: Policy) -> GraphModel | None:

@@ -102,7 +102,7 @@ class Evaluator:
         # Shrinking is proven for policies that are fine-tuned; the proxy would spend a fifth of its time on it.
         model = cut.shrink(prove=spec.fidelity.finetune_samples > 0)
         self.dense_model.repair(model, cut, passes)
-        return self.dense_model.with_factors(model, spec.policy, passes)
+        return self.dense_model.fitted(model, spec.policy, passes)
 
     def _measure(self, model: GraphModel, cut: Cut, spec: TrialSpec, passes: SamplePasses) -> Measurement:
         dense_model, limit, prefixed = self.dense_model, spec.fidelity.val_samples, None

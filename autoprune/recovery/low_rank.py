@@ -32,24 +32,17 @@ from torch import Tensor, fx
 
 from autoprune import memory_limits
 from autoprune.errors import TrialError
+from autoprune.recovery.layer_fitting import LayerFitter, OutputRecorder
 from autoprune.recovery.regression import regression
-from autoprune.recovery.windows import by_example, input_windows, output_positions, sample_windows
+from autoprune.recovery.windows import input_windows
 from autoprune.structure import GraphModel
-from autoprune.structure.low_rank import Factors, bias_names, weight_name, with_factors
+from autoprune.structure.low_rank import Factors, bias_names, with_factors
 
 _RIDGE = 0.03
 """Added to the diagonal of the second moments, as a share of its mean; with few examples less of it fits noise.
 
 An `mlp` on MNIST with ranks 96 and 24 and 256 examples: divergence 0.011 at 1e-4, 0.0052 here, 0.0049 at 0.1.
 """
-
-_POSITIONS, _FEWEST_POSITIONS = 64, 4
-"""Positions of one example that a layer is fitted at: fewer where their windows have more than `_NUMBERS` numbers."""
-
-_NUMBERS = 1 << 24
-
-FACTORING_RUNS = 2
-"""Times that the examples pass through a model: whole, and with factors."""
 
 
 def factorized(model: GraphModel, ranks: Mapping[str, int], inputs: Sequence[Tensor]) -> GraphModel:
@@ -69,7 +62,7 @@ def factorized(model: GraphModel, ranks: Mapping[str, int], inputs: Sequence[Ten
         return model
     changed = copy.deepcopy(model)
     with torch.no_grad():
-        whole = _Recorder(model.evaluation_graph(), ranks, len(inputs[0]))
+        whole = OutputRecorder(model.evaluation_graph(), ranks, len(inputs[0]))
         whole.run(*inputs)
         fitter = _Fitter(changed, ranks, whole)
         fitter.run(*inputs)
@@ -123,56 +116,16 @@ def _main_outputs(own: Tensor, x: Tensor, y: Tensor, rank: int) -> tuple[Tensor,
     return first, main + change
 
 
-class _Recorder(fx.Interpreter):
-    """Runs the whole model and keeps outputs of the layers that become two, `[rows, O]` by their nodes."""
+class _Fitter(LayerFitter):
+    """Gives every layer the product of its factors before it is used; `factors` are those of the layers, by name."""
 
-    def __init__(self, module: fx.GraphModule, ranks: Mapping[str, int], examples: int) -> None:
-        super().__init__(module)
-        self._ranks, self._examples = ranks, examples
-        self.targets: dict[str, Tensor] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        output = super().run_node(n)
-        if weight_name(n) in self._ranks:
-            args, _ = self.fetch_args_kwargs_from_env(n)
-            self.targets[n.name] = self.sample(output_positions(n, output), args[1])
-        return output
-
-    def sample(self, windows: Tensor, weight: Tensor) -> Tensor:
-        """Sample positions of a layer, the same ones of its inputs and of its outputs, `[rows, D]`."""
-        affordable = _NUMBERS // (self._examples * weight[0].numel())
-        count = min(_POSITIONS, max(_FEWEST_POSITIONS, affordable))
-        return sample_windows(by_example(windows, self._examples), count, torch.Generator().manual_seed(0))
-
-
-class _Fitter(fx.Interpreter):
-    """Runs a model and gives every layer the product of its factors before it is used.
-
-    `factors` are those of the layers, by name.
-    """
-
-    def __init__(self, model: GraphModel, ranks: Mapping[str, int], whole: _Recorder) -> None:
-        super().__init__(model.evaluation_graph())
-        self._ranks, self._whole = ranks, whole
-        self._biases = bias_names(model, ranks)
-        self._moved = set[fx.Node]()
+    def __init__(self, model: GraphModel, ranks: Mapping[str, int], whole: OutputRecorder) -> None:
+        super().__init__(model, ranks, whole)
+        self._ranks, self._biases = ranks, bias_names(model, ranks)
         self.factors: dict[str, Factors] = {}
 
-    def run_node(self, n: fx.Node) -> Any:
-        name, moved = weight_name(n), not self._moved.isdisjoint(n.all_input_nodes)
-        if name in self._ranks:
-            self._fit(name, n)
-        elif moved and n.target is torch.ops.aten.batch_norm.default:
-            args, _ = self.fetch_args_kwargs_from_env(n)
-            variance, mean = torch.var_mean(args[0], [0, *range(2, args[0].dim())])
-            args[3].copy_(mean)
-            args[4].copy_(variance)
-        if moved or name in self._ranks:
-            self._moved.add(n)
-        return super().run_node(n)
-
-    def _fit(self, name: str, node: fx.Node) -> None:
-        args, _ = self.fetch_args_kwargs_from_env(node)
+    def fit(self, name: str, node: fx.Node, args: tuple[Any, ...]) -> None:
+        """Give a layer the product of its factors."""
         rows, target, weight = self._whole.sample(input_windows(node, args), args[1]), self._whole.targets, args[1]
         bias = args[2] if self._biases[name] else None
         given = 0 if bias is not None or len(args) < 3 or args[2] is None else args[2]

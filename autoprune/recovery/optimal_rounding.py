@@ -182,8 +182,9 @@ def _column_by_column(weight: Tensor, grid: _Grid, second: Tensor) -> Tensor:
     gains = torch.linalg.cholesky(inverse, upper=True)
     order = order[:, None, :]
     left, ordered, whole = weight.take_along_dim(order, 2), grid.ordered(order), torch.empty_like(weight)
+    zeros = left == 0  # of a pattern: they make up for nothing
     for column in range(weight.shape[2]):
-        whole[..., column] = ordered.numbers(left[..., column], column)
+        whole[..., column] = ordered.numbers(left[..., column], column).masked_fill(zeros[..., column], 0.0)
         missing = left[..., column] - whole[..., column] * ordered.steps[..., column]
         change = missing / gains[:, column, column, None]
         left[..., column + 1 :] -= change[..., None] * gains[:, None, column, column + 1 :]

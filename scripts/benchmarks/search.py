@@ -231,7 +231,7 @@ def append_curve(
     cut = dense_model.cut(policy)
     model = cut.shrink()
     dense_model.repair(model, cut, SamplePasses())
-    model = dense_model.with_factors(model, policy)
+    model = dense_model.fitted(model, policy)
     sizes, cost = dense_model.sizes(policy), dense_model.relative_cost(policy)
     for point in points if choice.fits else [0]:
         start, score = time.monotonic(), None

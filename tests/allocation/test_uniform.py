@@ -8,7 +8,7 @@ from autoprune.allocation.uniform import baselines, uniform_policies, uniform_po
 from autoprune.budgets import Limit
 from autoprune.records import SearchSpace
 from autoprune.treatments import DENSE as FP32
-from autoprune.treatments import INT8
+from autoprune.treatments import INT8, Treatment
 from tests.fakes import DENSE, DENSE_MS, DENSE_PARAMS, SPACE, costs_of, latency_ms, predict
 
 
@@ -101,3 +101,15 @@ def test_layers_are_all_dense_or_all_treated():
     assert uniform_policy(space, {"a": 4}, cost, Limit.of(latency_ms=1)) == treated
     narrow = space.policy({"a": 1, "a.weight": INT8})
     assert uniform_policies(space, {"a": 4}, cost, Limit.of(latency_ms=0.5)) == [narrow]
+
+
+def test_uniform_zeros_are_the_fewest_that_fit_in_all_layers_alike():
+    sparse = [Treatment.parse(text) for text in ("sparse:95%", "sparse:75%", "sparse:50%")]
+    space = SearchSpace(id="s", levels={"a": (*sparse, FP32), "b": (sparse[1], sparse[2], FP32), "c": (FP32,)})
+
+    def predict_density(policies):
+        return costs_of(lambda p: sum(t.pattern.density - 1 for t in p.treatments.values()) + 3, policies)
+
+    limit = Limit.of(latency_ms=1.9)
+    (policy,) = uniform_policies(space, {}, predict_density, limit)
+    assert dict(policy.treatments) == {"a": sparse[1], "b": sparse[1]}

@@ -179,3 +179,19 @@ def test_a_fine_tune_has_the_gradients_of_the_users_own_module(dense_model: Dens
     assert isinstance(other, Reversing)
     for p, q in zip(plain.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(q.grad, -p.grad)
+
+
+@pytest.mark.parametrize("written", ["sparse:75%", "2:4", "int8+sparse:75%@8x1"])
+def test_zeros_stay_in_fine_tuning_and_are_counted(dense_model: DenseModel, written: str) -> None:
+    treatment = Treatment.parse(written)
+    assert treatment.pattern is not None
+    policy = dataclasses.replace(spec(dense_model, BRIEF, width=48).policy, treatments={"features.3.weight": treatment})
+    trial = TrialSpec(number=1, policy=policy, fidelity=BRIEF, seed=1)
+    model = evaluator(dense_model).recovered(trial, SamplePasses())
+    left = {name: int((weight != 0).sum()) for name, weight in model.named_parameters()}
+    assert left["features.3.weight"] == treatment.pattern.nonzeros(48, 32, 9)
+    assert dense_model.sizes(policy)["params"] == sum(left.values())
+    dense = dense_model.sizes(policy.timed)
+    assert dense_model.sizes(policy)["bytes"] < dense["bytes"]
+    assert dense_model.sizes(policy)["macs"] < dense["macs"]
+    assert dense_model.relative_cost(policy) == dense_model.relative_cost(policy.timed)

@@ -1,0 +1,105 @@
+"""Zeros among weights: chosen and made up for by the inputs that a layer sees."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from autoprune.errors import TrialError
+from autoprune.quantization.grid import rounded_blocks, weight_scales
+from autoprune.recovery import sparse
+from autoprune.recovery.moments import Moments
+from autoprune.recovery.optimal_rounding import InputMoments, on_block_grids, rounded_by_moments
+from autoprune.recovery.sparse import make_sparse, sparse_fit
+from autoprune.sparsity.masks import pattern_mask
+from autoprune.sparsity.patterns import Pattern
+from autoprune.structure import analyze
+
+
+def normal(*sizes: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*sizes, generator=torch.Generator().manual_seed(seed))
+
+
+def correlated(count: int, size: int) -> torch.Tensor:
+    return normal(count, size) * torch.logspace(0, -2, size) @ torch.linalg.qr(normal(size, size, seed=1))[0]
+
+
+def pattern_of(text: str) -> Pattern:
+    pattern = Pattern.parse(text)
+    assert pattern is not None
+    return pattern
+
+
+@pytest.mark.parametrize("text", ["sparse:50%", "sparse:80%", "2:4", "1:4", "sparse:50%@4x1", "2:4@2x1"])
+@pytest.mark.parametrize("most_columns", [2304, 10])
+def test_outputs_change_less_than_by_the_smallest_weights(text, most_columns, monkeypatch):
+    monkeypatch.setattr(sparse, "_MOST_COLUMNS", most_columns)
+    weight, rows, pattern = normal(8, 16, seed=2), correlated(400, 16) * torch.linspace(0.1, 3, 16), pattern_of(text)
+    smallest, fitted = weight * pattern_mask(weight.abs(), pattern), weight.clone()
+    sparse_fit(fitted, rows, rows @ weight.mT, pattern, centred=False)
+    assert int((fitted != 0).sum()) == pattern.nonzeros(8, 16)
+    lost = [float((rows @ (weight - other).mT).square().mean()) for other in (fitted, smallest)]
+    assert lost[0] < (0.5 if most_columns == 2304 else 1.0) * lost[1]
+
+
+def test_groups_of_a_convolution_and_a_bias_are_fitted():
+    weight, rows, shift = normal(6, 3, 3, seed=2), normal(300, 18), torch.arange(6.0)
+    by_group = [rows[:, 9 * g : 9 * g + 9] @ weight[3 * g : 3 * g + 3].flatten(1).mT for g in (0, 1)]
+    fitted = weight.clone()
+    bias = sparse_fit(fitted, rows, torch.cat(by_group, 1) + shift, pattern_of("sparse:0.01%"), 2, centred=True)
+    torch.testing.assert_close(fitted, weight, atol=0.05, rtol=0.05)
+    torch.testing.assert_close(bias, shift, atol=0.05, rtol=0.05)
+
+
+def test_layers_of_a_model_make_up_for_those_before_them():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.ReLU(),
+        nn.Flatten(), nn.Linear(32, 10),
+    )  # fmt: skip
+    inputs = normal(64, 3, 6, 6).cumsum(-1)
+    structure = analyze(net.eval(), inputs[:1])
+    dense = structure.shrink(structure.dense_policy()).eval()
+    pattern = pattern_of("sparse:60%")
+    patterns = dict.fromkeys(("0.weight", "3.weight", "6.weight"), pattern)
+    made, smallest = copy.deepcopy(dense), copy.deepcopy(dense)
+    make_sparse(made, patterns, [inputs])
+    for name in patterns:
+        weight = smallest.get_parameter(name)
+        weight.data *= pattern_mask(weight.abs(), pattern)
+        assert int((made.get_parameter(name) != 0).sum()) == int((weight != 0).sum())
+    with torch.no_grad():
+        lost = [float((model(inputs) - dense(inputs)).square().mean()) for model in (made, smallest)]
+    assert lost[0] < 0.5 * lost[1]
+
+
+def test_weights_of_an_lstm_lose_the_smallest_ones():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(4, 4, batch_first=True), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.lstm(x)[0][:, -1])
+
+    structure = analyze(Net().eval(), normal(1, 3, 4))
+    model = structure.shrink(structure.dense_policy()).eval()
+    make_sparse(model, {"lstm.weight_ih_l0": pattern_of("2:4")}, [normal(8, 3, 4)])
+    assert int((model.get_parameter("lstm.weight_ih_l0") != 0).sum()) == 32
+
+
+def test_inputs_that_are_not_finite_are_an_error():
+    with pytest.raises(TrialError, match="activations must be finite"):
+        sparse_fit(normal(2, 4), normal(8, 4) / 0, normal(8, 2), pattern_of("2:4"), centred=False)
+
+
+def test_rounding_keeps_zeros():
+    rows, weight = correlated(256, 64), normal(8, 64, seed=2)
+    weight *= pattern_mask(weight.abs(), pattern_of("2:4"))
+    moments = Moments(mean=rows.mean(0)[None].double(), raw=(rows.mT @ rows / 256)[None].double())
+    both, numbers = InputMoments(fitted=moments, held_out=moments), weight.numpy()
+    steps = rounded_by_moments(numbers, 4 * weight_scales(numbers, None, 1.0), both, centred=False)
+    assert (steps[numbers == 0] == 0).all()
+    assert (on_block_grids(numbers, 4, both)[numbers == 0] == 0).all()
+    assert (rounded_blocks(numbers, 4).values[numbers == 0] == 0).all()
