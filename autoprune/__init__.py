@@ -7,7 +7,7 @@ best = run.pick(max_latency="50%")
 best.model(); best.export("model.onnx")
 
 In a study of Optuna of your own: `prepare`, `SearchProblem.objective`, `GuidedSampler`.
-Single stages, without a task: `units`, `prune`, `recover`, `export_onnx`, `save`, `load`.
+Single stages, without a task: `units`, `prune`, `recover`, `sparsify`, `zeros`, `export_onnx`, `save`, `load`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from autoprune.pipeline.problem import GuidedSampler, SearchProblem, prepare
     from autoprune.pruning import prune, units, zeros
     from autoprune.recovery.recover import recover
+    from autoprune.recovery.sparsify import sparsify
     from autoprune.task.base import Task
     from autoprune.task.recipe import Recipe
 else:
@@ -33,7 +34,7 @@ else:
 
 __all__ = [
     "AutopruneError", "Candidate", "GuidedSampler", "Recipe", "Run", "SearchProblem", "Task",
-    "export_onnx", "load", "prepare", "prune", "recover", "save", "search", "units", "zeros",
+    "export_onnx", "load", "prepare", "prune", "recover", "save", "search", "sparsify", "units", "zeros",
 ]  # fmt: skip
 
 # Imported when first used: `autoprune --help` and planning must not wait for torch.
@@ -51,6 +52,7 @@ _HOMES = {
     "prune": "autoprune.pruning:prune",
     "recover": "autoprune.recovery.recover:recover",
     "save": "autoprune.export.weights:save",
+    "sparsify": "autoprune.recovery.sparsify:sparsify",
     "units": "autoprune.pruning:units",
     "zeros": "autoprune.pruning:zeros",
 }

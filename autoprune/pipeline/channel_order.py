@@ -17,8 +17,8 @@ from autoprune.manifest import Manifest
 from autoprune.pipeline.events import Events
 from autoprune.pruning import SCORES as PLAIN_SCORES
 from autoprune.pruning import Calibration, channel_order, score_units
-from autoprune.pruning.calibration import FISHER_EXAMPLES
 from autoprune.pruning.expressions import joined_ranks, parse_scores
+from autoprune.pruning.score_passes import score_passes
 from autoprune.recovery.moments import collect_moments
 from autoprune.recovery.surgeon import surgeon_order
 from autoprune.runfolder import RunFolder, json_bytes, read_json
@@ -39,17 +39,6 @@ SCORES = (OBS, *PLAIN_SCORES)
 
 _FALLBACK = "bn_scale"
 """Ranks the units that some reader keeps from being reconstructed."""
-
-_PASSES: Mapping[str, float] = {
-    "taylor": 1.0,
-    "gradient": 1.0,
-    "hvp": 4.0,  # the gradient; then another one, and the way back through both of its passes
-    "activation": FORWARD_SHARE,
-    "activation_mean": FORWARD_SHARE,
-    "activation_variance": FORWARD_SHARE,
-    "wanda": FORWARD_SHARE,
-}
-"""Sample passes of one calibration example, for the scores that look at all of them."""
 
 
 def make_dense_model(
@@ -75,7 +64,7 @@ def _write_order(config: RunConfig, folder: RunFolder, task: Task, structure: St
     plain = [name for name in weights if name != OBS] or [_FALLBACK]
     data = calibration(task, config.seed)
     scores = score_units(structure, "+".join(f"{weights.get(name, 1.0)!r}*{name}" for name in plain), data)
-    order, passes = channel_order(scores), sum(_passes(name, data.examples) for name in plain)
+    order, passes = channel_order(scores), sum(score_passes(name, data.examples) for name in plain)
     if OBS in weights:
         rows = sample_rows(length(task.train_set), MOMENT_EXAMPLES, seed=config.seed)
         inputs = (task.split(batch)[0] for batch in batches(task.train_set, _BATCH_SIZE, rows=rows))
@@ -107,11 +96,6 @@ def _is_order(value: object, width: int) -> bool:
     return isinstance(value, list) and all(type(x) is int for x in value) and sorted(value) == list(range(width))
 
 
-def _passes(score: str, examples: int) -> float:
-    """Return the sample passes of a score on so many calibration examples."""
-    return float(min(examples, FISHER_EXAMPLES)) if score == "fisher" else examples * _PASSES.get(score, 0.0)
-
-
 def joined_orders(
     order: Mapping[str, list[int]], weight: float, scores: Mapping[str, np.ndarray]
 ) -> dict[str, list[int]]:
@@ -136,7 +120,7 @@ def scoring_passes(config: RunConfig, folder: RunFolder, task: Task) -> float:
 
 def importance_passes(config: RunConfig, train_examples: int) -> float:
     """Return the sample passes of `importance`."""
-    return _passes(NEEDS_IMPORTANCE.get(config.strategy, ""), min(CALIBRATION_EXAMPLES, train_examples))
+    return score_passes(NEEDS_IMPORTANCE.get(config.strategy, ""), min(CALIBRATION_EXAMPLES, train_examples))
 
 
 def calibration(task: Task, seed: int) -> Calibration:

@@ -6,10 +6,8 @@ can go without harm, Wang et al. 2021, https://arxiv.org/abs/2012.09243.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from autoprune.pruning.weights import prunable_weights
 from autoprune.task.base import Task
@@ -22,25 +20,21 @@ class Decay(Term):
     Args:
         strength: of the penalty strength / 2 times the sum of w^2.
         grows: whether the strength rises linearly from 0 in the course of the training.
-        spared: boolean masks of weights that do not decay, by name (default: all weights of layers decay).
     """
 
-    def __init__(self, strength: float, *, grows: bool = False, spared: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, strength: float, *, grows: bool = False) -> None:
         self._strength, self._grows = strength, grows
-        self._spared = dict(spared or {})
-        self._weights: dict[str, nn.Parameter] = {}
+        self._weights: list[nn.Parameter] = []
 
     def begin(self, model: nn.Module, task: Task) -> None:
         """Take hold of the weights."""
         del task
-        self._weights = prunable_weights(model)
+        self._weights = list(prunable_weights(model).values())
 
     @torch.no_grad()
     def after_step(self, step: Step) -> bool:
         """Let the weights decay."""
         by = self._strength * step.rate * (step.share if self._grows else 1.0)
-        for name, weight in self._weights.items():
-            decayed = weight * max(1 - by, 0.0)
-            spared = self._spared.get(name)
-            weight.copy_(decayed if spared is None else torch.where(spared.to(weight.device), weight, decayed))
+        for weight in self._weights:
+            weight.mul_(max(1 - by, 0.0))
         return True

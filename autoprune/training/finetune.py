@@ -133,8 +133,8 @@ def _count(
 ) -> None:
     """Count the passes of a training, of its terms and its checks, and of the teacher."""
     if passes is not None:
-        passes.training(samples + terms.trained, relative_cost)
-        passes.forward(checked + terms.forwards, relative_cost)
+        passes.training(samples, relative_cost * (1 + terms.passes / max(samples, 1)))
+        passes.forward(checked, relative_cost)
         passes.forward(taught)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
+from autoprune.pruning.weights import prunable_weights
 from autoprune.task.base import Task
 from autoprune.training.terms import Step, Term
 from autoprune.training.unit_groups import Groups, unit_groups, weight_groups
@@ -50,7 +51,7 @@ class HardConcrete(Term):
 
     def begin(self, model: nn.Module, task: Task) -> None:
         """Make the gates and draw them for the first step."""
-        groups = unit_groups(model, task) if self._units else weight_groups(model)
+        groups = unit_groups(model, task) if self._units else weight_groups(prunable_weights(model))
         generator = torch.Generator().manual_seed(torch.initial_seed())
         self._gated = [_Gated(each, generator) for each in groups]
 

@@ -27,10 +27,8 @@ class Step:
 class Term:
     """Base of all terms, which does nothing."""
 
-    forwards = 0
-    """Examples that the term ran the model on, forward."""
-    trained = 0
-    """Examples that the term ran the model on, forward and backward."""
+    passes = 0.0
+    """Sample passes of the model that the term took beside those of the training."""
 
     def begin(self, model: nn.Module, task: Task) -> None:
         """Take hold of the parameters of a model, before its first step."""
@@ -76,11 +74,6 @@ class Terms:
             term.finish()
 
     @property
-    def forwards(self) -> int:
-        """Examples that terms ran the model on, forward."""
-        return sum(term.forwards for term in self._terms)
-
-    @property
-    def trained(self) -> int:
-        """Examples that terms ran the model on, forward and backward."""
-        return sum(term.trained for term in self._terms)
+    def passes(self) -> float:
+        """Sample passes of the model that the terms took."""
+        return sum(term.passes for term in self._terms)

@@ -7,6 +7,7 @@ Every parameter belongs to the groups of one dimension alone, so that groups do 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +15,7 @@ from torch import Tensor, nn
 
 from autoprune.pruning.calibration import Calibration
 from autoprune.pruning.scorer import Scorer
-from autoprune.pruning.weights import prunable_weights
-from autoprune.structure import analyze
+from autoprune.structure import Structure, analyze
 from autoprune.task.base import Task
 
 
@@ -75,6 +75,17 @@ class Groups:
         """Return the number of weights of each group, `[width]`."""
         return torch.stack([p.per_group(torch.ones_like(p.parameter), self.width) for p in self.parts]).sum(0)
 
+    def slopes(self) -> Tensor:
+        """Return the sum of squared gradients of each group, `[width]`; zeros where there are none."""
+        given = [(part, part.parameter.grad) for part in self.parts if part.parameter.grad is not None]
+        sums = [part.per_group(grad**2, self.width) for part, grad in given]
+        return torch.stack(sums).sum(0) if sums else torch.zeros_like(self.squares())
+
+    @torch.no_grad()
+    def keep_only(self, kept: Tensor) -> None:
+        """Set the weights of the groups to zero that are not kept, bool `[width]`, in place."""
+        self.scale(kept.to(self.parts[0].parameter.device, torch.float32))
+
     @torch.no_grad()
     def scale(self, factors: Tensor) -> None:
         """Multiply each group by its factor `[width]`, in place."""
@@ -84,10 +95,15 @@ class Groups:
 
 def unit_groups(model: nn.Module, task: Task) -> list[Groups]:
     """Return the groups of every unit of a model that some parameter writes."""
-    scorer = Scorer(analyze(model, task.example_inputs, task.outputs), Calibration())
+    return groups_in(analyze(model, task.example_inputs, task.outputs), model)
+
+
+def groups_in(structure: Structure, model: nn.Module) -> list[Groups]:
+    """Return the groups of every unit of a structure that some parameter of its model writes."""
+    scorer = Scorer(structure, Calibration())
     parameters = dict(model.named_parameters(remove_duplicate=False))
     groups = []
-    for number, unit in enumerate(scorer.structure.units):
+    for number, unit in enumerate(structure.units):
         parts = tuple(
             Part(parameter=parameters[name], dim=dim, channels=torch.as_tensor(channels))
             for name, dim, channels in scorer.writers(number)
@@ -98,9 +114,8 @@ def unit_groups(model: nn.Module, task: Task) -> list[Groups]:
     return groups
 
 
-def weight_groups(model: nn.Module) -> list[Groups]:
-    """Return a group for every single weight of a model's layers."""
+def weight_groups(weights: Mapping[str, nn.Parameter]) -> list[Groups]:
+    """Return a group for every single number of some weights, by name."""
     return [
-        Groups(name=name, width=weight.numel(), parts=(Elements(parameter=weight),))
-        for name, weight in prunable_weights(model).items()
+        Groups(name=name, width=weight.numel(), parts=(Elements(parameter=weight),)) for name, weight in weights.items()
     ]

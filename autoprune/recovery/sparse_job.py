@@ -1,0 +1,204 @@
+"""The work of one call of `sparsify`: make weights zero by a schedule, let the rest recover, and say what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoprune.model.copying import copy_of
+from autoprune.pruning.weights import prunable_weights
+from autoprune.recovery.batchnorm import recalibrate
+from autoprune.recovery.bias_correction import correct_biases
+from autoprune.recovery.sparsify_data import calibration_of
+from autoprune.structure import in_form
+from autoprune.task.base import Task
+from autoprune.task.batches import length
+from autoprune.task.recipe import Recipe
+from autoprune.training.adaptive import Adaptive
+from autoprune.training.admm import Admm
+from autoprune.training.channel_plan import ChannelPlan
+from autoprune.training.drop_and_regrow import DropAndRegrow
+from autoprune.training.finetune import OnProgress, finetune
+from autoprune.training.gradual import Gradual
+from autoprune.training.growing_regularization import GrowingRegularization
+from autoprune.training.held_out import HeldOut
+from autoprune.training.iterative import ROUNDS, train_iteratively
+from autoprune.training.mask_schedule import MaskSchedule, OneShot
+from autoprune.training.plans import WeightPlan
+from autoprune.training.sample_passes import SamplePasses
+from autoprune.training.scoring import evaluate, predict_outputs
+from autoprune.trials import FORWARD_SHARE
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseTo:
+    """How a model became sparse: what was asked, the share of zeros that it has, its score, and the cost.
+
+    `score` and `dense_score` are those on validation data, `None` without any.
+    """
+
+    pattern: str
+    schedule: str
+    finetune: str
+    share_of_zeros: float
+    score: float | None
+    dense_score: float | None
+    sample_passes: float
+
+
+@dataclass(kw_only=True)
+class SparseJob:
+    """One call of `sparsify`."""
+
+    dense: nn.Module
+    task: Task | None
+    schedule: str
+    mode: str
+    samples: int
+    recipe: Recipe | None
+    seed: int
+    allowed_drop: float
+    watched: bool
+    on_progress: OnProgress | None
+    passes: SamplePasses = field(default_factory=SamplePasses)
+
+    def run(self, plan: WeightPlan | ChannelPlan, pattern: str) -> nn.Module:
+        """Return the sparse model."""
+        model = copy_of(self.dense)
+        kept = self._trained(model, plan) if self.samples and self.mode not in ("none", "bias") else None
+        if kept is None:
+            kept = self._masked(model, plan)
+        score = self.score(model) if self.watched else None
+        share = _share_of_zeros(model)
+        if isinstance(plan, ChannelPlan):
+            structure, policy, channels = plan.cut(kept)
+            model = in_form(structure, structure.shrink(policy, channels).eval(), None, given=model)
+        said = SparseTo(
+            pattern=pattern,
+            schedule=self.schedule,
+            finetune=self.mode,
+            share_of_zeros=share,
+            score=score,
+            dense_score=self.dense_score if self.watched else None,
+            sample_passes=self.passes.total,
+        )
+        object.__setattr__(model, "sparse_to", said)  # `nn.Module` takes attributes of any type, and says otherwise
+        return model.eval()
+
+    def score(self, model: nn.Module) -> float:
+        """Return the score of a model on validation data."""
+        assert self.task is not None
+        return evaluate(model, self.task, self.task.val_set, dense_outputs=self.dense_outputs).score
+
+    @cached_property
+    def dense_outputs(self) -> Tensor:
+        """Outputs of the dense model on validation data."""
+        assert self.task is not None
+        return predict_outputs(self.dense, self.task, self.task.val_set)
+
+    @cached_property
+    def dense_score(self) -> float:
+        """Score of the dense model on validation data."""
+        return self.score(self.dense)
+
+    def _masked(self, model: nn.Module, plan: WeightPlan | ChannelPlan) -> list[Tensor]:
+        """Set weights to zero without training, and correct biases and batch norms if wanted."""
+        plan.begin(model, self.task)
+        kept = plan.kept()
+        for group, mask in zip(plan.groups, kept, strict=True):
+            group.keep_only(mask)
+        if self.mode == "bias":
+            assert self.task is not None
+            calibration = calibration_of(self.task, "wanda", self.seed)
+            runs = correct_biases(model, self.dense, [inputs for inputs, _ in calibration.batches])
+            self.passes.forward(runs * calibration.examples)
+            recalibrate(model, self.task, seed=self.seed, passes=self.passes)
+            for group, mask in zip(plan.groups, kept, strict=True):
+                group.keep_only(mask)
+        self.passes.training(1, plan.passes)
+        return kept
+
+    def _trained(self, model: nn.Module, plan: WeightPlan | ChannelPlan) -> list[Tensor]:
+        """Train a model by the schedule; return which groups are kept."""
+        assert self.task is not None
+        if self.schedule == "iterative":
+            return train_iteratively(plan, model, self.task, train=self._train, score=self.score, least=self._least)
+        schedule = self._schedule(plan)
+        if self.mode == "scratch":
+            plan.begin(model, self.task)
+            schedule = _Fixed(plan, plan.kept())
+            _reset(model, self.seed)
+        self._train(model, schedule)
+        return schedule.kept
+
+    def _train(self, model: nn.Module, schedule: MaskSchedule) -> None:
+        task = self.task
+        assert task is not None
+        teacher = None if self.mode == "scratch" and task.trains else self.dense
+        held_out = HeldOut.of(task, self.dense_outputs) if self.watched and teacher is not None else None
+        recipe = self.recipe or (task.recipe if self.mode == "scratch" else None)
+        finetune(
+            model,
+            task,
+            samples=max(1, self.samples // (ROUNDS if self.schedule == "iterative" else 1)),
+            seed=self.seed,
+            recipe=recipe,
+            teacher=teacher,
+            passes=self.passes,
+            held_out=held_out,
+            terms=[schedule],
+            on_progress=self.on_progress,
+        )
+
+    @property
+    def _least(self) -> float:
+        return self.dense_score - self.allowed_drop
+
+    def _schedule(self, plan: WeightPlan | ChannelPlan) -> MaskSchedule:
+        if self.schedule == "adaptive":
+            assert self.task is not None
+            passes = FORWARD_SHARE * length(self.task.val_set)
+            return Adaptive(plan, score=self.score, least=self._least, passes_of_score=passes)
+        makers: Mapping[str, Callable[[Any], MaskSchedule]] = {
+            "one-shot": OneShot,
+            "gradual": Gradual,
+            "set": lambda each: DropAndRegrow(each, by_gradient=False),
+            "rigl": lambda each: DropAndRegrow(each, by_gradient=True),
+            "admm": Admm,
+            "growing": GrowingRegularization,
+        }
+        return makers[self.schedule](plan)
+
+
+def _share_of_zeros(model: nn.Module) -> float:
+    weights = prunable_weights(model).values()
+    return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
+
+
+class _Fixed(OneShot):
+    """A mask that is known: the model's weights do not say any more what stays."""
+
+    def __init__(self, plan: WeightPlan | ChannelPlan, kept: list[Tensor]) -> None:
+        super().__init__(plan)
+        self._known = kept
+
+    def begin(self, model: nn.Module, task: Task) -> None:
+        """Apply the mask; the plan has begun."""
+        del model, task
+        self.kept = self._known
+        self.finish()
+
+
+def _reset(model: nn.Module, seed: int) -> None:
+    """Draw new weights for every module that can."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in model.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()

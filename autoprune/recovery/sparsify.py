@@ -1,0 +1,166 @@
+"""`sparsify`: a sparse copy of a model by one call: what goes, when it goes, and how the rest recovers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from autoprune.errors import UsageError, unknown_name
+from autoprune.model.acceptance import unwrap
+from autoprune.model.copying import copy_of
+from autoprune.pruning.calibration import Calibration
+from autoprune.pruning.score_passes import score_passes
+from autoprune.recovery.sparse_job import SparseJob
+from autoprune.recovery.sparsify_data import calibration_of, task_of
+from autoprune.task.base import Task
+from autoprune.task.batches import length
+from autoprune.task.recipe import Recipe
+from autoprune.training.channel_plan import ChannelPlan, channel_share
+from autoprune.training.finetune import OnProgress
+from autoprune.training.plans import Threshold, WeightPlan, parse_pattern
+
+SCHEDULES = ("one-shot", "gradual", "iterative", "adaptive", "set", "rigl", "admm", "growing")
+"""When weights become zero: at once; more and more; step by step or following the score, as long as validation data
+allow it; exchanged all the time, at random or by gradient; drawn to zero by ADMM or a growing decay, then cut."""
+
+MODES = ("none", "bias", "brief", "full", "scratch")
+"""How the rest recovers: not at all; by biases and batch norms; by one epoch or all epochs of training; or, as a
+control, by the same training from new weights."""
+
+_BRIEF_EPOCHS = 1.0
+_WATCHING = ("iterative", "adaptive")
+
+
+def sparsify(
+    model: nn.Module,
+    data: Any = None,
+    *,
+    pattern: str = "sparse:80%",
+    schedule: str = "one-shot",
+    finetune: str | None = None,
+    scores: str | None = None,
+    ranking: str = "local",
+    epochs: float = 4.0,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    validation: Any = None,
+    allowed_drop: float = 0.01,
+    recipe: Recipe | None = None,
+    choose: Callable[[str], bool] | None = None,
+    seed: int = 0,
+    on_progress: OnProgress | None = None,
+) -> nn.Module:
+    """Return a copy of a model with zeros among its weights, or without some of its channels.
+
+    Args:
+        model: the trained model in floating point; it is not changed.
+        data: a `Task`, or training data of `(inputs..., target)`: a data set or a loader. Without data the weights are
+            set to zero and nothing else.
+        pattern: `sparse:80%` (80 % of the weights are zero), `2:4` (2 of 4 consecutive inputs are left), with blocks
+            `sparse:80%@8x1`, `threshold:0.01` (scores up to it), `mean:1.5` (scores up to 1.5 times their mean in a
+            layer), or `channels:50%`, after which the channels are cut. Layers that blocks or groups do not divide
+            stay dense.
+        schedule: when they become zero, one of `SCHEDULES`.
+        finetune: how the rest recovers, one of `MODES`; `full` with data and `none` without by default.
+        scores: what stays: `magnitude`, `taylor`, `fisher`, `hvp`, `wanda`, `gradient`, `random`, or an expression such
+            as `0.5*magnitude+0.5*taylor`; for channels a key of `autoprune.pruning.SCORES`.
+        ranking: `local`, or how the share is divided among layers: `global`, `zscore`, `lamp` or `erk`.
+        epochs: of the training, over the training data.
+        loss: `loss(outputs, target)` where `data` is not a task. Without one, the copy learns the model's outputs.
+        validation: data of the same form that `iterative` and `adaptive` watch; a task has its own.
+        allowed_drop: fall of the score on validation data that these schedules allow.
+        recipe: of the training; the task's by default.
+        choose: which weights (or, for channels, units) take part, by name.
+        seed: of everything.
+        on_progress: called as `on_progress(samples_done, samples, loss)`.
+
+    Returns:
+        A model of the same class, in evaluation mode; `sparse_to` is a `SparseTo`. `autoprune.zeros` lists its zeros.
+
+    Raises:
+        UsageError: an argument is not as described, or lacks the data that it needs.
+        PolicyError: the pattern cannot be read, or fits no weight.
+        StructureError: the model is quantized, or has no channels that can go.
+
+    Example:
+        >>> import autoprune, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        >>> sparse = autoprune.sparsify(model, pattern="sparse:75%")
+        >>> autoprune.zeros(sparse)["share"].tolist()
+        [0.75, 0.75]
+        >>> data = torch.utils.data.TensorDataset(torch.randn(64, 4), torch.randint(0, 2, (64,)))
+        >>> loss = torch.nn.functional.cross_entropy
+        >>> trained = autoprune.sparsify(model, data, loss=loss, pattern="2:4", schedule="gradual", epochs=1)
+        >>> trained.sparse_to.share_of_zeros
+        0.5
+    """
+    mode = finetune or ("none" if data is None else "full")
+    _require_valid(schedule, mode, data, validation, epochs, allowed_drop)
+    _require_data(data, scores, pattern)
+    task = task_of(unwrap(model), data, loss, validation)
+    job = SparseJob(
+        dense=copy_of(unwrap(model)).eval(),
+        task=task,
+        schedule=schedule,
+        mode=mode,
+        samples=max(1, round((_BRIEF_EPOCHS if mode == "brief" else epochs) * length(task.train_set))) if task else 0,
+        recipe=recipe,
+        seed=seed,
+        allowed_drop=allowed_drop,
+        watched=isinstance(data, Task) or validation is not None,
+        on_progress=on_progress,
+    )
+    plan = _plan(pattern, scores, ranking, choose, calibration_of(task, scores or "", seed))
+    if schedule in ("set", "rigl") and isinstance(getattr(plan, "pattern", None), Threshold):
+        raise UsageError(f"{schedule} keeps the number of zeros, which {pattern} does not say; take sparse:80% or N:M")
+    return job.run(plan, pattern)
+
+
+def _require_valid(
+    schedule: str, mode: str, data: object, validation: object, epochs: float, allowed_drop: float
+) -> None:
+    if schedule not in SCHEDULES:
+        raise unknown_name("schedule", schedule, SCHEDULES)
+    if mode not in MODES:
+        raise unknown_name("finetune", mode, MODES)
+    trains = mode in ("brief", "full", "scratch")
+    if data is None and (schedule != "one-shot" or mode != "none"):
+        what = f"the schedule {schedule!r} trains" if schedule != "one-shot" else f"finetune={mode!r} looks at data"
+        raise UsageError(f"{what}: give training data, as a Task, or as a data set with a loss")
+    if schedule != "one-shot" and mode not in ("brief", "full"):
+        raise UsageError(
+            f"the schedule {schedule!r} trains while weights become zero; finetune={mode!r} goes with one-shot alone"
+        )
+    if schedule in _WATCHING and validation is None and not isinstance(data, Task):
+        raise UsageError(f"the schedule {schedule!r} watches the score on validation data: give validation, or a Task")
+    if trains and not 0 < epochs < math.inf:
+        raise UsageError(f"a training takes more than 0 epochs; got {epochs!r}")
+    if not 0 <= allowed_drop < math.inf:
+        raise UsageError(f"the allowed drop of the score is 0 or more; got {allowed_drop!r}")
+
+
+def _require_data(data: object, scores: str | None, pattern: str) -> None:
+    """Raise `UsageError` when there is no data, and scores or channels need some."""
+    looking = [name for name in (scores or "").replace("*", "+").split("+") if score_passes(name.strip(), 1)]
+    if data is None and looking:
+        raise UsageError(
+            f"the score {looking[0].strip()!r} looks at data: give training data, as a Task or with a loss"
+        )
+    if data is None and channel_share(pattern) is not None:
+        raise UsageError("channels are found by tracing the model on an example: give training data, or use prune")
+
+
+def _plan(
+    pattern: str,
+    scores: str | None,
+    ranking: str,
+    choose: Callable[[str], bool] | None,
+    calibration: Calibration,
+) -> WeightPlan | ChannelPlan:
+    share = channel_share(pattern)
+    given: Mapping[str, Any] = {"ranking": ranking, "choose": choose, "calibration": calibration}
+    if share is not None:
+        return ChannelPlan(share=share, scores=scores or "l2", **given)
+    return WeightPlan(pattern=parse_pattern(pattern), scores=scores or "magnitude", **given)

@@ -1,0 +1,174 @@
+"""Sparse copies of a model by every schedule, and what cannot be asked."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+import autoprune
+from autoprune.errors import AutopruneError, PolicyError, StructureError, UsageError
+from autoprune.recovery.sparsify import MODES, SCHEDULES
+from autoprune.task.recipe import Recipe
+from autoprune.training.finetune import finetune
+from autoprune.training.scoring import evaluate
+from tests.task.toys import toy_data, toy_model, toy_task
+from tests.training.test_own_trainer import loop
+
+RECIPE = Recipe(batch_size=16, lr=0.1, precision="fp32")
+TASK = toy_task(finetune_recipe=RECIPE)
+
+
+@pytest.fixture(scope="module")
+def dense() -> nn.Module:
+    torch.manual_seed(0)
+    model = toy_model()
+    finetune(model, TASK, samples=400, seed=0)
+    return model
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(("pattern", "share"), [("sparse:75%", 0.75), ("2:4", 64 / 200)])
+def test_every_schedule_ends_in_the_pattern_and_its_score_is_that_of_the_stored_model(
+    dense: nn.Module, schedule: str, pattern: str, share: float, tmp_path
+) -> None:
+    before = copy.deepcopy(dense.state_dict())
+    sparse = autoprune.sparsify(dense, TASK, pattern=pattern, schedule=schedule, epochs=2, allowed_drop=0.5)
+    about = sparse.sparse_to
+    assert about.share_of_zeros == share
+    assert about.score > 0.9
+    save_file(sparse.state_dict(), tmp_path / "sparse.safetensors")
+    again = toy_model()
+    again.load_state_dict(load_file(tmp_path / "sparse.safetensors"))
+    assert evaluate(again, TASK, TASK.val_set).score == about.score
+    assert all(torch.equal(value, before[name]) for name, value in dense.state_dict().items())
+    weight = sparse.get_parameter("5.weight")
+    assert pattern != "2:4" or bool((weight.view(4, -1, 4).ne(0).sum(-1) == 2).all())
+
+
+@pytest.mark.parametrize("schedule", ["iterative", "rigl"])
+def test_channels_are_cut_and_the_seed_decides(dense: nn.Module, schedule: str) -> None:
+    one, again = (
+        autoprune.sparsify(dense, TASK, pattern="channels:50%", schedule=schedule, epochs=2, allowed_drop=0.9)
+        for _ in range(2)
+    )
+    assert one.get_parameter("0.weight").shape == (4, 1, 3, 3)
+    assert evaluate(one, TASK, TASK.val_set).score == one.sparse_to.score > 0.7
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in one.state_dict().items())
+
+
+@pytest.mark.parametrize("schedule", ["gradual", "rigl", "admm", "adaptive"])
+def test_schedules_work_in_trainers_of_the_users_own(dense: nn.Module, schedule: str) -> None:
+    task = toy_task(finetune=loop)
+    sparse = autoprune.sparsify(dense, task, pattern="sparse:75%", schedule=schedule, epochs=4, allowed_drop=0.5)
+    assert sparse.sparse_to.share_of_zeros == 0.75
+    assert sparse.sparse_to.score > 0.9
+
+
+def test_schedules_that_watch_the_score_stop_where_it_falls_too_much(dense: nn.Module) -> None:
+    for schedule in ("iterative", "adaptive"):
+        sparse = autoprune.sparsify(
+            dense, TASK, pattern="sparse:99%", schedule=schedule, epochs=2, allowed_drop=0.05, ranking="global"
+        )
+        assert 0 < sparse.sparse_to.share_of_zeros < 0.985
+        assert schedule == "adaptive" or sparse.sparse_to.score >= sparse.sparse_to.dense_score - 0.05
+
+
+def test_what_goes_by_scores_and_rankings(dense: nn.Module) -> None:
+    shares = {}
+    for scores in ("magnitude", "random", "wanda", "0.5*l2+0.5*taylor"):
+        sparse = autoprune.sparsify(dense, TASK, scores=scores, finetune="none", pattern="sparse:50%")
+        shares[scores] = sparse.get_parameter("5.weight") == 0
+        assert sparse.sparse_to.sample_passes >= (0 if scores in ("magnitude", "random") else 1)
+    assert len({tuple(mask.flatten().tolist()) for mask in shares.values()}) == 4
+    by_size = autoprune.sparsify(dense, pattern="sparse:50%", ranking="erk")
+    assert by_size.sparse_to.share_of_zeros == pytest.approx(0.5, abs=0.02)
+    assert len(set(autoprune.zeros(by_size)["share"])) == 2
+    weight = dense.get_parameter("5.weight")
+    for pattern, least in (("threshold:0.2", 0.2), ("mean:0.5", 0.5 * float(weight.detach().abs().mean()))):
+        cut = autoprune.sparsify(dense, pattern=pattern).get_parameter("5.weight")
+        assert torch.equal(cut, torch.where(weight.abs() > least, weight, 0))
+
+
+def test_modes_of_recovery(dense: nn.Module) -> None:
+    scores = {}
+    for mode in MODES:
+        sparse = autoprune.sparsify(dense, TASK, pattern="sparse:85%", finetune=mode, epochs=6)
+        assert sparse.sparse_to.share_of_zeros == pytest.approx(0.85, abs=0.01)
+        scores[mode] = sparse.sparse_to.score
+    assert scores["none"] <= scores["bias"]
+    assert scores["full"] >= scores["none"]
+    assert scores["scratch"] > 0.7
+
+
+def test_data_without_a_task_and_distillation_without_labels(dense: nn.Module) -> None:
+    data = DataLoader(toy_data(96, 0), batch_size=16)
+    labelled = autoprune.sparsify(
+        dense, data, loss=F.cross_entropy, validation=toy_data(32, 1), schedule="iterative", recipe=RECIPE, epochs=2
+    )
+    taught = autoprune.sparsify(dense, data, recipe=RECIPE, epochs=2)
+    for sparse in (labelled, taught):
+        assert evaluate(sparse, TASK, TASK.val_set).score > 0.9
+    assert labelled.sparse_to.score > 0.9
+    assert taught.sparse_to.score is None
+
+
+def quantized() -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 4))
+    model[0].weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.int8), requires_grad=False)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"schedule": "gradual"}, UsageError, "the schedule 'gradual' trains: give training data"),
+        ({"finetune": "full"}, UsageError, "finetune='full' looks at data: give training data"),
+        ({"scores": "taylor"}, UsageError, "the score 'taylor' looks at data: give training data"),
+        ({"pattern": "channels:50%"}, UsageError, "give training data, or use prune"),
+        ({"data": TASK, "pattern": "channels:100%"}, PolicyError, "channels:100%"),
+        ({"schedule": "gradul"}, UsageError, "unknown schedule 'gradul'. Did you mean 'gradual'"),
+        ({"finetune": "ful"}, UsageError, "unknown finetune 'ful'"),
+        ({"scores": "l3"}, UsageError, "unknown score 'l3'"),
+        ({"ranking": "globl"}, UsageError, "unknown ranking 'globl'"),
+        ({"pattern": "sparse:100%"}, PolicyError, "above 0 and below 100 %"),
+        ({"pattern": "sparse:0"}, PolicyError, "above 0 and below 100 %"),
+        ({"pattern": "4:2"}, PolicyError, "N from 1 to M - 1"),
+        ({"pattern": "dense"}, PolicyError, "weights are sparse as sparse:80%"),
+        ({"pattern": "threshold:-1"}, PolicyError, "a threshold is a number above 0"),
+        ({"pattern": "2:4", "ranking": "global"}, UsageError, "a ranking divides a share of zeros"),
+        ({"pattern": "sparse:50%@7x7"}, PolicyError, "divides no weight of the model"),
+        ({"data": TASK, "schedule": "rigl", "pattern": "mean:1"}, UsageError, "keeps the number of zeros"),
+        ({"data": TASK, "schedule": "gradual", "finetune": "scratch"}, UsageError, "goes with one-shot alone"),
+        ({"data": TASK, "epochs": 0}, UsageError, "more than 0 epochs"),
+        ({"data": TASK, "allowed_drop": -1}, UsageError, "0 or more"),
+        ({"data": toy_data(8, 0), "schedule": "adaptive"}, UsageError, "watches the score on validation data"),
+        ({"data": 3}, UsageError, "a Task, a data set or a loader"),
+        ({"model": quantized()}, StructureError, "is quantized"),
+        ({"choose": lambda name: False}, UsageError, "none was chosen"),
+    ],
+)
+def test_what_cannot_be_is_one_message(
+    dense: nn.Module, options: dict, error: type[AutopruneError], message: str
+) -> None:
+    given = {"model": dense, "data": None} | options
+    with pytest.raises(error, match=message.replace("(", r"\(")):
+        autoprune.sparsify(given.pop("model"), given.pop("data"), **given)
+
+
+def test_a_cut_model_is_cut_again(dense: nn.Module) -> None:
+    x = torch.rand(5, 1, 6, 6)
+    for native in (True, False):
+        once = autoprune.prune(dense, TASK.example_inputs, keep=0.5, multiple_of=1, native=native)
+        twice = autoprune.prune(once, TASK.example_inputs, keep=0.5, multiple_of=1, native=native)
+        assert twice.get_parameter("0.weight").shape == (2, 1, 3, 3)
+        kept = once.get_parameter("0.weight")
+        assert all(any(torch.equal(row, other) for other in kept) for row in twice.get_parameter("0.weight"))
+    sparse = autoprune.sparsify(twice, TASK, pattern="sparse:50%", schedule="gradual", epochs=1)
+    assert sparse.sparse_to.share_of_zeros == 0.5
+    assert autoprune.recover(once, {"0": 2}, [x.repeat(20, 1, 1, 1)])(x).shape == (5, 4)
