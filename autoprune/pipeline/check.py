@@ -23,7 +23,7 @@ from autoprune.model.copying import copy_of
 from autoprune.pipeline.dense import affordable_examples, seconds_per_pass
 from autoprune.pipeline.expected_work import Timed, derived_effort, expected_work, run_seconds, usual_times
 from autoprune.pipeline.measurer import DeviceMeasurer, Measurer
-from autoprune.pipeline.rehearsal import rehearsed_times
+from autoprune.pipeline.rehearsal import Rehearsed, rehearsed_times
 from autoprune.pipeline.run import open_task
 from autoprune.pipeline.spaces import SpaceFile
 from autoprune.profiling.duration import ProfileSize
@@ -135,7 +135,7 @@ def check_up(
         space = SpaceFile.read(config, structure).scanned()
         usual = usual_times(seconds, findings.seconds_of("trace and units"))
         rehearsal = partial(_rehearsed, config, task, structure, space, dense, usual)
-        times = findings.attempt("short trials", rehearsal) or usual
+        rehearsed = findings.attempt("short trials", rehearsal) or Rehearsed(times=usual)
         timed = Timed(
             basis="",
             pass_s=seconds,
@@ -143,7 +143,8 @@ def check_up(
             profile=ProfileSize.of(structure, space),
             analysis_s=findings.seconds_of("trace and units"),
             start_s=time.process_time(),
-            times=times,
+            times=rehearsed.times,
+            half_cost=rehearsed.half_cost,
             export_s=findings.seconds_of("ONNX export"),
         )
         estimates = _estimates(config, task, structure, space, timed)
@@ -259,12 +260,13 @@ def _pass_time(task: Task, dense: nn.Module) -> tuple[float, str]:
 
 def _rehearsed(
     config: RunConfig, task: Task, structure: Structure, space: SearchSpace, dense: nn.Module, usual: TrialTimes
-) -> tuple[TrialTimes, str]:
+) -> tuple[Rehearsed, str]:
     """Return the times of trials that were tried, or the usual ones for models of which they take long."""
-    times = rehearsed_times(config, task, structure, space, dense, None, usual)
-    if times == usual:
-        return times, "not tried: they take long, or code of your own trains; sample passes are most of each"
-    return times, (
+    rehearsed = rehearsed_times(config, task, structure, space, dense, None, usual)
+    times = rehearsed.times
+    if not times.rehearsed:
+        return rehearsed, "not tried: they take long, or code of your own trains; sample passes are most of each"
+    return rehearsed, (
         f"{duration_text(times.fixed_s)} each, {duration_text(times.tuned_fixed_s)} with fine-tuning, and "
         f"{times.pass_s * 1e3:.3g} ms for each sample pass"
     )

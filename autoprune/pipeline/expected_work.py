@@ -17,7 +17,7 @@ from autoprune.pipeline.cost_model import CostModel, largest_share
 from autoprune.pipeline.dense import seconds_per_pass
 from autoprune.pipeline.events import Events
 from autoprune.pipeline.measurer import CANDIDATE_PROTOCOL
-from autoprune.pipeline.rehearsal import rehearsed_times
+from autoprune.pipeline.rehearsal import Rehearsed, rehearsed_times
 from autoprune.pipeline.score_budgets import MOST_LATENCIES
 from autoprune.pipeline.time_limit import table_limit
 from autoprune.pipeline.time_parts import Work
@@ -39,6 +39,7 @@ from autoprune.task.batches import length
 from autoprune.training.recipe_search import expected_passes
 from autoprune.trials import FORWARD_SHARE
 
+_REHEARSED = "a few short trials"
 _USUAL_SHARE = 0.5
 """Cost of a policy on a budget that names no share of the dense latency, as a share of the dense model's."""
 
@@ -66,7 +67,9 @@ class Timed:
         analysis_s: of analysing the model; what else is done with its graph takes in proportion.
         start_s: until workers are ready.
         times: of trials; `usual_times` where none was tried.
+        half_cost: sample passes of a model of half the widths, as a share of the dense model's.
         export_s: of an export; the exporter takes two for the smallest model.
+        load: seconds that pass for each one that this process computes.
     """
 
     basis: str
@@ -76,12 +79,16 @@ class Timed:
     analysis_s: float
     start_s: float
     times: TrialTimes
+    half_cost: float = 0.5
     export_s: float = 2.0
+    load: float = 1.0
 
 
 def usual_times(pass_s: float, analysis_s: float) -> TrialTimes:
     """Return the usual times of trials: shrinking a model takes about a tenth of its analysis, proving it a half."""
-    return TrialTimes(fixed_s=0.1 * analysis_s, tuned_fixed_s=0.5 * analysis_s, pass_s=pass_s)
+    return TrialTimes(
+        fixed_s=0.1 * analysis_s, tuned_fixed_s=0.5 * analysis_s, pass_s=pass_s, teach_s=FORWARD_SHARE * pass_s
+    )
 
 
 def expected_work(
@@ -121,16 +128,18 @@ def expected_work(
         guided=guided,
         taught=task.train_step is None and (task.tuning_recipe.distill_weight > 0 or not task.trains),
         table_models=0 if has.table else models,
-        table_model_s=timed.profile.seconds(timed.run_s) / models,
+        table_model_s=timed.load * timed.profile.seconds(timed.run_s) / models,
         dense_passes=0 if has.dense else task.dense_epochs * train,
         recipe_passes=0 if has.recipe else expected_passes(task, share),
         basis=timed.basis,
         pass_s=timed.pass_s,
         times=timed.times,
         order_s=0 if has.order else ranking_s,
-        export_s=timed.export_s + timing_s + FORWARD_SHARE * timed.pass_s * (val + test),
-        start_s=timed.start_s if config.executor != "inline" else 0.0,
+        half_cost=timed.half_cost,
+        export_s=timed.load * (timed.export_s + timing_s) + FORWARD_SHARE * timed.pass_s * (val + test),
+        start_s=timed.load * timed.start_s if config.executor != "inline" else 0.0,
         uncounted=_uncounted(config),
+        load=timed.load,
     )
 
 
@@ -207,14 +216,19 @@ def watch_time(
         return MAX_SECONDS
     pass_s, analysis_s = seconds_per_pass(task, dense), events.seconds_in_stage
     run_s, size = run_seconds(structure, dense), ProfileSize.of(structure, space)
+    usual = usual_times(pass_s, analysis_s)
+    form = _form(folder)
+    rehearsed = rehearsed_times(config, task, structure, space, dense, form, usual)
     timed = Timed(
-        basis="the time of a sample pass",
+        basis=_REHEARSED if rehearsed.times.rehearsed else "the time of a sample pass",
         pass_s=pass_s,
         run_s=run_s,
         profile=size,
         analysis_s=analysis_s,
-        start_s=time.process_time() * events.load,
-        times=usual_times(pass_s, analysis_s),
+        start_s=time.process_time(),
+        times=rehearsed.times,
+        half_cost=rehearsed.half_cost,
+        load=events.load,
     )
     effort = derived_effort(config, task)
     events.expect(expected_work(config, task, structure, space, effort, timed, folder))
@@ -239,16 +253,25 @@ def watch_trials(
     """Correct what the events tell by short trials of the space that is searched, and by its budgets."""
     if not isinstance(events, TimedEvents) or events.work is None:
         return
-    form = read_json(folder.form, "name", "reason", "notes")
-    times = rehearsed_times(config, task, structure, space, dense, ModelForm.from_json(form), events.work.times)
+    work = events.work
+    rehearsed = Rehearsed(times=work.times, half_cost=work.half_cost)
+    if space.layer_names or not work.times.rehearsed:
+        rehearsed = rehearsed_times(config, task, structure, space, dense, _form(folder), work.times)
     share = float(np.mean([largest_share(limit, costs.dense_costs) for limit in costs.limits.values()]))
     apart = len(anchor_policies(space)) if config.strategy == "guided" else 0
-    basis = "a few short trials" if times != events.work.times else events.work.basis
-    events.expect(replace(events.work, table_models=0, times=times, share=share, apart=apart, basis=basis))
+    basis = _REHEARSED if rehearsed.times.rehearsed else work.basis
+    work = replace(work, table_models=0, times=rehearsed.times, half_cost=rehearsed.half_cost)
+    events.expect(replace(work, share=share, apart=apart, basis=basis))
+
+
+def _form(folder: RunFolder) -> ModelForm:
+    return ModelForm.from_json(read_json(folder.form, "name", "reason", "notes"))
 
 
 def watch_export(events: Events, dense_ms: float, export_s: float) -> None:
-    """Correct what the events tell by the seconds that exporting and scoring the dense model took."""
+    """Correct what the events tell by the seconds that exporting and scoring the dense model took, and by the load."""
     if isinstance(events, TimedEvents) and events.work is not None:
-        timing_s = seconds_each(dense_ms / 1e3, LOAD_S, CANDIDATE_PROTOCOL)
-        events.expect(replace(events.work, export_s=export_s + timing_s))
+        work, load = events.work, events.load
+        timing_s = load * seconds_each(dense_ms / 1e3, LOAD_S, CANDIDATE_PROTOCOL)
+        start_s = work.start_s * load / work.load
+        events.expect(replace(work, export_s=export_s + timing_s, start_s=start_s, load=load))

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 
 from autoprune.allocation.promotion import best_within
 from autoprune.budgets import Limit
@@ -17,7 +16,7 @@ from autoprune.pipeline.baselines import UNIFORM, all_uniform_baselines
 from autoprune.pipeline.cost_model import CostModel
 from autoprune.pipeline.deployment import Deployment
 from autoprune.pipeline.events import FULL, VERIFICATION, Events
-from autoprune.pipeline.progress import tell_trials
+from autoprune.pipeline.progress import FullWatcher
 from autoprune.pipeline.time_limit import allows
 from autoprune.pipeline.verification import clock_notes, metrics_of, verify_model, whole
 from autoprune.records import Policy
@@ -178,7 +177,7 @@ def _fine_tune(
     ):
         broker.enqueue(policies)
         events.advance(0, len(policies))
-        results = run_rung(broker, executor, spec.limits, "full", partial(tell_trials, events, FULL, limits))
+        results = run_rung(broker, executor, spec.limits, "full", FullWatcher(limits, events))
     done = [r for r in results if r.policy in policies and r.status == "done"]
     _restore([r for r in done if not whole(folder.model(r.policy.digest()).weights)], executor, keep)
     return {result.policy: result for result in results}

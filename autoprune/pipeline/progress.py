@@ -12,7 +12,7 @@ from autoprune.config import RunConfig
 from autoprune.evaluation import DenseModel
 from autoprune.pipeline.cost_model import CostModel, largest_share
 from autoprune.pipeline.dense import seconds_per_pass
-from autoprune.pipeline.events import Events, TakesTrials, rung_title
+from autoprune.pipeline.events import FULL, Events, TakesTrials, rung_title
 from autoprune.pipeline.score_budgets import MOST_LATENCIES
 from autoprune.records import SearchSpace
 from autoprune.search.controller import Outcome
@@ -25,28 +25,53 @@ from autoprune.task.batches import length
 
 
 class RungWatcher:
-    """Turns the progress of a rung into events; a new rung is a new stage."""
+    """Turns the progress of a rung into events; a new rung is a new stage.
+
+    The first rung is a stage when its first trial has finished: workers start before.
+    """
 
     def __init__(self, limits: Mapping[str, Limit], events: Events) -> None:
         self._events = events
         self._limits = limits
         self._rung = ""
 
+    def begin(self, rung: str) -> None:
+        """Report that trials of a rung run."""
+        if self._rung:
+            self._enter(rung)
+
     def __call__(self, progress: Progress) -> None:
         """Report one step of a rung."""
         title = rung_title(progress.rung)
-        if progress.rung != self._rung:
-            self._rung = progress.rung
-            self._events.stage(title)
+        self._enter(progress.rung)
         names = _names(self._limits)
         best = [
             f"{names[limit]} {score:.3f} (divergence {progress.best_loss[limit]:.2f})"
             for limit, score in progress.best_score.items()
         ]
-        tell_trials(self._events, title, self._limits, progress, "best: " + ", ".join(best) if best else "")
+        _tell_trials(self._events, title, self._limits, progress, "best: " + ", ".join(best) if best else "")
+
+    def _enter(self, rung: str) -> None:
+        if rung != self._rung:
+            self._rung = rung
+            self._events.stage(rung_title(rung))
 
 
-def tell_trials(events: Events, title: str, limits: Mapping[str, Limit], progress: Progress, detail: str = "") -> None:
+class FullWatcher:
+    """Tells the steps of full fine-tunes, whose stage has begun."""
+
+    def __init__(self, limits: Mapping[str, Limit], events: Events) -> None:
+        self._limits, self._events = limits, events
+
+    def begin(self, rung: str) -> None:
+        """Nothing is to be told."""
+
+    def __call__(self, progress: Progress) -> None:
+        """Report one step."""
+        _tell_trials(self._events, FULL, self._limits, progress)
+
+
+def _tell_trials(events: Events, title: str, limits: Mapping[str, Limit], progress: Progress, detail: str = "") -> None:
     """Tell a step of a rung, and its trials to events that want to know them, with the names of their budgets."""
     if isinstance(events, TakesTrials):
         events.trials(title, replace(progress, budgets=_names(limits)))

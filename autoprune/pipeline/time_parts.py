@@ -9,10 +9,12 @@ from autoprune.search.effort import Effort, fidelity_passes
 from autoprune.search.explore import SENSITIVITY
 from autoprune.search.time_estimate import Part, TimeEstimate
 from autoprune.search.trial_times import TrialTimes
-from autoprune.trials import FORWARD_SHARE, Fidelity
+from autoprune.trials import Fidelity
 
-_GUIDED_SHARE = 0.5
-"""Policies that a guided search scores before nothing is expected to gain any more, of those it may (4 to 26 of 64)."""
+_GUIDED_SHARE, _GUIDED_TRIALS = 0.5, 16
+"""Policies that a guided search scores before it expects no more gain: of those it may, and at most for each budget.
+
+Measured: 4 to 26 of 64, 3 of 128, 13 of 24."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,8 @@ class Work:
         export_s: seconds of exporting, scoring and timing one model.
         start_s: seconds until workers are ready.
         uncounted: what may come on top, in words.
+        half_cost: sample passes of a model of half the widths, as a share of the dense model's.
+        load: seconds that passed for each one that this process computed, when the seconds were told.
     """
 
     effort: Effort
@@ -60,12 +64,14 @@ class Work:
     export_s: float
     start_s: float
     uncounted: str = ""
+    half_cost: float = 0.5
+    load: float = 1.0
 
     def parts(self) -> list[Part]:
         """Return the parts of the search in their order."""
         counts = self.effort.trials_at(self.budgets)
         (proxy, count), *later = counts.items()
-        expected = _GUIDED_SHARE * count if self.guided else count
+        expected = min(_GUIDED_SHARE * count, _GUIDED_TRIALS * self.budgets) if self.guided else count
         rungs = [self._trials(proxy, max(round(expected), self.budgets), group=5)]
         if self.apart:
             rungs.insert(0, replace(self._trials(proxy, self.apart, group=5), name=rung_title(SENSITIVITY)))
@@ -82,18 +88,22 @@ class Work:
             Part(name=VERIFICATION, group=10, units=models, unit_s=self.export_s),
         ]
 
+    @property
+    def pass_share(self) -> float:
+        """Sample passes of a policy on a budget, as a share of the dense model's: half the cost has half the widths."""
+        return min(self.half_cost * self.share / 0.5, 1.0)
+
     def estimate(self) -> TimeEstimate:
         """Return the estimate of the whole search, before it begins."""
         return TimeEstimate.of(self.parts(), self.times, self.basis)
 
     def _trials(self, fidelity: Fidelity, count: float, group: int) -> Part:
-        taught = FORWARD_SHARE * fidelity.finetune_samples if self.taught else 0.0
         return Part(
             name=FULL if fidelity == self.effort.full else rung_title(fidelity.name),
             group=group,
             units=count,
-            passes=self.share * fidelity_passes(fidelity, self.val_examples),
+            passes=self.pass_share * fidelity_passes(fidelity, self.val_examples),
             tuned=fidelity.finetune_samples > 0,
-            shared_passes=taught,
+            taught=fidelity.finetune_samples if self.taught else 0.0,
             slots=self.slots,
         )

@@ -6,19 +6,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from autoprune.errors import RunFolderError
-from autoprune.pipeline.events import TABLE, Events, TakesRemaining, TakesTrials, rung_title
+from autoprune.pipeline.events import DENSE, ORDER, TABLE, TASK, Events, TakesRemaining, TakesTrials, rung_title
 from autoprune.pipeline.time_parts import Work
 from autoprune.profiling.duration import ProfileProgress
 from autoprune.runfolder import RunFolder, read_json, write_json
 from autoprune.search.explore import SENSITIVITY
 from autoprune.search.rung import Progress
 from autoprune.search.time_estimate import Remaining, TimeEstimate
-from autoprune.search.trial_times import MeasuredTrials
+from autoprune.search.trial_times import TrialLog
 
 _UNTUNED = (rung_title("proxy"), rung_title(SENSITIVITY))
 
@@ -27,6 +27,20 @@ _TELL_SECONDS, _NOTE_SECONDS = 0.5, 5.0
 
 _KEEP_SECONDS = 10.0
 """Seconds between two notes of the time spent, also while one long trial runs: a killed call notes nothing more."""
+
+
+_LOAD_CPU_SECONDS = 1.0
+_COMPUTED_HERE = ("", TASK, DENSE, ORDER)
+"""Stages that take as long as this process computes, other work on the machine apart; "" before the first one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Span:
+    """The begin of a stage, on the clock and in seconds that this process has computed."""
+
+    stage: str
+    begun_s: float
+    begun_cpu_s: float
 
 
 class TimedEvents:
@@ -53,11 +67,12 @@ class TimedEvents:
         self.begun = folder.has_study
         """Whether the search had begun before this call."""
         self._begun = self._told = self._noted = clock()
-        self._begun_cpu_s = time.process_time()
+        self._spans = [_Span(stage="", begun_s=self._begun, begun_cpu_s=time.process_time())]
         self._earlier_s = spent_seconds(folder)
         self._stage = ""
         self._lock = threading.RLock()  # the estimate changes in one thread and is noted by two
         self._stage_begun = self._begun
+        self._log: TrialLog | None = None
         self.work: Work | None = None
         self.estimate: TimeEstimate | None = None
         self.profile = ProfileProgress()
@@ -89,8 +104,18 @@ class TimedEvents:
 
     @property
     def load(self) -> float:
-        """Seconds that pass for each second that this process computes, at least 1: how busy the machine is."""
-        return max(1.0, (self._clock() - self._begun) / max(time.process_time() - self._begun_cpu_s, 1e-3))
+        """Seconds that pass for each second that this process computes, at least 1: how busy the machine is.
+
+        By the last stages in which this process computes what it waits for, of a second or more together.
+        """
+        end_s, end_cpu_s, wall_s, cpu_s = self._clock(), time.process_time(), 0.0, 0.0
+        for span in reversed(self._spans):
+            if span.stage in _COMPUTED_HERE:
+                wall_s, cpu_s = wall_s + end_s - span.begun_s, cpu_s + end_cpu_s - span.begun_cpu_s
+            if cpu_s >= _LOAD_CPU_SECONDS:
+                break
+            end_s, end_cpu_s = span.begun_s, span.begun_cpu_s
+        return max(1.0, wall_s / max(cpu_s, 1e-3)) if cpu_s else 1.0
 
     def expect(self, work: Work) -> None:
         """Take the work that is ahead, as far as it is known now."""
@@ -109,6 +134,7 @@ class TimedEvents:
         self._events.stage(title)
         with self._lock:
             self._stage, self._stage_begun = title, now
+            self._spans.append(_Span(stage=title, begun_s=now, begun_cpu_s=time.process_time()))
             if self.estimate is not None:
                 self.estimate.begin(title, now)
         self._tell(at_once=True)
@@ -136,10 +162,17 @@ class TimedEvents:
         """Learn from a step of a rung, and pass it on."""
         if isinstance(self._events, TakesTrials):
             self._events.trials(title, progress)
-        count, seconds, passes = progress.done, progress.trial_seconds, progress.trial_passes
-        learned = MeasuredTrials(count=count, seconds=seconds, passes=passes, tuned=title not in _UNTUNED)
         with self._lock:
-            if self.estimate is not None:
+            if self.estimate is None or self.work is None:
+                return
+            workers = self.work.start_s > 0  # in processes of their own
+            self._log = self._log or TrialLog(slots=self.work.slots, cold=self.work.slots if workers else 0)
+            part, last = self.estimate.parts.get(title), progress.last
+            if last.status == "done" and last.seconds > 0:
+                learned = self._log.add(
+                    title, last.seconds, last.sample_passes, finished=progress.done, tuned=title not in _UNTUNED,
+                    samples=part.taught if part else 0.0,
+                )  # fmt: skip
                 self.estimate.learn(title, learned)
 
     def end(self) -> None:

@@ -18,7 +18,7 @@ from autoprune.records import Policy
 from autoprune.search.correlation import RankCorrelation, promotion_size, rank_correlation
 from autoprune.search.explore import SENSITIVITY, Explorer, Refit, Search
 from autoprune.search.measured import Measured
-from autoprune.search.rung import OnProgress, run_rung
+from autoprune.search.rung import RungObserver, run_rung
 from autoprune.search.strategies import Strategy, find_strategy
 from autoprune.study.broker import Broker
 from autoprune.study.spec import StudySpec
@@ -50,7 +50,7 @@ class Outcome:
 def run_search(
     search: Search,
     executor: Executor,
-    on_event: OnProgress | None = None,
+    on_event: RungObserver | None = None,
     strategy: Strategy | None = None,
     measured: Measured | None = None,
 ) -> Outcome:
@@ -61,7 +61,7 @@ def run_search(
     Args:
         search: everything that determines the search.
         executor: runs the trials; the caller closes it.
-        on_event: called after every finished trial.
+        on_event: told when a rung begins, and called after every finished trial.
         strategy: fills the proxy rung, in place of the one that `search.strategy` names.
         measured: measures what is promoted, so that no fine-tune is spent on a policy that misses its limit; default:
             predictions are believed.
@@ -102,7 +102,7 @@ class _Rung:
     executor: Executor
     uniform: Mapping[Limit, Policy]
     fidelity: Fidelity
-    on_event: OnProgress | None
+    on_event: RungObserver | None
     measured: Measured | None
 
     def fill(

@@ -19,7 +19,7 @@ from autoprune.budgets import Limit
 from autoprune.executors.base import Executor
 from autoprune.records import Policy, SearchSpace
 from autoprune.search.effort import Effort
-from autoprune.search.rung import OnProgress, Refill, run_rung
+from autoprune.search.rung import Refill, RungObserver, run_rung
 from autoprune.study.broker import WINDOW, Broker
 from autoprune.study.location import StudyLocation
 from autoprune.study.spec import StudySpec
@@ -89,7 +89,7 @@ class Explorer:
     """
 
     def __init__(
-        self, search: Search, uniform: Mapping[Limit, Policy], executor: Executor, on_event: OnProgress | None = None
+        self, search: Search, uniform: Mapping[Limit, Policy], executor: Executor, on_event: RungObserver | None = None
     ) -> None:
         self.search = search
         self.uniform = uniform

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from autoprune.allocation.promotion import best_within
 from autoprune.budgets import Limit
@@ -35,7 +36,18 @@ class Progress:
     budgets: Mapping[Limit, str] = field(default_factory=dict)
 
 
-OnProgress = Callable[[Progress], None]
+class RungObserver(Protocol):
+    """Told when trials of a rung begin to run, and after every finished one."""
+
+    def begin(self, rung: str) -> None:
+        """Trials of the rung run from now on."""
+        ...
+
+    def __call__(self, progress: Progress) -> None:
+        """One more trial has finished."""
+        ...
+
+
 Refill = Callable[[Broker], bool]
 """Enqueues more policies in a broker; returns whether there were any."""
 
@@ -45,7 +57,7 @@ def run_rung(
     executor: Executor,
     limits: Sequence[Limit],
     name: str,
-    on_event: OnProgress | None = None,
+    on_event: RungObserver | None = None,
     refill: Refill | None = None,
     *,
     spare: bool = False,
@@ -57,15 +69,18 @@ def run_rung(
         executor: runs the trials.
         limits: the progress has the best policy within each limit.
         name: the rung as messages call it.
-        on_event: called after every finished trial.
+        on_event: told when the first trials run, and called after every finished one.
         refill: called before trials are handed out; enqueues more.
         spare: allow a rung without trials, because the strategy has other policies.
 
     Raises:
         TrialError: no trial worked.
     """
-    start = time.monotonic()
+    start, begun = time.monotonic(), False
     while _hand_out(broker, executor, refill):
+        if on_event and not begun:
+            on_event.begin(name)
+        begun = True
         result = executor.wait()
         again = broker.finish(result)
         if again is not None:

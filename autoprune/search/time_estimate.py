@@ -18,6 +18,9 @@ _PRIOR_SHARE = 0.05
 _LEAST_SHARE = 0.03
 """Share of a part that is still expected when it takes longer than expected: an end is not announced."""
 
+_AT_ONCE_SHARE = 0.05
+"""A part that begins with the end of its first trial: in this share of a trial's time none was run."""
+
 _MORE_TRIALS = 1
 """Trials of a rung that do not come from the one before it, about: a policy that fine-tuned ones suggest."""
 
@@ -30,8 +33,8 @@ class Part:
     """One part of a search: `units` of work (models, examples, trials) of `unit_s` seconds each.
 
     Parts of one `group` may alternate; a part is over when one of a later group begins. Parts that are trials have
-    `passes`, the sample passes of one of them; `slots` of them run at the same time, and each slot makes
-    `shared_passes` once.
+    `passes`, the sample passes of one of them; `slots` of them run at the same time, and in each slot the teacher
+    answers `taught` examples once.
     """
 
     name: str
@@ -40,7 +43,7 @@ class Part:
     unit_s: float = 0.0
     passes: float | None = None
     tuned: bool = False
-    shared_passes: float = 0.0
+    taught: float = 0.0
     slots: int = 1
 
     def seconds(self, times: TrialTimes, units: float | None = None) -> float:
@@ -48,7 +51,7 @@ class Part:
         count = self.units if units is None else units
         if self.passes is None or not count:
             return count * self.unit_s
-        return self.rounds(count) * times.seconds(self.passes, tuned=self.tuned) + times.pass_s * self.shared_passes
+        return self.rounds(count) * times.seconds(self.passes, tuned=self.tuned) + times.teach_s * self.taught
 
     def rounds(self, units: float) -> float:
         """Return how many times as long as one of them so many units take: trials run on all slots."""
@@ -129,9 +132,10 @@ class TimeEstimate:
             return
         course, part = self._courses[self._current], self.parts[self._current]
         trials = part.passes is not None
-        if course.first is None and done:  # a part that goes on does not begin at 0: trials are told one by one
-            course.first = max(done - 1, 0.0) if trials else 0.0
         course.last_s = now_s - course.begun_s
+        if course.first is None and done:  # a part that goes on does not begin at 0: trials are told one by one
+            at_once = course.last_s < _AT_ONCE_SHARE * part.seconds(self.trial_times(), units=1)
+            course.first = max(done - (not at_once), 0.0) if trials else 0.0
         course.done = done
         units = max(total, part.units) if trials else total
         self.parts[self._current] = replace(part, units=units)
@@ -142,10 +146,7 @@ class TimeEstimate:
 
     def trial_times(self) -> TrialTimes:
         """Return the times of trials by what was measured so far."""
-        return self.times.corrected(
-            replace(trials, passes=trials.passes + self._shared(name, trials.count))
-            for name, trials in self.measured.items()
-        )
+        return self.times.corrected(self.measured.values())
 
     def remaining(self, now_s: float) -> Remaining:
         """Return what is left at `now_s`, on the clock of `begin` and `advance`."""
@@ -171,11 +172,6 @@ class TimeEstimate:
             if part.passes is not None:
                 most = _MORE_TRIALS + (course.done if course is not None and course.over else part.units)
 
-    def _shared(self, name: str, count: int) -> float:
-        """Return the shared passes of a part for each of its trials."""
-        part = self.parts.get(name)
-        return part.shared_passes * min(count, part.slots) / count if part and count else 0.0
-
     def _left(self, part: Part, times: TrialTimes, now_s: float) -> float:
         course = self._courses.get(part.name)
         if course is not None and course.over:
@@ -199,8 +195,9 @@ class TimeEstimate:
             return part
         if part.name in self.measured:
             return replace(part, passes=self.measured[part.name].passes)
-        alike = [name for name, trials in self.measured.items() if trials.tuned == part.tuned and name in self.parts]
-        dearest = max(alike, key=lambda name: self.measured[name].passes, default=None)
+        known = [name for name in self.measured if name in self.parts]
+        alike = [name for name in known if self.measured[name].tuned == part.tuned] or known
+        dearest = max(alike, key=list(self.parts).index, default=None)  # rungs are in the order of their fidelities
         expected = self.parts[dearest].passes if dearest else None
         if dearest is None or not expected:
             return part

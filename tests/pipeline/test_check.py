@@ -9,6 +9,7 @@ from autoprune import Task, memory_limits
 from autoprune.config import load_config
 from autoprune.pipeline.check import check_up
 from autoprune.pipeline.dense import affordable_examples, seconds_per_pass
+from autoprune.pipeline.rehearsal import Rehearsed
 from autoprune.report import check_header, check_row
 from autoprune.report.checks import Finding
 from tests.measurers import SimulatedMeasurer
@@ -58,7 +59,7 @@ def test_each_outcome_is_told_before_the_next_stage_begins():
 
 
 def test_steps_have_few_examples_where_many_need_much_memory(monkeypatch):
-    monkeypatch.setattr("autoprune.pipeline.check.rehearsed_times", lambda *given: given[-1])
+    monkeypatch.setattr("autoprune.pipeline.check.rehearsed_times", lambda *given: Rehearsed(times=given[-1]))
 
     def findings():
         checkup = check_up(load_config(None, TINY), SimulatedMeasurer())

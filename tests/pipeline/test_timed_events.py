@@ -47,7 +47,7 @@ def test_every_stage_says_what_is_left_of_the_whole_command(watched: tuple[autop
     ahead = ["Latency table", "Dense model", "Channel order", "Rung proxy", "Rung brief", "Rung longer"]
     assert {*ahead, "Full fine-tune", "Export and verification"} <= set(first.seconds_by_part)
     assert first.seconds == pytest.approx(sum(first.seconds_by_part.values()))
-    assert first.basis == "from the time of a sample pass"
+    assert first.basis == "from a few short trials"
     assert set(last.seconds_by_part) <= {"Export and verification"}
     assert last.basis == f"from {last.trials} finished trials"
     assert last.trials >= 4

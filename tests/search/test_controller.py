@@ -31,9 +31,23 @@ def by_rung(outcome):
     return {rung: {r.policy for r in rs if r.status == "done"} for rung, rs in outcome.results.items()}
 
 
+class Watcher:
+    """Keeps the progress, and what had finished when a rung began."""
+
+    def __init__(self):
+        self.events, self.begun = [], []
+
+    def begin(self, rung):
+        self.begun.append((rung, len(self.events)))
+
+    def __call__(self, progress):
+        self.events.append(progress)
+
+
 def test_a_search_fills_its_rungs_and_beats_the_baseline(tmp_path):
-    events = []
-    results = run_search(fakes.search(tmp_path), InlineExecutor(fakes.plain), events.append).results
+    watcher = Watcher()
+    results = run_search(fakes.search(tmp_path), InlineExecutor(fakes.plain), watcher).results
+    events = watcher.events
     assert {rung: len(rs) for rung, rs in results.items()}["proxy"] == 18
     assert results["brief"]
     assert {r.fidelity.name for r in results["brief"]} == {"brief"}
@@ -43,6 +57,7 @@ def test_a_search_fills_its_rungs_and_beats_the_baseline(tmp_path):
     for limit, baseline in zip(fakes.LIMITS, baselines, strict=True):
         assert min(loss for p, loss in best.items() if fits(fakes.predict([p])[0], limit)) < best[baseline]
     assert [e.done for e in events if e.rung == "proxy"] == list(range(1, 19))
+    assert {("proxy", 0), ("brief", 18)} <= set(watcher.begun)
     assert set(events[-1].best_loss) == set(fakes.LIMITS)
     assert (events[-1].rung, events[-1].done) == ("brief", events[-1].total)
 
@@ -143,11 +158,18 @@ SCRIPT = """
     from autoprune.executors.process import ProcessExecutor
     from tests import fakes
 
+    class Watcher:
+        def begin(self, rung):
+            pass
+
+        def __call__(self, progress):
+            print(progress.rung, progress.done, flush=True)
+
     if __name__ == "__main__":
         folder, kind = Path(sys.argv[1]), sys.argv[2]
         factory = functools.partial(fakes.logging_to, folder / "log")
         executor = InlineExecutor(factory) if kind == "inline" else ProcessExecutor(factory)
-        run_search(fakes.search(folder, strategy="random"), executor, lambda e: print(e.rung, e.done, flush=True))
+        run_search(fakes.search(folder, strategy="random"), executor, Watcher())
 """
 
 

@@ -1,8 +1,10 @@
 """Times of trials agree with the rungs that were measured."""
 
+from dataclasses import replace
+
 import pytest
 
-from autoprune.search.trial_times import MeasuredTrials, TrialTimes
+from autoprune.search.trial_times import MeasuredTrials, TrialLog, TrialTimes
 
 PRIOR = TrialTimes(fixed_s=0.2, tuned_fixed_s=1.0, pass_s=0.001)
 TRUE = TrialTimes(fixed_s=0.5, tuned_fixed_s=3.0, pass_s=0.004)
@@ -29,6 +31,39 @@ def test_one_rung_scales_all_that_a_tuned_trial_takes(factor):
 
 
 def test_trials_without_fine_tuning_say_how_busy_the_workers_are():
-    busy = TrialTimes(fixed_s=0.3, tuned_fixed_s=1.5, pass_s=0.0015)
+    busy = TrialTimes(fixed_s=0.45, tuned_fixed_s=2.25, pass_s=0.00225)
     found = PRIOR.corrected([rung(200, tuned=False, times=busy)])
-    assert vars(found) == pytest.approx(vars(busy))
+    assert found.tuned_fixed_s == pytest.approx(1.5), "with care: half of the change on a scale of ratios"
+    assert found.seconds(200, tuned=False) == pytest.approx(busy.seconds(200, tuned=False))
+
+
+def test_rehearsed_times_keep_their_proportions():
+    rehearsed = replace(PRIOR, teach_s=0.0005, rehearsed=True)
+    slower = replace(rehearsed, tuned_fixed_s=1.5, pass_s=0.0015, teach_s=0.00075)
+    rungs = [
+        MeasuredTrials(count=2, seconds=slower.seconds(n, tuned=True, taught=n), passes=n, tuned=True, taught=n)
+        for n in (500, 3_000)
+    ]
+    assert vars(rehearsed.corrected(rungs)) == pytest.approx(vars(slower))
+
+
+def test_the_first_trials_of_workers_say_little():
+    rehearsed = replace(PRIOR, rehearsed=True)
+    cold = MeasuredTrials(count=2, seconds=30.0, passes=1_000, tuned=True, warm=False)
+    assert rehearsed.corrected([cold]) == rehearsed
+    assert PRIOR.corrected([cold]).pass_s == pytest.approx(0.015), "better than nothing where none were rehearsed"
+
+
+def test_a_rung_is_told_by_its_warm_trials_and_by_those_that_ask_the_teacher():
+    log = TrialLog(slots=2, cold=2)
+
+    def told(rung, seconds, finished):
+        learned = log.add(rung, seconds, 100.0, finished=finished, tuned=True, samples=600)
+        return learned.seconds, learned.taught, learned.warm, learned.count
+
+    assert [told("brief", s, n) for n, s in enumerate((9.0, 7.0, 1.0, 3.0), start=1)] == [
+        (9.0, 600, False, 1), (8.0, 600, False, 2), (1.0, 0, True, 3), (2.0, 0, True, 4)
+    ]  # fmt: skip
+    assert told("longer", 5.0, 1) == (5.0, 600, True, 1)
+    assert told("longer", 6.0, 2) == (5.5, 600, True, 2)
+    assert told("longer", 4.0, 3) == (5.0, 400, True, 3)
