@@ -9,6 +9,9 @@
   every layer is int8 that is faster so, by the latency table. Models are scored in fp32 while they are searched.
 - `direct-joint`: Optuna's proposals over widths and precision.
 
+`--joint-space` and `--widths-space` are the spaces of other families: `transformer-joint` and `transformer`, whose int8
+takes the ranges of every run.
+
 All share the latency table, which knows int8 layers, the dense weights, repair and fine-tuning. Budgets are shares of
 the dense latency in fp32. What is scored on test data is the twin, which rounds as the deployed file does. Rows and
 curves are those of `search.py`.
@@ -40,7 +43,7 @@ from autoprune.budgets import Budget
 from autoprune.latency.table import LatencyTable
 from autoprune.pipeline.cost_model import CostModel
 from autoprune.records import Policy
-from autoprune.treatments import INT8
+from autoprune.treatments import INT8, INT8_DYNAMIC
 from autoprune.trials import TrialResult
 
 _CANDIDATES = 12
@@ -52,6 +55,8 @@ def main() -> None:
     """Run every method with every seed that has rows missing."""
     parser = common_arguments(__doc__)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--joint-space", default="joint", help="first in a run: its table knows int8 layers")
+    parser.add_argument("--widths-space", default="widths")
     given = parser.parse_args()
     complete(given, given.methods, compare)
 
@@ -59,8 +64,7 @@ def main() -> None:
 def compare(given: argparse.Namespace, method: str, seed: int, missing: Mapping[str, Sequence[int]]) -> None:
     """Search with one method and seed, and append the curves of all its budgets."""
     start = time.monotonic()
-    space, strategy = METHODS[method]
-    opened = _opened(given, method, seed, space, strategy)
+    opened = _opened(given, method, seed)
     fp32 = _fp32_budgets(opened, given.budget) if method == "widths-then-int8" else {}
     if fp32:
         costs = replace(opened.prepared.costs, limits={}).with_budgets([Budget.parse(text) for text in fp32.values()])
@@ -80,7 +84,9 @@ def compare(given: argparse.Namespace, method: str, seed: int, missing: Mapping[
         append_curve(given, opened.prepared.dense_model, policy, points, choice)
 
 
-def _opened(given: argparse.Namespace, method: str, seed: int, space: str, strategy: str) -> Opened:
+def _opened(given: argparse.Namespace, method: str, seed: int) -> Opened:
+    joint, strategy = METHODS[method]
+    space = given.joint_space if joint else given.widths_space
     opened = profiled(given, method, seed, space=space, strategy=strategy, sampler=given.sampler)
     return opened.but(effort=shortened(opened.prepared.effort, given.rungs))
 
@@ -110,10 +116,13 @@ def in_int8(opened: Opened, policy: Policy) -> Policy:
     """Return a policy with every layer in int8 that is predicted to be faster so, given the others."""
     costs, table = opened.prepared.costs, opened.prepared.costs.table
     assert isinstance(table, LatencyTable)
-    layers = [name for name in table.layers if INT8 in table.space.levels[name]]
+    levels = {name: table.space.levels[name][0] for name in table.layers}
+    int8 = {name: level for name, level in levels.items() if level in (INT8, INT8_DYNAMIC)}
+    layers = list(int8)
 
     def treated(chosen: frozenset[str]) -> Policy:
-        return Policy(space_id=policy.space_id, widths=policy.widths, treatments=dict.fromkeys(chosen, INT8))
+        treatments = {name: int8[name] for name in layers if name in chosen}
+        return Policy(space_id=policy.space_id, widths=policy.widths, treatments=treatments)
 
     best, least = frozenset(layers), np.inf
     for chosen in (best, frozenset[str]()):
@@ -141,13 +150,13 @@ def _in_int8(
     return (*fitting[0], True) if fitting else (*min(pairs, key=lambda pair: pair[1]), False)
 
 
-METHODS: Mapping[str, tuple[str, str]] = {
-    "joint": ("joint", "guided"),
-    "widths": ("widths", "guided"),
-    "widths-then-int8": ("widths", "guided"),
-    "direct-joint": ("joint", "direct"),
+METHODS: Mapping[str, tuple[bool, str]] = {
+    "joint": (True, "guided"),
+    "widths": (False, "guided"),
+    "widths-then-int8": (False, "guided"),
+    "direct-joint": (True, "direct"),
 }
-"""The space and the strategy of each method; the first one profiles the table, so it has to know int8 layers."""
+"""Whether each method searches precision, and its strategy."""
 
 
 if __name__ == "__main__":
