@@ -12,6 +12,9 @@ from autoprune.records import digest_of
 
 Precision = Literal["fp32", "int8"]
 
+_SUMS_IN_32_BITS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8"})
+"""Instructions for products of int8 numbers that are added in 32 bits."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
@@ -86,6 +89,24 @@ TARGETS: Mapping[str, Kind] = {
     "torch-cuda": Kind(runtime="torch", provider="cuda", summary="PyTorch with CUDA"),
     "torch-cuda-compiled": Kind(runtime="torch", provider="cuda", summary="PyTorch with CUDA, torch.compile"),
 }
+
+
+def adds_in_16_bits(fingerprint: Mapping[str, Any]) -> bool:
+    """Return whether a CPU adds two products of an int8 layer in 16 bits, which weights of 8 bits overflow.
+
+    x86 does, unless it has instructions for such sums (VNNI or AMX).
+
+    Args:
+        fingerprint: of a target, or a part of one with its `isa`.
+
+    Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html, "Data type selection".
+
+    Example:
+        >>> adds_in_16_bits({"isa": ["avx2", "fma"]}), adds_in_16_bits({"isa": ["avx2", "avx_vnni"]})
+        (True, False)
+    """
+    isa = frozenset(fingerprint["isa"])
+    return "avx2" in isa and not isa & _SUMS_IN_32_BITS
 
 
 def differences(mine: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -9,11 +9,14 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
+from autoprune.device.target import adds_in_16_bits
 from autoprune.evaluation.calibration_examples import calibration_inputs, reconstruction_of
 from autoprune.evaluation.costs import sizes
 from autoprune.evaluation.zeros import mask_terms, masks_of, patterns_of, take_trained
+from autoprune.latency.table import LatencyTable
 from autoprune.pruning import Cut
 from autoprune.quantization.calibration import CALIBRATION_RUNS, calibrated, split_treatments
+from autoprune.quantization.grid import LARGEST_SATURATING_WEIGHT, LARGEST_WEIGHT
 from autoprune.quantization.numbers import Quantization
 from autoprune.quantization.training_twin import training_twin
 from autoprune.quantization.twin import make_twin
@@ -49,7 +52,8 @@ class DenseModel:
 
     `module` is the model itself. `order` ranks the channels of each unit, most important first. A `reconstruction`
     adjusts the readers of pruned channels by least squares; without one, batch norms alone are recalibrated. `form` is
-    that of its pruned models; `None` where it is not decided yet.
+    that of its pruned models; `None` where it is not decided yet. `largest_weight` is the outermost step of weights in
+    int8, for the device of the latency table.
     """
 
     task: Task
@@ -58,6 +62,7 @@ class DenseModel:
     order: dict[str, list[int]]
     reconstruction: Reconstruction | None = None
     form: ModelForm | None = None
+    largest_weight: int = LARGEST_WEIGHT
 
     @classmethod
     def open(cls, task: Task, dense: nn.Module, structure: Structure, folder: RunFolder) -> DenseModel:
@@ -74,6 +79,7 @@ class DenseModel:
             order=channels["order"],
             reconstruction=reconstruction,
             form=form,
+            largest_weight=_largest_weight(folder),
         )
 
     @property
@@ -188,7 +194,8 @@ class DenseModel:
         inputs: tuple[Tensor, ...] = self._calibration_inputs if int8 else ()
         if passes is not None and inputs:
             passes.forward(CALIBRATION_RUNS * len(inputs[0]), self.relative_cost(policy))
-        return calibrated(model, self._placement(model), int8, inputs, local, None if quick else MomentRounding())
+        rounding = None if quick else MomentRounding()
+        return calibrated(model, self._placement(model), int8, inputs, local, rounding, self.largest_weight)
 
     def _treatments(self, model: GraphModel, policy: Policy) -> Mapping[str, Treatment]:
         """Return the treatments of a model's layers, where factors are layers of their own."""
@@ -298,3 +305,11 @@ class DenseModel:
     def dense_outputs(self) -> Tensor:
         """Outputs of the dense model on the validation data; every divergence is measured against them."""
         return predict_outputs(self.module, self.task, self.task.val_set)
+
+
+def _largest_weight(folder: RunFolder) -> int:
+    """Return the outermost step of int8 weights for the device of a run's latency table."""
+    if not folder.table.exists():
+        return LARGEST_WEIGHT
+    saturates = adds_in_16_bits(LatencyTable.load(folder.table).target)
+    return LARGEST_SATURATING_WEIGHT if saturates else LARGEST_WEIGHT

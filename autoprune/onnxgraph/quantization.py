@@ -15,11 +15,11 @@ from autoprune.device.timing import Feeds
 from autoprune.errors import StructureError
 
 
-def quantized(model: onnx.ModelProto | Path, *calibration: Feeds) -> onnx.ModelProto:
+def quantized(model: onnx.ModelProto | Path, *calibration: Feeds, seven_bits: bool = False) -> onnx.ModelProto:
     """`model` (or the file of one) with int8 weights and activations, calibrated on the given inputs.
 
-    Every tensor has one scale. Weights keep their state-dict names with the suffix `_quantized`. Raises
-    `StructureError` with the reason.
+    Every tensor has one scale. Weights have 8 bits, or 7 (see `adds_in_16_bits`), and keep their state-dict names with
+    the suffix `_quantized`. Raises `StructureError` with the reason.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
@@ -47,6 +47,7 @@ def quantized(model: onnx.ModelProto | Path, *calibration: Feeds) -> onnx.ModelP
                 quant_format=QuantFormat.QDQ,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
+                reduce_range=seven_bits,
                 extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
             )
         except Exception as error:

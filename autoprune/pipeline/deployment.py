@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from autoprune.device.target import adds_in_16_bits
 from autoprune.device.timing import Feeds, Model, Timings
 from autoprune.evaluation import DenseModel
 from autoprune.export.onnx_file import export_candidate
@@ -79,7 +80,9 @@ class Deployment:
         if self.measurer.target.runtime == "torch":
             return model
         if self.int8:
-            write_atomic(self.shipped(onnx), serialized(quantized(onnx, *self._calibration())))
+            seven_bits = adds_in_16_bits(self.measurer.target.fingerprint())
+            file = quantized(onnx, *self._calibration(), seven_bits=seven_bits)
+            write_atomic(self.shipped(onnx), serialized(file))
         if treatments:
             ranges, weights = (numbers.ranges, numbers.weights) if numbers else (None, None)
             write_atomic(self.shipped(onnx, policy), serialized(treated(onnx, treatments, ranges, weights)))

@@ -18,7 +18,7 @@ from autoprune.pipeline.metric import doubt_metric
 from autoprune.pipeline.spaces import SpaceFile
 from autoprune.pipeline.tables import latency_table, stand_in_table
 from autoprune.pipeline.time_limit import planned_effort
-from autoprune.pipeline.units import check_units, decide_form, note_space
+from autoprune.pipeline.units import check_units, decide_form, note_short_sums, note_space
 from autoprune.pipeline.warm_start import take_files
 from autoprune.records import SearchSpace
 from autoprune.runfolder import RunFolder
@@ -71,6 +71,7 @@ def prepare(
     if config.strategy not in JOINT:
         space = space.with_dense_layers()
     note_space(space, space_file.name, events)
+    note_short_sums(space, measurer.target.fingerprint(), events)
     costs = reachable_costs(structure, table, space, config.parsed_budgets())
     watch_trials(events, config, task, structure, costs, space, module, folder)
     module.load_state_dict(trained_dense(config, folder, task, events).state_dict())

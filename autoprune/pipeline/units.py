@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
+from autoprune.device.target import adds_in_16_bits
 from autoprune.manifest import Manifest
 from autoprune.pipeline.events import Events
 from autoprune.pipeline.spaces import SpaceFile
 from autoprune.records import SearchSpace
 from autoprune.runfolder import RunFolder
 from autoprune.structure import Structure, form_at_half
+from autoprune.treatments import INT8, INT8_DYNAMIC, Treatment
 
 
 def check_units(structure: Structure, space_file: SpaceFile, events: Events) -> None:
@@ -45,3 +49,18 @@ def note_space(space: SearchSpace, name: str, events: Events) -> None:
     treated = f" and the treatments of {len(layers)} layers" if layers else ""
     units = len(space.searched) - len(layers)
     events.note(f"{units} units{treated} searched: {size} policies (space {name!r})")
+
+
+def note_short_sums(space: SearchSpace, fingerprint: Mapping[str, Any], events: Events) -> None:
+    """Note what follows where a CPU adds products of int8 layers in 16 bits."""
+    if not adds_in_16_bits(fingerprint):
+        return
+    levels = [level for name in space.layer_names for level in space.levels[name]]
+    precisions = {level.precision for level in levels if isinstance(level, Treatment)}
+    if INT8.precision in precisions:
+        events.note("weights in int8 have 7 bits: without VNNI this CPU adds two products in 16 bits")
+    if INT8_DYNAMIC.precision in precisions:
+        events.note(
+            "int8-dynamic keeps 8 bits, and two products are added in 16 bits on this CPU (no VNNI): large sums may be "
+            "cut off, which the scores of the search do not show and those of the front do"
+        )

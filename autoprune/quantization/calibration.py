@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from autoprune.errors import PolicyError
-from autoprune.quantization.grid import Range, RoundedWeight, bias_in_grid, nearest
+from autoprune.quantization.grid import LARGEST_WEIGHT, Range, RoundedWeight, bias_in_grid, nearest
 from autoprune.quantization.numbers import Quantization
 from autoprune.quantization.ranges import Observer, Rounding, channel_mean
 from autoprune.quantization.twin import Folded, biases_of, folded_layers, make_twin
@@ -52,6 +52,7 @@ def calibrated(
     inputs: tuple[Tensor, ...],
     local: Mapping[str, Treatment] = _NONE,
     rounding: Rounding | None = None,
+    largest_weight: int = LARGEST_WEIGHT,
 ) -> Quantization:
     """Return the numbers with which treated layers of a model compute.
 
@@ -62,6 +63,7 @@ def calibrated(
         inputs: of the model, tensors `[N, ...]` of some N = 128 training examples; without int8 layers it does not run.
         local: treatments of the layers that are treated alone.
         rounding: of the weights of int8 layers; without one, to the nearest steps.
+        largest_weight: outermost step of their grids, which the device decides (`adds_in_16_bits`).
 
     Raises:
         TrialError: activations are not finite.
@@ -77,7 +79,7 @@ def calibrated(
         ranges = observer.ranges()
         keys = placement.keys(layers.keys())
         scales = {name: _input_scale(layer, placement, keys, ranges) for name, layer in layers.items()}
-        weights = {name: _rounded(layer, scales[name], rounding) for name, layer in layers.items()}
+        weights = {name: _rounded(layer, scales[name], rounding, largest_weight) for name, layer in layers.items()}
         numbers = Quantization(ranges=ranges, weights=weights, local=local)
         twin = make_twin(model, placement, numbers)
         _Corrector(twin, placement, observer.means).run(*inputs)
@@ -92,12 +94,14 @@ def _input_scale(layer: Folded, placement: Placement, keys: Mapping[str, str], r
     return min(ranges[keys[tensor]].scale for tensor in read)
 
 
-def _rounded(layer: Folded, input_scale: float, rounding: Rounding | None) -> RoundedWeight:
+def _rounded(layer: Folded, input_scale: float, rounding: Rounding | None, largest_weight: int) -> RoundedWeight:
     weight, bias = layer.weight.numpy(), None if layer.bias is None else layer.bias.numpy()
-    rounded = nearest(weight, bias, input_scale)
+    rounded = nearest(weight, bias, input_scale, largest_weight=largest_weight)
     if rounding is None:
         return rounded
-    steps = rounding.rounded(layer.nodes[0], weight, rounded.scales, centred=bias is not None)
+    steps = rounding.rounded(
+        layer.nodes[0], weight, rounded.scales, centred=bias is not None, largest_weight=largest_weight
+    )
     return replace(rounded, steps=steps)
 
 

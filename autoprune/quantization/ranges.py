@@ -33,10 +33,11 @@ class Rounding(Protocol):
         """Look at the arguments of a layer's node: input, weight, bias and so on."""
         ...
 
-    def rounded(self, node: str, weight: Array, scales: Array, *, centred: bool) -> Array:
+    def rounded(self, node: str, weight: Array, scales: Array, *, centred: bool, largest_weight: int) -> Array:
         """Return a weight `[O, ...]` in whole steps of its channels' `scales` `[O]`, int8.
 
-        `centred` says that the layer has a bias, which takes up what rounding moves the mean of its outputs.
+        `centred` says that the layer has a bias, which takes up what rounding moves the mean of its outputs. No step is
+        beyond `largest_weight`.
         """
         ...
 

@@ -81,7 +81,9 @@ class MomentRounding:
         moments = input_moments(node, args, self._generator)
         self._moments |= {} if moments is None else {node.name: moments}
 
-    def rounded(self, node: str, weight: Array, scales: Array, *, centred: bool) -> Array:
+    def rounded(
+        self, node: str, weight: Array, scales: Array, *, centred: bool, largest_weight: int = LARGEST_WEIGHT
+    ) -> Array:
         """Return the steps of a layer's weight, int8 `[O, ...]`; the nearest ones where its inputs were not looked at.
 
         Arguments are those of `rounded_by_moments`; `node` is the name of the layer's node.
@@ -89,7 +91,7 @@ class MomentRounding:
         moments = self._moments.get(node)
         if moments is None:
             return rounded(weight, scales)
-        return rounded_by_moments(weight, scales, moments, centred=centred)
+        return rounded_by_moments(weight, scales, moments, centred=centred, largest_weight=largest_weight)
 
 
 def _moments(rows: Tensor) -> Moments:
@@ -98,7 +100,9 @@ def _moments(rows: Tensor) -> Moments:
     return Moments(mean=(rows.sum(1) / count).double(), raw=(rows.mT @ rows / count).double())
 
 
-def rounded_by_moments(weight: Array, scales: Array, moments: InputMoments, *, centred: bool) -> Array:
+def rounded_by_moments(
+    weight: Array, scales: Array, moments: InputMoments, *, centred: bool, largest_weight: int = LARGEST_WEIGHT
+) -> Array:
     """Return a weight on the grid of its channels, rounded by moments where held-out outputs then change less.
 
     Args:
@@ -106,6 +110,7 @@ def rounded_by_moments(weight: Array, scales: Array, moments: InputMoments, *, c
         scales: of the output channels, float32 `[O]`.
         moments: of the layer's inputs.
         centred: whether the layer has a bias, which takes up what rounding moves the mean of its outputs.
+        largest_weight: outermost step of the grids.
 
     Returns:
         The steps, int8 in the shape of the weight.
@@ -114,7 +119,7 @@ def rounded_by_moments(weight: Array, scales: Array, moments: InputMoments, *, c
     matrix = torch.from_numpy(weight).double().reshape(groups, -1, columns)
     steps = torch.from_numpy(scales).double().reshape(groups, -1, 1).expand_as(matrix)
     nearest = torch.from_numpy(rounded(weight, scales)).double().reshape(matrix.shape)
-    grid = _Grid(steps=steps, lowest=-LARGEST_WEIGHT, highest=LARGEST_WEIGHT, kept=torch.zeros_like(nearest).bool())
+    grid = _Grid(steps=steps, lowest=-largest_weight, highest=largest_weight, kept=torch.zeros_like(nearest).bool())
     return _best(matrix, nearest, grid, moments, centred=centred).reshape(weight.shape).numpy().astype(np.int8)
 
 

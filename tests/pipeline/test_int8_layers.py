@@ -16,16 +16,18 @@ from autoprune.evaluation import Evaluator
 from autoprune.export.formats import INT8_LIMIT
 from autoprune.export.onnx_file import OnnxModule
 from autoprune.latency.predictor import Prediction
+from autoprune.latency.table import LatencyTable
 from autoprune.pipeline.delivery import deliver
 from autoprune.pipeline.deployment import Deployment
 from autoprune.pipeline.events import Silent
 from autoprune.pipeline.preparation import prepare
 from autoprune.pipeline.run import Candidate
+from autoprune.pipeline.units import note_short_sums
 from autoprune.pipeline.verification import load_twin, verify_model
-from autoprune.records import Policy
+from autoprune.records import Policy, SearchSpace
 from autoprune.runfolder import read_json, write_atomic
 from autoprune.training.scoring import predict_outputs
-from autoprune.treatments import INT8, Treatment
+from autoprune.treatments import DENSE, INT8, INT8_DYNAMIC, Treatment
 from autoprune.trials import Fidelity, TrialSpec
 from tests.machines import AdditiveMachine
 from tests.measurers import SimulatedMeasurer
@@ -46,6 +48,33 @@ class OfMachine:
 
 def treated(policy: Policy, *layers: str) -> Policy:
     return Policy(space_id=policy.space_id, widths=policy.widths, treatments=dict.fromkeys(layers, INT8))
+
+
+class Notes(Silent):
+    """Events that keep their notes."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Keep a note."""
+        self.texts.append(text)
+
+
+def test_a_table_of_a_cpu_without_vnni_takes_a_bit_from_the_weights(copied: autoprune.Run) -> None:
+    table = LatencyTable.load(copied.folder.table)
+    table = replace(table, target={**table.target, "isa": ["avx2", "fma"]})
+    table.save(copied.folder.table)
+    dense_model = copied.dense_model
+    policy = treated(copied.models[0].policy, "features.0.weight", "features.3.weight")
+    numbers = dense_model.quantization(dense_model.structure.shrink(policy), policy)
+    assert {int(np.abs(weight.steps.astype(int)).max()) for weight in numbers.weights.values()} == {63}
+    notes, space = Notes(), SearchSpace(id="", levels={"head.weight": (INT8_DYNAMIC, INT8, DENSE)})
+    note_short_sums(space, table.target, notes)
+    assert [text.partition(",")[0] for text in notes.texts] == [
+        "weights in int8 have 7 bits: without VNNI this CPU adds two products in 16 bits",
+        "int8-dynamic keeps 8 bits",
+    ]
 
 
 def test_what_is_scored_is_what_is_delivered(

@@ -4,7 +4,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoprune.quantization.grid import LEVELS, Range, bias_in_grid, nearest, rounded_bias
+from autoprune.quantization.grid import (
+    LARGEST_SATURATING_WEIGHT,
+    LARGEST_WEIGHT,
+    LEVELS,
+    Range,
+    bias_in_grid,
+    nearest,
+    rounded_bias,
+)
 from autoprune.quantization.ranges import best_range
 from autoprune.quantization.rounding import in_grid, weight_in_grid
 
@@ -68,3 +76,11 @@ def test_a_bias_in_the_grid_is_what_a_file_stores_and_stays_so():
     np.testing.assert_allclose(steps * of_sums, once, rtol=1e-6)
     np.testing.assert_allclose(bias_in_grid(once, scales, 0.05), once, rtol=1e-6)
     assert abs(once[0] - 0.123456) <= 0.00025
+
+
+def test_two_products_of_weights_of_seven_bits_fit_in_16_bits():
+    weight = np.array([[1.0, -0.5], [0.3, 0.1]], np.float32)
+    rounded = nearest(weight, None, input_scale=0.01, largest_weight=LARGEST_SATURATING_WEIGHT)
+    assert np.abs(rounded.steps).max() == LARGEST_SATURATING_WEIGHT
+    assert 2 * LEVELS * LARGEST_SATURATING_WEIGHT <= np.iinfo(np.int16).max < 2 * LEVELS * LARGEST_WEIGHT
+    np.testing.assert_allclose(rounded.values, weight, atol=0.5 / LARGEST_SATURATING_WEIGHT)

@@ -16,9 +16,11 @@ from autoprune.errors import PolicyError, RunFolderError, StructureError, TrialE
 from autoprune.onnxgraph.export import export_onnx
 from autoprune.onnxgraph.treated import treated
 from autoprune.quantization.calibration import calibrated, split_treatments
+from autoprune.quantization.grid import LARGEST_SATURATING_WEIGHT
 from autoprune.quantization.numbers import Quantization
 from autoprune.quantization.twin import folded_layers, make_twin
 from autoprune.records import Policy
+from autoprune.recovery.optimal_rounding import MomentRounding
 from autoprune.structure import analyze
 from autoprune.treatments import INT8, Treatment
 from tests.small_nets import MIXED, NETS
@@ -57,6 +59,24 @@ def test_the_twin_agrees_with_the_file_at_random_widths_and_layers(name, structu
         assert (twin - file).std() < 0.03 * spread
         assert 0 < (twin - fp32).std() < 0.1 * spread
         assert (file.argmax(1) == twin.argmax(1)).mean() > 0.98
+
+
+def test_weights_of_seven_bits_are_what_the_file_computes_with(structure_of, target):
+    structure = structure_of("flat")
+    model = structure.shrink(structure.dense_policy(), prove=False).eval()
+    placement, x = structure.placement_in(model.captures[False].graph), inputs_of(structure)
+    names, limit = [layer.name for layer in structure.layers if layer.allows(INT8)], LARGEST_SATURATING_WEIGHT
+    for rounding in (MomentRounding(), None):
+        numbers = calibrated(model, placement, names, (x,), rounding=rounding, largest_weight=limit)
+        assert max(int(np.abs(weight.steps.astype(int)).max()) for weight in numbers.weights.values()) == limit
+    exported = export_onnx(model, structure.example_inputs)
+    file = treated(exported, dict.fromkeys(names, INT8), numbers.ranges, numbers.weights)
+    session = open_session(file.SerializeToString(), target)
+    with torch.no_grad():
+        twin, fp32 = make_twin(model, placement, numbers)(x).numpy(), model(x).numpy()
+    spread = (fp32 - fp32.mean(0)).std()
+    assert (twin - session.run(None, named_feeds(session, [x.numpy()]))[0]).std() < 0.03 * spread
+    assert (twin - fp32).std() < 0.15 * spread
 
 
 LOCAL = [Treatment.parse(text) for text in ("int8-dynamic", "w8", "w4")]
