@@ -1,12 +1,16 @@
-"""Training examples for everything that is fitted without labels: least squares, factors, ranges."""
+"""What is fitted without labels is fitted to: training examples, and the steps of weights that a device can add."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from autoprune import memory_limits
+from autoprune.device.target import adds_in_16_bits
+from autoprune.latency.table import LatencyTable
 from autoprune.model.randomness import seeded
+from autoprune.quantization.grid import LARGEST_SATURATING_WEIGHT, LARGEST_WEIGHT
 from autoprune.recovery.least_squares import Reconstruction
+from autoprune.runfolder import RunFolder
 from autoprune.structure import Structure
 from autoprune.task.base import Task
 from autoprune.task.batches import length, sample_rows, take
@@ -38,3 +42,11 @@ def calibration_inputs(task: Task, structure: Structure, reconstruction: Reconst
     if reconstruction is not None:
         return tuple(x[:CALIBRATION_EXAMPLES] for x in reconstruction.inputs)
     return reconstruction_inputs(task, structure, seed=0, most=CALIBRATION_EXAMPLES)
+
+
+def largest_weight(folder: RunFolder) -> int:
+    """Return the outermost step of int8 weights for the device of a run's latency table."""
+    if not folder.table.exists():
+        return LARGEST_WEIGHT
+    saturates = adds_in_16_bits(LatencyTable.load(folder.table).target)
+    return LARGEST_SATURATING_WEIGHT if saturates else LARGEST_WEIGHT

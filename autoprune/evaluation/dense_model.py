@@ -9,14 +9,12 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
-from autoprune.device.target import adds_in_16_bits
-from autoprune.evaluation.calibration_examples import calibration_inputs, reconstruction_of
+from autoprune.evaluation.calibration_examples import calibration_inputs, largest_weight, reconstruction_of
 from autoprune.evaluation.costs import sizes
 from autoprune.evaluation.zeros import mask_terms, masks_of, patterns_of, take_trained
-from autoprune.latency.table import LatencyTable
 from autoprune.pruning import Cut
 from autoprune.quantization.calibration import CALIBRATION_RUNS, calibrated, split_treatments
-from autoprune.quantization.grid import LARGEST_SATURATING_WEIGHT, LARGEST_WEIGHT
+from autoprune.quantization.grid import LARGEST_WEIGHT
 from autoprune.quantization.numbers import Quantization
 from autoprune.quantization.training_twin import training_twin
 from autoprune.quantization.twin import make_twin
@@ -79,7 +77,7 @@ class DenseModel:
             order=channels["order"],
             reconstruction=reconstruction,
             form=form,
-            largest_weight=_largest_weight(folder),
+            largest_weight=largest_weight(folder),
         )
 
     @property
@@ -243,18 +241,10 @@ class DenseModel:
         form = self._through_rounding(model, policy) or self.trained_form(model)
         masks = masks_of(model, patterns_of(policy, self.structure.layers, model))
         result = finetune(
-            form,
-            self.task,
-            samples=samples,
-            seed=seed,
-            teacher=self.module,
-            passes=passes,
-            relative_cost=self.relative_cost(policy),
-            memory=memory,
-            held_out=self.held_out,
-            terms=mask_terms(masks, form),
+            form, self.task, samples=samples, seed=seed, teacher=self.module, passes=passes, memory=memory,
+            relative_cost=self.relative_cost(policy), held_out=self.held_out, terms=mask_terms(masks, form),
             on_progress=on_progress,
-        )
+        )  # fmt: skip
         take_trained(model, form, masks)
         return result
 
@@ -305,11 +295,3 @@ class DenseModel:
     def dense_outputs(self) -> Tensor:
         """Outputs of the dense model on the validation data; every divergence is measured against them."""
         return predict_outputs(self.module, self.task, self.task.val_set)
-
-
-def _largest_weight(folder: RunFolder) -> int:
-    """Return the outermost step of int8 weights for the device of a run's latency table."""
-    if not folder.table.exists():
-        return LARGEST_WEIGHT
-    saturates = adds_in_16_bits(LatencyTable.load(folder.table).target)
-    return LARGEST_SATURATING_WEIGHT if saturates else LARGEST_WEIGHT
