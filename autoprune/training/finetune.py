@@ -102,7 +102,7 @@ def finetune(
     recipe = recipe or task.tuning_recipe
     schedule = (seed, samples, recipe.batch_size, recipe.precision)  # all that the teacher's outputs depend on
     objective = Objective(task=task, recipe=recipe, teacher=teacher, memory=memory, schedule=schedule)
-    updates, rate = Updates(model, make_optimizer(model, recipe), recipe), 0.0
+    updates, rate = Updates(model, make_optimizer(model, recipe), recipe, sparse=bool(told)), 0.0
     repeats = objective.repeats(relative_cost)
     drawn = math.ceil(samples / repeats)
     progress = _Progress(samples=drawn * repeats, on_progress=on_progress)
@@ -110,6 +110,8 @@ def finetune(
     try:
         with _training(model, teacher, task, recipe, seed):
             told.begin(model, task)
+            if told:
+                guard.restart()  # the state before does not count: it may lack zeros
             for batch in objective.batches(drawn, seed, repeats):
                 rate = learning_rate(recipe, progress.share_at_middle(batch.examples)) * guard.rate_scale
                 loss = updates.take(objective.terms(model, batch), rate)

@@ -12,8 +12,9 @@ from autoprune.training.mask_schedule import MaskSchedule
 from autoprune.training.plans import Plan
 from autoprune.training.terms import Step
 
-_CEILING = 20.0
-"""Decay at the last change in the time of the whole training; in all, what is cut falls to about a thousandth.
+_CEILING = 60.0
+"""Decay at the last change in the time of the whole training; in half the time for changes, what
+is cut falls to a hundredth, so that the rest adapts while it goes.
 
 It does not depend on the learning rate, which differs a hundredfold between optimizers.
 """

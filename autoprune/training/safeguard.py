@@ -82,6 +82,11 @@ class Safeguard:
         elif self._interval <= done - self._checked_at and done < self.samples:
             self._check(done)
 
+    def restart(self) -> None:
+        """Forget the state before the training, and begin with the one that the model is in now."""
+        self.forget()
+        self._first_loss = self._check(0)
+
     def forget(self) -> None:
         """Forget all states: from now on something is asked of the weights that they lack, such as zeros."""
         self._first_loss = self._best_loss = self._lowest = math.inf
@@ -164,6 +169,9 @@ class Unguarded:
                 f"the training loss must stay finite; it is {loss} in step {self._done_steps} of {self.steps}. Lower "
                 "the recipe's lr, or its clip_norm"
             )
+
+    def restart(self) -> None:
+        """Change nothing: no state is kept."""
 
     def forget(self) -> None:
         """Forget nothing: no state is kept."""

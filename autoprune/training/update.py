@@ -16,11 +16,15 @@ class Updates:
     """Steps of an optimizer down the gradient of a recipe's batches.
 
     With `recipe.accumulate` above 1, that many batches make one step. With `recipe.ema` above 0, an exponential moving
-    average of all floating-point weights and buffers is kept; `finish` puts it into the model.
+    average of all floating-point weights and buffers is kept; `finish` puts it into the model. With `sparse`, gradients
+    of weights that are zero do not count in the norm that is clipped: a mask undoes their steps, and where most weights
+    are zero they would make the steps of the others tiny.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe) -> None:
-        self._model, self._optimizer, self._recipe = model, optimizer, recipe
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, *, sparse: bool = False
+    ) -> None:
+        self._model, self._optimizer, self._recipe, self._sparse = model, optimizer, recipe, sparse
         self._batches = self._steps = 0
         self._average: dict[str, Tensor] = {}
 
@@ -56,12 +60,20 @@ class Updates:
     def _step(self, rate: float) -> None:
         self._batches = 0
         if self._recipe.clip_norm > 0:
-            nn.utils.clip_grad_norm_(self._model.parameters(), self._recipe.clip_norm)
+            self._clip()
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()
         if self._recipe.ema > 0:
             self._follow()
+
+    def _clip(self) -> None:
+        if not self._sparse:
+            nn.utils.clip_grad_norm_(self._model.parameters(), self._recipe.clip_norm)
+            return
+        given = [p for p in self._model.parameters() if p.grad is not None]
+        counted = [p.grad * (p.detach() != 0) if p.dim() > 1 else p.grad for p in given if p.grad is not None]
+        nn.utils.clip_grads_with_norm_(given, self._recipe.clip_norm, nn.utils.get_total_norm(counted))
 
     @torch.no_grad()
     def _follow(self) -> None:

@@ -80,6 +80,21 @@ def test_a_trainer_is_told_of_once_a_step_and_of_its_share():
     assert logs[1].steps[0].rate == 0.1
 
 
+@pytest.mark.parametrize("clip_norm", [0.0, 0.5])
+def test_training_goes_on_from_the_masked_state_and_zeros_do_not_count_in_the_norm(clip_norm):
+    task, dense = toy_task(), fresh()
+    finetune(dense, task, samples=320, seed=0, recipe=RECIPE)
+    held_out = HeldOut.of(task, predict_outputs(dense, task, task.val_set))
+    recipe = Recipe(batch_size=16, lr=0.1, precision="fp32", clip_norm=clip_norm)
+    masks = {name: p.abs() > p.abs().quantile(0.8) for name, p in dense.named_parameters() if p.dim() > 1}
+    masked, trained = copy.deepcopy(dense), copy.deepcopy(dense)
+    MaskedWeights(masks).begin(masked, task)
+    options = {"recipe": recipe, "teacher": dense, "held_out": held_out, "terms": [MaskedWeights(masks)]}
+    result = finetune(trained, task, samples=320, seed=0, **options)
+    assert not result.undone
+    assert held_out.loss(trained, recipe) < 0.5 * held_out.loss(masked, recipe)
+
+
 def test_masks_that_do_not_fit_are_one_message():
     for masks, message in (({"7.weight": torch.ones(1)}, "it has no 7.weight"), ({"0.bias": None}, "it has no 0.bias")):
         with pytest.raises(UsageError, match=message):
