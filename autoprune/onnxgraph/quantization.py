@@ -15,11 +15,14 @@ from autoprune.device.timing import Feeds
 from autoprune.errors import StructureError
 
 
-def quantized(model: onnx.ModelProto | Path, *calibration: Feeds, seven_bits: bool = False) -> onnx.ModelProto:
+def quantized(
+    model: onnx.ModelProto | Path, *calibration: Feeds, seven_bits: bool = False, per_channel: bool = False
+) -> onnx.ModelProto:
     """`model` (or the file of one) with int8 weights and activations, calibrated on the given inputs.
 
-    Every tensor has one scale. Weights have 8 bits, or 7 (see `adds_in_16_bits`), and keep their state-dict names with
-    the suffix `_quantized`. Raises `StructureError` with the reason.
+    Every tensor has one scale, or, `per_channel`, every output channel of a weight. Weights have 8 bits, or 7 (see
+    `adds_in_16_bits`), and keep their state-dict names with the suffix `_quantized`. Raises `StructureError` with the
+    reason.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
@@ -47,6 +50,7 @@ def quantized(model: onnx.ModelProto | Path, *calibration: Feeds, seven_bits: bo
                 quant_format=QuantFormat.QDQ,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
+                per_channel=per_channel,
                 reduce_range=seven_bits,
                 extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
             )

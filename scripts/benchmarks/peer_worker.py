@@ -1,8 +1,11 @@
-"""One peer in its own environment: prune to measured latencies, fine-tune, append rows. Run by `benchmark_peers.py`.
+"""One peer in its own environment: prune to measured latencies, fine-tune, append rows. Run by `peers.py`.
 
 A peer prunes to a share of what it counts (channels, parameters, FLOPs), not to a latency. A grid of shares is timed,
 then the gap before the smallest share that fits a budget is bisected; the least pruned model that fits is taken. The
 grid comes first because latency does not always fall with the share: widths off the runtime's blocks can be slower.
+
+With int8, ONNX Runtime's own static quantization follows the pruning, per channel and calibrated on training data.
+Files in int8 are timed against the dense one in fp32, and the file is scored after fine-tuning in fp32.
 """
 
 from __future__ import annotations
@@ -23,11 +26,14 @@ from torch import nn
 from autoprune.budgets import most_of
 from autoprune.device.connect import make_target
 from autoprune.device.timing import Timings
-from autoprune.export.onnx_file import export_candidate
+from autoprune.evaluation.calibration_examples import CALIBRATION_EXAMPLES
+from autoprune.export.onnx_file import OnnxModule, export_candidate
+from autoprune.onnxgraph.quantization import quantized
 from autoprune.pipeline.measurer import DeviceMeasurer
 from autoprune.profiling.policy_timer import random_feeds
 from autoprune.structure import analyze
 from autoprune.task.base import Task
+from autoprune.task.batches import batches, length, sample_rows
 from autoprune.task.load import load_task
 from autoprune.training.dense import load_dense
 
@@ -48,6 +54,7 @@ class Order:
     points: list[int]
     seeds: list[int]
     out: str
+    int8: bool = False
 
     def to_json(self) -> str:
         """The command-line argument of the worker."""
@@ -56,16 +63,21 @@ class Order:
     def missing(self, budget: str, seed: int) -> list[int]:
         """Points that the file of results lacks."""
         rows = read_rows(Path(self.out))
-        return missing_points(rows, self.points, method=self.method, model=self.label, budget=budget, seed=seed)
+        return missing_points(rows, self.points, method=self.row_method, model=self.label, budget=budget, seed=seed)
 
     def begun(self, budget: str, seed: int) -> bool:
         """Whether there are rows already, so that the others must be of the same model."""
         rows = read_rows(Path(self.out))
-        return any(row.answers(self.method, self.label, budget, seed) for row in rows)
+        return any(row.answers(self.row_method, self.label, budget, seed) for row in rows)
 
     def share_file(self, budget: str, seed: int) -> Path:
         """File that keeps the share that meets a budget: timed again, another share might."""
-        return Path(self.out).with_suffix("") / f"{self.method}-{self.label}-{budget}-{seed}.json"
+        return Path(self.out).with_suffix("") / f"{self.row_method}-{self.label}-{budget}-{seed}.json"
+
+    @property
+    def row_method(self) -> str:
+        """The method's name in the file of results."""
+        return f"{self.method}-int8" if self.int8 else self.method
 
     @property
     def label(self) -> str:
@@ -91,8 +103,9 @@ class Probe:
 class Stopwatch:
     """Times modules as ONNX files, interleaved with the dense one: ONNX Runtime on the CPU, 1 thread, batch 1."""
 
-    def __init__(self, task: Task, dense: nn.Module, folder: Path) -> None:
+    def __init__(self, task: Task, dense: nn.Module, folder: Path, *, int8: bool) -> None:
         self._task = task
+        self._int8 = int8
         self._folder = folder
         self._files = 0
         self._target = make_target("ort-cpu")
@@ -107,7 +120,7 @@ class Stopwatch:
     def export(self, model: nn.Module) -> Path:
         """The model as an ONNX file."""
         self._files += 1
-        return export_candidate(model, self._task, self._folder / f"{self._files}.onnx")
+        return exported(model, self._task, self._folder / f"{self._files}.onnx", int8=self._int8)
 
     def ratios(self, files: Sequence[Path]) -> tuple[float, ...]:
         """Latencies relative to the dense model's, as precise as those of a search's results."""
@@ -159,21 +172,38 @@ class Ladder:
 
     def _try(self, shares: Iterable[float]) -> None:
         """Add the shares that the peer can prune to, with a model that can be exported."""
-        exported: dict[float, tuple[nn.Module, Path]] = {}
+        files: dict[float, tuple[nn.Module, Path]] = {}
         for share in shares:
             try:
                 model = self._peer.prune(share)
-                exported[share] = model, self._stopwatch.export(model)
+                files[share] = model, self._stopwatch.export(model)
             except Exception as error:
                 self._reason = one_line(error)
-        ratios = self._stopwatch.ratios([file for _, file in exported.values()])
-        for (share, (model, file)), ratio in zip(exported.items(), ratios, strict=True):
+        ratios = self._stopwatch.ratios([file for _, file in files.values()])
+        for (share, (model, file)), ratio in zip(files.items(), ratios, strict=True):
             self._probes[share] = Probe(share=share, model=model, onnx=file, ratio=ratio)
 
 
 def one_line(error: BaseException) -> str:
     """Type and first line of an error."""
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+
+
+def exported(model: nn.Module, task: Task, path: Path, *, int8: bool) -> Path:
+    """Write a model as an ONNX file, in int8 by ONNX Runtime's static quantization where asked."""
+    export_candidate(model, task, path)
+    if int8:
+        rows = sample_rows(length(task.train_set), CALIBRATION_EXAMPLES, seed=0)
+        inputs = (task.split(batch)[0] for batch in batches(task.train_set, 1, rows=rows))
+        file = quantized(path, *([x.numpy() for x in batch] for batch in inputs), per_channel=True)
+        path.write_bytes(file.SerializeToString())
+    return path
+
+
+def as_file(model: nn.Module, task: Task) -> nn.Module:
+    """Return the file in int8 of a model, as a module to score."""
+    with tempfile.TemporaryDirectory() as folder:
+        return OnnxModule(exported(model, task, Path(folder) / "tuned.onnx", int8=True))
 
 
 def sizes(model: nn.Module, task: Task) -> tuple[int, int]:
@@ -206,7 +236,7 @@ def _search(order: Order, task: Task, dense: nn.Module, seed: int, budgets: Sequ
     """Find the models of one seed for some budgets, and append their rows."""
     print(f"{order.method}, seed {seed}: preparing, then timing {len(GRID)} shares", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        stopwatch = Stopwatch(task, dense, Path(folder))
+        stopwatch = Stopwatch(task, dense, Path(folder), int8=order.int8)
         start = time.perf_counter()
         peer = METHODS[order.method](task, dense, seed)
         ladder = Ladder(peer, stopwatch)
@@ -217,7 +247,7 @@ def _search(order: Order, task: Task, dense: nn.Module, seed: int, budgets: Sequ
             probe = largest or ladder.fastest()
             params, macs = sizes(probe.model, task)
             row = Row(
-                method=order.method,
+                method=order.row_method,
                 model=order.label,
                 budget=budget,
                 seed=seed,
@@ -243,7 +273,10 @@ def _append_curve(order: Order, timed: Row, model: nn.Module, task: Task, dense:
     relative_cost = timed.macs / sizes(dense, task)[1]
     for point in order.missing(timed.budget, timed.seed):
         start = time.perf_counter()
-        [(_, score)] = curve(model, task, dense, relative_cost=relative_cost, points=[point], seed=timed.seed)
+        [(_, score)] = curve(
+            model, task, dense, relative_cost=relative_cost, points=[point], seed=timed.seed,
+            deployed=(lambda tuned: as_file(tuned, task)) if order.int8 else (lambda tuned: tuned),
+        )  # fmt: skip
         seconds = timed.seconds + time.perf_counter() - start
         _append(order, replace(timed, passes=point, test_score=score, seconds=seconds))
 

@@ -10,6 +10,8 @@ latency (ONNX Runtime on the CPU, 1 thread, batch 1) fits the budget is taken. I
 sample passes in `--points` is appended to a CSV file (`curves.Row` explains the columns). Run it again to go on: the
 shares that meet the budgets are in the folder beside that file.
 
+With `--int8`, ONNX Runtime's static quantization follows the pruning: files in int8 meet the budgets and are scored.
+
 Search passes: the Taylor scores' gradient examples count 1 each; FastNAS's scores, and the batch-norm recalibration
 before each step, 1/3 per example, as if all its candidates were as large as the dense model; latency measurements
 count nothing. The budgets of one call share a search, and its passes are divided among them.
@@ -49,6 +51,7 @@ def main() -> None:
             points=given.points,
             seeds=given.seeds,
             out=str(given.out),
+            int8=given.int8,
         )
         if order.finished:
             print(f"{method}: nothing to do, {given.out} has all its rows", flush=True)
@@ -69,6 +72,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--points", type=int, nargs="+", default=[0, 2_000, 10_000, 50_000], help="sample passes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of calibration data and fine-tuning")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD", help=known())
+    parser.add_argument("--int8", action="store_true", help="quantize what the tools pruned (rows end in -int8)")
     parser.add_argument("--environments", type=Path, default=Path("runs/peers"), help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("runs/peers.csv"), help="default: %(default)s")
     return parser.parse_args()
