@@ -164,8 +164,10 @@ def _shown(model: FrontModel, limit: Limit | None) -> str:
 
 def _too_dear(models: Sequence[FrontModel], limit: Limit | None) -> UsageError:
     nearest = min(models, key=lambda m: _excess(m, limit) if limit else latency_of(m))
+    timed = limit is not None and math.isfinite(limit.most[COSTS.index("latency_ms")])
+    of_dense = f" ({nearest.latency_ratio:.1%} of dense)" if timed else ""
     return UsageError(
-        f"no model takes at most {limit}; the nearest is {nearest.digest} with {_shown(nearest, limit)}. "
+        f"no model takes at most {limit}; the nearest is {nearest.digest} with {_shown(nearest, limit)}{of_dense}. "
         "Allow more, or search with a smaller budget."
     )
 

@@ -15,6 +15,7 @@ folder=${folder:-runs/demo}
 page=$(.venv/bin/autoprune report "$folder" | tail -n 1)
 echo
 echo "The page of this run, with every model that was tried: $(realpath "$page")"
+echo "Take a model: source .venv/bin/activate; autoprune pick $folder --max-latency 25%; autoprune export $folder --help"
 if [ -t 1 ]; then
   for opener in xdg-open open; do
     if command -v "$opener" >/dev/null && [ "$opener" = open -o -n "${DISPLAY:-}${WAYLAND_DISPLAY:-}" ]; then

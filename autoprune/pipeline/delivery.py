@@ -18,7 +18,9 @@ from autoprune.export.formats import FORMATS, INT8_LIMIT, PARITY_LIMIT, Places, 
 from autoprune.files import digest_of_file
 from autoprune.front import latency_of
 from autoprune.manifest import Manifest
+from autoprune.pipeline.document import to_json
 from autoprune.pipeline.file_names import FileNames, Inputs
+from autoprune.report.tables import treated_layers
 from autoprune.run_documents import read_metrics
 from autoprune.runfolder import read_json, write_atomic
 
@@ -217,8 +219,10 @@ def _page(
     }
     for key in ("bytes", "params", "macs", "activation_bytes"):
         rows[key.replace("_", " ")] = (_number(getattr(record, key), ","), _number(dense.get(key), ","))
+    precision = treated_layers(to_json(record), run.document.get("layers", 0)) if record.policy.treatments else None
+    device = _target(target, precision)
     facts = {
-        "latency": f"{record.latency_ratio:.1%} of the dense model's, on {_target(target)}; this is the ONNX file's",
+        "latency": f"{record.latency_ratio:.1%} of the dense model's, on {device}; this is the ONNX file's",
         "budget": f"{record.budget}, {'met' if record.meets_budget else 'not met'}" if record.budget else "none",
         "proof": f"{delivery}",
         "inputs": "; ".join(f"`{x['name']}` {x['dtype']} {tuple(x['shape'])}" for x in inputs)
@@ -236,10 +240,11 @@ def _number(value: float | None, style: str) -> str:
     return "" if value is None else format(value, style)
 
 
-def _target(target: dict[str, Any]) -> str:
+def _target(target: dict[str, Any], precision: str | None) -> str:
+    """Return a device in words, and what is computed on it: its precision, or that of treated layers."""
     return (
         f"{target['name']} ({target['cpu']}, {target['runtime']} {target['runtime_version']}, "
-        f"threads {target['threads']}, batch {target['batch']}, {target['precision']})"
+        f"threads {target['threads']}, batch {target['batch']}, {precision or target['precision']})"
     )
 
 

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import nn
+from torch import fx, nn
 
 from autoprune.errors import StructureError
 from autoprune.model.acceptance import ExampleInputs, accepted, as_inputs
@@ -21,6 +21,7 @@ from autoprune.structure.geometry import Dim
 from autoprune.structure.hidden_units import name_hidden
 from autoprune.structure.labels import Labels, Value
 from autoprune.structure.modes import capture_both
+from autoprune.structure.module import GraphModel
 from autoprune.structure.nodes import FREE
 from autoprune.structure.operators import find_operators
 from autoprune.structure.orders import Lookups, stepped_lookups
@@ -59,12 +60,24 @@ def analyze(model: nn.Module, example_inputs: ExampleInputs, outputs: Selector =
         array([58, 30])
     """
     model, inputs = adapted(accepted(model), keywords_of(example_inputs)), as_inputs(example_inputs)
+    _require_free_names(model)
     captures = capture_both(with_plain_outputs(model, outputs), inputs)
     captures = {training: with_narrow_outputs(capture, outputs) for training, capture in captures.items()}
     tensors = module_tensors(model)
     for capture in captures.values():
         tensors |= capture.constants
     return _structure_of(model, inputs, captures, tensors)
+
+
+def _require_free_names(model: nn.Module) -> None:
+    """Raise `StructureError` for a part of a model that is called like an attribute of the modules that run graphs."""
+    own = {"meta", "captures", "pruned_to", *dir(fx.GraphModule), *dir(GraphModel)}
+    taken = sorted(own & {name.partition(".")[0] for name in module_tensors(model)})
+    if taken:
+        raise StructureError(
+            f"the model has a part called `{taken[0]}`, a name that modules of captured graphs (`torch.fx`) use "
+            f"themselves. Call it otherwise, such as `{taken[0]}_net`, and rename its keys in old weights"
+        )
 
 
 def _structure_of(

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from autoprune.errors import StructureError
 from autoprune.pruning import prune
+from autoprune.structure import analyze
 from autoprune.structure.attributes import Attribute, numbers_of_modules, set_values, values_of
 
 X = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -140,3 +142,12 @@ def test_layers_and_tensors_that_a_module_holds_follow(build):
     assert small.pruned_to.form == "native", small.pruned_to.reason
     small.train()(X).sum().backward()
     assert all(p.grad is not None for p in small.parameters())
+
+
+@pytest.mark.parametrize("name", ["meta", "graph", "code", "sizes", "captures"])
+def test_a_part_that_is_called_like_an_attribute_of_graphs_is_refused(name):
+    model = nn.Sequential()
+    model.add_module(name, nn.Linear(4, 8))
+    model.add_module("head", nn.Linear(8, 2))
+    with pytest.raises(StructureError, match=f"a part called `{name}`, .* such as `{name}_net`"):
+        analyze(model, torch.randn(2, 4))
