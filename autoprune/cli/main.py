@@ -36,6 +36,7 @@ from autoprune.cli.options import (
 from autoprune.cli.profile import profile_app
 from autoprune.cli.progress import LogFileOption, QuietOption, shown_events
 from autoprune.cli.results import export, finetune, front, pick, report, serve, verify
+from autoprune.cli.sparsify import sparsify
 from autoprune.cli.study import dashboard, status, study_app
 from autoprune.cli.tables import JsonOption
 from autoprune.cli.task import check, init
@@ -194,6 +195,7 @@ app.command()(dashboard)
 
 app.command()(units)
 app.command()(finetune)
+app.command()(sparsify)
 app.command()(export)
 app.command()(verify)
 app.command()(report)

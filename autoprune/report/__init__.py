@@ -17,6 +17,7 @@ from autoprune.report.tables import (
     trust_lines,
     unit_table,
 )
+from autoprune.report.zeros import zeros_table
 
 __all__ = [
     "ConsoleEvents",
@@ -38,4 +39,5 @@ __all__ = [
     "trust_lines",
     "unit_table",
     "write_report",
+    "zeros_table",
 ]

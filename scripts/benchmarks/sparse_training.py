@@ -104,7 +104,7 @@ def _result(
         finetune(model, task, samples=samples // 2, seed=seed, recipe=recipe, teacher=dense)
     sparse = autoprune.sparsify(model, task, pattern=pattern, epochs=epochs, seed=seed, allowed_drop=1.0, **options)
     score = evaluate(sparse, task, task.test_set).score
-    about = sparse.sparse_to
+    about = vars(sparse)["sparse_to"]
     seconds = time.process_time() - begun
     return [
         f"{about.share_of_zeros:.4f}", f"{score:.4f}", f"{dense_score:.4f}", f"{about.sample_passes:.0f}",

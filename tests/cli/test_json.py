@@ -23,6 +23,7 @@ DOCUMENTS = {
     "units --task digits --model mlp": {"units", "layers", "fixed", "unsupported_operators", "fixed_input_sizes"},
     "report RUN --out PAGE": {"page"},
     "init TASK": {"written", "task"},
+    "sparsify --task SPEC --dense DENSE --finetune none --out OUT": {"share_of_zeros", "test_score", "weights"},
     "export RUN --policy DIGEST --out OUT": {"format", "model", "relative_difference"},
 }
 
@@ -34,6 +35,7 @@ def test_one_document(
     places = {
         "RUN": str(finished.folder.path), "DIGEST": finished.models[0].digest, "OUT": str(tmp_path / "m.onnx"),
         "PAGE": str(tmp_path / "r.html"), "TASK": str(tmp_path / "my_task.py"),
+        "DENSE": str(finished.folder.dense), "SPEC": finished.config.task,
     }  # fmt: skip
     assert run(monkeypatch, *(places.get(word, word) for word in command.split()), "--json") == 0
     document = json.loads(capsys.readouterr().out)

@@ -1,0 +1,85 @@
+"""`autoprune sparsify`: a sparse copy of a task's model in a file, with its scores and its zeros."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from autoprune.config import RunConfig
+from autoprune.export.weights import save
+from autoprune.pipeline.events import Events
+from autoprune.pipeline.run import open_task
+from autoprune.pruning import zeros
+from autoprune.recovery.sparse_job import SparseTo
+from autoprune.recovery.sparsify import sparsify
+from autoprune.runfolder import write_atomic
+from autoprune.task.base import Task
+from autoprune.training.dense import load_dense, train_dense, weights_to_bytes
+from autoprune.training.scoring import evaluate, predict_outputs
+
+
+def write_sparse_copy(config: RunConfig, out: Path, events: Events, **options: Any) -> dict[str, Any]:
+    """Make a task's model sparse, write it to a safetensors file, and return what came out.
+
+    Args:
+        config: names the task, its model and data, trained weights and the seed.
+        out: file to write: the state dict; for cut channels a file of `autoprune.save`.
+        events: receives progress.
+        **options: of `autoprune.sparsify`.
+
+    Returns:
+        The file, the task's metric, scores of both models, and the zeros of each weight.
+    """
+    task = open_task(config)
+    dense = _dense(task, config, events)
+    events.stage(f"Sparse training ({options.get('schedule', 'one-shot')})")
+    model = sparsify(
+        dense,
+        task,
+        seed=config.seed,
+        on_progress=lambda done, total, loss: events.advance(done, total, f"loss {loss:.3f}"),
+        **options,
+    )
+    if getattr(model, "pruned_to", None) is not None:
+        save(model, out)
+    else:
+        write_atomic(out, weights_to_bytes(model))
+    return _document(task, dense, model, out)
+
+
+def _dense(task: Task, config: RunConfig, events: Events) -> nn.Module:
+    """Return the trained model: from the file that was given, or trained by the task's recipe."""
+    if config.dense:
+        return load_dense(task, Path(config.dense))
+    events.stage("Dense model")
+    return train_dense(
+        task,
+        seed=config.seed,
+        on_progress=lambda done, total, loss: events.advance(done, total, f"loss {loss:.3f}"),
+    )
+
+
+def _document(task: Task, dense: nn.Module, model: nn.Module, out: Path) -> dict[str, Any]:
+    about: SparseTo = vars(model)["sparse_to"]
+    dense_outputs = predict_outputs(dense, task, task.test_set)
+    test, dense_test = (
+        evaluate(each, task, task.test_set, dense_outputs=dense_outputs).score for each in (model, dense)
+    )
+    table: pd.DataFrame = zeros(model)
+    return {
+        "file": str(out),
+        "metric": task.metric_name,
+        "pattern": about.pattern,
+        "schedule": about.schedule,
+        "finetune": about.finetune,
+        "share_of_zeros": about.share_of_zeros,
+        "score": about.score,
+        "dense_score": about.dense_score,
+        "test_score": test,
+        "dense_test_score": dense_test,
+        "sample_passes": about.sample_passes,
+        "weights": table.to_dict(orient="records"),
+    }
