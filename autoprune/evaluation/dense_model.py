@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from autoprune.evaluation.calibration_examples import calibration_inputs, largest_weight, reconstruction_of
 from autoprune.evaluation.costs import sizes
-from autoprune.evaluation.zeros import mask_terms, masks_of, patterns_of, take_trained
+from autoprune.evaluation.zeros import mask_terms, masks_of, note_treatments, patterns_of, take_trained
 from autoprune.pruning import Cut
 from autoprune.quantization.calibration import CALIBRATION_RUNS, calibrated, split_treatments
 from autoprune.quantization.grid import LARGEST_WEIGHT
@@ -106,11 +106,11 @@ class DenseModel:
             TrialError: activations are not finite.
         """
         ranks, patterns = self._ranks(model, policy), patterns_of(policy, self.structure.layers, model)
-        runs = FITTING_RUNS * (bool(ranks) + bool(patterns))
-        if runs and passes is not None:
-            passes.forward(runs * len(self._fitting_inputs[0]), self.relative_cost(policy))
-        model = factorized(model, ranks, self._fitting_inputs) if ranks else model
-        return make_sparse(model, patterns, self._fitting_inputs) if patterns else model
+        if ranks or patterns:
+            runs = FITTING_RUNS * (bool(ranks) + bool(patterns))
+            (passes or SamplePasses()).forward(runs * len(self._fitting_inputs[0]), self.relative_cost(policy))
+            model = make_sparse(factorized(model, ranks, self._fitting_inputs), patterns, self._fitting_inputs)
+        return note_treatments(model, policy, self.structure.layers)
 
     @property
     def _fitting_inputs(self) -> tuple[Tensor, ...]:
@@ -136,7 +136,7 @@ class DenseModel:
         Raises:
             PolicyError: a layer cannot have its rank.
         """
-        return with_ranks(model, self._ranks(model, policy))
+        return note_treatments(with_ranks(model, self._ranks(model, policy)), policy, self.structure.layers)
 
     def _ranks(self, model: GraphModel, policy: Policy) -> dict[str, int]:
         return ranks_of(policy.treatments, self.structure.layers, module_tensors(model))

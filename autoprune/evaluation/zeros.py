@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,21 @@ def patterns_of(policy: Policy, layers: Iterable[Layer], model: nn.Module) -> di
         for name in layer.weights or (layer.name,)
         if name in tensors
     }
+
+
+def note_treatments(model: GraphModel, policy: Policy, layers: Iterable[Layer]) -> GraphModel:
+    """Return the model of a policy after its `pruned_to` was told the treatments of whole weights, for `save`."""
+    tensors, cut = module_tensors(model), model.pruned_to
+    known = {
+        name: str(policy.treatments[layer.name])
+        for layer in layers
+        if layer.name in policy.treatments and not policy.treatments[layer.name].rank
+        for name in layer.weights or (layer.name,)
+        if name in tensors
+    }
+    if cut is not None and known:
+        model.pruned_to = replace(cut, treatments=known)
+    return model
 
 
 def masks_of(model: nn.Module, patterns: Mapping[str, Pattern]) -> dict[str, Tensor]:

@@ -1,9 +1,12 @@
-"""`save` and `load`: a pruned model as one safetensors file with its widths and kept channels; no pickle."""
+"""`save` and `load`: a pruned model as one safetensors file with its widths and kept channels; no pickle.
+
+Weights with zeros, and int8 ones on request, are packed in their cheapest form (see `packing`).
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,29 +15,38 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from autoprune.errors import AutopruneError, UsageError
+from autoprune.export.packing import Steps, packed, parts_of, unpacked
 from autoprune.model.acceptance import ExampleInputs
 from autoprune.model.outputs import NamedOutputs, Selector
 from autoprune.records import Policy
 from autoprune.runfolder import write_atomic
 from autoprune.structure import Input, PrunedTo, analyze, in_form
 from autoprune.structure.low_rank import with_ranks
-from autoprune.training.dense import require_same_shapes, weights_to_bytes
+from autoprune.training.dense import require_same_shapes
+from autoprune.treatments import DENSE, Treatment
 
 _KEY, _SCHEMA = "autoprune", 1
+_IN_INT8 = ("int8", "int8-dynamic")
+_PACKED_SCHEMA = 2
+"""Schema of files with packed weights; other files have the one before, which earlier versions read."""
 
 
-def save(model: nn.Module, path: str | Path) -> Path:
+def save(model: nn.Module, path: str | Path, *, rounded: bool = False) -> Path:
     """Write a pruned model to a safetensors file, atomically.
 
     The file holds the state dict, and in its metadata the width and the kept channels of every unit, and the shapes and
-    types of the inputs.
+    types of the inputs. Weights with zeros take the cheapest form of each: all numbers, the numbers that are left with
+    a bit mask or as compressed rows, or with the places in groups of N:M.
 
     Args:
         model: a model of `prune`, `recover`, `load` or a run.
         path: file to write.
+        rounded: whether layers that are in int8 by their policy are stored as int8 steps, 1 byte a number. `load` then
+            returns weights that are rounded to them.
 
     Returns:
         The path.
@@ -57,8 +69,27 @@ def save(model: nn.Module, path: str | Path) -> Path:
     about["inputs"] = [vars(taken) for taken in cut.inputs]
     about |= {"ranks": dict(cut.ranks)} if cut.ranks else {}
     about |= {"outputs": list(cut.outputs)} if cut.outputs is not None else {}
-    write_atomic(Path(path), weights_to_bytes(model, {_KEY: json.dumps(about)}))
+    about |= {"treatments": dict(cut.treatments)} if cut.treatments else {}
+    tensors, layout = _packed(model, cut, rounded)
+    about |= {"schema": _PACKED_SCHEMA, "packed": layout} if layout else {}
+    write_atomic(Path(path), to_bytes(tensors, {_KEY: json.dumps(about)}))
     return Path(path)
+
+
+def _packed(model: nn.Module, cut: PrunedTo, rounded: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of a model's file, and the entries of its packed ones."""
+    tensors: dict[str, Tensor] = {}
+    layout: dict[str, Any] = {}
+    for name, tensor in model.state_dict().items():
+        treatment = Treatment.parse(cut.treatments.get(name, str(DENSE)))
+        steps = Steps.of(tensor) if rounded and treatment.precision in _IN_INT8 else None
+        made = packed(tensor, treatment.pattern, steps) if tensor.is_floating_point() else None
+        if made is None:
+            tensors[name] = tensor.detach().clone().contiguous()
+        else:
+            parts, layout[name] = made
+            tensors |= {f"{name}.{part}": value for part, value in parts.items()}
+    return tensors, layout
 
 
 def load(
@@ -97,7 +128,7 @@ def load(
             f"build_model is a function that returns the dense model, such as `lambda: model`; got "
             f"{type(build_model).__name__}"
         )
-    cut, weights = _read(Path(path))
+    cut, weights, layout = _read(Path(path))
     if example_inputs is None and not cut.inputs:
         raise UsageError(f"{path} does not say what the model takes; give example_inputs")
     if outputs is None and cut.outputs is not None:
@@ -110,10 +141,30 @@ def load(
         model = with_ranks(model, cut.ranks)
     except AutopruneError as error:
         raise UsageError(f"{path} is of another model than build_model returns: {error}") from error
+    model.pruned_to = None if model.pruned_to is None else replace(model.pruned_to, treatments=cut.treatments)
+    weights = _unpacked(model, weights, layout, Path(path))
     require_same_shapes(model.state_dict(), weights, Path(path))
     model.load_state_dict(weights)
     model.eval()
     return in_form(structure, model, native, given=dense)
+
+
+def _unpacked(
+    model: nn.Module, tensors: Mapping[str, Tensor], layout: Mapping[str, Any], path: Path
+) -> dict[str, Tensor]:
+    """Return the weights of a file, those of its layout unpacked to the shapes that a model has."""
+    own, whole = model.state_dict(), dict(tensors)
+    for name, entry in layout.items():
+        if name not in own:
+            raise UsageError(f"{path} is of another model than build_model returns: it has no {name!r}")
+        parts = parts_of(tensors, name)
+        try:
+            whole[name] = unpacked(parts, entry, tuple(own[name].shape))
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, AutopruneError) as error:
+            raise UsageError(f"the packed weight {name!r} in {path} is damaged: {error}. Save it again") from error
+        for part in parts:
+            del whole[f"{name}.{part}"]
+    return whole
 
 
 def _examples(inputs: Sequence[Input]) -> ExampleInputs:
@@ -126,7 +177,7 @@ def _examples(inputs: Sequence[Input]) -> ExampleInputs:
     return dict(zip(keywords, values, strict=True)) if keywords else values
 
 
-def _read(path: Path) -> tuple[PrunedTo, dict[str, Tensor]]:
+def _read(path: Path) -> tuple[PrunedTo, dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_KEY)
@@ -137,8 +188,8 @@ def _read(path: Path) -> tuple[PrunedTo, dict[str, Tensor]]:
         raise UsageError(f"{path} was not written by autoprune.save: it does not say what the model was pruned to")
     try:
         about: Any = json.loads(text)
-        if about["schema"] != _SCHEMA:
-            raise UsageError(f"{path} has schema {about['schema']!r}; this version reads {_SCHEMA}")
+        if about["schema"] not in (_SCHEMA, _PACKED_SCHEMA):
+            raise UsageError(f"{path} has schema {about['schema']!r}; this version reads {_SCHEMA}, {_PACKED_SCHEMA}")
         inputs = tuple(
             Input(**taken | {"shape": tuple(taken["shape"]), "free": tuple(taken.get("free", ()))})
             for taken in about.get("inputs", ())
@@ -146,8 +197,10 @@ def _read(path: Path) -> tuple[PrunedTo, dict[str, Tensor]]:
         _examples(inputs)
         outputs = tuple(about["outputs"]) if "outputs" in about else None
         cut = PrunedTo(widths=dict(about["widths"]), kept=dict(about["kept"]), inputs=inputs, outputs=outputs)
-        return replace(cut, ranks=dict(about.get("ranks", {}))), weights
+        treatments = {str(name): str(Treatment.parse(text)) for name, text in about.get("treatments", {}).items()}
+        cut = replace(cut, ranks=dict(about.get("ranks", {})), treatments=treatments)
+        return cut, weights, dict(about.get("packed", {}))
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        if isinstance(error, AutopruneError):
+        if isinstance(error, UsageError):
             raise
         raise UsageError(f"the metadata of {path} is damaged: {error!r}") from error

@@ -59,6 +59,8 @@ def make_sparse(model: GraphModel, patterns: Mapping[str, Pattern], inputs: Sequ
     Raises:
         TrialError: activations are not finite.
     """
+    if not patterns:
+        return model
     tensors = module_tensors(model)
     fitted = patterns.keys() & {weight_name(node) for node in model.captures[False].graph.nodes}
     whole = OutputRecorder(copy.deepcopy(model).evaluation_graph(), fitted, len(inputs[0]))

@@ -42,6 +42,7 @@ class PrunedTo:
     - `form`: "native" for the user's own classes, "graph" for a `GraphModel`; `reason` says why it is a graph.
     - `notes`: what a user of this form should know.
     - `ranks`: of the layers that are two factors, by the names of their weights (see `low_rank`).
+    - `treatments`: as they are written, of weights with zeros or in int8, by their names.
     """
 
     widths: Mapping[str, int]
@@ -52,6 +53,7 @@ class PrunedTo:
     reason: str = field(default="", compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
     ranks: Mapping[str, int] = field(default_factory=dict)
+    treatments: Mapping[str, str] = field(default_factory=dict)
 
 
 class GraphModel(nn.Module):

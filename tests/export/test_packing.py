@@ -1,0 +1,138 @@
+"""Weights with zeros in files: the cheapest form, the bytes that a policy counts, and checks of what a file says."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from safetensors import safe_open
+from torch import nn
+
+import autoprune
+from autoprune.errors import UsageError
+from autoprune.evaluation.zeros import note_treatments
+from autoprune.export.packing import LayoutError, Steps, packed, unpacked
+from autoprune.records import Policy
+from autoprune.recovery.sparse import make_sparse
+from autoprune.sparsity.masks import pattern_mask
+from autoprune.sparsity.patterns import Pattern
+from autoprune.sparsity.storage import stored_bytes
+from autoprune.structure import analyze
+from autoprune.treatments import Treatment
+
+SHAPES = ((16, 32), (8, 16, 3, 3), (6, 5), (7, 3, 3))
+FORMS = {"sparse:60%": "mask", "sparse:99%": "rows", "1:4": "groups", "sparse:75%@4x1": "mask", "1:8@2x1": "groups"}
+
+
+def sparse_weight(shape: tuple[int, ...], pattern: Pattern) -> torch.Tensor:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 3
+    return weight * pattern_mask(weight.abs(), pattern)
+
+
+def pattern_of(text: str) -> Pattern:
+    pattern = Pattern.parse(text)
+    assert pattern is not None
+    return pattern
+
+
+@pytest.mark.parametrize("in_int8", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("text", FORMS)
+def test_packed_weights_come_back_and_take_the_bytes_that_are_counted(
+    text: str, shape: tuple[int, ...], in_int8: bool
+) -> None:
+    pattern, kernel = pattern_of(text), int(torch.Size(shape[2:]).numel())
+    weight = sparse_weight(shape, pattern)
+    steps = Steps.of(weight) if in_int8 else None
+    made = packed(weight, pattern, steps)
+    taken = stored_bytes("int8" if in_int8 else "fp32", 4, pattern, shape[0], shape[1], kernel)
+    if made is None:
+        assert taken == weight.nbytes
+        return
+    parts, entry = made
+    assert sum(part.nbytes for part in parts.values()) == taken
+    again = unpacked(parts, json.loads(json.dumps(entry)), shape)
+    assert torch.equal(again, weight if steps is None else steps.values)
+    if shape == (8, 16, 3, 3) and not in_int8:
+        assert entry["form"] == FORMS[text]
+
+
+def test_kept_numbers_that_are_zero_are_stored_and_other_zeros_are_packed_too() -> None:
+    pattern, weight = pattern_of("2:4"), sparse_weight((16, 32), pattern_of("2:4"))
+    weight[0] = 0
+    made = packed(weight, pattern)
+    assert made is not None
+    assert sum(part.nbytes for part in made[0].values()) == stored_bytes("fp32", 4, pattern, 16, 32)
+    weight[1] = 1.0  # keeps to no pattern any more
+    made = packed(weight, pattern)
+    assert made is not None
+    assert torch.equal(unpacked(*made, (16, 32)), weight)
+    assert packed(torch.ones(4, 4)) is None
+
+
+def _damaged(form: str) -> list[dict[str, Any]]:
+    common: list[dict[str, Any]] = [
+        {"shape": [1 << 40, 32]}, {"shape": [16]}, {"dtype": "int64"}, {"dtype": "nn"}, {"block": [0, 1]},
+        {"block": [1]}, {"form": "zip"}, {"values": torch.ones(3)}, {"values": None}, {"scales": torch.ones(3)},
+    ]  # fmt: skip
+    own: dict[str, list[dict[str, Any]]] = {
+        "mask": [{"mask": torch.ones(1, dtype=torch.uint8)}, {"mask": torch.full((64,), 255, dtype=torch.uint8)}],
+        "rows": [
+            {"columns": torch.full((6,), 31, dtype=torch.uint8)},
+            {"columns": torch.full((6,), 99, dtype=torch.uint8)},
+            {"rows": torch.arange(17, dtype=torch.int32) - 5},
+            {"rows": torch.arange(3, dtype=torch.int32)},
+        ],
+        "groups": [
+            {"of": [0, 0]}, {"of": [4, 1]}, {"of": [2, 4]}, {"of": [1, 1 << 30]},
+            {"places": torch.ones(1, dtype=torch.uint8)},
+        ],
+    }  # fmt: skip
+    return common + own[form]
+
+
+@pytest.mark.parametrize("text", ["sparse:60%", "sparse:99%", "1:4"])
+def test_what_a_file_says_is_checked(text: str) -> None:
+    weight = sparse_weight((16, 32), pattern_of(text))
+    made = packed(weight, pattern_of(text))
+    assert made is not None
+    for wrong in _damaged(made[1]["form"]):
+        parts = {**made[0], **{k: v for k, v in wrong.items() if isinstance(v, torch.Tensor)}}
+        parts = {name: value for name, value in parts.items() if wrong.get(name, 0) is not None}
+        entry = {**made[1], **{k: v for k, v in wrong.items() if k in made[1]}}
+        with pytest.raises((LayoutError, ValueError, KeyError)):
+            unpacked(parts, entry, (16, 32))
+
+
+def _net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
+def test_a_saved_model_computes_the_same_and_has_the_bytes_of_its_policy(tmp_path) -> None:
+    x = torch.randn(8, 1, 6, 6)
+    structure = analyze(_net().eval(), x[:1])
+    written = {"0.weight": "sparse:50%", "3.weight": "int8+sparse:75%", "5.weight": "2:4"}
+    treatments = {name: Treatment.parse(text) for name, text in written.items()}
+    policy = Policy(space_id="", widths=structure.full_widths, treatments=treatments)
+    model = structure.shrink(structure.dense_policy()).eval()
+    patterns = {name: treatment.pattern for name, treatment in treatments.items() if treatment.pattern is not None}
+    note_treatments(make_sparse(model, patterns, [x]), policy, structure.layers)
+    plain, rounded = tmp_path / "plain.safetensors", tmp_path / "rounded.safetensors"
+    again = autoprune.load(_net, autoprune.save(model, plain))
+    assert torch.equal(again(x), model(x))
+    of_int8 = autoprune.load(_net, autoprune.save(model, rounded, rounded=True))
+    torch.testing.assert_close(of_int8(x), model(x), atol=0.05, rtol=0.05)
+    stored = sum(tensor.nbytes for tensor in safetensors.torch.load_file(rounded).values())
+    layers = tuple(policy.treatments)
+    assert stored == structure.bytes(structure.rows([policy], layers), layers)[0]
+    with safe_open(rounded, framework="pt") as file:
+        about = json.loads(file.metadata()["autoprune"])
+    about["packed"]["3.weight"]["shape"] = [16, 1 << 40]
+    metadata = {"autoprune": json.dumps(about)}
+    rounded.write_bytes(safetensors.torch.save(safetensors.torch.load_file(rounded), metadata))
+    with pytest.raises(UsageError, match=r"packed weight '3.weight' .* is damaged"):
+        autoprune.load(_net, rounded)
