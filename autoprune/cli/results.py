@@ -92,7 +92,8 @@ def pick(
         str | None, typer.Option("--max-drop", help="Score below the dense model's: 0.01, or 1% of the dense score.")
     ] = None,
     knee: Annotated[bool, typer.Option("--knee", help="The best compromise.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="What it prints in any case.")] = True,
+    digest: Annotated[bool, typer.Option("--digest", help="Print the digest alone, for other commands.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="What it prints without --digest.")] = True,
 ) -> None:
     """Pick a model off the front; prints its record as JSON."""
     from autoprune.pipeline.document import to_json
@@ -102,6 +103,9 @@ def pick(
         max_latency=max_latency, max_params=max_params, max_macs=max_macs, max_bytes=max_bytes,
         max_activation_bytes=max_activation_bytes, min_score=min_score, max_drop=max_drop, knee=knee,
     )  # fmt: skip
+    if digest:
+        print(candidate.digest)
+        return
     show_json(to_json(candidate.record) | {"onnx": str(candidate.onnx_path)})
 
 

@@ -62,7 +62,8 @@ def places(out: str | Path, format: str | None) -> tuple[str, Places]:
     """Return the name of a format and where its files go.
 
     A path that ends like a file of a format, in small or capital letters, is that file, and its companions are named
-    after it: `small.onnx`, `small_deploy.py`, `small_README.md`. Any other path is a folder with `model.onnx`,
+    after it: `small.onnx`, `small_deploy.py`, `small_README.md`; or `small_pt2_deploy.py`, where these are of the same
+    model in another format. Any other path is a folder with `model.onnx`,
     `deploy.py` and `README.md`; one that ends like some other file, such as `small.pth`, must exist as a folder or end
     in a slash.
 
@@ -95,11 +96,17 @@ def places(out: str | Path, format: str | None) -> tuple[str, Places]:
     chosen = format or named or "onnx"
     if named is not None:
         stem = path.with_suffix("").name
-        own = Places(model=path, script=path.with_name(f"{stem}_deploy.py"), page=path.with_name(f"{stem}_README.md"))
+        own = _beside(path, stem)
+        if _is_marked(own.script) and _runs_another(own.script, path):
+            own = _beside(path, f"{stem}_{chosen}")  # the same model in another format keeps its script
     else:
         own = Places(model=path / f"model{FORMATS[chosen].suffix}", script=path / "deploy.py", page=path / "README.md")
     _require_own(own)
     return chosen, own
+
+
+def _beside(path: Path, stem: str) -> Places:
+    return Places(model=path, script=path.with_name(f"{stem}_deploy.py"), page=path.with_name(f"{stem}_README.md"))
 
 
 def _require_own(places: Places) -> None:
@@ -109,6 +116,13 @@ def _require_own(places: Places) -> None:
         foreign.append(places.model)
     if foreign:
         raise UsageError(f"{foreign[0]} is not a file that autoprune wrote, and stays. Choose another --out")
+
+
+def _runs_another(script: Path, model: Path) -> bool:
+    """Return whether a script runs a model of the same name in another format."""
+    text = script.read_text(errors="replace")
+    others = [model.with_suffix(kind.suffix).name for kind in FORMATS.values()]
+    return f'"{model.name}"' not in text and any(f'"{name}"' in text for name in others)
 
 
 def _is_marked(path: Path) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.config import RunConfig
-from autoprune.errors import CallbackError, UsageError
+from autoprune.errors import CallbackError, UsageError, unknown_name
 from autoprune.pipeline.events import Events, TakesRemaining
 from autoprune.search.rung import Progress
 from autoprune.search.time_estimate import Remaining
@@ -115,14 +115,19 @@ class TimedWatchers(Watchers):
         self._tell("remaining", remaining)
 
 
-def watchers(events: Events | Sequence[Events] | None, on_trial: OnTrial | None = None) -> Watchers:
+Receivers = Events | str | Sequence[Events | str]
+"""Whoever watches a search, one receiver or several; `"console"` stands for what the command line shows."""
+
+
+def watchers(events: Receivers | None, on_trial: OnTrial | None = None) -> Watchers:
     """Return what tells all receivers.
 
     Raises:
-        UsageError: for a receiver without the methods of `Events`, or an `on_trial` that is no function.
+        UsageError: for a receiver without the methods of `Events`, another word than `"console"`, or an `on_trial` that
+            is no function.
     """
     given: Any = () if events is None else events
-    receivers = [*given] if isinstance(given, (list, tuple)) else [given]
+    receivers = [_receiver(one) for one in (given if isinstance(given, (list, tuple)) else [given])]
     for receiver in receivers:
         absent = [name for name in _REQUIRED if not callable(getattr(receiver, name, None))]
         if absent:
@@ -134,6 +139,17 @@ def watchers(events: Events | Sequence[Events] | None, on_trial: OnTrial | None 
         raise UsageError(f"`on_trial` is a function of a finished trial; got {on_trial!r}")
     timed = any(isinstance(receiver, TakesRemaining) for receiver in receivers)
     return (TimedWatchers if timed else Watchers)(receivers, on_trial)
+
+
+def _receiver(given: Any) -> Any:
+    """Return a receiver, or the one that a word stands for."""
+    if not isinstance(given, str):
+        return given
+    if given != "console":
+        raise unknown_name("receiver of events", given, ("console",))
+    from autoprune.report.console import ConsoleEvents
+
+    return ConsoleEvents()
 
 
 def _nothing() -> None:

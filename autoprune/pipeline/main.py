@@ -14,7 +14,7 @@ from autoprune.errors import TrialError
 from autoprune.evaluation import DenseModel
 from autoprune.executors.base import Executor
 from autoprune.pipeline.baselines import dense_in_int8, uniform_baselines
-from autoprune.pipeline.callbacks import OnTrial, watchers
+from autoprune.pipeline.callbacks import OnTrial, Receivers, watchers
 from autoprune.pipeline.channel_order import scoring_passes
 from autoprune.pipeline.cost_model import CostModel
 from autoprune.pipeline.deployment import Deployment
@@ -55,7 +55,7 @@ def search(
     run_dir: str | Path,
     config_file: str | Path | None = None,
     fresh: bool = False,
-    events: Events | Sequence[Events] | None = None,
+    events: Receivers | None = None,
     on_trial: OnTrial | None = None,
     measurer: Measurer | None = None,
     **options: Any,
@@ -69,8 +69,8 @@ def search(
         run_dir: folder of the run. All results are there; the same call after an interruption goes on.
         config_file: YAML file with any of the options.
         fresh: refuse a folder that already holds a run.
-        events: receives progress, or several that do (default: silent); those of `autoprune.trackers` log to
-            TensorBoard, MLflow or Weights & Biases.
+        events: receives progress, or several that do (default: silent); `"console"` shows it as the command line does,
+            those of `autoprune.trackers` log to TensorBoard, MLflow or Weights & Biases.
         on_trial: called with an `autoprune.trials.FinishedTrial` after every trial of this call.
         measurer: measures latencies (default: the device that `target` names).
         **options: fields of `autoprune.config.RunConfig`, such as `effort="small"`, or `budgets=["50%", "33%",

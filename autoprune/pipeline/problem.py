@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from autoprune.allocation.uniform import baselines
 from autoprune.errors import UsageError, unknown_name
 from autoprune.executors.base import guarded
-from autoprune.pipeline.callbacks import watchers
+from autoprune.pipeline.callbacks import Receivers, watchers
 from autoprune.pipeline.events import Events
 from autoprune.pipeline.exploration import search_plan
 from autoprune.pipeline.main import search_prepared
@@ -170,7 +170,7 @@ def prepare(
     *,
     run_dir: str | Path,
     config_file: str | Path | None = None,
-    events: Events | Sequence[Events] | None = None,
+    events: Receivers | None = None,
     measurer: Measurer | None = None,
     **options: Any,
 ) -> SearchProblem:
@@ -184,7 +184,7 @@ def prepare(
         task: as for `search`.
         run_dir: folder of the run.
         config_file: YAML file with any of the options.
-        events: receives progress (default: silent).
+        events: receives progress, as for `search`.
         measurer: measures latencies (default: the device that `target` names).
         **options: those of `search`, such as `budgets=["50%", "33%"]`.
 

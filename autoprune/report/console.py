@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -35,13 +35,13 @@ class ConsoleEvents:
     `with` shows the live view of a terminal and removes it at the end; elsewhere there are plain lines.
 
     Args:
-        console: where to.
+        console: where to; by default the standard output.
         clock: in seconds.
     """
 
-    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._console = console
+        self._console = console or Console()
         self._view: Live | None = None
         self._title = self._detail = ""
         self._done = self._total = 0.0
@@ -49,7 +49,7 @@ class ConsoleEvents:
         self._begun = self._printed = self._estimated = clock()
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
+        if self._console.is_terminal and self._view is None:
             view = Live(
                 console=self._console, get_renderable=self._render, refresh_per_second=_REFRESHES, transient=True
             )
@@ -63,6 +63,14 @@ class ConsoleEvents:
         if self._view is not None:
             self._view.stop()
             self._view = None
+
+    def begin(self, run_dir: Path, config: Mapping[str, Any]) -> None:
+        """Show the live view, for those who give this to a search without `with`."""
+        self.__enter__()
+
+    def close(self) -> None:
+        """Remove the live view."""
+        self.__exit__(None, None, None)
 
     def stage(self, title: str) -> None:
         """Print the title of a stage, and begin its bar."""

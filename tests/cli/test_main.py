@@ -189,6 +189,8 @@ class TestFinished:
         assert run(monkeypatch, "pick", path, "--knee") == 0
         picked = json.loads(capsys.readouterr().out)
         assert Path(picked["onnx"]).is_file()
+        assert run(monkeypatch, "pick", path, "--knee", "--digest") == 0
+        assert capsys.readouterr().out == f"{picked['digest']}\n"
         assert run(monkeypatch, "pick", path, "--max-bytes", "100%", "--max-drop", "100%") == 0
         assert json.loads(capsys.readouterr().out)["score"] == max(m.score for m in finished.models)
         assert run(monkeypatch, "pick", path, "--max-latency", "1us") == 2

@@ -27,6 +27,15 @@ def test_where_files_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: st
     assert (chosen, *(str(path) for path in vars(paths).values())) == names
 
 
+def test_a_second_format_of_the_same_name_keeps_the_script_of_the_first(tmp_path: Path) -> None:
+    (tmp_path / "small_deploy.py").write_text(f'"""{MARK}."""\nload("small.onnx")')
+    assert places(tmp_path / "small.onnx", None)[1].script.name == "small_deploy.py"
+    (tmp_path / "small.onnx").write_text("a model")
+    second = places(tmp_path / "small.pt2", None)[1]
+    assert (second.script.name, second.page.name) == ("small_pt2_deploy.py", "small_pt2_README.md")
+    assert places(tmp_path / "small.onnx", None)[1].script.name == "small_deploy.py"
+
+
 def test_a_folder_that_is_called_like_a_file_is_a_folder(tmp_path: Path) -> None:
     (tmp_path / "all.onnx").mkdir()
     assert places(tmp_path / "all.onnx", "torchscript")[1].model == tmp_path / "all.onnx" / "model.pt"

@@ -115,3 +115,14 @@ def test_all_receivers_are_closed_though_one_fails(tmp_path: Path, searched: boo
 def test_what_cannot_watch_is_refused(events: Any, on_trial: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         watchers(events, on_trial)
+
+
+def test_the_word_console_shows_what_the_command_line_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = watchers(["console"])
+    assert isinstance(told, TakesRemaining)
+    with told.watching(tmp_path, RunConfig()):
+        told.stage("Latency table")
+        told.note("a fact")
+    assert capsys.readouterr().out == "Latency table\n  a fact\n"
+    with pytest.raises(UsageError, match=r"unknown receiver of events 'consol'. Did you mean 'console'"):
+        watchers("consol")
