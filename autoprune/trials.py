@@ -13,6 +13,9 @@ from autoprune.records import COSTS, Policy, digest_of
 Status = Literal["done", "infeasible", "failed", "lost"]
 """A trial `failed` by its policy's own fault; it is `lost` when its worker, its host or its time was lost."""
 
+BASELINES = ("uniform", "global magnitude", "LAMP", "ERK")
+"""Strategies of the models that every search is compared with; all but the first share out zeros among weights."""
+
 FORWARD_SHARE = 1 / 3
 """Sample passes of a forward pass alone: a backward pass takes about twice as many multiplications."""
 

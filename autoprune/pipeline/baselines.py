@@ -1,22 +1,35 @@
-"""The baselines of a search: every unit cut by the same share, and the dense model with its layers in int8."""
+"""The baselines of a search: every unit cut by the same share, zeros that are shared out by the dense weights, and the
+dense model with its layers in int8.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
+from torch import nn
+
+from autoprune.allocation.limits import fits
 from autoprune.allocation.uniform import baselines, uniform_policies
 from autoprune.manifest import Manifest
 from autoprune.pipeline.cost_model import CostModel
 from autoprune.pipeline.deployment import Deployment
 from autoprune.pipeline.verification import verify_model, whole
+from autoprune.pruning.rates import zero_shares
 from autoprune.records import Policy
 from autoprune.search.explore import Search
 from autoprune.training.dense import weights_to_bytes
-from autoprune.treatments import INT8, INT8_DYNAMIC
+from autoprune.treatments import DENSE, INT8, INT8_DYNAMIC, Level, Treatment
 from autoprune.trials import FrontModel
 
 UNIFORM = "uniform"
 """The strategy that a uniform baseline is reported under."""
+
+SHARED_OUT = {"global magnitude": "global", "LAMP": "lamp", "ERK": "erk"}
+"""The strategies of baselines that share out zeros by the dense weights, and the rankings of `zero_shares`."""
+
+_SHARES = (*range(10, 90, 5), *range(90, 99))
+"""Shares of zeros, in percent, that are tried for these."""
 
 INT8_ALONE = "int8"
 """The strategy that the dense model in int8 is reported under."""
@@ -32,6 +45,48 @@ def all_uniform_baselines(plan: Search, costs: CostModel) -> list[tuple[str, Pol
     """Return every budget with its uniform policies: in fp32, and where layers may be treated, with all treated."""
     of_limit = partial(uniform_policies, plan.space, plan.dense_widths, costs.limited_costs)
     return [(budget, policy) for budget, limit in costs.limits.items() for policy in of_limit(limit)]
+
+
+def shared_out_zeros(plan: Search, costs: CostModel, dense: nn.Module) -> list[tuple[str, str, Policy]]:
+    """Return policies with zeros that are shared out by the dense weights: budget, strategy and policy of each.
+
+    Every layer has the level whose share of zeros is nearest to the one that it gets. Of the policies within a budget
+    the one with the fewest zeros is taken, with the precision that needs the fewest.
+
+    Args:
+        plan: the search; a space without zeros has no such policies.
+        costs: of policies, with the limits of the budgets.
+        dense: model with trained weights.
+    """
+    space, tensors = plan.space, dict(dense.named_parameters(remove_duplicate=False))
+    offered = {name: _zeros_by_precision(space.levels[name]) for name in space.layer_names if name in tensors}
+    scores = {name: tensors[name].detach().abs() for name, levels in offered.items() if levels}
+    precisions = dict.fromkeys(precision for levels in offered.values() for precision in levels)
+    chosen: dict[tuple[str, str], Policy] = {}
+    for strategy, ranking in SHARED_OUT.items():
+        for percent in _SHARES if scores else ():
+            shares = zero_shares(scores, percent / 100, ranking)
+            policies = [
+                space.policy({n: _nearest(offered[n].get(precision, ()), share) for n, share in shares.items()})
+                for precision in precisions
+            ]
+            for policy, row in zip(policies, costs.limited_costs(policies), strict=True):
+                for budget in (budget for budget, limit in costs.limits.items() if fits(row, limit)):
+                    chosen.setdefault((budget, strategy), policy)
+    return [(budget, strategy, policy) for (budget, strategy), policy in chosen.items()]
+
+
+def _zeros_by_precision(levels: Sequence[Level]) -> dict[str, list[Treatment]]:
+    """Return the treatments of a layer with zeros by precision, each with the same precision without zeros."""
+    treatments = [level for level in levels if isinstance(level, Treatment)]
+    precisions = dict.fromkeys(t.precision for t in treatments if t.pattern is not None)
+    return {p: [t for t in treatments if t.precision == p and not t.rank] for p in precisions}
+
+
+def _nearest(levels: Sequence[Treatment], share: float) -> Treatment:
+    """Return the treatment whose share of zeros is nearest; the dense one without any."""
+    zeros = {level: 0.0 if level.pattern is None else 1 - level.pattern.density for level in levels}
+    return min(zeros, key=lambda level: abs(zeros[level] - share), default=DENSE)
 
 
 def dense_in_int8(plan: Search, costs: CostModel, deployment: Deployment) -> FrontModel | None:

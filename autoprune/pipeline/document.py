@@ -11,7 +11,7 @@ from autoprune.front import cost_of, hypervolume, non_dominated
 from autoprune.manifest import Manifest
 from autoprune.records import Policy
 from autoprune.runfolder import RunFolder
-from autoprune.trials import FrontModel, TrialResult
+from autoprune.trials import BASELINES, FrontModel, TrialResult
 
 if TYPE_CHECKING:
     from autoprune.budgets import Limit
@@ -46,7 +46,7 @@ def front_document(
     mask = non_dominated([of_cost(m) for m in met], [m.score for m in met])
     front = sorted((m for m, keep in zip(met, mask, strict=True) if keep), key=of_cost)
     shown = {m.digest for m in front}
-    searched = [m for m in models if m.strategy != "uniform"]
+    searched = [m for m in models if m.strategy not in BASELINES]
     worst = dense["latency_ms_measured" if cost == "latency_ms" else cost]
     reference = (worst, dense["score"] - _HYPERVOLUME_SHARE * abs(dense["score"]))
     area = hypervolume([of_cost(m) for m in front], [m.score for m in front], reference)
@@ -54,7 +54,7 @@ def front_document(
         "metric": metric,
         "dense": dict(dense),
         "models": [to_json(m) for m in front],
-        "baselines": [to_json(m) for m in models if m.strategy == "uniform"],
+        "baselines": [to_json(m) for m in models if m.strategy in BASELINES],
         "others": [to_json(m) for m in searched if m.digest not in shown],
         "hypervolume": {"value": area, f"reference_{cost}": reference[0], "reference_score": reference[1]},
         **_latency_entries(table, foreign),

@@ -12,7 +12,7 @@ from autoprune.budgets import Limit
 from autoprune.errors import StructureError, TaskError, TrialError, VerificationError
 from autoprune.executors.base import Executor
 from autoprune.manifest import Manifest
-from autoprune.pipeline.baselines import UNIFORM, all_uniform_baselines
+from autoprune.pipeline.baselines import UNIFORM, all_uniform_baselines, shared_out_zeros
 from autoprune.pipeline.cost_model import CostModel
 from autoprune.pipeline.deployment import Deployment
 from autoprune.pipeline.events import FULL, VERIFICATION, Events
@@ -25,7 +25,7 @@ from autoprune.search.explore import Search
 from autoprune.search.rung import run_rung
 from autoprune.study.spec import StudySpec
 from autoprune.study.storage import storage_errors
-from autoprune.trials import FrontModel, TrialResult, TrialSpec
+from autoprune.trials import BASELINES, FrontModel, TrialResult, TrialSpec
 
 _CANDIDATES = 8
 _ROUNDS = 3
@@ -72,6 +72,8 @@ def finish(
     uniform = all_uniform_baselines(plan, costs)
     queues = _queues(plan, rung, costs, {policy for _, policy in uniform})
     batch = [Finalist(policy=policy, budget=budget, strategy=UNIFORM) for budget, policy in uniform]
+    shared_out = shared_out_zeros(plan, costs, deployment.dense_model.module)
+    batch += [Finalist(policy=p, budget=b, strategy=s) for b, s, p in shared_out if (b, p) not in uniform]
     models: list[FrontModel] = []
     begun_s = time.monotonic()
     for number in range(_ROUNDS):
@@ -90,7 +92,7 @@ def finish(
             model = _verified(finalist, results.get(finalist.policy), costs, deployment, events)
             if model is not None:
                 models.append(model)
-            if finalist.strategy != UNIFORM and (model is None or not model.meets_budget):
+            if finalist.strategy not in BASELINES and (model is None or not model.meets_budget):
                 queues[finalist.budget].missing += 1
         batch = []
     for line in clock_notes(list(costs.limits), costs.dense_ms, metrics_of(deployment.folder, models)):

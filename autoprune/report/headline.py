@@ -88,5 +88,8 @@ def _score(document: Document, model: Mapping[str, Any]) -> str:
 
 
 def _uniform(document: Document, budget: str) -> str:
-    scores = [m["test_score"] for m in document["baselines"] if (m["budget"] or "") == budget and m["meets_budget"]]
-    return f"; uniform widths {max(scores):.4f}" if scores else "; no uniform widths meet this budget"
+    of_budget = [m for m in document["baselines"] if (m["budget"] or "") == budget and m["meets_budget"]]
+    uniform = [m["test_score"] for m in of_budget if m["strategy"] == "uniform"]
+    others = {m["strategy"]: m["test_score"] for m in of_budget if m["strategy"] != "uniform"}
+    told = [f"uniform widths {max(uniform):.4f}" if uniform else "no uniform widths meet this budget"]
+    return "; " + ", ".join([*told, *(f"{name} {score:.4f}" for name, score in others.items())])

@@ -13,6 +13,7 @@ from rich.table import Table
 from autoprune.records import Unit
 from autoprune.report.amounts import score_interval, shown_time
 from autoprune.treatments import Layer
+from autoprune.trials import BASELINES
 
 Document = Mapping[str, Any]
 
@@ -42,7 +43,7 @@ def front_table(document: Document) -> Table:
         table.add_row(*row(in_int8, "dense in int8"), style="dim", end_section=True)
     everything = {m["digest"]: m for m in [*document["others"], *document["baselines"], *document["models"]]}
     baselines = {m["digest"] for m in document["baselines"]} - {m["digest"] for m in document["others"]}
-    front = {m["digest"] for m in document["models"]}
+    front, of_baselines = ({m["digest"] for m in document[name]} for name in ("models", "baselines"))
     searched = [m for name, m in everything.items() if name in front or name not in baselines]
     searched.sort(key=lambda m: -(m[document["cost"]] if "cost" in document else shown_ms(m)))
     digests = {m["digest"] for m in searched}
@@ -53,12 +54,12 @@ def front_table(document: Document) -> Table:
     beyond = "too large" if "cost" in document else "too slow"
     for model in searched:
         mark = "" if model["digest"] in front else "dominated" if model["meets_budget"] else beyond
-        kind = "uniform" if model["strategy"] == "uniform" else ""
+        kind = model["strategy"] if model["digest"] in of_baselines else ""
         own = beside.pop(model["budget"], [])
         table.add_row(*row(model, " ".join(filter(None, (kind, mark)))), end_section=not own)
-        _add_baselines(table, [row(baseline, "uniform") for baseline in own])
+        _add_baselines(table, [row(baseline, baseline["strategy"]) for baseline in own])
     for own in beside.values():
-        _add_baselines(table, [row(baseline, "uniform") for baseline in own])
+        _add_baselines(table, [row(baseline, baseline["strategy"]) for baseline in own])
     return table
 
 
@@ -153,7 +154,7 @@ def all_rungs(document: Document) -> list[dict[str, Any]]:
     """Scores by budget, fidelity and strategy, the full fine-tune last."""
     rows = list(document["rungs"])
     for model in [*document["others"], *document["baselines"], *document["models"]]:
-        strategy = "uniform" if model["strategy"] == "uniform" else "searched"
+        strategy = model["strategy"] if model["strategy"] in BASELINES else "searched"
         rows.append({"rung": "full", "budget": model["budget"], "strategy": strategy, "score": model["score"]})
     return rows
 

@@ -1,0 +1,42 @@
+"""Baselines with zeros that are shared out by the dense weights."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from autoprune.budgets import Limit
+from autoprune.pipeline.baselines import SHARED_OUT, shared_out_zeros
+from autoprune.records import Policy, SearchSpace
+from autoprune.treatments import DENSE, INT8, Treatment
+from autoprune.trials import BASELINES
+from tests.fakes import costs_of
+
+ZEROS = tuple(Treatment.parse(text) for text in ("sparse:90%", "sparse:75%", "sparse:50%"))
+
+
+def _density(policy: Policy) -> float:
+    patterns = [policy.treatments.get(name, DENSE).pattern for name in ("0.weight", "1.weight")]
+    return sum(1.0 if pattern is None else pattern.density for pattern in patterns) / 2
+
+
+def test_zeros_are_shared_out_by_weights_within_every_budget() -> None:
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+    dense[0].weight.data *= 10.0  # so that its weights stay, for the net-wide ranking of sizes alone
+    space: Any = SearchSpace(id="s", levels={"0.weight": (*ZEROS, DENSE), "1.weight": (*ZEROS, DENSE)})
+    costs: Any = SimpleNamespace(
+        limits={"half": Limit.of(latency_ms=0.56), "tiny": Limit.of(latency_ms=0.01)},
+        limited_costs=lambda policies: costs_of(_density, policies),
+    )
+    plan: Any = SimpleNamespace(space=space)
+    found = {(budget, strategy): policy for budget, strategy, policy in shared_out_zeros(plan, costs, dense)}
+    assert set(found) == {("half", strategy) for strategy in SHARED_OUT}
+    assert {"uniform", *SHARED_OUT} == set(BASELINES)
+    assert dict(found["half", "global magnitude"].treatments) == {"1.weight": ZEROS[0]}
+    assert {str(t) for t in found["half", "ERK"].treatments.values()} == {"sparse:50%"}
+    without = SearchSpace(id="s", levels={"0.weight": (INT8, DENSE)})
+    assert shared_out_zeros(SimpleNamespace(space=without), costs, dense) == []  # pyright: ignore[reportArgumentType]
