@@ -43,8 +43,9 @@ from autoprune.cli.task import check, init
 from autoprune.errors import AutopruneError
 
 EXIT_CODES = """Exit codes: 0 done; 1 a check says no (check: a stage fails; profile --check: the table no longer
-holds); 2 refused, with one message: an option, a task, a budget or a file; 70 a fault of autoprune, with a traceback;
-130 and 143 stopped by Ctrl-C or SIGTERM, what was finished is kept; 141 whoever read the output closed it."""
+holds; verify: a file is not what the run wrote); 2 refused, with one message: an option, a task, a budget or a file;
+70 a fault of autoprune, with a traceback; 130 and 143 stopped by Ctrl-C or SIGTERM, what was finished is kept; 141
+whoever read the output closed it."""
 _FAULT, _CLOSED_OUTPUT = 70, 128 + 13
 
 app = typer.Typer(

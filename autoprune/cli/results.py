@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from autoprune.report import RunView
     from autoprune.runfolder import RunFolder
 
+_ADVICE = "; `autoprune verify` without --check, or a search that goes on, makes again what can be"
+
 
 def show(run_dir: Path) -> None:
     """Print the front of a run and how far it can be trusted."""
@@ -162,13 +164,44 @@ def export(
 
 def verify(
     run_dir: RunDir,
-    policy: Policy,
-    as_json: Annotated[bool, typer.Option("--json", help="What it prints in any case.")] = True,
+    policy: Annotated[
+        str | None, typer.Option("--policy", help="Export, compare and measure this model again: its digest.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only say what would be made again; runs no code of the task.")
+    ] = False,
+    quiet: QuietOption = False,
+    log_file: LogFileOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Check an exported model again: equal outputs, and measured against predicted latency."""
-    from autoprune.pipeline.commands import verify_again
+    """Prove every file of a run and make again what was changed or is gone; with --policy, measure one model again.
 
-    show_json(verify_again(run_dir, policy))
+    Exit code 1 says that something is neither proven nor made again.
+    """
+    if policy is not None:
+        from autoprune.pipeline.commands import verify_again
+
+        if check:
+            raise UsageError("--check looks at the whole folder; leave it out, or leave out --policy")
+        show_json(verify_again(run_dir, policy))
+        return
+    from autoprune.pipeline.folder_check import check_folder
+
+    with shown_events(quiet, log_file, to_stderr=as_json) as events:
+        checked = check_folder(run_dir, events, redo=not check)
+    if as_json:
+        files = [{"name": f.name, "state": str(f.state), "redone": f.redone} for f in checked.files]
+        show_json({"run_dir": str(run_dir), "whole": checked.is_whole, "files": files, "problems": checked.problems})
+    else:
+        for file in checked.files:
+            if file.state != "proven":
+                say(f"{file.name}: {file.state}" + (", made again" if file.redone else ""))
+        for problem in checked.problems:
+            say(problem)
+        proven = sum(file.is_proven for file in checked.files)
+        say(f"{proven} of {len(checked.files)} files are what the run wrote" + ("" if checked.is_whole else _ADVICE))
+    if not checked.is_whole:
+        raise typer.Exit(1)
 
 
 def report(

@@ -255,3 +255,18 @@ def test_a_full_disk_is_one_message(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.setattr("autoprune.pipeline.search", full)
     assert run(monkeypatch, "search", "--run-dir", "runs/x") == 2
     assert capsys.readouterr().err == "error: No space left on device: runs/x/.lock. What was finished is kept\n"
+
+
+def test_a_folder_is_proven_without_running_its_task(
+    copied: autoprune.Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("autoprune.task.load.load_task", lambda *_: pytest.fail("code of the task was run"))
+    path = str(copied.folder.path)
+    assert run(monkeypatch, "verify", path, "--check", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["whole"] is True
+    copied.folder.order.unlink()
+    copied.folder.model(copied.models[0].digest).onnx.write_bytes(b"")
+    assert run(monkeypatch, "verify", path, "--check") == 1
+    shown = capsys.readouterr().out
+    assert "model.onnx: changed\n" in shown
+    assert "order.json: absent\n" in shown

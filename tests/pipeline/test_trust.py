@@ -16,6 +16,7 @@ import autoprune
 from autoprune.errors import RunFolderError
 from autoprune.manifest import Manifest, State
 from autoprune.pipeline.events import Silent
+from autoprune.pipeline.folder_check import check_folder
 from autoprune.runfolder import RunFolder
 from tests.measurers import SimulatedMeasurer
 
@@ -57,8 +58,16 @@ def test_changed_files_are_made_again_and_the_front_is_the_same(copied: autoprun
     folder.order.write_text('{"schema": 1, "order": {"features.0": ["a", 1000000000]}}')
     folder.form.write_text("")
     folder.measured.write_text('{"schema": 1, "ratios": {"x": "fast"}}')
-    events = Notes()
-    assert resumed(copied, events).folder.front.read_bytes() == before
+    events, damaged = Notes(), {first.weights, first.policy, second.onnx, third.onnx, third.metrics}
+    damaged |= {folder.order, folder.form, folder.measured}
+    known = check_folder(folder.path, events, redo=False)
+    names = {path.relative_to(folder.path).as_posix() for path in damaged}
+    assert {file.name for file in known.files if file.state is State.CHANGED} == names
+    assert not known.is_whole
+    checked = check_folder(folder.path, events, measurer=SimulatedMeasurer())
+    assert checked.is_whole
+    assert {file.name for file in checked.files if file.redone} >= names
+    assert folder.front.read_bytes() == before
     assert (first.weights.read_bytes(), third.onnx.read_bytes()) == (weights, onnx)
     assert {file.state for file in Manifest(folder).states()} == {State.PROVEN}
     redone = [note for note in events.lines if "is not what this run wrote; it is made again" in note]
