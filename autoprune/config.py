@@ -11,10 +11,10 @@ import uuid
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from autoprune.budgets import Budget, ScoreBudget, alternatives, parse_budget
-from autoprune.config_file import Texts, read_yaml, validation_message, without_booleans
+from autoprune.config_file import Texts, read_yaml, require_usable_texts, validation_message, without_booleans
 from autoprune.errors import ConfigError
 
 FOUNDATION = (
@@ -44,6 +44,13 @@ _FIRST_LATENCY = "50%"
 _SCHEMA = 1  # of `run.yaml`, as the run folder writes it: a file of another version may mean something else
 
 
+_LONGEST_NAME = 255
+"""Bytes of a file's name on the file systems that there are."""
+
+_MOST_THREADS, _MOST_EXAMPLES, _MOST_TRIALS = 4_096, 2**20, 10**9
+"""Numbers beyond these are mistakes, and some are too large for the runtime or the database."""
+
+
 class RunConfig(BaseModel):
     """Everything that decides what a search does. Unknown keys are rejected."""
 
@@ -61,9 +68,9 @@ class RunConfig(BaseModel):
     """A built-in search space or a YAML file."""
     target: str = "ort-cpu"
     """The device and runtime that latency is measured on."""
-    threads: int = Field(default=1, ge=1)
+    threads: int = Field(default=1, ge=1, le=_MOST_THREADS)
     """Threads of the runtime."""
-    batch: int = Field(default=1, ge=1)
+    batch: int = Field(default=1, ge=1, le=_MOST_EXAMPLES)
     """Batch size that latency is measured at."""
     precision: Literal["fp32", "int8"] = "fp32"
     """Arithmetic of the deployed model: fp32, or int8 by static quantization."""
@@ -80,7 +87,7 @@ class RunConfig(BaseModel):
     """Optuna sampler of widths, in the direct strategy."""
     effort: Literal["small", "medium", "large"] = "small"
     """How much the search may spend; everything else is derived from it."""
-    trials: int | None = Field(default=None, ge=1)
+    trials: int | None = Field(default=None, ge=1, le=_MOST_TRIALS)
     """Policies to score at the cheapest fidelity; derived from the effort when left out."""
     max_minutes: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Minutes that all calls of the run may take together: the search plans what it can do in that time, at most its
@@ -104,7 +111,7 @@ class RunConfig(BaseModel):
     model, target, space, seed and versions."""
     executor: Literal["inline", "process", "ray"] = "process"
     """Where trials run: in this process, in worker processes of this host, or on a Ray cluster."""
-    workers: int | None = Field(default=None, ge=1)
+    workers: int | None = Field(default=None, ge=1, le=_MOST_THREADS)
     """Trials that run at the same time; when left out, one per core and at most 8, or what the Ray cluster holds."""
     ray_address: str | None = None
     """The Ray cluster: HOST:PORT, or `auto` for the one that this host is part of; one is started when left out."""
@@ -115,10 +122,25 @@ class RunConfig(BaseModel):
     for variables of the environment; a file of the run folder when left out."""
     run_id: str = Field(default_factory=lambda: uuid.uuid4().hex[:12], min_length=1)
     """Prefix of the names of this run's studies in a storage that several runs share."""
-    trial_timeout: float | None = Field(default=None, gt=0)
+    trial_timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Seconds after which a trial is ended and tried again; no limit when left out. Not for `inline`."""
-    worker_threads: int = Field(default=1, ge=1)
+    worker_threads: int = Field(default=1, ge=1, le=_MOST_THREADS)
     """Torch threads of each worker, and of trials that run in this process."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _texts(cls, values: Any) -> Any:
+        return require_usable_texts(values)
+
+    @field_validator("task", "model", "data_dir", "dense", "space", "table", "warm_start")
+    @classmethod
+    def _short_names(cls, value: str | None) -> str | None:
+        longest = max((len(part.encode()) for part in (value or "").split("/")), default=0)
+        if longest > _LONGEST_NAME:
+            raise ValueError(f"the name of a file or folder is at most {_LONGEST_NAME} bytes long; got {longest}")
+        if value == "":
+            raise ValueError("a name must not be empty: leave the option out; got ''")
+        return value
 
     @field_validator("budgets")
     @classmethod

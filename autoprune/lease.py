@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -22,9 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.errors import RunFolderError
+from autoprune.files import parsed_json
 
 BEAT_SECONDS = 2.0
 _BEATS_MISSED = 5
+_MOST_BYTES = 10_000
+"""A lease is a few hundred bytes long."""
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -60,7 +64,11 @@ def held(path: Path, beat_s: float = BEAT_SECONDS) -> Iterator[None]:
         RunFolderError: when another process holds the lease (the message says which), or the file cannot be used.
     """
     try:
-        opened = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        # A link would have its target emptied, and a pipe would wait for a reader.
+        opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        if not stat.S_ISREG(os.fstat(opened).st_mode):
+            os.close(opened)
+            raise OSError(errno.EINVAL, "it is no plain file")
     except OSError as error:
         raise RunFolderError(f"the lease {path} cannot be used: {error.strerror}. Choose another --run-dir.") from error
     # Not in append mode, where Linux writes at the end of the file and ignores the offset.
@@ -130,9 +138,12 @@ def _write(file: Any, holder: Holder) -> None:
 
 def _read(path: Path) -> Holder | None:
     try:
-        return Holder(**json.loads(path.read_text()))
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            holder = Holder(**parsed_json(file.read(_MOST_BYTES)))
     except (OSError, ValueError, TypeError):
         return None
+    texts = (holder.host, holder.born, holder.since)
+    return holder if all(isinstance(text, str) for text in texts) and type(holder.pid) is int else None
 
 
 def _host() -> str:

@@ -30,8 +30,9 @@ from typing import Any
 
 import yaml
 
-from autoprune.errors import RunFolderError
-from autoprune.files import parsed_json, write_atomic
+from autoprune.config_file import read_yaml
+from autoprune.errors import ConfigError, RunFolderError
+from autoprune.files import parsed_json, require_plain, write_atomic
 from autoprune.lease import held
 
 SCHEMA = 1
@@ -228,12 +229,13 @@ class RunFolder:
 
         Once the folder has a latency table of its own, the path of the table that the run was given is left out.
         """
-        if not self.config.exists():
-            return None
         try:
-            value = yaml.safe_load(self.config.read_text())
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RunFolderError(f"{self.config} cannot be read: {error}. Choose another --run-dir.") from error
+            if not self.config.exists():
+                return None
+            value = read_yaml(self.config)
+        except (OSError, ConfigError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise RunFolderError(f"{self.config} cannot be read: {reason}. Choose another --run-dir.") from error
         _check_schema(self.config, value)
         del value["schema"]
         if self.table.exists():
@@ -265,8 +267,10 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
         RunFolderError: when the file is absent, torn, of another schema version, or lacks a key.
     """
     try:
+        if path.exists() and not path.is_file():
+            require_plain(path)
         value = parsed_json(path.read_text())
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise RunFolderError(f"{path} does not exist. Run `autoprune search --run-dir {path.parent}` first.") from error
     except (OSError, ValueError) as error:
         raise RunFolderError(

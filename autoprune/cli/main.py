@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import itertools
+import re
 import shlex
 import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+import typer.core
 from rich.console import Console
 from rich.text import Text
 
@@ -40,7 +43,7 @@ from autoprune.cli.sparsify import sparsify
 from autoprune.cli.study import dashboard, status, study_app
 from autoprune.cli.tables import JsonOption
 from autoprune.cli.task import check, init
-from autoprune.errors import AutopruneError
+from autoprune.errors import AutopruneError, UsageError
 
 EXIT_CODES = """Exit codes: 0 done; 1 a check says no (check: a stage fails; profile --check: the table no longer
 holds; verify: a file is not what the run wrote); 2 refused, with one message: an option, a task, a budget or a file;
@@ -48,7 +51,29 @@ holds; verify: a file is not what the run wrote); 2 refused, with one message: a
 whoever read the output closed it."""
 _FAULT, _CLOSED_OUTPUT = 70, 128 + 13
 
+_FILE_FAULTS = (
+    errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
+    errno.EEXIST,
+)  # fmt: skip
+"""What the system says about a path that the user gave, or about a disk."""
+
+_EMPTY = re.compile(r"--[a-z-]+=")
+
+
+class _Commands(typer.core.TyperGroup):
+    """The commands, which refuse options without a value: an empty path would mean the folder they run in."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse empty arguments before all others are read."""
+        for before, given in itertools.pairwise(["", *args]):
+            if given == "" or _EMPTY.fullmatch(given):
+                name = given.rstrip("=") or (before if before.startswith("-") else "an argument")
+                raise UsageError(f"{name} is empty: give it a value, or leave it out")
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
+    cls=_Commands,
     name="autoprune",
     epilog=EXIT_CODES,
     help="Search per-layer pruning policies that meet a latency on your device, and prove the result by measuring it.",
@@ -222,7 +247,7 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(_CLOSED_OUTPUT)
     except OSError as error:
-        if debug or error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM):
+        if debug or error.errno not in _FILE_FAULTS:
             _fault()
         _refuse(f"{error.strerror}: {error.filename or 'a file of the run'}. What was finished is kept")
     except Exception:

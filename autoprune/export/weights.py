@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from autoprune.errors import AutopruneError, UsageError
 from autoprune.export.packing import Steps, packed, parts_of, unpacked
+from autoprune.files import parsed_json
 from autoprune.model.acceptance import ExampleInputs
 from autoprune.model.outputs import NamedOutputs, Selector
 from autoprune.records import Policy
@@ -187,7 +188,7 @@ def _read(path: Path) -> tuple[PrunedTo, dict[str, Tensor], dict[str, Any]]:
     if text is None:
         raise UsageError(f"{path} was not written by autoprune.save: it does not say what the model was pruned to")
     try:
-        about: Any = json.loads(text)
+        about: Any = parsed_json(text)
         if about["schema"] not in (_SCHEMA, _PACKED_SCHEMA):
             raise UsageError(f"{path} has schema {about['schema']!r}; this version reads {_SCHEMA}, {_PACKED_SCHEMA}")
         inputs = tuple(

@@ -14,6 +14,7 @@ import numpy as np
 
 from autoprune.device.target import Target, differences
 from autoprune.errors import LatencyError
+from autoprune.files import parsed_json
 from autoprune.latencies import Geometry
 from autoprune.latency.fitting import DRAWS, HeldOut
 from autoprune.latency.geometries import PricedOperators
@@ -216,7 +217,7 @@ class LatencyTable:
     def load(cls, path: str | Path) -> LatencyTable:
         """Read a table; `LatencyError` for a file that is absent, cut off, edited by hand or of another schema."""
         try:
-            document = json.loads(Path(path).read_text(encoding="utf-8"))
+            document = parsed_json(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise LatencyError(
                 f"{path}: cannot be read ({error.strerror}). Run `autoprune profile` to make one."

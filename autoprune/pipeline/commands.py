@@ -27,6 +27,8 @@ from autoprune.training.dense import weights_to_bytes
 from autoprune.treatments import Level
 from autoprune.trials import FrontModel
 
+_MOST_EPOCHS = 10_000
+
 
 def described_units(**options: Any) -> tuple[Structure, dict[str, tuple[Level, ...]], dict[str, float]]:
     """Return the structure of a model, the levels of its decisions, and with a table shares of the latency by unit."""
@@ -72,10 +74,10 @@ def finetune_model(
         measurer: measures it (default: the device that the run's target names).
 
     Raises:
-        UsageError: when the number of epochs is not above 0.
+        UsageError: when the number of epochs is not above 0, or absurd.
     """
-    if not epochs > 0:
-        raise UsageError(f"fine-tuning takes more than 0 epochs; got {epochs}")
+    if not 0 < epochs <= _MOST_EPOCHS:
+        raise UsageError(f"fine-tuning takes more than 0 epochs and at most {_MOST_EPOCHS:,}; got {epochs}")
     run = Run.open(run_dir)
     with run.folder.locked():
         candidate = run.candidate(digest)

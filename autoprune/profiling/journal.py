@@ -19,6 +19,7 @@ import numpy as np
 
 from autoprune.device.timing import Kernels, Timings
 from autoprune.errors import RunFolderError
+from autoprune.files import parsed_json
 from autoprune.latencies import LatencySample
 from autoprune.records import digest_of
 
@@ -147,7 +148,7 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
     content = path.read_bytes() if path.exists() else b""
     for text in content.splitlines(keepends=True):
         try:
-            line = json.loads(text)
+            line = parsed_json(text)
         except ValueError:
             break
         if not (text.endswith(b"\n") and isinstance(line, dict) and isinstance(line.get("widths", []), list)):

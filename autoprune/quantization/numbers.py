@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from autoprune.errors import RunFolderError
+from autoprune.files import parsed_json
 from autoprune.quantization.grid import Range, RoundedWeight
 from autoprune.runfolder import write_atomic
 from autoprune.treatments import Treatment
@@ -48,7 +49,7 @@ class Quantization:
         try:
             with safe_open(path, framework="np") as file:
                 metadata = file.metadata()
-                ranges, local = json.loads(metadata["ranges"]), json.loads(metadata.get("local", "{}"))
+                ranges, local = parsed_json(metadata["ranges"]), parsed_json(metadata.get("local", "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
             names = [name.removesuffix(_STEPS) for name in tensors if name.endswith(_STEPS)]
             weights = {

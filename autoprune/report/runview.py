@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from autoprune.files import parsed_json
 from autoprune.run_documents import read_front, read_metrics
 from autoprune.runfolder import RunFolder, read_json
 from autoprune.study.location import StudyLocation, is_empty
@@ -144,7 +144,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 def _read_table(path: Path) -> Mapping[str, Any]:
     """Return a latency table as JSON: it has a schema of its own, which its reader checks and a plot need not."""
     with suppress(OSError, ValueError):
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parsed_json(path.read_text(encoding="utf-8"))
         if isinstance(value, dict):
             return value
     return {}

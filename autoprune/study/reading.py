@@ -6,7 +6,6 @@ are part of Optuna's file format; a test compares what this file reads with what
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from autoprune.files import parsed_json
 from autoprune.study.attributes import decoding, require_spec, require_trial
 from autoprune.study.location import StudyLocation, missing_file, readers_url, study_name, unusable_file
 from autoprune.study.spec import SPEC_KEY
@@ -89,7 +89,7 @@ def _attributes(rows: Iterable[tuple[int, str, str]]) -> dict[int, dict[str, Any
     """Decoded attributes by the id of their study or trial."""
     attributes: dict[int, dict[str, Any]] = defaultdict(dict)
     for owner, key, value in rows:
-        attributes[owner][key] = json.loads(value)
+        attributes[owner][key] = parsed_json(value)
     return attributes
 
 
