@@ -6,11 +6,11 @@ exits with code 2; from Python, `except AutopruneError` catches them all.
     AutopruneError
     ├── UsageError (also ValueError)      a name, budget, option or value that cannot be used
     │   ├── ConfigError                   a configuration or search-space file with a wrong key, value or syntax
-    │   └── BudgetError                   a budget that cannot be read, or that no policy can meet
+    │   ├── BudgetError                   a budget that cannot be read, or that no policy can meet
+    │   └── PolicyError                   a policy that does not belong to its space or its model
     ├── TaskError                         a task that lacks a field, data that is absent or not finite
     ├── StructureError                    a model that cannot be traced or pruned
     │   └── ProofError                    a shrunk model that does not compute what the dense model computes
-    ├── PolicyError (also ValueError)     a policy that does not belong to its space
     ├── LatencyError                      a measurement that cannot be trusted or a table that cannot answer
     │   ├── MissingEntryError             an operator geometry that the table was not profiled for
     │   └── KitError                      a kit, or a device's result, that is cut off, changed or not to be believed
@@ -64,8 +64,8 @@ class ProofError(StructureError):
     """A shrunk model that does not compute what the dense model computes."""
 
 
-class PolicyError(AutopruneError, ValueError):
-    """A policy that does not belong to its space."""
+class PolicyError(UsageError):
+    """A policy that does not belong to its space or its model."""
 
 
 class LatencyError(AutopruneError):

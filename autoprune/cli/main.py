@@ -44,6 +44,7 @@ from autoprune.cli.study import dashboard, status, study_app
 from autoprune.cli.tables import JsonOption
 from autoprune.cli.task import check, init
 from autoprune.errors import AutopruneError, UsageError
+from autoprune.printable import printable
 
 EXIT_CODES = """Exit codes: 0 done; 1 a check says no (check: a stage fails; profile --check: the table no longer
 holds; verify: a file is not what the run wrote); 2 refused, with one message: an option, a task, a budget or a file;
@@ -262,5 +263,5 @@ def _fault() -> NoReturn:
 
 
 def _refuse(message: str) -> NoReturn:
-    Console(stderr=True).print(Text(f"error: {message}"), style="red", soft_wrap=True)
+    Console(stderr=True).print(Text(printable(f"error: {message}")), style="red", soft_wrap=True)
     sys.exit(2)

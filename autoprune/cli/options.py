@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from autoprune.errors import UsageError
+from autoprune.printable import printable
 
 _AGAIN_SECONDS = 1.0
 
@@ -65,7 +66,7 @@ def given_options(**values: Any) -> dict[str, Any]:
 
 def say(text: str) -> None:
     """Print text as it is, with names and paths of the user's: rich would read `[...]` and `:...:` as markup."""
-    out.print(Text(text), soft_wrap=True)
+    out.print(Text(printable(text)), soft_wrap=True)
 
 
 @contextmanager

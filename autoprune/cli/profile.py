@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +26,7 @@ from autoprune.cli.options import (
 from autoprune.cli.progress import LogFileOption, QuietOption, shown_events
 from autoprune.cli.tables import JsonOption, show_json, show_table
 from autoprune.errors import UsageError
+from autoprune.printable import printable
 
 if TYPE_CHECKING:
     from autoprune.latency.efficient_widths import Staircase
@@ -172,14 +174,28 @@ def import_(
     results: Annotated[Path, typer.Argument(help="results.json that measure.py wrote on the device.")],
     kit_file: Annotated[Path, typer.Option("--kit", help="The kit that it measured.")] = Path("kit.zip"),
     destination: Annotated[Path, typer.Option("--out", help="Latency table to write.")] = Path("latency_table.json"),
+    task: TaskOption = None,
+    model: ModelOption = None,
+    data_dir: DataOption = None,
     quiet: QuietOption = False,
     log_file: LogFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Build the latency table of a device from what its kit measured there."""
+    """Build the latency table of a device from what its kit measured there.
+
+    The task that the kit was made for is built here; one that is not built in is named by --task, or asked about.
+    """
     from autoprune.pipeline import profiles
 
+    given = given_options(task=task, model=model, data_dir=data_dir)
     with shown_events(quiet, log_file, to_stderr=as_json) as events:
-        made = profiles.import_results(results, kit_file, destination, events)
+        made = profiles.import_results(results, kit_file, destination, events, allow=_agreed, **given)
     if as_json:
         _show_table(destination, made)
+
+
+def _agreed(task: str) -> bool:
+    """Ask whether the code of a task may run; nobody agrees where there is no terminal to ask on."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    return typer.confirm(f"The kit names the task {printable(task)!r}. Run its code here?", default=False, err=True)

@@ -14,6 +14,7 @@ from autoprune.cli.options import Policy, RunDir, say
 from autoprune.cli.progress import LogFileOption, QuietOption, shown_events
 from autoprune.cli.tables import JsonOption, show_json, show_table
 from autoprune.errors import UsageError
+from autoprune.printable import printable
 
 if TYPE_CHECKING:
     from autoprune.report import RunView
@@ -75,7 +76,7 @@ def front(
     elif format == "csv":
         from autoprune.pipeline.run import Run
 
-        print(Run.open(run_dir).front(baselines=True).to_csv(index=False), end="")
+        print(printable(Run.open(run_dir).front(baselines=True).to_csv(index=False)), end="")
     else:
         raise UsageError(f"a front is printed as table, json or csv; got {format!r}")
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autoprune.cli.options import out
+from autoprune.printable import printable
 
 _SCHEMA = 1
 
@@ -27,6 +28,7 @@ def show_table(table: Table, console: Console = out) -> None:
     """
     for column in table.columns:
         column.overflow = "fold"
+        column._cells = [_shown(cell) for cell in column._cells]
         column.no_wrap = column.no_wrap or column.justify == "right"
     if Measurement.get(console, console.options.update(width=10_000), table).minimum <= console.width:
         console.print(table)
@@ -47,6 +49,13 @@ def show_table(table: Table, console: Console = out) -> None:
 def show_json(value: Mapping[str, Any]) -> None:
     """Print a JSON document; its `schema` changes when a key changes its meaning or goes."""
     print(json.dumps({"schema": _SCHEMA} | dict(value), indent=1))
+
+
+def _shown(cell: Any) -> Any:
+    """Return a cell without characters that steer a terminal."""
+    if isinstance(cell, str):
+        return printable(cell)
+    return Text(printable(cell.plain), style=cell.style) if isinstance(cell, Text) and "\x1b" in cell.plain else cell
 
 
 def _plain(cell: object) -> str:

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import math
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,18 +20,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from autoprune.device import measure
+from autoprune.device.kit_manifest import KitManifest
 from autoprune.device.measure import Block, Protocol
 from autoprune.device.timing import Feeds, Kernels, Timings, timings_of
 from autoprune.errors import KitError
+from autoprune.files import parsed_json
 from autoprune.records import digest_of
 
 SCHEMA = 1
 _REFERENCE = "reference.onnx"
 _MOST_BYTES = 256 * 2**20
+_MOST_KIT, _MOST_MANIFEST = 2**31, 64 * 2**20
 _LONGEST_MS = 3_600_000.0
 _LONGEST_JOB_S = 1e7
+_NO_ARCHIVE = (
+    KeyError, ValueError, EOFError, RuntimeError, OSError, zlib.error, struct.error, zipfile.BadZipFile,
+)  # fmt: skip
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -102,24 +110,36 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> str:
 def read_manifest(path: Path) -> dict[str, Any]:
     """Content of kit.json of a kit that this host made; `KitError` when it is none or was changed."""
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise KitError(f"{path} cannot be read: {error.strerror}. Make a kit with `autoprune profile kit`.") from error
+        if path.stat().st_size > _MOST_KIT:
+            raise KitError(f"{path} is larger than {_MOST_KIT:,} bytes; that is no kit of autoprune")
+        content = path.read_bytes() if path.is_file() else b""
+    except (OSError, ValueError) as error:
+        cause = getattr(error, "strerror", error)
+        raise KitError(f"{path} cannot be read: {cause}. Make a kit with `autoprune profile kit`.") from error
     return kit_manifest(content, path)
 
 
 def kit_manifest(content: bytes, source: object) -> dict[str, Any]:
     """The manifest of a zipped kit; `KitError` when it is none or its digest is not that of its content."""
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            manifest = json.loads(archive.read("kit.json"))
-    except (KeyError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive, archive.open("kit.json") as file:
+            text = file.read(_MOST_MANIFEST + 1)  # whatever size the archive claims
+        if len(text) > _MOST_MANIFEST:
+            raise ValueError(f"its kit.json is larger than {_MOST_MANIFEST:,} bytes")
+        manifest = parsed_json(text)
+    except _NO_ARCHIVE as error:
         raise KitError(f"{source} is no kit of autoprune: {error}. Make one with `autoprune profile kit`.") from error
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         raise KitError(f"{source} is no kit of this version of autoprune. Make one with `autoprune profile kit`.")
     values = {key: value for key, value in manifest.items() if key != "kit"}
     if manifest.get("kit") != digest_of(values, length=32):
         raise KitError(f"{source} was changed after it was made. Make it again with `autoprune profile kit`.")
+    try:
+        KitManifest.model_validate(manifest)
+        Protocol(**manifest["protocol"])
+    except (ValidationError, TypeError, ValueError) as error:
+        wrong = ".".join(map(str, error.errors()[0]["loc"])) if isinstance(error, ValidationError) else "protocol"
+        raise KitError(f"{source} is no kit of autoprune: its {wrong} is of a wrong type or value.") from error
     return manifest
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from autoprune.config_file import shortened
 from autoprune.device import measure
 from autoprune.device.address import Address
+from autoprune.device.bounded import run_bounded
 from autoprune.device.kit import KitResults, checked_target, kit_bytes, kit_manifest, parse_results
 from autoprune.device.measure import Protocol
 from autoprune.device.target import Target
@@ -22,6 +23,10 @@ from autoprune.device.timing import Feeds
 from autoprune.errors import LatencyError
 
 _OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=15")
+_MOST_BYTES = 256 * 2**20
+_ANSWER_SECONDS, _MEASURING_SECONDS = 300.0, 24 * 3_600.0
+"""A host that answers does so in seconds; a measurement, or a kit over a slow line, may take hours."""
+
 _FOLDER = ".cache/autoprune/kit-"
 
 
@@ -62,9 +67,11 @@ def measure_remotely(
     )
     manifest = kit_manifest(content, "kit")
     folder = _FOLDER + manifest["kit"]
-    _ssh(address, f"mkdir -p {folder} && cat > {folder}/kit.zip", content)
+    _ssh(address, f"mkdir -p {folder} && cat > {folder}/kit.zip", content, _MEASURING_SECONDS)
     python = address.interpreter
-    _ssh(address, f"cd {folder} && {python} -m zipfile -e kit.zip . && {python} measure.py .")
+    _ssh(
+        address, f"cd {folder} && {python} -m zipfile -e kit.zip . && {python} measure.py .", most_s=_MEASURING_SECONDS
+    )
     document = _parsed(_ssh(address, f"cat {folder}/results.json"), address)
     results = parse_results(document, manifest, str(address))
     _same_device(target, results.target)
@@ -92,18 +99,20 @@ def _parsed(answer: bytes, address: Address) -> Any:
         ) from error
 
 
-def _ssh(address: Address, command: str, stdin: bytes = b"") -> bytes:
-    """Run one command on the host; its standard output."""
+def _ssh(address: Address, command: str, stdin: bytes = b"", most_s: float = _ANSWER_SECONDS) -> bytes:
+    """Run one command on the host; its standard output, of which there may be no more than that of a kit."""
     client = ["ssh", *_OPTIONS, *address.ports, "--", address.login, command]
     try:
-        done = subprocess.run(client, input=stdin, capture_output=True)
+        code, output, errors = run_bounded(client, stdin, most_bytes=_MOST_BYTES, most_s=most_s)
     except FileNotFoundError as error:
         raise LatencyError("a remote target needs the OpenSSH client `ssh`; it is not installed here") from error
-    if done.returncode != 0:
-        lines = [line for line in done.stderr.decode(errors="replace").replace("\r", "\n").splitlines() if line.strip()]
-        reason = lines[-1] if lines else f"exit code {done.returncode}"
+    except TimeoutError as error:
+        raise LatencyError(f"{address} did not answer: {error}. Check `{address.command}`.") from error
+    if code != 0:
+        lines = [line for line in errors.decode(errors="replace").replace("\r", "\n").splitlines() if line.strip()]
+        reason = shortened(lines[-1]) if lines else f"exit code {code}"
         raise LatencyError(
             f"{address}: {reason}. Check `{address.command}`, and that its Python has numpy and onnxruntime "
             f"(another one: ssh://{address}?python=PATH)."
         )
-    return done.stdout
+    return output

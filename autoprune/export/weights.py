@@ -13,12 +13,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from autoprune.errors import AutopruneError, UsageError
+from autoprune.config_file import shortened
+from autoprune.errors import AutopruneError, PolicyError, UsageError
+from autoprune.export.metadata import Metadata
 from autoprune.export.packing import Steps, packed, parts_of, unpacked
 from autoprune.files import parsed_json
 from autoprune.model.acceptance import ExampleInputs
@@ -111,7 +114,8 @@ def load(
         outputs: as for `prune`; by default what the file names.
 
     Raises:
-        UsageError: for an absent or damaged file, or a file of another model (the message says what differs).
+        UsageError: for an absent or damaged file.
+        PolicyError: for metadata that are damaged or of another model (the message says what differs).
         TaskError: for a file of another model, whose parameters differ.
 
     Example:
@@ -131,7 +135,7 @@ def load(
         )
     cut, weights, layout = _read(Path(path))
     if example_inputs is None and not cut.inputs:
-        raise UsageError(f"{path} does not say what the model takes; give example_inputs")
+        raise PolicyError(f"{path} does not say what the model takes; give example_inputs")
     if outputs is None and cut.outputs is not None:
         outputs = NamedOutputs(cut.outputs)
     dense = build_model()
@@ -140,8 +144,8 @@ def load(
         policy = Policy(space_id=structure.digest(), widths=cut.widths)
         model = structure.shrink(policy, {name: np.asarray(kept) for name, kept in cut.kept.items()}, prove=False)
         model = with_ranks(model, cut.ranks)
-    except AutopruneError as error:
-        raise UsageError(f"{path} is of another model than build_model returns: {error}") from error
+    except (AutopruneError, ValueError, TypeError, KeyError, IndexError, OverflowError, RuntimeError) as error:
+        raise PolicyError(f"{path} is of another model than build_model returns: {shortened(str(error))}") from error
     model.pruned_to = None if model.pruned_to is None else replace(model.pruned_to, treatments=cut.treatments)
     weights = _unpacked(model, weights, layout, Path(path))
     require_same_shapes(model.state_dict(), weights, Path(path))
@@ -157,12 +161,12 @@ def _unpacked(
     own, whole = model.state_dict(), dict(tensors)
     for name, entry in layout.items():
         if name not in own:
-            raise UsageError(f"{path} is of another model than build_model returns: it has no {name!r}")
+            raise PolicyError(f"{path} is of another model than build_model returns: it has no {name!r}")
         parts = parts_of(tensors, name)
         try:
             whole[name] = unpacked(parts, entry, tuple(own[name].shape))
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, AutopruneError) as error:
-            raise UsageError(f"the packed weight {name!r} in {path} is damaged: {error}. Save it again") from error
+            raise PolicyError(f"the packed weight {name!r} in {path} is damaged: {error}. Save it again") from error
         for part in parts:
             del whole[f"{name}.{part}"]
     return whole
@@ -190,7 +194,9 @@ def _read(path: Path) -> tuple[PrunedTo, dict[str, Tensor], dict[str, Any]]:
     try:
         about: Any = parsed_json(text)
         if about["schema"] not in (_SCHEMA, _PACKED_SCHEMA):
-            raise UsageError(f"{path} has schema {about['schema']!r}; this version reads {_SCHEMA}, {_PACKED_SCHEMA}")
+            known = f"{_SCHEMA}, {_PACKED_SCHEMA}"
+            raise PolicyError(f"{path} has schema {about['schema']!r:.100}; this version reads {known}")
+        Metadata.model_validate(about)
         inputs = tuple(
             Input(**taken | {"shape": tuple(taken["shape"]), "free": tuple(taken.get("free", ()))})
             for taken in about.get("inputs", ())
@@ -201,7 +207,11 @@ def _read(path: Path) -> tuple[PrunedTo, dict[str, Tensor], dict[str, Any]]:
         treatments = {str(name): str(Treatment.parse(text)) for name, text in about.get("treatments", {}).items()}
         cut = replace(cut, ranks=dict(about.get("ranks", {})), treatments=treatments)
         return cut, weights, dict(about.get("packed", {}))
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        if isinstance(error, UsageError):
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        key = ".".join(map(str, wrong["loc"]))
+        raise PolicyError(f"the metadata of {path} is damaged: {shortened(key)}: {wrong['msg']}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+        if isinstance(error, PolicyError):
             raise
-        raise UsageError(f"the metadata of {path} is damaged: {error!r}") from error
+        raise PolicyError(f"the metadata of {path} is damaged: {shortened(repr(error))}") from error

@@ -13,7 +13,6 @@ from autoprune.errors import RunFolderError, TaskError, unknown_name
 from autoprune.executors.cluster import check_address, check_resources
 from autoprune.latency.table import LatencyTable
 from autoprune.pipeline.channel_order import SCORES
-from autoprune.pipeline.studies import study_location
 from autoprune.pruning.expressions import parse_scores
 from autoprune.runfolder import RunFolder
 from autoprune.search.strategies import STRATEGIES
@@ -68,7 +67,7 @@ def resolve(folder: RunFolder, config_file: Path | None, given: dict[str, Any], 
     ]
     if changed and folder.has_study and before.storage != config.storage:
         raise RunFolderError(
-            f"the studies of {folder.path} are kept in {study_location(before, folder)}; move them with "
+            f"the studies of {folder.path} are kept in {before.storage or folder.study}; move them with "
             f"`autoprune study copy {folder.path} --to URL`, which the run then goes on with"
         )
     if changed:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoprune.config import RunConfig
+from autoprune.config import RunConfig, load_config
 from autoprune.errors import UsageError, unknown_name
 from autoprune.pipeline.configuration import check_cluster, check_names, resolve, with_absolute_paths
 from autoprune.pipeline.run import OBJECT_TASK, open_task
@@ -78,7 +78,8 @@ def opened_run(
     if config.task == OBJECT_TASK and own is None:
         raise UsageError("this run was started with a Task object: pass it again as `task`")
     check_names(config)
-    location = study_location(config, folder)
+    named = bool(options.get("storage")) or bool(config_file and load_config(Path(config_file), {}).storage)
+    location = study_location(config, folder, named=named)
     check_storage(location, made=folder.has_study, begun=folder.has_results)
     check_cluster(config)
     other_run(config, folder)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import shlex
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,11 @@ from autoprune.profiling.report import accuracy_lines, check_lines
 from autoprune.profiling.table_check import CLOCK_TOLERANCE, TableCheck, check_table
 from autoprune.runfolder import write_atomic
 from autoprune.structure import Structure, analyze
+from autoprune.task.builtin import TASKS
 from autoprune.training.dense import build_dense
 
 _KIT_OPTIONS = ("task", "model", "data_dir", "space", "seed")
+_TASK_OPTIONS = ("task", "model", "data_dir")
 
 
 def structure_of(config: RunConfig) -> Structure:
@@ -133,24 +137,58 @@ def write_kit(destination: Path, events: Events, **options: Any) -> None:
     write_atomic(destination, content)
     events.note(f"{destination}: {len(content) / 1e6:.1f} MB. Unpack it on the device, run `python3 measure.py` there")
     events.note("(it needs numpy and onnxruntime, and goes on after an interruption), and bring results.json back:")
-    events.note(f"autoprune profile import results.json --kit {destination} --out table.json")
+    task = "" if config.task in TASKS else f" --task {shlex.quote(config.task)}"
+    events.note(f"autoprune profile import results.json --kit {destination} --out table.json{task}")
 
 
-def import_results(results: Path, kit: Path, destination: Path, events: Events) -> LatencyTable:
+def import_results(
+    results: Path,
+    kit: Path,
+    destination: Path,
+    events: Events,
+    *,
+    allow: Callable[[str], bool] = lambda task: False,
+    **options: Any,
+) -> LatencyTable:
     """Build and write the table of a device; an older one at `destination` stays when the results are refused.
 
-    Raises `UsageError` at once when no file can be written at `destination`.
+    Args:
+        results: what the device measured.
+        kit: that it measured. Whoever made it also wrote down which task it is of.
+        destination: JSON file of the table.
+        events: receives progress and the errors.
+        allow: is asked whether the code of the task that the kit names may run, where it is no built-in one.
+        **options: the fields `task`, `model` and `data_dir` of `RunConfig`, in place of what the kit names.
+
+    Raises:
+        UsageError: when no file can be written at `destination`, or the task of the kit is not allowed.
     """
     _require_writable(destination)
     events.stage("Device results")
-    origin = read_manifest(kit)["origin"]
-    structure = structure_of(load_config(None, {k: v for k, v in origin["options"].items() if v is not None}))
+    structure = structure_of(load_config(None, _task_of(kit, options, allow)))
     table = import_kit(results, kit, structure)
     table.save(destination)
     for line in accuracy_lines(table):
         events.note(line)
     events.note(f"written to {destination}; search with --table {destination} --allow-foreign-table")
     return table
+
+
+def _task_of(kit: Path, given: dict[str, Any], allow: Callable[[str], bool]) -> dict[str, Any]:
+    """Return the options that name the task of a kit: the user's, or the kit's where nobody's code is run for it."""
+    if "task" in given:
+        return given
+    stored = read_manifest(kit)["origin"].get("options")
+    named = (
+        {k: v for k, v in stored.items() if k in _TASK_OPTIONS and v is not None} if isinstance(stored, dict) else {}
+    )
+    task = named.get("task", RunConfig.model_fields["task"].default)
+    if not isinstance(task, str) or not (task in TASKS or allow(task)):
+        raise UsageError(
+            f"{kit} names the task {task!r}, whose code would run here. Say which task it is of: --task "
+            "package.module:function or --task file.py:function"
+        )
+    return named | given
 
 
 def _require_writable(destination: Path) -> None:

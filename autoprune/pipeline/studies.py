@@ -8,12 +8,29 @@ from autoprune.config import RunConfig
 from autoprune.errors import RunFolderError, UsageError
 from autoprune.pipeline.run import Run
 from autoprune.runfolder import RunFolder
+from autoprune.study.allowed import remember, require_allowed
 from autoprune.study.location import OWN_FILE, SharedStorage, StudyLocation, absolute
 
 
-def study_location(config: RunConfig, folder: RunFolder) -> StudyLocation:
-    """Return where the studies of a run are kept: in its folder, unless its configuration names a storage."""
-    return SharedStorage(config.storage, config.run_id) if config.storage else folder.study
+def study_location(config: RunConfig, folder: RunFolder, *, named: bool = False) -> StudyLocation:
+    """Return where the studies of a run are kept: in its folder, unless its configuration names a storage.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        named: whether the user names the storage now, and does not only own a folder that does.
+
+    Raises:
+        RunFolderError: for a server that the user never named.
+    """
+    if not config.storage:
+        return folder.study
+    storage = SharedStorage(config.storage, config.run_id)
+    if named:
+        remember(storage)
+    else:
+        require_allowed(storage)
+    return storage
 
 
 def studies_of(run_dir: Path) -> StudyLocation:
@@ -44,6 +61,8 @@ def move_studies(run_dir: Path, url: str) -> list[str]:
     run, source = Run(RunFolder(run_dir)), studies_of(run_dir)
     shared = None if url == OWN_FILE else absolute(url)
     target = SharedStorage(shared, run.config.run_id) if shared else run.folder.study
+    if isinstance(target, SharedStorage):
+        remember(target)
     if source == target:
         raise UsageError(f"the studies of {run_dir} are in {target} already")
     with run.folder.locked(), sole_controller(source), sole_controller(target):

@@ -11,7 +11,7 @@ import numpy as np
 from autoprune.device.kit import kit_bytes, read_manifest, read_results
 from autoprune.device.target import Target, check_target, target_of
 from autoprune.device.timing import Protocol, Timings, busy_notes
-from autoprune.errors import KitError
+from autoprune.errors import AutopruneError, KitError, LatencyError
 from autoprune.latencies import Geometry
 from autoprune.latency.charges import PricedOperator
 from autoprune.latency.evidence import Conditions, Evidence, build_table, occurrences
@@ -109,6 +109,17 @@ def import_kit(results: Path, kit: Path, structure: Structure) -> LatencyTable:
         KitError: The results cannot be believed, or kit, results and structure do not belong together.
     """
     manifest = read_manifest(kit)
+    try:
+        return _imported(results, kit, structure, manifest)
+    except AutopruneError as error:
+        if isinstance(error, (KitError, LatencyError)):
+            raise
+        raise KitError(f"{kit} is damaged: {error}") from error
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+        raise KitError(f"{kit} is damaged: {type(error).__name__}: {error}. Make it again") from error
+
+
+def _imported(results: Path, kit: Path, structure: Structure, manifest: Mapping[str, Any]) -> LatencyTable:
     origin = manifest["origin"]
     if origin.get("structure") != structure.digest():
         raise KitError(f"{kit} was made for another model than this task's. Import it with the task it was made for.")

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autoprune.errors import UsageError
+from autoprune.printable import printable
 from autoprune.report.durations import duration_text
 
 if TYPE_CHECKING:
@@ -76,11 +77,11 @@ class ConsoleEvents:
         """Print the title of a stage, and begin its bar."""
         self._title, self._done, self._total = title, 0.0, 0.0
         self._begun = self._printed = self._clock()
-        self._console.print(Text(title, style="bold cyan"), soft_wrap=True)
+        self._console.print(Text(printable(title), style="bold cyan"), soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Print one fact."""
-        self._console.print(Text(f"  {text}"), soft_wrap=True)
+        self._console.print(Text(printable(f"  {text}")), soft_wrap=True)
 
     def advance(self, done: float, total: float, detail: str = "") -> None:
         """Move the bar, or print a line now and then."""

@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import parse_qsl, quote
 
 from autoprune.errors import RunFolderError, UsageError
 
@@ -14,6 +14,12 @@ SCHEMES = ("postgresql+psycopg", "journal")
 OWN_FILE = "sqlite"
 """In place of a URL: the file of the run folder."""
 
+_DATABASE = re.compile(
+    r"postgresql\+psycopg://(?:(?P<user>[^:@/?#\s$]+)(?::(?P<password>[^@/?#\s]+))?@)?"
+    r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^:@/?#\s$\[\]]*)(?::(?P<port>\d{1,5}))?/(?P<database>[^:@/?#\s$]*)"
+    r"(?:\?(?P<query>[^#\s]*))?"
+)
+_SECRET = re.compile("pass|pwd|secret|token")
 _VARIABLE = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?")
 
 
@@ -21,8 +27,9 @@ _VARIABLE = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?")
 class SharedStorage:
     """A database or journal that several runs share, by URL; the studies of a run begin with `run_id`.
 
-    `url` is kept as it was written: its `$NAME` references become values of the environment only when it is opened, so
-    that no password is ever printed or stored. Raises `UsageError` for another scheme or a password in plain text.
+    `url` is kept as it was written: its `$NAME` becomes a value of the environment only when it is opened, so that no
+    password is ever printed or stored. It stands in the place of a password alone: other parts would send whatever the
+    environment holds to a server. Raises `UsageError` for another scheme or a password in plain text.
     """
 
     url: str
@@ -35,13 +42,22 @@ class SharedStorage:
                 f"a storage is postgresql+psycopg://USER:$PASSWORD@HOST/DATABASE or journal:PATH; got scheme {scheme!r}"
             )
         if scheme == "journal":
+            if "\0" in rest:
+                raise UsageError("the path of a journal must not hold a NUL")
             return
-        parts = urlsplit(self.url)
-        passwords = [parts.password, *(value for key, value in parse_qsl(parts.query) if "password" in key)]
-        if any(password and not _VARIABLE.fullmatch(password) for password in passwords):
+        # The message must not repeat a URL that may hold a password.
+        parts = _DATABASE.fullmatch(self.url)
+        pairs = parse_qsl(parts["query"] or "", keep_blank_values=True) if parts else []
+        secrets = [value for key, value in pairs if _SECRET.search(key.lower())]
+        if parts and any(not _VARIABLE.fullmatch(text) for text in (parts["password"] or "$none", *secrets)):
             raise UsageError(
                 "the URL of a storage is kept with the run, so it holds no password: write $NAME in its place and set "
                 "the variable NAME, or keep it in ~/.pgpass"
+            )
+        if not parts or len(_VARIABLE.findall(self.url)) != len(secrets) + bool(parts["password"]):
+            raise UsageError(
+                "a storage is postgresql+psycopg://USER:$PASSWORD@HOST:PORT/DATABASE, with $NAME in the place of the "
+                "password alone, and no other /, # or ? in it; what was given is not"
             )
 
     @property
@@ -52,20 +68,17 @@ class SharedStorage:
     @property
     def path(self) -> Path:
         """File of a journal."""
-        return Path(self.expanded().partition(":")[2])
+        return Path(self.url.partition(":")[2])
 
     def expanded(self) -> str:
-        """The URL with values for its `$NAME` references; `UsageError` when one is not set."""
+        """The URL with the password of its `$NAME` reference; `UsageError` when the variable is not set."""
 
         def value(match: re.Match[str]) -> str:
             if match[1] not in os.environ:
                 raise UsageError(f"the storage {self.url} refers to ${match[1]}, which is not set")
-            before, after = self.url[: match.start()], self.url[match.end() :]
-            secret = (before.endswith(":") and after.startswith("@")) or before.endswith("password=")
-            # A password may hold any character; other parts are taken as they are, a port or a whole host with it.
-            return quote(os.environ[match[1]], safe="") if secret else os.environ[match[1]]
+            return quote(os.environ[match[1]], safe="")  # a password may hold any character
 
-        return _VARIABLE.sub(value, self.url)
+        return self.url if self.scheme == "journal" else _VARIABLE.sub(value, self.url)
 
     def redacted(self, text: str) -> str:
         """A message without the values that the URL refers to."""

@@ -21,6 +21,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from autoprune.errors import RunFolderError, UsageError
+from autoprune.files import parsed_json, require_plain
 from autoprune.records import digest_of
 from autoprune.study.attributes import unusable_study
 from autoprune.study.location import (
@@ -40,6 +41,7 @@ OpenStudy = Callable[[StudyLocation, StudySpec, Callable[[TrialResult], FrozenTr
 """The signature of `open_study`."""
 
 _BUSY_SECONDS = 30.0
+_LONGEST_LINE = 10_000_000
 _CONNECT_SECONDS = 10
 
 
@@ -92,6 +94,7 @@ def open_storage(location: StudyLocation, *, reading: bool = False) -> BaseStora
         # Quoted, or a path with ? or % would mean another file.
         return _database(location, f"sqlite:///{quote(str(location))}", {"connect_args": connect})
     if location.scheme == "journal":
+        _require_journal(location.path)
         try:
             return JournalStorage(JournalFileBackend(str(location.path)))
         except ValueError as error:
@@ -104,6 +107,23 @@ def open_storage(location: StudyLocation, *, reading: bool = False) -> BaseStora
         return _database(location, location.expanded(), {"pool_pre_ping": True, "connect_args": connect})
     except ValueError as error:
         raise UsageError(f"{location} is no URL of a database: {location.redacted(str(error))}") from error
+
+
+def _require_journal(path: Path) -> None:
+    """Raise `RunFolderError` for a file that is no journal, to which one would be appended."""
+    require_plain(path)
+    if not path.exists() or not path.stat().st_size:
+        return
+    with path.open("rb") as file:
+        first = file.readline(_LONGEST_LINE)
+    try:
+        entry = parsed_json(first)
+    except ValueError:
+        entry = None
+    if not (isinstance(entry, dict) and "op_code" in entry) and first.endswith(b"\n"):
+        raise RunFolderError(f"{path} is no journal of studies, and stays as it is. Name another file.")
+    if not first.endswith(b"\n") and not b'{"op_code"'.startswith(first[:10]):
+        raise RunFolderError(f"{path} is no journal of studies, and stays as it is. Name another file.")
 
 
 def _database(location: StudyLocation, url: str, engine: dict[str, Any]) -> Database:

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from autoprune.errors import UsageError
+from autoprune.errors import RunFolderError, UsageError
+from autoprune.study.allowed import remember, require_allowed
 from autoprune.study.location import SharedStorage, study_name
+from autoprune.study.storage import open_storage
 
 
 @pytest.mark.parametrize(
@@ -41,3 +45,40 @@ def test_a_password_may_hold_any_character(url: str, monkeypatch: pytest.MonkeyP
 
 def test_studies_of_a_shared_storage_carry_the_run() -> None:
     assert study_name(SharedStorage("journal:/j", "abc"), "rung-0") == "abc/rung-0"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://me:se/cret@host/db", "postgresql+psycopg://me:se#cret@host/db",
+        "postgresql+psycopg://me:se?cret@host/db", "postgresql+psycopg://me@host/db?PASSWORD=secret",
+        "postgresql+psycopg://me@host/db?sslpassword=secret", "postgresql+psycopg://me:a$PW@host/db",
+        "postgresql+psycopg://me@$HOME/db", "postgresql+psycopg://$USER:$PW@host/db",
+        "postgresql+psycopg://me@host/db?application_name=$AWS_SECRET",
+    ],
+)  # fmt: skip
+def test_a_url_holds_no_secret_and_sends_none(url: str) -> None:
+    with pytest.raises(UsageError, match=r"holds no password|in the place of the password alone") as raised:
+        SharedStorage(url, "run")
+    assert "cret" not in str(raised.value)
+
+
+def test_a_server_is_followed_only_when_the_user_named_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    storage = SharedStorage("postgresql+psycopg://me:$PW@elsewhere/db", "run")
+    with pytest.raises(RunFolderError, match="on a server that you have not named before"):
+        require_allowed(storage)
+    remember(storage)
+    require_allowed(storage)
+    (file,) = tmp_path.rglob("*.json")
+    assert file.stat().st_mode & 0o077 == 0
+    require_allowed(SharedStorage("journal:/anywhere", "run"))
+
+
+@pytest.mark.parametrize("content", ["important\n", "{}\n", "no line break", '["op_code"]\n'])
+def test_nothing_is_appended_to_a_file_that_is_no_journal(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text(content)
+    with pytest.raises(RunFolderError, match="is no journal of studies, and stays as it is"):
+        open_storage(SharedStorage(f"journal:{path}", "run"))
+    assert path.read_text() == content
