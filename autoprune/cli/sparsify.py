@@ -84,4 +84,4 @@ def sparsify(
     )
     if not pattern.startswith("channels"):
         say("ONNX Runtime computes with zeros as with other numbers: they save bytes of a compressed file, no time")
-    say(f"written: {out}")
+    say(f"written: {out} ({document['file_bytes'] / 1000:,.1f} kB)")

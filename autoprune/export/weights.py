@@ -27,6 +27,7 @@ from autoprune.files import parsed_json
 from autoprune.model.acceptance import ExampleInputs
 from autoprune.model.outputs import NamedOutputs, Selector
 from autoprune.records import Policy
+from autoprune.recovery.whole_model import whole_cut
 from autoprune.runfolder import write_atomic
 from autoprune.structure import Input, PrunedTo, analyze, in_form
 from autoprune.structure.low_rank import with_ranks
@@ -47,7 +48,7 @@ def save(model: nn.Module, path: str | Path, *, rounded: bool = False) -> Path:
     a bit mask or as compressed rows, or with the places in groups of N:M.
 
     Args:
-        model: a model of `prune`, `recover`, `load` or a run.
+        model: a model of `prune`, `recover`, `sparsify` (with data), `load` or a run.
         path: file to write.
         rounded: whether layers that are in int8 by their policy are stored as int8 steps, 1 byte a number. `load` then
             returns weights that are rounded to them.
@@ -66,7 +67,7 @@ def save(model: nn.Module, path: str | Path, *, rounded: bool = False) -> Path:
         >>> autoprune.save(small, "small.safetensors").name
         'small.safetensors'
     """
-    cut = getattr(model, "pruned_to", None)
+    cut = getattr(model, "pruned_to", None) or whole_cut(model)
     if not isinstance(cut, PrunedTo):
         raise UsageError(f"only models that autoprune pruned can be saved; this {type(model).__name__} has no policy")
     about = {"schema": _SCHEMA, "widths": dict(cut.widths), "kept": dict(cut.kept)}

@@ -15,9 +15,8 @@ from autoprune.pipeline.run import open_task
 from autoprune.pruning import zeros
 from autoprune.recovery.sparse_job import SparseTo
 from autoprune.recovery.sparsify import sparsify
-from autoprune.runfolder import write_atomic
 from autoprune.task.base import Task
-from autoprune.training.dense import load_dense, train_dense, weights_to_bytes
+from autoprune.training.dense import load_dense, train_dense
 from autoprune.training.scoring import evaluate, predict_outputs
 
 
@@ -26,7 +25,7 @@ def write_sparse_copy(config: RunConfig, out: Path, events: Events, **options: A
 
     Args:
         config: names the task, its model and data, trained weights and the seed.
-        out: file to write: the state dict; for cut channels a file of `autoprune.save`.
+        out: file of `autoprune.save` to write.
         events: receives progress.
         **options: of `autoprune.sparsify`.
 
@@ -43,10 +42,7 @@ def write_sparse_copy(config: RunConfig, out: Path, events: Events, **options: A
         on_progress=lambda done, total, loss: events.advance(done, total, f"loss {loss:.3f}"),
         **options,
     )
-    if getattr(model, "pruned_to", None) is not None:
-        save(model, out)
-    else:
-        write_atomic(out, weights_to_bytes(model))
+    save(model, out)
     return _document(task, dense, model, out)
 
 
@@ -71,6 +67,7 @@ def _document(task: Task, dense: nn.Module, model: nn.Module, out: Path) -> dict
     table: pd.DataFrame = zeros(model)
     return {
         "file": str(out),
+        "file_bytes": out.stat().st_size,
         "metric": task.metric_name,
         "pattern": about.pattern,
         "schedule": about.schedule,

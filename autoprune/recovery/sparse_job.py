@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.model.copying import copy_of
+from autoprune.model.outputs import Selector
 from autoprune.pruning.weights import prunable_weights
 from autoprune.recovery.batchnorm import recalibrate
 from autoprune.recovery.bias_correction import correct_biases
@@ -39,7 +40,8 @@ from autoprune.trials import FORWARD_SHARE
 class SparseTo:
     """How a model became sparse: what was asked, the share of zeros that it has, its score, and the cost.
 
-    `score` and `dense_score` are those on validation data, `None` without any.
+    `score` and `dense_score` are those on validation data, `None` without any. `example_inputs` and `outputs` are those
+    of the task, by which `save` describes the model.
     """
 
     pattern: str
@@ -49,6 +51,8 @@ class SparseTo:
     score: float | None
     dense_score: float | None
     sample_passes: float
+    example_inputs: Any = field(default=(), repr=False, compare=False)
+    outputs: Selector = field(default=None, repr=False, compare=False)
 
 
 @dataclass(kw_only=True)
@@ -86,6 +90,8 @@ class SparseJob:
             score=score,
             dense_score=self.dense_score if self.watched else None,
             sample_passes=self.passes.total,
+            example_inputs=self.task.example_inputs if self.task is not None else (),
+            outputs=self.task.outputs if self.task is not None else None,
         )
         object.__setattr__(model, "sparse_to", said)  # `nn.Module` takes attributes of any type, and says otherwise
         return model.eval()

@@ -19,6 +19,9 @@ is cut falls to a hundredth, so that the rest adapts while it goes.
 It does not depend on the learning rate, which differs a hundredfold between optimizers.
 """
 
+_GONE = 0.01
+"""Share of its first size at which a weight is cut."""
+
 
 class GrowingRegularization(MaskSchedule):
     """Chooses what will be cut at the beginning, lets it decay ever faster, and cuts it."""
@@ -26,7 +29,7 @@ class GrowingRegularization(MaskSchedule):
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
         self._chosen: list[Tensor] = []
-        self._progress = 0.0
+        self._progress, self._left = 0.0, 1.0
 
     def first(self) -> list[Tensor]:
         """Choose what stays; nothing is cut yet."""
@@ -34,14 +37,15 @@ class GrowingRegularization(MaskSchedule):
         return super().first()
 
     def update(self, step: Step, progress: float) -> list[Tensor]:
-        """Let the decay grow."""
+        """Let the decay grow; cut what has nearly gone, so that its gradients no longer count."""
         del step
         self._progress = progress
-        return self.kept
+        return self._chosen if self._left < _GONE else self.kept
 
     def between(self, step: Step) -> None:
         """Let everything decay that will be cut."""
         factor = max(1 - _CEILING * self._progress * step.share / step.number, 0.0)
+        self._left *= factor
         for group, kept in zip(self._plan.groups, self._chosen, strict=True):
             device = group.parts[0].parameter.device
             group.scale(torch.where(kept.to(device), 1.0, factor))

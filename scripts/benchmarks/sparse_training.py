@@ -2,8 +2,8 @@
 
 Every row is one training: the dense net is made sparse to a pattern while it trains for as many examples as every
 other way. Rows are appended to a CSV file; those that it holds already are not computed again. Ways are schedules of
-`autoprune.sparsify`, with `global` and `lamp` for other rankings at once, `scratch` for the found mask trained from new
-weights, `none` for no training, and `l1` for an L1 penalty in the recipe before the mask is set at once.
+`autoprune.sparsify`, also with a ranking (`gradual+lamp`), `scratch` for the mask trained from new weights, `none` for
+no training, `random` for random masks, and `l1` for an L1 penalty in the recipe before the mask is set at once.
 
     OMP_NUM_THREADS=1 python scripts/benchmarks/sparse_training.py --out sparse.csv [--task digits] [--model resnet8]
         [--dense weights.safetensors] [--patterns sparse:90% sparse:95%] [--ways one-shot gradual rigl]
@@ -31,8 +31,8 @@ from autoprune.training.finetune import finetune
 from autoprune.training.scoring import evaluate
 
 WAYS = (
-    "none", "bias", "one-shot", "global", "lamp", "random", "gradual", "iterative", "set", "rigl", "admm", "growing",
-    "l1", "scratch",
+    "none", "random", "one-shot", "one-shot+erk", "one-shot+global", "one-shot+lamp", "scratch+lamp", "gradual",
+    "gradual+lamp", "iterative+lamp", "set+lamp", "rigl+lamp", "admm+lamp", "growing+lamp", "l1+lamp",
 )  # fmt: skip
 _L1 = "l1:0.0003"
 COLUMNS = (
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--model")
     parser.add_argument("--dense", type=Path, help="weights, trained and written here when they are absent")
     parser.add_argument("--patterns", nargs="+", default=["sparse:90%", "sparse:95%"])
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
+    parser.add_argument("--ways", nargs="+", default=list(WAYS))
     parser.add_argument("--samples", type=int, default=10_000, help="examples of each training")
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
@@ -88,17 +88,16 @@ def _dense(task: Task, path: Path | None) -> nn.Module:
 def _result(
     task: Task, dense: nn.Module, pattern: str, way: str, samples: int, seed: int, dense_score: float
 ) -> list[Any]:
-    begun, options = time.process_time(), dict[str, Any]()
-    if way in ("none", "bias", "scratch"):
-        options["finetune"] = way
-    elif way in ("global", "lamp"):
-        options["ranking"] = way
-    elif way == "random":
-        options["scores"] = way
-    elif way != "l1":
-        options["schedule"] = way
+    name, _, ranking = way.partition("+")
+    begun, options = time.process_time(), dict[str, Any](ranking=ranking or "local")
+    if name in ("none", "bias", "scratch"):
+        options["finetune"] = name
+    elif name == "random":
+        options["scores"] = name
+    elif name != "l1":
+        options["schedule"] = name
     model, epochs = dense, samples / length(task.train_set)
-    if way == "l1":  # half of the examples for the penalty, half for the mask
+    if name == "l1":  # half of the examples for the penalty, half for the mask
         model, epochs = autoprune.sparsify(dense, pattern="sparse:0.01%"), epochs / 2
         recipe = replace(task.tuning_recipe, terms=(_L1,))
         finetune(model, task, samples=samples // 2, seed=seed, recipe=recipe, teacher=dense)

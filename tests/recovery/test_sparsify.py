@@ -45,6 +45,9 @@ def test_every_schedule_ends_in_the_pattern_and_its_score_is_that_of_the_stored_
     save_file(sparse.state_dict(), tmp_path / "sparse.safetensors")
     again = toy_model()
     again.load_state_dict(load_file(tmp_path / "sparse.safetensors"))
+    if schedule == "gradual":
+        again = autoprune.load(toy_model, autoprune.save(sparse, tmp_path / "packed.safetensors"))
+        assert all(torch.equal(value, sparse.state_dict()[name]) for name, value in again.state_dict().items())
     assert evaluate(again, TASK, TASK.val_set).score == about.score
     assert all(torch.equal(value, before[name]) for name, value in dense.state_dict().items())
     weight = sparse.get_parameter("5.weight")
