@@ -206,7 +206,7 @@ def time_plot(run: RunView, name: str, model: Mapping[str, Any]) -> Plot | None:
         }
         for who, of, color in (("dense", dense, DENSE), ("this model", own, FRONT))
     ]  # fmt: skip
-    layout = _bar_layout(len(layers), "share of the dense time", layers) | {"barmode": "group"}
+    layout = _bar_layout(len(layers), "of the dense time", layers) | {"barmode": "group"}
     layout["height"] = int(1.5 * _ROW * len(layers)) + _ROOM
     shares = "; ".join(
         f"{each} {shown_time(dense.get(each, 0.0))} to {shown_time(own.get(each, 0.0))}" for each in layers
@@ -226,7 +226,7 @@ def _largest(dense: Mapping[str, float], own: Mapping[str, float]) -> tuple[dict
     shown = [{name: of.get(name, 0.0) for name in first} for of in (dense, own)]
     if others:
         for of, kept in zip((dense, own), shown, strict=True):
-            kept[f"{len(others)} others"] = sum(of.get(name, 0.0) for name in others)
+            kept[f"{len(others)} other{'s' if len(others) > 1 else ''}"] = sum(of.get(name, 0.0) for name in others)
     return shown[0], shown[1]
 
 

@@ -154,9 +154,14 @@ def _card_section(runs: Sequence[RunView]) -> Section:
     return Section(name="cards", title="The chosen model", body=body, plots=plots)
 
 
+def _option_text(value: object) -> str:
+    """Return the value of an option; those of a list are joined by commas."""
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
 def _about_section(run: RunView, prefix: str, title: str) -> Section:
     how = "measured beside the dense model" if is_measured(run) else "predicted: the latency table is of another device"
-    rows = [[key, str(value)] for key, value in run.config.items() if value is not None]
+    rows = [[key, _option_text(value)] for key, value in run.config.items() if value is not None]
     versions = [[name, str(version)] for name, version in run.environment.get("versions", {}).items()]
     body = paragraphs([f"Every latency was {how}.", *(form_lines(run.document) if run.document else ())])
     body += table("Options", ["option", "value"], rows)
