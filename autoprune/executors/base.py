@@ -53,11 +53,14 @@ class Executor(AbstractContextManager["Executor"]):
 
 
 def guarded(evaluate: Evaluate, spec: TrialSpec) -> TrialResult:
-    """Evaluate a trial; any `Exception` becomes a `failed` result that names it (the traceback is logged at debug)."""
+    """Evaluate a trial; what it raises becomes a `failed` result that names it (the traceback is logged at debug).
+
+    Also `SystemExit`: code of the user that ends the program would end the search as if it were done.
+    """
     start = time.monotonic()
     try:
         return replace(evaluate(spec), attempt=spec.attempt)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         _log.debug("trial %d failed", spec.number, exc_info=True)
         return failed(spec, describe(error), seconds=time.monotonic() - start)
 

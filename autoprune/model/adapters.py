@@ -29,7 +29,7 @@ class ModelBuilder:
             model = self.build()
         except AutopruneError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             *_, last = traceback.extract_tb(error.__traceback__)
             raise TaskError(
                 f"build_model failed: {type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno})"

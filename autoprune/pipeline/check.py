@@ -92,7 +92,7 @@ class _Findings(list[Finding]):
             value, text = work()
         except AutopruneError as error:
             works, text = False, str(error)
-        except Exception as error:  # a user's function may raise anything, and the other stages go on
+        except (Exception, SystemExit) as error:  # a user's function may raise anything, and the other stages go on
             works, text = False, f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
         self.append(Finding(stage=stage, works=works, text=text, seconds=time.perf_counter() - start))
         return value

@@ -46,6 +46,7 @@ from autoprune.search.strategies import Strategy
 from autoprune.study.location import SharedStorage, StudyLocation
 from autoprune.task.base import Task
 from autoprune.task.batches import length
+from autoprune.task.faults import task_faults
 from autoprune.trials import FrontModel
 
 
@@ -85,6 +86,7 @@ def search(
     told = watchers(events, on_trial)
     with (
         opened_run(task, run_dir, config_file, fresh=fresh, options=options) as run,
+        task_faults(run.task),
         told.watching(run.folder.path, run.config),
         timed(told, run.folder, run.config.max_minutes) as watch,
     ):

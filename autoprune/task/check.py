@@ -18,8 +18,10 @@ from autoprune.model.outputs import described
 from autoprune.model.randomness import seeded
 from autoprune.task.base import DATA_SETS, IGNORED, Task
 from autoprune.task.batches import length, sample_rows, take
+from autoprune.task.faults import described_fault, task_faults
 
 _ITEMS = 4
+_MOST_ITEMS = 10**9
 
 
 def check_task(task: Task) -> None:
@@ -29,12 +31,14 @@ def check_task(task: Task) -> None:
     are not one tensor with the batch dimension first (in evaluation or in training mode), and targets that the loss
     cannot take; `StructureError` for a model that cannot be pruned as it is. The model's statistics stay as they are.
     """
-    model = _build(task)
-    _outputs(task, model, task.example_inputs, "example_inputs")
-    for name in DATA_SETS:
-        _check_data(task, model, name, getattr(task, name))
-    _check_augment(task)
-    _check_training(task, copy_of(model).train())
+    with task_faults(task):
+        model = _build(task)
+        _outputs(task, model, task.example_inputs, "example_inputs")
+        for name in DATA_SETS:
+            _check_length(name, getattr(task, name))
+            _check_data(task, model, name, getattr(task, name))
+        _check_augment(task)
+        _check_training(task, copy_of(model).train())
 
 
 def _build(task: Task) -> nn.Module:
@@ -50,6 +54,14 @@ def _build(task: Task) -> nn.Module:
             "build_model return model.float(); the pruned model can be converted back"
         )
     return model.eval()
+
+
+def _check_length(name: str, dataset: Dataset[Any]) -> None:
+    if length(dataset) > _MOST_ITEMS:
+        raise TaskError(
+            f"{name} has {length(dataset):,} items, and rows are drawn from at most {_MOST_ITEMS:,}. Give a "
+            "torch.utils.data.Subset of it"
+        )
 
 
 def _check_data(task: Task, model: nn.Module, name: str, dataset: Dataset[Any]) -> None:
@@ -95,11 +107,13 @@ def _check_inputs(task: Task, name: str, inputs: tuple[Tensor, ...]) -> None:
 def _outputs(task: Task, model: nn.Module, inputs: tuple[Tensor, ...], name: str) -> Tensor:
     try:
         with torch.no_grad():
-            outputs = task.select(model(*inputs))
+            outputs = model(*inputs)
     except AutopruneError:
         raise
     except Exception as error:
-        raise TaskError(f"the model of {task.name!r} failed on {name}: {type(error).__name__}: {error}") from error
+        raise TaskError(f"the model of {task.name!r} failed on {name}: {described_fault(error)}") from error
+    with torch.no_grad():
+        outputs = task.select(outputs)
     _require_tensor(task, outputs, training=model.training)
     if outputs.ndim == 0 or len(outputs) != len(inputs[0]):
         raise TaskError(
@@ -117,7 +131,10 @@ def _check_targets(task: Task, name: str, outputs: Tensor, targets: Tensor) -> N
             f"accuracy needs an output for each class; on {name} the model returns {tuple(outputs.shape)}. Give a "
             "metric, or targets in floating point (the score is then the closeness to the dense outputs)"
         )
-    classes = targets[targets != IGNORED] if by_accuracy else targets
+    data, known = getattr(task, name), targets
+    if by_accuracy and type(data) is TensorDataset and len(data.tensors) > len(task.example_inputs):
+        known = data.tensors[len(task.example_inputs)]  # all of them: a look at every value costs next to nothing
+    classes = known[known != IGNORED] if by_accuracy else known
     if not classes.numel():
         return  # all of these few are left out, of which no loss has a mean
     if by_accuracy and not 0 <= int(classes.min()) <= int(classes.max()) < outputs.shape[1]:
@@ -128,7 +145,7 @@ def _check_targets(task: Task, name: str, outputs: Tensor, targets: Tensor) -> N
     try:
         loss = task.loss(outputs, targets)
     except Exception as error:
-        raise TaskError(f"the loss failed on {name}: {type(error).__name__}: {error}") from error
+        raise TaskError(f"the loss failed on {name}: {described_fault(error)}") from error
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         got = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise TaskError(f"loss(outputs, targets) must return a scalar tensor; got {got} on {name}")
@@ -142,7 +159,7 @@ def _check_augment(task: Task) -> None:
     try:
         changed = task.augment(inputs[0], torch.Generator().manual_seed(0))
     except Exception as error:
-        raise TaskError(f"augment(inputs, generator) failed: {type(error).__name__}: {error}") from error
+        raise TaskError(f"augment(inputs, generator) failed: {described_fault(error)}") from error
     if not isinstance(changed, Tensor) or changed.shape != inputs[0].shape or changed.dtype != inputs[0].dtype:
         raise TaskError(f"augment must keep the shape {tuple(inputs[0].shape)} and type {inputs[0].dtype} of its batch")
     _require_finite(changed, "augment returns")
@@ -166,7 +183,7 @@ def _check_train_step(
     try:
         loss = train_step(model, batch)
     except Exception as error:
-        raise TaskError(f"train_step(model, batch) failed: {type(error).__name__}: {error}") from error
+        raise TaskError(f"train_step(model, batch) failed: {described_fault(error)}") from error
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
         raise TaskError(
             f"train_step(model, batch) must return a scalar tensor that depends on the model; got {type(loss).__name__}"

@@ -86,7 +86,7 @@ def _load_file(path: Path) -> ModuleType:
 def _load_module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TaskError(f"importing {name!r} failed: {type(error).__name__}: {error}. {_FORMS}") from error
 
 
