@@ -105,6 +105,7 @@ class RunConfig(BaseModel):
     measure_table: bool = False
     """Measure a latency table also where no budget limits the latency, for a search that goes by latencies, too."""
     allow_foreign_table: bool = False
+    allow_noise: bool = False
     """Accept a latency table that was measured on another machine or runtime."""
     warm_start: str | None = None
     """The folder of another run, whose latency table, dense weights and scores are used where their digests fit: task,

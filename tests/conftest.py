@@ -3,6 +3,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import gc
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from torch.export import decomp_utils, exported_program
 from torch.onnx._internal.exporter import _schemas
 
 import autoprune
+from autoprune.device import noise
 from tests.measurers import SimulatedMeasurer
 from tests.pipeline import tiny
 
@@ -58,6 +60,22 @@ def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_verdict_on_noise() -> Iterator[None]:
+    """Let profiles be made on a machine however busy it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("QUIET", "MOST"):
+            patch.setattr(noise, name, math.inf)
+        yield
+
+
+@pytest.fixture
+def verdict_on_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Judge noise as users see it."""
+    for name, value in (("QUIET", 0.05), ("MOST", 0.15)):
+        monkeypatch.setattr(noise, name, value)
 
 
 @pytest.fixture

@@ -61,6 +61,7 @@ class AdditiveMachine:
         self.remainder_ms, self.noise = remainder_ms, noise
         self.rng = np.random.default_rng(seed)
         self.layers = tuple(layers)
+        self.repeats = []
         self.priced = PricedOperators.of(structure, self.layers).all
 
     def ms(self, rows):
@@ -89,6 +90,7 @@ class SimulatedTimer(PolicyTimer):
     def time(self, widths, stage, protocol):
         for _ in self.models(widths, stage):
             pass
+        self.machine.repeats.append(protocol.repeats)
         dense_ms = self.machine.dense_ms / self.speed
         ratios = tuple(map(float, self.machine.ratios(widths)))
         sample = LatencySample(median_ms=dense_ms, p10_ms=dense_ms, p90_ms=dense_ms, runs=protocol.repeats)

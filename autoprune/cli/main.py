@@ -24,6 +24,7 @@ from autoprune.cli.options import (
     DenseOption,
     ForeignOption,
     ModelOption,
+    NoiseOption,
     PrecisionOption,
     SeedOption,
     SpaceOption,
@@ -151,6 +152,7 @@ def search(
         bool, typer.Option("--measure-table", help="Measure a latency table though no budget limits the latency.")
     ] = False,
     allow_foreign_table: ForeignOption = False,
+    allow_noise: NoiseOption = False,
     worker_threads: Annotated[
         int | None, typer.Option("--worker-threads", help="Torch threads of each worker.")
     ] = None,
@@ -185,7 +187,7 @@ def search(
         effort=effort, trials=trials, scores=scores, table=table, allow_foreign_table=allow_foreign_table or None,
         executor=executor, workers=workers, worker_threads=worker_threads, seed=seed, ray_address=ray_address,
         resources=resources, trial_timeout=trial_timeout, storage=storage, warm_start=warm_start,
-        measure_table=measure_table or None,
+        measure_table=measure_table or None, allow_noise=allow_noise or None,
         max_minutes=minutes_of(max_time) if max_time is not None else None,
     )  # fmt: skip
     with interruptible() as received:

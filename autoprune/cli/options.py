@@ -43,6 +43,9 @@ DenseOption = Annotated[str | None, typer.Option("--dense", help="Trained weight
 ForeignOption = Annotated[
     bool, typer.Option("--allow-foreign-table", help="Accept a table of another machine; nothing is measured then.")
 ]
+NoiseOption = Annotated[
+    bool, typer.Option("--allow-noise", help="Go on where latencies vary by more than 15 %; every report says so.")
+]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of everything.")]
 
 

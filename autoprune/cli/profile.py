@@ -14,6 +14,7 @@ from autoprune.cli.options import (
     DataOption,
     ForeignOption,
     ModelOption,
+    NoiseOption,
     PrecisionOption,
     SeedOption,
     SpaceOption,
@@ -37,7 +38,7 @@ _MEASURING = ("target", "threads", "batch", "precision", "seed")
 _SHOWING = ("quiet", "log_file", "as_json")
 _READ_WITH = {
     "check": (*_MODEL, *_MEASURING, "allow_foreign_table", *_SHOWING),
-    "destination": (*_MODEL, *_MEASURING, "space", "explain", *_SHOWING),
+    "destination": (*_MODEL, *_MEASURING, "space", "explain", "allow_noise", *_SHOWING),
     "explain": (*_MODEL, "table", *_SHOWING),
 }
 """Options that each use of the command reads besides its own one; the first use that is given decides."""
@@ -66,6 +67,7 @@ def profile(
         bool, typer.Option("--explain", help="Print and plot latency against width of every unit.")
     ] = False,
     allow_foreign_table: ForeignOption = False,
+    allow_noise: NoiseOption = False,
     quiet: QuietOption = False,
     log_file: LogFileOption = None,
     as_json: JsonOption = False,
@@ -79,6 +81,7 @@ def profile(
     given = given_options(
         task=task, model=model, data_dir=data_dir, space=space, target=target, threads=threads, batch=batch,
         precision=precision, seed=seed, allow_foreign_table=allow_foreign_table or None,
+        allow_noise=allow_noise or None,
     )  # fmt: skip
     if check is not None:
         with shown_events(quiet, log_file, to_stderr=as_json) as events:

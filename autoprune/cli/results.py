@@ -30,6 +30,7 @@ def show(run_dir: Path) -> None:
         front_table,
         headlines,
         layer_lines,
+        noise_lines,
         prediction_line,
         rung_table,
         score_budget_lines,
@@ -40,7 +41,7 @@ def show(run_dir: Path) -> None:
 
     folder = RunFolder(run_dir)
     document = read_front(folder)
-    for line in layer_lines(document):
+    for line in (*noise_lines(document), *layer_lines(document)):
         say(line)
     show_table(front_table(document))
     rungs = rung_table(document)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from autoprune.device.noise import require_quiet
 from autoprune.device.target import Target, differences
 from autoprune.errors import LatencyError
 from autoprune.files import parsed_json
@@ -152,6 +153,15 @@ class LatencyTable:
                 f"the latency table was measured on another target ({'; '.join(changes)}). Run `autoprune profile` "
                 "here, or allow a foreign table (--allow-foreign-table) if you search for that other target."
             )
+        return self
+
+    def require_quiet(self, *, allow_noise: bool = False) -> LatencyTable:
+        """Return the table if its latencies vary little enough to be used, or if noise is allowed.
+
+        Raises:
+            NoiseError: they vary by more than 15 % from one measurement to the next.
+        """
+        require_quiet(self.held_out.noise_percent / 100, allow=allow_noise)
         return self
 
     def continues(self, other: LatencyTable) -> bool:

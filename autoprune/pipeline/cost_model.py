@@ -113,6 +113,11 @@ class CostModel:
         costs = cost_matrix(self.structure, self.predictor, [policy], limit.limited)[0]
         return bool(fits([ratio * self.dense_ms / (1 + tolerance), *costs[1:]], limit))
 
+    def undecided(self, policy: Policy, ratio: float, sd: float) -> bool:
+        """Return whether two standard deviations of a measured ratio decide about meeting one of the budgets."""
+        low, high = ratio - 2 * sd, ratio + 2 * sd
+        return any(self.meets(b, policy, low, 0.0) != self.meets(b, policy, high, 0.0) for b in self.limits)
+
     def corrected(self, policies: Sequence[Policy], ratios: np.ndarray) -> CostModel:
         """Return the model whose table is also fitted to policies that were measured at `ratios` `[P]` of dense."""
         assert isinstance(self.table, LatencyTable)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +29,9 @@ from autoprune.runfolder import RunFolder, int8_beside, read_json, write_atomic
 from autoprune.task.batches import batches, length, sample_rows
 
 _CALIBRATION_BATCHES, _CALIBRATION_EXAMPLES = 4, 32
+
+_MEASURED = 4
+"""Times that a policy is measured where noise decides whether it meets a budget, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +113,10 @@ class Deployment:
 
         Where no budget limits latency, they are not measured: whatever they are, they meet every budget.
 
-        A policy is measured once in a run, so that a resumed one decides as it did before, in a busier moment, too. The
-        models are made by the timer of a latency table, out of one export: the exporter takes seconds for each model,
-        and weights do not matter to latency.
+        Policies so close to a budget that noise decides are measured up to four times. What is known then stays, so
+        that a resumed run decides as it did before, in a busier moment, too. The models are made by the timer of a
+        latency table, out of one export: the exporter takes seconds for each model, and weights do not matter to
+        latency.
         """
         if self.foreign or not costs.knows_latency:
             return costs.predicted_ratios(policies)
@@ -120,9 +125,17 @@ class Deployment:
         new = [policy for policy in dict.fromkeys(policies) if policy.digest() not in known]
         if new:
             timer = self._timer
-            models = [timer.build(policy) for policy in new]
-            ratios = self.measurer.timings(models, timer.dense, timer.feeds).ratios
-            known |= {policy.digest(): float(ratio) for policy, ratio in zip(new, ratios, strict=True)}
+            models = {policy: timer.build(policy) for policy in new}
+            ratios = dict[Policy, list[float]]()
+            for _ in range(_MEASURED):
+                timings = self.measurer.timings([models[policy] for policy in new], timer.dense, timer.feeds)
+                for policy, ratio in zip(new, timings.ratios, strict=True):
+                    ratios.setdefault(policy, []).append(ratio)
+                sd = timings.noise / math.sqrt(len(ratios[new[0]]))
+                new = [policy for policy in new if costs.undecided(policy, float(np.mean(ratios[policy])), sd)]
+                if not new:
+                    break
+            known |= {policy.digest(): float(np.mean(each)) for policy, each in ratios.items()}
             Manifest(self.folder).write_json(path, {"ratios": known})
         return np.array([known[policy.digest()] for policy in policies])
 

@@ -60,7 +60,8 @@ def profile_table(
     _require_writable(destination)
     measurer = measurer or DeviceMeasurer.of(config)
     structure = structure_of(config)
-    table = profiled_table(structure, SpaceFile.read(config, structure), measurer, config.seed, destination, events)
+    space_file, allowed = SpaceFile.read(config, structure), config.allow_noise
+    table = profiled_table(structure, space_file, measurer, config.seed, destination, events, allow_noise=allowed)
     events.note(f"written to {destination}")
     return table
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from autoprune.config import RunConfig
+from autoprune.device.noise import NoiseError
 from autoprune.device.target import Target, differences
 from autoprune.device.timing import Protocol
 from autoprune.errors import AutopruneError, ConfigError, LatencyError, RunFolderError
@@ -75,8 +76,9 @@ def latency_table(
                 "Undo the change, or choose another --run-dir."
             )
     return profiled_table(
-        structure, space_file, measurer, config.seed, folder.table, events, folder, max_seconds=max_seconds
-    )
+        structure, space_file, measurer, config.seed, folder.table, events, folder,
+        max_seconds=max_seconds, allow_noise=config.allow_noise,
+    )  # fmt: skip
 
 
 def stand_in_table(
@@ -110,7 +112,8 @@ def stand_in_table(
 
 def require_fitting(table: LatencyTable, config: RunConfig, structure: Structure, target: Target) -> None:
     """Raise `LatencyError` unless the table is of this model, and of this target as far as the configuration asks."""
-    table.require(target, allow_foreign=config.allow_foreign_table).require_structure(structure)
+    table.require(target, allow_foreign=config.allow_foreign_table).require_quiet(allow_noise=config.allow_noise)
+    table.require_structure(structure)
     # A foreign table is of another device, but exported models run there at its batch and precision.
     shipped = {key: table.target[key] for key in ("batch", "precision") if table.target[key] != getattr(target, key)}
     if shipped:
@@ -140,10 +143,14 @@ def profiled_table(
     folder: RunFolder | None = None,
     *,
     max_seconds: float = MAX_SECONDS,
+    allow_noise: bool = False,
 ) -> LatencyTable:
     """Measure a table now, write it to `destination` (a file of `folder`, if given), and note how well it predicts.
 
     Measurements are appended to a file beside it, from which an interrupted profile goes on.
+
+    Raises:
+        NoiseError: latencies vary too much to be used; what was measured is deleted, since it would be no better later.
     """
     events.stage(TABLE)
     if space_file.spec.treat_if_faster and not measurer.target.treats_layers:
@@ -157,17 +164,22 @@ def profiled_table(
     if space_file.spec.treat_if_faster and timer.layers and not _treatments_pay(space_file.profiled(), timer, events):
         space_file = space_file.widths_alone()
         timer = replace(timer, layers=())
-    table = profile(
-        structure,
-        space_file.profiled(),
-        measurer.target,
-        timer=timer,
-        narrow=(lambda useful: space_file.narrowed(useful).timed()) if space_file.efficient else None,
-        seed=seed,
-        samples=samples_beside(destination),
-        on_note=events.note,
-        max_seconds=max_seconds,
-    )
+    try:
+        table = profile(
+            structure,
+            space_file.profiled(),
+            measurer.target,
+            timer=timer,
+            narrow=(lambda useful: space_file.narrowed(useful).timed()) if space_file.efficient else None,
+            seed=seed,
+            samples=samples_beside(destination),
+            on_note=events.note,
+            max_seconds=max_seconds,
+            allow_noise=allow_noise,
+        )
+    except NoiseError:
+        samples_beside(destination).unlink(missing_ok=True)
+        raise
     if folder is None:
         table.save(destination)
     else:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from autoprune.device.noise import HostState, require_quiet, times_longer, what_is_busy
 from autoprune.device.target import Target
 from autoprune.device.timing import Kernels, Protocol, Timings, busy_notes
 from autoprune.latencies import Geometry
@@ -63,11 +64,15 @@ def profile(
     timer: PolicyTimer | None = None,
     samples: Path | None = None,
     on_note: Callable[[str], None] = lambda text: None,
+    allow_noise: bool = False,
 ) -> LatencyTable:
     """Measure a latency table on a target: first the staircase of every unit, then policies of the space.
 
     Rounds of 40 policies follow the scan until the error of new policies no longer falls (where layers are treated: for
     eight rounds), or the time is over; one round is always made. 40 further policies are held out for the error.
+
+    Where latencies vary by more than 5 % from one measurement to the next, policies are timed longer, up to four times
+    as long.
 
     Args:
         structure: The structure to profile.
@@ -81,11 +86,13 @@ def profile(
         timer: What times policies of `structure` on `target`, with its own seed and progress; default: the target's.
         samples: File to which measurements are appended as they are made. An interrupted profile of the same structure,
             space, target and seed goes on from it. Delete it when the table is written.
-        on_note: Called with a line about what was in `samples`.
+        on_note: Called with a line about what was in `samples`, and about why it takes long.
+        allow_noise: Go on where latencies vary too much to be used; the table says so.
 
     Raises:
         StructureError: The model cannot be exported.
         LatencyError: The exported models cannot be timed.
+        NoiseError: Latencies vary by more than 15 % from one measurement to the next.
         RunFolderError: `samples` cannot be written.
     """
     protocol = protocol or Protocol()
@@ -106,13 +113,14 @@ def profile(
         max_seconds=max_seconds,
     )
     prior = work.scan(SCAN_SHARE * max_seconds, _NODE_SHARE * max_seconds)
+    work.judge_noise(on_note, allow=allow_noise)
     work.space = space if narrow is None else narrow(work.useful(prior))
     prior = work.prior()
     tested = random_rows(work.space, work.columns, HELD_OUT_POLICIES, work.rng)
     work.time(tested, HELD_OUT)
     work.rounds(prior)
     again = work.measure(tested[:REMEASURED], REMEASURING)
-    return build_table(
+    table = build_table(
         structure,
         work.priced,
         work.space,
@@ -121,6 +129,8 @@ def profile(
         prior,
         work.conditions(again, seed=seed, seconds=work.elapsed()),
     )
+    table.require_quiet(allow_noise=allow_noise)
+    return table
 
 
 @dataclass(kw_only=True)
@@ -140,6 +150,7 @@ class _Profile:
     profiled: np.ndarray = field(default_factory=lambda: np.empty((0, 0), dtype=np.int64))
     kernels: list[Kernels] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    host: HostState = field(default_factory=HostState.now)
 
     @property
     def varying(self) -> tuple[PricedOperator, ...]:
@@ -175,8 +186,24 @@ class _Profile:
             drift=max(timings.drift for timings in self.timings),
             repeated_blocks=sum(timings.repeated_blocks for timings in self.timings),
             seconds=seconds,
-            notes=(*self.timer.notes, *self.notes, *busy_notes(self.timings)),
+            notes=(*self.timer.notes, *self.notes, *busy_notes(self.timings), *self._host_notes()),
         )
+
+    def _host_notes(self) -> list[str]:
+        return [] if self.timer.target.address else HostState.now().notes_since(self.host)
+
+    def judge_noise(self, on_note: Callable[[str], None], *, allow: bool) -> None:
+        """Time policies longer from here on where latencies vary much, and say why; refuse where they vary too much."""
+        require_quiet(self.noise, allow=allow)
+        longer = times_longer(self.noise)
+        if longer > 1:
+            busy = "" if self.timer.target.address else f" ({what_is_busy()})"
+            on_note(
+                f"latencies vary by {self.noise:.0%} from one measurement to the next{busy}, so policies are timed "
+                f"{longer} times as long"
+            )
+            self.protocol = replace(self.protocol, repeats=longer * self.protocol.repeats)
+            self.max_seconds *= longer
 
     def measure(self, rows: np.ndarray, stage: str) -> np.ndarray:
         """Ratios to the dense model, in random order: slow changes cannot tell kinds of policies apart."""

@@ -2,7 +2,7 @@
 
 from autoprune.report.checks import basis_line, check_header, check_row, estimate_table
 from autoprune.report.console import ConsoleEvents
-from autoprune.report.headline import headlines
+from autoprune.report.headline import headlines, noise_lines
 from autoprune.report.html import write_report
 from autoprune.report.runview import RunView, read_run
 from autoprune.report.tables import (
@@ -32,6 +32,7 @@ __all__ = [
     "headlines",
     "layer_lines",
     "layer_table",
+    "noise_lines",
     "prediction_line",
     "read_run",
     "rung_table",

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from autoprune.device.noise import MOST
 from autoprune.report.amounts import score_interval, shown_bytes, shown_time
 
 Document = Mapping[str, Any]
@@ -34,6 +35,17 @@ def headlines(document: Document) -> list[str]:
         start = f"At {_PERCENT.sub(' %', budget)}: " if budget else ""
         lines.append(f"{start}{_facts(document, best)}{_uniform(document, budget)}; model {best['digest']}.")
     return lines
+
+
+def noise_lines(document: Document) -> list[str]:
+    """Return one line where the latencies of a run vary so much that they were used by request alone."""
+    noise = document["held_out"]["noise_percent"] / 100
+    if noise <= MOST:
+        return []
+    return [
+        f"MEASURED IN NOISE (--allow-noise): latencies varied by {noise:.0%} from one measurement to the next. Shares "
+        "of the latency are as uncertain, and models may miss their budgets on a quiet machine."
+    ]
 
 
 def headline_of(document: Document, model: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from autoprune.report.cards import MODEL_HEADER, card, kind_text, model_rows
 from autoprune.report.comparison import comparison_section
 from autoprune.report.fragments import Section, missing, paragraphs, table
 from autoprune.report.front_plot import front_plot, is_measured, model_key
-from autoprune.report.headline import headline_of, headlines, place_of_dense
+from autoprune.report.headline import headline_of, headlines, noise_lines, place_of_dense
 from autoprune.report.page import page
 from autoprune.report.runview import RunView
 from autoprune.report.search_plots import search_section, trouble_section
@@ -81,12 +81,12 @@ def introduction(run: RunView) -> list[str]:
     """Return sentences about what a run reached: for each budget, or for its first model; or how far it is."""
     if not run.document:
         return [f"The run has no front yet: {len(run.scored)} scores of policies so far."]
+    noise, model = noise_lines(run.document), first_model(run)
     if lines := headlines(run.document):
-        return lines
-    model = first_model(run)
+        return [*noise, *lines]
     if model is None:
-        return ["No fine-tuned model meets its budget."]
-    return [f"Only uniform widths meet a budget: {headline_of(run.document, model)}"]
+        return [*noise, "No fine-tuned model meets its budget."]
+    return [*noise, f"Only uniform widths meet a budget: {headline_of(run.document, model)}"]
 
 
 def first_model(run: RunView) -> Mapping[str, Any] | None:

@@ -1,11 +1,13 @@
 """Whole profiles: on a simulated machine whose truth is known, and a short one of this host."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from autoprune.device.address import Address
+from autoprune.device.noise import NoiseError
 from autoprune.device.timing import Protocol
 from autoprune.errors import LatencyError
 from autoprune.latencies import Geometry
@@ -25,6 +27,11 @@ class Simulated:
         self.told, self.machine = [], AdditiveMachine(structure, stairs(step), noise=noise)
         timer = simulated_timer(self.machine, target, on_progress=lambda *stage: self.told.append(stage), seed=3)
         self.table = profile(structure, space, target, seed=3, timer=timer, **options)
+
+    @property
+    def repeats(self):
+        """How often models were run, in the order in which that changed."""
+        return [*dict.fromkeys(self.machine.repeats)][1:]  # the first look takes fewer
 
     def error_of(self, rows):
         predicted = self.table.predictor(self.machine.structure).predict(rows)
@@ -143,6 +150,23 @@ def test_rounds_end_when_their_error_no_longer_falls(simulated, monkeypatch):
 def test_rounds_end_when_the_time_is_over(simulated):
     """One is always made; its rows, and the ladder."""
     assert 40 < simulated(max_seconds=0.0).table.counts[FIT] <= 48
+
+
+def test_in_noise_policies_are_timed_longer_and_it_is_said_why(simulated, verdict_on_noise):
+    notes: list[str] = []
+    simulation = simulated(noise=0.08, protocol=QUICK, on_note=notes.append)
+    (line,) = notes
+    assert re.match(r"latencies vary by 8% from one measurement .* so policies are timed 3 times as long", line)
+    assert simulation.repeats == [QUICK.repeats, 3 * QUICK.repeats]
+
+
+def test_in_too_much_noise_there_is_no_table_unless_it_is_allowed(simulated, verdict_on_noise):
+    with pytest.raises(NoiseError, match=r"vary by at most 15% .* here they vary by 30%"):
+        simulated(noise=0.3)
+    table = simulated(noise=0.3, allow_noise=True).table
+    with pytest.raises(NoiseError, match="--allow-noise"):
+        table.require_quiet()
+    assert table.require_quiet(allow_noise=True) is table
 
 
 def test_without_time_fewer_widths_are_scanned_and_that_is_noted(simulated, space_of):
