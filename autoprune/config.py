@@ -105,8 +105,9 @@ class RunConfig(BaseModel):
     measure_table: bool = False
     """Measure a latency table also where no budget limits the latency, for a search that goes by latencies, too."""
     allow_foreign_table: bool = False
-    allow_noise: bool = False
     """Accept a latency table that was measured on another machine or runtime."""
+    allow_noise: bool = False
+    """Accept latencies that vary by more than 15 % from one measurement to the next; every report says so."""
     warm_start: str | None = None
     """The folder of another run, whose latency table, dense weights and scores are used where their digests fit: task,
     model, target, space, seed and versions."""

@@ -22,7 +22,7 @@ from autoprune.latency.sampling import covering_rows, random_rows, scanned_rows,
 from autoprune.latency.table import FIT, HELD_OUT, SCAN, LatencyTable
 from autoprune.profiling.node_times import profiled_ms
 from autoprune.profiling.policy_timer import Progress, make_policy_timer
-from autoprune.profiling.profile import as_prior, scanned_geometries
+from autoprune.profiling.profile_work import as_prior, scanned_geometries
 from autoprune.records import SearchSpace
 from autoprune.structure import Structure
 

@@ -13,9 +13,10 @@ from autoprune.errors import LatencyError
 from autoprune.latencies import Geometry
 from autoprune.latency.geometries import PricedOperators, possible_geometries
 from autoprune.latency.table import FIT, HELD_OUT, SCAN, LatencyTable
-from autoprune.profiling import profile as profiling
+from autoprune.profiling import profile_work
 from autoprune.profiling.duration import MAX_SECONDS, ProfileSize
-from autoprune.profiling.profile import as_prior, profile, scanned_geometries
+from autoprune.profiling.profile import profile
+from autoprune.profiling.profile_work import as_prior, scanned_geometries
 from autoprune.records import SearchSpace
 from tests.machines import QUICK, AdditiveMachine, recording_timer, simulated_timer, stairs
 
@@ -142,7 +143,7 @@ def test_a_unit_with_one_width_reaches_narrow_with_it(structure_of, space_of, ta
 
 
 def test_rounds_end_when_their_error_no_longer_falls(simulated, monkeypatch):
-    monkeypatch.setattr(profiling, "MOST_ROUNDS", 50)
+    monkeypatch.setattr(profile_work, "MOST_ROUNDS", 50)
     rounds = simulated(noise=0.01).table.counts[FIT] // 40
     assert 2 <= rounds < 15
 
