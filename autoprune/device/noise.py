@@ -33,12 +33,7 @@ class NoiseError(LatencyError):
 
 
 def times_longer(noise: float) -> int:
-    """Return how many times as long models are timed at some noise: it falls with the root of that; 4 at most.
-
-    Example:
-        >>> [times_longer(noise) for noise in (0.01, 0.06, 0.08, 0.5)]
-        [1, 2, 3, 4]
-    """
+    """Return how many times as long models are timed at some noise: it falls with the root of that; 4 at most."""
     return max(1, min(_LONGEST, math.ceil((noise / QUIET) ** 2)))
 
 
