@@ -67,6 +67,7 @@ def deliver(
     *,
     input_names: Sequence[str] = (),
     output_names: Sequence[str] = (),
+    sparse: bool = False,
     shown_out: str | Path | None = None,
 ) -> Delivery:
     """Write a model of a run, the script that runs it, and a page with its numbers.
@@ -81,6 +82,8 @@ def deliver(
         input_names: of the file's inputs in their order; by default the arguments of the model's `forward`.
         output_names: of its outputs in their order; by default the keys of what the model returns. In a file of
             PyTorch they are keys of a dict.
+        sparse: whether an ONNX file holds weights with many zeros as sparse initializers, which ONNX Runtime makes
+            dense when it loads the file.
         shown_out: stands for `out` in the command on the page, where `out` is temporary.
 
     Raises:
@@ -102,8 +105,11 @@ def deliver(
     _require_proven(candidate, metrics)
     inputs = metrics.get("inputs") or _inputs(candidate)
     names = FileNames.of(input_names, output_names)
+    if sparse and name != "onnx":
+        raise UsageError(f"sparse initializers are for ONNX files; got the format {name}. Leave out --sparse")
     if name == "onnx":
-        write_atomic(paths.model, names.onnx_file(candidate.onnx_path, inputs))
+        content = names.onnx_file(candidate.onnx_path, inputs)
+        write_atomic(paths.model, _with_sparse_initializers(content) if sparse else content)
         known = metrics.get("int8_relative_difference", None if int8 else metrics["onnx_relative_difference"])
         delivery = Delivery(format=name, paths=paths, difference=known, limit=INT8_LIMIT if int8 else PARITY_LIMIT)
     else:
@@ -113,8 +119,16 @@ def deliver(
     provider = target.get("provider") or "CPUExecutionProvider"
     script = deploy_script(name, paths.model.name, paths.script.name, inputs, provider)
     write_atomic(paths.script, script.encode())
-    write_atomic(paths.page, _page(candidate, delivery, inputs, names, shown_out or out).encode())
+    write_atomic(paths.page, _page(candidate, delivery, inputs, names, shown_out or out, sparse).encode())
     return delivery
+
+
+def _with_sparse_initializers(content: bytes) -> bytes:
+    import onnx
+
+    from autoprune.onnxgraph.sparse import with_sparse_initializers
+
+    return with_sparse_initializers(onnx.load_from_string(content)).SerializeToString()
 
 
 def packed(candidate: Candidate) -> bytes:
@@ -202,13 +216,18 @@ def _inputs(candidate: Candidate) -> list[dict[str, Any]]:
 
 
 def _page(
-    candidate: Candidate, delivery: Delivery, inputs: list[dict[str, Any]], names: FileNames, out: str | Path
+    candidate: Candidate,
+    delivery: Delivery,
+    inputs: list[dict[str, Any]],
+    names: FileNames,
+    out: str | Path,
+    sparse: bool,
 ) -> str:
     run, record = candidate.run, candidate.record
     dense, target, metric = run.document["dense"], run.document["latency_table"]["target"], run.document["metric"]
     export = ["autoprune", "export", str(run.folder.path), "--policy", record.digest]
     export += ["--format", delivery.format, "--out", str(out)]
-    export += names.options()
+    export += [*names.options(), *(["--sparse"] if sparse else [])]
     rows = {
         f"{metric}, validation": (f"{record.score:.4f}", f"{dense['score']:.4f}"),
         f"{metric}, test": (_number(record.test_score, ".4f"), _number(dense.get("test_score"), ".4f")),

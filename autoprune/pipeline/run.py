@@ -76,6 +76,7 @@ class Candidate:
         *,
         input_names: Sequence[str] = (),
         output_names: Sequence[str] = (),
+        sparse: bool = False,
     ) -> Path:
         """Write the model with a script that runs it and a page with its numbers; return the path of the model's file.
 
@@ -87,6 +88,7 @@ class Candidate:
             format: `onnx`, `torchscript`, `pt2` or `openvino` (extra `openvino`); by default what `path` ends like.
             input_names: of the file's inputs in their order; by default the arguments of the model's `forward`.
             output_names: of its outputs in their order; by default the keys of what the model returns.
+            sparse: whether an ONNX file holds weights with many zeros as sparse initializers; that saves no time.
 
         Raises:
             UsageError: for a format that is unknown, not installed, or cannot hold the int8 layers of the model; and
@@ -95,7 +97,8 @@ class Candidate:
         """
         from autoprune.pipeline.delivery import deliver
 
-        return deliver(self, path, format, input_names=input_names, output_names=output_names).paths.model
+        names = {"input_names": input_names, "output_names": output_names}
+        return deliver(self, path, format, **names, sparse=sparse).paths.model
 
     def __repr__(self) -> str:
         m = self.record

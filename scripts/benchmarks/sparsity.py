@@ -1,0 +1,185 @@
+"""Zeros among weights: test score against bytes, searched and shared out by yardsticks, with and without int8.
+
+    python scripts/benchmarks/sparsity.py --task fashion-mnist --model resnet20 --dense dense.safetensors \\
+        --budget 50% --budget 25% --budget 12% --budget 6% --seeds 0 1 2 --points 0 10000 --out sparsity.csv
+
+- `searched`: the guided search over the levels of a space; the best policy of its last rung within the budget.
+- `uniform`: the same level in all layers; `global magnitude`, `LAMP` and `ERK`: zeros that the dense weights share out,
+  each with the nearest levels of the space within the budget (`pipeline.baselines`).
+
+Budgets are shares of the bytes of the dense model in fp32. Every policy has the same repair (optimal brain surgeon,
+layer by layer) and the same fine-tuning, from its repaired start, once for each number of passes. Policies of
+`sparse-int8` are scored as they are deployed, int8 layers rounded. Rows are appended to a CSV file; run it again to go
+on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+import torch
+
+from autoprune.allocation.promotion import best_within
+from autoprune.allocation.uniform import uniform_policies
+from autoprune.budgets import Budget
+from autoprune.config import RunConfig
+from autoprune.pipeline.baselines import SHARED_OUT, shared_out_zeros
+from autoprune.pipeline.events import Silent
+from autoprune.pipeline.executors import executor_of
+from autoprune.pipeline.exploration import explore, search_passes, search_plan
+from autoprune.pipeline.preparation import Prepared, prepare
+from autoprune.pipeline.run import open_task
+from autoprune.pipeline.studies import study_location
+from autoprune.records import Policy
+from autoprune.runfolder import RunFolder
+from autoprune.structure import GraphModel
+from autoprune.training.sample_passes import SamplePasses
+from autoprune.training.scoring import evaluate
+
+SEARCHED, UNIFORM = "searched", "uniform"
+METHODS = (SEARCHED, UNIFORM, *SHARED_OUT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One fine-tuned policy: `search_passes` for its budget, `passes` of fine-tuning, and its share of the bytes."""
+
+    model: str
+    space: str
+    method: str
+    budget: str
+    seed: int
+    search_passes: int
+    passes: int
+    test_score: float
+    bytes_share: float
+    params: int
+    seconds: float
+
+
+_KEY = ("model", "space", "method", "budget", "seed", "passes")
+
+
+def main() -> None:
+    """Run every space and seed that has rows missing."""
+    given = parse()
+    torch.set_num_threads(1)
+    for seed in given.seeds:
+        for space in given.spaces:
+            wanted = {
+                (given.model, space, method, budget, str(seed), str(point))
+                for method in given.methods for budget in given.budget for point in given.points
+            }  # fmt: skip
+            if wanted - known(given.out):
+                compare(given, space, seed)
+
+
+def compare(given: argparse.Namespace, space: str, seed: int) -> None:
+    """Search a space with one seed, and append the missing rows of all methods."""
+    config = RunConfig(
+        task=given.task, model=given.model, dense=str(given.dense.resolve()), space=space, seed=seed,
+        budgets=(f"bytes:{given.budget[0]}",), trials=given.trials, executor="inline",
+    )  # fmt: skip
+    run = RunFolder(given.out.with_suffix("") / f"{given.model}-{space}-{seed}")
+    run.create()
+    prepared = prepare(config, run, open_task(config), Silent())
+    # Several budgets of bytes would be one, the tightest.
+    alone = replace(prepared.costs, limits={}).with_budgets([Budget.parse(f"bytes:{each}") for each in given.budget])
+    prepared = replace(prepared, costs=alone)
+    for method, budget, policy, spent in policies(given, config, run, prepared):
+        for point in given.points:
+            key = (given.model, space, method, budget, str(seed), str(point))
+            if key not in known(given.out):
+                append(given.out, scored(prepared, policy, Row(
+                    model=given.model, space=space, method=method, budget=budget, seed=seed, search_passes=spent,
+                    passes=point, test_score=0.0, bytes_share=0.0, params=0, seconds=0.0,
+                )))  # fmt: skip
+
+
+def policies(
+    given: argparse.Namespace, config: RunConfig, run: RunFolder, prepared: Prepared
+) -> Iterator[tuple[str, str, Policy, int]]:
+    """Yield method, budget, policy and the passes that were spent to find it."""
+    costs, dense_model, effort = prepared.costs, prepared.dense_model, prepared.effort
+    plan = search_plan(config, study_location(config, run), prepared.space, dense_model, costs, effort)
+    budgets: Mapping[str, str] = {f"bytes:{budget}": budget for budget in given.budget}
+    if UNIFORM in given.methods:
+        for written, limit in costs.limits.items():
+            alike = uniform_policies(plan.space, plan.dense_widths, costs.limited_costs, limit)
+            if alike:  # of several precisions the one with the most numbers left
+                yield UNIFORM, budgets[written], max(alike, key=lambda p: dense_model.sizes(p)["params"]), 0
+    for written, strategy, policy in shared_out_zeros(plan, costs, dense_model.module):
+        if strategy in given.methods:
+            yield strategy, budgets[written], policy, 0
+    if SEARCHED in given.methods:
+        with executor_of(config, run, prepared.evaluator) as executor:
+            found = explore(plan, costs, prepared.deployment, executor, Silent())
+            passes = search_passes(found.outcome, effort, dense_model.task, executor.slots, 0.0)
+        for written, limit in costs.limits.items():
+            for best in best_within(found.last_rung, limit, 1):
+                yield SEARCHED, budgets[written], best.policy, round(sum(passes.values()) / len(costs.limits))
+
+
+def scored(prepared: Prepared, policy: Policy, row: Row) -> Row:
+    """Return a row with the test score of a policy after its passes of fine-tuning."""
+    start, dense_model = time.monotonic(), prepared.dense_model
+    cut = dense_model.cut(policy)
+    model = cut.shrink()
+    dense_model.repair(model, cut, SamplePasses())
+    model = copy.deepcopy(dense_model.fitted(model, policy))
+    if row.passes:
+        dense_model.finetune(model, policy, samples=row.passes, seed=row.seed)
+    deployed: GraphModel = dense_model.as_deployed(model, policy)
+    score = evaluate(deployed, dense_model.task, dense_model.task.test_set, dense_outputs=None).score
+    sizes, dense = dense_model.sizes(policy), dense_model.sizes(dense_model.structure.dense_policy())
+    made = Row(**asdict(row) | {
+        "test_score": score, "bytes_share": round(sizes["bytes"] / dense["bytes"], 4), "params": sizes["params"],
+        "seconds": round(time.monotonic() - start, 1),
+    })  # fmt: skip
+    print(f"{made.space} {made.method} {made.budget} seed {made.seed}: {made.bytes_share:.1%} of the bytes, "
+          f"{made.test_score:.4f} after {made.passes} passes", flush=True)  # fmt: skip
+    return made
+
+
+def known(out: Path) -> set[tuple[str, ...]]:
+    """Return what the rows of the CSV file are of."""
+    if not out.exists():
+        return set()
+    with out.open(newline="") as file:
+        return {tuple(row[name] for name in _KEY) for row in csv.DictReader(file)}
+
+
+def append(out: Path, row: Row) -> None:
+    """Append a row to the CSV file, which gets its header first."""
+    is_new = not out.exists()
+    with out.open("a", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
+        if is_new:
+            writer.writeheader()
+        writer.writerow(asdict(row))
+
+
+def parse() -> argparse.Namespace:
+    """Command-line arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", default="fashion-mnist")
+    parser.add_argument("--model", default="resnet20")
+    parser.add_argument("--dense", type=Path, required=True, help="trained weights (safetensors)")
+    parser.add_argument("--budget", action="append", required=True, help="share of the bytes, such as 12%%")
+    parser.add_argument("--spaces", nargs="+", default=["unstructured", "sparse-int8"])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--points", type=int, nargs="+", default=[0, 10_000])
+    parser.add_argument("--trials", type=int, help="proxies of all budgets together (default: effort small)")
+    parser.add_argument("--out", type=Path, required=True, help="CSV file; its folder of runs has the same name")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Levels of layers with zeros: what a space file may say, and what each layer is offered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autoprune.errors import ConfigError
+from autoprune.layer_levels import layer_levels
+from autoprune.records import SearchSpace
+from autoprune.space import SpaceSpec, load_spec
+from autoprune.treatments import INT8, PRECISIONS, Layer
+
+LAYERS = [
+    Layer(
+        name=f"{name}.weight", op=op, nodes=(name,), precisions=PRECISIONS, weights=(f"{name}.weight",), shapes=shapes
+    )
+    for name, op, shapes in (
+        ("stem", "conv2d", ((16, 3, 3, 3),)),
+        ("fc", "linear", ((16, 32),)),
+        ("lstm", "lstm", ((32, 8), (32, 6))),
+    )
+]
+
+
+def levels(**texts: list[str]) -> dict[str, list[str]]:
+    found = layer_levels({"*": ["fp32"], **texts}, LAYERS, "file", None)
+    return {name.removesuffix(".weight"): [*map(str, each)] for name, each in found.items()}
+
+
+def test_layers_are_offered_the_zeros_that_divide_them() -> None:
+    assert levels(**{"*": ["fp32", "2:4", "int8+sparse:80%", "sparse:50%@8x1"]}) == {
+        "stem": ["int8+sparse:80%", "sparse:50%@8x1", "fp32"],
+        "fc": ["int8+sparse:80%", "sparse:50%@8x1", "2:4", "fp32"],
+        "lstm": ["int8+sparse:80%", "sparse:50%@8x1", "fp32"],
+    }
+    shares = [f"sparse:{share}%" for share in ("98", "95", "87.5", "75", "50")]
+    assert levels(fc=["fp32", "sparse:*"]) == {"fc": [*shares, "fp32"]}
+
+
+@pytest.mark.parametrize(("pattern", "text"), [("stem", "2:4"), ("lstm", "1:4"), ("fc", "sparse:50%@5x1")])
+def test_zeros_that_divide_no_named_layer_are_refused(pattern: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=rf"'{pattern}': {text} has blocks .* can be divided into them \({pattern} "):
+        levels(**{pattern: ["fp32", text]})
+
+
+def test_a_table_says_nothing_about_zeros() -> None:
+    texts = {"fc": ["fp32", "int8", "sparse:50%", "int8+sparse:50%"]}
+    found = layer_levels(texts, LAYERS, "file", {"fc.weight": [0]})
+    assert [*map(str, found["fc.weight"])] == ["sparse:50%", "fp32"]
+    space = SearchSpace(id="s", levels=layer_levels(texts, LAYERS, "file", None))
+    assert [*map(str, space.timed().levels["fc.weight"])] == ["int8", "fp32"]
+    alone = SearchSpace(id="s", levels={"fc.weight": (INT8, *space.levels["fc.weight"][-1:])})
+    assert alone.timed() is alone
+
+
+def test_n_of_m_is_read_from_yaml_without_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text("treatments:\n  '*': [fp32, 2:4, 1:16, sparse:80%, 8:16@8x1]\nsteps: 1_0\n")
+    spec = load_spec(path)
+    assert spec.treatments == {"*": ("fp32", "2:4", "1:16", "sparse:80%", "8:16@8x1")}
+    assert spec.steps == 10
+
+
+@pytest.mark.parametrize("text", ["sparse:100%", "4:2", "rank:8+2:4", "2:4+sparse:50%", "rank:*+sparse:*"])
+def test_wrong_zeros_in_a_file_are_refused_with_their_pattern(text: str) -> None:
+    with pytest.raises(ValueError, match=r"'fc': .*; got"):
+        SpaceSpec.model_validate({"treatments": {"fc": ["fp32", text]}})
