@@ -5,8 +5,6 @@ ONNX Runtime makes them dense when it loads the file: they save bytes, and no ti
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -15,17 +13,12 @@ _INDEX_BYTES = 8
 """Bytes of the place of a number: the format has 64 bits for each."""
 
 
-def with_sparse_initializers(model: onnx.ModelProto | Path) -> onnx.ModelProto:
-    """Return a copy of a model whose fp32 weights are sparse where that is smaller: about 70 % of zeros or more.
+def with_sparse_initializers(content: bytes) -> bytes:
+    """Return the content of a file whose fp32 weights are sparse where that is smaller: about 70 % of zeros or more.
 
     Source: SparseTensorProto of ONNX, https://onnx.ai/onnx/api/classes.html; values in the order of their places.
-
-    Args:
-        model: or its file.
     """
-    copied = onnx.ModelProto()
-    copied.CopyFrom(onnx.load(str(model)) if isinstance(model, Path) else model)
-    dense = []
+    copied, dense = onnx.load_from_string(content), []
     for initializer in copied.graph.initializer:
         values = numpy_helper.to_array(initializer)
         places = np.flatnonzero(values)
@@ -42,4 +35,4 @@ def with_sparse_initializers(model: onnx.ModelProto | Path) -> onnx.ModelProto:
         )
     del copied.graph.initializer[:]
     copied.graph.initializer.extend(dense)
-    return copied
+    return copied.SerializeToString()

@@ -124,11 +124,9 @@ def deliver(
 
 
 def _with_sparse_initializers(content: bytes) -> bytes:
-    import onnx
-
     from autoprune.onnxgraph.sparse import with_sparse_initializers
 
-    return with_sparse_initializers(onnx.load_from_string(content)).SerializeToString()
+    return with_sparse_initializers(content)
 
 
 def packed(candidate: Candidate) -> bytes:

@@ -97,8 +97,8 @@ class Candidate:
         """
         from autoprune.pipeline.delivery import deliver
 
-        names = {"input_names": input_names, "output_names": output_names}
-        return deliver(self, path, format, **names, sparse=sparse).paths.model
+        delivery = deliver(self, path, format, input_names=input_names, output_names=output_names, sparse=sparse)
+        return delivery.paths.model
 
     def __repr__(self) -> str:
         m = self.record

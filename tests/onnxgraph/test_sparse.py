@@ -26,12 +26,12 @@ def test_weights_with_many_zeros_are_sparse_and_outputs_stay() -> None:
         [numpy_helper.from_array(value, name) for name, value in weights.items()],
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    sparse = with_sparse_initializers(model)
+    content = with_sparse_initializers(model.SerializeToString())
+    sparse = onnx.load_from_string(content)
     onnx.checker.check_model(sparse)
     assert [each.values.name for each in sparse.graph.sparse_initializer] == ["few"]
     assert {each.name for each in sparse.graph.initializer} == {"many", "none"}
-    assert len(sparse.SerializeToString()) < len(model.SerializeToString())
-    assert len(model.graph.initializer) == 3
+    assert len(content) < len(model.SerializeToString())
     feed = {"x": generator.normal(size=(2, 32)).astype(np.float32)}
     outputs = [
         onnxruntime.InferenceSession(each.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, feed)[0]
