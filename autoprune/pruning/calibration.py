@@ -57,7 +57,7 @@ def mean_gradients(model: nn.Module, calibration: Calibration, score: str = "tay
     """
     parameters = _trainable(model, calibration, score)
     totals = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    with evaluating(model):
+    with evaluating(model), torch.enable_grad():
         for batch in calibration.batches:
             _add(totals, _gradients(model, calibration, parameters, batch), len(batch[0][0]) / calibration.examples)
     return totals
@@ -71,7 +71,7 @@ def squared_gradients(model: nn.Module, calibration: Calibration) -> dict[str, T
     parameters = _trainable(model, calibration, "fisher")
     totals = {name: torch.zeros_like(p) for name, p in parameters.items()}
     used = min(FISHER_EXAMPLES, calibration.examples)
-    with evaluating(model):
+    with evaluating(model), torch.enable_grad():
         for batch in _single_examples(calibration, used):
             gradients = _gradients(model, calibration, parameters, batch)
             _add(totals, {name: gradient**2 for name, gradient in gradients.items()}, 1 / used)
@@ -88,7 +88,7 @@ def curvature_along_weights(model: nn.Module, calibration: Calibration) -> dict[
     """
     parameters = _trainable(model, calibration, "hvp")
     totals = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    with evaluating(model), _twice_differentiable():
+    with evaluating(model), torch.enable_grad(), _twice_differentiable():
         for batch in calibration.batches:
             gradients = _gradients(model, calibration, parameters, batch, twice=True)
             along = sum((g * parameters[name].detach()).sum() for name, g in gradients.items())
