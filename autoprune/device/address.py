@@ -54,7 +54,8 @@ def split_address(name: str) -> tuple[str, Address | None]:
     """
     if not name.startswith("ssh://"):
         return name, None
-    if ":" in name.removeprefix("ssh://").partition("?")[0].rpartition("@")[0] or "\0" in name:
+    before = name.removeprefix("ssh://").partition("?")[0].rpartition("@")[0]
+    if (":" in before and not before.startswith("[")) or "\0" in name:
         # The message must not repeat what may be a password.
         raise UsageError(
             "a remote target holds no password: ssh takes a key, or what ~/.ssh/config says. Write ssh://user@host"

@@ -109,3 +109,12 @@ def test_a_python_relative_to_some_folder_is_refused(path):
 def test_the_home_is_left_to_the_shell_and_all_else_is_quoted():
     interpreters = [Address(login="b", python=path).interpreter for path in ("python3", "/a b", "~/a b;c", "$HOME/x")]
     assert interpreters == ["python3", "'/a b'", "~/'a b;c'", "'$HOME/x'"]
+
+
+@pytest.mark.parametrize(
+    "name", ["ssh://me:secret@host", "ssh://me:se@cret@host", "ssh://me:se/cret@host", "ssh://:x@h"]
+)
+def test_a_password_is_refused_and_not_repeated(name: str) -> None:
+    with pytest.raises(UsageError, match="a remote target holds no password") as raised:
+        split_address(name)
+    assert "cret" not in str(raised.value)

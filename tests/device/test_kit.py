@@ -18,6 +18,7 @@ from autoprune.device.kit import kit_bytes, kit_manifest, read_manifest
 from autoprune.device.measure import Protocol
 from autoprune.errors import KitError
 from autoprune.profiling.policy_timer import make_policy_timer
+from autoprune.records import digest_of
 from autoprune.structure import analyze
 from tests.device import kits
 from tests.device.kits import CONTENT, FEEDS, MANIFEST, PROFILED, PROTOCOL, TARGET, TIMED, made
@@ -180,3 +181,20 @@ def test_a_damaged_kit_gives_the_same_manifest_or_is_refused(data):
     except KitError:
         return
     assert manifest == MANIFEST
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"threads": "2"}, {"threads": True}, {"protocol": []}, {"protocol": {"repeats": 0}}, {"timed": ["absent.onnx"]},
+     {"models": None}, {"origin": 3}, {"protocol": {"speed": 1}}, {"provider": ["x"]}],
+)  # fmt: skip
+def test_a_kit_with_other_types_is_refused(change):
+    manifest = {key: value for key, value in MANIFEST.items() if key != "kit"} | change
+    with pytest.raises(KitError, match="is of a wrong type or value"):
+        kit_manifest(repacked(manifest | {"kit": digest_of(manifest, length=32)}), "kit")
+
+
+def test_a_manifest_that_unpacks_to_gigabytes_is_not_unpacked(monkeypatch):
+    monkeypatch.setattr("autoprune.device.kit._MOST_MANIFEST", 10_000)
+    with pytest.raises(KitError, match="larger than 10,000 bytes"):
+        kit_manifest(repacked(b" " * 10_001), "kit")
