@@ -27,7 +27,7 @@ def front_table(document: Document) -> Table:
         title="Pareto front, with the uniform baselines of each budget", title_justify="left", title_style="bold"
     )
     shown = _shown_sizes(document)
-    for title in ("model", "", "budget"):
+    for title in ("model", "kind", "budget"):
         table.add_column(title, no_wrap=True)
     treated = ["layers"] if document.get("layers") else []
     predicted = [] if "cost" in document else ["predicted"]
@@ -56,7 +56,7 @@ def front_table(document: Document) -> Table:
         mark = "" if model["digest"] in front else "dominated" if model["meets_budget"] else beyond
         kind = model["strategy"] if model["digest"] in of_baselines else ""
         own = beside.pop(model["budget"], [])
-        table.add_row(*row(model, " ".join(filter(None, (kind, mark)))), end_section=not own)
+        table.add_row(*row(model, " ".join(filter(None, (kind, mark))) or "front"), end_section=not own)
         _add_baselines(table, [row(baseline, baseline["strategy"]) for baseline in own])
     for own in beside.values():
         _add_baselines(table, [row(baseline, baseline["strategy"]) for baseline in own])
