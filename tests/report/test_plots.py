@@ -16,6 +16,7 @@ from autoprune.report import RunView, read_run
 from autoprune.report.front_plot import front_plot
 from autoprune.report.html import report_parts
 from autoprune.report.plots import packed_plotly, script_json
+from autoprune.report.search_plots import _maximum_text
 from autoprune.report.staircases import staircase_plot
 
 MODEL = {
@@ -84,3 +85,15 @@ def test_the_packed_script_is_that_of_the_package() -> None:
     packed = packed_plotly()
     assert len(packed) < 2_200_000
     assert gzip.decompress(base64.b64decode(packed)).startswith(b"/**\n* plotly.js v")
+
+
+@pytest.mark.parametrize(
+    ("cost", "most", "text"),
+    [
+        ("latency_ms", 0.5, "25% of dense"), ("bytes", 94_110.0, "bytes: 94.1 kB"),
+        ("macs", 2_500_000.0, "2,500,000 macs"),
+        ("activation_bytes", 2e6, "activation bytes: 2 MB"),
+    ],
+)  # fmt: skip
+def test_a_budget_in_a_legend_has_its_unit(cost: str, most: float, text: str) -> None:
+    assert _maximum_text(cost, most, 2.0) == text
