@@ -21,7 +21,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from autoprune.errors import RunFolderError, UsageError
-from autoprune.files import parsed_json, require_plain
+from autoprune.files import require_plain
 from autoprune.records import digest_of
 from autoprune.study.attributes import unusable_study
 from autoprune.study.location import (
@@ -116,13 +116,8 @@ def _require_journal(path: Path) -> None:
         return
     with path.open("rb") as file:
         first = file.readline(_LONGEST_LINE)
-    try:
-        entry = parsed_json(first)
-    except ValueError:
-        entry = None
-    if not (isinstance(entry, dict) and "op_code" in entry) and first.endswith(b"\n"):
-        raise RunFolderError(f"{path} is no journal of studies, and stays as it is. Name another file.")
-    if not first.endswith(b"\n") and not b'{"op_code"'.startswith(first[:10]):
+    begun = first.startswith(b"{") and b'"op_code"' in first  # one that is damaged further on is told as such
+    if not begun and (first.endswith(b"\n") or not b'{"op_code"'.startswith(first[:10])):
         raise RunFolderError(f"{path} is no journal of studies, and stays as it is. Name another file.")
 
 

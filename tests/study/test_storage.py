@@ -93,9 +93,8 @@ def test_a_study_is_read_in_its_folder_whatever_that_is_called(tmp_path: Path, n
 
 
 def test_a_url_without_a_port_number_is_one_clear_message() -> None:
-    pytest.importorskip("psycopg")
-    with pytest.raises(UsageError, match=r"host:abc/db is no URL of a database"):
-        open_storage(SharedStorage("postgresql+psycopg://me@host:abc/db", "run"))
+    with pytest.raises(UsageError, match=r"a storage is postgresql\+psycopg://USER:\$PASSWORD@HOST:PORT/DATABASE"):
+        SharedStorage("postgresql+psycopg://me@host:abc/db", "run")
 
 
 @pytest.mark.parametrize("name", ["odd q?x", "p%20c", "50%", "a#b é", "br{x}"])
