@@ -3,7 +3,8 @@
 A budget is one text, such as `50%`, `1.2ms`, `bytes:1MB` or `33%,params:50%,activation_bytes:100kB`: limits on named
 costs, joined by commas. All of them must be met; of two limits on the same cost the tighter one counts. Several
 budgets are read by one rule: those that limit latency are alternatives, each of which gives models; one that names no
-latency is added to every one of those; if none names latency, all of them together form one budget.
+latency is added to every one of those. If none names latency, those that limit the same cost are alternatives, and
+without such a cost all of them together form one budget.
 
 A budget by score, `score:-1%` or `score:0.92`, limits the other axis: it asks for the fastest model that keeps so much.
 """
@@ -212,15 +213,24 @@ def parse_budget(text: str) -> Budget | ScoreBudget:
 
 
 def alternatives(budgets: Sequence[Budget]) -> tuple[Budget, ...]:
-    """Return the budgets that each give models: those that limit latency, each with the bounds of all others added.
+    """Return the budgets that each give models, each with the bounds of all others added.
+
+    They are those that limit latency; without one, those that limit the first cost which several limit.
 
     Example:
         >>> [str(budget) for budget in alternatives([Budget.parse(text) for text in ("50%", "33%", "bytes:1MB")])]
         ['50%,bytes:1MB', '33%,bytes:1MB']
+        >>> [str(budget) for budget in alternatives([Budget.parse(text) for text in ("bytes:25%", "bytes:12%")])]
+        ['bytes:25%', 'bytes:12%']
     """
-    always = tuple(bound for budget in budgets if not budget.timed for bound in budget.bounds)
-    timed = [Budget(bounds=budget.bounds + always) for budget in budgets if budget.timed]
-    return tuple(dict.fromkeys(timed)) or (Budget(bounds=always),)
+    limited = [{bound.cost for bound in budget.bounds} for budget in budgets]
+    several = [
+        bound.cost for budget in budgets for bound in budget.bounds if sum(bound.cost in costs for costs in limited) > 1
+    ]
+    cost = "latency" if any(budget.timed for budget in budgets) else next(iter(several), "")
+    each = [budget for budget, costs in zip(budgets, limited, strict=True) if cost in costs]
+    always = tuple(bound for budget in budgets if budget not in each for bound in budget.bounds)
+    return tuple(dict.fromkeys(Budget(bounds=budget.bounds + always) for budget in each)) or (Budget(bounds=always),)
 
 
 def most_of(cost: str, amount: str | float, dense: float) -> float:

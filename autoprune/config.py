@@ -78,8 +78,8 @@ class RunConfig(BaseModel):
     """Limits on the cost of a model: a share of the dense latency (`50%`), a time (`1.2ms`), another cost (`bytes:1MB`,
     `params:50%`, `macs:10M`, `activation_bytes:100kB`), or several limits joined by commas (`50%,bytes:1MB`). Budgets
     that limit latency are alternatives, each of which gives models; one that names no latency is added to every one of
-    those; if none names latency, all together form one budget. A score (`score:-1%` of the dense model's, `score:0.92`)
-    asks for the fastest model that keeps it on validation data."""
+    those; if none names latency, those that limit the same cost are alternatives. A score (`score:-1%` of the dense
+    model's, `score:0.92`) asks for the fastest model that keeps it on validation data."""
     strategy: str = "guided"
     """How policies are proposed: `guided` by sensitivities, an exact solver and a refinement; the others are yardsticks
     (see `autoprune.search.strategies`)."""
@@ -189,7 +189,7 @@ class RunConfig(BaseModel):
         return self.workers or max(1, min(os.cpu_count() or 1, 8))
 
     def parsed_budgets(self) -> tuple[Budget, ...]:
-        """Return the budgets that each give models: alternatives in latency, each with all other limits.
+        """Return the budgets that each give models: alternatives, each with all other limits.
 
         A budget by score begins at half of the latency where no budget names a latency.
         """

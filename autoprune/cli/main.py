@@ -88,8 +88,8 @@ BUDGET_HELP = (
     "50% of dense, 1.2ms, or a limit on another cost: params:50k, macs:10M, bytes:1MB (of weights), "
     "activation_bytes:100kB (peak of one example), each also in % of dense; join several by commas. Repeatable: "
     "budgets that limit latency are alternatives, one that does not is added to every one of those, and if none does, "
-    "all together form one budget. score:-1% (of the dense score) or score:0.92 asks for the fastest model that "
-    "keeps it."
+    "those that limit the same cost are alternatives. score:-1% (of the dense score) or score:0.92 asks for the "
+    "fastest model that keeps it."
 )
 
 

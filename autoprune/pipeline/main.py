@@ -77,7 +77,7 @@ def search(
         **options: fields of `autoprune.config.RunConfig`, such as `effort="small"`, or `budgets=["50%", "33%",
             "bytes:1MB"]`: budgets that limit latency are alternatives, each of which gives models; one that names no
             latency (but `params`, `macs`, `bytes` or `activation_bytes`) is added to every one of those; if none names
-            latency, all together form one budget. Several limits in one budget are joined by a comma.
+            latency, those that limit the same cost are. Several limits in one budget are joined by a comma.
 
     Raises:
         AutopruneError: with one clear message, for anything that cannot work.
