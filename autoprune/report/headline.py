@@ -11,6 +11,9 @@ from autoprune.report.amounts import score_interval, shown_bytes, shown_time
 
 Document = Mapping[str, Any]
 
+_FASTER = 1.03
+"""A model that is faster by less is not called so: it may be noise."""
+
 _PERCENT = re.compile(r"(?<=\d)%")
 
 
@@ -79,10 +82,10 @@ def _costs(document: Document, model: Mapping[str, Any]) -> list[str]:
     dense, ratio = document["dense"], model["latency_ratio"]
     now, before = model["latency_ms_measured"], dense["latency_ms_measured"]
     texts = []
-    if now and before and now < before:
+    if now and before and before > _FASTER * now:
         times = f"{shown_time(now)} instead of {shown_time(before)}"
         texts.append(f"{before / now:.2g} times as fast as the dense model ({times})")
-    elif not now and ratio < 1:  # a table of another device: nothing was measured
+    elif not now and _FASTER * ratio < 1:  # a table of another device: nothing was measured
         texts.append(f"predicted to be {1 / ratio:.2g} times as fast as the dense model")
     if not texts or ":" in (model["budget"] or ""):
         texts.append(f"{shown_bytes(model['bytes'])} of weights instead of {shown_bytes(dense['bytes'])}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from autoprune.report import headlines
+from autoprune.report import headlines, noise_lines
 
 DENSE = {"test_score": 0.987, "latency_ms_measured": 0.179, "bytes": 314_000}
 
@@ -46,8 +46,9 @@ def test_scores_that_are_no_shares_have_no_interval() -> None:
     assert "on test data; uniform" in line
 
 
-def test_a_model_that_is_not_faster_is_told_by_its_size() -> None:
-    (line,) = headlines(document(model(latency_ms_measured=0.2)))
+@pytest.mark.parametrize("latency_ms", [0.2, 0.177])
+def test_a_model_that_is_hardly_faster_is_told_by_its_size(latency_ms: float) -> None:
+    (line,) = headlines(document(model(latency_ms_measured=latency_ms)))
     assert line.startswith("At 25 %: 42.1 kB of weights instead of 314 kB, accuracy")
 
 
@@ -70,6 +71,13 @@ def test_budgets_are_those_that_models_were_searched_for(given: list[str], searc
     assert line.startswith(start)
     assert (":" in searched) == ("42.1 kB of weights" in line)
     assert "; uniform widths" in line
+
+
+def test_latencies_that_were_measured_in_noise_are_marked() -> None:
+    quiet, noisy = ({"held_out": {"noise_percent": noise}} for noise in (15.0, 44.0))
+    assert noise_lines(quiet) == []
+    (line,) = noise_lines(noisy)
+    assert line.startswith("MEASURED IN NOISE (--allow-noise): latencies varied by 44%")
 
 
 def test_a_budget_without_a_searched_model_has_no_sentence() -> None:
