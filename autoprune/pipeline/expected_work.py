@@ -12,6 +12,7 @@ from torch import nn
 from autoprune.budgets import Budget
 from autoprune.config import RunConfig
 from autoprune.evaluation import RECONSTRUCTION_EXAMPLES
+from autoprune.pipeline.baselines import SHARED_OUT
 from autoprune.pipeline.channel_order import MOMENT_EXAMPLES, OBS
 from autoprune.pipeline.cost_model import CostModel, largest_share
 from autoprune.pipeline.dense import seconds_per_pass
@@ -121,8 +122,9 @@ def expected_work(
     timing_s = seconds_each(timed.run_s, LOAD_S, CANDIDATE_PROTOCOL)
     guided = config.strategy == "guided"
     models = timed.profile.models(timed.run_s)
+    shared_out = len(SHARED_OUT) if space.timed() is not space else 0  # fine-tuned at full beside the uniform baseline
     return Work(
-        effort=effort,
+        effort=replace(effort, finalists=effort.finalists + shared_out),
         budgets=len(config.parsed_budgets()),
         share=share,
         apart=len(anchor_policies(space)) if guided else 0,

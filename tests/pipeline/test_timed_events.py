@@ -10,13 +10,18 @@ import autoprune
 from autoprune.cli.study import status_lines
 from autoprune.config import RunConfig
 from autoprune.lease import held
-from autoprune.pipeline.events import Silent
-from autoprune.pipeline.expected_work import _uncounted
+from autoprune.pipeline.events import FULL, Silent
+from autoprune.pipeline.expected_work import Timed, _uncounted, derived_effort, expected_work, usual_times
 from autoprune.pipeline.timed_events import TimedEvents, timed
+from autoprune.profiling.duration import ProfileSize
+from autoprune.records import SearchSpace
 from autoprune.runfolder import RunFolder, read_json, write_json
 from autoprune.search.time_estimate import Remaining
+from autoprune.structure import analyze
+from autoprune.treatments import DENSE, Treatment
 from tests.conftest import QUICK, SPEC
 from tests.measurers import SimulatedMeasurer
+from tests.pipeline import tiny
 from tests.pipeline.test_time_limit import WORK
 
 
@@ -115,3 +120,17 @@ def test_status_shows_the_estimate_while_somebody_works_on_the_run(watched: tupl
 
 def test_events_that_do_not_ask_get_no_estimate(finished: autoprune.Run) -> None:
     assert not Path(finished.folder.progress).exists()
+
+
+@pytest.mark.parametrize(("levels", "full"), [((DENSE,), 2), ((Treatment.parse("sparse:50%"), DENSE), 5)])
+def test_models_whose_zeros_are_shared_out_are_part_of_the_work(levels: tuple[Treatment, ...], full: int) -> None:
+    task, config = tiny.make_task(), RunConfig(task=SPEC, budgets=("bytes:50%",))
+    structure = analyze(task.build_model(), task.example_inputs)
+    treated = {"head.weight": levels}
+    space = SearchSpace(id="", levels={**{unit.name: (unit.width,) for unit in structure.units}, **treated})
+    size = ProfileSize(few_scans=1, all_scans=1, rounds=1)
+    seconds = Timed(
+        basis="", pass_s=0.1, run_s=0.1, profile=size, analysis_s=1.0, start_s=0.0, times=usual_times(0.1, 1.0)
+    )
+    work = expected_work(config, task, structure, space, derived_effort(config, task), seconds)
+    assert sum(part.units for part in work.parts() if part.name == FULL) == full
