@@ -235,3 +235,16 @@ def search(path: Path, **changes: object) -> Search:
         "strategy": "direct",
     }
     return Search(**fields | changes)  # pyright: ignore[reportArgumentType]
+
+
+class Told:
+    """An observer of rungs that calls a function after every finished trial."""
+
+    def __init__(self, after):
+        self._after = after
+
+    def begin(self, rung):
+        """Ignore."""
+
+    def __call__(self, progress):
+        self._after(progress)

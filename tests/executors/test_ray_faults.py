@@ -53,7 +53,7 @@ def test_a_worker_node_is_killed(tmp_path, undisturbed, cluster):
     factory = functools.partial(fakes.logging_to, tmp_path / "log")
     with RayExecutor(factory, address=cluster.address) as executor:
         assert executor.slots == 2
-        assert scores(run_search(search(tmp_path), executor, kill)) == undisturbed
+        assert scores(run_search(search(tmp_path), executor, fakes.Told(kill))) == undisturbed
     assert states(tmp_path) == {"COMPLETE"}
 
 
@@ -72,7 +72,7 @@ SCRIPT = """
         with ray.RayExecutor(factory, address=address, workers=2) as executor:
             print("session", ray.session_name(), flush=True)
             search = fakes.search(folder, strategy="random")
-            run_search(search, executor, lambda e: print(e.rung, e.done, flush=True))
+            run_search(search, executor, fakes.Told(lambda e: print(e.rung, e.done, flush=True)))
 """
 
 

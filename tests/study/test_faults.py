@@ -69,7 +69,7 @@ SCRIPT = """
         try:
             with interruptible() as received, ProcessExecutor(factory) as executor:
                 search = fakes.search(folder, strategy="random")
-                run_search(search, executor, lambda e: print(e.rung, e.done, flush=True))
+                run_search(search, executor, fakes.Told(lambda e: print(e.rung, e.done, flush=True)))
         except KeyboardInterrupt:
             sys.exit(128 + received[0])
 """
