@@ -21,7 +21,7 @@ _DIGESTS, _SOURCES, _TASK = "sha256", "made_from", "task"
 
 
 class State(StrEnum):
-    """What is known about a file of a run."""
+    """Digest and sources of a file of a run."""
 
     PROVEN = "proven"
     """It holds what the run wrote, from files that are the same now."""

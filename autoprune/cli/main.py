@@ -57,7 +57,7 @@ _FILE_FAULTS = (
     errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
     errno.EEXIST,
 )  # fmt: skip
-"""What the system says about a path that the user gave, or about a disk."""
+"""Errors of the system about a path that the user gave, or about a disk."""
 
 _EMPTY = re.compile(r"--[a-z-]+=")
 

@@ -78,7 +78,7 @@ def _cpu_seconds() -> dict[int, tuple[str, float]]:
 
 @dataclass(frozen=True)
 class HostState:
-    """What a host grants to this process at one moment, by the name of what is counted.
+    """Limits, heat and clocks of a host at one moment.
 
     `throttled` counts the periods in which the control group had used up its share of processor time and `periods` all
     of them; `cores` is that share (0: no limit). `heat` counts how often cores slowed down because they were hot.

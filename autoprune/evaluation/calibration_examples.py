@@ -1,4 +1,4 @@
-"""What is fitted without labels is fitted to: training examples, and the steps of weights that a device can add."""
+"""Training examples for all that is fitted without labels, and the steps of weights that a device can add."""
 
 from __future__ import annotations
 

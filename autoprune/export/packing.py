@@ -38,7 +38,7 @@ _PARTS = ("values", "scales", "mask", "columns", "rows", "places")
 
 
 class LayoutError(ValueError):
-    """What a file says about a packed tensor is not possible."""
+    """A file describes a packed tensor that is not possible."""
 
 
 @dataclass(frozen=True, kw_only=True)

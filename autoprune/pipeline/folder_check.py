@@ -33,7 +33,7 @@ class CheckedFile:
 
 @dataclass(frozen=True, kw_only=True)
 class FolderCheck:
-    """What `check_folder` found: all files by name, and what cannot be used or made again."""
+    """Result of `check_folder`: all files by name, and those that cannot be used or made again."""
 
     files: tuple[CheckedFile, ...]
     problems: tuple[str, ...]

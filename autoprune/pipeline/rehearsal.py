@@ -104,7 +104,7 @@ def _times(runs: Sequence[_Run], samples: int, few_samples: int, load: float, us
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """What a trial took: seconds, seconds of the processor (no more than those that passed), and sample passes."""
+    """Costs of a trial: seconds, seconds of the processor (no more than those that passed), and sample passes."""
 
     wall_s: float
     cpu_s: float

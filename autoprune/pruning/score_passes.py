@@ -1,4 +1,4 @@
-"""What scores cost, in sample passes."""
+"""Costs of scores, in sample passes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What scores of channels read of a model: its parameters by unit, derivatives of the loss, and activations."""
+"""Parameters of a model by unit, derivatives of the loss, and activations, for scores of channels."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _RANGES = {
 }
 
 TERMS = ("l1", "l2", "growing", "clip", "group-lasso", "l0", "l0-units")
-"""What a training can do to the weights besides following the loss; each is written with its strength, `l1:0.001`."""
+"""Changes of the weights in a training besides following the loss; each is written with its strength, `l1:0.001`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What a sparse training aims at: which weights or channels are zero in the end, and on the way there."""
+"""Plans of sparse trainings: which weights or channels are zero in the end, and on the way there."""
 
 from __future__ import annotations
 

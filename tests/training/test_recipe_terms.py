@@ -1,4 +1,4 @@
-"""What the terms of a recipe do to weights."""
+"""Terms of a recipe change weights as they say."""
 
 import copy
 import math
