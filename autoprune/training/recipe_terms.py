@@ -6,12 +6,10 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from autoprune.task.recipe import Recipe, parse_term
-from autoprune.training.clipping import Clipping
-from autoprune.training.decay import Decay
 from autoprune.training.group_lasso import GroupLasso
 from autoprune.training.hard_concrete import HardConcrete
-from autoprune.training.soft_threshold import SoftThreshold
 from autoprune.training.terms import Term
+from autoprune.training.weight_terms import Clipping, Decay, SoftThreshold
 
 _MAKERS: Mapping[str, Callable[[float], Term]] = MappingProxyType(
     {

@@ -66,10 +66,8 @@ def test_channels_that_fell_to_zero_are_cut_without_a_change(term):
 
 
 def test_proximal_steps_by_hand():
-    from autoprune.training.clipping import Clipping
-    from autoprune.training.decay import Decay
     from autoprune.training.group_lasso import GroupLasso
-    from autoprune.training.soft_threshold import SoftThreshold
+    from autoprune.training.weight_terms import Clipping, Decay, SoftThreshold
 
     start = torch.tensor([[3.0, -4.0], [0.1, -0.1]])
     expected = {
