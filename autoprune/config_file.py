@@ -48,11 +48,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         elif path.stat().st_size > _MOST_BYTES:
             raise ConfigError(f"{path}: a file of settings is at most {_MOST_BYTES:,} bytes long")
         text = path.read_text()
-        root = yaml.compose(text, Loader=_Loader)
+        loader = _Loader(text)
+        root = loader.get_single_node()
         _refuse_repeated_keys(root)
         if _size(root, {}) > _MOST_VALUES:
             raise ConfigError(f"{path}: aliases (*name) repeat more than {_MOST_VALUES:,} values; write them out")
-        value = yaml.load(text, Loader=_Loader)
+        value = None if root is None else loader.construct_document(root)
     except RecursionError as error:
         raise ConfigError(f"{path}: lists or mappings are nested too deeply, or in themselves") from error
     except yaml.YAMLError as error:
