@@ -88,8 +88,21 @@ def _dense(task: Task, path: Path | None) -> nn.Module:
 def _result(
     task: Task, dense: nn.Module, pattern: str, way: str, samples: int, seed: int, dense_score: float
 ) -> list[Any]:
+    begun = time.process_time()
+    sparse = made_sparse(task, dense, pattern, way, samples, seed)
+    score = evaluate(sparse, task, task.test_set).score
+    about = vars(sparse)["sparse_to"]
+    seconds = time.process_time() - begun
+    return [
+        f"{about.share_of_zeros:.4f}", f"{score:.4f}", f"{dense_score:.4f}", f"{about.sample_passes:.0f}",
+        f"{seconds:.1f}",
+    ]  # fmt: skip
+
+
+def made_sparse(task: Task, dense: nn.Module, pattern: str, way: str, samples: int, seed: int) -> nn.Module:
+    """Return the model that became sparse in one of the ways, by so many examples."""
     name, _, ranking = way.partition("+")
-    begun, options = time.process_time(), dict[str, Any](ranking=ranking or "local")
+    options = dict[str, Any](ranking=ranking or "local")
     if name in ("none", "bias", "scratch"):
         options["finetune"] = name
     elif name == "random":
@@ -101,14 +114,7 @@ def _result(
         model, epochs = autoprune.sparsify(dense, pattern="sparse:0.01%"), epochs / 2
         recipe = replace(task.tuning_recipe, terms=(_L1,))
         finetune(model, task, samples=samples // 2, seed=seed, recipe=recipe, teacher=dense)
-    sparse = autoprune.sparsify(model, task, pattern=pattern, epochs=epochs, seed=seed, allowed_drop=1.0, **options)
-    score = evaluate(sparse, task, task.test_set).score
-    about = vars(sparse)["sparse_to"]
-    seconds = time.process_time() - begun
-    return [
-        f"{about.share_of_zeros:.4f}", f"{score:.4f}", f"{dense_score:.4f}", f"{about.sample_passes:.0f}",
-        f"{seconds:.1f}",
-    ]  # fmt: skip
+    return autoprune.sparsify(model, task, pattern=pattern, epochs=epochs, seed=seed, allowed_drop=1.0, **options)
 
 
 def _known(path: Path) -> set[tuple[str, ...]]:

@@ -6,29 +6,38 @@
 - `searched`: the guided search over the levels of a space; the best policy of its last rung within the budget.
 - `uniform`: the same level in all layers; `global magnitude`, `LAMP` and `ERK`: zeros that the dense weights share out,
   each with the nearest levels of the space within the budget (`pipeline.baselines`).
+- `gradual+lamp`, `rigl+lamp`, `admm+lamp`, `l1+lamp`: the dense net becomes sparse while it trains for so many passes,
+  by a schedule of `autoprune.sparsify` or an L1 penalty, with the fewest zeros whose file is within the budget.
 
 Budgets are shares of the bytes of the dense model in fp32. Every policy has the same repair (optimal brain surgeon,
-layer by layer) and the same fine-tuning, from its repaired start, once for each number of passes. Policies of
-`sparse-int8` are scored as they are deployed, int8 layers rounded. Rows are appended to a CSV file; run it again to go
-on.
+layer by layer) and the same fine-tuning, from its repaired start, once for each number of passes; schedules have their
+own training. Nets of `sparse-int8` are scored as they are deployed, int8 layers rounded. Rows are appended to a CSV
+file; run it again to go on.
 """
 
 from __future__ import annotations
 
 import argparse
+import bisect
 import copy
 import csv
+import itertools
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
+from sparse_training import made_sparse
+from torch import nn
 
+import autoprune
 from autoprune.allocation.promotion import best_within
 from autoprune.allocation.uniform import uniform_policies
-from autoprune.budgets import Budget
+from autoprune.budgets import Bound, Budget
 from autoprune.config import RunConfig
+from autoprune.evaluation import DenseModel
+from autoprune.export.packing import Steps, packed
 from autoprune.pipeline.baselines import SHARED_OUT, shared_out_zeros
 from autoprune.pipeline.events import Silent
 from autoprune.pipeline.executors import executor_of
@@ -38,12 +47,14 @@ from autoprune.pipeline.run import open_task
 from autoprune.pipeline.studies import study_location
 from autoprune.records import Policy
 from autoprune.runfolder import RunFolder
-from autoprune.structure import GraphModel
+from autoprune.structure import GraphModel, module_tensors
 from autoprune.training.sample_passes import SamplePasses
 from autoprune.training.scoring import evaluate
+from autoprune.treatments import INT8
 
 SEARCHED, UNIFORM = "searched", "uniform"
-METHODS = (SEARCHED, UNIFORM, *SHARED_OUT)
+SCHEDULES = ("gradual+lamp", "rigl+lamp", "admm+lamp", "l1+lamp")
+METHODS = (SEARCHED, UNIFORM, *SHARED_OUT, *SCHEDULES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +86,7 @@ def main() -> None:
             wanted = {
                 (given.model, space, method, budget, str(seed), str(point))
                 for method in given.methods for budget in given.budget for point in given.points
+                if point or method not in SCHEDULES
             }  # fmt: skip
             if wanted - known(given.out):
                 compare(given, space, seed)
@@ -100,6 +112,14 @@ def compare(given: argparse.Namespace, space: str, seed: int) -> None:
                     model=given.model, space=space, method=method, budget=budget, seed=seed, search_passes=spent,
                     passes=point, test_score=0.0, bytes_share=0.0, params=0, seconds=0.0,
                 )))  # fmt: skip
+    schedules = [method for method in SCHEDULES if method in given.methods]
+    points: list[int] = [point for point in given.points if point]
+    for method, budget, point in itertools.product(schedules, given.budget, points):
+        if (given.model, space, method, budget, str(seed), str(point)) not in known(given.out):
+            append(given.out, scheduled(prepared, Row(
+                model=given.model, space=space, method=method, budget=budget, seed=seed, search_passes=0,
+                passes=point, test_score=0.0, bytes_share=0.0, params=0, seconds=0.0,
+            )))  # fmt: skip
 
 
 def policies(
@@ -138,13 +158,60 @@ def scored(prepared: Prepared, policy: Policy, row: Row) -> Row:
     deployed: GraphModel = dense_model.as_deployed(model, policy)
     score = evaluate(deployed, dense_model.task, dense_model.task.test_set, dense_outputs=None).score
     sizes, dense = dense_model.sizes(policy), dense_model.sizes(dense_model.structure.dense_policy())
-    made = Row(**asdict(row) | {
-        "test_score": score, "bytes_share": round(sizes["bytes"] / dense["bytes"], 4), "params": sizes["params"],
-        "seconds": round(time.monotonic() - start, 1),
-    })  # fmt: skip
-    print(f"{made.space} {made.method} {made.budget} seed {made.seed}: {made.bytes_share:.1%} of the bytes, "
-          f"{made.test_score:.4f} after {made.passes} passes", flush=True)  # fmt: skip
-    return made
+    return shown(replace(
+        row, test_score=score, bytes_share=round(sizes["bytes"] / dense["bytes"], 4), params=sizes["params"],
+        seconds=round(time.monotonic() - start, 1),
+    ))  # fmt: skip
+
+
+def shown(row: Row) -> Row:
+    """Print a row and return it."""
+    print(f"{row.space} {row.method} {row.budget} seed {row.seed}: {row.bytes_share:.1%} of the bytes, "
+          f"{row.test_score:.4f} after {row.passes} passes", flush=True)  # fmt: skip
+    return row
+
+
+def scheduled(prepared: Prepared, row: Row) -> Row:
+    """Return a row with the test score of the dense net after it became sparse in a training of its passes."""
+    start, dense_model = time.monotonic(), prepared.dense_model
+    offered = {name: INT8 in levels for name, levels in prepared.space.levels.items()}
+    in_int8 = prepared.space.policy({name: INT8 for name, is_offered in offered.items() if is_offered})
+    dense_bytes = dense_model.sizes(dense_model.structure.dense_policy())["bytes"]
+    limit = Bound.parse(f"bytes:{row.budget}").most(dense_bytes)
+    shares = range(1, 1000)  # of zeros, in tenths of a percent
+    first = bisect.bisect_left(shares, True, key=lambda share: file_bytes(
+        autoprune.sparsify(dense_model.module, pattern=f"sparse:{share / 10}%", ranking="lamp"), offered
+    ) <= limit)  # fmt: skip
+    pattern = f"sparse:{shares[first] / 10}%"
+    sparse = made_sparse(dense_model.task, dense_model.module, pattern, row.method, row.passes, row.seed)
+    score = deployed_score(dense_model, sparse, in_int8)
+    return shown(replace(
+        row, test_score=score, bytes_share=round(file_bytes(sparse, offered) / dense_bytes, 4),
+        params=sum(int((each != 0).sum()) for each in sparse.parameters()),
+        seconds=round(time.monotonic() - start, 1),
+    ))  # fmt: skip
+
+
+def file_bytes(model: nn.Module, in_int8: Mapping[str, bool]) -> int:
+    """Return the bytes of all tensors in their cheapest form, some weights as int8 steps."""
+    total = 0
+    for name, tensor in model.state_dict().items():
+        steps = Steps.of(tensor) if in_int8.get(name) else None
+        parts, _ = packed(tensor, None, steps) or ({"": tensor}, {})
+        total += sum(part.numel() * part.element_size() for part in parts.values())
+    return total
+
+
+def deployed_score(dense_model: DenseModel, sparse: nn.Module, policy: Policy) -> float:
+    """Return the test score of a sparse net of the dense net's shapes, with the layers of a policy in int8."""
+    model = dense_model.cut(policy).shrink()
+    tensors = module_tensors(sparse)
+    with torch.no_grad():
+        for name, tensor in module_tensors(model).items():
+            if name in tensors:  # constants of the graph are not
+                tensor.copy_(tensors[name])
+    deployed = dense_model.as_deployed(model, policy)
+    return evaluate(deployed, dense_model.task, dense_model.task.test_set, dense_outputs=None).score
 
 
 def known(out: Path) -> set[tuple[str, ...]]:
