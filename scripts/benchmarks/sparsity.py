@@ -21,7 +21,6 @@ import argparse
 import bisect
 import copy
 import csv
-import itertools
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -112,14 +111,20 @@ def compare(given: argparse.Namespace, space: str, seed: int) -> None:
                     model=given.model, space=space, method=method, budget=budget, seed=seed, search_passes=spent,
                     passes=point, test_score=0.0, bytes_share=0.0, params=0, seconds=0.0,
                 )))  # fmt: skip
-    schedules = [method for method in SCHEDULES if method in given.methods]
-    points: list[int] = [point for point in given.points if point]
-    for method, budget, point in itertools.product(schedules, given.budget, points):
-        if (given.model, space, method, budget, str(seed), str(point)) not in known(given.out):
-            append(given.out, scheduled(prepared, Row(
-                model=given.model, space=space, method=method, budget=budget, seed=seed, search_passes=0,
-                passes=point, test_score=0.0, bytes_share=0.0, params=0, seconds=0.0,
-            )))  # fmt: skip
+    for row in missing_schedules(given, space, seed):
+        append(given.out, scheduled(prepared, row))
+
+
+def missing_schedules(given: argparse.Namespace, space: str, seed: int) -> Iterator[Row]:
+    """Yield a row without a score for each training by a schedule that the CSV file does not have."""
+    for method in (method for method in SCHEDULES if method in given.methods):
+        for budget in given.budget:
+            for point in (point for point in given.points if point):
+                if (given.model, space, method, budget, str(seed), str(point)) not in known(given.out):
+                    yield Row(
+                        model=given.model, space=space, method=method, budget=budget, seed=seed, search_passes=0,
+                        passes=point, test_score=0.0, bytes_share=0.0, params=0, seconds=0.0,
+                    )  # fmt: skip
 
 
 def policies(
