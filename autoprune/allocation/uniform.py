@@ -9,7 +9,7 @@ import numpy as np
 from autoprune.allocation.limits import Predict, excess
 from autoprune.budgets import Limit
 from autoprune.records import COSTS, Policy, SearchSpace
-from autoprune.treatments import Level, Treatment, timed_levels
+from autoprune.treatments import DENSE, Level, Treatment, timed_levels
 
 _LATENCY = COSTS.index("latency_ms")
 _RATIOS = np.linspace(0, 1, 401)
@@ -48,10 +48,17 @@ def uniform_policies(
     return list(dict.fromkeys(policy for policy in nearest if policy is not None))
 
 
+def uniform_kinds(space: SearchSpace) -> int:
+    """Return about how many uniform policies a limit has: narrower in fp32, all treated, and zeros by precision."""
+    has_widths = any(len(space.levels[name]) > 1 for name in space.unit_names)
+    return max(len(_alike(space)) - (not has_widths), 1)
+
+
 def _alike(space: SearchSpace) -> list[list[dict[str, Level]]]:
     """Return the treatments that uniform policies choose from: all dense, all treated, and zeros by precision."""
     timed = {name: timed_levels(space.levels[name]) for name in space.layer_names}
-    treated: dict[str, Level] = {name: levels[0] for name, levels in timed.items() if levels[0] in space.levels[name]}
+    cheapest: dict[str, Level] = {name: levels[0] for name, levels in timed.items()}
+    treated = {name: level for name, level in cheapest.items() if level in space.levels[name] and level != DENSE}
     groups: list[list[dict[str, Level]]] = [[{}], *([[treated]] if treated else [])]
     zeros: dict[str, dict[Level, None]] = {}
     for name in space.layer_names:

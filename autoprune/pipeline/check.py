@@ -21,7 +21,14 @@ from autoprune.export.onnx_file import export_candidate
 from autoprune.export.verify import parity
 from autoprune.model.copying import copy_of
 from autoprune.pipeline.dense import affordable_examples, seconds_per_pass
-from autoprune.pipeline.expected_work import Timed, derived_effort, expected_work, run_seconds, usual_times
+from autoprune.pipeline.expected_work import (
+    Timed,
+    derived_effort,
+    expected_work,
+    run_seconds,
+    start_seconds,
+    usual_times,
+)
 from autoprune.pipeline.measurer import DeviceMeasurer, Measurer
 from autoprune.pipeline.rehearsal import Rehearsed, rehearsed_times
 from autoprune.pipeline.run import open_task
@@ -113,7 +120,7 @@ def check_up(
         on_stage: called with the name of each stage that begins.
         on_finding: called with the outcome of each stage when it ends.
     """
-    findings = _Findings(on_stage, on_finding)
+    import_s, findings = time.process_time(), _Findings(on_stage, on_finding)
     task = findings.attempt("task", lambda: _open(config))
     findings.attempt("data, model, loss", lambda: _checked(task), task)
     dense = findings.attempt("dense model", lambda: _built(task), task)
@@ -142,7 +149,7 @@ def check_up(
             run_s=run_s or run_seconds(structure, dense),
             profile=ProfileSize.of(structure, space),
             analysis_s=findings.seconds_of("trace and units"),
-            start_s=time.process_time(),
+            start_s=start_seconds(import_s, findings.seconds_of("trace and units")),
             times=rehearsed.times,
             half_cost=rehearsed.half_cost,
             export_s=findings.seconds_of("ONNX export"),

@@ -3,46 +3,45 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 
+from autoprune.allocation.uniform import uniform_kinds
 from autoprune.budgets import Budget
 from autoprune.config import RunConfig
 from autoprune.evaluation import RECONSTRUCTION_EXAMPLES
 from autoprune.pipeline.baselines import SHARED_OUT
 from autoprune.pipeline.channel_order import MOMENT_EXAMPLES, OBS
-from autoprune.pipeline.cost_model import CostModel, largest_share
-from autoprune.pipeline.dense import seconds_per_pass
-from autoprune.pipeline.events import Events
 from autoprune.pipeline.measurer import CANDIDATE_PROTOCOL
-from autoprune.pipeline.rehearsal import Rehearsed, rehearsed_times
 from autoprune.pipeline.score_budgets import MOST_LATENCIES
-from autoprune.pipeline.time_limit import table_limit
 from autoprune.pipeline.time_parts import Work
-from autoprune.pipeline.timed_events import TimedEvents
 from autoprune.profiling.duration import (
     LOAD_S,
-    MAX_SECONDS,
     ProfileSize,
     seconds_each,
 )
 from autoprune.records import SearchSpace
-from autoprune.runfolder import RunFolder, read_json
+from autoprune.runfolder import RunFolder
 from autoprune.search.effort import Effort
 from autoprune.search.sensitivity import anchor_policies
 from autoprune.search.trial_times import TrialTimes
-from autoprune.structure import ModelForm, Structure
+from autoprune.structure import Structure
 from autoprune.task.base import Task
 from autoprune.task.batches import length
 from autoprune.training.recipe_search import expected_passes
+from autoprune.treatments import INT8, INT8_DYNAMIC
 from autoprune.trials import FORWARD_SHARE
 
-_REHEARSED = "a few short trials"
 _RUNS = 5
 """Runs of the dense model of which the fastest counts: the first fills caches, and others wait for other work."""
+
+_MOST_IMPORT_S = 5.0
+"""A process that computed longer before the search did other things than importing, which workers do again."""
+
+_REOPENING_SHARE = 0.5
+"""Workers analyse the model, but need not decide in which form it is trained. Measured: 0.2 to 0.6 of its analysis."""
 
 _USUAL_SHARE = 0.5
 """Cost of a policy on a budget that names no share of the dense latency, as a share of the dense model's."""
@@ -122,10 +121,11 @@ def expected_work(
     timing_s = seconds_each(timed.run_s, LOAD_S, CANDIDATE_PROTOCOL)
     guided = config.strategy == "guided"
     models = timed.profile.models(timed.run_s)
-    shared_out = len(SHARED_OUT) if space.timed() is not space else 0  # fine-tuned at full beside the uniform baseline
     return Work(
-        effort=replace(effort, finalists=effort.finalists + shared_out),
+        effort=effort,
         budgets=len(config.parsed_budgets()),
+        baselines=baselines_of(space),
+        int8_alone=has_int8(space),
         share=share,
         apart=len(anchor_policies(space)) if guided else 0,
         val_examples=val,
@@ -146,6 +146,16 @@ def expected_work(
         uncounted=_uncounted(config),
         load=timed.load,
     )
+
+
+def baselines_of(space: SearchSpace) -> int:
+    """Return how many models of a budget are fine-tuned in full beside its finalists."""
+    return uniform_kinds(space) + (len(SHARED_OUT) if space.timed() is not space else 0)
+
+
+def has_int8(space: SearchSpace) -> bool:
+    """Return whether the dense model in int8 is a baseline of a search."""
+    return any(level in (INT8, INT8_DYNAMIC) for name in space.layer_names for level in space.levels[name])
 
 
 def _uncounted(config: RunConfig) -> str:
@@ -190,6 +200,11 @@ def _share(budget: Budget) -> float:
     return min([1.0, *(amount / 100 for amount in amounts)]) if amounts else _USUAL_SHARE
 
 
+def start_seconds(import_s: float, analysis_s: float) -> float:
+    """Return the seconds until workers are ready, by those that this process took to begin and to analyse the model."""
+    return min(import_s, _MOST_IMPORT_S) + _REOPENING_SHARE * analysis_s
+
+
 def run_seconds(structure: Structure, dense: nn.Module) -> float:
     """Return about the seconds of one run of the dense model on its examples: PyTorch's, before a target is asked."""
     inputs, seconds = tuple(structure.example_inputs), []
@@ -199,85 +214,3 @@ def run_seconds(structure: Structure, dense: nn.Module) -> float:
             dense(*inputs)
             seconds.append(time.perf_counter() - start)
     return min(seconds)
-
-
-def watch_time(
-    events: Events,
-    config: RunConfig,
-    task: Task,
-    structure: Structure,
-    space: SearchSpace,
-    dense: nn.Module,
-    folder: RunFolder,
-) -> float:
-    """Have the events tell from now on how long the search takes, if they can.
-
-    Returns:
-        The seconds that the latency table may take.
-
-    Raises:
-        UsageError: when the run has a limit of time into which not even the least of it fits.
-    """
-    if not isinstance(events, TimedEvents):
-        return MAX_SECONDS
-    pass_s, analysis_s = seconds_per_pass(task, dense), events.seconds_in_stage
-    run_s, size = run_seconds(structure, dense), ProfileSize.of(structure, space)
-    usual = usual_times(pass_s, analysis_s)
-    form = _form(folder)
-    rehearsed = rehearsed_times(config, task, structure, space, dense, form, usual)
-    timed = Timed(
-        basis=_REHEARSED if rehearsed.times.rehearsed else "the time of a sample pass",
-        pass_s=pass_s,
-        run_s=run_s,
-        profile=size,
-        analysis_s=analysis_s,
-        start_s=time.process_time(),
-        times=rehearsed.times,
-        half_cost=rehearsed.half_cost,
-        load=events.load,
-    )
-    effort = derived_effort(config, task)
-    events.expect(expected_work(config, task, structure, space, effort, timed, folder))
-    if folder.table.exists() or config.table is not None:
-        limit_s = table_limit(events, lambda most_s: 0.0)
-    else:
-        limit_s = table_limit(events, lambda most_s: size.seconds(run_s, most_s))
-    events.profile.rounds, events.profile.max_seconds = size.rounds, limit_s
-    return limit_s
-
-
-def watch_trials(
-    events: Events,
-    config: RunConfig,
-    task: Task,
-    structure: Structure,
-    costs: CostModel,
-    space: SearchSpace,
-    dense: nn.Module,
-    folder: RunFolder,
-) -> None:
-    """Correct what the events tell by short trials of the space that is searched, and by its budgets."""
-    if not isinstance(events, TimedEvents) or events.work is None:
-        return
-    work = events.work
-    rehearsed = Rehearsed(times=work.times, half_cost=work.half_cost)
-    if space.layer_names or not work.times.rehearsed:
-        rehearsed = rehearsed_times(config, task, structure, space, dense, _form(folder), work.times)
-    share = float(np.mean([largest_share(limit, costs.dense_costs) for limit in costs.limits.values()]))
-    apart = len(anchor_policies(space)) if config.strategy == "guided" else 0
-    basis = _REHEARSED if rehearsed.times.rehearsed else work.basis
-    work = replace(work, table_models=0, times=rehearsed.times, half_cost=rehearsed.half_cost)
-    events.expect(replace(work, share=share, apart=apart, basis=basis))
-
-
-def _form(folder: RunFolder) -> ModelForm:
-    return ModelForm.from_json(read_json(folder.form, "name", "reason", "notes"))
-
-
-def watch_export(events: Events, dense_ms: float, export_s: float) -> None:
-    """Correct what the events tell by the seconds that exporting and scoring the dense model took, and by the load."""
-    if isinstance(events, TimedEvents) and events.work is not None:
-        work, load = events.work, events.load
-        timing_s = load * seconds_each(dense_ms / 1e3, LOAD_S, CANDIDATE_PROTOCOL)
-        start_s = work.start_s * load / work.load
-        events.expect(replace(work, export_s=export_s + timing_s, start_s=start_s, load=load))

@@ -21,7 +21,6 @@ from autoprune.pipeline.deployment import Deployment
 from autoprune.pipeline.document import front_document, rung_scores, to_json, unmet_budgets, write_front
 from autoprune.pipeline.events import SEARCH, Events
 from autoprune.pipeline.executors import executor_of
-from autoprune.pipeline.expected_work import watch_export
 from autoprune.pipeline.exploration import Exploration, explore, search_passes, search_plan
 from autoprune.pipeline.finalists import finish
 from autoprune.pipeline.identity import note_workers
@@ -34,6 +33,7 @@ from autoprune.pipeline.recipe import recipe_passes, with_recipe
 from autoprune.pipeline.run import Run
 from autoprune.pipeline.score_budgets import ScoreSearch, next_budgets
 from autoprune.pipeline.time_limit import allows, with_full_in_time
+from autoprune.pipeline.time_watch import watch_export
 from autoprune.pipeline.timed_events import timed
 from autoprune.pipeline.verification import score_on_test
 from autoprune.pipeline.warm_start import take_scores

@@ -12,12 +12,13 @@ from autoprune.pipeline.cost_model import CostModel, reachable_costs
 from autoprune.pipeline.dense import trained_dense, untrained
 from autoprune.pipeline.deployment import Deployment
 from autoprune.pipeline.events import ORDER, Events
-from autoprune.pipeline.expected_work import derived_effort, watch_time, watch_trials
+from autoprune.pipeline.expected_work import derived_effort
 from autoprune.pipeline.measurer import DeviceMeasurer, Measurer
 from autoprune.pipeline.metric import doubt_metric
 from autoprune.pipeline.spaces import SpaceFile
 from autoprune.pipeline.tables import latency_table, stand_in_table
 from autoprune.pipeline.time_limit import planned_effort
+from autoprune.pipeline.time_watch import watch_time, watch_trials
 from autoprune.pipeline.units import check_units, decide_form, note_short_sums, note_space
 from autoprune.pipeline.warm_start import take_files
 from autoprune.records import SearchSpace

@@ -21,6 +21,7 @@ from autoprune.manifest import Manifest
 from autoprune.pipeline.events import TABLE, Events
 from autoprune.pipeline.measurer import Measurer
 from autoprune.pipeline.spaces import SpaceFile
+from autoprune.pipeline.time_watch import watch_space
 from autoprune.profiling.duration import MAX_SECONDS
 from autoprune.profiling.policy_timer import PolicyTimer
 from autoprune.profiling.profile import profile
@@ -164,6 +165,7 @@ def profiled_table(
     if space_file.spec.treat_if_faster and timer.layers and not _treatments_pay(space_file.profiled(), timer, events):
         space_file = space_file.widths_alone()
         timer = replace(timer, layers=())
+        watch_space(events, space_file.scanned())
     try:
         table = profile(
             structure,

@@ -16,11 +16,14 @@ _GUIDED_SHARE, _GUIDED_TRIALS = 0.5, 16
 
 Measured: 4 to 26 of 64, 3 of 128, 13 of 24."""
 
-_MEASURING_EXPORTS = 3
-"""The timer exports the dense model twice, and again after a correction of the table, of which there are 0 to 2."""
+_MEASURING_EXPORTS = 2
+"""The timer exports the dense model twice, and again after a correction of the table, which is rare."""
 
-_VERIFICATION_EXPORTS = 1.5
-"""A verified model is also compared with PyTorch in several batches. Measured: 1.3 to 1.5 times an export, once 3."""
+_INT8_ALONE = "the dense model in int8"
+
+_VERIFICATION_EXPORTS = 2
+"""A verified model is also compared with PyTorch in several batches, and timed until noise does not decide. Measured:
+1.5 to 2 times an export, once 3."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,8 @@ class Work:
     Args:
         effort: trials and fidelities.
         budgets: how many.
+        baselines: models of every budget that are fine-tuned in full beside its finalists.
+        int8_alone: whether the dense model in int8 is verified, too.
         share: cost of a policy on a budget, as a share of the dense model's.
         apart: policies that are scored for the sensitivities.
         val_examples: of the task.
@@ -70,6 +75,8 @@ class Work:
     export_s: float
     start_s: float
     uncounted: str = ""
+    baselines: int = 1
+    int8_alone: bool = False
     half_cost: float = 0.5
     load: float = 1.0
 
@@ -83,7 +90,9 @@ class Work:
             rungs.insert(0, replace(self._trials(proxy, self.apart, group=5), name=rung_title(SENSITIVITY)))
         rungs.append(Part(name=MEASURING, group=6, unit_s=_MEASURING_EXPORTS * self.export_s))
         rungs += [self._trials(fidelity, count, group=7 + n) for n, (fidelity, count) in enumerate(later)]
-        models = self.budgets * (self.effort.finalists + 1)
+        models = self.budgets * (self.effort.finalists + self.baselines)
+        verified_s = _VERIFICATION_EXPORTS * self.export_s
+        rungs[-1] = replace(rungs[-1], units=models, announced=True)
         return [
             Part(name=TABLE, group=0, units=self.table_models, unit_s=self.table_model_s),
             Part(name=DENSE, group=1, units=self.dense_passes, unit_s=self.pass_s),
@@ -91,7 +100,8 @@ class Work:
             Part(name=RECIPE, group=3, units=self.recipe_passes, unit_s=self.pass_s),
             Part(name=SEARCH, group=4, unit_s=self.start_s),
             *rungs,
-            Part(name=VERIFICATION, group=10, units=models, unit_s=_VERIFICATION_EXPORTS * self.export_s),
+            Part(name=VERIFICATION, group=10, units=models, unit_s=verified_s, one_for_each=FULL),
+            Part(name=_INT8_ALONE, group=11, units=float(self.int8_alone), unit_s=verified_s),
         ]
 
     @property

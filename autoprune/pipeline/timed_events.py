@@ -103,6 +103,11 @@ class TimedEvents:
         return self._clock() - self._stage_begun
 
     @property
+    def import_cpu_s(self) -> float:
+        """Seconds that this process had computed when the search began: imports, as from the command line."""
+        return self._spans[0].begun_cpu_s
+
+    @property
     def load(self) -> float:
         """Seconds that pass for each second that this process computes, at least 1: how busy the machine is.
 

@@ -6,6 +6,7 @@ the search noted last. Nothing here looks at a clock: times are given.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,9 +25,6 @@ _AT_ONCE_SHARE = 0.05
 _MORE_TRIALS = 1
 """Trials of a rung that do not come from the one before it, about: a policy that fine-tuned ones suggest."""
 
-_WAVES = 4
-"""With at most so many rounds of trials on all slots, the last one counts as a whole."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
@@ -34,7 +32,8 @@ class Part:
 
     Parts of one `group` may alternate; a part is over when one of a later group begins. Parts that are trials have
     `passes`, the sample passes of one of them; `slots` of them run at the same time, and in each slot the teacher
-    answers `taught` examples once.
+    answers `taught` examples once. `announced` trials are all told when the part begins, while other rungs get more on
+    the way; a part with `one_for_each` has a unit for each one of that part.
     """
 
     name: str
@@ -45,17 +44,16 @@ class Part:
     tuned: bool = False
     taught: float = 0.0
     slots: int = 1
+    announced: bool = False
+    one_for_each: str = ""
 
     def seconds(self, times: TrialTimes, units: float | None = None) -> float:
         """Return the expected seconds of `units` of it (default: all), given the times of trials."""
         count = self.units if units is None else units
         if self.passes is None or not count:
             return count * self.unit_s
-        return self.rounds(count) * times.seconds(self.passes, tuned=self.tuned) + times.teach_s * self.taught
-
-    def rounds(self, units: float) -> float:
-        """Return how many times as long as one of them so many units take: trials run on all slots."""
-        return math.ceil(units / self.slots) if units <= _WAVES * self.slots else units / self.slots
+        rounds = math.ceil(count / self.slots)
+        return rounds * times.seconds(self.passes, tuned=self.tuned) + times.teach_s * self.taught
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +72,24 @@ class Remaining:
 
 @dataclass
 class _Course:
-    """Where a part stands: when it began (again), the units done by then and now, the time of the last one, its end."""
+    """Where a part stands: when it began (again), the units done by then and now, and whether it is over.
+
+    `last_s` are the seconds from the begin until the last unit was done, and `ends_s` until each further trial was.
+    """
 
     begun_s: float
     first: float | None = None
     done: float = 0.0
     last_s: float = 0.0
+    ends_s: list[float] = field(default_factory=list)
     over: bool = False
+
+    def trials(self, slots: int) -> tuple[list[float], list[float]]:
+        """Return the seconds that finished trials took, and when the ones began that run in all slots."""
+        seconds, begins = [], [0.0] * slots
+        for end_s in self.ends_s:  # whatever began first ends first, about
+            seconds.append(end_s - heapq.heapreplace(begins, end_s))
+        return seconds, sorted(begins)
 
 
 @dataclass(kw_only=True)
@@ -125,19 +134,21 @@ class TimeEstimate:
                 self._courses.setdefault(part.name, _Course(now_s)).over = part.group < group
         course = self._courses.setdefault(name, _Course(now_s))
         course.begun_s, course.first, course.last_s, course.over = now_s, None, 0.0, False
+        course.ends_s.clear()
 
     def advance(self, done: float, total: float, now_s: float) -> None:
         """Note how much of the current part is done, of what is known of it."""
         if self._current is None:
             return
         course, part = self._courses[self._current], self.parts[self._current]
-        trials = part.passes is not None
-        course.last_s = now_s - course.begun_s
+        trials, course.last_s = part.passes is not None, now_s - course.begun_s
         if course.first is None and done:  # a part that goes on does not begin at 0: trials are told one by one
             at_once = course.last_s < _AT_ONCE_SHARE * part.seconds(self.trial_times(), units=1)
-            course.first = max(done - (not at_once), 0.0) if trials else 0.0
+            course.first = course.done = max(done - (not at_once), 0.0) if trials else 0.0
+        if trials:
+            course.ends_s += [course.last_s] * round(done - course.done)
         course.done = done
-        units = max(total, part.units) if trials else total
+        units = max(total, part.units) if trials and not part.announced else total
         self.parts[self._current] = replace(part, units=units)
 
     def learn(self, name: str, trials: MeasuredTrials) -> None:
@@ -168,6 +179,8 @@ class TimeEstimate:
             course = self._courses.get(part.name)
             if part.tuned and course is None:
                 part = replace(part, units=min(part.units, most))
+            if course is None and part.one_for_each in self._courses:
+                part = replace(part, units=self.parts[part.one_for_each].units)
             yield part
             if part.passes is not None:
                 most = _MORE_TRIALS + (course.done if course is not None and course.over else part.units)
@@ -180,14 +193,32 @@ class TimeEstimate:
         if course is None or part.name != self._current:
             done = course.done if course else 0.0
             return part.seconds(times, units=max(part.units - done, 0.0))
-        elapsed, first = now_s - course.begun_s, course.first or 0.0
-        ahead = max(part.units - course.done, 0.0)
-        expected = part.seconds(times, units=max(part.units - first, 0.0))
-        done, of_all = part.rounds(course.done - first), part.rounds(course.done - first + ahead)
-        if done > 0:
-            pace_s = (course.last_s + _PRIOR_SHARE * expected) / (done + _PRIOR_SHARE * of_all)
-            expected = course.last_s + pace_s * (of_all - done)
-        return max(expected - elapsed, _LEAST_SHARE * expected if ahead else 0.0)
+        elapsed, ahead = now_s - course.begun_s, max(part.units - course.done, 0.0)
+        if not ahead:
+            return 0.0
+        if part.passes is not None:
+            return self._trials_left(part, course, times, ahead, elapsed)
+        expected = part.seconds(times)
+        if course.done:
+            unit_s = (course.last_s + _PRIOR_SHARE * expected) / (course.done + _PRIOR_SHARE * part.units)
+            expected = course.last_s + unit_s * ahead
+        return max(expected - elapsed, _LEAST_SHARE * expected)
+
+    def _trials_left(self, part: Part, course: _Course, times: TrialTimes, ahead: float, elapsed: float) -> float:
+        """Return the seconds until `ahead` more trials have run, those that run now among them, in the part's slots."""
+        taken, begins = course.trials(part.slots)
+        taught_s, expected = times.teach_s * part.taught, part.seconds(times, units=1) - times.teach_s * part.taught
+        # The teacher answers during the first trial of a slot.
+        seen = sum(taken) - taught_s * min(len(taken), part.slots)
+        prior = _PRIOR_SHARE * part.units
+        trial_s = max(seen + prior * expected, 0.0) / (len(taken) + prior)
+        first_s = [trial_s + (taught_s if not begun else 0.0) for begun in begins]
+        running = min(math.ceil(ahead), part.slots)
+        ends = [max(begun + s - elapsed, _LEAST_SHARE * s) for begun, s in zip(begins, first_s, strict=True)][:running]
+        heapq.heapify(ends)
+        for _ in range(math.ceil(ahead) - running):
+            heapq.heapreplace(ends, ends[0] + trial_s)
+        return max(ends)
 
     def _with_measured_passes(self, part: Part) -> Part:
         """Return a part that is trials with the passes that its trials took, or those of the dearest measured rung."""

@@ -90,3 +90,25 @@ def test_a_part_that_takes_longer_than_expected_is_never_said_to_be_over():
     estimate = TimeEstimate.of(PARTS, PRIOR, "a guess")
     estimate.begin("table", 0.0)
     assert estimate.remaining(1_000.0).seconds_by_part["table"] > 0
+
+
+def test_trials_that_run_are_nearly_over_while_others_have_to_begin():
+    full = Part(name="full", group=0, units=3, passes=0.0, tuned=True, slots=2)
+    estimate = TimeEstimate.of([full], TrialTimes(fixed_s=0.1, tuned_fixed_s=20.0, pass_s=0.0), "a guess")
+    estimate.begin("full", 0.0)
+    assert estimate.remaining(5.0).seconds == pytest.approx(35.0)
+    estimate.advance(1, 3, 20.0)
+    assert estimate.remaining(20.0).seconds == pytest.approx(20.0)
+    assert estimate.remaining(30.0).seconds == pytest.approx(10.0)
+    estimate.advance(2, 3, 30.0)  # the second one took longer
+    assert estimate.remaining(30.0).seconds == pytest.approx(15.0, abs=2)
+
+
+def test_the_number_of_announced_trials_and_of_what_follows_each_is_known_when_they_begin():
+    full = Part(name="full", group=0, units=4, passes=0.0, tuned=True, announced=True)
+    proof = Part(name="proof", group=1, units=4, unit_s=1.0, one_for_each="full")
+    estimate = TimeEstimate.of([full, proof], TrialTimes(fixed_s=0.1, tuned_fixed_s=1.0, pass_s=0.0), "a guess")
+    assert estimate.remaining(0.0).seconds == pytest.approx(8.0)
+    estimate.begin("full", 0.0)
+    estimate.advance(0, 2, 0.0)
+    assert estimate.remaining(0.0).seconds_by_part == pytest.approx({"full": 2.0, "proof": 2.0})
