@@ -16,7 +16,6 @@ from torch.utils.data import Subset
 
 from autoprune.config import RunConfig
 from autoprune.device.timing import Protocol
-from autoprune.errors import AutopruneError
 from autoprune.export.onnx_file import export_candidate
 from autoprune.export.verify import parity
 from autoprune.model.copying import copy_of
@@ -29,6 +28,7 @@ from autoprune.pipeline.expected_work import (
     start_seconds,
     usual_times,
 )
+from autoprune.pipeline.findings import Findings
 from autoprune.pipeline.measurer import DeviceMeasurer, Measurer
 from autoprune.pipeline.rehearsal import Rehearsed, rehearsed_times
 from autoprune.pipeline.run import open_task
@@ -73,38 +73,6 @@ class Checkup:
         return all(finding.works is not False for finding in self.findings)
 
 
-class _Findings(list[Finding]):
-    def __init__(self, on_stage: Callable[[str], None], on_finding: Callable[[Finding], None]) -> None:
-        super().__init__()
-        self._on_stage, self._on_finding = on_stage, on_finding
-
-    def append(self, finding: Finding) -> None:
-        """Keep a finding, and tell it at once."""
-        super().append(finding)
-        self._on_finding(finding)
-
-    def seconds_of(self, stage: str) -> float:
-        """Return the seconds that a stage took."""
-        return next((finding.seconds for finding in self if finding.stage == stage), 0.0)
-
-    def attempt(self, stage: str, work: Callable[[], tuple[Any, str]], *needs: object) -> Any:
-        """The value of a stage, or `None` when it fails or something that it needs is absent; its text is kept."""
-        if any(need is None for need in needs):
-            self.append(Finding(stage=stage, works=None, text="an earlier stage failed", seconds=0.0))
-            return None
-        self._on_stage(stage)
-        start = time.perf_counter()
-        value, works = None, True
-        try:
-            value, text = work()
-        except AutopruneError as error:
-            works, text = False, str(error)
-        except (Exception, SystemExit) as error:  # a user's function may raise anything, and the other stages go on
-            works, text = False, f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
-        self.append(Finding(stage=stage, works=works, text=text, seconds=time.perf_counter() - start))
-        return value
-
-
 def check_up(
     config: RunConfig,
     measurer: Measurer | None = None,
@@ -120,7 +88,7 @@ def check_up(
         on_stage: called with the name of each stage that begins.
         on_finding: called with the outcome of each stage when it ends.
     """
-    import_s, findings = time.process_time(), _Findings(on_stage, on_finding)
+    import_s, findings = time.process_time(), Findings(on_stage, on_finding)
     task = findings.attempt("task", lambda: _open(config))
     findings.attempt("data, model, loss", lambda: _checked(task), task)
     dense = findings.attempt("dense model", lambda: _built(task), task)
@@ -139,8 +107,9 @@ def check_up(
     seconds = findings.attempt("time of a sample pass", lambda: _pass_time(task, dense), dense)
     estimates: tuple[Estimate, ...] = ()
     if structure is not None and seconds is not None:
+        analysis_s = findings.seconds_of("trace and units")
         space = SpaceFile.read(config, structure).scanned()
-        usual = usual_times(seconds, findings.seconds_of("trace and units"))
+        usual = usual_times(seconds, analysis_s)
         rehearsal = partial(_rehearsed, config, task, structure, space, dense, usual)
         rehearsed = findings.attempt("short trials", rehearsal) or Rehearsed(times=usual)
         timed = Timed(
@@ -148,8 +117,8 @@ def check_up(
             pass_s=seconds,
             run_s=run_s or run_seconds(structure, dense),
             profile=ProfileSize.of(structure, space),
-            analysis_s=findings.seconds_of("trace and units"),
-            start_s=start_seconds(import_s, findings.seconds_of("trace and units")),
+            analysis_s=analysis_s,
+            start_s=start_seconds(import_s, analysis_s),
             times=rehearsed.times,
             half_cost=rehearsed.half_cost,
             export_s=findings.seconds_of("ONNX export"),

@@ -31,10 +31,12 @@ from sparse_training import made_sparse
 from torch import nn
 
 import autoprune
+from autoprune.allocation.limits import require_reachable
 from autoprune.allocation.promotion import best_within
 from autoprune.allocation.uniform import uniform_policies
-from autoprune.budgets import Bound, Budget
+from autoprune.budgets import Bound, Budget, Limit
 from autoprune.config import RunConfig
+from autoprune.errors import BudgetError
 from autoprune.evaluation import DenseModel
 from autoprune.export.packing import Steps, packed
 from autoprune.pipeline.baselines import SHARED_OUT, shared_out_zeros
@@ -101,8 +103,7 @@ def compare(given: argparse.Namespace, space: str, seed: int) -> None:
     run.create()
     prepared = prepare(config, run, open_task(config), Silent())
     # Several budgets of bytes would be one, the tightest.
-    alone = replace(prepared.costs, limits={}).with_budgets([Budget.parse(f"bytes:{each}") for each in given.budget])
-    prepared = replace(prepared, costs=alone)
+    prepared = replace(prepared, costs=replace(prepared.costs, limits=reachable(given, prepared)))
     for method, budget, policy, spent in policies(given, config, run, prepared):
         for point in given.points:
             key = (given.model, space, method, budget, str(seed), str(point))
@@ -113,6 +114,20 @@ def compare(given: argparse.Namespace, space: str, seed: int) -> None:
                 )))  # fmt: skip
     for row in missing_schedules(given, space, seed):
         append(given.out, scheduled(prepared, row))
+
+
+def reachable(given: argparse.Namespace, prepared: Prepared) -> Mapping[str, Limit]:
+    """Return the limits of the budgets that some policy meets, and say which ones none does."""
+    limits = {}
+    for budget in (Budget.parse(f"bytes:{each}") for each in given.budget):
+        alone = replace(prepared.costs, limits={}).with_budgets([budget])
+        try:
+            require_reachable(prepared.space, alone.limited_costs, alone.limits)
+        except BudgetError as error:
+            print(error, flush=True)
+        else:
+            limits |= alone.limits
+    return limits
 
 
 def missing_schedules(given: argparse.Namespace, space: str, seed: int) -> Iterator[Row]:
