@@ -34,8 +34,8 @@ def sparsify(
         str,
         typer.Option(
             "--finetune",
-            help="none, bias (and batch norms), brief (one epoch), full, or scratch: the same zeros, trained from new "
-            "weights.",
+            help="none, bias (and batch norms), least-squares (to the dense layers' outputs), brief (one epoch), "
+            "full, or scratch: the same zeros, trained from new weights.",
         ),
     ] = "full",
     scores: Annotated[
@@ -47,9 +47,13 @@ def sparsify(
         ),
     ] = None,
     ranking: Annotated[
-        str,
-        typer.Option("--ranking", help="How zeros are divided among layers: local, global, zscore, lamp or erk."),
-    ] = "local",
+        str | None,
+        typer.Option(
+            "--ranking",
+            help="How zeros are divided among layers: lamp (default of sparse:80%), local (default of other patterns), "
+            "global, zscore or erk.",
+        ),
+    ] = None,
     epochs: Annotated[float, typer.Option("--epochs", help="Length of the training.")] = 4.0,
     allowed_drop: Annotated[
         float,

@@ -37,6 +37,9 @@ from autoprune.sparsity.patterns import Pattern
 from autoprune.structure import GraphModel, module_tensors
 from autoprune.structure.low_rank import bias_names, weight_name
 
+Zeros = Pattern | Tensor
+"""A pattern, whose zeros are chosen by their cost, or the mask of the weights that stay, bool in the weight's shape."""
+
 _RIDGE = 0.03
 """Added to the diagonal of second moments, as a share of its mean."""
 
@@ -48,12 +51,12 @@ _MOST_NUMBERS = 1 << 23
 
 
 @torch.no_grad()
-def make_sparse(model: GraphModel, patterns: Mapping[str, Pattern], inputs: Sequence[Tensor]) -> GraphModel:
+def make_sparse(model: GraphModel, patterns: Mapping[str, Zeros], inputs: Sequence[Tensor]) -> GraphModel:
     """Return the model after weights of layers became zero as their patterns say, in place, and others were fitted.
 
     Args:
         model: trained or repaired, in evaluation mode.
-        patterns: by the names of weights.
+        patterns: by the names of weights; a mask in the place of a pattern says itself which weights stay.
         inputs: of the model, tensors `[N, ...]` of some N = 256 training examples.
 
     Raises:
@@ -66,7 +69,7 @@ def make_sparse(model: GraphModel, patterns: Mapping[str, Pattern], inputs: Sequ
     whole = OutputRecorder(copy.deepcopy(model).evaluation_graph(), fitted, len(inputs[0]))
     whole.run(*inputs)
     for name in patterns.keys() - fitted:
-        tensors[name].mul_(pattern_mask(tensors[name].abs(), patterns[name]))
+        tensors[name].mul_(_mask(tensors[name].abs(), patterns[name]))
     _SparseFitter(model, {name: patterns[name] for name in fitted}, whole).run(*inputs)
     return model
 
@@ -74,7 +77,7 @@ def make_sparse(model: GraphModel, patterns: Mapping[str, Pattern], inputs: Sequ
 class _SparseFitter(LayerFitter):
     """Gives every layer its zeros before it is used; a layer that runs several times is fitted the first time."""
 
-    def __init__(self, model: GraphModel, patterns: Mapping[str, Pattern], whole: OutputRecorder) -> None:
+    def __init__(self, model: GraphModel, patterns: Mapping[str, Zeros], whole: OutputRecorder) -> None:
         super().__init__(model, patterns, whole)
         self._patterns, self._biases = patterns, bias_names(model, patterns)
         self._done = set[str]()
@@ -97,7 +100,7 @@ class _SparseFitter(LayerFitter):
 
 
 def sparse_fit(
-    weight: Tensor, rows: Tensor, target: Tensor, pattern: Pattern, groups: int = 1, *, centred: bool
+    weight: Tensor, rows: Tensor, target: Tensor, pattern: Zeros, groups: int = 1, *, centred: bool
 ) -> Tensor:
     """Set weights to zero as a pattern says, in place, and fit the others to the outputs that are wanted.
 
@@ -105,7 +108,7 @@ def sparse_fit(
         weight: `[O, I, ...]`.
         rows: inputs `[rows, D]` of all groups.
         target: wanted outputs `[rows, O]`.
-        pattern: of the zeros.
+        pattern: of the zeros, or the mask of the weights that stay, bool `[O, I, ...]`.
         groups: of a convolution.
         centred: whether a bias or a batch norm takes up the means of the outputs.
 
@@ -124,14 +127,14 @@ def sparse_fit(
     x = x.unflatten(1, (groups, -1)).transpose(0, 1)  # [G, rows, D]
     if x.shape[2] > _MOST_COLUMNS:
         norms = (x**2).mean(1).sqrt().repeat_interleave(len(weight) // groups, 0).reshape(weight.shape)
-        weight.mul_(pattern_mask(weight.abs() * norms, pattern))
+        weight.mul_(_mask(weight.abs() * norms, pattern))
     else:
         weight.copy_(_fitted(weight, x, y, pattern))
     by_group = weight.double().reshape(groups, -1, x.shape[2]) @ x_mean.reshape(groups, -1, 1)
     return (y_mean - by_group.flatten()).to(weight.dtype)
 
 
-def _fitted(weight: Tensor, x: Tensor, y: Tensor, pattern: Pattern) -> Tensor:
+def _fitted(weight: Tensor, x: Tensor, y: Tensor, pattern: Zeros) -> Tensor:
     """Return the weight with zeros, `[O, I, ...]`, for inputs `[G, rows, D]` and outputs `[rows, O]`."""
     groups, count, columns = x.shape
     own = weight.double().reshape(groups, -1, columns)
@@ -143,14 +146,19 @@ def _fitted(weight: Tensor, x: Tensor, y: Tensor, pattern: Pattern) -> Tensor:
     values, gains = system.solved(kept)
     for step in _rounds(pattern):
         scores = torch.where(kept, values**2 / gains, -1.0)
-        kept = pattern_mask(scores.reshape(weight.shape), step).reshape(own.shape)
+        kept = _mask(scores.reshape(weight.shape), step).reshape(own.shape)
         values, gains = system.solved(kept)
     return values.reshape(weight.shape).to(weight.dtype)
 
 
-def _rounds(pattern: Pattern) -> list[Pattern]:
+def _mask(scores: Tensor, zeros: Zeros) -> Tensor:
+    """Return where a weight keeps its numbers, by their scores where no mask says it."""
+    return zeros if isinstance(zeros, Tensor) else pattern_mask(scores, zeros)
+
+
+def _rounds(pattern: Zeros) -> list[Zeros]:
     """Return the patterns through which a weight goes on to the last one."""
-    if pattern.of:
+    if isinstance(pattern, Tensor) or pattern.of:
         return [pattern]
     middle = round(10_000 * (1 - pattern.density**0.5))
     return [*([Pattern(share=middle, block=pattern.block)] if 0 < middle < pattern.share else []), pattern]

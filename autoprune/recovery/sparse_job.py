@@ -15,6 +15,8 @@ from autoprune.model.outputs import Selector
 from autoprune.pruning.weights import prunable_weights
 from autoprune.recovery.batchnorm import recalibrate
 from autoprune.recovery.bias_correction import correct_biases
+from autoprune.recovery.layer_fitting import FITTING_RUNS
+from autoprune.recovery.masked_fit import fit_cut, fit_masked, fitting_inputs
 from autoprune.recovery.sparsify_data import calibration_of
 from autoprune.structure import in_form
 from autoprune.task.base import Task
@@ -34,6 +36,8 @@ from autoprune.training.plans import WeightPlan
 from autoprune.training.sample_passes import SamplePasses
 from autoprune.training.scoring import evaluate, predict_outputs
 from autoprune.trials import FORWARD_SHARE
+
+_WITHOUT_TRAINING = ("none", "bias", "least-squares")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,14 +78,12 @@ class SparseJob:
     def run(self, plan: WeightPlan | ChannelPlan, pattern: str) -> nn.Module:
         """Return the sparse model."""
         model = copy_of(self.dense)
-        kept = self._trained(model, plan) if self.samples and self.mode not in ("none", "bias") else None
-        if kept is None:
-            kept = self._masked(model, plan)
-        score = self.score(model) if self.watched else None
+        trains = self.samples and self.mode not in _WITHOUT_TRAINING
+        kept = self._trained(model, plan) if trains else self._masked(model, plan)
         share = _share_of_zeros(model)
         if isinstance(plan, ChannelPlan):
-            structure, policy, channels = plan.cut(kept)
-            model = in_form(structure, structure.shrink(policy, channels).eval(), None, given=model)
+            model = self._cut(model, plan, kept)
+        score = self.score(model) if self.watched else None
         said = SparseTo(
             pattern=pattern,
             schedule=self.schedule,
@@ -113,21 +115,47 @@ class SparseJob:
         return self.score(self.dense)
 
     def _masked(self, model: nn.Module, plan: WeightPlan | ChannelPlan) -> list[Tensor]:
-        """Set weights to zero without training, and correct biases and batch norms if wanted."""
+        """Set weights to zero without training, and repair the others if wanted."""
         plan.begin(model, self.task)
         kept = plan.kept()
-        for group, mask in zip(plan.groups, kept, strict=True):
-            group.keep_only(mask)
-        if self.mode == "bias":
-            assert self.task is not None
-            calibration = calibration_of(self.task, "wanda", self.seed)
-            runs = correct_biases(model, self.dense, [inputs for inputs, _ in calibration.batches])
-            self.passes.forward(runs * calibration.examples)
-            recalibrate(model, self.task, seed=self.seed, passes=self.passes)
-            for group, mask in zip(plan.groups, kept, strict=True):
-                group.keep_only(mask)
         self.passes.training(1, plan.passes)
+        if self.mode == "least-squares" and isinstance(plan, WeightPlan):
+            masks = {
+                group.name: mask.view(model.get_parameter(group.name).shape)
+                for group, mask in zip(plan.groups, kept, strict=True)
+            }
+            inputs = self._fitting_inputs
+            self.passes.forward(fit_masked(model, masks, self._given_task, inputs) * len(inputs[0]))
+        _keep_only(plan, kept)
+        if self.mode == "bias":
+            self._correct_biases(model)
+            _keep_only(plan, kept)
         return kept
+
+    def _correct_biases(self, model: nn.Module) -> None:
+        calibration = calibration_of(self.task, "wanda", self.seed)
+        runs = correct_biases(model, self.dense, [inputs for inputs, _ in calibration.batches])
+        self.passes.forward(runs * calibration.examples)
+        recalibrate(model, self._given_task, seed=self.seed, passes=self.passes)
+
+    def _cut(self, model: nn.Module, plan: ChannelPlan, kept: list[Tensor]) -> nn.Module:
+        """Return the model without the channels that are not kept."""
+        structure, policy, channels = plan.cut(kept)
+        if self.mode != "least-squares":
+            return in_form(structure, structure.shrink(policy, channels).eval(), None, given=model)
+        model.load_state_dict(self.dense.state_dict())
+        inputs = self._fitting_inputs
+        self.passes.forward(FITTING_RUNS * len(inputs[0]))
+        return in_form(structure, fit_cut(structure, policy, channels, inputs), None, given=model)
+
+    @cached_property
+    def _fitting_inputs(self) -> tuple[Tensor, ...]:
+        return fitting_inputs(calibration_of(self.task, "wanda", self.seed))
+
+    @property
+    def _given_task(self) -> Task:
+        assert self.task is not None
+        return self.task
 
     def _trained(self, model: nn.Module, plan: WeightPlan | ChannelPlan) -> list[Tensor]:
         """Train a model by the schedule; return which groups are kept."""
@@ -179,6 +207,11 @@ class SparseJob:
             "growing": GrowingRegularization,
         }
         return makers[self.schedule](plan)
+
+
+def _keep_only(plan: WeightPlan | ChannelPlan, kept: list[Tensor]) -> None:
+    for group, mask in zip(plan.groups, kept, strict=True):
+        group.keep_only(mask)
 
 
 def _share_of_zeros(model: nn.Module) -> float:

@@ -15,6 +15,7 @@ from autoprune.pruning.calibration import Calibration
 from autoprune.pruning.score_passes import score_passes
 from autoprune.recovery.sparse_job import SparseJob
 from autoprune.recovery.sparsify_data import calibration_of, task_of
+from autoprune.sparsity.patterns import Pattern
 from autoprune.task.base import Task
 from autoprune.task.batches import length
 from autoprune.task.recipe import Recipe
@@ -26,9 +27,9 @@ SCHEDULES = ("one-shot", "gradual", "iterative", "adaptive", "set", "rigl", "adm
 """When weights become zero: at once; more and more; step by step or following the score, as long as validation data
 allow it; exchanged all the time, at random or by gradient; drawn to zero by ADMM or a growing decay, then cut."""
 
-MODES = ("none", "bias", "brief", "full", "scratch")
-"""How the rest recovers: not at all; by biases and batch norms; by one epoch or all epochs of training; or, as a
-control, by the same training from new weights."""
+MODES = ("none", "bias", "least-squares", "brief", "full", "scratch")
+"""How the rest recovers: not at all; by biases and batch norms; by least squares of every layer to the dense one's
+outputs; by one epoch or all epochs of training; or, as a control, by the same training from new weights."""
 
 _BRIEF_EPOCHS = 1.0
 _WATCHING = ("iterative", "adaptive")
@@ -42,7 +43,7 @@ def sparsify(
     schedule: str = "one-shot",
     finetune: str | None = None,
     scores: str | None = None,
-    ranking: str = "local",
+    ranking: str | None = None,
     epochs: float = 4.0,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     validation: Any = None,
@@ -66,7 +67,8 @@ def sparsify(
         finetune: how the rest recovers, one of `MODES`; `full` with data and `none` without by default.
         scores: what stays: `magnitude`, `taylor`, `fisher`, `hvp`, `wanda`, `gradient`, `random`, or an expression such
             as `0.5*magnitude+0.5*taylor`; for channels a key of `autoprune.pruning.SCORES`.
-        ranking: `local`, or how the share is divided among layers: `global`, `zscore`, `lamp` or `erk`.
+        ranking: how the share is divided among layers: `lamp` (the default of shares of weights), `global`, `zscore`,
+            `erk`, or the same share in each, `local` (the default of all other patterns).
         epochs: of the training, over the training data.
         loss: `loss(outputs, target)` where `data` is not a task. Without one, the copy learns the model's outputs.
         validation: data of the same form that `iterative` and `adaptive` watch; a task has its own.
@@ -87,7 +89,7 @@ def sparsify(
     Example:
         >>> import autoprune, torch
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
-        >>> sparse = autoprune.sparsify(model, pattern="sparse:75%")
+        >>> sparse = autoprune.sparsify(model, pattern="sparse:75%", ranking="local")
         >>> autoprune.zeros(sparse)["share"].tolist()
         [0.75, 0.75]
         >>> data = torch.utils.data.TensorDataset(torch.randn(64, 4), torch.randint(0, 2, (64,)))
@@ -155,12 +157,14 @@ def _require_data(data: object, scores: str | None, pattern: str) -> None:
 def _plan(
     pattern: str,
     scores: str | None,
-    ranking: str,
+    ranking: str | None,
     choose: Callable[[str], bool] | None,
     calibration: Calibration,
 ) -> WeightPlan | ChannelPlan:
     share = channel_share(pattern)
-    given: Mapping[str, Any] = {"ranking": ranking, "choose": choose, "calibration": calibration}
+    given: Mapping[str, Any] = {"choose": choose, "calibration": calibration}
     if share is not None:
-        return ChannelPlan(share=share, scores=scores or "l2", **given)
-    return WeightPlan(pattern=parse_pattern(pattern), scores=scores or "magnitude", **given)
+        return ChannelPlan(share=share, scores=scores or "l2", ranking=ranking or "local", **given)
+    parsed = parse_pattern(pattern)
+    usual = "lamp" if isinstance(parsed, Pattern) and parsed.share else "local"
+    return WeightPlan(pattern=parsed, scores=scores or "magnitude", ranking=ranking or usual, **given)

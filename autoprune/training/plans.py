@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -147,7 +148,8 @@ class WeightPlan:
         if self.ranking == "local" or isinstance(self.pattern, Threshold):
             return dict.fromkeys(scores, self.pattern)
         shares = zero_shares(scores, 1 - self.pattern.density, self.ranking)
-        hundredths = {name: round(share * 10_000) for name, share in shares.items()}
+        # Patterns round the number of zeros down: a share rounded up leaves as many as the ranking gives.
+        hundredths = {name: math.ceil(share * 10_000 - 1e-6) for name, share in shares.items()}
         return {n: replace(self.pattern, share=min(h, 9_999)) if h else None for n, h in hundredths.items()}
 
     def best(self, number: int, scores: Tensor) -> Tensor:

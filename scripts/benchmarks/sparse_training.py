@@ -103,7 +103,7 @@ def made_sparse(task: Task, dense: nn.Module, pattern: str, way: str, samples: i
     """Return the model that became sparse in one of the ways, by so many examples."""
     name, _, ranking = way.partition("+")
     options = dict[str, Any](ranking=ranking or "local")
-    if name in ("none", "bias", "scratch"):
+    if name in ("none", "bias", "least-squares", "scratch"):
         options["finetune"] = name
     elif name == "random":
         options["scores"] = name

@@ -107,9 +107,23 @@ def test_modes_of_recovery(dense: nn.Module) -> None:
         sparse = autoprune.sparsify(dense, TASK, pattern="sparse:85%", finetune=mode, epochs=6)
         assert sparse.sparse_to.share_of_zeros == pytest.approx(0.85, abs=0.01)
         scores[mode] = sparse.sparse_to.score
-    assert scores["none"] <= scores["bias"]
+    assert scores["none"] <= scores["bias"] <= scores["least-squares"]
     assert scores["full"] >= scores["none"]
     assert scores["scratch"] > 0.7
+
+
+@pytest.mark.parametrize("pattern", ["sparse:80%", "2:4", "channels:50%"])
+def test_least_squares_brings_outputs_back_to_those_of_the_dense_model(dense: nn.Module, pattern: str) -> None:
+    x = torch.stack([x for x, _ in TASK.val_set])
+    wanted = dense(x).detach()
+    given = {"pattern": pattern, "ranking": "local"}
+    plain, fitted = (autoprune.sparsify(dense, TASK, finetune=mode, **given) for mode in ("none", "least-squares"))
+    errors = [float((model(x) - wanted).detach().square().mean()) for model in (plain, fitted)]
+    assert errors[1] < 0.5 * errors[0]
+    assert fitted.sparse_to.share_of_zeros == plain.sparse_to.share_of_zeros
+    assert fitted.sparse_to.sample_passes > plain.sparse_to.sample_passes
+    shares = {each: autoprune.zeros(autoprune.sparsify(dense, ranking=each))["share"].max() for each in (None, "lamp")}
+    assert shares[None] == shares["lamp"] > 0.8
 
 
 def test_data_without_a_task_and_distillation_without_labels(dense: nn.Module) -> None:
