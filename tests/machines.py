@@ -128,7 +128,7 @@ def simulated_timer(machine, target, *, on_progress=None, speed=1.0, seed=0):
         dense_onnx=None,
         dense=None,
         feeds=[],
-        build=lambda policy: policy,
+        untreated=lambda policy: policy,
         on_progress=on_progress or (lambda stage, done, total: None),
         notes=(),
         machine=machine,

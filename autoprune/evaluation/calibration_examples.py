@@ -1,4 +1,4 @@
-"""Training examples for all that is fitted without labels, and the steps of weights that a device can add."""
+"""Training examples for all that is fitted without labels, and how the device of a run computes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from autoprune import memory_limits
 from autoprune.device.target import adds_in_16_bits
 from autoprune.latency.table import LatencyTable
 from autoprune.model.randomness import seeded
+from autoprune.quantization.arithmetic import DEFAULT_ARITHMETIC, Arithmetic
 from autoprune.quantization.grid import LARGEST_SATURATING_WEIGHT, LARGEST_WEIGHT
 from autoprune.recovery.least_squares import Reconstruction
 from autoprune.runfolder import RunFolder
@@ -44,9 +45,10 @@ def calibration_inputs(task: Task, structure: Structure, reconstruction: Reconst
     return reconstruction_inputs(task, structure, seed=0, most=CALIBRATION_EXAMPLES)
 
 
-def largest_weight(folder: RunFolder) -> int:
-    """Return the outermost step of int8 weights for the device of a run's latency table."""
+def arithmetic_of(folder: RunFolder) -> Arithmetic:
+    """Return the arithmetic of the device of a run's latency table."""
     if not folder.table.exists():
-        return LARGEST_WEIGHT
-    saturates = adds_in_16_bits(LatencyTable.load(folder.table).target)
-    return LARGEST_SATURATING_WEIGHT if saturates else LARGEST_WEIGHT
+        return DEFAULT_ARITHMETIC
+    table = LatencyTable.load(folder.table)
+    largest = LARGEST_SATURATING_WEIGHT if adds_in_16_bits(table.target) else LARGEST_WEIGHT
+    return Arithmetic(largest_weight=largest, accuracy_levels=table.accuracy_levels)

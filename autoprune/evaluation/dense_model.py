@@ -9,12 +9,12 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
-from autoprune.evaluation.calibration_examples import calibration_inputs, largest_weight, reconstruction_of
+from autoprune.evaluation.calibration_examples import arithmetic_of, calibration_inputs, reconstruction_of
 from autoprune.evaluation.costs import sizes
 from autoprune.evaluation.zeros import mask_terms, masks_of, note_treatments, patterns_of, take_trained
 from autoprune.pruning import Cut
+from autoprune.quantization.arithmetic import DEFAULT_ARITHMETIC, Arithmetic
 from autoprune.quantization.calibration import CALIBRATION_RUNS, calibrated, split_treatments
-from autoprune.quantization.grid import LARGEST_WEIGHT
 from autoprune.quantization.numbers import Quantization
 from autoprune.quantization.training_twin import training_twin
 from autoprune.quantization.twin import make_twin
@@ -50,8 +50,8 @@ class DenseModel:
 
     `module` is the model itself. `order` ranks the channels of each unit, most important first. A `reconstruction`
     adjusts the readers of pruned channels by least squares; without one, batch norms alone are recalibrated. `form` is
-    that of its pruned models; `None` where it is not decided yet. `largest_weight` is the outermost step of weights in
-    int8, for the device of the latency table.
+    that of its pruned models; `None` where it is not decided yet. `arithmetic` is that of the device of the latency
+    table.
     """
 
     task: Task
@@ -60,7 +60,7 @@ class DenseModel:
     order: dict[str, list[int]]
     reconstruction: Reconstruction | None = None
     form: ModelForm | None = None
-    largest_weight: int = LARGEST_WEIGHT
+    arithmetic: Arithmetic = DEFAULT_ARITHMETIC
 
     @classmethod
     def open(cls, task: Task, dense: nn.Module, structure: Structure, folder: RunFolder) -> DenseModel:
@@ -77,7 +77,7 @@ class DenseModel:
             order=channels["order"],
             reconstruction=reconstruction,
             form=form,
-            largest_weight=largest_weight(folder),
+            arithmetic=arithmetic_of(folder),
         )
 
     @property
@@ -193,7 +193,7 @@ class DenseModel:
         if passes is not None and inputs:
             passes.forward(CALIBRATION_RUNS * len(inputs[0]), self.relative_cost(policy))
         rounding = None if quick else MomentRounding()
-        return calibrated(model, self._placement(model), int8, inputs, local, rounding, self.largest_weight)
+        return calibrated(model, self._placement(model), int8, inputs, local, rounding, self.arithmetic)
 
     def _treatments(self, model: GraphModel, policy: Policy) -> Mapping[str, Treatment]:
         """Return the treatments of a model's layers, where factors are layers of their own."""
@@ -256,7 +256,7 @@ class DenseModel:
         if not self._coarse(model, policy) or self.task.train_step is not None or self.task.finetune is not None:
             return None
         int8, local = split_treatments(self._treatments(model, policy))
-        return training_twin(model, self._placement(model), int8, local)
+        return training_twin(model, self._placement(model), int8, local, self.arithmetic.accuracy_levels)
 
     @cached_property
     def _form(self) -> ModelForm:

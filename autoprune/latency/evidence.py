@@ -234,7 +234,7 @@ def refit_table(table: LatencyTable, structure: Structure, rows: np.ndarray, rat
             refits=table.refits + 1,
         ),
     )
-    return replace(refitted, useful=table.useful)
+    return replace(refitted, useful=table.useful, accuracy_levels=table.accuracy_levels)
 
 
 def _proven(fitted: Fit, index: GeometryIndex, evidence: Evidence, conditions: Conditions) -> tuple[Fit, HeldOut]:

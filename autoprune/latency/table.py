@@ -20,15 +20,18 @@ from autoprune.latencies import Geometry
 from autoprune.latency.fitting import DRAWS, HeldOut
 from autoprune.latency.geometries import PricedOperators
 from autoprune.latency.predictor import Costs, GeometryIndex, LatencyPredictor
+from autoprune.quantization.arithmetic import AccuracyLevels
 from autoprune.records import Policy, SearchSpace, digest_of
 from autoprune.runfolder import write_atomic
 from autoprune.structure import Structure
 from autoprune.treatments import DENSE, Treatment, level_code, level_from_json
 
 SCHEMA = 4
-"""Tables of widths alone have the schema before: they are what they were, and earlier versions read them."""
+"""Tables with treatments."""
 
-_WIDTHS_SCHEMA = 3
+_WIDTHS_SCHEMA, _LEVELS_SCHEMA = 3, 5
+"""Tables of widths alone, which earlier versions read, too, and tables with accuracy levels, which they refuse."""
+
 _ADVICE = "Run `autoprune profile` again, or delete it if it is part of a run, which then measures it again."
 SCAN, FIT, HELD_OUT, CANDIDATE = "scan", "fit", "held_out", "candidate"
 ROLES = (SCAN, FIT, HELD_OUT, CANDIDATE)
@@ -88,7 +91,7 @@ class LatencyTable:
     a UTC time in ISO format. `drift_percent` is how far the dense model moved within a block of measurements, `noise`
     the relative standard deviation of one measured ratio, `again_ms` second measurements of the first held-out
     policies. `notes` say what was out of the ordinary. `refits` counts how often a run fitted it
-    again with candidates that it had measured.
+    again with candidates that it had measured. `accuracy_levels` are those that its layers in `w8` and `w4` have.
     """
 
     target: Mapping[str, Any]
@@ -112,6 +115,7 @@ class LatencyTable:
     samples: tuple[ProfiledPolicy, ...]
     notes: tuple[str, ...] = ()
     refits: int = 0
+    accuracy_levels: AccuracyLevels = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         costs = np.array([*(e.latency_ms for e in self.entries.values()), self.remainder_ms], dtype=float)
@@ -207,6 +211,7 @@ class LatencyTable:
         entries = [geometry.to_json() | vars(entry) for geometry, entry in self.entries.items()]
         document = vars(self) | {
             "schema": SCHEMA if self.layers else _WIDTHS_SCHEMA,
+            "accuracy_levels": dict(self.accuracy_levels),
             "space": self.space.to_json(),
             "entries": entries,
             "known": self._levels(self.known),
@@ -215,6 +220,10 @@ class LatencyTable:
             "samples": [sample.to_json() for sample in self.samples],
             "sample_counts": self.counts,
         }
+        if self.accuracy_levels:
+            document["schema"] = _LEVELS_SCHEMA
+        else:
+            del document["accuracy_levels"]
         document = json.loads(json.dumps(document))
         return document | {"checksum": digest_of(document, length=32)}
 
@@ -234,10 +243,10 @@ class LatencyTable:
             ) from error
         except ValueError as error:
             raise LatencyError(f"{path}: not a latency table, or cut off: {error}. {_ADVICE}") from error
-        if not isinstance(document, dict) or document.get("schema") not in (_WIDTHS_SCHEMA, SCHEMA):
+        if not isinstance(document, dict) or document.get("schema") not in (_WIDTHS_SCHEMA, SCHEMA, _LEVELS_SCHEMA):
             schema = document.get("schema") if isinstance(document, dict) else None
             raise LatencyError(
-                f"{path}: latency tables have schema {_WIDTHS_SCHEMA} or {SCHEMA}; got {schema!r}. {_ADVICE}"
+                f"{path}: latency tables have schema {_WIDTHS_SCHEMA} to {_LEVELS_SCHEMA}; got {schema!r}. {_ADVICE}"
             )
         try:
             return cls._from_document(document)

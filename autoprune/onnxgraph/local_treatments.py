@@ -15,13 +15,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from autoprune.quantization.arithmetic import NOT_CHOSEN, WEIGHT_ONLY, AccuracyLevels, level_of
 from autoprune.quantization.grid import BLOCK, rounded, rounded_blocks, weight_scales
 
 RUNTIME_DOMAIN = "com.microsoft"
 """Domain of the operators that ONNX Runtime alone has."""
-
-ACCURACY_LEVEL = 4
-"""How MatMulNBits computes: inputs in int8, too. With inputs in fp32 (0) it takes longer wherever `w8` or `w4` pay."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +30,15 @@ class LocalNodes:
     constants: Mapping[str, np.ndarray]
 
 
-def local_nodes(node: onnx.NodeProto, precision: str, weight: np.ndarray, *, stored: str, bias: str = "") -> LocalNodes:
+def local_nodes(
+    node: onnx.NodeProto,
+    precision: str,
+    weight: np.ndarray,
+    *,
+    stored: str,
+    bias: str = "",
+    accuracy_levels: AccuracyLevels = NOT_CHOSEN,
+) -> LocalNodes:
     """Return what takes the place of a matrix product.
 
     Args:
@@ -41,11 +47,15 @@ def local_nodes(node: onnx.NodeProto, precision: str, weight: np.ndarray, *, sto
         weight: `[O, I]`.
         stored: name of the weight in the file; those of the constants begin with it, so that layers share them.
         bias: name of the bias that a Gemm adds, "" without one.
+        accuracy_levels: of `w8` and `w4`.
     """
     product = onnx.NodeProto()
     product.CopyFrom(node)
     product.output[0] = f"{node.output[0]}_product" if bias else node.output[0]
     written = WRITERS[precision](product, weight, stored)
+    if precision in WEIGHT_ONLY:
+        level = level_of(precision, accuracy_levels)
+        written.nodes[0].attribute.append(helper.make_attribute("accuracy_level", level))
     if not bias:
         return written
     addition = helper.make_node("Add", [product.output[0], bias], [node.output[0]], name=f"{node.name}_bias")
@@ -108,7 +118,7 @@ def _weight_only(bits: int, node: onnx.NodeProto, weight: np.ndarray, stored: st
     names = [f"{stored}_quantized", f"{stored}_scale"]
     product = helper.make_node(
         "MatMulNBits", [node.input[0], *names], list(node.output), name=node.name, domain=RUNTIME_DOMAIN,
-        N=len(weight), K=blocks.inputs, bits=bits, block_size=BLOCK, accuracy_level=ACCURACY_LEVEL,
+        N=len(weight), K=blocks.inputs, bits=bits, block_size=BLOCK,
     )  # fmt: skip
     return LocalNodes(nodes=(product,), constants={names[0]: steps, names[1]: blocks.scales})
 

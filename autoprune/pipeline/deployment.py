@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -89,7 +89,9 @@ class Deployment:
             write_atomic(self.shipped(onnx), serialized(file))
         if treatments:
             ranges, weights = (numbers.ranges, numbers.weights) if numbers else (None, None)
-            write_atomic(self.shipped(onnx, policy), serialized(treated(onnx, treatments, ranges, weights)))
+            levels = numbers.accuracy_levels if numbers else self.dense_model.arithmetic.accuracy_levels
+            file = treated(onnx, treatments, ranges, weights, levels)
+            write_atomic(self.shipped(onnx, policy), serialized(file))
         return self.shipped(onnx, policy)
 
     def dense(self) -> Model:
@@ -141,7 +143,8 @@ class Deployment:
 
     @cached_property
     def _timer(self) -> PolicyTimer:
-        return self.measurer.policy_timer(self.dense_model.structure, seed=self.seed)
+        timer = self.measurer.policy_timer(self.dense_model.structure, seed=self.seed)
+        return replace(timer, accuracy_levels=self.dense_model.arithmetic.accuracy_levels)
 
     def _calibration(self) -> list[Feeds]:
         """Return batches of training inputs that the ranges of int8 activations are taken from."""

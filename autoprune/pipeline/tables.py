@@ -18,6 +18,7 @@ from autoprune.latency.sampling import whole_models
 from autoprune.latency.stand_in import StandInTable
 from autoprune.latency.table import LatencyTable
 from autoprune.manifest import Manifest
+from autoprune.pipeline.accuracy_levels import measured_accuracy_levels
 from autoprune.pipeline.events import TABLE, Events
 from autoprune.pipeline.measurer import Measurer
 from autoprune.pipeline.spaces import SpaceFile
@@ -26,6 +27,7 @@ from autoprune.profiling.duration import MAX_SECONDS
 from autoprune.profiling.policy_timer import PolicyTimer
 from autoprune.profiling.profile import profile
 from autoprune.profiling.report import accuracy_lines
+from autoprune.quantization.arithmetic import NOT_CHOSEN
 from autoprune.quantization.calibration import calibrated, split_treatments
 from autoprune.quantization.twin import make_twin
 from autoprune.records import Policy, SearchSpace
@@ -166,6 +168,8 @@ def profiled_table(
         space_file = space_file.widths_alone()
         timer = replace(timer, layers=())
         watch_space(events, space_file.scanned())
+    levels = measured_accuracy_levels(space_file.profiled(), timer, events) if timer.layers else NOT_CHOSEN
+    timer = replace(timer, accuracy_levels=levels)
     try:
         table = profile(
             structure,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,7 @@ from autoprune.onnxgraph.resizer import Resizer, unnamed_weights
 from autoprune.onnxgraph.sizes import LearnedSizes, learn_sizes, with_own_shapes
 from autoprune.onnxgraph.treated import treated
 from autoprune.profiling.duration import OPERATORS
+from autoprune.quantization.arithmetic import AccuracyLevels
 from autoprune.records import Policy
 from autoprune.structure import Structure
 from autoprune.structure.layer_decisions import policy_of
@@ -41,7 +42,8 @@ _TOLERANCE = 1e-4
 class PolicyTimer:
     """Everything that stays the same while policies are measured. `notes` say what was out of the ordinary.
 
-    `dense_onnx` is the dense export, `None` for targets that run PyTorch itself.
+    `dense_onnx` is the dense export, `None` for targets that run PyTorch itself. `untreated` makes the model of a
+    policy's widths, `accuracy_levels` are those of layers in `w8` and `w4`.
     """
 
     structure: Structure
@@ -50,15 +52,24 @@ class PolicyTimer:
     dense_onnx: onnx.ModelProto | None
     dense: Model
     feeds: Feeds
-    build: Callable[[Policy], Model]
+    untreated: Callable[[Policy], Model]
     on_progress: Progress
     notes: tuple[str, ...]
     layers: tuple[str, ...] = ()
+    accuracy_levels: AccuracyLevels = field(default_factory=dict)
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns of rows: units, then layers that may be treated."""
         return (*(unit.name for unit in self.structure.units), *self.layers)
+
+    def build(self, policy: Policy) -> Model:
+        """Return the model of a policy; ranges of tensors do not change its latency."""
+        model, treatments = self.untreated(policy), policy.timed.treatments
+        if not treatments or not isinstance(model, bytes):
+            return model
+        graph = onnx.load_from_string(model)
+        return serialized(treated(graph, treatments, accuracy_levels=self.accuracy_levels))
 
     def models(self, rows: np.ndarray, stage: str) -> Iterator[Model]:
         """Models of rows `[P, U + L]`, one at a time."""
@@ -119,7 +130,7 @@ def make_policy_timer(
     if target.runtime == "torch":
         shrink = partial(_shrunk, structure)
         dense = structure.model
-        return PolicyTimer(**common, dense_onnx=None, dense=dense, build=shrink, notes=())
+        return PolicyTimer(**common, dense_onnx=None, dense=dense, untreated=shrink, notes=())
     structure = _with_distinct_weights(structure)
     exported, origins = _dense_export(structure)
     if target.precision == "int8":
@@ -128,18 +139,7 @@ def make_policy_timer(
         exported = with_constant_weights(exported)
     build, reason = _builder(structure, exported, origins, target, common["feeds"], constant_weights, seed)
     notes = (f"every policy was exported from scratch, which is slower: {reason}",) if reason else ()
-    return PolicyTimer(
-        **common, dense_onnx=exported, dense=serialized(exported), build=partial(_treated, build), notes=notes
-    )
-
-
-def _treated(build: Callable[[Policy], bytes], policy: Policy) -> bytes:
-    """Build the model of a policy's widths and treat its layers; ranges of tensors do not change its latency."""
-    model = build(policy)
-    treatments = policy.timed.treatments
-    if not treatments:
-        return model
-    return serialized(treated(onnx.load_from_string(model), treatments))
+    return PolicyTimer(**common, dense_onnx=exported, dense=serialized(exported), untreated=build, notes=notes)
 
 
 def _with_distinct_weights(structure: Structure) -> Structure:

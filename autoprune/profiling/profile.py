@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +80,7 @@ def profile(
     if samples is not None:
         conditions = {"structure": structure.digest(), "space": space.to_json(), "target": target.fingerprint()}
         conditions |= {"seed": seed, "protocol": asdict(protocol), "narrowed": narrow is not None}
+        conditions |= {"accuracy_levels": dict(timer.accuracy_levels)} if timer and timer.accuracy_levels else {}
         journal = Journal.open(samples, conditions, on_note)
     work = ProfileWork(
         timer=timer
@@ -110,4 +111,4 @@ def profile(
         work.conditions(again, seed=seed, seconds=work.elapsed()),
     )
     table.require_quiet(allow_noise=allow_noise)
-    return table
+    return replace(table, accuracy_levels=work.timer.accuracy_levels)

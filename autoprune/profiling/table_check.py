@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -64,6 +64,7 @@ def check_table(
         LatencyError: The exported models cannot be timed.
     """
     timer = timer or make_policy_timer(structure, target, layers=table.layers, seed=seed, on_progress=on_progress)
+    timer = replace(timer, accuracy_levels=table.accuracy_levels)
     samples = [sample for sample in table.samples if sample.role == HELD_OUT][:_POLICIES]
     rows = structure.rows([sample.policy for sample in samples], table.layers)
     protocol = protocol or Protocol()

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, fx
 
 from autoprune.errors import PolicyError
-from autoprune.quantization.grid import LARGEST_WEIGHT, Range, RoundedWeight, bias_in_grid, nearest
+from autoprune.quantization.arithmetic import DEFAULT_ARITHMETIC, Arithmetic
+from autoprune.quantization.grid import Range, RoundedWeight, bias_in_grid, nearest
 from autoprune.quantization.numbers import Quantization
 from autoprune.quantization.ranges import Observer, Rounding, channel_mean
 from autoprune.quantization.twin import Folded, biases_of, folded_layers, make_twin
@@ -52,7 +53,7 @@ def calibrated(
     inputs: tuple[Tensor, ...],
     local: Mapping[str, Treatment] = _NONE,
     rounding: Rounding | None = None,
-    largest_weight: int = LARGEST_WEIGHT,
+    arithmetic: Arithmetic = DEFAULT_ARITHMETIC,
 ) -> Quantization:
     """Return the numbers with which treated layers of a model compute.
 
@@ -63,7 +64,7 @@ def calibrated(
         inputs: of the model, tensors `[N, ...]` of some N = 128 training examples; without int8 layers it does not run.
         local: treatments of the layers that are treated alone.
         rounding: of the weights of int8 layers; without one, to the nearest steps.
-        largest_weight: outermost step of their grids, which the device decides (`adds_in_16_bits`).
+        arithmetic: of the device.
 
     Raises:
         TrialError: activations are not finite.
@@ -71,7 +72,7 @@ def calibrated(
     """
     layers = folded_layers(model, placement, int8)
     if not layers:
-        return Quantization(ranges={}, weights={}, local=local)
+        return Quantization(ranges={}, weights={}, local=local, accuracy_levels=arithmetic.accuracy_levels)
     ends = {layer.nodes[0]: layer.ends[0] for layer in layers.values() if len(layer.nodes) == 1}
     observer = Observer(model.evaluation_graph(), placement, layers.keys(), ends, rounding)
     with torch.no_grad():
@@ -79,8 +80,9 @@ def calibrated(
         ranges = observer.ranges()
         keys = placement.keys(layers.keys())
         scales = {name: _input_scale(layer, placement, keys, ranges) for name, layer in layers.items()}
-        weights = {name: _rounded(layer, scales[name], rounding, largest_weight) for name, layer in layers.items()}
-        numbers = Quantization(ranges=ranges, weights=weights, local=local)
+        largest, levels = arithmetic.largest_weight, arithmetic.accuracy_levels
+        weights = {name: _rounded(layer, scales[name], rounding, largest) for name, layer in layers.items()}
+        numbers = Quantization(ranges=ranges, weights=weights, local=local, accuracy_levels=levels)
         twin = make_twin(model, placement, numbers)
         _Corrector(twin, placement, observer.means).run(*inputs)
     corrected = biases_of(twin, {name: layer.nodes[0] for name, layer in layers.items()})

@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from autoprune.quantization.arithmetic import INT8_INPUTS, WEIGHT_ONLY
 from autoprune.quantization.grid import BLOCK, LARGEST_WEIGHT, LEVELS, rounded, rounded_blocks, weight_scales
 from autoprune.quantization.rounding import straight_through
 
 
-def local_linear(x: Tensor, weight: Tensor, bias: Tensor | None, precision: str) -> Tensor:
+def local_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, precision: str, accuracy_level: int = INT8_INPUTS
+) -> Tensor:
     """Return the output `[..., O]` of a linear layer that is treated alone.
 
     Args:
@@ -24,10 +27,13 @@ def local_linear(x: Tensor, weight: Tensor, bias: Tensor | None, precision: str)
         weight: in fp32 `[O, I]`.
         bias: `[O]`, or `None`.
         precision: `int8-dynamic`: the input is rounded to the range of its own numbers, those of all examples of the
-            batch together. `w8`, `w4`: its blocks are rounded to 8 bits with a scale each, as `MatMulNBits` of ONNX
-            Runtime does at accuracy level 4.
+            batch together. `w8`, `w4`: at accuracy level 4, its blocks are rounded to 8 bits with a scale each, as
+            `MatMulNBits` of ONNX Runtime does; at other levels it stays in fp32.
+        accuracy_level: of `w8` and `w4`.
     """
     round_input, round_weight = _ROUNDING[precision]
+    if precision in WEIGHT_ONLY and accuracy_level != INT8_INPUTS:
+        return functional.linear(x, straight_through(weight, round_weight), bias)
     return functional.linear(straight_through(x, round_input), straight_through(weight, round_weight), bias)
 
 

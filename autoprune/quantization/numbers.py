@@ -13,6 +13,7 @@ from safetensors.numpy import save
 
 from autoprune.errors import RunFolderError
 from autoprune.files import parsed_json
+from autoprune.quantization.arithmetic import AccuracyLevels
 from autoprune.quantization.grid import Range, RoundedWeight
 from autoprune.runfolder import write_atomic
 from autoprune.treatments import Treatment
@@ -25,12 +26,14 @@ class Quantization:
     """The numbers of treated layers.
 
     `ranges` are those of int8 tensors by their keys (`Placement.keys`), `weights` the rounded ones of int8 layers by
-    their names. `local` holds the treatments of layers that are treated alone, whose numbers follow from their weights.
+    their names. `local` holds the treatments of layers that are treated alone, whose numbers follow from their weights,
+    and `accuracy_levels` says how those in `w8` and `w4` compute.
     """
 
     ranges: Mapping[str, Range]
     weights: Mapping[str, RoundedWeight]
     local: Mapping[str, Treatment] = field(default_factory=dict)
+    accuracy_levels: AccuracyLevels = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write the numbers to a file, atomically."""
@@ -41,7 +44,8 @@ class Quantization:
         ranges = {key: [of_tensor.low, of_tensor.high] for key, of_tensor in self.ranges.items()}
         contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
         local = {name: str(treatment) for name, treatment in self.local.items()}
-        write_atomic(path, save(contiguous, {"ranges": json.dumps(ranges), "local": json.dumps(local)}))
+        metadata = {"ranges": ranges, "local": local, "accuracy_levels": dict(self.accuracy_levels)}
+        write_atomic(path, save(contiguous, {name: json.dumps(value) for name, value in metadata.items()}))
 
     @classmethod
     def load(cls, path: Path) -> Quantization:
@@ -50,6 +54,7 @@ class Quantization:
             with safe_open(path, framework="np") as file:
                 metadata = file.metadata()
                 ranges, local = parsed_json(metadata["ranges"]), parsed_json(metadata.get("local", "{}"))
+                levels = parsed_json(metadata.get("accuracy_levels", "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
             names = [name.removesuffix(_STEPS) for name in tensors if name.endswith(_STEPS)]
             weights = {
@@ -62,6 +67,7 @@ class Quantization:
                 ranges={key: Range(low=low, high=high) for key, (low, high) in ranges.items()},
                 weights=weights,
                 local={name: Treatment.parse(text) for name, text in local.items()},
+                accuracy_levels=levels,
             )
         except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
             raise RunFolderError(f"{path} is absent or damaged: {error}. `autoprune verify` makes it again") from error

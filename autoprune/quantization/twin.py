@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from autoprune.errors import StructureError
+from autoprune.quantization.arithmetic import level_of
 from autoprune.quantization.grid import Array
 from autoprune.quantization.local_layers import int8_dynamic_lstm, local_linear
 from autoprune.quantization.numbers import Quantization
@@ -172,6 +173,7 @@ class _Builder:
             self._attribute(f"{layer}_folded", weight),
             self._attribute(f"{layer}_bias", bias),
             treatment.precision,
+            level_of(treatment.precision, self._numbers.accuracy_levels),
         )
         new = self.graph.create_node("call_function", local_linear, arguments, name=node.name)
         new.meta = dict(node.meta)

@@ -134,10 +134,10 @@ def test_samples_that_are_missing_are_noticed(path):
         LatencyTable.load(path)
 
 
-@pytest.mark.parametrize("text", ['{"schema": 2}', '{"schema": 5}', "{}", "[]", "3"])
+@pytest.mark.parametrize("text", ['{"schema": 2}', '{"schema": 6}', "{}", "[]", "3"])
 def test_another_schema_is_refused(text, tmp_path):
     (tmp_path / "t.json").write_text(text)
-    with pytest.raises(LatencyError, match="schema 3 or 4"):
+    with pytest.raises(LatencyError, match="schema 3 to 5"):
         LatencyTable.load(tmp_path / "t.json")
 
 
@@ -226,6 +226,16 @@ def test_a_table_with_treatments_comes_back_whole(treated_table, structure_of, t
     np.testing.assert_allclose(
         loaded.predictor(structure).predict(widths), loaded.predictor(structure).predict([structure.dense_policy()])
     )
+
+
+def test_accuracy_levels_stay_with_a_table(treated_table, structure_of, tmp_path):
+    path, levels = tmp_path / "table.json", {"w4": 1}
+    replace(treated_table, accuracy_levels=levels).save(path)
+    loaded = LatencyTable.load(path)
+    assert loaded.accuracy_levels == levels
+    assert json.loads(path.read_text())["schema"] == 5
+    rows = np.zeros((0, len(treated_table.known)), dtype=np.int64)
+    assert refit_table(loaded, structure_of("residual"), rows, np.zeros(0)).accuracy_levels == levels
 
 
 def test_a_table_of_widths_has_the_schema_that_it_had(table):

@@ -15,6 +15,7 @@ from autoprune.device.timing import named_feeds, open_session
 from autoprune.errors import PolicyError, RunFolderError, StructureError, TrialError
 from autoprune.onnxgraph.export import export_onnx
 from autoprune.onnxgraph.treated import treated
+from autoprune.quantization.arithmetic import DEFAULT_ARITHMETIC, FP32_INPUTS, INT8_INPUTS, WEIGHT_ONLY, Arithmetic
 from autoprune.quantization.calibration import calibrated, split_treatments
 from autoprune.quantization.grid import LARGEST_SATURATING_WEIGHT
 from autoprune.quantization.numbers import Quantization
@@ -33,13 +34,13 @@ def inputs_of(structure, count=64):
     return strength * (1 + x)  # examples differ, so that outputs do
 
 
-def twin_and_file(structure, model, exported, layers, target, path, local=None):
+def twin_and_file(structure, model, exported, layers, target, path, local=None, arithmetic=DEFAULT_ARITHMETIC):
     """The outputs of a model, its twin and its file."""
     placement, x = structure.placement_in(model.captures[False].graph), inputs_of(structure)
     local = local or {}
-    calibrated(model, placement, layers, (x,), local).save(path)
-    numbers = Quantization.load(path)
-    file = treated(exported, {**dict.fromkeys(layers, INT8), **local}, numbers.ranges, numbers.weights)
+    calibrated(model, placement, layers, (x,), local, arithmetic=arithmetic).save(path)
+    numbers, treatments = Quantization.load(path), {**dict.fromkeys(layers, INT8), **local}
+    file = treated(exported, treatments, numbers.ranges, numbers.weights, numbers.accuracy_levels)
     session = open_session(file.SerializeToString(), target)
     with torch.no_grad():
         twin = make_twin(model, placement, numbers)
@@ -67,7 +68,9 @@ def test_weights_of_seven_bits_are_what_the_file_computes_with(structure_of, tar
     placement, x = structure.placement_in(model.captures[False].graph), inputs_of(structure)
     names, limit = [layer.name for layer in structure.layers if layer.allows(INT8)], LARGEST_SATURATING_WEIGHT
     for rounding in (MomentRounding(), None):
-        numbers = calibrated(model, placement, names, (x,), rounding=rounding, largest_weight=limit)
+        numbers = calibrated(
+            model, placement, names, (x,), rounding=rounding, arithmetic=Arithmetic(largest_weight=limit)
+        )
         assert max(int(np.abs(weight.steps.astype(int)).max()) for weight in numbers.weights.values()) == limit
     exported = export_onnx(model, structure.example_inputs)
     file = treated(exported, dict.fromkeys(names, INT8), numbers.ranges, numbers.weights)
@@ -97,6 +100,20 @@ def test_linear_layers_that_are_treated_alone_agree_with_the_file(name, treatmen
         assert (twin - file).std() < (0.03 if int8 else 1e-3) * spread
         assert 0 < (twin - fp32).std() < (0.3 if treatment.precision == "w4" else 0.1) * spread
         assert (file.argmax(1) == twin.argmax(1)).mean() > 0.98
+
+
+@pytest.mark.parametrize("precision", WEIGHT_ONLY)
+def test_inputs_in_fp32_agree_with_the_file_and_err_less(precision, structure_of, target, tmp_path):
+    structure, path = structure_of("flat"), tmp_path / "numbers.safetensors"
+    model = structure.shrink(structure.dense_policy(), prove=False).eval()
+    exported, local = export_onnx(model, structure.example_inputs), {"head.weight": Treatment(precision=precision)}
+    errors = []
+    for level in (FP32_INPUTS, INT8_INPUTS):
+        arithmetic = Arithmetic(accuracy_levels={precision: level})
+        fp32, twin, file = twin_and_file(structure, model, exported, [], target, path, local, arithmetic)
+        assert np.abs(twin - file).max() < 1e-4 * np.abs(fp32).max()
+        errors.append((file - fp32).std())
+    assert errors[0] < errors[1]
 
 
 class Directions(nn.Module):
