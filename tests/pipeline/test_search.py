@@ -13,10 +13,9 @@ import onnxruntime
 import optuna
 import pytest
 import torch
-from torch.utils.data import TensorDataset
 
 import autoprune
-from autoprune.errors import BudgetError, CallbackError, LatencyError, RunFolderError, TaskError, UsageError
+from autoprune.errors import BudgetError, CallbackError, LatencyError, RunFolderError, UsageError
 from autoprune.latency.table import LatencyTable
 from autoprune.runfolder import RunFolder
 from autoprune.trackers import Tracker
@@ -179,20 +178,6 @@ def test_a_run_interrupted_after_the_search_goes_on(copied: autoprune.Run) -> No
     assert tracker.told[-2][1]["models"] == again.document["models"]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"task": "digits"}, "task was"), ({"seed": 3}, "seed was 0 and is 3")],
-)
-def test_another_run_needs_another_folder(finished: autoprune.Run, options: dict, message: str) -> None:
-    with pytest.raises(RunFolderError, match=message):
-        search(run_dir=finished.folder.path, **options)
-
-
-def test_fresh_refuses_a_run(finished: autoprune.Run) -> None:
-    with pytest.raises(RunFolderError, match="already holds a run"):
-        search(run_dir=finished.folder.path, fresh=True)
-
-
 def test_a_budget_below_the_floor_states_it_and_may_be_changed(copied: autoprune.Run, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "low")
     shutil.copytree(copied.folder.path, folder.path)
@@ -233,29 +218,6 @@ def test_a_task_object_runs_in_this_process(copied: autoprune.Run, tmp_path: Pat
     assert autoprune.Run.open(run.folder.path, task).pick(knee=True).model()(task.example_inputs[0]).shape == (1, 10)
 
 
-def test_data_that_are_not_finite_stop_before_anything_is_trained(tmp_path: Path) -> None:
-    with pytest.raises(TaskError, match=r"(?i)nan|finite"):
-        search(SPEC.replace("make_task", "not_finite"), run_dir=tmp_path / "nan", **OPTIONS)
-    assert not RunFolder(tmp_path / "nan").dense.exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"strategy": "fancy"}, "unknown strategy 'fancy'. Known: "),
-        ({"sampler": "tp"}, "unknown sampler 'tp'"),
-        ({"scores": "l3"}, "unknown scores 'l3'"),
-        ({"target": "toaster"}, "unknown target 'toaster'"),
-        ({"space": "resent"}, "unknown space 'resent'"),
-        ({"task": "mnist"}, "unknown task 'mnist'"),
-    ],
-)
-def test_unknown_names_leave_nothing_behind(tmp_path: Path, options: dict, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        search(run_dir=tmp_path / "new", **options)
-    assert not (tmp_path / "new").exists()
-
-
 def test_a_damaged_weight_file_is_named(copied: autoprune.Run) -> None:
     copied.folder.dense.write_bytes(b"torn")
     with pytest.raises(RunFolderError, match=r"dense.safetensors is not the file that this run wrote"):
@@ -269,17 +231,6 @@ def test_metrics_that_were_changed_are_not_trusted(copied: autoprune.Run, change
     files.metrics.write_text(json.dumps(metrics | change))
     again = search(run_dir=copied.folder.path).candidate(copied.models[0].digest)
     assert again.record.score == metrics["score"]
-
-
-def test_another_task_of_the_same_name_is_refused(copied: autoprune.Run, tmp_path: Path) -> None:
-    task = tiny.make_task()
-    folder = tmp_path / "object"
-    options = {"budgets": ["80%"], "strategy": "uniform", "table": str(copied.folder.table)}
-    search(task, run_dir=folder, **options)
-    x, y = task.train_set.tensors  # pyright: ignore[reportAttributeAccessIssue]
-    other = dataclasses.replace(task, train_set=TensorDataset(x + 1, y))
-    with pytest.raises(RunFolderError, match="another task"):
-        search(other, run_dir=folder)
 
 
 def test_a_changed_space_file_does_not_cost_the_table(copied: autoprune.Run, tmp_path: Path) -> None:
