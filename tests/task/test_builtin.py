@@ -27,3 +27,8 @@ def test_unknown_names_list_the_known_ones():
         make_task("mnist")
     with pytest.raises(UsageError, match=r"unknown model 'resnet9'.*Did you mean 'resnet8'"):
         make_task("digits", "resnet9")
+
+
+def test_transformers_are_trained_by_adamw():
+    recipes = [(task.recipe, task.tuning_recipe) for task in (make_task("digits", "vit"), make_task("digits", "mlp"))]
+    assert [[recipe.optimizer for recipe in pair] for pair in recipes] == [["adamw"] * 2, ["sgd"] * 2]
