@@ -65,15 +65,15 @@ def what_is_busy() -> str:
 
 def _cpu_seconds() -> dict[int, tuple[str, float]]:
     """Return name and processor seconds of every process; nothing where the system has no `/proc`."""
-    ticks, found = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100, {}
+    ticks, of_process = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100, {}
     for entry in _PROC.glob("[0-9]*/stat"):
         try:
             name, _, fields = entry.read_text(errors="replace").partition("(")[2].rpartition(")")
         except OSError:  # it has ended
             continue
         numbers = fields.split()
-        found[int(entry.parent.name)] = name, (int(numbers[11]) + int(numbers[12])) / ticks
-    return found
+        of_process[int(entry.parent.name)] = name, (int(numbers[11]) + int(numbers[12])) / ticks
+    return of_process
 
 
 @dataclass(frozen=True)

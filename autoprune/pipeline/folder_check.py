@@ -97,7 +97,7 @@ def _made_again(run: Run, task: Task | None, events: Events, measurer: Measurer 
 
 def _problems(run: Run) -> tuple[str, ...]:
     """Return what is wrong with the content of files; each text names the file."""
-    folder, found = run.folder, list[str]()
+    folder = run.folder
     try:
         if folder.has_study:
             stored_studies(study_location(run.config, folder))
@@ -106,5 +106,5 @@ def _problems(run: Run) -> tuple[str, ...]:
             for entry in (*document["models"], *document["others"], *document["baselines"]):
                 read_metrics(folder, entry["digest"])
     except AutopruneError as error:
-        found.append(str(error))
-    return tuple(found)
+        return (str(error),)
+    return ()

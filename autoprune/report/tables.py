@@ -171,8 +171,8 @@ def layer_lines(document: Document) -> list[str]:
     if not layers or not models:
         return []
     counts = [_treatment_counts(model) for model in models]
-    found = dict.fromkeys(treatment for of_model in counts for treatment in of_model)
-    spans = {treatment: sorted({of_model[treatment] for of_model in counts}) for treatment in found}
+    treatments = dict.fromkeys(treatment for of_model in counts for treatment in of_model)
+    spans = {treatment: sorted({of_model[treatment] for of_model in counts}) for treatment in treatments}
     shares = [f"{treatment} in {_span(span)} of {layers} layers" for treatment, span in spans.items()]
     return [f"Models of the front have {', '.join(shares) or 'all layers in fp32'}."]
 

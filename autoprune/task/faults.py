@@ -31,10 +31,10 @@ def task_faults(task: Task) -> Iterator[None]:
     except AutopruneError:
         raise
     except (Exception, SystemExit) as error:
-        found = _origin(error, task)
-        if found is None:
+        origin = _origin(error, task)
+        if origin is None:
             raise
-        raise TaskError(f"{found} raised {type(error).__name__}: {error}") from error
+        raise TaskError(f"{origin} raised {type(error).__name__}: {error}") from error
 
 
 def described_fault(error: BaseException) -> str:

@@ -103,9 +103,9 @@ def _fp32_budgets(opened: Opened, budgets: Sequence[str]) -> dict[str, str]:
         uniform = uniform_policy(space, dense_widths, free.limited_costs, *free.limits.values())
         if uniform is not None:
             shares[text] = float(costs.predicted_ratios([in_int8(opened, uniform)])[0])
-    found = {budget: next((text for text in shares if shares[text] <= _share(budget)), budget) for budget in budgets}
-    print(f"fp32 latencies whose uniform nets meet the budgets in int8: {found}", flush=True)
-    return found
+    fp32 = {budget: next((text for text in shares if shares[text] <= _share(budget)), budget) for budget in budgets}
+    print(f"fp32 latencies whose uniform nets meet the budgets in int8: {fp32}", flush=True)
+    return fp32
 
 
 def _share(budget: str) -> float:
@@ -142,8 +142,8 @@ def _in_int8(
     opened: Opened, costs: CostModel, budget: str, fp32_budget: str, last: Sequence[TrialResult]
 ) -> tuple[Policy, float, bool]:
     """Return the best searched policy that meets the budget in int8 when measured, its ratio, and whether it does."""
-    found = best_within(last, costs.limits[fp32_budget], _CANDIDATES)
-    policies = [in_int8(opened, result.policy) for result in found]
+    candidates = best_within(last, costs.limits[fp32_budget], _CANDIDATES)
+    policies = [in_int8(opened, result.policy) for result in candidates]
     ratios = opened.prepared.deployment.ratios(policies, costs).tolist()
     pairs = list(zip(policies, ratios, strict=True))
     fitting = [pair for pair in pairs if costs.meets(budget, *pair)]

@@ -159,10 +159,10 @@ def policies(
             yield strategy, budgets[written], policy, 0
     if SEARCHED in given.methods:
         with executor_of(config, run, prepared.evaluator) as executor:
-            found = explore(plan, costs, prepared.deployment, executor, Silent())
-            passes = search_passes(found.outcome, effort, dense_model.task, executor.slots, 0.0)
+            exploration = explore(plan, costs, prepared.deployment, executor, Silent())
+            passes = search_passes(exploration.outcome, effort, dense_model.task, executor.slots, 0.0)
         for written, limit in costs.limits.items():
-            for best in best_within(found.last_rung, limit, 1):
+            for best in best_within(exploration.last_rung, limit, 1):
                 yield SEARCHED, budgets[written], best.policy, round(sum(passes.values()) / len(costs.limits))
 
 
