@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
+
+
+def random_states() -> dict[str, Any]:
+    """Return the global random states of torch (CPU), `random` and numpy as plain values and tensors."""
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002
+    return {
+        "torch": torch.default_generator.get_state(),
+        "random": [list(part) if isinstance(part, tuple) else part for part in random.getstate()],
+        "numpy": [name, np.asarray(keys).tolist(), *rest],
+    }
+
+
+def set_random_states(states: Mapping[str, Any]) -> None:
+    """Set the states that `random_states` returned."""
+    torch.default_generator.set_state(states["torch"].cpu())
+    random.setstate(tuple(tuple(part) if isinstance(part, list) else part for part in states["random"]))
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, np.asarray(keys, dtype=np.uint32), *rest))  # noqa: NPY002
 
 
 @contextmanager

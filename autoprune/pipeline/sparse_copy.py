@@ -25,7 +25,7 @@ def write_sparse_copy(config: RunConfig, out: Path, events: Events, **options: A
 
     Args:
         config: names the task, its model and data, trained weights and the seed.
-        out: file of `autoprune.save` to write.
+        out: file of `autoprune.save` to write; `OUT.part` beside it keeps the state of the training until it ends.
         events: receives progress.
         **options: of `autoprune.sparsify`.
 
@@ -40,6 +40,7 @@ def write_sparse_copy(config: RunConfig, out: Path, events: Events, **options: A
         task,
         seed=config.seed,
         on_progress=lambda done, total, loss: events.advance(done, total, f"loss {loss:.3f}"),
+        checkpoint=out.with_name(f"{out.name}.part"),
         **options,
     )
     save(model, out)

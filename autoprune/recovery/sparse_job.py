@@ -25,6 +25,7 @@ from autoprune.task.recipe import Recipe
 from autoprune.training.adaptive import Adaptive
 from autoprune.training.admm import Admm
 from autoprune.training.channel_plan import ChannelPlan
+from autoprune.training.checkpoint import Checkpoint
 from autoprune.training.drop_and_regrow import DropAndRegrow
 from autoprune.training.finetune import OnProgress, finetune
 from autoprune.training.gradual import Gradual
@@ -73,6 +74,7 @@ class SparseJob:
     allowed_drop: float
     watched: bool
     on_progress: OnProgress | None
+    checkpoint: Checkpoint | None = None
     passes: SamplePasses = field(default_factory=SamplePasses)
 
     def run(self, plan: WeightPlan | ChannelPlan, pattern: str) -> nn.Module:
@@ -161,7 +163,10 @@ class SparseJob:
         """Train a model by the schedule; return which groups are kept."""
         assert self.task is not None
         if self.schedule == "iterative":
-            return train_iteratively(plan, model, self.task, train=self._train, score=self.score, least=self._least)
+            return train_iteratively(
+                plan, model, self.task, train=self._train, score=self.score, least=self._least, passes=self.passes,
+                checkpoint=self.checkpoint,
+            )  # fmt: skip
         schedule = self._schedule(plan)
         if self.mode == "scratch":
             plan.begin(model, self.task)
@@ -187,6 +192,7 @@ class SparseJob:
             held_out=held_out,
             terms=[schedule],
             on_progress=self.on_progress,
+            checkpoint=self.checkpoint,
         )
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from autoprune.task.base import Task
 from autoprune.task.batches import length
 from autoprune.task.recipe import Recipe
 from autoprune.training.channel_plan import ChannelPlan, channel_share
+from autoprune.training.checkpoint import Checkpoint, digest_of
 from autoprune.training.finetune import OnProgress
 from autoprune.training.plans import Threshold, WeightPlan, parse_pattern
 
@@ -52,6 +54,7 @@ def sparsify(
     choose: Callable[[str], bool] | None = None,
     seed: int = 0,
     on_progress: OnProgress | None = None,
+    checkpoint: str | Path | None = None,
 ) -> nn.Module:
     """Return a copy of a model with zeros among its weights, or without some of its channels.
 
@@ -77,6 +80,8 @@ def sparsify(
         choose: which weights (or, for channels, units) take part, by name.
         seed: of everything.
         on_progress: called as `on_progress(samples_done, samples, loss)`.
+        checkpoint: file that keeps the state of the training now and then, and is deleted at the end. The same call
+            goes on from it after a kill, and ends in the same weights, bit for bit, as one that was never interrupted.
 
     Returns:
         A model of the same class, in evaluation mode; `sparse_to` is a `SparseTo`. `autoprune.zeros` lists its zeros.
@@ -114,10 +119,32 @@ def sparsify(
         watched=isinstance(data, Task) or validation is not None,
         on_progress=on_progress,
     )
+    said = {"pattern": pattern, "scores": scores, "ranking": ranking, "epochs": epochs}
+    job.checkpoint = None if checkpoint is None else _opened(Path(checkpoint), job, said, choose)
     plan = _plan(pattern, scores, ranking, choose, calibration_of(task, scores or "", seed))
     if schedule in ("set", "rigl") and isinstance(getattr(plan, "pattern", None), Threshold):
         raise UsageError(f"{schedule} keeps the number of zeros, which {pattern} does not say; take sparse:80% or N:M")
-    return job.run(plan, pattern)
+    made = job.run(plan, pattern)
+    if job.checkpoint is not None:
+        job.checkpoint.remove()
+    return made
+
+
+def _opened(path: Path, job: SparseJob, said: Mapping[str, Any], choose: Callable[[str], bool] | None) -> Checkpoint:
+    """Return the file that keeps the state of a job, checked against all that its result depends on."""
+    call = {
+        "schedule": job.schedule,
+        "finetune": job.mode,
+        "samples": job.samples,
+        "recipe": str(job.recipe),
+        "seed": job.seed,
+        "allowed_drop": job.allowed_drop,
+        "weights": digest_of(job.dense),
+        "examples": length(job.task.train_set) if job.task is not None else 0,
+        "chosen": [name for name, _ in job.dense.named_parameters() if choose is None or choose(name)],
+        **said,
+    }
+    return Checkpoint(path, call)
 
 
 def _require_valid(

@@ -29,6 +29,8 @@ class Adaptive(MaskSchedule):
         passes_of_score: sample passes that a score takes.
     """
 
+    STATE = (*MaskSchedule.STATE, "_scored", "_progress", "share")
+
     def __init__(
         self, plan: Plan, *, score: Callable[[nn.Module], float], least: float, passes_of_score: float = 0.0
     ) -> None:

@@ -27,6 +27,8 @@ It does not depend on the learning rate, which differs a hundredfold between opt
 class Admm(MaskSchedule):
     """Draws the weights to the projection of a plan; no weight is set to zero before the last change."""
 
+    STATE = (*MaskSchedule.STATE, "_targets", "_sums", "_progress")
+
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
         self._targets: list[list[Tensor]] = []

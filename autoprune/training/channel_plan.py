@@ -20,6 +20,7 @@ from autoprune.sparsity.patterns import Pattern
 from autoprune.structure import Structure, analyze
 from autoprune.task.base import Task
 from autoprune.training.plans import first_to_go
+from autoprune.training.state import Resumable
 from autoprune.training.unit_groups import Groups, groups_in
 
 
@@ -34,7 +35,7 @@ def channel_share(pattern: str) -> float | None:
 
 
 @dataclass(kw_only=True)
-class ChannelPlan:
+class ChannelPlan(Resumable):
     """A share of the channels of units goes.
 
     Args:
@@ -44,6 +45,8 @@ class ChannelPlan:
         calibration: data for the scores.
         choose: which units take part, by name (default: all).
     """
+
+    STATE = ("passes",)
 
     share: float
     scores: str = "l2"

@@ -29,6 +29,8 @@ _EXCHANGED = 0.3
 class DropAndRegrow(MaskSchedule):
     """Exchanges the smallest groups for others; `by_gradient` says whether these are drawn at random."""
 
+    STATE = (*MaskSchedule.STATE, "_generator", "_last_values")
+
     def __init__(self, plan: Plan, *, by_gradient: bool) -> None:
         super().__init__(plan)
         self._by_gradient = by_gradient

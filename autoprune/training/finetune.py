@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -15,11 +15,13 @@ from autoprune.model.compute import computing_on
 from autoprune.model.randomness import seeded
 from autoprune.task.base import Task
 from autoprune.task.recipe import Recipe
+from autoprune.training.checkpoint import Checkpoint
 from autoprune.training.held_out import HeldOut
 from autoprune.training.objective import Objective
 from autoprune.training.optimization import learning_rate, make_optimizer
 from autoprune.training.own_trainer import finetune_by_own_trainer
 from autoprune.training.recipe_terms import terms_of
+from autoprune.training.resumption import Progress, Resumption
 from autoprune.training.safeguard import Safeguard, Unguarded
 from autoprune.training.sample_passes import SamplePasses
 from autoprune.training.teacher import TeacherMemory
@@ -58,6 +60,7 @@ def finetune(
     held_out: HeldOut | None = None,
     terms: Sequence[Term] = (),
     on_progress: OnProgress | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> FinetuneResult:
     """Train `model` in place on `samples` examples of the training data and leave it in evaluation mode.
 
@@ -83,6 +86,8 @@ def finetune(
             that is not finite is an error.
         terms: change the weights after every step, such as `MaskedWeights`; also in a trainer of the task's own.
         on_progress: called after every step.
+        checkpoint: keeps the state now and then; a training that finds one there goes on from it, and ends in the same
+            weights, bit for bit, as one that was never interrupted. A trainer of the task's own begins again.
 
     Raises:
         UsageError: there are no samples, nothing to learn from, or no parameter that can be trained.
@@ -95,10 +100,7 @@ def finetune(
         finetune_by_own_trainer(model, task, samples=samples, seed=seed, terms=told)
         _count(passes, told, samples, relative_cost)
         return FinetuneResult(train_loss=math.nan, samples=samples)
-    if not task.trains and teacher is None:
-        raise UsageError(
-            f"task {task.name!r} has no loss, so only a teacher can say what is right; pass the dense model"
-        )
+    _require_lesson(task, teacher)
     recipe = recipe or task.tuning_recipe
     schedule = (seed, samples, recipe.batch_size, recipe.precision)  # all that the teacher's outputs depend on
     objective = Objective(task=task, recipe=recipe, teacher=teacher, memory=memory, schedule=schedule)
@@ -107,12 +109,13 @@ def finetune(
     drawn = math.ceil(samples / repeats)
     progress = _Progress(samples=drawn * repeats, on_progress=on_progress)
     guard = _guard(model, held_out, recipe, drawn * repeats)
+    resumption = Resumption(checkpoint, model, objective, updates, told, guard, progress)
     try:
         with _training(model, teacher, task, recipe, seed):
             told.begin(model, task)
             if told:
                 guard.restart()  # the state before does not count: it may lack zeros
-            for batch in objective.batches(drawn, seed, repeats):
+            for batch in resumption.left(objective.batches(drawn, seed, repeats)):
                 rate = learning_rate(recipe, progress.share_at_middle(batch.examples)) * guard.rate_scale
                 loss = updates.take(objective.terms(model, batch), rate)
                 progress.after_step(batch.examples, loss)
@@ -121,6 +124,7 @@ def finetune(
                 guard.after_step(progress.done, loss, updates)
                 if guard.gave_up:
                     break
+                resumption.keep()
             updates.finish(rate)
             told.finish()
         undone = guard.finish(progress.done)
@@ -128,6 +132,14 @@ def finetune(
         _count(passes, told, progress.done, relative_cost, guard.forwards, objective.teacher_examples)
     told.finish()
     return progress.result(undone=undone, rate_scale=guard.rate_scale)
+
+
+def _require_lesson(task: Task, teacher: nn.Module | None) -> None:
+    """Raise `UsageError` where there is nothing to learn from."""
+    if not task.trains and teacher is None:
+        raise UsageError(
+            f"task {task.name!r} has no loss, so only a teacher can say what is right; pass the dense model"
+        )
 
 
 def _count(
@@ -147,14 +159,12 @@ def _guard(model: nn.Module, held_out: HeldOut | None, recipe: Recipe, samples: 
     return Safeguard(model=model, held_out=held_out, recipe=recipe, samples=samples)
 
 
-@dataclass(kw_only=True)
-class _Progress:
-    """Examples trained on so far (`done` of `samples`) and the loss of every step."""
+class _Progress(Progress):
+    """Progress towards so many `samples`, which is reported."""
 
-    samples: int
-    on_progress: OnProgress | None
-    done: int = 0
-    losses: list[float] = field(default_factory=list)
+    def __init__(self, *, samples: int, on_progress: OnProgress | None) -> None:
+        super().__init__()
+        self.samples, self.on_progress = samples, on_progress
 
     def share_at_middle(self, examples: int) -> float:
         """Share of the training that is over in the middle of a step on so many examples."""

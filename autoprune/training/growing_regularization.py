@@ -26,6 +26,8 @@ _GONE = 0.01
 class GrowingRegularization(MaskSchedule):
     """Chooses what will be cut at the beginning, lets it decay ever faster, and cuts it."""
 
+    STATE = (*MaskSchedule.STATE, "_chosen", "_progress", "_left")
+
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
         self._chosen: list[Tensor] = []

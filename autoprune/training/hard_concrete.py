@@ -10,6 +10,7 @@ Source: hard concrete gates, Louizos et al. 2018, https://arxiv.org/abs/1712.013
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.optim import Adam
 
 from autoprune.pruning.weights import prunable_weights
 from autoprune.task.base import Task
+from autoprune.training.state import Resumable
 from autoprune.training.terms import Step, Term
 from autoprune.training.unit_groups import Groups, unit_groups, weight_groups
 
@@ -44,16 +46,19 @@ class HardConcrete(Term):
         units: whether a gate is on a channel of a unit; the default has one on every weight.
     """
 
+    STATE = ("_gated", "_generator", "_fixed")
+
     def __init__(self, strength: float, *, units: bool = False) -> None:
         self._strength, self._units = strength, units
         self._gated: list[_Gated] = []
+        self._generator = torch.Generator()
         self._fixed = False
 
     def begin(self, model: nn.Module, task: Task) -> None:
         """Make the gates and draw them for the first step."""
         groups = unit_groups(model, task) if self._units else weight_groups(prunable_weights(model))
-        generator = torch.Generator().manual_seed(torch.initial_seed())
-        self._gated = [_Gated(each, generator) for each in groups]
+        self._generator.manual_seed(torch.initial_seed())
+        self._gated = [_Gated(each, self._generator) for each in groups]
 
     def after_step(self, step: Step) -> bool:
         """Learn from the step; draw the gates of the next one, or fix them."""
@@ -73,7 +78,7 @@ class HardConcrete(Term):
         self._gated = []
 
 
-class _Gated:
+class _Gated(Resumable):
     """Groups of weights behind gates: their weights without the gates, the logits, and the gates of this step."""
 
     def __init__(self, groups: Groups, generator: torch.Generator) -> None:
@@ -82,17 +87,38 @@ class _Gated:
         device = groups.parts[0].parameter.device
         self._logits = torch.full((groups.width,), _START, device=device, requires_grad=True)
         self._optimizer = Adam([self._logits], lr=_GATE_RATE)
+        self._noise: Tensor | None = None
         self._gates = self.drawn()
         self.apply(self._gates)
 
     def drawn(self) -> Tensor:
         """Draw gates `[groups]`, with the gradient to their logits."""
         uniform = torch.rand(self._groups.width, generator=self._generator).clamp(1e-6, 1 - 1e-6)
-        return _stretched((uniform.logit().to(self._logits.device) + self._logits) / _TEMPERATURE)
+        self._noise = uniform.logit().to(self._logits.device)
+        return self._noisy(self._noise)
+
+    def _noisy(self, noise: Tensor) -> Tensor:
+        return _stretched((noise + self._logits) / _TEMPERATURE)
 
     def most_probable(self) -> Tensor:
         """Return the gates `[groups]` of the finished model."""
+        self._noise = None
         return _stretched(self._logits.detach())
+
+    def state(self) -> dict[str, Any]:
+        """Return the weights without gates, the logits with their optimizer, and the noise of the gates."""
+        optimizer = self._optimizer.state_dict()
+        return {"weights": self._weights, "logits": self._logits.detach(), "noise": self._noise, "optimizer": optimizer}
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take on a state that `state` returned; the model's weights have these gates already."""
+        self._weights = list(state["weights"])
+        self._logits.copy_(state["logits"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        with torch.enable_grad():
+            self._gates = self.most_probable() if state["noise"] is None else self._noisy(state["noise"])
+        self._noise = state["noise"]
 
     @torch.no_grad()
     def apply(self, gates: Tensor) -> None:

@@ -23,6 +23,8 @@ class MaskSchedule(Term):
         updates: number of changes, until `LAST_CHANGE` of the training.
     """
 
+    STATE = ("_plan", "_done_updates", "_ended", "kept")
+
     def __init__(self, plan: Plan, updates: int = UPDATES) -> None:
         self._plan, self._updates = plan, updates
         self._done_updates = 0

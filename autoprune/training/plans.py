@@ -21,6 +21,7 @@ from autoprune.pruning.weights import prunable_weights
 from autoprune.sparsity.masks import pattern_mask
 from autoprune.sparsity.patterns import FORMS, Pattern
 from autoprune.task.base import Task
+from autoprune.training.state import Resumable
 from autoprune.training.unit_groups import Groups, weight_groups
 
 
@@ -87,7 +88,7 @@ def parse_pattern(text: str) -> Pattern | Threshold:
 
 
 @dataclass(kw_only=True)
-class WeightPlan:
+class WeightPlan(Resumable):
     """Single weights become zero in a pattern.
 
     Args:
@@ -97,6 +98,8 @@ class WeightPlan:
         calibration: data for the scores.
         choose: which weights take part (see `prunable_weights`).
     """
+
+    STATE = ("passes",)
 
     pattern: Pattern | Threshold
     scores: str = "magnitude"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from autoprune.errors import TrialError
 from autoprune.task.recipe import Recipe
 from autoprune.training.held_out import HeldOut
+from autoprune.training.state import Resumable
 from autoprune.training.update import Updates
 from autoprune.trials import CHECKS_SHARE, FORWARD_SHARE
 
@@ -39,12 +40,17 @@ _MOST_HALVINGS = 10
 
 
 @dataclass(kw_only=True)
-class Safeguard:
+class Safeguard(Resumable):
     """The best state of a model that is being trained, by its loss on `held_out` examples.
 
     `rate_scale` is what the schedule's learning rate is multiplied by. `forwards` counts the examples that went forward
     through the model.
     """
+
+    STATE = (
+        "rate_scale", "forwards", "_first_loss", "_best_loss", "_best_state", "_best_at", "_checked_at", "_recent",
+        "_lowest", "_halvings",
+    )  # fmt: skip
 
     model: nn.Module
     held_out: HeldOut
@@ -151,8 +157,10 @@ class Safeguard:
 
 
 @dataclass(kw_only=True)
-class Unguarded:
+class Unguarded(Resumable):
     """Training that no held-out data watch: the last state is kept, and a loss that is not finite ends it."""
+
+    STATE = ("_done_steps",)
 
     steps: int
     rate_scale: float = 1.0

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from autoprune.training.state import Resumable
 from autoprune.trials import FORWARD_SHARE
 
 
-class SamplePasses:
+class SamplePasses(Resumable):
     """A counter of sample passes; `relative_cost` is the number of MACs of a model as a share of the dense model's."""
+
+    STATE = ("_total",)
 
     def __init__(self) -> None:
         self._total = 0.0

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from autoprune.task.base import Task
+from autoprune.training.state import Resumable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +25,8 @@ class Step:
     rate: float
 
 
-class Term:
-    """Base of all terms, which does nothing."""
+class Term(Resumable):
+    """Base of all terms, which does nothing. `STATE` names what changes between `begin` and `finish`."""
 
     passes = 0.0
     """Sample passes of the model that the term took beside those of the training."""
@@ -46,11 +47,13 @@ class Term:
         """Leave the weights as the term promises them, whatever happened to them after the last step."""
 
 
-class Terms:
+class Terms(Resumable):
     """Several terms as one, and the number of steps that they saw."""
 
+    STATE = ("_terms", "_steps")
+
     def __init__(self, terms: Sequence[Term]) -> None:
-        self._terms = tuple(terms)
+        self._terms = list(terms)
         self._steps = 0
 
     def __bool__(self) -> bool:

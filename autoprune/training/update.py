@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from autoprune.task.recipe import Recipe
 from autoprune.training.objective import LossTerm
+from autoprune.training.state import Resumable
 
 
-class Updates:
+class Updates(Resumable):
     """Steps of an optimizer down the gradient of a recipe's batches.
 
     With `recipe.accumulate` above 1, that many batches make one step. With `recipe.ema` above 0, an exponential moving
@@ -20,6 +22,8 @@ class Updates:
     of weights that are zero do not count in the norm that is clipped: a mask undoes their steps, and where most weights
     are zero they would make the steps of the others tiny.
     """
+
+    STATE = ("_batches", "_steps", "_average")
 
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, *, sparse: bool = False
@@ -43,6 +47,15 @@ class Updates:
     def stepped(self) -> bool:
         """Whether the last batch made a step of the optimizer."""
         return self._batches == 0
+
+    def state(self) -> dict[str, Any]:
+        """Return the state, that of the optimizer included; between two steps, since gradients are not kept."""
+        return super().state() | {"optimizer": self._optimizer.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take on a state that `state` returned."""
+        super().restore(state)
+        self._optimizer.load_state_dict(state["optimizer"])
 
     def restart(self) -> None:
         """Forget gradients, moments and the average of the weights, which belong to a state that was given up."""
