@@ -6,12 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from autoprune.errors import ConfigError, PolicyError
+from autoprune.sparsity.thresholds import Threshold
 from autoprune.treatments import DENSE, PRECISIONS, Layer, Level, Treatment, sorted_treatments, timed_code
 
 ANY_RANK = "rank:*"
 ANY_SHARE = "sparse:*"
 _SHARES = ("50%", "75%", "87.5%", "95%", "98%")
 """Shares of zeros that `sparse:*` stands for."""
+
+_SOME_SHARE = "sparse:50%"
+"""Stands for a threshold where a text is only checked."""
 
 _SHOWN = 3
 """Layers that a message names."""
@@ -27,8 +31,8 @@ def require_readable(texts_of: Mapping[str, Sequence[str]]) -> None:
         if DENSE not in levels or len(set(texts)) < len(texts):
             raise ValueError(
                 f"treatments of {pattern!r} are distinct precisions ({', '.join(PRECISIONS)}), ranks (rank:24, "
-                f"rank:*, int8+rank:24) and patterns of zeros (sparse:80%, sparse:*, 2:4), and fp32 is one of them; "
-                f"got {', '.join(texts) or 'none'}"
+                f"rank:*, int8+rank:24) and patterns of zeros (sparse:80%, sparse:*, 2:4, threshold:0.01), and fp32 "
+                f"is one of them; got {', '.join(texts) or 'none'}"
             )
 
 
@@ -76,7 +80,7 @@ def _require_ranks(pattern: str, texts: Iterable[str], layers: Sequence[Layer], 
     named = [layer for layer in layers if _names(layer, pattern)]
     full = max(min(layer.matrix) for layer in named)
     for text in texts:
-        rank = 0 if ANY_RANK in text or ANY_SHARE in text else Treatment.parse(text).rank
+        rank = 0 if ANY_RANK in text or ANY_SHARE in text else Treatment.parse(_without_thresholds(text, None)).rank
         if rank > full:
             why = f"the largest full rank of these layers is {full}" if full else "none of these layers can be factors"
             raise ConfigError(f"{source}: treatments: {pattern!r}: {why}; got {text}. Write a lower rank, or rank:*")
@@ -97,14 +101,32 @@ def _require_divided(pattern: str, texts: Iterable[str], layers: Sequence[Layer]
 
 def _with_any_share(text: str) -> list[Treatment]:
     """Return the treatments that a text without any rank stands for."""
+    text = _without_thresholds(text, None)
     texts = [text.replace(ANY_SHARE, f"sparse:{share}") for share in _SHARES] if ANY_SHARE in text else [text]
     return [Treatment.parse(each) for each in texts]
+
+
+def _without_thresholds(text: str, layer: Layer | None) -> str:
+    """Return a treatment with the share of a layer's weights that a threshold makes zero in the place of it.
+
+    Without a layer that has weights, any share stands for it.
+    """
+    parts: list[str] = []
+    for part in text.split("+"):
+        threshold = Threshold.parse(part)
+        if threshold is None:
+            parts.append(part)
+        elif layer is None or layer.magnitudes is None:
+            parts.append(_SOME_SHARE)
+        elif pattern := threshold.pattern_of(layer.magnitudes()):
+            parts.append(str(pattern))
+    return "+".join(parts) or str(DENSE)
 
 
 def _read(text: str, layer: Layer) -> list[Treatment]:
     """Return the treatments that a text stands for: with any rank, those that are worth measuring for the layer."""
     texts = [text.replace(ANY_RANK, f"rank:{rank}") for rank in layer.ranks] if ANY_RANK in text else [text]
-    return [treatment for each in texts for treatment in _with_any_share(each)]
+    return [treatment for each in texts for treatment in _with_any_share(_without_thresholds(each, layer))]
 
 
 def _names(layer: Layer, pattern: str) -> bool:

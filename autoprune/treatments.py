@@ -6,8 +6,8 @@ A treatment is written as its parts that are not dense: `fp32`, `int8`, `int8-dy
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -151,7 +151,7 @@ class Layer:
     `name` is the state-dict name of the first of its `weights`. `op` is the operator's name and `nodes` are those of
     the evaluation graph that compute with them. `precisions` are those in which it can compute. `matrix` holds the rows
     and columns `[O, D]` of the weight as a matrix that two factors can replace, `(0, 0)` where none can. `shapes` are
-    those `[O, I, ...]` of the weights.
+    those `[O, I, ...]` of the weights; `magnitudes` returns the sizes |w| of all their numbers, flat.
     """
 
     name: str
@@ -161,6 +161,7 @@ class Layer:
     matrix: tuple[int, int] = (0, 0)
     weights: tuple[str, ...] = ()
     shapes: tuple[tuple[int, ...], ...] = ()
+    magnitudes: Callable[[], np.ndarray] | None = field(default=None, compare=False, repr=False)
 
     @property
     def module(self) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from autoprune.errors import ConfigError
@@ -37,6 +40,26 @@ def test_layers_are_offered_the_zeros_that_divide_them() -> None:
     }
     shares = [f"sparse:{share}%" for share in ("98", "95", "87.5", "75", "50")]
     assert levels(fc=["fp32", "sparse:*"]) == {"fc": [*shares, "fp32"]}
+
+
+def test_a_threshold_is_the_share_that_it_makes_zero_in_each_layer() -> None:
+    sizes = {"stem.weight": 1.0, "fc.weight": 0.1, "lstm.weight": 1e-3}
+    layers = [replace(layer, magnitudes=partial(np.linspace, 0.0, sizes[layer.name], 1001)) for layer in LAYERS]
+
+    def of(*texts: str) -> dict[str, list[str]]:
+        found = layer_levels({"*": ["fp32", *texts]}, layers, "file", None)
+        return {name.removesuffix(".weight"): [*map(str, each)] for name, each in found.items()}
+
+    assert of("threshold:0.05", "int8+threshold:0.05") == {
+        "stem": ["int8+sparse:5.1%", "sparse:5.1%", "fp32"],
+        "fc": ["int8+sparse:50.05%", "sparse:50.05%", "fp32"],
+        "lstm": ["int8+sparse:99.99%", "sparse:99.99%", "fp32"],
+    }
+    assert {*map(tuple, of("mean:0.4995").values())} == {("sparse:24.98%", "fp32")}
+    none = [replace(layer, magnitudes=partial(np.full, 10, 1.0)) for layer in LAYERS]
+    assert layer_levels({"*": ["fp32", "threshold:0.5"]}, none, "file", None) == {}
+    with pytest.raises(ValueError, match="a threshold is a number above 0"):
+        SpaceSpec(treatments={"*": ("fp32", "threshold:-1")})
 
 
 @pytest.mark.parametrize(("pattern", "text"), [("stem", "2:4"), ("lstm", "1:4"), ("fc", "sparse:50%@5x1")])

@@ -17,13 +17,14 @@ from autoprune.pruning.score_passes import score_passes
 from autoprune.recovery.sparse_job import SparseJob
 from autoprune.recovery.sparsify_data import calibration_of, task_of
 from autoprune.sparsity.patterns import Pattern
+from autoprune.sparsity.thresholds import Threshold
 from autoprune.task.base import Task
 from autoprune.task.batches import length
 from autoprune.task.recipe import Recipe
 from autoprune.training.channel_plan import ChannelPlan, channel_share
 from autoprune.training.checkpoint import Checkpoint, digest_of
 from autoprune.training.finetune import OnProgress
-from autoprune.training.plans import Threshold, WeightPlan, parse_pattern
+from autoprune.training.plans import WeightPlan, parse_pattern
 
 SCHEDULES = ("one-shot", "gradual", "iterative", "adaptive", "set", "rigl", "admm", "growing")
 """When weights become zero: at once; more and more; step by step or following the score, as long as validation data
@@ -71,7 +72,8 @@ def sparsify(
         scores: what stays: `magnitude`, `taylor`, `fisher`, `hvp`, `wanda`, `gradient`, `random`, or an expression such
             as `0.5*magnitude+0.5*taylor`; for channels a key of `autoprune.pruning.SCORES`.
         ranking: how the share is divided among layers: `lamp` (the default of shares of weights), `global`, `zscore`,
-            `erk`, or the same share in each, `local` (the default of all other patterns).
+            `erk`, or the same share in each, `local` (the default of all other patterns). `global` with
+            `mean:1.5` takes the mean over all layers.
         epochs: of the training, over the training data.
         loss: `loss(outputs, target)` where `data` is not a task. Without one, the copy learns the model's outputs.
         validation: data of the same form that `iterative` and `adaptive` watch; a task has its own.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -53,11 +54,16 @@ def layers_of(
             precisions=_PRECISIONS[of_weights[0].op],
             weights=weights,
             shapes=tuple(tuple(tensors[name].shape) for name in weights),
+            magnitudes=partial(_magnitudes, [tensors[name] for name in weights]),
             matrix=(len(tensors[weights[0]]), tensors[weights[0]][0].numel()) if weights[0] in replaceable else (0, 0),
         )
         for weights, of_weights in nodes.items()
         if len({op.op for op in of_weights}) == 1
     )
+
+
+def _magnitudes(weights: Sequence[torch.Tensor]) -> np.ndarray:
+    return np.concatenate([weight.detach().abs().flatten().float().cpu().numpy() for weight in weights])
 
 
 def weights_of(operator: Operator, tensors: Mapping[str, torch.Tensor]) -> tuple[str, ...]:

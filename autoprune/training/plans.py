@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -20,6 +19,7 @@ from autoprune.pruning.weight_scores import WEIGHT_SCORES, score_weights
 from autoprune.pruning.weights import prunable_weights
 from autoprune.sparsity.masks import pattern_mask
 from autoprune.sparsity.patterns import FORMS, Pattern
+from autoprune.sparsity.thresholds import Threshold
 from autoprune.task.base import Task
 from autoprune.training.state import Resumable
 from autoprune.training.unit_groups import Groups, weight_groups
@@ -46,35 +46,6 @@ class Plan(Protocol):
     def best(self, number: int, scores: Tensor) -> Tensor:
         """Return which groups stay in the end of `groups[number]`, bool `[width]`, by given scores `[width]`."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Threshold:
-    """Zeros are the weights whose score is at most `value`, or `value` times the mean score of their weight."""
-
-    value: float
-    relative: bool
-
-    _FORM = re.compile(r"(threshold|mean):([0-9.]+(?:e-?[0-9]+)?)")
-
-    @classmethod
-    def parse(cls, text: str) -> Threshold | None:
-        """Read `threshold:0.01` or `mean:1.5`; `None` for another text, `PolicyError` for a number not above 0."""
-        if not text.startswith(("threshold", "mean")):
-            return None
-        form = cls._FORM.fullmatch(text)
-        try:
-            value = float(form[2]) if form else 0.0
-        except ValueError:
-            value = 0.0
-        if form is None or not value > 0:
-            raise PolicyError(f"a threshold is a number above 0, such as threshold:0.01 or mean:1.5; got {text!r}")
-        return cls(value=value, relative=form[1] == "mean")
-
-    def mask(self, scores: Tensor) -> Tensor:
-        """Return where the scores are above the threshold; the highest one is always kept."""
-        least = self.value * float(scores.mean()) if self.relative else self.value
-        return scores > min(least, torch.nextafter(scores.max(), torch.tensor(-torch.inf).to(scores)).item())
 
 
 def parse_pattern(text: str) -> Pattern | Threshold:
@@ -110,10 +81,13 @@ class WeightPlan(Resumable):
     passes: float = 0.0
 
     def __post_init__(self) -> None:
+        if isinstance(self.pattern, Threshold) and self.ranking in ("local", "global"):
+            return
         if self.ranking != "local" and not (isinstance(self.pattern, Pattern) and self.pattern.share):
+            also = ", or global (one mean of all weights)" if isinstance(self.pattern, Threshold) else ""
             raise UsageError(
-                f"a ranking divides a share of zeros among weights; {self.pattern} has none. Take ranking='local', or "
-                "a pattern such as sparse:80%"
+                f"a ranking divides a share of zeros among weights; {self.pattern} has none. Take ranking='local'"
+                f"{also}, or a pattern such as sparse:80%"
             )
 
     def begin(self, model: nn.Module, task: Task | None) -> None:
@@ -148,6 +122,9 @@ class WeightPlan(Resumable):
 
     def _divided(self, scores: dict[str, Tensor]) -> dict[str, Pattern | Threshold | None]:
         """Return the pattern of each weight; `None` for one that stays dense."""
+        if isinstance(self.pattern, Threshold) and self.ranking == "global":
+            mean = sum(float(s.double().sum()) for s in scores.values()) / sum(s.numel() for s in scores.values())
+            return dict.fromkeys(scores, Threshold(value=self.pattern.least(mean), relative=False))
         if self.ranking == "local" or isinstance(self.pattern, Threshold):
             return dict.fromkeys(scores, self.pattern)
         shares = zero_shares(scores, 1 - self.pattern.density, self.ranking)
@@ -162,7 +139,13 @@ class WeightPlan(Resumable):
         shaped = scores.view(self._weights[name].shape)
         if pattern is None:
             return torch.ones_like(scores, dtype=torch.bool)
-        return (pattern.mask(shaped) if isinstance(pattern, Threshold) else pattern_mask(shaped, pattern)).flatten()
+        return (_above(pattern, shaped) if isinstance(pattern, Threshold) else pattern_mask(shaped, pattern)).flatten()
+
+
+def _above(threshold: Threshold, scores: Tensor) -> Tensor:
+    """Return where the scores are above a threshold; the highest one is always kept."""
+    below_highest = torch.nextafter(scores.max(), torch.tensor(-torch.inf).to(scores)).item()
+    return scores > min(threshold.least(float(scores.mean())), below_highest)
 
 
 def first_to_go(mask: Tensor, scores: Tensor, share: float) -> Tensor:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 import autoprune
 from autoprune.errors import AutopruneError, PolicyError, StructureError, UsageError
+from autoprune.pruning import prunable_weights
 from autoprune.recovery.sparsify import MODES, SCHEDULES
 from autoprune.task.recipe import Recipe
 from autoprune.training.finetune import finetune
@@ -96,6 +97,10 @@ def test_what_goes_by_scores_and_rankings(dense: nn.Module) -> None:
     assert by_size.sparse_to.share_of_zeros == pytest.approx(0.5, abs=0.02)
     assert len(set(autoprune.zeros(by_size)["share"])) == 2
     weight = dense.get_parameter("5.weight")
+    everything = torch.cat([weight.detach().abs().flatten() for weight in prunable_weights(dense).values()])
+    of_all = autoprune.sparsify(dense, pattern="mean:0.5", ranking="global")
+    share = float((everything <= 0.5 * everything.mean()).double().mean())
+    assert of_all.sparse_to.share_of_zeros == pytest.approx(share)
     for pattern, least in (("threshold:0.2", 0.2), ("mean:0.5", 0.5 * float(weight.detach().abs().mean()))):
         cut = autoprune.sparsify(dense, pattern=pattern).get_parameter("5.weight")
         assert torch.equal(cut, torch.where(weight.abs() > least, weight, 0))
@@ -161,6 +166,7 @@ def quantized() -> nn.Module:
         ({"pattern": "4:2"}, PolicyError, "N from 1 to M - 1"),
         ({"pattern": "dense"}, PolicyError, "weights are sparse as sparse:80%"),
         ({"pattern": "threshold:-1"}, PolicyError, "a threshold is a number above 0"),
+        ({"pattern": "mean:1", "ranking": "lamp"}, UsageError, "has none. Take ranking=.local., or global"),
         ({"pattern": "2:4", "ranking": "global"}, UsageError, "a ranking divides a share of zeros"),
         ({"pattern": "sparse:50%@7x7"}, PolicyError, "divides no weight of the model"),
         ({"data": TASK, "schedule": "rigl", "pattern": "mean:1"}, UsageError, "keeps the number of zeros"),
