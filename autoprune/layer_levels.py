@@ -66,7 +66,7 @@ def layer_levels(
         for pattern, texts in texts_of.items():
             if _names(layer, pattern):
                 wanted = tuple(treatment for text in texts for treatment in _read(text, layer))
-        possible = [treatment for treatment in wanted if layer.allows(treatment)]
+        possible = dict.fromkeys(treatment for treatment in wanted if layer.allows(treatment))
         if len(possible) > 1:  # a layer none of whose treatments pays stays, with one level: a table has its column
             pays = None if useful is None else {*map(timed_code, useful.get(layer.name, ()))}
             levels[layer.name] = sorted_treatments(
