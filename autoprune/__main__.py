@@ -1,5 +1,16 @@
-"""`python -m autoprune`: the command line, without its script on the path."""
+"""The command `autoprune`, also as `python -m autoprune`, without its script on the path."""
 
-from autoprune.cli.main import main
+import sys
 
-main()
+
+def main() -> None:
+    """Run the command line; Ctrl-C while it is imported ends without a traceback, too."""
+    try:
+        from autoprune.cli.main import main as run
+    except KeyboardInterrupt:
+        sys.exit(130)
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import re
 import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from autoprune.errors import RunFolderError
+from autoprune.temporary import remove_if_left
 
 _KINDS = {
     stat.S_ISLNK: "a symbolic link",
@@ -20,6 +23,9 @@ _KINDS = {
     stat.S_ISFIFO: "a pipe",
     stat.S_ISSOCK: "a socket",
 }
+
+_TEMPORARY = re.compile(r"\.[0-9a-f]{12}\.\d+\.tmp")
+"""Name of a file that is being written; it is locked until it has its own name."""
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -36,6 +42,8 @@ def write_atomic(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)  # of a process of this number that was killed
         opened = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
         with os.fdopen(opened, "wb") as handle:
+            with suppress(OSError):  # no locks on this file system
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             handle.write(data)
             handle.flush()
             os.fsync(handle.fileno())
@@ -47,6 +55,13 @@ def write_atomic(path: Path, data: bytes) -> None:
             f"{path} cannot be written: {getattr(error, 'strerror', None) or error}. The file is as it was before; "
             "free some space or choose another folder, and run the same command again."
         ) from error
+
+
+def remove_torn(folder: Path) -> None:
+    """Remove what `write_atomic` left unfinished in a folder and those in it, because its process was killed."""
+    for path in sorted(folder.rglob(".*.tmp")):
+        if _TEMPORARY.fullmatch(path.name):
+            remove_if_left(path)
 
 
 def require_plain(path: Path) -> None:

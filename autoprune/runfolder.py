@@ -32,7 +32,7 @@ import yaml
 
 from autoprune.config_file import read_yaml
 from autoprune.errors import ConfigError, RunFolderError
-from autoprune.files import parsed_json, require_plain, write_atomic
+from autoprune.files import parsed_json, remove_torn, require_plain, write_atomic
 from autoprune.lease import held
 
 SCHEMA = 1
@@ -218,6 +218,7 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Hold the folder for one controller; a second one gets a `RunFolderError` that names the first."""
         with held(self.lease):
+            remove_torn(self.path)
             yield
 
     def write_shared_study(self, storage: str, run_id: str) -> None:

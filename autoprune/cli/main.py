@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -32,6 +33,7 @@ from autoprune.cli.options import (
     TargetOption,
     TaskOption,
     ThreadsOption,
+    end_at_once,
     given_options,
     interruptible,
     minutes_of,
@@ -190,7 +192,7 @@ def search(
         measure_table=measure_table or None, allow_noise=allow_noise or None,
         max_minutes=minutes_of(max_time) if max_time is not None else None,
     )  # fmt: skip
-    with interruptible() as received:
+    with interruptible(partial(_say_stopped, run_dir)) as received:
         try:
             with shown_events(quiet, log_file, to_stderr=as_json) as events:
                 from autoprune.pipeline import search as run_search  # takes seconds
@@ -200,11 +202,14 @@ def search(
             if isinstance(error, Exception) and not received:
                 raise
             _say_stopped(run_dir, error)
-            raise typer.Exit(128 + (received or [signal.SIGINT])[0]) from None
+            code = 128 + (received or [signal.SIGINT])[0]
+            if received and "ray" in sys.modules:  # which takes its time, and has a process that ends its own
+                end_at_once(code)
+            raise typer.Exit(code) from None
     front(run_dir, as_json=as_json)
 
 
-def _say_stopped(run_dir: Path, error: BaseException) -> None:
+def _say_stopped(run_dir: Path, error: BaseException | None = None) -> None:
     from autoprune.runfolder import RunFolder
 
     if isinstance(error, AutopruneError):  # others come from the signal, as of an import that was cut off

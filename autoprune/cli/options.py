@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import queue
 import re
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -18,6 +22,8 @@ from autoprune.errors import UsageError
 from autoprune.printable import printable
 
 _AGAIN_SECONDS = 1.0
+_END_SECONDS = 7.0
+"""Kubernetes and Slurm give 30 s, a user less: what takes longer to close is left to the next start."""
 
 _UNLIMITED = 10_000
 out = Console(width=None if sys.stdout.isatty() else _UNLIMITED)
@@ -73,32 +79,67 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def interruptible() -> Iterator[list[int]]:
+def interruptible(last_words: Callable[[], None] | None = None) -> Iterator[list[int]]:
     """Let SIGINT, and SIGTERM as Slurm and Kubernetes send it, raise `KeyboardInterrupt`; yield the signals received.
 
     A second signal during the clean-up changes nothing: the clean-up takes seconds. Python drops an exception that is
     raised inside a destructor or a weak reference's callback: so it is raised again after a second.
+
+    Args:
+        last_words: given where the process is to end after a signal. Further signals are ignored then until it is gone,
+            and a clean-up that takes too long is cut off after this was called; the next start does what is left of it.
     """
     received: list[int] = []
+    first: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # which a handler may use, unlike other locks
     again = hasattr(signal, "setitimer")  # not on Windows
 
     def stop(number: int, frame: object) -> None:
         if not again or number != signal.SIGALRM:
             received.append(number)
+            first.put(number)
         if not _interrupted():
             if again:
                 signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
             raise KeyboardInterrupt
 
     numbers = (signal.SIGINT, signal.SIGTERM, *((signal.SIGALRM,) if again else ()))
+    if last_words:
+        threading.Thread(target=_cut_off, args=(first, last_words), name="clean-up", daemon=True).start()
     before = {number: signal.signal(number, stop) for number in numbers}
+    hook, sys.unraisablehook = sys.unraisablehook, _without_interrupts(sys.unraisablehook)
     try:
         yield received
     finally:
         if again:
             signal.setitimer(signal.ITIMER_REAL, 0)
+        first.put(None)
+        sys.unraisablehook = hook
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if received and last_words else handler)
+
+
+def end_at_once(code: int) -> NoReturn:
+    """End the process with an exit code, without what libraries want to do at its end."""
+    out.show_cursor()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):  # nobody reads it any more
+            stream.flush()
+    os._exit(code)
+
+
+def _cut_off(first: queue.SimpleQueue[int | None], last_words: Callable[[], None]) -> None:
+    """End the process some seconds after the first signal, if it still runs then."""
+    number = first.get()
+    if number is not None:
+        time.sleep(_END_SECONDS)
+        with suppress(Exception):
+            last_words()
+        end_at_once(128 + number)
+
+
+def _without_interrupts(hook: Callable[[Any], object]) -> Callable[[Any], object]:
+    """Return a hook for exceptions that Python drops, which is silent about an interrupt that is raised again."""
+    return lambda dropped: None if isinstance(dropped.exc_value, KeyboardInterrupt) else hook(dropped)
 
 
 def _interrupted() -> bool:

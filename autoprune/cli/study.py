@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +14,7 @@ import typer
 from autoprune.cli.options import RunDir, out, say
 from autoprune.cli.tables import JsonOption, show_json
 from autoprune.errors import UsageError
+from autoprune.temporary import TemporaryFolder
 
 if TYPE_CHECKING:
     from autoprune.runfolder import RunFolder
@@ -169,8 +169,8 @@ def dashboard(
     from autoprune.pipeline.studies import studies_of
     from autoprune.study.copying import copy_studies
 
-    with TemporaryDirectory(prefix="autoprune-dashboard-") as folder:
-        copy = Path(folder) / "study.db"
+    with TemporaryFolder("dashboard") as folder:
+        copy = folder / "study.db"
         copy_studies(studies_of(run_dir), copy)
         out.print(
             "This is a copy as of now: changes are lost. The dashboard knows no constraints of this Optuna: policies "

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal
 
 import torch
@@ -21,6 +20,7 @@ from autoprune.records import Policy
 from autoprune.runfolder import RunFolder
 from autoprune.structure import GraphModel, analyze
 from autoprune.task.load import load_task
+from autoprune.temporary import TemporaryFolder
 from autoprune.training.dense import load_dense, weights_to_bytes
 from autoprune.training.sample_passes import SamplePasses
 from autoprune.training.scoring import evaluate
@@ -157,10 +157,10 @@ class EvaluatorFactory:
         torch.set_num_threads(self.threads)
         if self.files is None:
             return self._evaluator(RunFolder(Path(self.run_dir)))
-        with TemporaryDirectory(prefix="autoprune-") as here:
+        with TemporaryFolder("worker") as here:
             for name, content in self.files.items():
-                (Path(here) / name).write_bytes(content)
-            return self._evaluator(RunFolder(Path(here)))
+                (here / name).write_bytes(content)
+            return self._evaluator(RunFolder(here))
 
     def _evaluator(self, folder: RunFolder) -> Evaluator:
         task = load_task(self.task, self.model, Path(self.data_dir) if self.data_dir else None)

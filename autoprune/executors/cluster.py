@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import atexit
 import math
 import os
 import secrets
 import socket
 import sys
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from autoprune.errors import AutopruneError, UsageError
+from autoprune.temporary import temporary_file
 
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -40,12 +40,9 @@ def authenticate(address: str | None) -> None:
         return
     given = any(name in os.environ for name in _TOKEN_VARIABLES) or Path("~/.ray/auth_token").expanduser().exists()
     if address is None and not given:
-        number, path = tempfile.mkstemp(prefix="autoprune-token-")
-        atexit.register(Path(path).unlink, missing_ok=True)
-        _tokens.append(path)
-        with os.fdopen(number, "w") as file:
-            file.write(secrets.token_hex(32))
-        os.environ["RAY_AUTH_TOKEN_PATH"] = path
+        path = temporary_file("token", secrets.token_hex(32).encode())
+        _tokens.append(str(path))
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
         given = True
     os.environ["RAY_AUTH_MODE"] = "token" if given else "disabled"
 
@@ -110,19 +107,29 @@ def room(nodes: Sequence[Mapping[str, Any]], wanted: Mapping[str, float]) -> int
     return sum(fits)
 
 
-def end_with_us(session: str, leftovers: Sequence[str] = ()) -> None:
-    """Start a process that outlives this one by a moment, and then ends what is left of its Ray session.
+@contextmanager
+def ending_with_us(leftovers: Sequence[str] = ()) -> Iterator[None]:
+    """Mark all processes that are started in a `with` block; what is left of them is ended a moment after this process.
 
-    It also removes the token of `authenticate` and the folders `leftovers`, if they are still there.
-
-    Ray's agents stay for minutes after a `kill -9` of their driver. They are told by the session's folder, whose name
-    no other session has, in their command line.
+    Ray's agents stay for minutes after a `kill -9` of their driver. Another process, which is there before they are,
+    looks for the mark in their environment. It also removes the token of `authenticate` and the folders `leftovers`,
+    if they are still there.
     """
+    mark = secrets.token_hex(16)
+    _start_reaper(mark, leftovers)
+    os.environ[_MARK] = mark
+    try:
+        yield
+    finally:
+        del os.environ[_MARK]
+
+
+def _start_reaper(mark: str, leftovers: Sequence[str]) -> None:
     read, write = os.pipe()
     nowhere = (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)
     os.posix_spawn(
         sys.executable,
-        [sys.executable, "-c", _REAPER, session, *_tokens, *leftovers],
+        [sys.executable, "-c", _REAPER, f"{_MARK}={mark}", *_tokens, *leftovers],
         os.environ,
         file_actions=[(os.POSIX_SPAWN_DUP2, read, 0), nowhere, (os.POSIX_SPAWN_DUP2, 1, 2)],
         setsid=True,
@@ -133,6 +140,7 @@ def end_with_us(session: str, leftovers: Sequence[str] = ()) -> None:
 
 _pipes: list[int] = []
 _tokens: list[str] = []
+_MARK = "AUTOPRUNE_RAY"
 _REAPER = """
 import contextlib, os, pathlib, shutil, signal, sys, time
 sys.stdin.read()
@@ -140,9 +148,9 @@ time.sleep(3)
 quiet = 0
 for _ in range(60):
     quiet += 1
-    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+    for path in pathlib.Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
-            if sys.argv[1].encode() in path.read_bytes() and int(path.parent.name) != os.getpid():
+            if sys.argv[1].encode() in path.read_bytes().split(bytes(1)):
                 os.kill(int(path.parent.name), signal.SIGKILL)
                 quiet = 0
     if quiet == 3:

@@ -14,9 +14,8 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from autoprune.errors import AutopruneError
@@ -24,11 +23,12 @@ from autoprune.executors.base import Executor, Factory, describe, interrupts_lat
 from autoprune.executors.cluster import (
     SETTINGS,
     check_address,
-    end_with_us,
+    ending_with_us,
     room,
     unreachable,
 )
 from autoprune.executors.handoff import Handoff
+from autoprune.temporary import TemporaryFolder
 from autoprune.trials import TrialResult, TrialSpec
 
 os.environ |= SETTINGS
@@ -62,10 +62,11 @@ class RayExecutor(Executor):
         timeout_s: float | None = None,
     ) -> None:
         wanted = {"cpu": 1.0} | dict(resources or {})
-        self._folder = TemporaryDirectory(prefix="autoprune-ray-")
+        self._folder = TemporaryFolder("ray")
+        folder = str(self._folder.path)
         self._ours = not ray.is_initialized()
         if self._ours:
-            join(address, wanted, workers, threads, [self._folder.name])
+            join(address, wanted, workers, threads, [folder])
         try:
             fitting = room(ray.nodes(), wanted)
         except AutopruneError:
@@ -74,7 +75,7 @@ class RayExecutor(Executor):
         self.slots = min(workers or fitting, fitting)
         self.timeout_s = timeout_s
         self._handoff = Handoff(timeout_s)
-        self._tuner = tuner(self._handoff, self.slots, factory, wanted, self._folder.name)
+        self._tuner = tuner(self._handoff, self.slots, factory, wanted, folder)
         self._thread = threading.Thread(target=self._fit, name="ray-tune", daemon=True)
         self._thread.start()
 
@@ -100,7 +101,7 @@ class RayExecutor(Executor):
         self._thread.join(_CLOSE_SECONDS)
         if not self._thread.is_alive():
             self._leave()
-        self._folder.cleanup()
+        self._folder.close()
 
     def _leave(self) -> None:
         if self._ours:
@@ -129,28 +130,35 @@ def join(
         options |= {"num_cpus": math.ceil(workers * wanted["cpu"])}
     if address:  # its processes run already
         options |= {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads)} | SETTINGS}}
-    terminate = signal.getsignal(signal.SIGTERM)
+    for attempt in range(1, _STARTS + 1):
+        try:
+            with (
+                nullcontext() if address else ending_with_us(leftovers),
+                worker_threads(threads),
+                _own_termination(),
+                interrupts_later(),
+            ):
+                ray.init(**options, log_to_driver=False, logging_level=logging.CRITICAL)
+            return
+        except KeyboardInterrupt:
+            ray.shutdown()
+            raise
+        except Exception as error:  # of many types, also its own C++ ones
+            ray.shutdown()
+            if address or attempt == _STARTS:
+                raise unreachable(address, error) from error
+
+
+@contextmanager
+def _own_termination() -> Iterator[None]:
+    """Keep Ray from taking SIGTERM, with which it would end this process without any clean-up."""
+    utils: Any = ray._private.utils  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
+    terminate, take = signal.getsignal(signal.SIGTERM), getattr(utils, "set_sigterm_handler", None)
+    utils.set_sigterm_handler = lambda handler: None
     try:
-        for attempt in range(1, _STARTS + 1):
-            try:
-                with worker_threads(threads), interrupts_later():
-                    ray.init(**options, log_to_driver=False, logging_level=logging.CRITICAL)
-                break
-            except KeyboardInterrupt:
-                ray.shutdown()
-                raise
-            except Exception as error:  # of many types, also its own C++ ones
-                ray.shutdown()
-                if address or attempt == _STARTS:
-                    raise unreachable(address, error) from error
+        yield
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, terminate)  # Ray takes it, and would end without any clean-up
-    if not address:
-        end_with_us(session_name(), leftovers)
-
-
-def session_name() -> str:
-    """The name of the session that this process is part of: it is in the command line of all its processes."""
-    worker: Any = ray._private.worker  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
-    return Path(worker.global_worker.node.get_session_dir_path()).name
+        if take is not None:
+            utils.set_sigterm_handler = take
+        if threading.current_thread() is threading.main_thread():  # another version may take it otherwise
+            signal.signal(signal.SIGTERM, terminate)

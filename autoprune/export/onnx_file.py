@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from autoprune.structure import GraphModel
 from autoprune.structure.input_sizes import InputSizes
 from autoprune.structure.modes import free_sizes
 from autoprune.task.base import Task
+from autoprune.temporary import TemporaryFolder
 
 _EXAMPLES = 16
 _HALF_LIMIT = 8 * torch.finfo(torch.float16).eps
@@ -115,9 +115,9 @@ def export_verified(
     view = with_selected_output(adapted(model, keywords_of(example_inputs)), outputs)
     inputs = as_inputs(example_inputs)
     generator = torch.Generator().manual_seed(0)
-    with TemporaryDirectory() as folder:
+    with TemporaryFolder("export") as folder:
         sizes = view.sizes if isinstance(view, GraphModel) else free_sizes(view, inputs)
-        made = export_candidate(view, inputs, Path(folder) / "model.onnx", sizes=sizes)
+        made = export_candidate(view, inputs, folder / "model.onnx", sizes=sizes)
         if input_names or output_names:
             made.write_bytes(renamed_file(made.read_bytes(), input_names, output_names))
         repeated = [_repeated(x) for x in inputs]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import onnx
 
 from autoprune.device.timing import Feeds
 from autoprune.errors import StructureError
+from autoprune.temporary import TemporaryFolder
 
 
 def quantized(
@@ -38,8 +38,8 @@ def quantized(
         def get_next(self) -> Any:
             return next(self._batches, None)
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "int8.onnx"
+    with TemporaryFolder("int8") as folder:
+        path = folder / "int8.onnx"
         level = logging.root.level
         try:
             logging.root.setLevel(logging.ERROR)

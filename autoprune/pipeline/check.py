@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import nn
@@ -46,6 +45,7 @@ from autoprune.task.base import Task
 from autoprune.task.batches import length, sample_rows, take
 from autoprune.task.check import check_task
 from autoprune.task.metric_direction import doubt
+from autoprune.temporary import TemporaryFolder
 from autoprune.training.dense import build_dense
 from autoprune.training.finetune import finetune
 from autoprune.training.scoring import evaluate, predict_outputs
@@ -98,8 +98,8 @@ def check_up(
     model = dense if small is None else small
     batch = findings.attempt("fine-tuning", lambda: _tuned(own, dense, task), own) or _FALLBACK_BATCH
     findings.attempt("evaluation", lambda: _evaluated(model, dense, task, batch, shrunk=small is not None), model)
-    with TemporaryDirectory() as folder:
-        path = findings.attempt("ONNX export", lambda: _exported(model, task, Path(folder) / "model.onnx"), structure)
+    with TemporaryFolder("check") as folder:
+        path = findings.attempt("ONNX export", lambda: _exported(model, task, folder / "model.onnx"), structure)
         findings.attempt("equal outputs", lambda: _compared(model, path, task, batch), path)
         run_s = findings.attempt(
             "latency", lambda: _timed(config, model, dense, structure, path, measurer), structure, path

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from zipfile import ZIP_DEFLATED, ZipFile
 
@@ -23,6 +22,7 @@ from autoprune.pipeline.file_names import FileNames, Inputs
 from autoprune.report.tables import treated_layers
 from autoprune.run_documents import read_metrics
 from autoprune.runfolder import read_json, write_atomic
+from autoprune.temporary import TemporaryFolder
 
 if TYPE_CHECKING:  # a copy of an ONNX file takes no torch
     from torch import nn
@@ -136,8 +136,8 @@ def packed(candidate: Candidate) -> bytes:
         RunFolderError: as `deliver`.
     """
     name, buffer = candidate.digest, BytesIO()
-    with TemporaryDirectory() as parent, ZipFile(buffer, "w", ZIP_DEFLATED) as archive:
-        for path in vars(deliver(candidate, Path(parent) / name, shown_out=name).paths).values():
+    with TemporaryFolder("delivery") as parent, ZipFile(buffer, "w", ZIP_DEFLATED) as archive:
+        for path in vars(deliver(candidate, parent / name, shown_out=name).paths).values():
             archive.write(path, f"{name}/{path.name}")
     return buffer.getvalue()
 
@@ -163,13 +163,13 @@ def _converted(
     from autoprune.structure.input_sizes import at_second
 
     inputs, limit = real_inputs(candidate.run.open_task()), INT8_LIMIT if int8 else PARITY_LIMIT
-    with TemporaryDirectory() as folder:
-        made = Path(folder) / paths.model.name
+    with TemporaryFolder("delivery") as folder:
+        made = folder / paths.model.name
         model, sizes = _written(candidate, name, made, int8, names, described)
         second = None if sizes is None else at_second(sizes, [x[:2] for x in inputs])
         run = runner_of(name, made)
         difference = output_difference(model, run, inputs, source=paths.model.name, limit=limit, second=second)
-        for path in sorted(Path(folder).iterdir()):  # weights before the file that names them
+        for path in sorted(folder.iterdir()):  # weights before the file that names them
             write_atomic(paths.model.with_name(path.name), path.read_bytes())
     return Delivery(format=name, paths=paths, difference=difference, limit=limit)
 

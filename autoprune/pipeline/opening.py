@@ -18,6 +18,7 @@ from autoprune.runfolder import RunFolder
 from autoprune.study.location import StudyLocation
 from autoprune.study.storage import check_storage, sole_controller
 from autoprune.task.base import Task
+from autoprune.temporary import remove_leftovers
 
 _ARGUMENTS = ("config_file", "events", "fresh", "measurer", "on_trial", "run_dir")
 """Arguments of `search` that are no options of a configuration."""
@@ -85,6 +86,7 @@ def opened_run(
     other_run(config, folder)
     ready = own or open_task(config)
     folder.create()
+    remove_leftovers()
     run = OpenedRun(config=config, folder=folder, location=location, task=ready, own_task=own)
     with run.held():
         yield run

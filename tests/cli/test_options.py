@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -50,6 +52,35 @@ def test_nothing_interrupts_what_is_being_closed(monkeypatch: pytest.MonkeyPatch
     assert closed
     assert received == [signal.SIGINT, signal.SIGINT]
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+SCRIPT = """
+import os, signal, sys, time
+from autoprune.cli import options
+options._END_SECONDS = 0.3
+
+class Dying:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.001)
+
+with options.interruptible(lambda: print("stopped", flush=True)):
+    try:
+        Dying() if sys.argv[1] == "dropped" else os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+    except KeyboardInterrupt:
+        if sys.argv[1] == "hangs":
+            time.sleep(5)
+os.kill(os.getpid(), signal.SIGINT)
+print("stopped")
+sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize("how", ["dropped", "hangs", "ends"])
+def test_a_process_that_was_told_to_end_does_so_soon_and_without_a_traceback(how: str) -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT, how], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "stopped\n", "")
 
 
 @pytest.mark.parametrize(

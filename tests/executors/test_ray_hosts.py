@@ -57,23 +57,23 @@ def inside(host: str, *command: str | Path, **options: Any) -> subprocess.Popen[
 @pytest.fixture
 def hosts() -> Iterator[tuple[str, ...]]:
     """Three namespaces on one bridge; no namespace is left afterwards."""
-    ip("handoff", "add", BRIDGE, "type", "bridge")
-    ip("handoff", "set", BRIDGE, "up")
+    ip("link", "add", BRIDGE, "type", "bridge")
+    ip("link", "set", BRIDGE, "up")
     try:
         for host in HOSTS:
             name = name_of(host)
             ip("netns", "add", name)
-            ip("handoff", "add", name, "type", "veth", "peer", "name", "eth0", "netns", name)
-            ip("handoff", "set", name, "master", BRIDGE, "up")
+            ip("link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", name)
+            ip("link", "set", name, "master", BRIDGE, "up")
             ip("-n", name, "addr", "add", f"{host}/24", "dev", "eth0")
-            ip("-n", name, "handoff", "set", "eth0", "up")
-            ip("-n", name, "handoff", "set", "lo", "up")
+            ip("-n", name, "link", "set", "eth0", "up")
+            ip("-n", name, "link", "set", "lo", "up")
         yield HOSTS
     finally:
         for host in HOSTS:
             subprocess.run(["ip", "netns", "delete", name_of(host)], check=False)
-            subprocess.run(["ip", "handoff", "delete", name_of(host)], check=False, capture_output=True)
-        subprocess.run(["ip", "handoff", "delete", BRIDGE], check=False)
+            subprocess.run(["ip", "link", "delete", name_of(host)], check=False, capture_output=True)
+        subprocess.run(["ip", "link", "delete", BRIDGE], check=False)
 
 
 @pytest.fixture
@@ -129,9 +129,9 @@ def test_a_host_is_cut_off(
         for line in process.stdout:
             lines.append(line.strip())
             if line.strip() == "proxy 6":
-                ip("handoff", "set", name_of(WORKERS[0]), "down")
+                ip("link", "set", name_of(WORKERS[0]), "down")
                 if heals_after_s:
-                    healing = threading.Timer(heals_after_s, ip, ("handoff", "set", name_of(WORKERS[0]), "up"))
+                    healing = threading.Timer(heals_after_s, ip, ("link", "set", name_of(WORKERS[0]), "up"))
                     healing.daemon = True
                     healing.start()
         assert process.wait(timeout=60) == 0, lines
