@@ -64,7 +64,7 @@ class Limit:
         return tuple(name for name, most in zip(COSTS, self.most, strict=True) if math.isfinite(most))
 
     def shown(self, costs: Iterable[float]) -> str:
-        """Write those of some costs `[K]` that are limited, for a message: `0.8 ms, 1,000 bytes`."""
+        """Write those of some costs `[K]` that are limited, for a message: `800 us, 1,000 bytes`."""
         return ", ".join(_shown(n, c) for n, c in zip(COSTS, costs, strict=True) if n in self.limited)
 
     def to_json(self) -> dict[str, float]:
@@ -132,7 +132,7 @@ class Budget:
         >>> str(budget)
         '50%,bytes:1MB'
         >>> print(budget.limit([0.8, 50_000, 9e6, 200_000, 80_000]))
-        0.4 ms, 1,000,000 bytes
+        400 us, 1,000,000 bytes
     """
 
     bounds: tuple[Bound, ...]
@@ -269,4 +269,6 @@ def _plain(number: float) -> str:
 
 
 def _shown(name: str, cost: float) -> str:
-    return f"{cost:.4g} ms" if name == "latency_ms" else f"{cost:,.0f} {name.replace('_', ' ')}"
+    if name == "latency_ms":
+        return f"{cost * 1e3:.4g} us" if cost < 1 else f"{cost:.4g} ms"
+    return f"{cost:,.0f} {name.replace('_', ' ')}"

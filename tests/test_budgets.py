@@ -162,7 +162,7 @@ def test_a_limit_is_shown_with_its_units() -> None:
     limit = Budget.parse("50%,bytes:1MB,activation_bytes:2KiB").limit(DENSE)
     assert str(limit) == "1 ms, 1,000,000 bytes, 2,048 activation bytes"
     assert limit.limited == ("latency_ms", "bytes", "activation_bytes")
-    assert limit.shown([0.25, 1, 2, 3, 4]) == "0.25 ms, 3 bytes, 4 activation bytes"
+    assert limit.shown([0.25, 1, 2, 3, 4]) == "250 us, 3 bytes, 4 activation bytes"
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan])

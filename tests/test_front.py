@@ -137,7 +137,7 @@ def test_pick_limits_every_cost_and_counts_an_unknown_one_as_too_dear():
 
 
 def test_pick_says_what_is_nearest():
-    with pytest.raises(UsageError, match=r"at most 0.5 ms; the nearest is small with 1 ms \(\d+.\d% of dense\)"):
+    with pytest.raises(UsageError, match=r"at most 500 us; the nearest is small with 1 ms \(\d+.\d% of dense\)"):
         pick(MODELS, limit=ms(0.5))
     with pytest.raises(UsageError, match=r"within 2 ms scores at least 0.95; the best is middle with 0.9 at 1.5 ms"):
         pick(MODELS, limit=ms(2), min_score=0.95)

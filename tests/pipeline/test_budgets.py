@@ -86,8 +86,8 @@ def test_the_page_says_whether_latencies_were_measured(copied: autoprune.Run, tm
 
 def test_a_budget_that_no_policy_meets_names_every_floor(searched: Search) -> None:
     message = (
-        r"the budget 80%,bytes:1kB \(at most .* ms, 1,000 bytes\) cannot be reached: "
-        r"the smallest policy of the space takes .* ms, [\d,]+ bytes, [\d.]+%, [\d.]+% of the largest"
+        r"the budget 80%,bytes:1kB \(at most .* [mu]s, 1,000 bytes\) cannot be reached: "
+        r"the smallest policy of the space takes .* [mu]s, [\d,]+ bytes, [\d.]+%, [\d.]+% of the largest"
     )
     with pytest.raises(BudgetError, match=message):
         searched("80%", "bytes:1kB")
