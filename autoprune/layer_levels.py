@@ -17,6 +17,8 @@ _SHARES = ("50%", "75%", "87.5%", "95%", "98%")
 _SOME_SHARE = "sparse:50%"
 """Stands for a threshold where a text is only checked."""
 
+_ALL = "*"
+
 _SHOWN = 3
 """Layers that a message names."""
 
@@ -52,12 +54,15 @@ def layer_levels(
             same without.
 
     Raises:
-        ConfigError: for a pattern that names no layer, or a treatment that no layer that it names can have.
+        ConfigError: for a pattern that names no layer, one whose layers a later pattern decides about, or a treatment
+            that no layer that it names can have ("*" may list treatments for layers that the model lacks).
     """
     for pattern in texts_of if layers else ():
         if not any(_names(layer, pattern) for layer in layers):
             known = ", ".join(dict.fromkeys(layer.module for layer in layers))
             raise ConfigError(f"{source}: treatments: {pattern!r} matches no layer. Layers: {known}.")
+        _require_effect(pattern, texts_of, layers, source)
+        _require_precisions(pattern, texts_of[pattern], layers, source)
         _require_ranks(pattern, texts_of[pattern], layers, source)
         _require_divided(pattern, texts_of[pattern], layers, source)
     levels: dict[str, tuple[Level, ...]] = {}
@@ -73,6 +78,32 @@ def layer_levels(
                 t for t in possible if t == DENSE or pays is None or t.timed.code in pays
             )
     return levels
+
+
+def _require_effect(pattern: str, texts_of: Iterable[str], layers: Sequence[Layer], source: object) -> None:
+    """Raise `ConfigError` for a pattern that is contradicted by a later one, which names all its layers."""
+    if pattern == _ALL:
+        return
+    patterns, named = [*texts_of], [layer for layer in layers if _names(layer, pattern)]
+    for later in patterns[patterns.index(pattern) + 1 :]:
+        if all(_names(layer, later) for layer in named):
+            raise ConfigError(
+                f"{source}: treatments: {pattern!r} has no effect, because {later!r} below it names its layers, too, "
+                f"and later patterns win; got {', '.join(patterns)}. Write {pattern!r} last, or leave it out"
+            )
+
+
+def _require_precisions(pattern: str, texts: Iterable[str], layers: Sequence[Layer], source: object) -> None:
+    """Raise `ConfigError` for a precision that no layer can have of those that a pattern names, unless that is all."""
+    named = [layer for layer in layers if _names(layer, pattern)]
+    possible = [precision for precision in PRECISIONS if any(precision in layer.precisions for layer in named)]
+    for text in texts if pattern != _ALL else ():
+        precision = _with_any_share(text.replace(ANY_RANK, "rank:1"))[0].precision
+        if precision not in possible:
+            kinds = ", ".join([*dict.fromkeys(f"{layer.module} ({layer.op})" for layer in named)][:_SHOWN])
+            raise ConfigError(
+                f"{source}: treatments: {pattern!r}: {kinds} can be {', '.join(possible)}; got {text}. Leave it out"
+            )
 
 
 def _require_ranks(pattern: str, texts: Iterable[str], layers: Sequence[Layer], source: object) -> None:

@@ -231,6 +231,9 @@ class Policy:
     treatments: Mapping[str, Treatment] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for given in (self.widths, self.treatments):
+            if not isinstance(given, Mapping):
+                raise PolicyError(f"widths and treatments are mappings by names; got {given!r}")
         for name, width in self.widths.items():
             if not isinstance(width, Integral) or isinstance(width, bool) or width < 0:
                 raise PolicyError(f"a width is a whole number, 0 or more; {name!r} has {width!r}")

@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -62,6 +63,16 @@ class LevelRule(BaseModel):
     def _numbers(cls, value: Any) -> Any:
         return without_booleans(value)
 
+    @field_validator("levels", mode="before")
+    @classmethod
+    def _widths(cls, value: Any) -> Any:
+        """Refuse anything but widths or `efficient` in one sentence, where pydantic names both types."""
+        widths = as_list(value)
+        named = value is None or value == EFFICIENT
+        if not named and not (isinstance(widths, (list, tuple)) and all(map(_is_width, widths))):
+            raise ValueError(f"levels are whole numbers of channels, such as [8, 16], or {EFFICIENT}; got {value!r}")
+        return value
+
     @model_validator(mode="after")
     def _one_way(self) -> Self:
         beside = [key for key in _WIDTH_KEYS if getattr(self, key) is not None]
@@ -83,11 +94,39 @@ class SpaceSpec(LevelRule):
     treatments: dict[str, Texts] = Field(default_factory=dict)
     treat_if_faster: bool = False
 
+    @field_validator("treatments", mode="before")
+    @classmethod
+    def _by_pattern(cls, value: Any) -> Any:
+        shown = value.items() if isinstance(value, dict) else [(None, None)]
+        for pattern, texts in shown:
+            listed = as_list(texts)
+            right = isinstance(listed, (list, tuple)) and all(isinstance(text, str) for text in listed)
+            if not (isinstance(pattern, str) and right):
+                raise ValueError(
+                    'treatments are texts by patterns of layer names, such as {"*": [fp32, int8]}; '
+                    f"got {value if pattern is None else {pattern: texts}!r}"
+                )
+        return value
+
+    @model_validator(mode="after")
+    def _treats(self) -> Self:
+        if self.treat_if_faster and not self.treatments:
+            raise ValueError(
+                "treat_if_faster says when the layers of `treatments` are treated; got it alone. Leave it out, or add "
+                "treatments"
+            )
+        return self
+
     @field_validator("treatments")
     @classmethod
     def _readable(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
         require_readable(value)
         return value
+
+
+def _is_width(value: object) -> bool:
+    """Return whether pydantic reads a value as a whole number."""
+    return isinstance(value, Integral) or str(value).removeprefix("-").isdecimal()
 
 
 def builtin_spaces() -> dict[str, Path]:

@@ -46,7 +46,7 @@ class Treatment:
         pattern: of the zeros among the weights; `None` leaves all of them.
 
     Raises:
-        PolicyError: for an unknown precision, a rank below 0, or a rank and a pattern together.
+        PolicyError: for an unknown precision, a rank below 0, a pattern as text, or a rank and a pattern together.
 
     Example:
         >>> str(Treatment(precision="int8", rank=24))
@@ -64,6 +64,8 @@ class Treatment:
             raise PolicyError(f"a rank is a whole number, 1 or more, or 0 for the whole weight; got {self.rank!r}")
         if self.rank >= _RANKS:
             raise PolicyError(f"a rank is below {_RANKS}; got {self.rank}")
+        if self.pattern is not None and not isinstance(self.pattern, Pattern):
+            raise PolicyError(f"a pattern of zeros is a Pattern, read by Pattern.parse; got {self.pattern!r}")
         if self.rank and self.pattern is not None:
             raise PolicyError(
                 f"a layer has a low rank or a pattern of zeros, not both; got rank:{self.rank} and {self.pattern}"

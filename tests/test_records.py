@@ -4,6 +4,7 @@ import json
 import pickle
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -65,6 +66,12 @@ def test_a_policy_cannot_be_changed() -> None:
 def test_a_width_is_a_whole_number(width: object) -> None:
     with pytest.raises(PolicyError, match="whole number"):
         Policy(space_id="s", widths={"a": width})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("values", [{"widths": None}, {"widths": {}, "treatments": ["int8"]}])
+def test_widths_and_treatments_are_mappings(values: dict[str, Any]) -> None:
+    with pytest.raises(PolicyError, match="widths and treatments are mappings by names; got"):
+        Policy(space_id="", **values)
 
 
 def test_not_a_policy() -> None:

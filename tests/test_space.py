@@ -192,7 +192,7 @@ LAYERS = [
 
 
 def test_layers_keep_the_treatments_that_they_can_have() -> None:
-    treatments = {"*": ["fp32", "w4", "int8", "int8-dynamic"], "stem": ["w8", "fp32"]}
+    treatments = {"*": ["fp32", "w4", "int8", "int8-dynamic"], "stem": ["fp32"]}
     space = build_space(SpaceSpec.model_validate({"treatments": treatments}), UNITS, "digest", layers=LAYERS)
     assert {name: [*map(str, space.levels[name])] for name in space.layer_names} == {
         "head.weight": ["int8-dynamic", "int8", "w4", "fp32"]
@@ -229,3 +229,38 @@ def test_a_rank_above_the_full_one_is_refused(pattern: str, message: str) -> Non
     layers, treatments = [layer_with("wide", 64, 256), layer_with("tied", 0, 0)], {pattern: ["fp32", "rank:65"]}
     with pytest.raises(ConfigError, match=message):
         build_space(SpaceSpec.model_validate({"treatments": treatments}), UNITS, "digest", layers=layers)
+
+
+@pytest.mark.parametrize(
+    ("treatments", "message"),
+    [
+        ({"stem": ["fp32"], "*": ["fp32", "int8"]}, r"'stem' has no effect, because '\*' below it .*; got stem, \*"),
+        ({"head": ["fp32", "w4"], "he*": ["fp32"]}, r"'head' has no effect, because 'he\*' below it"),
+        ({"stem": ["fp32", "int8-dynamic"]}, r"'stem': stem \(conv2d\) can be fp32, int8; got int8-dynamic"),
+        ({"*": ["fp32"], "s*": ["fp32", "w4+rank:*"]}, r"'s\*': stem \(conv2d\) can be fp32, int8; got w4\+rank:\*"),
+    ],
+)
+def test_treatments_without_effect_are_refused(treatments: dict[str, list[str]], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_space(SpaceSpec.model_validate({"treatments": treatments}), UNITS, "digest", layers=LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("treatments: [fp32, int8]", r"treatments are texts by patterns of layer names.*; got \['fp32', 'int8'\]"),
+        ("treatments:", r"treatments are texts by patterns of layer names.*; got None"),
+        ("treatments: {head: {precision: int8}}", r"treatments are texts by .*; got {'head': {'precision': 'int8'}}"),
+        ("treatments: {head: [fp32, 8]}", r"treatments are texts by .*; got {'head': \['fp32', 8\]}"),
+        ("treatments: {8: [fp32]}", r"treatments are texts by .*; got {8: \['fp32'\]}"),
+        ("treat_if_faster: true", "treat_if_faster says when .*; got it alone"),
+        ("levels: [50%]", r"levels are whole numbers of channels, .* or efficient; got \['50%'\]"),
+        ("overrides: {head: {levels: fast}}", "levels are whole numbers of channels, .* or efficient; got 'fast'"),
+    ],
+)
+def test_a_file_of_another_form_is_refused_by_one_sentence(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_spec(path)
+    assert "Input should" not in str(caught.value)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from autoprune.errors import PolicyError
+from autoprune.errors import PolicyError, TaskError
 from autoprune.quantization.arithmetic import DEFAULT_ARITHMETIC, Arithmetic
 from autoprune.quantization.grid import Range, RoundedWeight, bias_in_grid, nearest
 from autoprune.quantization.numbers import Quantization
@@ -67,12 +67,15 @@ def calibrated(
         arithmetic: of the device.
 
     Raises:
+        TaskError: there is no example.
         TrialError: activations are not finite.
         StructureError: a layer cannot be int8.
     """
     layers = folded_layers(model, placement, int8)
     if not layers:
         return Quantization(ranges={}, weights={}, local=local, accuracy_levels=arithmetic.accuracy_levels)
+    if not inputs or not all(len(x) for x in inputs):
+        raise TaskError("int8 layers take their ranges from one training example or more; got none. Add examples")
     ends = {layer.nodes[0]: layer.ends[0] for layer in layers.values() if len(layer.nodes) == 1}
     observer = Observer(model.evaluation_graph(), placement, layers.keys(), ends, rounding)
     with torch.no_grad():

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from autoprune.device.timing import named_feeds, open_session
-from autoprune.errors import PolicyError, RunFolderError, StructureError, TrialError
+from autoprune.errors import PolicyError, RunFolderError, StructureError, TaskError, TrialError
 from autoprune.onnxgraph.export import export_onnx
 from autoprune.onnxgraph.treated import treated
 from autoprune.quantization.arithmetic import DEFAULT_ARITHMETIC, FP32_INPUTS, INT8_INPUTS, WEIGHT_ONLY, Arithmetic
@@ -60,6 +60,14 @@ def test_the_twin_agrees_with_the_file_at_random_widths_and_layers(name, structu
         assert (twin - file).std() < 0.03 * spread
         assert 0 < (twin - fp32).std() < 0.1 * spread
         assert (file.argmax(1) == twin.argmax(1)).mean() > 0.98
+
+
+def test_int8_needs_examples(structure_of):
+    structure = structure_of("flat")
+    model = structure.shrink(structure.dense_policy(), prove=False).eval()
+    for inputs in ((), (inputs_of(structure)[:0],)):
+        with pytest.raises(TaskError, match="from one training example or more; got none"):
+            calibrated(model, structure.placement_in(model.captures[False].graph), ["head.weight"], inputs)
 
 
 def test_weights_of_seven_bits_are_what_the_file_computes_with(structure_of, target):
