@@ -3,29 +3,32 @@
 A packed tensor `w` is some tensors of the file and an entry of its layout, plain JSON:
 
 - `w.values`: the blocks that are left, in the order of the grid of blocks `[O / rows, I / columns, K]`; each block has
-  its numbers row by row, with zeros where it stands out of the weight. Numbers are those of the weight, or int8 steps.
-- `w.scales` `[O]`: sizes of the steps of an output; only beside int8 steps.
+  its numbers row by row, with zeros where it stands out of the weight. Numbers are those of the weight, or steps of
+  8 bits, or of 4, two in a byte.
+- `w.scales`: sizes of the steps, of an output `[O]` (int8) or of every 32 inputs `[O, B]` (w8, w4, whose dense form is
+  filled up to whole blocks); only beside steps.
 - `w.mask` (form `mask`): a bit for every block, the lowest bit of a byte first.
 - `w.columns` and `w.rows` (form `rows`): the column `[I / columns, K]` of every block that is left, and where the
   blocks of a row begin and end.
 - `w.places` (form `groups`): the place of every block in its group, in as few bits as hold M - 1, lowest bit first; the
   groups are in the order `[O / rows, K, groups]`.
 
-The layout names form, shape, type, block, and N and M. Nothing of a file is trusted: sizes and places are checked.
+The layout names form, shape, type, block, N and M, and beside scales of blocks the bits of a step. Nothing of a file is
+trusted: sizes and places are checked.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from autoprune.quantization.grid import rounded, weight_scales
+from autoprune.export.rounded_steps import Steps, filled, of_nibbles, scales_shape, to_nibbles, value_bytes
+from autoprune.quantization.grid import BLOCK
 from autoprune.sparsity.masks import block_sums, pattern_mask
 from autoprune.sparsity.patterns import Pattern
 from autoprune.sparsity.storage import DENSE, GROUPS, MASK, ROWS, index_bytes, place_bits
@@ -41,33 +44,13 @@ class LayoutError(ValueError):
     """A file describes a packed tensor that is not possible."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Steps:
-    """A weight as int8 `steps` `[O, ...]` and the size of a step for each output, `scales` `[O]` float32."""
-
-    steps: Tensor
-    scales: Tensor
-
-    @classmethod
-    def of(cls, weight: Tensor) -> Steps:
-        """Return the nearest int8 steps of a weight."""
-        numbers = weight.detach().float().cpu().numpy()
-        scales = weight_scales(numbers, None, 1.0)
-        return cls(steps=torch.from_numpy(rounded(numbers, scales)), scales=torch.from_numpy(scales))
-
-    @property
-    def values(self) -> Tensor:
-        """The weight in fp32."""
-        return self.steps.float() * self.scales.reshape(-1, *[1] * (self.steps.dim() - 1))
-
-
 def packed(weight: Tensor, pattern: Pattern | None = None, steps: Steps | None = None) -> tuple[dict, dict] | None:
     """Return the parts of a weight in its cheapest form by the ends of their names, and its entry of the layout.
 
     Args:
         weight: floating-point tensor `[O, ...]`.
         pattern: of its zeros. A weight that does not keep to it, or has none, is packed by the zeros that it has.
-        steps: int8 steps to store in the place of the weight's own numbers.
+        steps: to store in the place of the weight's own numbers.
 
     Returns:
         `None` where the plain tensor is the cheapest form.
@@ -76,13 +59,18 @@ def packed(weight: Tensor, pattern: Pattern | None = None, steps: Steps | None =
     if stored.dim() < 2 or not stored.numel():
         return None
     kept, pattern = _kept_blocks(stored, pattern)
-    forms = _forms(kept, stored, pattern)
+    forms = _forms(kept, stored, pattern, steps)
+    if pattern is None and steps is not None and steps.blocks:  # as policies count it
+        forms = {DENSE: forms[DENSE]}
     form = min(forms, key=lambda name: forms[name])
     if form == DENSE and steps is None:
         return None
     block = pattern.block if pattern is not None and form != DENSE else (1, 1)
     parts = {} if steps is None else {"scales": steps.scales}
-    parts["values"] = stored.flatten() if form == DENSE else _blocks(stored, block)[kept].flatten().contiguous()
+    whole = filled(stored) if steps is not None and steps.blocks else stored
+    parts["values"] = whole.flatten() if form == DENSE else _blocks(stored, block)[kept].flatten().contiguous()
+    if steps is not None and steps.bits == 4:
+        parts["values"] = to_nibbles(parts["values"])
     if form == MASK:
         parts["mask"] = torch.from_numpy(np.packbits(kept.numpy().ravel(), bitorder="little"))
     elif form == ROWS:
@@ -96,7 +84,8 @@ def packed(weight: Tensor, pattern: Pattern | None = None, steps: Steps | None =
         parts["places"] = torch.from_numpy(_bits(places, place_bits(pattern)))
     of = [pattern.kept, pattern.of] if pattern is not None and form == GROUPS else [0, 0]
     dtype = str(weight.dtype).removeprefix("torch.")
-    return parts, {"form": form, "shape": list(weight.shape), "dtype": dtype, "block": list(block), "of": of}
+    entry = {"form": form, "shape": list(weight.shape), "dtype": dtype, "block": list(block), "of": of}
+    return parts, entry | ({"bits": steps.bits} if steps is not None and steps.blocks else {})
 
 
 def unpacked(parts: Mapping[str, Tensor], entry: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
@@ -118,20 +107,33 @@ def unpacked(parts: Mapping[str, Tensor], entry: Mapping[str, Any], shape: tuple
     block = tuple(entry["block"])
     if len(block) != 2 or not all(isinstance(side, int) and 1 <= side <= 255 for side in block) or len(shape) < 2:
         raise LayoutError(f"blocks of {list(block)} are none of a weight {list(shape)}")
-    values, form = parts["values"], entry["form"]
-    if form == DENSE:
-        whole = values.reshape(shape)
-    else:
-        kept = _KEPT[form](parts, entry, _grid(shape, block))
-        expected = int(kept.sum()) * math.prod(block)
-        if values.dim() != 1 or len(values) != expected:
-            raise LayoutError(f"there are {values.numel()} values, and {expected} places")
-        whole = _filled(values, kept, block, shape)
+    if "bits" in entry and (entry["bits"] not in (4, 8) or len(shape) != 2 or "scales" not in parts):
+        raise LayoutError(f"steps of {entry['bits']!r} bits are none of a weight {list(shape)}")
+    whole = _unpacked_values(parts, entry, shape, block)
     if "scales" in parts:
-        if parts["scales"].shape != (shape[0],):
-            raise LayoutError(f"there are scales {list(parts['scales'].shape)} for {shape[0]} outputs")
+        if tuple(parts["scales"].shape) != scales_shape(shape, blocks="bits" in entry):
+            raise LayoutError(f"there are scales {list(parts['scales'].shape)} for a weight {list(shape)}")
         whole = Steps(steps=whole, scales=parts["scales"]).values
     return whole.to(dtype)
+
+
+def _unpacked_values(
+    parts: Mapping[str, Tensor], entry: Mapping[str, Any], shape: tuple[int, ...], block: tuple[int, ...]
+) -> Tensor:
+    """Return the numbers or steps of a weight, in its shape."""
+    values, form, bits = parts["values"], entry["form"], entry.get("bits", 0)
+    inputs = scales_shape(shape, blocks=True)[1] * BLOCK if bits else 0
+    kept = None if form == DENSE else _KEPT[form](parts, entry, _grid(shape, block))
+    every = shape[0] * inputs if bits else math.prod(shape)
+    expected = every if kept is None else int(kept.sum()) * math.prod(block)
+    if values.dim() != 1 or len(values) != (value_bytes(expected, bits) if bits else expected):
+        raise LayoutError(f"there are {values.numel()} values, and {expected} places")
+    if bits and values.dtype != (torch.int8 if bits == 8 else torch.uint8):
+        raise LayoutError(f"{values.dtype} is no type of steps of {bits} bits")
+    values = of_nibbles(values, expected) if bits == 4 else values
+    if kept is not None:
+        return _filled(values, kept, block, shape)
+    return values.reshape(shape[0], inputs)[:, : shape[1]] if bits else values.reshape(shape)
 
 
 def parts_of(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
@@ -151,12 +153,13 @@ def _kept_blocks(weight: Tensor, pattern: Pattern | None) -> tuple[Tensor, Patte
     return weight.reshape(*_grid(tuple(weight.shape), (1, 1))) != 0, None
 
 
-def _forms(kept: Tensor, weight: Tensor, pattern: Pattern | None) -> dict[str, int]:
+def _forms(kept: Tensor, weight: Tensor, pattern: Pattern | None, steps: Steps | None) -> dict[str, int]:
     """Return the bytes of every form beside what all of them have."""
-    each, left = weight.element_size(), int(kept.sum())
-    values = left * each * (math.prod(pattern.block) if pattern is not None else 1)
+    bits, left = 8 * weight.element_size() if steps is None else steps.bits, int(kept.sum())
+    values = value_bytes(left * (math.prod(pattern.block) if pattern is not None else 1), bits)
     columns = kept[0].numel()
-    forms = {DENSE: weight.numel() * each, MASK: values + -(-kept.numel() // 8)}
+    numbers = BLOCK * steps.scales.numel() if steps is not None and steps.blocks else weight.numel()
+    forms = {DENSE: value_bytes(numbers, bits), MASK: values + -(-kept.numel() // 8)}
     forms[ROWS] = values + left * int(index_bytes(columns)) + 4 * (len(kept) + 1)
     if pattern is not None and pattern.of:
         forms[GROUPS] = values + -(-left * place_bits(pattern) // 8)

@@ -1,6 +1,6 @@
 """`save` and `load`: a pruned model as one safetensors file with its widths and kept channels; no pickle.
 
-Weights with zeros, and int8 ones on request, are packed in their cheapest form (see `packing`).
+Weights with zeros, and rounded ones on request, are packed in their cheapest form (see `packing`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from autoprune.config_file import shortened
 from autoprune.errors import AutopruneError, PolicyError, UsageError
 from autoprune.export.metadata import Metadata
-from autoprune.export.packing import Steps, packed, parts_of, unpacked
+from autoprune.export.packing import packed, parts_of, unpacked
+from autoprune.export.rounded_steps import Steps
 from autoprune.files import parsed_json
 from autoprune.model.acceptance import ExampleInputs
 from autoprune.model.outputs import NamedOutputs, Selector
@@ -35,9 +36,9 @@ from autoprune.training.dense import require_same_shapes
 from autoprune.treatments import DENSE, Treatment
 
 _KEY, _SCHEMA = "autoprune", 1
-_IN_INT8 = ("int8", "int8-dynamic")
-_PACKED_SCHEMA = 2
-"""Schema of files with packed weights; other files have the one before, which earlier versions read."""
+_PACKED_SCHEMA, _BLOCKS_SCHEMA = 2, 3
+"""Schemas of files with packed weights, and with steps of blocks of inputs; others have the one before, which earlier
+versions read."""
 
 
 def save(model: nn.Module, path: str | Path, *, rounded: bool = False) -> Path:
@@ -50,8 +51,8 @@ def save(model: nn.Module, path: str | Path, *, rounded: bool = False) -> Path:
     Args:
         model: a model of `prune`, `recover`, `sparsify` (with data), `load` or a run.
         path: file to write.
-        rounded: whether layers that are in int8 by their policy are stored as int8 steps, 1 byte a number. `load` then
-            returns weights that are rounded to them.
+        rounded: whether layers that are in int8, w8 or w4 by their policy are stored as steps, 1 byte or half a byte a
+            number. `load` then returns weights that are rounded to them.
 
     Returns:
         The path.
@@ -76,7 +77,8 @@ def save(model: nn.Module, path: str | Path, *, rounded: bool = False) -> Path:
     about |= {"outputs": list(cut.outputs)} if cut.outputs is not None else {}
     about |= {"treatments": dict(cut.treatments)} if cut.treatments else {}
     tensors, layout = _packed(model, cut, rounded)
-    about |= {"schema": _PACKED_SCHEMA, "packed": layout} if layout else {}
+    blocks = any("bits" in entry for entry in layout.values())
+    about |= {"schema": _BLOCKS_SCHEMA if blocks else _PACKED_SCHEMA, "packed": layout} if layout else {}
     write_atomic(Path(path), to_bytes(tensors, {_KEY: json.dumps(about)}))
     return Path(path)
 
@@ -87,7 +89,7 @@ def _packed(model: nn.Module, cut: PrunedTo, rounded: bool) -> tuple[dict[str, T
     layout: dict[str, Any] = {}
     for name, tensor in model.state_dict().items():
         treatment = Treatment.parse(cut.treatments.get(name, str(DENSE)))
-        steps = Steps.of(tensor) if rounded and treatment.precision in _IN_INT8 else None
+        steps = Steps.of(tensor, treatment.precision) if rounded else None
         made = packed(tensor, treatment.pattern, steps) if tensor.is_floating_point() else None
         if made is None:
             tensors[name] = tensor.detach().clone().contiguous()
@@ -194,8 +196,8 @@ def _read(path: Path) -> tuple[PrunedTo, dict[str, Tensor], dict[str, Any]]:
         raise UsageError(f"{path} was not written by autoprune.save: it does not say what the model was pruned to")
     try:
         about: Any = parsed_json(text)
-        if about["schema"] not in (_SCHEMA, _PACKED_SCHEMA):
-            known = f"{_SCHEMA}, {_PACKED_SCHEMA}"
+        if about["schema"] not in (_SCHEMA, _PACKED_SCHEMA, _BLOCKS_SCHEMA):
+            known = f"{_SCHEMA}, {_PACKED_SCHEMA}, {_BLOCKS_SCHEMA}"
             raise PolicyError(f"{path} has schema {about['schema']!r:.100}; this version reads {known}")
         Metadata.model_validate(about)
         inputs = tuple(

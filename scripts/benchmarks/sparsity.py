@@ -38,7 +38,8 @@ from autoprune.budgets import Bound, Budget, Limit
 from autoprune.config import RunConfig
 from autoprune.errors import BudgetError
 from autoprune.evaluation import DenseModel
-from autoprune.export.packing import Steps, packed
+from autoprune.export.packing import packed
+from autoprune.export.rounded_steps import Steps
 from autoprune.pipeline.baselines import SHARED_OUT, shared_out_zeros
 from autoprune.pipeline.events import Silent
 from autoprune.pipeline.executors import executor_of
