@@ -31,7 +31,7 @@ def table(rows: Iterable[Mapping[str, str]], passes: int) -> list[str]:
             of_line[row["method"]].append(100 * float(row["test_score"]))
     lines = [f"| model | space | bytes | {' | '.join(METHODS.values())} |", "|---" * (3 + len(METHODS)) + "|"]
     for (model, space, budget), scores in percent.items():
-        best = max(f"{fmean(each):.1f}" for each in scores.values())
+        best = f"{max(map(fmean, scores.values())):.1f}"
         cells = " | ".join(cell(scores.get(method, ()), best) for method in METHODS)
         lines.append(f"| `{model}` | `{space}` | {budget.replace('%', ' %')} | {cells} |")
     return lines

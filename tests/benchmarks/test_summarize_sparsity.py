@@ -6,7 +6,7 @@ from summarize_sparsity import table
 
 
 def test_seeds_are_averaged_and_methods_without_a_policy_have_a_dash():
-    scores = [("searched", "0.900"), ("searched", "0.920"), ("uniform", "0.850")]
+    scores = [("searched", "1.000"), ("searched", "0.980"), ("uniform", "0.970")]
     rows = [
         {"model": "mlp", "space": "nm", "method": method, "budget": "12%", "passes": "10000", "test_score": score}
         for method, score in scores
@@ -14,4 +14,4 @@ def test_seeds_are_averaged_and_methods_without_a_policy_have_a_dash():
     rows.append(rows[0] | {"passes": "0", "test_score": "0.1"})
     *_, line = table(rows, 10_000)
     cells = [text.strip() for text in line.strip("|").split("|")]
-    assert cells == ["`mlp`", "`nm`", "12 %", "**91.0** (90.0 to 92.0)", "85.0", *["-"] * 7]
+    assert cells == ["`mlp`", "`nm`", "12 %", "**99.0** (98.0 to 100.0)", "97.0", *["-"] * 7]
