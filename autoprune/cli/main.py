@@ -47,6 +47,7 @@ from autoprune.cli.study import dashboard, status, study_app
 from autoprune.cli.tables import JsonOption
 from autoprune.cli.task import check, init
 from autoprune.errors import AutopruneError, UsageError
+from autoprune.memory import require_address_space
 from autoprune.printable import printable
 
 EXIT_CODES = """Exit codes: 0 done; 1 a check says no (check: a stage fails; profile --check: the table no longer
@@ -60,6 +61,9 @@ _FILE_FAULTS = (
     errno.EEXIST,
 )  # fmt: skip
 """Errors of the system about a path that the user gave, or about a disk."""
+
+_COMPUTING = ("check", "finetune", "profile", "search", "sparsify", "units")
+"""Commands that always load PyTorch."""
 
 _EMPTY = re.compile(r"--[a-z-]+=")
 
@@ -96,8 +100,13 @@ BUDGET_HELP = (
 
 
 @app.callback()
-def options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+def options(
+    ctx: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
     """Options of every command."""
+    if ctx.invoked_subcommand in _COMPUTING and "--help" not in sys.argv:
+        require_address_space()
 
 
 app.command()(init)

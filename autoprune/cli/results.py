@@ -14,6 +14,7 @@ from autoprune.cli.options import Policy, RunDir, say
 from autoprune.cli.progress import LogFileOption, QuietOption, shown_events
 from autoprune.cli.tables import JsonOption, show_json, show_table
 from autoprune.errors import UsageError
+from autoprune.memory import require_address_space
 from autoprune.printable import printable
 
 if TYPE_CHECKING:
@@ -197,6 +198,8 @@ def verify(
             raise UsageError("--check looks at the whole folder; leave it out, or leave out --policy")
         show_json(verify_again(run_dir, policy))
         return
+    if not check:
+        require_address_space()
     from autoprune.pipeline.folder_check import check_folder
 
     with shown_events(quiet, log_file, to_stderr=as_json) as events:

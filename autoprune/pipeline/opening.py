@@ -10,6 +10,7 @@ from typing import Any
 
 from autoprune.config import RunConfig, load_config
 from autoprune.errors import UsageError, unknown_name
+from autoprune.memory import require_memory
 from autoprune.pipeline.configuration import check_cluster, check_names, resolve, with_absolute_paths
 from autoprune.pipeline.run import OBJECT_TASK, open_task
 from autoprune.pipeline.studies import study_location
@@ -83,6 +84,7 @@ def opened_run(
     location = study_location(config, folder, named=named)
     check_storage(location, made=folder.has_study, begun=folder.has_results)
     check_cluster(config)
+    require_memory(config.slots if config.executor == "process" else 0)
     other_run(config, folder)
     ready = own or open_task(config)
     folder.create()

@@ -72,6 +72,7 @@ def latency_table(
         require_fitting(stored, config, structure, target)
         foreign = bool(differences(target.fingerprint(), stored.target))  # which cannot be measured again here
         if given is not None or foreign or _answers(stored, space_file):
+            samples_beside(folder.table).unlink(missing_ok=True)  # of a kill right after the table was written
             return stored
         if folder.has_study:
             raise RunFolderError(

@@ -16,7 +16,7 @@ from autoprune.latency.table import LatencyTable
 from autoprune.pipeline.commands import verify_again
 from autoprune.pipeline.configuration import resolve
 from autoprune.pipeline.identity import task_fingerprint
-from autoprune.runfolder import RunFolder
+from autoprune.runfolder import RunFolder, samples_beside
 from autoprune.structure import analyze
 from tests.conftest import OPTIONS, SPEC
 from tests.measurers import SimulatedMeasurer
@@ -29,9 +29,11 @@ def test_another_table_for_a_run_that_has_begun_is_refused(copied: autoprune.Run
     assert autoprune.search(run_dir=copied.folder.path, table=str(tmp_path / "same.json")).models
     samples = tuple(dataclasses.replace(s, measured_ms=1.1 * s.measured_ms) for s in table.samples)
     dataclasses.replace(table, samples=samples).save(tmp_path / "other.json")
+    samples_beside(copied.folder.table).touch()
     with pytest.raises(RunFolderError, match="has begun with another latency table"):
         autoprune.search(run_dir=copied.folder.path, table=str(tmp_path / "other.json"))
     assert autoprune.search(run_dir=copied.folder.path).models, "the table that was refused is not kept"
+    assert not samples_beside(copied.folder.table).exists(), "what a kill after the table has left goes"
 
 
 def test_a_table_says_what_it_was_measured_with(copied: autoprune.Run, tmp_path: Path) -> None:
