@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from autoprune.errors import AutopruneError
     from autoprune.export.onnx_file import export_verified as export_onnx
+    from autoprune.export.semi_structured import to_semi_structured
     from autoprune.export.weights import load, save
     from autoprune.pipeline import Candidate, Run, search
     from autoprune.pipeline.problem import GuidedSampler, SearchProblem, prepare
@@ -34,7 +35,8 @@ else:
 
 __all__ = [
     "AutopruneError", "Candidate", "GuidedSampler", "Recipe", "Run", "SearchProblem", "Task",
-    "export_onnx", "load", "prepare", "prune", "recover", "save", "search", "sparsify", "units", "zeros",
+    "export_onnx", "load", "prepare", "prune", "recover", "save", "search", "sparsify", "to_semi_structured",
+    "units", "zeros",
 ]  # fmt: skip
 
 # Imported when first used: `autoprune --help` and planning must not wait for torch.
@@ -53,6 +55,7 @@ _HOMES = {
     "recover": "autoprune.recovery.recover:recover",
     "save": "autoprune.export.weights:save",
     "sparsify": "autoprune.recovery.sparsify:sparsify",
+    "to_semi_structured": "autoprune.export.semi_structured:to_semi_structured",
     "units": "autoprune.pruning:units",
     "zeros": "autoprune.pruning:zeros",
 }

@@ -27,7 +27,7 @@ def prunable_weights(model: nn.Module, choose: Callable[[str], bool] | None = No
         StructureError: the model is quantized.
         UsageError: nothing is left to prune.
     """
-    _require_floating(model)
+    require_floating(model)
     tables = {
         f"{name}.weight".removeprefix(".") for name, module in model.named_modules() if isinstance(module, _TABLES)
     }
@@ -42,8 +42,14 @@ def prunable_weights(model: nn.Module, choose: Callable[[str], bool] | None = No
     return weights
 
 
-def _require_floating(model: nn.Module) -> None:
-    """Raise `StructureError` for a model whose weights are integers, packed or not."""
+def require_floating(model: nn.Module) -> None:
+    """Raise `StructureError` for a model whose weights are integers, packed or not, or have no numbers yet."""
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter) or parameter.is_meta:
+            raise StructureError(
+                f"masks are for weights that have numbers; {name!r} is lazy or on the meta device. Call the model "
+                "once, or load its weights"
+            )
     for name, module in model.named_modules():
         packed = "quantized" in type(module).__module__ or hasattr(module, "_packed_params")
         weight = getattr(module, "weight", None)

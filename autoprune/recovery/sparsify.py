@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from autoprune.errors import UsageError, unknown_name
+from autoprune.errors import UsageError
 from autoprune.model.acceptance import unwrap
 from autoprune.model.copying import copy_of
 from autoprune.pruning.calibration import Calibration
-from autoprune.pruning.score_passes import score_passes
 from autoprune.recovery.sparse_job import SparseJob
+from autoprune.recovery.sparsify_arguments import require_data, require_types, require_valid
 from autoprune.recovery.sparsify_data import calibration_of, task_of
 from autoprune.sparsity.patterns import Pattern
 from autoprune.sparsity.thresholds import Threshold
@@ -26,16 +25,7 @@ from autoprune.training.checkpoint import Checkpoint, digest_of
 from autoprune.training.finetune import OnProgress
 from autoprune.training.plans import WeightPlan, parse_pattern
 
-SCHEDULES = ("one-shot", "gradual", "iterative", "adaptive", "set", "rigl", "admm", "growing")
-"""When weights become zero: at once; more and more; step by step or following the score, as long as validation data
-allow it; exchanged all the time, at random or by gradient; drawn to zero by ADMM or a growing decay, then cut."""
-
-MODES = ("none", "bias", "least-squares", "brief", "full", "scratch")
-"""How the rest recovers: not at all; by biases and batch norms; by least squares of every layer to the dense one's
-outputs; by one epoch or all epochs of training; or, as a control, by the same training from new weights."""
-
 _BRIEF_EPOCHS = 1.0
-_WATCHING = ("iterative", "adaptive")
 
 
 def sparsify(
@@ -105,9 +95,14 @@ def sparsify(
         >>> trained.sparse_to.share_of_zeros
         0.5
     """
-    mode = finetune or ("none" if data is None else "full")
-    _require_valid(schedule, mode, data, validation, epochs, allowed_drop)
-    _require_data(data, scores, pattern)
+    mode = ("none" if data is None else "full") if finetune is None else finetune
+    require_types(
+        model, pattern=pattern, schedule=schedule, finetune=mode, scores=scores, ranking=ranking, epochs=epochs,
+        allowed_drop=allowed_drop, recipe=recipe, choose=choose, seed=seed, on_progress=on_progress,
+        checkpoint=checkpoint,
+    )  # fmt: skip
+    require_valid(schedule, mode, data, validation, epochs, allowed_drop)
+    require_data(model, data, scores, pattern)
     task = task_of(unwrap(model), data, loss, validation)
     job = SparseJob(
         dense=copy_of(unwrap(model)).eval(),
@@ -149,40 +144,6 @@ def _opened(path: Path, job: SparseJob, said: Mapping[str, Any], choose: Callabl
     return Checkpoint(path, call)
 
 
-def _require_valid(
-    schedule: str, mode: str, data: object, validation: object, epochs: float, allowed_drop: float
-) -> None:
-    if schedule not in SCHEDULES:
-        raise unknown_name("schedule", schedule, SCHEDULES)
-    if mode not in MODES:
-        raise unknown_name("finetune", mode, MODES)
-    trains = mode in ("brief", "full", "scratch")
-    if data is None and (schedule != "one-shot" or mode != "none"):
-        what = f"the schedule {schedule!r} trains" if schedule != "one-shot" else f"finetune={mode!r} looks at data"
-        raise UsageError(f"{what}: give training data, as a Task, or as a data set with a loss")
-    if schedule != "one-shot" and mode not in ("brief", "full"):
-        raise UsageError(
-            f"the schedule {schedule!r} trains while weights become zero; finetune={mode!r} goes with one-shot alone"
-        )
-    if schedule in _WATCHING and validation is None and not isinstance(data, Task):
-        raise UsageError(f"the schedule {schedule!r} watches the score on validation data: give validation, or a Task")
-    if trains and not 0 < epochs < math.inf:
-        raise UsageError(f"a training takes more than 0 epochs; got {epochs!r}")
-    if not 0 <= allowed_drop < math.inf:
-        raise UsageError(f"the allowed drop of the score is 0 or more; got {allowed_drop!r}")
-
-
-def _require_data(data: object, scores: str | None, pattern: str) -> None:
-    """Raise `UsageError` when there is no data, and scores or channels need some."""
-    looking = [name for name in (scores or "").replace("*", "+").split("+") if score_passes(name.strip(), 1)]
-    if data is None and looking:
-        raise UsageError(
-            f"the score {looking[0].strip()!r} looks at data: give training data, as a Task or with a loss"
-        )
-    if data is None and channel_share(pattern) is not None:
-        raise UsageError("channels are found by tracing the model on an example: give training data, or use prune")
-
-
 def _plan(
     pattern: str,
     scores: str | None,
@@ -193,7 +154,11 @@ def _plan(
     share = channel_share(pattern)
     given: Mapping[str, Any] = {"choose": choose, "calibration": calibration}
     if share is not None:
-        return ChannelPlan(share=share, scores=scores or "l2", ranking=ranking or "local", **given)
+        return ChannelPlan(share=share, scores=_or(scores, "l2"), ranking=_or(ranking, "local"), **given)
     parsed = parse_pattern(pattern)
     usual = "lamp" if isinstance(parsed, Pattern) and parsed.share else "local"
-    return WeightPlan(pattern=parsed, scores=scores or "magnitude", ranking=ranking or usual, **given)
+    return WeightPlan(pattern=parsed, scores=_or(scores, "magnitude"), ranking=_or(ranking, usual), **given)
+
+
+def _or(text: str | None, usual: str) -> str:
+    return usual if text is None else text

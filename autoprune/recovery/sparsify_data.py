@@ -30,6 +30,8 @@ def task_of(
         return data
     if not is_data(data):
         raise UsageError(f"data is a Task, a data set or a loader; got {type(data).__name__}")
+    if not length(data):
+        raise UsageError("a sparse training takes at least one example; the data are empty")
     first = _first(data)
     if not isinstance(first, tuple | list) or not all(isinstance(x, Tensor) for x in first[:1]):
         raise UsageError(f"data gives (inputs..., target); got {type(first).__name__}. For dicts, describe a Task")

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 import autoprune
 from autoprune.errors import AutopruneError, PolicyError, StructureError, UsageError
 from autoprune.pruning import prunable_weights
-from autoprune.recovery.sparsify import MODES, SCHEDULES
+from autoprune.recovery.sparsify_arguments import MODES, SCHEDULES
 from autoprune.task.recipe import Recipe
 from autoprune.training.finetune import finetune
 from autoprune.training.scoring import evaluate
@@ -176,6 +176,26 @@ def quantized() -> nn.Module:
         ({"data": toy_data(8, 0), "schedule": "adaptive"}, UsageError, "watches the score on validation data"),
         ({"data": 3}, UsageError, "a Task, a data set or a loader"),
         ({"model": quantized()}, StructureError, "is quantized"),
+        ({"model": quantized(), "data": TASK}, StructureError, "is quantized"),
+        ({"model": 3}, UsageError, "takes an nn.Module"),
+        ({"model": nn.LazyLinear(3)}, StructureError, "'weight' is lazy"),
+        ({"model": nn.Linear(2, 2, device="meta")}, StructureError, "'weight' is lazy or on the meta device"),
+        ({"model": toy_model().half(), "data": TASK}, UsageError, "trained and scored in float32"),
+        ({"data": TensorDataset(torch.ones(0, 2), torch.ones(0))}, UsageError, "the data are empty"),
+        ({"data": []}, UsageError, "the data are empty"),
+        ({"pattern": 0.8}, UsageError, "pattern is a text"),
+        ({"pattern": "sparse:80%+2:4"}, PolicyError, "the share of zeros is"),
+        ({"schedule": None}, UsageError, "schedule is a text"),
+        ({"scores": ""}, UsageError, "scores are a name"),
+        ({"ranking": ""}, UsageError, "unknown ranking ''"),
+        ({"finetune": ""}, UsageError, "unknown finetune ''"),
+        ({"data": TASK, "epochs": "2"}, UsageError, "epochs is a number above 0"),
+        ({"seed": 1.5}, UsageError, "seed is a whole number"),
+        ({"choose": "fc"}, UsageError, "choose is a function"),
+        ({"recipe": "l1:0.1"}, UsageError, "recipe is an autoprune.Recipe"),
+        ({"checkpoint": 3}, UsageError, "checkpoint is the path of a file"),
+        ({"finetune": "least-squares"}, UsageError, "finetune='least-squares' looks at data"),
+        ({"data": TASK, "schedule": "set", "finetune": "least-squares"}, UsageError, "goes with one-shot alone"),
         ({"choose": lambda name: False}, UsageError, "none was chosen"),
     ],
 )

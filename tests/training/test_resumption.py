@@ -10,7 +10,7 @@ from torch import nn
 
 import autoprune
 from autoprune.errors import UsageError
-from autoprune.recovery.sparsify import SCHEDULES
+from autoprune.recovery.sparsify_arguments import SCHEDULES
 from autoprune.task.recipe import Recipe
 from autoprune.training import checkpoint as checkpoints
 from tests.task.toys import toy_task
