@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from autoprune.budgets import ScoreBudget, parse_budget
 from autoprune.report.amounts import shown_bytes, shown_time
 from autoprune.report.cards import MODEL_HEADER, card, kind_text, model_rows
 from autoprune.report.comparison import comparison_section
@@ -21,9 +22,11 @@ from autoprune.report.table_plots import device_section
 from autoprune.report.tables import form_lines, layer_lines, score_budget_lines, shown_ms
 from autoprune.runfolder import write_atomic
 
+_LIMITED = {"latency": "latency", "score": "score", "bytes": "weight bytes"}
+"""Texts of what a budget of the page can limit."""
+
 _CONTROLS = """<div id="controls" class="controls" role="group" aria-label="Choice of a model" hidden>
-<label>Budget by <select id="budget-by"><option value="latency">latency</option><option value="score">score</option>
-<option value="bytes">weight bytes</option></select></label>
+<label>Budget by <select id="budget-by">{options}</select></label>
 <label class="wide">Budget <input id="budget" type="range" min="0" max="1000" step="1" value="1000"></label>
 <label>or a model <select id="model"></select></label>
 <label>Latency axis <select id="x-scale"><option value="linear">linear</option>
@@ -128,7 +131,7 @@ def _label(kind: str, model: Mapping[str, Any]) -> str:
 
 def _front_section(runs: Sequence[RunView]) -> Section:
     plot = front_plot(runs)
-    body = _CONTROLS + plot.html()
+    body = _CONTROLS.format(options=_budget_options(runs)) + plot.html()
     for run in runs:
         if run.document:
             caption = "Models" + (f" of {run.name}" if len(runs) > 1 else "")
@@ -141,6 +144,18 @@ def _front_section(runs: Sequence[RunView]) -> Section:
             body += missing(f"{run.name} has no front yet.")
         body += paragraphs([*layer_lines(run.document), *score_budget_lines(run.document)] if run.document else [])
     return Section(name="front", title="Front", body=body, plots=[plot])
+
+
+def _budget_options(runs: Sequence[RunView]) -> str:
+    """Return the options of what a budget limits, with that of the first run's first budget selected."""
+    first, chosen = next(map(parse_budget, runs[0].config.get("budgets", ())), None), "latency"
+    if isinstance(first, ScoreBudget):
+        chosen = "score"
+    elif first is not None and not first.timed and any(bound.cost == "bytes" for bound in first.bounds):
+        chosen = "bytes"
+    return "".join(
+        f'<option value="{by}"{" selected" if by == chosen else ""}>{text}</option>' for by, text in _LIMITED.items()
+    )
 
 
 def _card_section(runs: Sequence[RunView]) -> Section:

@@ -13,7 +13,7 @@ import pytest
 
 import autoprune
 from autoprune.report import RunView, read_run, write_report
-from autoprune.report.html import introduction, report_parts
+from autoprune.report.html import _budget_options, introduction, report_parts
 from autoprune.runfolder import RunFolder, write_json
 
 EVIL = "</script><img src=x onerror=alert(1)>"
@@ -133,3 +133,15 @@ def test_the_comparison_lists_what_differs_alone(finished: autoprune.Run) -> Non
     assert "option: trials" not in body
     assert len({model["key"] for model in models}) == len(models)
     assert len({section.name for section in sections}) == len(sections)
+
+
+@pytest.mark.parametrize(
+    ("budgets", "by"),
+    [
+        (["50%"], "latency"), (["bytes:50%", "bytes:25%"], "bytes"), (["score:-1%", "50%"], "score"), ([], "latency"),
+        (["50%,bytes:1MB"], "latency"), (["macs:50%"], "latency"),
+    ],
+)  # fmt: skip
+def test_the_slider_limits_what_the_first_budget_limits(budgets: list[str], by: str) -> None:
+    options = _budget_options([RunView(path=Path(), config={"budgets": budgets})])
+    assert re.findall('value="([a-z]+)" selected', options) == [by]

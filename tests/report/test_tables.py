@@ -38,11 +38,17 @@ def test_counts_have_three_digits(number: int, text: str) -> None:
     assert _count(number) == text
 
 
-def test_layers_with_different_ranks_count_together() -> None:
-    assert (
-        treated_layers({"treatments": {"a": "rank:8", "b": "rank:24", "c": "int8"}}, 5)
-        == "rank in 2 of 5, int8 in 1 of 5"
-    )
+@pytest.mark.parametrize(
+    ("treatments", "text"),
+    [
+        (["rank:8", "rank:24", "int8"], "rank in 2, int8 in 1 of 5"),
+        (["sparse:50%", "sparse:87.5%", "int8+sparse:50%", "2:4"], "sparse in 2, int8+sparse in 1, 2:4 in 1 of 5"),
+        (["int8"], "int8 in 1 of 5"),
+        ([], "fp32"),
+    ],
+)
+def test_layers_with_different_ranks_or_shares_count_together(treatments: list[str], text: str) -> None:
+    assert treated_layers({"treatments": dict(zip("abcd", treatments, strict=False))}, 5) == text
 
 
 def test_layers_of_one_module_are_told_apart() -> None:
