@@ -72,9 +72,8 @@ def make_task() -> Any:
     return replace(tiny.make_task(), name="kills", build_model=build, recipe=recipe, finetune_recipe=recipe)
 
 
-def search(folder: Path, executor: str, board: Board, kill_at: int | None) -> None:
-    """Search, or resume; end this process group right before a change of a file if asked to."""
-    import autoprune
+def measurer() -> Any:
+    """Return a simulated device, which says the same however often it is asked."""
     from autoprune.structure import analyze
     from tests.measurers import SimulatedMeasurer
 
@@ -91,6 +90,13 @@ def search(folder: Path, executor: str, board: Board, kill_at: int | None) -> No
             self._structure = self._structure or analyze(task.build_model().eval(), task.example_inputs)
             return self._structure
 
+    return Repeatable()
+
+
+def search(folder: Path, executor: str, board: Board, kill_at: int | None) -> None:
+    """Search, or resume; end this process group right before a change of a file if asked to."""
+    import autoprune
+
     inside, us = str(folder), os.getpid()
 
     def count(event: str, arguments: tuple[Any, ...]) -> None:
@@ -105,7 +111,7 @@ def search(folder: Path, executor: str, board: Board, kill_at: int | None) -> No
     workers = {"workers": 1} if executor == "process" else {}
     task = f"{Path(__file__).resolve()}:make_task"
     events = Watch(board)
-    options: dict[str, Any] = {"executor": executor, "measurer": Repeatable()} | workers | OPTIONS
+    options: dict[str, Any] = {"executor": executor, "measurer": measurer()} | workers | OPTIONS
     autoprune.search(task, run_dir=folder, events=events, **options)
     events.stage("the end")
 

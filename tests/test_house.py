@@ -52,6 +52,12 @@ def test_planning_does_not_reach_torch() -> None:
     _only(reaching, REACHES_TORCH, [" -> ".join(steps) for steps in reaching.values()])
 
 
+def test_nothing_is_decided_by_the_clock_on_the_wall() -> None:
+    """It jumps: at most what is shown or sent elsewhere may come from it. Leases and limits count seconds."""
+    readers = {name for name, path in SOURCES.items() if re.search(r"\btime\.time(_ns)?\(", path.read_text())}
+    assert readers == {"autoprune.trackers"}
+
+
 @pytest.mark.parametrize("library", ROOMS_OF)
 def test_libraries_stay_in_their_rooms(library: str) -> None:
     users = {name for name, imports in IMPORTS.items() if library in {i.partition(".")[0] for i in imports.all}}

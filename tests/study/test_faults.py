@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -148,3 +149,38 @@ def test_a_clock_that_jumps(tmp_path, undisturbed, monkeypatch, jump_s):
     monkeypatch.setattr(time, "time", lambda: real() + jump_s * (next(calls) % 2))
     with ProcessExecutor(fakes.shuffling, workers=2, timeout_s=30) as executor:
         assert scores(run_search(search(tmp_path), executor)) == undisturbed
+
+
+def disturbed(folder, *words):
+    """Run the command on a simulated device; root must give up the right to write everywhere."""
+    root = os.getuid() == 0
+    if root and shutil.which("setpriv") is None:
+        pytest.skip("needs setpriv")
+    run = [*(["setpriv", "--bounding-set=-dac_override"] if root else []), sys.executable]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'scripts'}:{ROOT}"}
+    program = ROOT / "tests/disturbed_search.py"
+    return subprocess.run([*run, program, folder, *words], capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["Latency table", "Search", "Export and verification"])
+def test_a_folder_that_becomes_read_only_is_one_message_and_the_search_goes_on_later(tmp_path, stage):
+    done = disturbed(tmp_path / "run", stage, "read-only")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "cannot be written: Permission denied" in done.stderr
+    for path in [tmp_path / "run", *(p for p in (tmp_path / "run").rglob("*") if p.is_dir())]:
+        path.chmod(0o700)
+    assert disturbed(tmp_path / "run", "none", "read-only").returncode == 0
+    assert (tmp_path / "run" / "front.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["import", "Latency table", "Full fine-tune", "Export and verification"])
+def test_two_interrupts_in_a_row_are_one_message_and_the_search_goes_on_later(tmp_path, stage):
+    done = disturbed(tmp_path / "run", stage, "interrupted")
+    assert (done.returncode, done.stderr) == (130, "")
+    assert done.stdout.count("Stopped.") == 1
+    done = disturbed(tmp_path / "run", "none", "interrupted")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "front.json").exists()
