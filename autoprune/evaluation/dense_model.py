@@ -14,7 +14,7 @@ from autoprune.evaluation.costs import sizes
 from autoprune.evaluation.zeros import mask_terms, masks_of, note_treatments, patterns_of, take_trained
 from autoprune.pruning import Cut
 from autoprune.quantization.arithmetic import DEFAULT_ARITHMETIC, Arithmetic
-from autoprune.quantization.calibration import CALIBRATION_RUNS, calibrated, split_treatments
+from autoprune.quantization.calibration import calibrated, calibration_passes, split_treatments
 from autoprune.quantization.numbers import Quantization
 from autoprune.quantization.training_twin import training_twin
 from autoprune.quantization.twin import make_twin
@@ -181,7 +181,8 @@ class DenseModel:
     ) -> Quantization:
         """Return the numbers of the treated layers of a policy's model; int8 is calibrated on training examples.
 
-        Weights are rounded by the moments of their layers' inputs, or, `quick`, to the nearest steps: in half the time.
+        Ranges are judged by the outputs of layers, and weights rounded by the moments of their inputs; or, `quick`, by
+        the tensor itself, and to the nearest steps: in a third to half of the time.
 
         Raises:
             PolicyError: the policy treats a layer in a way that is not computed.
@@ -191,7 +192,7 @@ class DenseModel:
         int8, local = split_treatments(self._treatments(model, policy))
         inputs: tuple[Tensor, ...] = self._calibration_inputs if int8 else ()
         if passes is not None and inputs:
-            passes.forward(CALIBRATION_RUNS * len(inputs[0]), self.relative_cost(policy))
+            passes.forward(calibration_passes(len(inputs[0]), quick=quick), self.relative_cost(policy))
         rounding = None if quick else MomentRounding()
         return calibrated(model, self._placement(model), int8, inputs, local, rounding, self.arithmetic)
 

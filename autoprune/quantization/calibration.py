@@ -1,6 +1,7 @@
 """The numbers of int8 layers, out of a trained model and inputs: ranges, rounded weights, corrected biases.
 
-1. The model runs in fp32. The range of an int8 tensor holds all its numbers, but for outliers that cost too much.
+1. The model runs in fp32. The range of an int8 tensor holds all its numbers, or fewer where that halves the error: of
+   the outputs of the int8 layers that read it, or, without a `Rounding`, of the tensor.
 2. Weights are rounded to steps of their channel's grid: the nearest ones, or as a `Rounding` says.
 3. The int8 model runs, and every bias takes up what the mean output of its channel moved since step 1, layer after
    layer: each corrects for the layers before it, too. The biases of a file are whole steps, so these are as well.
@@ -21,7 +22,7 @@ from autoprune.errors import PolicyError, TaskError
 from autoprune.quantization.arithmetic import DEFAULT_ARITHMETIC, Arithmetic
 from autoprune.quantization.grid import Range, RoundedWeight, bias_in_grid, nearest
 from autoprune.quantization.numbers import Quantization
-from autoprune.quantization.ranges import Observer, Rounding, channel_mean
+from autoprune.quantization.ranges import CANDIDATES, EXAMPLES, Observer, Rounding, channel_mean
 from autoprune.quantization.twin import Folded, biases_of, folded_layers, make_twin
 from autoprune.structure import GraphModel
 from autoprune.structure.placement import Placement
@@ -29,8 +30,10 @@ from autoprune.treatments import DENSE, INT8, Treatment
 
 _NONE: Mapping[str, Treatment] = {}
 
-CALIBRATION_RUNS = 2
-"""Times that the examples pass through a model: in fp32 and in int8."""
+
+def calibration_passes(examples: int, *, quick: bool) -> int:
+    """Return how many examples pass through a model: in fp32 and in int8, and, unless `quick`, for candidate ranges."""
+    return 2 * examples + (0 if quick else CANDIDATES * min(EXAMPLES, examples))
 
 
 def split_treatments(treatments: Mapping[str, Treatment]) -> tuple[tuple[str, ...], Mapping[str, Treatment]]:

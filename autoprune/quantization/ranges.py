@@ -19,6 +19,14 @@ _VALUES = 1 << 13
 _SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 """Narrower ranges that are tried, as shares of the smallest and the largest number."""
 
+_PERCENTILES = (0.9999, 0.999)
+"""Further ones: the numbers between this share of all and its counterpart at the other end."""
+
+CANDIDATES = 1 + len(_SHARES) + len(_PERCENTILES)
+
+EXAMPLES, _POSITIONS = 16, 1 << 12
+"""Examples that outputs are judged by, or more where they have fewer outputs of a channel than that: vectors, all."""
+
 _WORTHWHILE = 0.5
 """Share of the squared error that must be left where numbers are clipped.
 
@@ -70,6 +78,9 @@ class Observer(fx.Interpreter):
         self._values: dict[str, list[Tensor]] = {tensor: [] for tensor in tensors}
         self._extremes: dict[str, list[Tensor]] = {tensor: [] for tensor in tensors}
         self.means: dict[str, Tensor] = {}
+        self._int8 = set(int8)
+        self._candidates: dict[str, list[Range]] = {}
+        self._errors: dict[str, Tensor] = {}
         self._generator = torch.Generator().manual_seed(0)
 
     def run_node(self, n: fx.Node) -> Any:
@@ -77,6 +88,9 @@ class Observer(fx.Interpreter):
         if self._rounding is not None and n.name in self._once:
             self._rounding.observe(n, self.fetch_args_kwargs_from_env(n)[0])
         output = super().run_node(n)
+        step = self._placement.steps.get(n.name)
+        if self._rounding is not None and step is not None and step.kind == "layer" and step.layer in self._int8:
+            self._judge_range(n, output)
         tensor = self._at.get(n.name)
         if tensor is not None:
             flat = output.detach().reshape(-1)
@@ -87,43 +101,79 @@ class Observer(fx.Interpreter):
             self.means[layer] = channel_mean(output, writes_fp32=self._placement.steps[layer].writes_fp32)
         return output
 
+    def _judge_range(self, n: fx.Node, output: Tensor) -> None:
+        """Add how far the outputs of an int8 layer move when its input is rounded in each of some ranges."""
+        tensor = self._placement.tensor_of(self._placement.steps[n.name].inputs[0])
+        (x, *rest), kwargs = self.fetch_args_kwargs_from_env(n)
+        if x.dim() > 1:
+            examples = max(EXAMPLES, _POSITIONS * len(x) * rest[0].shape[0] // output.numel())
+            x, output = x[:examples], output[:examples]
+        spread = output.var(correction=0).clamp(min=torch.finfo(output.dtype).tiny)
+        errors = []
+        for candidate in self._candidates_of(tensor):
+            rounded = in_grid(x, candidate.scale, candidate.zero_point)
+            moved = self.call_function(n.target, (rounded, *rest), kwargs) - output  # type: ignore[arg-type]
+            errors.append(moved.square().mean() / spread)
+        self._errors[tensor] = self._errors.get(tensor, torch.zeros(())) + torch.stack(errors)
+
+    def _candidates_of(self, tensor: str) -> list[Range]:
+        """Return ranges of a tensor that was written; `TrialError` where a number is not finite."""
+        if tensor not in self._candidates:
+            extremes = torch.stack(self._extremes[tensor])
+            if not bool(torch.isfinite(extremes).all()):
+                raise TrialError(f"activations must be finite on calibration data; {tensor!r} is not")
+            self._candidates[tensor] = candidate_ranges(torch.cat(self._values[tensor]), extremes)
+        return self._candidates[tensor]
+
     def ranges(self) -> dict[str, Range]:
         """Return the range of every int8 tensor that was written.
+
+        It loses least in the outputs of the int8 layers that read the tensor; without a rounding, which would take as
+        much time, or where no layer reads it, in its own numbers.
 
         Raises:
             TrialError: a number is not finite.
         """
         by_key = {}
         for tensor, values in self._values.items():
-            if not values:
-                continue
-            extremes = torch.stack(self._extremes[tensor])
-            if not bool(torch.isfinite(extremes).all()):
-                raise TrialError(f"activations must be finite on calibration data; {tensor!r} is not")
-            by_key[self._keys[tensor]] = best_range(torch.cat(values), extremes)
+            if values:
+                candidates = self._candidates_of(tensor)
+                errors = self._errors[tensor] if tensor in self._errors else own_errors(torch.cat(values), candidates)
+                by_key[self._keys[tensor]] = best_range(candidates, errors)
         return by_key
 
 
-def best_range(values: Tensor, extremes: Tensor | Sequence[float]) -> Range:
-    """Return the range of a tensor: all its numbers, or fewer where that halves the squared error or more.
+def candidate_ranges(values: Tensor, extremes: Tensor | Sequence[float]) -> list[Range]:
+    """Return ranges of a tensor: all its numbers, shares of that range, and percentiles.
 
     Args:
         values: a sample of its numbers `[N]`.
         extremes: numbers between the smallest and the largest of which all are.
+    """
+    low, high = float(min(extremes)), float(max(extremes))
+    ordered = values.sort().values
+    ends = [(ordered[round((1 - p) * (len(values) - 1))], ordered[round(p * (len(values) - 1))]) for p in _PERCENTILES]
+    shares = [(low * share, high * share) for share in (1.0, *_SHARES)]
+    return [Range(low=float(first), high=float(last)) for first, last in (*shares, *ends)]
+
+
+def own_errors(values: Tensor, candidates: Sequence[Range]) -> Tensor:
+    """Return the mean squared error of numbers `[N]` in each of some ranges `[C]`."""
+    rounded = (in_grid(values, candidate.scale, candidate.zero_point) for candidate in candidates)
+    return torch.stack([(each - values).square().mean() for each in rounded])
+
+
+def best_range(candidates: Sequence[Range], errors: Tensor) -> Range:
+    """Return the first of some ranges, or the one with the least error `[C]` where that is half as much or less.
 
     Example:
         >>> values = torch.linspace(0, 1, 1000)
-        >>> best_range(values, [0.0, 1.0]), best_range(values, [0.0, 10.0])
-        (Range(low=0.0, high=1.0), Range(low=0.0, high=1.0))
+        >>> candidates = candidate_ranges(values, [0.0, 10.0])
+        >>> best_range(candidates, own_errors(values, candidates))
+        Range(low=0.0, high=1.0)
     """
-    low, high = float(min(extremes)), float(max(extremes))
-
-    def error(candidate: Range) -> float:
-        return float((in_grid(values, candidate.scale, candidate.zero_point) - values).square().mean())
-
-    whole = Range(low=low, high=high)
-    clipping = min((Range(low=low * share, high=high * share) for share in _SHARES), key=error)
-    return clipping if error(clipping) < _WORTHWHILE * error(whole) else whole
+    best = int(errors.argmin())
+    return candidates[best if bool(errors[best] < _WORTHWHILE * errors[0]) else 0]
 
 
 def channel_mean(output: Tensor, *, writes_fp32: bool) -> Tensor:

@@ -13,7 +13,7 @@ from autoprune.quantization.grid import (
     nearest,
     rounded_bias,
 )
-from autoprune.quantization.ranges import best_range
+from autoprune.quantization.ranges import CANDIDATES, best_range, candidate_ranges, own_errors
 from autoprune.quantization.rounding import in_grid, weight_in_grid
 
 NUMBERS = st.floats(-1e3, 1e3, width=32)
@@ -51,9 +51,15 @@ def test_filters_are_rounded_on_their_own_and_biases_always_fit():
 
 def test_an_outlier_is_clipped_and_small_tensors_are_not():
     values = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
-    assert best_range(values, [0.0, 1.0]).high == 1
-    assert best_range(values, [0.0, 3.0]).high < 2  # no number is near the end
-    assert best_range(torch.zeros(5), [0.0, 0.0]).scale > 0
+
+    def chosen(values, extremes):
+        candidates = candidate_ranges(values, extremes)
+        assert len(candidates) == CANDIDATES
+        return best_range(candidates, own_errors(values, candidates))
+
+    assert chosen(values, [0.0, 1.0]).high == 1
+    assert chosen(values, [0.0, 3.0]).high < 2  # no number is near the end
+    assert chosen(torch.zeros(5), [0.0, 0.0]).scale > 0
 
 
 def test_gradients_pass_where_nothing_is_clipped():
