@@ -7,7 +7,8 @@ best = run.pick(max_latency="50%")
 best.model(); best.export("model.onnx")
 
 In a study of Optuna of your own: `prepare`, `SearchProblem.objective`, `GuidedSampler`.
-Single stages, without a task: `units`, `prune`, `recover`, `sparsify`, `zeros`, `export_onnx`, `save`, `load`.
+Single stages, without a task: `units`, `prune`, `recover`, `sparsify`, `zeros`, `cut_vocabulary`, `export_onnx`,
+`save`, `load`, `to_semi_structured`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from autoprune.pipeline import Candidate, Run, search
     from autoprune.pipeline.problem import GuidedSampler, SearchProblem, prepare
     from autoprune.pruning import prune, units, zeros
+    from autoprune.pruning.vocabulary import cut_vocabulary
     from autoprune.recovery.recover import recover
     from autoprune.recovery.sparsify import sparsify
     from autoprune.task.base import Task
@@ -35,8 +37,8 @@ else:
 
 __all__ = [
     "AutopruneError", "Candidate", "GuidedSampler", "Recipe", "Run", "SearchProblem", "Task",
-    "export_onnx", "load", "prepare", "prune", "recover", "save", "search", "sparsify", "to_semi_structured",
-    "units", "zeros",
+    "cut_vocabulary", "export_onnx", "load", "prepare", "prune", "recover", "save", "search", "sparsify",
+    "to_semi_structured", "units", "zeros",
 ]  # fmt: skip
 
 # Imported when first used: `autoprune --help` and planning must not wait for torch.
@@ -48,6 +50,7 @@ _HOMES = {
     "Run": "autoprune.pipeline:Run",
     "SearchProblem": "autoprune.pipeline.problem:SearchProblem",
     "Task": "autoprune.task.base:Task",
+    "cut_vocabulary": "autoprune.pruning.vocabulary:cut_vocabulary",
     "export_onnx": "autoprune.export.onnx_file:export_verified",
     "load": "autoprune.export.weights:load",
     "prepare": "autoprune.pipeline.problem:prepare",

@@ -14,6 +14,7 @@ from autoprune.config import RunConfig
 from autoprune.errors import RunFolderError, StructureError, UsageError
 from autoprune.export.companions import deploy_script, readme
 from autoprune.export.formats import FORMATS, INT8_LIMIT, PARITY_LIMIT, Places, places
+from autoprune.export.vocabulary_note import described_vocabularies
 from autoprune.files import digest_of_file
 from autoprune.front import latency_of
 from autoprune.manifest import Manifest
@@ -248,6 +249,8 @@ def _page(
         "made by": f"`{search_command(run.config, run.folder.path)}`, then `{shlex.join(export)}`",
         "versions": _versions(run.folder.environment),
     }
+    ids = described_vocabularies(run.folder.dense)
+    facts |= {"ids": f"{ids}; the map is a part of the file"} if ids else {}
     task = Path(run.config.task).name if run.task is None else run.task.name
     title = f"{task}: model {record.digest}, {record.latency_ratio:.1%} of the dense latency"
     return readme(title, delivery.format, delivery.paths.model.name, rows, facts)
