@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from autoprune.budgets import ScoreBudget, parse_budget
+from autoprune.errors import BudgetError
 from autoprune.report.amounts import shown_bytes, shown_time
 from autoprune.report.cards import MODEL_HEADER, card, kind_text, model_rows
 from autoprune.report.comparison import comparison_section
@@ -148,7 +150,9 @@ def _front_section(runs: Sequence[RunView]) -> Section:
 
 def _budget_options(runs: Sequence[RunView]) -> str:
     """Return the options of what a budget limits, with that of the first run's first budget selected."""
-    first, chosen = next(map(parse_budget, runs[0].config.get("budgets", ())), None), "latency"
+    first, chosen = None, "latency"
+    with suppress(BudgetError):  # of a file that was edited by hand
+        first = next(map(parse_budget, runs[0].config.get("budgets", ())), None)
     if isinstance(first, ScoreBudget):
         chosen = "score"
     elif first is not None and not first.timed and any(bound.cost == "bytes" for bound in first.bounds):

@@ -139,7 +139,7 @@ def test_the_comparison_lists_what_differs_alone(finished: autoprune.Run) -> Non
     ("budgets", "by"),
     [
         (["50%"], "latency"), (["bytes:50%", "bytes:25%"], "bytes"), (["score:-1%", "50%"], "score"), ([], "latency"),
-        (["50%,bytes:1MB"], "latency"), (["macs:50%"], "latency"),
+        (["50%,bytes:1MB"], "latency"), (["macs:50%"], "latency"), (["<b>"], "latency"),
     ],
 )  # fmt: skip
 def test_the_slider_limits_what_the_first_budget_limits(budgets: list[str], by: str) -> None:
