@@ -97,6 +97,7 @@ class _Writer:
         self._dequantized: dict[str, str] = {}
         self._pairs: dict[str, tuple[str, list[str]]] = {}
         self._per_channel: set[str] = set()
+        self._int8_products: set[str] = set()
         self._new_biases: dict[str, tuple[str, str]] = {}
         self._taken = {*self._stored, *(name for node in graph.node for name in (*node.input, *node.output))}
 
@@ -111,8 +112,11 @@ class _Writer:
             node.input[:] = [bias if name == before else self._dequantized.get(name, name) for name in node.input]
             if layer is not None and layer.name in self._int8:
                 self._treat(layer, node)
+                self._int8_products |= {node.output[0]} if node.op_type == "Gemm" else set()
             elif node.op_type in _ROUNDED_BY_RUNTIME and node.input[0] in self._pairs:
                 self._keep_fp32(node)
+            if node.op_type in CLIPS and node.input[0] in self._int8_products and node.output[0] not in self._at:
+                self._keep_apart(node)
             values = list(node.output)
             node.output[:] = [f"{name}_fp32" if name in outputs else name for name in values]
             if layer is not None and layer.name in self._local:
@@ -162,6 +166,24 @@ class _Writer:
             self._constants |= {n: np.full(channels, self._constants[o]) for o, n in zip(constants, each, strict=True)}
             self._add("DequantizeLinear", [int8, *each], back, axis=1)
         node.input[0] = back
+
+    def _keep_apart(self, clip: onnx.NodeProto) -> None:
+        """Write a relu or a clip as a maximum and a minimum.
+
+        ONNX Runtime takes a Gemm and a relu for one fp32 operator, and a Gemm before a clip for no int8 layer.
+        """
+        (value, *limits), kept = clip.input, clip.output[0]
+        if not limits:
+            limits = [self._unused(f"{kept}_lowest")]
+            self._constants[limits[0]] = np.array(0, np.float32)
+        steps = [(kind, limit) for kind, limit in zip(("Max", "Min"), limits, strict=False) if limit]
+        for kind, limit in steps[:-1]:
+            within = self._unused(f"{kept}_within")
+            self._add(kind, [value, limit], within)
+            value = within
+        if steps:
+            clip.op_type, limit = steps[-1]
+            clip.input[:] = [value, limit]
 
     def _unused(self, name: str) -> str:
         """Return a name that the exported graph does not have, always the same one for the same wish."""

@@ -1,5 +1,6 @@
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
@@ -88,6 +89,21 @@ def test_the_runtime_rounds_no_weight_of_an_fp32_layer(kind, groups, target):
     outputs, wanted = (run(m, target, [x.numpy()]) for m in (treated(exported, int8, ranges), exported))
     assert wanted.std() > 0.05
     assert np.corrcoef(outputs.ravel(), wanted.ravel())[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("clip", [nn.ReLU(), nn.ReLU6(), nn.Hardtanh(-0.1, 0.2)], ids=str)
+def test_a_linear_layer_with_a_relu_that_is_read_in_fp32_stays_int8(clip, target, tmp_path):
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(32, 32), clip, nn.Linear(32, 8)).eval(), torch.rand(4, 32)
+    ranges = {"0.weight.input": Range(low=0.0, high=1.0)}
+    model = treated(export_onnx(net, (x,)), {"0.weight": INT8}, ranges)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[target.provider])
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert "QGemm" in kinds
+    assert "FusedGemm" not in kinds
+    assert np.abs(run(model, target, [x.numpy()]) - net(x).detach().numpy()).max() < 0.02
 
 
 def test_an_almost_dead_filter_does_not_overflow_its_bias(target):
