@@ -14,8 +14,8 @@ from autoprune.errors import UsageError
 ADDRESS_SPACE_BYTES = 2 * 10**9
 """Of each process; a search of a net with 7 kB of weights reaches 1.8 GB, most of it libraries that are mapped."""
 
-CONTROLLER_BYTES, WORKER_BYTES = 700 * 10**6, 550 * 10**6
-"""Memory that is really used, by the same search."""
+CONTROLLER_BYTES, WORKER_BYTES = 700 * 10**6, 320 * 10**6
+"""Memory that the same search really uses; what processes share is counted once."""
 
 _CGROUP = Path("/sys/fs/cgroup")
 _LIMITS = ("memory.max", "memory/memory.limit_in_bytes")

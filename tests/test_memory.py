@@ -42,7 +42,7 @@ def test_the_limit_of_a_container(tmp_path: Path, name: str, text: str, limit: i
     [
         (None, 64, None),
         (2 * 10**9, 2, None),
-        (2 * 10**9, 4, "`--workers 2`"),
+        (2 * 10**9, 8, "`--workers 4`"),
         (10**9, 2, "`--executor inline`"),
         (5 * 10**8, 0, "Give it more$"),
     ],
