@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from autoprune.errors import StructureError, UsageError
+from autoprune.pruning.vocabulary import MappedEmbedding
 
 COLUMNS = ("name", "shape", "weights", "zeros", "share", "zero_filters", "zero_inputs")
 
-_TABLES = (nn.Embedding, nn.EmbeddingBag)
+_TABLES = (nn.Embedding, nn.EmbeddingBag, MappedEmbedding)
 
 
 def prunable_weights(model: nn.Module, choose: Callable[[str], bool] | None = None) -> dict[str, nn.Parameter]:

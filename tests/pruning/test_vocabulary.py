@@ -43,6 +43,7 @@ def test_outputs_on_the_data_stay_and_removed_ids_have_one_row() -> None:
     assert torch.equal(small(IDS), model(IDS))
     assert small.words.weight.shape == (7, 8)  # 0, 3, 5, 7, 9, 20 and the mean
     assert small.words.padding_idx == 0
+    assert [*autoprune.zeros(small)["name"]] == ["hidden.weight", "head.weight"]  # as without a map
     gone = [row for row in range(50) if row not in IDS]
     torch.testing.assert_close(small.words(torch.tensor(gone)), model.words.weight[gone].mean(0).expand(44, 8))
     named = autoprune.cut_vocabulary(model, [{"ids": IDS}], unknown=1, spare=[2])
