@@ -14,6 +14,7 @@ Document = Mapping[str, Any]
 _FASTER = 1.03
 """A model that is faster by less is not called so: it may be noise."""
 
+_SHARE_OF = re.compile(r"(\w+):([\d.]+)%")
 _PERCENT = re.compile(r"(?<=\d)%")
 
 
@@ -35,9 +36,15 @@ def headlines(document: Document) -> list[str]:
     lines = []
     for budget, models in by_budget.items():
         best = max(models, key=lambda model: (model["score"], -model["latency_ratio"]))
-        start = f"At {_PERCENT.sub(' %', budget)}: " if budget else ""
+        start = f"At {_written(budget)}: " if budget else ""
         lines.append(f"{start}{_facts(document, best)}{_uniform(document, budget)}; model {best['digest']}.")
     return lines
+
+
+def _written(budget: str) -> str:
+    """Return a budget as part of a sentence: `bytes:50%` is `50 % of the bytes`."""
+    shares = _SHARE_OF.sub(lambda match: f"{match[2]}% of the {match[1].replace('_', ' ')}", budget)
+    return _PERCENT.sub(" %", shares).replace(",", " and ")
 
 
 def noise_lines(document: Document) -> list[str]:

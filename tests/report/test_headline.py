@@ -60,7 +60,7 @@ def test_a_model_that_was_not_measured_is_told_by_its_predicted_share() -> None:
 @pytest.mark.parametrize(
     ("given", "searched", "start"),
     [
-        (["60%", "bytes:200KiB"], "60%,bytes:204800", "At 60 %,bytes:204800: 4.2 times as fast as"),
+        (["60%", "bytes:200KiB"], "60%,bytes:204800", "At 60 % and bytes:204800: 4.2 times as fast as"),
         (["bytes:50kB", "params:9k"], "bytes:50000,params:9000", "At bytes:50000,params:9000: 4.2 times as fast as"),
         (["score:-1%"], "35.4%", "At 35.4 %: 4.2 times as fast as"),
     ],
@@ -82,3 +82,12 @@ def test_latencies_that_were_measured_in_noise_are_marked() -> None:
 
 def test_a_budget_without_a_searched_model_has_no_sentence() -> None:
     assert headlines(document(model(meets_budget=False), model(strategy="uniform"))) == []
+
+
+@pytest.mark.parametrize(
+    ("budget", "start"),
+    [("50%", "At 50 %: "), ("bytes:50%", "At 50 % of the bytes: "), ("25%,params:5k", "At 25 % and params:5k: ")],
+)
+def test_budgets_are_part_of_the_sentence(budget: str, start: str) -> None:
+    (line,) = headlines(document(model(budget=budget)))
+    assert line.startswith(start)
