@@ -61,7 +61,11 @@ def test_a_model_that_was_not_measured_is_told_by_its_predicted_share() -> None:
     ("given", "searched", "start"),
     [
         (["60%", "bytes:200KiB"], "60%,bytes:204800", "At 60 % and bytes:204800: 4.2 times as fast as"),
-        (["bytes:50kB", "params:9k"], "bytes:50000,params:9000", "At bytes:50000,params:9000: 4.2 times as fast as"),
+        (
+            ["bytes:50kB", "params:9k"],
+            "bytes:50000,params:9000",
+            "At bytes:50000 and params:9000: 4.2 times as fast as",
+        ),
         (["score:-1%"], "35.4%", "At 35.4 %: 4.2 times as fast as"),
     ],
 )
