@@ -12,6 +12,7 @@ from autoprune.allocation.uniform import uniform_kinds
 from autoprune.budgets import Budget
 from autoprune.config import RunConfig
 from autoprune.evaluation import RECONSTRUCTION_EXAMPLES
+from autoprune.evaluation.calibration_examples import CALIBRATION_EXAMPLES
 from autoprune.pipeline.baselines import SHARED_OUT
 from autoprune.pipeline.channel_order import MOMENT_EXAMPLES, OBS
 from autoprune.pipeline.measurer import CANDIDATE_PROTOCOL
@@ -22,6 +23,7 @@ from autoprune.profiling.duration import (
     ProfileSize,
     seconds_each,
 )
+from autoprune.quantization.calibration import calibration_passes
 from autoprune.records import SearchSpace
 from autoprune.runfolder import RunFolder
 from autoprune.search.effort import Effort
@@ -126,6 +128,8 @@ def expected_work(
         budgets=len(config.parsed_budgets()),
         baselines=baselines_of(space),
         int8_alone=has_int8(space),
+        treated=bool(space.layer_names),
+        calibration=calibration_of(space),
         share=share,
         apart=len(anchor_policies(space)) if guided else 0,
         val_examples=val,
@@ -149,13 +153,23 @@ def expected_work(
 
 
 def baselines_of(space: SearchSpace) -> int:
-    """Return how many models of a budget are fine-tuned in full beside its finalists."""
-    return uniform_kinds(space) + (len(SHARED_OUT) if space.timed() is not space else 0)
+    """Return about how many models of a budget are fine-tuned in full beside its finalists."""
+    return uniform_kinds(space) + shared_out_kinds(space)
+
+
+def shared_out_kinds(space: SearchSpace) -> int:
+    """Return how many baselines of a budget share out zeros; none in a space without zeros."""
+    return len(SHARED_OUT) if space.timed() is not space else 0
 
 
 def has_int8(space: SearchSpace) -> bool:
     """Return whether the dense model in int8 is a baseline of a search."""
     return any(level in (INT8, INT8_DYNAMIC) for name in space.layer_names for level in space.levels[name])
+
+
+def calibration_of(space: SearchSpace) -> float:
+    """Return the sample passes of calibrating a model of the dense model's size; none in a space without int8."""
+    return FORWARD_SHARE * calibration_passes(CALIBRATION_EXAMPLES, quick=False) if has_int8(space) else 0.0
 
 
 def _uncounted(config: RunConfig) -> str:

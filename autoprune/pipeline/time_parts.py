@@ -33,7 +33,7 @@ class Work:
     Args:
         effort: trials and fidelities.
         budgets: how many.
-        baselines: models of every budget that are fine-tuned in full beside its finalists.
+        baselines: mean number of models of a budget that are fine-tuned in full beside its finalists.
         int8_alone: whether the dense model in int8 is verified, too.
         share: cost of a policy on a budget, as a share of the dense model's.
         apart: policies that are scored for the sensitivities.
@@ -52,6 +52,8 @@ class Work:
         export_s: seconds of exporting, scoring and timing one model.
         start_s: seconds until workers are ready.
         uncounted: what may come on top, in words.
+        treated: whether layers of the models by which `times` were told are treated.
+        calibration: sample passes of calibrating a model of the dense model's size, each time that it is scored.
         half_cost: sample passes of a model of half the widths, as a share of the dense model's.
         load: seconds that passed for each one that this process computed, when the seconds were told.
     """
@@ -75,8 +77,10 @@ class Work:
     export_s: float
     start_s: float
     uncounted: str = ""
-    baselines: int = 1
+    baselines: float = 1
     int8_alone: bool = False
+    treated: bool = False
+    calibration: float = 0.0
     half_cost: float = 0.5
     load: float = 1.0
 
@@ -87,10 +91,12 @@ class Work:
         expected = min(_GUIDED_SHARE * count, _GUIDED_TRIALS * self.budgets) if self.guided else count
         rungs = [self._trials(proxy, max(round(expected), self.budgets), group=5)]
         if self.apart:
-            rungs.insert(0, replace(self._trials(proxy, self.apart, group=5), name=rung_title(SENSITIVITY)))
+            alone = self._trials(proxy, self.apart, group=5)  # of the dense model's size, but for one decision
+            passes = fidelity_passes(proxy, self.val_examples)
+            rungs.insert(0, replace(alone, name=rung_title(SENSITIVITY), passes=passes))
         rungs.append(Part(name=MEASURING, group=6, unit_s=_MEASURING_EXPORTS * self.export_s))
         rungs += [self._trials(fidelity, count, group=7 + n) for n, (fidelity, count) in enumerate(later)]
-        models = self.budgets * (self.effort.finalists + self.baselines)
+        models = round(self.budgets * (self.effort.finalists + self.baselines))
         verified_s = _VERIFICATION_EXPORTS * self.export_s
         rungs[-1] = replace(rungs[-1], units=models, announced=True)
         return [
@@ -114,11 +120,13 @@ class Work:
         return TimeEstimate.of(self.parts(), self.times, self.basis)
 
     def _trials(self, fidelity: Fidelity, count: float, group: int) -> Part:
+        scored = 2 if fidelity.finetune_samples else 1
+        passes = fidelity_passes(fidelity, self.val_examples) + scored * self.calibration
         return Part(
             name=FULL if fidelity == self.effort.full else rung_title(fidelity.name),
             group=group,
             units=count,
-            passes=self.pass_share * fidelity_passes(fidelity, self.val_examples),
+            passes=self.pass_share * passes,
             tuned=fidelity.finetune_samples > 0,
             taught=fidelity.finetune_samples if self.taught else 0.0,
             slots=self.slots,

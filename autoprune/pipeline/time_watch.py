@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
+from autoprune.allocation.uniform import uniform_policies
 from autoprune.config import RunConfig
 from autoprune.pipeline.cost_model import CostModel, largest_share
 from autoprune.pipeline.dense import seconds_per_pass
@@ -14,10 +15,12 @@ from autoprune.pipeline.events import Events
 from autoprune.pipeline.expected_work import (
     Timed,
     baselines_of,
+    calibration_of,
     derived_effort,
     expected_work,
     has_int8,
     run_seconds,
+    shared_out_kinds,
     start_seconds,
     usual_times,
 )
@@ -95,14 +98,17 @@ def watch_trials(
         return
     work = events.work
     rehearsed = Rehearsed(times=work.times, half_cost=work.half_cost)
-    if space.layer_names or not work.times.rehearsed:
+    if space.layer_names or work.treated or not work.times.rehearsed:  # other trials than those that were rehearsed
         rehearsed = rehearsed_times(config, task, structure, space, dense, _form(folder), work.times)
     share = float(np.mean([largest_share(limit, costs.dense_costs) for limit in costs.limits.values()]))
     apart = len(anchor_policies(space)) if config.strategy == "guided" else 0
     basis = _REHEARSED if rehearsed.times.rehearsed else work.basis
-    work = replace(work, table_models=0, times=rehearsed.times, half_cost=rehearsed.half_cost)
-    events.expect(replace(work, share=share, apart=apart, basis=basis))
-    watch_space(events, space)
+    limits = costs.limits.values()
+    uniform = [uniform_policies(space, structure.full_widths, costs.limited_costs, limit) for limit in limits]
+    baselines = float(np.mean([len(policies) for policies in uniform])) + shared_out_kinds(space)
+    work = replace(work, table_models=0, times=rehearsed.times, half_cost=rehearsed.half_cost, basis=basis)
+    work = replace(work, share=share, apart=apart, int8_alone=has_int8(space))
+    events.expect(replace(work, baselines=baselines, calibration=calibration_of(space)))
 
 
 def _form(folder: RunFolder) -> ModelForm:
@@ -112,7 +118,8 @@ def _form(folder: RunFolder) -> ModelForm:
 def watch_space(events: Events, space: SearchSpace) -> None:
     """Correct what the events tell by the space that a table is made for, once it is decided."""
     if isinstance(events, TimedEvents) and events.work is not None:
-        events.expect(replace(events.work, baselines=baselines_of(space), int8_alone=has_int8(space)))
+        work = replace(events.work, baselines=baselines_of(space), int8_alone=has_int8(space))
+        events.expect(replace(work, calibration=calibration_of(space)))
 
 
 def watch_export(events: Events, dense_ms: float, export_s: float) -> None:

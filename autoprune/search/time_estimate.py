@@ -221,13 +221,13 @@ class TimeEstimate:
         return max(ends)
 
     def _with_measured_passes(self, part: Part) -> Part:
-        """Return a part that is trials with the passes that its trials took, or those of the dearest measured rung."""
+        """Return a part that is trials with the passes that its trials took, or as the dearest rung like it was off."""
         if part.passes is None:
             return part
         if part.name in self.measured:
             return replace(part, passes=self.measured[part.name].passes)
         known = [name for name in self.measured if name in self.parts]
-        alike = [name for name in known if self.measured[name].tuned == part.tuned] or known
+        alike = [name for name in known if self.measured[name].tuned == part.tuned]
         dearest = max(alike, key=list(self.parts).index, default=None)  # rungs are in the order of their fidelities
         expected = self.parts[dearest].passes if dearest else None
         if dearest is None or not expected:

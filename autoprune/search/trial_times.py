@@ -8,11 +8,6 @@ from dataclasses import dataclass, field, replace
 _FAR_APART = 2.0
 """Two rungs tell the two parts of a trial's time apart when one has this many times the passes of the other."""
 
-_MOST_BUSY = 1.5
-_CARE = 0.5
-"""Trials without fine-tuning change what is expected of others by this power of their own change, and by the factor at
-most: little of them is passes, and they are over before the others begin."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredTrials:
@@ -63,18 +58,18 @@ class TrialTimes:
         """Return the times that agree with measured rungs; without any they stay.
 
         Fine-tuned rungs scale all parts of rehearsed times. Otherwise the cheapest and the dearest decide where their
-        passes differ enough, and one alone scales. Before one is measured, the others say how busy the workers are.
+        passes differ enough, and one alone scales. Trials without fine-tuning say what these take alone: layers in int8
+        slow them down, and not the training.
         """
         rungs = sorted((r for r in measured if r.seconds > 0 and r.count), key=lambda rung: rung.passes)
         tuned, others = [r for r in rungs if r.tuned], [r for r in rungs if not r.tuned and r.warm]
         warm = [r for r in tuned if r.warm] or ([] if self.rehearsed else tuned)
-        busy = min(max(self._scale(others) ** _CARE, 1 / _MOST_BUSY), _MOST_BUSY)
         if warm and not self.rehearsed and warm[-1].passes > _FAR_APART * warm[0].passes:
             times = self._fitted(warm[0], warm[-1])
         elif warm:
             times = self._scaled(self._scale(warm))
-        else:  # the first trials of workers take longer, and so say at most how busy these are
-            times = self._scaled(min(busy, self._scale(tuned)) if tuned else busy)
+        else:  # the first trials of workers take longer than others: that they are slow says nothing
+            times = self._scaled(min(1.0, self._scale(tuned)))
         if others:
             rest_s = sum(r.count * (r.seconds - times.pass_s * r.passes) for r in others)
             times = replace(times, fixed_s=max(rest_s / sum(r.count for r in others), 0.0))
