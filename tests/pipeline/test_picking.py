@@ -59,7 +59,7 @@ def test_python_picks_as_the_command_line_does(finished: autoprune.Run) -> None:
         == (finished.models[0])
     )
     assert finished.pick(max_drop=dense["score"] - best.score).record.score >= best.score
-    with pytest.raises(UsageError, match=r"no model takes at most .* ms, 4 bytes; the nearest"):
+    with pytest.raises(UsageError, match=r"no model takes at most .* us, 4 bytes; the nearest"):
         finished.pick(max_latency="50%", max_bytes=4)
     with pytest.raises(UsageError, match="say which"):
         finished.pick()
