@@ -90,13 +90,13 @@ def interruptible(last_words: Callable[[], None] | None = None) -> Iterator[list
             and a clean-up that takes too long is cut off after this was called; the next start does what is left of it.
     """
     received: list[int] = []
-    first: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # which a handler may use, unlike other locks
+    signals: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # which a handler may use, unlike other locks
     again = hasattr(signal, "setitimer")  # not on Windows
 
     def stop(number: int, frame: object) -> None:
         if not again or number != signal.SIGALRM:
             received.append(number)
-            first.put(number)
+            signals.put(number)
         if not _interrupted():
             if again:
                 signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
@@ -104,7 +104,7 @@ def interruptible(last_words: Callable[[], None] | None = None) -> Iterator[list
 
     numbers = (signal.SIGINT, signal.SIGTERM, *((signal.SIGALRM,) if again else ()))
     if last_words:
-        threading.Thread(target=_cut_off, args=(first, last_words), name="clean-up", daemon=True).start()
+        threading.Thread(target=_cut_off, args=(signals, last_words), name="clean-up", daemon=True).start()
     before = {number: signal.signal(number, stop) for number in numbers}
     hook, sys.unraisablehook = sys.unraisablehook, _without_interrupts(sys.unraisablehook)
     try:
@@ -112,7 +112,7 @@ def interruptible(last_words: Callable[[], None] | None = None) -> Iterator[list
     finally:
         if again:
             signal.setitimer(signal.ITIMER_REAL, 0)
-        first.put(None)
+        signals.put(None)
         sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, signal.SIG_IGN if received and last_words else handler)
@@ -127,14 +127,17 @@ def end_at_once(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _cut_off(first: queue.SimpleQueue[int | None], last_words: Callable[[], None]) -> None:
-    """End the process some seconds after the first signal, if it still runs then."""
-    number = first.get()
-    if number is not None:
-        time.sleep(_END_SECONDS)
-        with suppress(Exception):
-            last_words()
-        end_at_once(128 + number)
+def _cut_off(received: queue.SimpleQueue[int | None], last_words: Callable[[], None]) -> None:
+    """End the process some seconds after the first signal, unless `None` says before that the clean-up is over."""
+    first = number = received.get()
+    end_s = time.monotonic() + _END_SECONDS
+    while number is not None:
+        try:
+            number = received.get(timeout=max(end_s - time.monotonic(), 0))
+        except queue.Empty:
+            with suppress(Exception):
+                last_words()
+            end_at_once(128 + (first or 0))
 
 
 def _without_interrupts(hook: Callable[[Any], object]) -> Callable[[Any], object]:

@@ -35,9 +35,17 @@ def to_semi_structured(model: nn.Module, device: str | torch.device = "cuda") ->
 
     Source:
         `torch.sparse.to_sparse_semi_structured`; Mishra et al. 2021, https://arxiv.org/abs/2104.08378.
+
+    Example:
+        >>> import autoprune, torch
+        >>> model = autoprune.sparsify(torch.nn.Sequential(torch.nn.Linear(64, 64)), pattern="2:4")
+        >>> try:
+        ...     on_gpu = autoprune.to_semi_structured(model.half(), "cuda")
+        ... except autoprune.errors.UsageError:
+        ...     on_gpu = None  # no such device here
     """
-    found = unwrap(model).named_modules()
-    names = [name for name, layer in found if isinstance(layer, nn.Linear) and _is_2_of_4(layer.weight)]
+    layers = unwrap(model).named_modules()
+    names = [name for name, layer in layers if isinstance(layer, nn.Linear) and _is_2_of_4(layer.weight)]
     if not names:
         raise UsageError(
             "no nn.Linear of the model has 2:4 weights; make some with autoprune.sparsify(model, pattern='2:4'), or "

@@ -167,7 +167,7 @@ def best_range(candidates: Sequence[Range], errors: Tensor) -> Range:
     """Return the first of some ranges, or the one with the least error `[C]` where that is half as much or less.
 
     Example:
-        >>> values = torch.linspace(0, 1, 1000)
+        >>> values = torch.linspace(0, 1, 256)
         >>> candidates = candidate_ranges(values, [0.0, 10.0])
         >>> best_range(candidates, own_errors(values, candidates))
         Range(low=0.0, high=1.0)

@@ -77,6 +77,20 @@ sys.exit(130)
 """
 
 
+def test_a_process_that_goes_on_after_its_clean_up_is_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(cli_options, "_END_SECONDS", 0.05)
+    monkeypatch.setattr(cli_options, "end_at_once", ended.append)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with pytest.raises(KeyboardInterrupt), interruptible(lambda: None):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    time.sleep(0.2)
+    assert not ended
+
+
 @pytest.mark.parametrize("how", ["dropped", "hangs", "ends"])
 def test_a_process_that_was_told_to_end_does_so_soon_and_without_a_traceback(how: str) -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT, how], capture_output=True, text=True, timeout=60)

@@ -43,6 +43,7 @@ def cluster():
     cluster.shutdown()
 
 
+@pytest.mark.slow
 def test_a_worker_node_is_killed(tmp_path, undisturbed, cluster):
     from autoprune.executors.ray import RayExecutor
 
