@@ -82,9 +82,14 @@ def test_a_process_that_goes_on_after_its_clean_up_is_not_ended(monkeypatch: pyt
     monkeypatch.setattr(cli_options, "_END_SECONDS", 0.05)
     monkeypatch.setattr(cli_options, "end_at_once", ended.append)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    with pytest.raises(KeyboardInterrupt), interruptible(lambda: None):
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(1)
+
+    def interrupted() -> None:
+        with interruptible(lambda: None):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     for number, handler in before.items():
         signal.signal(number, handler)
     time.sleep(0.2)
