@@ -32,6 +32,10 @@ ROOMS_OF = {
 
 MOST_LINES = 300
 MOST_FUNCTION_LINES = 40
+ROOT_FILES = {
+    "CHANGELOG.md", "CONTRIBUTING.md", "DECISIONS.md", "LICENSE", "README.md", "constraints.txt", "llms.txt",
+    "mkdocs.yml", "pyproject.toml",
+}  # fmt: skip
 ONE_FILE = {"autoprune.device.measure"}
 """`measure.py` is copied alone to devices that have no autoprune: it cannot be divided."""
 
@@ -40,6 +44,12 @@ REACHES_TORCH: set[str] = set()
 NAMES_LIBRARY: set[str] = set()
 LONG_FILES: set[str] = set()
 LONG_FUNCTIONS: set[str] = set()
+
+
+def test_the_root_holds_no_stray_file() -> None:
+    """A slip of a redirection is committed easily, and seen by everyone who opens the repository."""
+    files = {path.name for path in PACKAGE.parent.iterdir() if path.is_file() and not path.name.startswith(".")}
+    assert files == ROOT_FILES
 
 
 def test_no_file_imports_itself_in_a_circle() -> None:
