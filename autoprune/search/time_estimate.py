@@ -16,6 +16,9 @@ from autoprune.search.trial_times import MeasuredTrials, TrialTimes
 _PRIOR_SHARE = 0.05
 """An expectation weighs as much as this share of a part, beside what was measured of that part."""
 
+_PRIOR_TRIALS = 2.0
+"""An expectation weighs at least as much as so many trials: one that harms a model ends early, and is no measure."""
+
 _LEAST_SHARE = 0.03
 """Share of a part that is still expected when it takes longer than expected: an end is not announced."""
 
@@ -189,15 +192,14 @@ class TimeEstimate:
         course = self._courses.get(part.name)
         if course is not None and course.over:
             return 0.0
-        part = self._with_measured_passes(part)
         if course is None or part.name != self._current:
-            done = course.done if course else 0.0
+            part, done = self._with_measured_passes(part), course.done if course else 0.0
             return part.seconds(times, units=max(part.units - done, 0.0))
         elapsed, ahead = now_s - course.begun_s, max(part.units - course.done, 0.0)
         if not ahead:
             return 0.0
         if part.passes is not None:
-            return self._trials_left(part, course, times, ahead, elapsed)
+            return self._trials_left(self._as_other_rungs(part), course, times, ahead, elapsed)
         expected = part.seconds(times)
         if course.done:
             unit_s = (course.last_s + _PRIOR_SHARE * expected) / (course.done + _PRIOR_SHARE * part.units)
@@ -205,14 +207,20 @@ class TimeEstimate:
         return max(expected - elapsed, _LEAST_SHARE * expected)
 
     def _trials_left(self, part: Part, course: _Course, times: TrialTimes, ahead: float, elapsed: float) -> float:
-        """Return the seconds until `ahead` more trials have run, those that run now among them, in the part's slots."""
+        """Return the seconds until `ahead` more trials have run, those that run now among them, in the part's slots.
+
+        Some end early. One that has run for longer than all of those is as long as expected.
+        """
         taken, begins = course.trials(part.slots)
         taught_s, expected = times.teach_s * part.taught, part.seconds(times, units=1) - times.teach_s * part.taught
         # The teacher answers during the first trial of a slot.
         seen = sum(taken) - taught_s * min(len(taken), part.slots)
-        prior = _PRIOR_SHARE * part.units
+        prior = max(_PRIOR_SHARE * part.units, _PRIOR_TRIALS)
         trial_s = max(seen + prior * expected, 0.0) / (len(taken) + prior)
-        first_s = [trial_s + (taught_s if not begun else 0.0) for begun in begins]
+        whole_s = max(trial_s, expected)
+        longest = max(taken, default=math.inf)
+        likely_s = [trial_s if elapsed - begun < longest else whole_s for begun in begins]
+        first_s = [s + (taught_s if not begun else 0.0) for begun, s in zip(begins, likely_s, strict=True)]
         running = min(math.ceil(ahead), part.slots)
         ends = [max(begun + s - elapsed, _LEAST_SHARE * s) for begun, s in zip(begins, first_s, strict=True)][:running]
         heapq.heapify(ends)
@@ -222,11 +230,15 @@ class TimeEstimate:
 
     def _with_measured_passes(self, part: Part) -> Part:
         """Return a part that is trials with the passes that its trials took, or as the dearest rung like it was off."""
+        if part.passes is not None and part.name in self.measured:
+            return replace(part, passes=self.measured[part.name].passes)
+        return self._as_other_rungs(part)
+
+    def _as_other_rungs(self, part: Part) -> Part:
+        """Return a part that is trials with the passes that the dearest other rung like it was off by."""
         if part.passes is None:
             return part
-        if part.name in self.measured:
-            return replace(part, passes=self.measured[part.name].passes)
-        known = [name for name in self.measured if name in self.parts]
+        known = [name for name in self.measured if name in self.parts and name != part.name]
         alike = [name for name in known if self.measured[name].tuned == part.tuned]
         dearest = max(alike, key=list(self.parts).index, default=None)  # rungs are in the order of their fidelities
         expected = self.parts[dearest].passes if dearest else None

@@ -5,6 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
+_LOAD_SD, _FIXED_SD, _PASS_SD = 0.5, 1.0, 0.3
+"""Standard deviations of what rehearsed times are off by, as shares: of all parts together (trials run beside each
+other), and of either part alone. The fixed part of a rehearsed trial leaves out what whole validation data take."""
+
+_TRIAL_SD = 0.1
+"""Standard deviation of the seconds of one trial, as a share."""
+
+_LEAST_FACTOR = 0.1
+"""Factor on a part of rehearsed times at least: no part of a trial takes no time."""
+
 _FAR_APART = 2.0
 """Two rungs tell the two parts of a trial's time apart when one has this many times the passes of the other."""
 
@@ -57,15 +69,18 @@ class TrialTimes:
     def corrected(self, measured: Iterable[MeasuredTrials]) -> TrialTimes:
         """Return the times that agree with measured rungs; without any they stay.
 
-        Fine-tuned rungs scale all parts of rehearsed times. Otherwise the cheapest and the dearest decide where their
-        passes differ enough, and one alone scales. Trials without fine-tuning say what these take alone: layers in int8
-        slow them down, and not the training.
+        Fine-tuned rungs update rehearsed times, each of the two parts by what the rungs tell of it: a brief one is
+        mostly the fixed part, and says little about the passes. Without a rehearsal the cheapest and the dearest decide
+        where their passes differ enough, and one alone scales. Trials without fine-tuning say what these take alone:
+        layers in int8 slow them down, and not the training.
         """
         rungs = sorted((r for r in measured if r.seconds > 0 and r.count), key=lambda rung: rung.passes)
         tuned, others = [r for r in rungs if r.tuned], [r for r in rungs if not r.tuned and r.warm]
         warm = [r for r in tuned if r.warm] or ([] if self.rehearsed else tuned)
         if warm and not self.rehearsed and warm[-1].passes > _FAR_APART * warm[0].passes:
             times = self._fitted(warm[0], warm[-1])
+        elif warm and self.rehearsed:
+            times = self._updated(warm)
         elif warm:
             times = self._scaled(self._scale(warm))
         else:  # the first trials of workers take longer than others: that they are slow says nothing
@@ -75,14 +90,26 @@ class TrialTimes:
             times = replace(times, fixed_s=max(rest_s / sum(r.count for r in others), 0.0))
         return times
 
-    def _scaled(self, factor: float) -> TrialTimes:
-        """Return times of fine-tuned trials that are `factor` times as long."""
+    def _scaled(self, of_fixed: float, of_passes: float | None = None) -> TrialTimes:
+        """Return times of fine-tuned trials whose parts are so many times as long; one factor is that of both."""
+        of_passes = of_fixed if of_passes is None else of_passes
         return replace(
             self,
-            tuned_fixed_s=factor * self.tuned_fixed_s,
-            pass_s=factor * self.pass_s,
-            teach_s=factor * self.teach_s,
+            tuned_fixed_s=of_fixed * self.tuned_fixed_s,
+            pass_s=of_passes * self.pass_s,
+            teach_s=of_passes * self.teach_s,
         )
+
+    def _updated(self, rungs: Sequence[MeasuredTrials]) -> TrialTimes:
+        """Return the most likely times: factors on both parts are normal around 1, and so are the seconds of trials."""
+        factors = np.ones(2)
+        covariance = _LOAD_SD**2 + np.diag([_FIXED_SD**2, _PASS_SD**2])
+        for rung in rungs:
+            parts = np.array([self.tuned_fixed_s, self.pass_s * rung.passes + self.teach_s * rung.taught])
+            gain = covariance @ parts / (parts @ covariance @ parts + (_TRIAL_SD * rung.seconds) ** 2 / rung.count)
+            factors = factors + gain * (rung.seconds - parts @ factors)
+            covariance = covariance - np.outer(gain, parts @ covariance)
+        return self._scaled(*np.maximum(factors, _LEAST_FACTOR).tolist())
 
     def _fitted(self, cheap: MeasuredTrials, dear: MeasuredTrials) -> TrialTimes:
         """Return times of which both rungs took as many; the teacher has its share of the time of a pass."""

@@ -51,7 +51,8 @@ def watched(options: list[str], folder: Path, log: Path) -> tuple[float, list[Es
                 written = path.stat().st_mtime if path.exists() else 0.0
                 if written > seen:
                     seen, noted = written, json.loads(path.read_text())
-                    estimates.append(Estimate(written - start, noted["seconds_left"], noted["stage"]))
+                    if "seconds_left" in noted:  # before there is an estimate, only the time spent is noted
+                        estimates.append(Estimate(written - start, noted["seconds_left"], noted["stage"]))
         finally:
             process.terminate()
     if process.returncode:
