@@ -17,7 +17,8 @@ from autoprune.device.target import Target, differences
 from autoprune.errors import LatencyError
 from autoprune.files import parsed_json
 from autoprune.latencies import Geometry
-from autoprune.latency.fitting import DRAWS, HeldOut
+from autoprune.latency.deviations import DRAWS
+from autoprune.latency.fitting import HeldOut
 from autoprune.latency.geometries import PricedOperators
 from autoprune.latency.predictor import Costs, GeometryIndex, LatencyPredictor
 from autoprune.quantization.arithmetic import AccuracyLevels

@@ -22,7 +22,6 @@ from autoprune.latency.prior import prior_ms
 from autoprune.latency.sampling import covering_rows, every_other, random_rows, scanned_rows, uniform_ladder
 from autoprune.latency.table import FIT, SCAN
 from autoprune.profiling.duration import (
-    LEAST_ROUNDS,
     LOAD_S,
     MOST_ROUNDS,
     REMEASURED,
@@ -208,20 +207,22 @@ class ProfileWork:
         prior_values, geometries = np.array([*prior.values()]), tuple(prior)
         self.time(uniform_ladder(self.space), FIT)
         errors: list[float] = []
+        until_error_stays = not self.space.layer_names
         for _ in range(MOST_ROUNDS):
             start = self.elapsed()
             seen = occurrences(index.numbers(self.evidence.rows[self.evidence.fitted()]), len(prior)).sum(axis=0)
             rows = covering_rows(self.space, self.columns, index, ROUND, seen, self.rng)
+            # Before the round: its policies are new to this fit.
+            fitted = self.fit(index, geometries, prior_values) if until_error_stays else None
             dense_ms = self.dense_ms
-            fitted = self.fit(index, geometries, prior_values)
             self.time(rows, FIT)
-            measured = self.evidence.ratios[-len(rows) :] * dense_ms
-            predicted = fitted.predict(occurrences(index.numbers(rows), len(prior)))
-            errors.append(float(np.abs(predicted / measured - 1).mean()))
-            took = self.elapsed() - start
-            late = self.elapsed() + took * (1 + REMEASURED / ROUND) > self.max_seconds
-            stalled = not self.space.layer_names and len(errors) > 2 and min(errors[-2:]) > _GAIN * min(errors[:-2])
-            if len(errors) >= LEAST_ROUNDS and (late or stalled):
+            if fitted is not None:
+                predicted = fitted.predict(occurrences(index.numbers(rows), len(prior)))
+                measured = self.evidence.ratios[-len(rows) :] * dense_ms
+                errors.append(float(np.abs(predicted / measured - 1).mean()))
+                if len(errors) > 2 and min(errors[-2:]) > _GAIN * min(errors[:-2]):
+                    break
+            if self.elapsed() + (self.elapsed() - start) * (1 + REMEASURED / ROUND) > self.max_seconds:
                 break
 
 

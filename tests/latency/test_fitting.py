@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoprune.latency.fitting import DRAWS, fit, held_out, spearman
+from autoprune.latency import fitting
+from autoprune.latency.deviations import DRAWS
+from autoprune.latency.fitting import fit, held_out, spearman
 from autoprune.latency.monotonicity import monotone
 
 OPERATORS, LEVELS = 8, 12
@@ -63,6 +65,20 @@ def test_what_a_kind_has_in_common_is_learned_for_entries_that_no_policy_held():
     alone = fit(counts, times, prior, noise=0.002).entries_ms[1::3]
     assert errors(together, entries[1::3]) < 0.1
     assert errors(alone, entries[1::3]) > 0.3
+
+
+def test_an_overhead_that_differs_from_operator_to_operator_leaves_cheap_entries_free(monkeypatch):
+    """Entries differ by a hundred times; the profiler adds to each what it does not add to the others."""
+    entries = np.geomspace(0.005, 0.5, OPERATORS * LEVELS)[np.random.default_rng(3).permutation(OPERATORS * LEVELS)]
+    counts, times, prior, _ = world(5, policies=120, noise=0.002, prior_error=0.05, entries=entries)
+    prior = prior + 0.05 * np.random.default_rng(4).uniform(0.2, 1.8, size=len(prior))
+
+    def error():
+        return errors(fit(counts[:80], times[:80], prior, noise=0.002).predict(counts[80:]), times[80:])
+
+    free = error()
+    monkeypatch.setattr(fitting, "_OVERHEAD_SHARES", (0.0,))
+    assert free < 0.7 * error()
 
 
 def test_a_machine_without_a_remainder_gets_none():

@@ -7,8 +7,8 @@ import pytest
 from autoprune.device.address import Address
 from autoprune.device.connect import make_target
 from autoprune.errors import LatencyError, MissingEntryError, RunFolderError
+from autoprune.latency.deviations import DRAWS
 from autoprune.latency.evidence import refit_table
-from autoprune.latency.fitting import DRAWS
 from autoprune.latency.geometries import PricedOperators
 from autoprune.latency.table import CANDIDATE, FIT, HELD_OUT, SCAN, LatencyTable
 from autoprune.records import Policy, SearchSpace, digest_of
