@@ -1,7 +1,7 @@
 """How well five ways of predicting latency predict the same held-out policies of the same models, in one run.
 
     python scripts/benchmarks/latency.py --out runs/latency [--models resnet20 ...] [--threads 1 2] [--batches 1 8]
-        [--space joint]
+        [--space joint vit=transformer-joint lstm=transformer-joint]
 
 Compared: the fitted latency table; isolated operators (each timed alone, as a model of its own); the runtime's profiler
 (node times inside whole models); multiply-accumulates; parameters. All but the table get a line fitted to end-to-end
@@ -50,17 +50,21 @@ def main() -> None:
     )
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
-    parser.add_argument("--space", default="widths")
+    parser.add_argument(
+        "--space", nargs="+", default=["widths"], help="of all models, and of some: SPACE MODEL=SPACE (default: widths)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     rows, points = [], []
+    spaces = dict.fromkeys(given.models, next((each for each in given.space if "=" not in each), "widths"))
+    spaces |= dict(each.split("=", 1) for each in given.space if "=" in each)
     for model in given.models:
         structure = analyze(MODELS[model](1, PIXELS, CLASSES).eval(), (torch.zeros(1, 1, PIXELS, PIXELS),))
         for threads in given.threads:
             for batch in given.batches:
                 target = make_target("ort-cpu", threads, batch)
-                predictions = compare(structure, target, given.space, given.seed)
+                predictions = compare(structure, target, spaces[model], given.seed)
                 for method, (predicted, measured, extra) in predictions.items():
                     rows.append(
                         {"model": model, "threads": threads, "batch": batch, "method": method}
