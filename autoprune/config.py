@@ -32,7 +32,7 @@ FOUNDATION = (
 )
 """Fields that a run folder is bound to: a run that differs in one of these needs a folder of its own."""
 
-QUESTION = ("space", "strategy", "sampler", "effort", "trials")
+QUESTION = ("space", "strategy", "sampler", "effort", "trials", "schedule")
 """Fields that may change until the first trial. Budgets may change at any time: other budgets make new studies."""
 
 _BY_ANY_COST = ("guided", "direct", "random", "uniform")
@@ -98,6 +98,10 @@ class RunConfig(BaseModel):
     mean of ranks."""
     reconstruct: bool = True
     """Whether layers that read pruned channels are refitted by least squares."""
+    schedule: Literal["one-shot", "set", "rigl"] = "one-shot"
+    """How full fine-tunes treat the zeros of a policy: they stay where they are (`one-shot`), or change places, the
+    smallest weights for random ones (`set`) or for those with the largest gradients (`rigl`), as by the `schedule` of
+    `autoprune.sparsify`."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of everything."""
     table: str | None = None

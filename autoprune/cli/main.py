@@ -158,6 +158,12 @@ def search(
             "name lists all), or weighted ranks such as 0.5*l2+0.5*taylor.",
         ),
     ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            "--schedule", help="Zeros in full fine-tunes: one-shot (they stay where they are), set or rigl (exchanged)."
+        ),
+    ] = None,
     table: TableOption = None,
     measure_table: Annotated[
         bool, typer.Option("--measure-table", help="Measure a latency table though no budget limits the latency.")
@@ -195,8 +201,9 @@ def search(
     given = given_options(
         task=task, model=model, data_dir=data_dir, dense=dense, space=space, target=target, threads=threads,
         batch=batch, precision=precision, budgets=budget or None, strategy=strategy, sampler=sampler,
-        effort=effort, trials=trials, scores=scores, table=table, allow_foreign_table=allow_foreign_table or None,
-        executor=executor, workers=workers, worker_threads=worker_threads, seed=seed, ray_address=ray_address,
+        effort=effort, trials=trials, scores=scores, schedule=schedule, table=table,
+        allow_foreign_table=allow_foreign_table or None, executor=executor, workers=workers,
+        worker_threads=worker_threads, seed=seed, ray_address=ray_address,
         resources=resources, trial_timeout=trial_timeout, storage=storage, warm_start=warm_start,
         measure_table=measure_table or None, allow_noise=allow_noise or None,
         max_minutes=minutes_of(max_time) if max_time is not None else None,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from autoprune.evaluation.calibration_examples import arithmetic_of, calibration_inputs, reconstruction_of
 from autoprune.evaluation.costs import sizes
-from autoprune.evaluation.zeros import mask_terms, masks_of, note_treatments, patterns_of, take_trained
+from autoprune.evaluation.zeros import TrainedZeros, note_treatments, patterns_of
 from autoprune.pruning import Cut
 from autoprune.quantization.arithmetic import DEFAULT_ARITHMETIC, Arithmetic
 from autoprune.quantization.calibration import calibrated, calibration_passes, split_treatments
@@ -230,23 +230,25 @@ class DenseModel:
         *,
         samples: int,
         seed: int,
+        schedule: str = "one-shot",
         passes: SamplePasses | None = None,
         memory: TeacherMemory | None = None,
         on_progress: OnProgress | None = None,
     ) -> FinetuneResult:
         """Fine-tune the model of a policy in place, with this model as teacher.
 
-        It trains in its trained form, or, where steps of weights are coarse, through the rounding; zeros stay.
-        Arguments are those of `training.finetune.finetune`.
+        It trains in its trained form, or, where steps of weights are coarse, through the rounding. Zeros stay as many,
+        and by a `schedule` other than `one-shot` change their places. Other arguments are those of
+        `training.finetune.finetune`.
         """
         form = self._through_rounding(model, policy) or self.trained_form(model)
-        masks = masks_of(model, patterns_of(policy, self.structure.layers, model))
+        zeros = TrainedZeros(model, form, patterns_of(policy, self.structure.layers, model), schedule)
         result = finetune(
             form, self.task, samples=samples, seed=seed, teacher=self.module, passes=passes, memory=memory,
-            relative_cost=self.relative_cost(policy), held_out=self.held_out, terms=mask_terms(masks, form),
+            relative_cost=self.relative_cost(policy), held_out=self.held_out, terms=zeros.terms,
             on_progress=on_progress,
         )  # fmt: skip
-        take_trained(model, form, masks)
+        zeros.take_trained()
         return result
 
     def _through_rounding(self, model: GraphModel, policy: Policy) -> GraphModel | None:

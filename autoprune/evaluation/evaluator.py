@@ -36,12 +36,13 @@ class Evaluator:
     """Scores policies that cut `dense_model`; `predict_ms` gives the latency of a policy, or what orders policies
     where `latency_source` is "none".
 
-    The result of a full fine-tune holds its weights.
+    The result of a full fine-tune holds its weights; its zeros follow the `schedule`, those of shorter ones stay.
     """
 
     dense_model: DenseModel
     predict_ms: PredictOne
     latency_source: Literal["predicted", "none"] = "predicted"
+    schedule: str = "one-shot"
 
     def __call__(self, spec: TrialSpec) -> TrialResult:
         """Run a trial.
@@ -87,6 +88,7 @@ class Evaluator:
                 spec.policy,
                 samples=spec.fidelity.finetune_samples,
                 seed=spec.seed,
+                schedule=self.schedule if spec.fidelity.name == FULL else "one-shot",
                 passes=passes,
                 memory=self.dense_model.teacher,
             )
@@ -142,6 +144,7 @@ class EvaluatorFactory:
     data_dir: str | None
     run_dir: str
     threads: int = 1
+    schedule: str = "one-shot"
     files: Mapping[str, bytes] | None = None
 
     def packed(self) -> EvaluatorFactory:
@@ -174,4 +177,5 @@ class EvaluatorFactory:
             dense_model=dense_model,
             predict_ms=lambda policy: float(predictor.predict([policy])[0]),
             latency_source="predicted" if known else "none",
+            schedule=self.schedule,
         )

@@ -1,9 +1,11 @@
-"""Zeros of a policy in its model: patterns of the weights, and masks that fine-tuning keeps."""
+"""Zeros of a policy in its model: patterns of the weights, and which weights they are while it is fine-tuned."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +13,21 @@ from torch import Tensor, nn
 from autoprune.records import Policy
 from autoprune.sparsity.patterns import Pattern
 from autoprune.structure import GraphModel, module_tensors
+from autoprune.training.drop_and_regrow import DropAndRegrow
+from autoprune.training.known_masks import KnownMasks
+from autoprune.training.mask_schedule import MaskSchedule
 from autoprune.training.masked import MaskedWeights
+from autoprune.training.terms import Term
 from autoprune.treatments import Layer
+
+SCHEDULES: Mapping[str, Callable[[KnownMasks], MaskSchedule | None]] = MappingProxyType(
+    {
+        "one-shot": lambda plan: None,
+        "set": partial(DropAndRegrow, by_gradient=False),
+        "rigl": partial(DropAndRegrow, by_gradient=True),
+    }
+)
+"""Schedules of `autoprune.sparsify` that keep the number of zeros from the beginning of a training, by name."""
 
 
 def patterns_of(policy: Policy, layers: Iterable[Layer], model: nn.Module) -> dict[str, Pattern]:
@@ -48,25 +63,39 @@ def note_treatments(model: GraphModel, policy: Policy, layers: Iterable[Layer]) 
     return model
 
 
-def masks_of(model: nn.Module, patterns: Mapping[str, Pattern]) -> dict[str, Tensor]:
-    """Return where weights of a model that has its zeros are not zero, by their names."""
-    tensors = module_tensors(model)
-    return {name: tensors[name].detach() != 0 for name in patterns}
+class TrainedZeros:
+    """The zeros of a model while it is trained in some form, and which of its weights they are after that.
 
+    Args:
+        model: has its zeros.
+        form: what is trained: the model itself, or a form that shares or copies its weights.
+        patterns: of its weights by name.
+        schedule: one of `SCHEDULES`.
+    """
 
-def mask_terms(masks: Mapping[str, Tensor], form: nn.Module) -> Sequence[MaskedWeights]:
-    """Return the terms that keep the zeros of a model while it is trained in some form."""
-    known = dict(form.named_parameters(remove_duplicate=False))
-    held = {name: mask for name, mask in masks.items() if name in known}
-    return [MaskedWeights(held)] if held else []
+    def __init__(self, model: GraphModel, form: nn.Module, patterns: Mapping[str, Pattern], schedule: str) -> None:
+        self._model, self._form = model, form
+        tensors, known = module_tensors(model), dict(form.named_parameters(remove_duplicate=False))
+        self._masks = {name: tensors[name].detach() != 0 for name in patterns}
+        held = {name: mask for name, mask in self._masks.items() if name in known}
+        self._plan = KnownMasks(masks=held, patterns=patterns)
+        self._exchange = SCHEDULES[schedule](self._plan) if held else None
+        self.terms: Sequence[Term] = [self._exchange or MaskedWeights(held)] if held else []
+        """The terms of the training that hold the zeros."""
 
+    @torch.no_grad()
+    def take_trained(self) -> None:
+        """Give the model the tensors of its trained form, in place, with zeros outside of the last masks."""
+        trained, tensors = module_tensors(self._form), module_tensors(self._model)
+        for name, tensor in tensors.items():
+            if self._form is not self._model and name in trained:  # constants of the graph are not
+                tensor.copy_(trained[name])
+        for name, mask in (self._masks | self._exchanged()).items():
+            tensors[name].masked_fill_(~mask, 0.0)
 
-@torch.no_grad()
-def take_trained(model: GraphModel, form: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Give a model the tensors of the form in which it was trained, in place, with zeros outside of masks."""
-    trained, tensors = module_tensors(form), module_tensors(model)
-    for name, tensor in tensors.items():
-        if form is not model and name in trained:  # constants of the graph are not
-            tensor.copy_(trained[name])
-    for name, mask in masks.items():
-        tensors[name].masked_fill_(~mask, 0.0)
+    def _exchanged(self) -> dict[str, Tensor]:
+        """Return the last masks by name, where they changed."""
+        if self._exchange is None:
+            return {}
+        pairs = zip(self._plan.groups, self._exchange.kept, strict=True)
+        return {group.name: kept.view(self._masks[group.name].shape).cpu() for group, kept in pairs}

@@ -96,6 +96,7 @@ def _finetune(run: Run, prepared: Prepared, candidate: Candidate, epochs: float,
         policy,
         samples=max(1, round(epochs * length(dense_model.task.train_set))),
         seed=run.config.seed,
+        schedule=run.config.schedule,
         on_progress=lambda done, total, loss: events.advance(done, total, f"loss {loss:.3f}"),
     )
     if result.undone:

@@ -39,6 +39,7 @@ def executor_of(config: RunConfig, folder: RunFolder, evaluator: Callable[[], Ev
         data_dir=config.data_dir,
         run_dir=str(folder.path.resolve()),
         threads=config.worker_threads,
+        schedule=config.schedule,
     )
     if config.executor == "process":
         with ProcessExecutor(

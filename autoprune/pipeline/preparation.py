@@ -38,6 +38,7 @@ class Prepared:
     dense_score: float
     effort: Effort
     deployment: Deployment
+    schedule: str = "one-shot"
 
     def evaluator(self) -> Evaluator:
         """Return the evaluator of trials in this process."""
@@ -45,6 +46,7 @@ class Prepared:
             dense_model=self.dense_model,
             predict_ms=self.costs.predict_ms,
             latency_source="predicted" if self.costs.knows_latency else "none",
+            schedule=self.schedule,
         )
 
 
@@ -88,5 +90,6 @@ def prepare(
         folder=folder, dense_model=dense_model, measurer=measurer, seed=config.seed, foreign=foreign
     )
     return Prepared(
-        space=space, costs=costs, dense_model=dense_model, dense_score=score, effort=effort, deployment=deployment
-    )
+        space=space, costs=costs, dense_model=dense_model, dense_score=score, effort=effort, deployment=deployment,
+        schedule=config.schedule,
+    )  # fmt: skip

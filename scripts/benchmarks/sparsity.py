@@ -4,6 +4,7 @@
         --budget 50% --budget 25% --budget 12% --budget 6% --seeds 0 1 2 --points 0 10000 --out sparsity.csv
 
 - `searched`: the guided search over the levels of a space; the best policy of its last rung within the budget.
+  `searched+rigl`: the same policy, whose zeros change places in the fine-tuning.
 - `uniform`: the same level in all layers; `global magnitude`, `LAMP` and `ERK`: zeros that the dense weights share out,
   each with the nearest levels of the space within the budget (`pipeline.baselines`).
 - `gradual+lamp`, `rigl+lamp`, `admm+lamp`, `l1+lamp`: the dense net becomes sparse while it trains for so many passes,
@@ -54,9 +55,9 @@ from autoprune.training.sample_passes import SamplePasses
 from autoprune.training.scoring import evaluate
 from autoprune.treatments import INT8
 
-SEARCHED, UNIFORM = "searched", "uniform"
+SEARCHED, EXCHANGED, UNIFORM = "searched", "searched+rigl", "uniform"
 SCHEDULES = ("gradual+lamp", "rigl+lamp", "admm+lamp", "l1+lamp")
-METHODS = (SEARCHED, UNIFORM, *SHARED_OUT, *SCHEDULES)
+METHODS = (SEARCHED, EXCHANGED, UNIFORM, *SHARED_OUT, *SCHEDULES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,13 +159,15 @@ def policies(
     for written, strategy, policy in shared_out_zeros(plan, costs, dense_model.module):
         if strategy in given.methods:
             yield strategy, budgets[written], policy, 0
-    if SEARCHED in given.methods:
+    searched = [method for method in (SEARCHED, EXCHANGED) if method in given.methods]
+    if searched:
         with executor_of(config, run, prepared.evaluator) as executor:
             exploration = explore(plan, costs, prepared.deployment, executor, Silent())
             passes = search_passes(exploration.outcome, effort, dense_model.task, executor.slots, 0.0)
         for written, limit in costs.limits.items():
             for best in best_within(exploration.last_rung, limit, 1):
-                yield SEARCHED, budgets[written], best.policy, round(sum(passes.values()) / len(costs.limits))
+                for method in searched:
+                    yield method, budgets[written], best.policy, round(sum(passes.values()) / len(costs.limits))
 
 
 def scored(prepared: Prepared, policy: Policy, row: Row) -> Row:
@@ -175,7 +178,8 @@ def scored(prepared: Prepared, policy: Policy, row: Row) -> Row:
     dense_model.repair(model, cut, SamplePasses())
     model = copy.deepcopy(dense_model.fitted(model, policy))
     if row.passes:
-        dense_model.finetune(model, policy, samples=row.passes, seed=row.seed)
+        schedule = "rigl" if row.method == EXCHANGED else "one-shot"
+        dense_model.finetune(model, policy, samples=row.passes, seed=row.seed, schedule=schedule)
     deployed: GraphModel = dense_model.as_deployed(model, policy)
     score = evaluate(deployed, dense_model.task, dense_model.task.test_set, dense_outputs=None).score
     sizes, dense = dense_model.sizes(policy), dense_model.sizes(dense_model.structure.dense_policy())

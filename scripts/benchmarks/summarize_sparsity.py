@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 
 METHODS = {
-    "searched": "searched", "uniform": "uniform", "global magnitude": "global magnitude", "LAMP": "LAMP", "ERK": "ERK",
+    "searched": "searched", "searched+rigl": "searched, RigL", "uniform": "uniform", "global magnitude": "global magnitude", "LAMP": "LAMP", "ERK": "ERK",
     "gradual+lamp": "gradual", "rigl+lamp": "RigL", "admm+lamp": "ADMM", "l1+lamp": "L1",
 }  # fmt: skip
 """Methods in the order of the columns, and their headings."""

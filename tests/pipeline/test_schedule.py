@@ -1,0 +1,39 @@
+"""The schedule of zeros goes from the options of a search to its workers, and is a part of the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+import autoprune
+from autoprune.errors import RunFolderError
+from autoprune.evaluation import Evaluator
+from autoprune.pipeline.expected_work import derived_effort
+from autoprune.trials import TrialSpec, trial_seed
+from tests.conftest import QUICK, SPEC
+from tests.measurers import SimulatedMeasurer
+
+
+def test_full_fine_tunes_of_workers_exchange_zeros(finished: autoprune.Run, tmp_path: Path) -> None:
+    options = QUICK | {"budgets": ["bytes:30%"], "space": "unstructured", "executor": "process", "workers": 1}
+    dense = str(finished.folder.dense)
+    run = autoprune.search(
+        SPEC, run_dir=tmp_path / "r", measurer=SimulatedMeasurer(), dense=dense, schedule="rigl", **options
+    )
+    model = run.models[0]
+    stored = safetensors.torch.load_file(run.folder.model(model.digest).weights)
+    full = derived_effort(run.config, run.open_task()).full
+    again = TrialSpec(number=0, policy=model.policy, fidelity=full, seed=trial_seed(run.config.seed, full))
+    weights = {}
+    for schedule in ("one-shot", "rigl"):
+        evaluator = Evaluator(dense_model=run.dense_model, predict_ms=lambda _: 1.0, schedule=schedule)
+        result = evaluator(again)
+        assert result.weights is not None
+        weights[schedule] = safetensors.torch.load(result.weights)
+    assert all(torch.equal(stored[name], weights["rigl"][name]) for name in stored)
+    assert not all(torch.equal(stored[name], weights["one-shot"][name]) for name in stored)
+    with pytest.raises(RunFolderError, match="schedule was 'rigl' and is 'set'"):
+        autoprune.search(run_dir=run.folder.path, measurer=SimulatedMeasurer(), schedule="set")
