@@ -7,8 +7,9 @@
   `searched+rigl`: the same policy, whose zeros change places in the fine-tuning.
 - `uniform`: the same level in all layers; `global magnitude`, `LAMP` and `ERK`: zeros that the dense weights share out,
   each with the nearest levels of the space within the budget (`pipeline.baselines`).
-- `gradual+lamp`, `rigl+lamp`, `admm+lamp`, `l1+lamp`: the dense net becomes sparse while it trains for so many passes,
-  by a schedule of `autoprune.sparsify` or an L1 penalty, with the fewest zeros whose file is within the budget.
+- `one-shot+lamp`, `gradual+lamp`, `rigl+lamp`, `admm+lamp`, `l1+lamp`: the dense net becomes sparse while it trains for
+  so many passes, by a schedule of `autoprune.sparsify` or an L1 penalty, with the fewest zeros whose file is within the
+  budget: shares of any size, where the levels of a space are few.
 
 Budgets are shares of the bytes of the dense model in fp32. Every policy has the same repair (optimal brain surgeon,
 layer by layer) and the same fine-tuning, from its repaired start, once for each number of passes; schedules have their
@@ -56,7 +57,7 @@ from autoprune.training.scoring import evaluate
 from autoprune.treatments import INT8
 
 SEARCHED, EXCHANGED, UNIFORM = "searched", "searched+rigl", "uniform"
-SCHEDULES = ("gradual+lamp", "rigl+lamp", "admm+lamp", "l1+lamp")
+SCHEDULES = ("one-shot+lamp", "gradual+lamp", "rigl+lamp", "admm+lamp", "l1+lamp")
 METHODS = (SEARCHED, EXCHANGED, UNIFORM, *SHARED_OUT, *SCHEDULES)
 
 

@@ -12,7 +12,7 @@ and what each method spends, search included, until it has 95 % of the largest o
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -68,7 +68,12 @@ def scores(rows: Sequence[Row], method: str) -> dict[int, float]:
     return {row.seed: float(row.test_score or 0) for row in rows if row.method == method}
 
 
-def verdict(by_seed: dict[int, float], base: dict[int, float]) -> str:
+def interval(values: Sequence[float]) -> float:
+    """Return half of the 95 % t interval of the mean of several values."""
+    return float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def verdict(by_seed: Mapping[int, float], base: Mapping[int, float]) -> str:
     """Mean paired difference in points, its interval, and what follows."""
     seeds = sorted(by_seed.keys() & base.keys())
     if not seeds:
@@ -77,7 +82,7 @@ def verdict(by_seed: dict[int, float], base: dict[int, float]) -> str:
     mean = float(differences.mean())
     if len(seeds) < 2:
         return f"{mean:+.2f} ?"
-    half = float(stats.t.ppf(0.975, len(seeds) - 1) * differences.std(ddof=1) / np.sqrt(len(seeds)))
+    half = interval(differences.tolist())
     word = "tie" if abs(mean) <= half else "ahead" if mean > 0 else "behind"
     return f"{mean:+.2f} ± {half:.2f} {word}"
 

@@ -1,9 +1,11 @@
-"""A table of `sparsity.py`: test scores in percent by model, space and budget, as Markdown.
+"""Tables of `sparsity.py` as Markdown: test scores in percent, and how far one method is from each of the others.
 
-    python scripts/benchmarks/summarize_sparsity.py sparsity.csv [--passes 10000]
+    python scripts/benchmarks/summarize_sparsity.py sparsity.csv [more.csv ...] [--passes 10000] [--against searched]
 
-Several seeds are their mean, with the lowest and the highest one behind it. `-` where no policy of a method has so few
-bytes. The score in bold is the highest of its row.
+A score of several seeds is their mean with a 95 % t interval; `-` where no policy of a method has so few bytes. The
+score in bold is the highest of its row. The second table has the difference from `--against` to every other method over
+the seeds that both have, with a 95 % t interval: `ahead` and `behind` only where the interval leaves out 0, `tie`
+otherwise, `?` with a single seed. Of rows for the same seed in several files the last one counts.
 """
 
 from __future__ import annotations
@@ -11,48 +13,88 @@ from __future__ import annotations
 import argparse
 import csv
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import fmean
 
+from summarize_curves import interval, verdict
+
 METHODS = {
-    "searched": "searched", "searched+rigl": "searched, RigL", "uniform": "uniform", "global magnitude": "global magnitude", "LAMP": "LAMP", "ERK": "ERK",
+    "searched": "searched", "searched+rigl": "searched, RigL", "uniform": "uniform",
+    "global magnitude": "global magnitude", "LAMP": "LAMP", "ERK": "ERK", "one-shot+lamp": "LAMP, any share",
     "gradual+lamp": "gradual", "rigl+lamp": "RigL", "admm+lamp": "ADMM", "l1+lamp": "L1",
 }  # fmt: skip
 """Methods in the order of the columns, and their headings."""
 
+Scores = Mapping[tuple[str, str, str], Mapping[str, Mapping[int, float]]]
+"""Test scores by model, space and budget; method; and seed."""
 
-def table(rows: Iterable[Mapping[str, str]], passes: int) -> list[str]:
-    """Return the lines of a Markdown table of the rows with so many passes of fine-tuning."""
-    percent: dict[tuple[str, str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+
+def read_scores(rows: Iterable[Mapping[str, str]], passes: int) -> Scores:
+    """Return the test scores of the rows with so many passes of fine-tuning; later rows win."""
+    scores: dict[tuple[str, str, str], dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         if int(row["passes"]) == passes:
-            of_line = percent[row["model"], row["space"], row["budget"]]
-            of_line[row["method"]].append(100 * float(row["test_score"]))
-    lines = [f"| model | space | bytes | {' | '.join(METHODS.values())} |", "|---" * (3 + len(METHODS)) + "|"]
-    for (model, space, budget), scores in percent.items():
-        best = f"{max(map(fmean, scores.values())):.1f}"
-        cells = " | ".join(cell(scores.get(method, ()), best) for method in METHODS)
-        lines.append(f"| `{model}` | `{space}` | {budget.replace('%', ' %')} | {cells} |")
+            of_line = scores[row["model"], row["space"], row["budget"]]
+            of_line[row["method"]][int(row["seed"])] = float(row["test_score"])
+    return scores
+
+
+def score_table(scores: Scores) -> list[str]:
+    """Return the lines of the table of test scores in percent."""
+    present = [method for method in METHODS if any(method in of_line for of_line in scores.values())]
+    lines = _head("model", "space", "bytes", *(METHODS[method] for method in present))
+    for key, of_line in scores.items():
+        best = f"{max(100 * fmean(by_seed.values()) for by_seed in of_line.values()):.1f}"
+        lines.append(_line(*_of(key), *(cell(of_line.get(method, {}), best) for method in present)))
     return lines
 
 
-def cell(percent: Sequence[float], best: str) -> str:
-    """Return the mean of some scores and, of several, their range; `best` is the mean that is in bold."""
-    if not percent:
+def difference_table(scores: Scores, against: str) -> list[str]:
+    """Return the lines of the table of differences in points from one method to every other."""
+    present = [m for m in METHODS if m != against and any(m in of_line for of_line in scores.values())]
+    lines = _head("model", "space", "bytes", *(f"{METHODS[against]} minus {METHODS[method]}" for method in present))
+    for key, of_line in scores.items():
+        own = of_line.get(against, {})
+        lines.append(_line(*_of(key), *(verdict(own, of_line.get(method, {})) or "-" for method in present)))
+    return lines
+
+
+def cell(by_seed: Mapping[int, float], best: str) -> str:
+    """Return the mean in percent of scores by seed and, of several, its interval; `best` is the mean in bold."""
+    if not by_seed:
         return "-"
+    percent = [100 * score for score in by_seed.values()]
     mean = f"{fmean(percent):.1f}"
     shown = f"**{mean}**" if mean == best else mean
-    return shown if len(percent) == 1 else f"{shown} ({min(percent):.1f} to {max(percent):.1f})"
+    return shown if len(percent) == 1 else f"{shown} ± {interval(percent):.1f}"
+
+
+def _of(key: tuple[str, str, str]) -> tuple[str, str, str]:
+    model, space, budget = key
+    return f"`{model}`", f"`{space}`", budget.replace("%", " %")
+
+
+def _head(*titles: str) -> list[str]:
+    return [_line(*titles), "|---" * len(titles) + "|"]
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("csv", type=Path)
+    parser.add_argument("csv", type=Path, nargs="+")
     parser.add_argument("--passes", type=int, default=10_000)
+    parser.add_argument("--against", default="searched", choices=list(METHODS))
     options = parser.parse_args()
-    with options.csv.open(newline="") as file:
-        print("\n".join(table(csv.DictReader(file), options.passes)))
+    rows: list[dict[str, str]] = []
+    for path in options.csv:
+        with path.open(newline="") as file:
+            rows += csv.DictReader(file)
+    scores = read_scores(rows, options.passes)
+    print("\n".join([*score_table(scores), "", *difference_table(scores, options.against)]))
 
 
 if __name__ == "__main__":
