@@ -23,7 +23,7 @@ def sparsify(
         typer.Option(
             "--pattern",
             help="sparse:80%, sparse:80%@8x1 (blocks), 2:4, threshold:0.01, mean:1.5 (times the mean score), or "
-            "channels:50%, which are cut.",
+            "channels:50%, which are cut; none: zeros of --term alone.",
         ),
     ] = "sparse:80%",
     schedule: Annotated[
@@ -54,6 +54,14 @@ def sparsify(
             "global, zscore or erk.",
         ),
     ] = None,
+    term: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--term",
+            help="Penalty or bound of the training with its strength, as in a recipe: l1:0.0001, l2, growing, clip, "
+            "group-lasso, l0 or l0-units. Repeatable.",
+        ),
+    ] = None,
     epochs: Annotated[float, typer.Option("--epochs", help="Length of the training.")] = 4.0,
     allowed_drop: Annotated[
         float,
@@ -74,7 +82,7 @@ def sparsify(
 
         document = write_sparse_copy(
             config, out, events, pattern=pattern, schedule=schedule, finetune=finetune, scores=scores,
-            ranking=ranking, epochs=epochs, allowed_drop=allowed_drop,
+            ranking=ranking, terms=term or (), epochs=epochs, allowed_drop=allowed_drop,
         )  # fmt: skip
     if as_json:
         show_json(document)

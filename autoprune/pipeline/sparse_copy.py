@@ -73,6 +73,7 @@ def _document(task: Task, dense: nn.Module, model: nn.Module, out: Path) -> dict
         "pattern": about.pattern,
         "schedule": about.schedule,
         "finetune": about.finetune,
+        "terms": list(about.terms),
         "share_of_zeros": about.share_of_zeros,
         "score": about.score,
         "dense_score": about.dense_score,

@@ -33,10 +33,13 @@ from autoprune.training.growing_regularization import GrowingRegularization
 from autoprune.training.held_out import HeldOut
 from autoprune.training.iterative import ROUNDS, train_iteratively
 from autoprune.training.mask_schedule import MaskSchedule, OneShot
-from autoprune.training.plans import WeightPlan
+from autoprune.training.plans import NoPlan, WeightPlan
+from autoprune.training.recipe_terms import terms_named
 from autoprune.training.sample_passes import SamplePasses
 from autoprune.training.scoring import evaluate, predict_outputs
 from autoprune.trials import FORWARD_SHARE
+
+Plans = WeightPlan | ChannelPlan | NoPlan
 
 _WITHOUT_TRAINING = ("none", "bias", "least-squares")
 
@@ -52,6 +55,7 @@ class SparseTo:
     pattern: str
     schedule: str
     finetune: str
+    terms: tuple[str, ...]
     share_of_zeros: float
     score: float | None
     dense_score: float | None
@@ -70,6 +74,7 @@ class SparseJob:
     mode: str
     samples: int
     recipe: Recipe | None
+    terms: tuple[str, ...]
     seed: int
     allowed_drop: float
     watched: bool
@@ -77,7 +82,7 @@ class SparseJob:
     checkpoint: Checkpoint | None = None
     passes: SamplePasses = field(default_factory=SamplePasses)
 
-    def run(self, plan: WeightPlan | ChannelPlan, pattern: str) -> nn.Module:
+    def run(self, plan: Plans, pattern: str) -> nn.Module:
         """Return the sparse model."""
         model = copy_of(self.dense)
         trains = self.samples and self.mode not in _WITHOUT_TRAINING
@@ -90,6 +95,7 @@ class SparseJob:
             pattern=pattern,
             schedule=self.schedule,
             finetune=self.mode,
+            terms=self.terms,
             share_of_zeros=share,
             score=score,
             dense_score=self.dense_score if self.watched else None,
@@ -116,7 +122,7 @@ class SparseJob:
         """Score of the dense model on validation data."""
         return self.score(self.dense)
 
-    def _masked(self, model: nn.Module, plan: WeightPlan | ChannelPlan) -> list[Tensor]:
+    def _masked(self, model: nn.Module, plan: Plans) -> list[Tensor]:
         """Set weights to zero without training, and repair the others if wanted."""
         plan.begin(model, self.task)
         kept = plan.kept()
@@ -159,7 +165,7 @@ class SparseJob:
         assert self.task is not None
         return self.task
 
-    def _trained(self, model: nn.Module, plan: WeightPlan | ChannelPlan) -> list[Tensor]:
+    def _trained(self, model: nn.Module, plan: Plans) -> list[Tensor]:
         """Train a model by the schedule; return which groups are kept."""
         assert self.task is not None
         if self.schedule == "iterative":
@@ -190,7 +196,7 @@ class SparseJob:
             teacher=teacher,
             passes=self.passes,
             held_out=held_out,
-            terms=[schedule],
+            terms=[*terms_named(self.terms), schedule],
             on_progress=self.on_progress,
             checkpoint=self.checkpoint,
         )
@@ -199,7 +205,7 @@ class SparseJob:
     def _least(self) -> float:
         return self.dense_score - self.allowed_drop
 
-    def _schedule(self, plan: WeightPlan | ChannelPlan) -> MaskSchedule:
+    def _schedule(self, plan: Plans) -> MaskSchedule:
         if self.schedule == "adaptive":
             assert self.task is not None
             passes = FORWARD_SHARE * length(self.task.val_set)
@@ -215,7 +221,7 @@ class SparseJob:
         return makers[self.schedule](plan)
 
 
-def _keep_only(plan: WeightPlan | ChannelPlan, kept: list[Tensor]) -> None:
+def _keep_only(plan: Plans, kept: list[Tensor]) -> None:
     for group, mask in zip(plan.groups, kept, strict=True):
         group.keep_only(mask)
 
@@ -228,7 +234,7 @@ def _share_of_zeros(model: nn.Module) -> float:
 class _Fixed(OneShot):
     """A mask that is known: the model's weights do not say any more what stays."""
 
-    def __init__(self, plan: WeightPlan | ChannelPlan, kept: list[Tensor]) -> None:
+    def __init__(self, plan: Plans, kept: list[Tensor]) -> None:
         super().__init__(plan)
         self._known = kept
 

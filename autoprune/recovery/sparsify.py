@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from autoprune.model.acceptance import unwrap
 from autoprune.model.copying import copy_of
 from autoprune.pruning.calibration import Calibration
 from autoprune.recovery.sparse_job import SparseJob
-from autoprune.recovery.sparsify_arguments import require_data, require_types, require_valid
+from autoprune.recovery.sparsify_arguments import read_terms, require_data, require_types, require_valid
 from autoprune.recovery.sparsify_data import calibration_of, task_of
 from autoprune.sparsity.patterns import Pattern
 from autoprune.sparsity.thresholds import Threshold
@@ -23,7 +23,7 @@ from autoprune.task.recipe import Recipe
 from autoprune.training.channel_plan import ChannelPlan, channel_share
 from autoprune.training.checkpoint import Checkpoint, digest_of
 from autoprune.training.finetune import OnProgress
-from autoprune.training.plans import WeightPlan, parse_pattern
+from autoprune.training.plans import NO_PATTERN, NoPlan, WeightPlan, parse_pattern
 
 _BRIEF_EPOCHS = 1.0
 
@@ -42,6 +42,7 @@ def sparsify(
     validation: Any = None,
     allowed_drop: float = 0.01,
     recipe: Recipe | None = None,
+    terms: str | Sequence[str] = (),
     choose: Callable[[str], bool] | None = None,
     seed: int = 0,
     on_progress: OnProgress | None = None,
@@ -56,7 +57,7 @@ def sparsify(
         pattern: `sparse:80%` (80 % of the weights are zero), `2:4` (2 of 4 consecutive inputs are left), with blocks
             `sparse:80%@8x1`, `threshold:0.01` (scores up to it), `mean:1.5` (scores up to 1.5 times their mean in a
             layer), or `channels:50%`, after which the channels are cut. Layers that blocks or groups do not divide
-            stay dense.
+            stay dense. With `none` zeros are those that `terms` make.
         schedule: when they become zero, one of `SCHEDULES`.
         finetune: how the rest recovers, one of `MODES`; `full` with data and `none` without by default.
         scores: what stays: `magnitude`, `taylor`, `fisher`, `hvp`, `wanda`, `gradient`, `random`, or an expression such
@@ -69,6 +70,7 @@ def sparsify(
         validation: data of the same form that `iterative` and `adaptive` watch; a task has its own.
         allowed_drop: fall of the score on validation data that these schedules allow.
         recipe: of the training; the task's by default.
+        terms: penalties and bounds of the training beside those of the recipe, such as `l1:0.001` (see `Recipe.terms`).
         choose: which weights (or, for channels, units) take part, by name.
         seed: of everything.
         on_progress: called as `on_progress(samples_done, samples, loss)`.
@@ -98,11 +100,12 @@ def sparsify(
     mode = ("none" if data is None else "full") if finetune is None else finetune
     require_types(
         model, pattern=pattern, schedule=schedule, finetune=mode, scores=scores, ranking=ranking, epochs=epochs,
-        allowed_drop=allowed_drop, recipe=recipe, choose=choose, seed=seed, on_progress=on_progress,
+        allowed_drop=allowed_drop, recipe=recipe, terms=terms, choose=choose, seed=seed, on_progress=on_progress,
         checkpoint=checkpoint,
     )  # fmt: skip
     require_valid(schedule, mode, data, validation, epochs, allowed_drop)
     require_data(model, data, scores, pattern)
+    read = read_terms(terms, pattern, schedule, mode, scores, ranking)
     task = task_of(unwrap(model), data, loss, validation)
     job = SparseJob(
         dense=copy_of(unwrap(model)).eval(),
@@ -111,12 +114,13 @@ def sparsify(
         mode=mode,
         samples=max(1, round((_BRIEF_EPOCHS if mode == "brief" else epochs) * length(task.train_set))) if task else 0,
         recipe=recipe,
+        terms=read,
         seed=seed,
         allowed_drop=allowed_drop,
         watched=isinstance(data, Task) or validation is not None,
         on_progress=on_progress,
     )
-    said = {"pattern": pattern, "scores": scores, "ranking": ranking, "epochs": epochs}
+    said = {"pattern": pattern, "scores": scores, "ranking": ranking, "epochs": epochs, "terms": list(read)}
     job.checkpoint = None if checkpoint is None else _opened(Path(checkpoint), job, said, choose)
     plan = _plan(pattern, scores, ranking, choose, calibration_of(task, scores or "", seed))
     if schedule in ("set", "rigl") and isinstance(getattr(plan, "pattern", None), Threshold):
@@ -150,7 +154,9 @@ def _plan(
     ranking: str | None,
     choose: Callable[[str], bool] | None,
     calibration: Calibration,
-) -> WeightPlan | ChannelPlan:
+) -> WeightPlan | ChannelPlan | NoPlan:
+    if pattern == NO_PATTERN:
+        return NoPlan()
     share = channel_share(pattern)
     given: Mapping[str, Any] = {"choose": choose, "calibration": calibration}
     if share is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from autoprune.pruning.weights import require_floating
 from autoprune.task.base import Task
 from autoprune.task.recipe import Recipe
 from autoprune.training.channel_plan import channel_share
+from autoprune.training.plans import NO_PATTERN
 
 SCHEDULES = ("one-shot", "gradual", "iterative", "adaptive", "set", "rigl", "admm", "growing")
 """When weights become zero: at once; more and more; step by step or following the score, as long as validation data
@@ -49,6 +50,7 @@ _TYPES: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "epochs": (_is_number, "a number above 0"),
     "allowed_drop": (_is_number, "a number, 0 or more"),
     "recipe": (lambda value: value is None or isinstance(value, Recipe), "an autoprune.Recipe or None"),
+    "terms": (lambda value: isinstance(value, str | list | tuple), "a text or several, such as l1:0.001"),
     "choose": (lambda value: value is None or callable(value), "a function of a name, or None"),
     "seed": (_is_seed, "a whole number of at most 63 bits"),
     "on_progress": (lambda value: value is None or callable(value), "a function of three numbers, or None"),
@@ -107,3 +109,24 @@ def require_data(model: nn.Module, data: object, scores: str | None, pattern: st
         )
     if data is None and channel_share(pattern) is not None:
         raise UsageError("channels are found by tracing the model on an example: give training data, or use prune")
+
+
+def read_terms(
+    terms: str | Sequence[str], pattern: str, schedule: str, mode: str, scores: str | None, ranking: str | None
+) -> tuple[str, ...]:
+    """Return the texts of terms in their usual form.
+
+    Raises:
+        UsageError: a term cannot be read, there is no training that it could be a term of, or zeros of terms alone have
+            no terms or a mask's options.
+    """
+    read = Recipe(terms=tuple(terms) if not isinstance(terms, str) else (terms,)).terms
+    trains = mode in ("brief", "full", "scratch")
+    if read and not trains:
+        raise UsageError(f"terms change a training; finetune={mode!r} has none. Take brief, full or scratch")
+    if pattern == NO_PATTERN and not (read and schedule == "one-shot" and scores is None and ranking is None):
+        raise UsageError(
+            f"with the pattern {NO_PATTERN!r} zeros are those of terms alone: give terms, such as l1:0.001, and no "
+            "schedule, scores or ranking"
+        )
+    return read

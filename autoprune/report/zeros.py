@@ -10,7 +10,8 @@ from rich.table import Table
 
 def zeros_table(document: Mapping[str, Any]) -> Table:
     """Return a row for each weight of a sparse model: its shape, its zeros, and filters and inputs of zeros alone."""
-    table = Table(title=f"Zeros after {document['schedule']}, {document['pattern']}", title_justify="left")
+    masked = [document["schedule"], document["pattern"]] if document["pattern"] != "none" else []
+    table = Table(title=f"Zeros after {', '.join([*masked, *document['terms']])}", title_justify="left")
     table.add_column("weight")
     for title in ("shape", "zeros", "share", "filters of zeros", "inputs of zeros"):
         table.add_column(title, justify="right", no_wrap=True)

@@ -20,7 +20,7 @@ from autoprune.training.held_out import HeldOut
 from autoprune.training.objective import Objective
 from autoprune.training.optimization import learning_rate, make_optimizer
 from autoprune.training.own_trainer import finetune_by_own_trainer
-from autoprune.training.recipe_terms import terms_of
+from autoprune.training.recipe_terms import terms_named
 from autoprune.training.resumption import Progress, Resumption
 from autoprune.training.safeguard import Safeguard, Unguarded
 from autoprune.training.sample_passes import SamplePasses
@@ -95,7 +95,7 @@ def finetune(
     """
     if samples < 1:
         raise UsageError(f"fine-tuning takes at least 1 sample; got {samples}")
-    told = Terms([*terms_of(recipe or task.tuning_recipe), *terms])
+    told = Terms([*terms_named((recipe or task.tuning_recipe).terms), *terms])
     if task.finetune is not None and recipe is None:
         finetune_by_own_trainer(model, task, samples=samples, seed=seed, terms=told)
         _count(passes, told, samples, relative_cost)

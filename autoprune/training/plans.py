@@ -24,6 +24,9 @@ from autoprune.task.base import Task
 from autoprune.training.state import Resumable
 from autoprune.training.unit_groups import Groups, weight_groups
 
+NO_PATTERN = "none"
+"""The pattern that makes no weight zero."""
+
 
 class Plan(Protocol):
     """Groups of weights of a model of which some are zero in the end."""
@@ -53,9 +56,31 @@ def parse_pattern(text: str) -> Pattern | Threshold:
     pattern = Pattern.parse(text) or Threshold.parse(text)
     if pattern is None:
         raise PolicyError(
-            f"weights are sparse as {FORMS}, threshold:0.01 or mean:1.5; channels as channels:50%; got {text!r}"
+            f"weights are sparse as {FORMS}, threshold:0.01 or mean:1.5; channels as channels:50%; with "
+            f"{NO_PATTERN}, zeros are those of terms alone; got {text!r}"
         )
     return pattern
+
+
+@dataclass(kw_only=True)
+class NoPlan(Resumable):
+    """No group is made zero: zeros are what the terms of a training make of single weights or channels."""
+
+    groups: list[Groups] = field(default_factory=list)
+    passes: float = 0.0
+
+    def begin(self, model: nn.Module, task: Task | None) -> None:
+        """Find nothing."""
+
+    def kept(self, share: float = 1.0) -> list[Tensor]:
+        """Return no groups."""
+        del share
+        return []
+
+    def best(self, number: int, scores: Tensor) -> Tensor:
+        """Return all groups."""
+        del number
+        return torch.ones_like(scores, dtype=torch.bool)
 
 
 @dataclass(kw_only=True)

@@ -1,11 +1,11 @@
-"""The terms that a recipe names."""
+"""The terms that a recipe or a call of `sparsify` names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 
-from autoprune.task.recipe import Recipe, parse_term
+from autoprune.task.recipe import parse_term
 from autoprune.training.group_lasso import GroupLasso
 from autoprune.training.hard_concrete import HardConcrete
 from autoprune.training.terms import Term
@@ -24,6 +24,6 @@ _MAKERS: Mapping[str, Callable[[float], Term]] = MappingProxyType(
 )
 
 
-def terms_of(recipe: Recipe) -> list[Term]:
-    """Return new terms for one training by a recipe, in the recipe's order."""
-    return [_MAKERS[name](strength) for name, strength in map(parse_term, recipe.terms)]
+def terms_named(texts: Iterable[str]) -> list[Term]:
+    """Return new terms for one training, such as `l1:0.001`, in the order of their texts."""
+    return [_MAKERS[name](strength) for name, strength in map(parse_term, texts)]

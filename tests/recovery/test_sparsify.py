@@ -77,6 +77,29 @@ def test_schedules_work_in_trainers_of_the_users_own(dense: nn.Module, schedule:
     assert sparse.sparse_to.score > 0.9
 
 
+@pytest.mark.parametrize("trainer", [None, loop])
+def test_terms_alone_make_zeros_and_go_with_masks(dense: nn.Module, trainer) -> None:
+    task = toy_task(finetune=trainer, finetune_recipe=RECIPE)
+    alone = autoprune.sparsify(dense, task, pattern="none", terms="l1:0.05", epochs=4)
+    assert alone.sparse_to.terms == ("l1:0.05",)
+    assert 0.1 < alone.sparse_to.share_of_zeros < 0.9
+    assert alone.sparse_to.score > 0.8
+    masked = autoprune.sparsify(dense, task, pattern="2:4", terms=["clip:0.1", "growing:0.1"], epochs=1)
+    assert masked.sparse_to.terms == ("clip:0.1", "growing:0.1")
+    weight = masked.get_parameter("5.weight")
+    assert bool((weight.view(4, -1, 4).ne(0).sum(-1) == 2).all())
+    assert weight.abs().max() <= 0.1
+
+
+def test_channels_that_a_term_made_zero_are_cut(dense: nn.Module) -> None:
+    sparse = autoprune.sparsify(dense, TASK, pattern="none", terms=["group-lasso:0.3"], epochs=4)
+    zero = int(autoprune.zeros(sparse).set_index("name").loc["0.weight", "zero_filters"])
+    assert 0 < zero < 8
+    small = autoprune.prune(sparse, TASK.example_inputs, keep=1 - zero / 8, multiple_of=1)
+    x = torch.rand(5, 1, 6, 6)
+    torch.testing.assert_close(small(x), sparse(x))
+
+
 def test_schedules_that_watch_the_score_stop_where_it_falls_too_much(dense: nn.Module) -> None:
     for schedule in ("iterative", "adaptive"):
         sparse = autoprune.sparsify(
@@ -193,6 +216,13 @@ def quantized() -> nn.Module:
         ({"seed": 1.5}, UsageError, "seed is a whole number"),
         ({"choose": "fc"}, UsageError, "choose is a function"),
         ({"recipe": "l1:0.1"}, UsageError, "recipe is an autoprune.Recipe"),
+        ({"data": TASK, "terms": "l3:0.1"}, UsageError, "a recipe's term is one of l1, l2.* got 'l3:0.1'"),
+        ({"data": TASK, "terms": ["l1:0"]}, UsageError, "with a strength above 0.* got 'l1:0'"),
+        ({"data": TASK, "terms": 0.1}, UsageError, "terms is a text or several, such as l1:0.001"),
+        ({"data": TASK, "terms": "l1:1", "finetune": "bias"}, UsageError, "finetune='bias' has none. Take brief"),
+        ({"data": TASK, "pattern": "none"}, UsageError, "zeros are those of terms alone: give terms"),
+        ({"data": TASK, "pattern": "none", "terms": "l1:1", "schedule": "rigl"}, UsageError, "and no schedule"),
+        ({"data": TASK, "pattern": "none", "terms": "l1:1", "scores": "taylor"}, UsageError, "and no schedule, scores"),
         ({"checkpoint": 3}, UsageError, "checkpoint is the path of a file"),
         ({"finetune": "least-squares"}, UsageError, "finetune='least-squares' looks at data"),
         ({"data": TASK, "schedule": "set", "finetune": "least-squares"}, UsageError, "goes with one-shot alone"),

@@ -64,6 +64,7 @@ def usual_distance(monkeypatch: pytest.MonkeyPatch) -> None:
 CASES = [
     *({"schedule": schedule} for schedule in SCHEDULES),
     {"schedule": "rigl", "pattern": "channels:50%"},
+    {"pattern": "none", "terms": ("l1:0.01", "group-lasso:0.01")},
     {"schedule": "gradual", "scores": "0.5*magnitude+0.5*taylor", "ranking": "global"},
     *({"recipe": Recipe(batch_size=16, lr=0.1, precision="fp32", optimizer="adamw", terms=(term,))}
       for term in ("l0:0.001", "l0-units:0.001", "growing:1")),
