@@ -17,6 +17,7 @@ treatments:               # levels of layers, by patterns of their names; later 
   "fc*": [fp32, "sparse:*", "2:4", "int8+sparse:80%"] # zeros among weights: 50, 75, 87.5, 95, 98 %; N:M; this share
   "head": [fp32]          # the name of a layer's module, or of its weight
 treat_if_faster: true     # all layers are dense where treated models are measured to be no faster; default false
+vocabulary: true          # rows of embeddings whose ids the training data never use go before all else; default false
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ class SpaceSpec(LevelRule):
     overrides: dict[str, LevelRule] = Field(default_factory=dict)
     treatments: dict[str, Texts] = Field(default_factory=dict)
     treat_if_faster: bool = False
+    vocabulary: bool = False
 
     @field_validator("treatments", mode="before")
     @classmethod

@@ -180,17 +180,19 @@ def import_(
     task: TaskOption = None,
     model: ModelOption = None,
     data_dir: DataOption = None,
+    space: SpaceOption = None,
     quiet: QuietOption = False,
     log_file: LogFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Build the latency table of a device from what its kit measured there.
 
-    The task that the kit was made for is built here; one that is not built in is named by --task, or asked about.
+    The task that the kit was made for is built here; one that is not built in is named by --task, or asked about. A
+    --space is named where it cuts the vocabulary of the model.
     """
     from autoprune.pipeline import profiles
 
-    given = given_options(task=task, model=model, data_dir=data_dir)
+    given = given_options(task=task, model=model, data_dir=data_dir, space=space)
     with shown_events(quiet, log_file, to_stderr=as_json) as events:
         made = profiles.import_results(results, kit_file, destination, events, allow=_agreed, **given)
     if as_json:

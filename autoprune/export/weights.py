@@ -27,6 +27,7 @@ from autoprune.export.rounded_steps import Steps
 from autoprune.files import parsed_json
 from autoprune.model.acceptance import ExampleInputs
 from autoprune.model.outputs import NamedOutputs, Selector
+from autoprune.pruning.vocabulary import maps_of, with_maps
 from autoprune.records import Policy
 from autoprune.recovery.whole_model import whole_cut
 from autoprune.runfolder import write_atomic
@@ -110,7 +111,8 @@ def load(
     """Return the pruned model that `save` wrote, in evaluation mode.
 
     Args:
-        build_model: returns the dense model that was pruned; its weights do not matter.
+        build_model: returns the dense model that was pruned; its weights do not matter. Rows of embeddings that a
+            vocabulary lost may be there: the file has the map of ids.
         path: file that `save` wrote.
         example_inputs: as for `prune`; by default numbers of the shapes and types that the file names.
         native: the form of the result, as in `prune`.
@@ -141,7 +143,7 @@ def load(
         raise PolicyError(f"{path} does not say what the model takes; give example_inputs")
     if outputs is None and cut.outputs is not None:
         outputs = NamedOutputs(cut.outputs)
-    dense = build_model()
+    dense = with_maps(build_model(), maps_of(weights))
     structure = analyze(dense, _examples(cut.inputs) if example_inputs is None else example_inputs, outputs)
     try:
         policy = Policy(space_id=structure.digest(), widths=cut.widths)

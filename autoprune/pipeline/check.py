@@ -32,6 +32,7 @@ from autoprune.pipeline.measurer import DeviceMeasurer, Measurer
 from autoprune.pipeline.rehearsal import Rehearsed, rehearsed_times
 from autoprune.pipeline.run import open_task
 from autoprune.pipeline.spaces import SpaceFile
+from autoprune.pipeline.vocabulary import built_model, described_maps
 from autoprune.profiling.duration import ProfileSize
 from autoprune.profiling.policy_timer import finite_feeds
 from autoprune.pruning.ranking import round_width
@@ -46,7 +47,6 @@ from autoprune.task.batches import length, sample_rows, take
 from autoprune.task.check import check_task
 from autoprune.task.metric_direction import doubt
 from autoprune.temporary import TemporaryFolder
-from autoprune.training.dense import build_dense
 from autoprune.training.finetune import finetune
 from autoprune.training.scoring import evaluate, predict_outputs
 
@@ -91,7 +91,7 @@ def check_up(
     import_s, findings = time.process_time(), Findings(on_stage, on_finding)
     task = findings.attempt("task", lambda: _open(config))
     findings.attempt("data, model, loss", lambda: _checked(task), task)
-    dense = findings.attempt("dense model", lambda: _built(task), task)
+    dense = findings.attempt("dense model", lambda: _built(config, task), task)
     structure = findings.attempt("trace and units", lambda: _analyzed(dense, task), dense)
     small = findings.attempt("shrink", lambda: _shrunk(structure), structure)
     own = findings.attempt("form", lambda: _form(structure), small) if small is not None else dense
@@ -139,12 +139,13 @@ def _checked(task: Task) -> tuple[None, str]:
     return None, f"finite, and of the shapes of example_inputs; training: {kind}"
 
 
-def _built(task: Task) -> tuple[nn.Module, str]:
-    dense = build_dense(task)
+def _built(config: RunConfig, task: Task) -> tuple[nn.Module, str]:
+    dense = built_model(config, task)
     count = sum(p.numel() for p in dense.parameters())
     recipe = task.recipe
     trained = "weights of build_model" if recipe is None else f"to be trained for {task.dense_epochs:g} epochs"
-    return dense, f"{count:,} parameters; {trained}"
+    maps = described_maps(dense)
+    return dense, f"{count:,} parameters; {trained}{f'; {maps}' if maps else ''}"
 
 
 def _analyzed(dense: nn.Module, task: Task) -> tuple[Structure, str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from autoprune import memory_limits
 from autoprune.config import RunConfig
@@ -16,12 +16,14 @@ from autoprune.errors import TaskError
 from autoprune.manifest import Manifest, State
 from autoprune.pipeline.events import DENSE, TASK, Events
 from autoprune.pipeline.identity import claim
+from autoprune.pipeline.vocabulary import built_model, described_maps
+from autoprune.pruning.vocabulary import with_maps
 from autoprune.runfolder import RunFolder
 from autoprune.structure import Structure, analyze
 from autoprune.task.base import Task
 from autoprune.task.batches import batches
 from autoprune.task.check import check_task
-from autoprune.training.dense import build_dense, load_dense, train_dense, weights_to_bytes
+from autoprune.training.dense import load_dense, train_dense, weights_to_bytes
 
 _FEW, _MOST_EXAMPLES, _STEP_SECONDS = 2, 64, 1.0
 """Examples of a timed training step at least and at most, and its seconds at most where there is a choice."""
@@ -40,6 +42,7 @@ def untrained(config: RunConfig, folder: RunFolder, task: Task, events: Events) 
     """Return the untrained model of a task and its structure; the folder is claimed for them.
 
     Raises:
+        ConfigError: where the space asks for a vocabulary and the model has no rows to lose.
         TaskError: for a task that does not fit together, or a model whose parameters are all frozen.
         StructureError: for a model without anything to prune.
         RunFolderError: when the folder holds the results of another task.
@@ -48,7 +51,9 @@ def untrained(config: RunConfig, folder: RunFolder, task: Task, events: Events) 
         events.note(f"{file.name} {_REASONS[file.state]}; it is made again")
     events.stage(TASK)
     check_task(task)
-    model = build_dense(task, seed=config.seed)
+    model = built_model(config, task, dense=[folder.dense], seed=config.seed)
+    if maps := described_maps(model):
+        events.note(f"without rows of ids that the data never use: {maps}. Sizes of the dense model are without them")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TaskError("every parameter of the model is frozen: let `build_model` leave requires_grad as it is")
     structure = analyze(model, task.example_inputs, task.outputs)
@@ -56,8 +61,13 @@ def untrained(config: RunConfig, folder: RunFolder, task: Task, events: Events) 
     return model, structure
 
 
-def trained_dense(config: RunConfig, folder: RunFolder, task: Task, events: Events) -> nn.Module:
-    """Return the trained dense model: that of the folder, of the given file, or trained once by the task's recipe."""
+def trained_dense(
+    config: RunConfig, folder: RunFolder, task: Task, events: Events, maps: Mapping[str, Tensor]
+) -> nn.Module:
+    """Return the trained dense model: that of the folder, of the given file, or trained once by the task's recipe.
+
+    Its embeddings have the rows of `maps` of ids, by name; training comes before.
+    """
     if folder.dense.exists():
         return load_dense(task, folder.dense)
     events.stage(DENSE)
@@ -69,7 +79,7 @@ def trained_dense(config: RunConfig, folder: RunFolder, task: Task, events: Even
             seed=config.seed,
             on_progress=lambda done, total, loss: events.advance(done, total, f"training, loss {loss:.3f}"),
         )
-    Manifest(folder).write_again(folder.dense, weights_to_bytes(dense))
+    Manifest(folder).write_again(folder.dense, weights_to_bytes(with_maps(dense, maps)))
     return load_dense(task, folder.dense)
 
 

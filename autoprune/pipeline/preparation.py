@@ -21,6 +21,7 @@ from autoprune.pipeline.time_limit import planned_effort
 from autoprune.pipeline.time_watch import watch_time, watch_trials
 from autoprune.pipeline.units import check_units, decide_form, note_short_sums, note_space
 from autoprune.pipeline.warm_start import take_files
+from autoprune.pruning.vocabulary import maps_of
 from autoprune.records import SearchSpace
 from autoprune.runfolder import RunFolder
 from autoprune.search.effort import Effort
@@ -77,7 +78,8 @@ def prepare(
     note_short_sums(space, measurer.target.fingerprint(), events)
     costs = reachable_costs(structure, table, space, config.parsed_budgets())
     watch_trials(events, config, task, structure, costs, space, module, folder)
-    module.load_state_dict(trained_dense(config, folder, task, events).state_dict())
+    maps = maps_of(module.state_dict())
+    module.load_state_dict(trained_dense(config, folder, task, events, maps).state_dict())
     events.stage(ORDER)
     dense_model = make_dense_model(config, folder, task, module, structure, events)
     score = dense_model.score(module)

@@ -23,13 +23,13 @@ from autoprune.pipeline.measurer import DeviceMeasurer, Measurer
 from autoprune.pipeline.run import open_task
 from autoprune.pipeline.spaces import SpaceFile
 from autoprune.pipeline.tables import profiled_table
+from autoprune.pipeline.vocabulary import built_model
 from autoprune.profiling.kit_profile import import_kit, make_kit
 from autoprune.profiling.report import accuracy_lines, check_lines
 from autoprune.profiling.table_check import CLOCK_TOLERANCE, TableCheck, check_table
 from autoprune.runfolder import write_atomic
 from autoprune.structure import Structure, analyze
 from autoprune.task.builtin import TASKS
-from autoprune.training.dense import build_dense
 
 _KIT_OPTIONS = ("task", "model", "data_dir", "space", "seed")
 _TASK_OPTIONS = ("task", "model", "data_dir")
@@ -38,7 +38,7 @@ _TASK_OPTIONS = ("task", "model", "data_dir")
 def structure_of(config: RunConfig) -> Structure:
     """Return the structure of the model that a configuration names, untrained: weights do not matter to latency."""
     task = open_task(config)
-    return analyze(build_dense(task), task.example_inputs, task.outputs)
+    return analyze(built_model(config, task), task.example_inputs, task.outputs)
 
 
 def profile_table(
@@ -138,8 +138,9 @@ def write_kit(destination: Path, events: Events, **options: Any) -> None:
     write_atomic(destination, content)
     events.note(f"{destination}: {len(content) / 1e6:.1f} MB. Unpack it on the device, run `python3 measure.py` there")
     events.note("(it needs numpy and onnxruntime, and goes on after an interruption), and bring results.json back:")
-    task = "" if config.task in TASKS else f" --task {shlex.quote(config.task)}"
-    events.note(f"autoprune profile import results.json --kit {destination} --out table.json{task}")
+    named = "" if config.task in TASKS else f" --task {shlex.quote(config.task)}"
+    named += f" --space {shlex.quote(config.space)}" if space_file.spec.vocabulary else ""
+    events.note(f"autoprune profile import results.json --kit {destination} --out table.json{named}")
 
 
 def import_results(
@@ -159,7 +160,8 @@ def import_results(
         destination: JSON file of the table.
         events: receives progress and the errors.
         allow: is asked whether the code of the task that the kit names may run, where it is no built-in one.
-        **options: the fields `task`, `model` and `data_dir` of `RunConfig`, in place of what the kit names.
+        **options: the fields `task`, `model` and `data_dir` of `RunConfig`, in place of what the kit names; and `space`
+            where it cuts the vocabulary of the model.
 
     Raises:
         UsageError: when no file can be written at `destination`, or the task of the kit is not allowed.

@@ -20,21 +20,20 @@ from autoprune.task.base import Task
 from autoprune.task.batches import batches
 
 _BATCH = 64
+MAP = ".rows_of_ids"
+"""End of the name of a map of ids."""
 
 
 class MappedEmbedding(nn.Module):
-    """An embedding whose ids go through a map `rows_of_ids` int32 `[V, 1]` to the rows of a `weight` `[R, E]`.
-
-    `unknown_place` is the row of removed ids.
-    """
+    """An embedding whose ids go through a map `rows_of_ids` int32 `[V, 1]` to the rows of a `weight` `[R, E]`."""
 
     rows_of_ids: Tensor
 
-    def __init__(self, weight: Tensor, places: Tensor, unknown_place: int, padding_place: int | None) -> None:
+    def __init__(self, weight: Tensor, places: Tensor, padding_place: int | None) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight)
         self.register_buffer("rows_of_ids", places.to(torch.int32)[:, None])
-        self.unknown_place, self.padding_idx = unknown_place, padding_place
+        self.padding_idx = padding_place
         self.num_embeddings, self.embedding_dim = weight.shape
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -88,10 +87,46 @@ def cut_vocabulary(
             cut += 1
     if not cut:
         raise UsageError(
-            "no row can go: cut_vocabulary takes models with nn.Embedding layers that share no weight and have rows "
-            f"that the data never use; got {', '.join(used) or 'none of these layers'}"
+            "no row can go: rows go of nn.Embedding layers that share no weight and have rows that the data never use; "
+            f"got {', '.join(used) or 'none of these layers'}"
         )
     return copy
+
+
+def maps_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the maps of ids, int32 `[V, 1]`, among the tensors of a model or a file, by names of embeddings."""
+    return {name.removesuffix(MAP): each for name, each in tensors.items() if name.endswith(MAP)}
+
+
+def with_maps(model: nn.Module, maps: Mapping[str, Tensor]) -> nn.Module:
+    """Return a copy of a model whose embeddings have the rows of given maps of ids: means of the ids that share one.
+
+    The model itself is returned without maps. Modules that a map does not fit stay as they are.
+    """
+    if not maps:
+        return model
+    copy = copy_of(model)
+    modules = dict(copy.named_modules())
+    for name, places in maps.items():
+        table = modules.get(name)
+        if type(table) is nn.Embedding and _fits(places, table.num_embeddings):
+            owner, _, leaf = name.rpartition(".")
+            setattr(copy.get_submodule(owner), leaf, _with_map(table, places.flatten().long()))
+    return copy
+
+
+def _fits(places: Tensor, ids: int) -> bool:
+    integers = not places.is_floating_point() and places.shape == (ids, 1)
+    return integers and bool(((places >= 0) & (places < ids)).all())
+
+
+@torch.no_grad()
+def _with_map(table: nn.Embedding, places: Tensor) -> MappedEmbedding:
+    """Return the embedding of a map `[V]`."""
+    ids_of_row = torch.bincount(places)
+    weight = table.weight.new_zeros(len(ids_of_row), table.embedding_dim).index_add_(0, places, table.weight)
+    padding = None if table.padding_idx is None else int(places[table.padding_idx])
+    return MappedEmbedding(weight / ids_of_row.clamp(min=1)[:, None], places, padding)
 
 
 def _used_ids(model: nn.Module, data: Task | Iterable[Any]) -> dict[str, set[int]]:
@@ -161,4 +196,4 @@ def _mapped(name: str, table: nn.Embedding, used: set[int], unknown: int | None)
     places = torch.full((count,), place)
     places[rows] = torch.arange(len(rows))
     padding = None if table.padding_idx is None else int(places[table.padding_idx])
-    return MappedEmbedding(torch.cat(parts).clone(), places, place, padding)
+    return MappedEmbedding(torch.cat(parts).clone(), places, padding)

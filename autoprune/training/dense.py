@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from autoprune.errors import TaskError
 from autoprune.model.randomness import seeded
+from autoprune.pruning.vocabulary import maps_of, with_maps
 from autoprune.task.base import Task
 from autoprune.task.batches import length
 from autoprune.training.finetune import OnProgress, finetune
@@ -36,7 +37,7 @@ def build_dense(task: Task, *, seed: int = 0) -> nn.Module:
 
 
 def load_dense(task: Task, path: Path) -> nn.Module:
-    """Build the task's model and load its weights from a safetensors file.
+    """Build the task's model and load its weights from a safetensors file, with the maps of ids that it has.
 
     Raises:
         TaskError: the file is absent or damaged, or its weights do not have the names or shapes of the model's.
@@ -50,7 +51,7 @@ def load_dense(task: Task, path: Path) -> nn.Module:
             f"{path} is not a readable safetensors file: {error}. Restore it, or delete it if it is part of a "
             "run, which makes it again"
         ) from error
-    model = build_dense(task)
+    model = with_maps(build_dense(task), maps_of(weights))
     require_same_shapes(model.state_dict(), weights, path)
     # Modules may ask for the version of their state, which a safetensors file does not hold.
     versioned: Any = OrderedDict(weights)

@@ -14,6 +14,7 @@ from torch import nn
 import autoprune
 from autoprune.errors import UsageError
 from autoprune.export.vocabulary_note import described_vocabularies
+from autoprune.pruning.vocabulary import maps_of, with_maps
 from autoprune.training.dense import weights_to_bytes
 
 IDS = torch.tensor([[3, 5, 7, 0], [5, 20, 9, 3]])
@@ -68,6 +69,19 @@ def test_a_model_with_a_map_is_cut_saved_and_exported(tmp_path: Path) -> None:
     (outputs,) = onnxruntime.InferenceSession(path).run(None, {"ids": ids.numpy()})
     np.testing.assert_allclose(outputs, small(ids).detach(), atol=1e-5)
     assert sum(node.op_type == "Gather" for node in onnx.load(path).graph.node) == 2
+
+
+def test_maps_of_a_file_make_the_same_rows_and_wrong_ones_none() -> None:
+    model = Words().eval()
+    small = autoprune.cut_vocabulary(model, [IDS])
+    maps = maps_of(small.state_dict())
+    again = with_maps(model, maps)
+    for name, value in small.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], value)
+    assert again.words.padding_idx == 0
+    assert with_maps(model, {}) is model
+    for wrong in (maps["words"][:-1], maps["words"] + 50, maps["words"].float(), -maps["words"]):
+        assert isinstance(with_maps(model, {"words": wrong, "head": wrong, "absent": wrong}).words, nn.Embedding)
 
 
 def test_a_page_says_how_many_rows_are_left(tmp_path: Path) -> None:
