@@ -105,7 +105,7 @@ def test_later_commands_and_workers_see_the_same_rows(searched: tuple[autoprune.
 
 
 def test_a_model_without_such_rows_is_refused(space: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="vocabulary: no row can go.* none of these layers"):
+    with pytest.raises(ConfigError, match=r"vocabulary: no row can go.* none of these layers"):
         autoprune.search(SPEC, run_dir=tmp_path / "r", space=str(space), **QUICK)
 
 
