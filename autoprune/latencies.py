@@ -1,11 +1,12 @@
-"""Values of latency: the geometry of an operator, which its latency depends on; a timed sample; a staircase.
+"""Values of latency: the geometry of an operator, which its latency depends on; a timed sample; a staircase;
+the unit in which latencies are shown.
 
 All are frozen and keyword-only and survive a JSON round trip. This module never imports torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -106,3 +107,31 @@ class Staircase:
         """Build the value that `to_json` wrote."""
         fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in value.items()}
         return cls(**fields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeUnit:
+    """A unit for all latencies that are shown beside each other: `name` is us or ms, `per_ms` how many are 1 ms."""
+
+    name: str
+    per_ms: float
+
+    @classmethod
+    def of(cls, latencies_ms: Iterable[float | None]) -> TimeUnit:
+        """Return ms where one of some latencies is 1 ms or longer, else us; `None` is no latency."""
+        return MS if max((ms for ms in latencies_ms if ms is not None), default=0.0) >= 1 else US
+
+    def shown(self, latency_ms: float | None) -> str:
+        """Return a latency as text, with three digits, or all of those before the point; empty for none.
+
+        Example:
+            >>> US.shown(0.0433), US.shown(1.2345), MS.shown(12.46), MS.shown(None)
+            ('43.3 us', '1234 us', '12.5 ms', '')
+        """
+        if latency_ms is None:
+            return ""
+        number = latency_ms * self.per_ms
+        return f"{number:.0f} {self.name}" if abs(number) >= 100 else f"{number:.3g} {self.name}"
+
+
+US, MS = TimeUnit(name="us", per_ms=1e3), TimeUnit(name="ms", per_ms=1.0)

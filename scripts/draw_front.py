@@ -12,6 +12,7 @@ from typing import Any
 
 from figure_style import plot_pair
 
+from autoprune.report.tables import time_unit
 from autoprune.runfolder import RunFolder, read_json
 
 STYLES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -26,18 +27,19 @@ def plot(document: Mapping[str, Any], title: str, colors: Mapping[str, str]) -> 
     """A matplotlib figure of the content of `front.json`."""
     from matplotlib import pyplot as plt
 
+    unit = time_unit(document)
     figure, axes = plt.subplots(figsize=(7, 3.4), layout="constrained")
     groups = {"dense": [document["dense"]], "searched": document["models"], "uniform": document["baselines"]}
     for name, models in groups.items():
         color, style = STYLES[name]
-        points = sorted((m["latency_ms_measured"] * 1e3, 100 * m["test_score"]) for m in models)
+        points = sorted((unit.per_ms * m["latency_ms_measured"], 100 * m["test_score"]) for m in models)
         axes.plot(*zip(*points, strict=True), label=name, markersize=7, color=colors[color], **style)
     for model in document["models"]:
-        at = (model["latency_ms_measured"] * 1e3, 100 * model["test_score"])
+        at = (unit.per_ms * model["latency_ms_measured"], 100 * model["test_score"])
         label = f"{model['latency_ratio']:.0%} of dense"
         axes.annotate(label, at, xytext=(9, -4), textcoords="offset points", color=colors["blue"])
     axes.set_title(title, loc="left", fontsize=10)
-    axes.set_xlabel("measured latency, us")
+    axes.set_xlabel(f"measured latency, {unit.name}")
     axes.set_ylabel(f"test {document['metric']}, %")
     axes.margins(x=0.1, y=0.2)
     axes.spines[["top", "right"]].set_visible(False)

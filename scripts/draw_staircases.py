@@ -13,22 +13,24 @@ from typing import Any
 from figure_style import plot_pair
 
 from autoprune.pipeline.profiles import explained
+from autoprune.report.staircases import unit_of
 
 
 def plot(stairs: Sequence[Any], colors: Mapping[str, str]) -> Any:
     """A matplotlib figure with one plot for each staircase."""
     from matplotlib import pyplot as plt
 
+    unit = unit_of(stairs)
     figure, axes = plt.subplots(1, len(stairs), figsize=(3.6 * len(stairs), 3.1), squeeze=False, layout="constrained")
     for axis, stair in zip(axes[0], stairs, strict=True):
-        us = [latency_ms * 1e3 for latency_ms in stair.latency_ms]
-        axis.plot(stair.widths, us, ".-", color=colors["muted"], linewidth=1, markersize=4)
+        costs = [unit.per_ms * latency_ms for latency_ms in stair.latency_ms]
+        axis.plot(stair.widths, costs, ".-", color=colors["muted"], linewidth=1, markersize=4)
         chosen = [i for i, width in enumerate(stair.widths) if width in stair.useful]
         label = "width that no larger one beats"
-        axis.plot([stair.widths[i] for i in chosen], [us[i] for i in chosen], "o", color=colors["blue"], label=label)
+        axis.plot([stair.widths[i] for i in chosen], [costs[i] for i in chosen], "o", color=colors["blue"], label=label)
         axis.set(title=stair.unit, xlabel="width", xlim=(0, None), ylim=(0, None))
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].set_ylabel("cost of the unit's operators, us")
+    axes[0][0].set_ylabel(f"cost of the unit's operators, {unit.name}")
     axes[0][0].legend(frameon=False, fontsize=8, loc="lower right")
     return figure
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from autoprune.latencies import TimeUnit
 from autoprune.latency.fitting import HeldOut
 from autoprune.latency.table import FIT, SCAN, LatencyTable
 from autoprune.profiling.table_check import TableCheck
@@ -13,10 +14,10 @@ from autoprune.structure import Structure
 def accuracy_lines(table: LatencyTable) -> list[str]:
     """How a table was made and how well it predicts."""
     counts = table.counts
-    target = table.target
+    target, unit = table.target, TimeUnit.of([table.dense_ms])
     lines = [
         f"{target['name']}, {target['threads']} thread(s), batch {target['batch']}, {target['precision']}: dense "
-        f"{table.dense_ms * 1e3:.0f} us, of which {table.remainder_ms * 1e3:.0f} us are fixed",
+        f"{unit.shown(table.dense_ms)}, of which {unit.shown(table.remainder_ms)} are fixed",
         f"{len(table.entries)} geometries from {counts.get(SCAN, 0)} scanned and {counts.get(FIT, 0)} sampled policies "
         f"in {table.seconds:.0f} s; the dense model moved by at most {table.drift_percent:.1f} % within a block "
         f"({table.repeated_blocks} blocks repeated)",
@@ -39,9 +40,9 @@ def errors_line(errors: HeldOut) -> str:
 
 def check_lines(check: TableCheck) -> list[str]:
     """Whether a table still holds."""
-    change = check.dense_ms_now / check.dense_ms_before - 1
+    change, unit = check.dense_ms_now / check.dense_ms_before - 1, TimeUnit.of([check.dense_ms_now])
     return [
-        f"the dense model takes {check.dense_ms_now * 1e3:.0f} us now, {change:+.1%} against the table",
+        f"the dense model takes {unit.shown(check.dense_ms_now)} now, {change:+.1%} against the table",
         f"then: {errors_line(check.before)}",
         f"now:  {errors_line(check.now)}",
         "the table still holds" if check.holds else "the table no longer holds: run `autoprune profile` again",

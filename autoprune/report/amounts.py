@@ -1,4 +1,4 @@
-"""Numbers as texts: times, sizes, shares and intervals."""
+"""Numbers as texts: sizes, shares and intervals."""
 
 from __future__ import annotations
 
@@ -6,13 +6,6 @@ import math
 
 NORMAL_95 = 1.96
 """Standard deviations on either side of a mean that hold 95 % of a normal distribution."""
-
-
-def shown_time(latency_ms: float | None) -> str:
-    """Return a latency in the unit that needs no leading zeros: `43.3 us`, `12.5 ms`; empty for none."""
-    if latency_ms is None:
-        return ""
-    return f"{latency_ms * 1e3:.3g} us" if latency_ms < 1 else f"{latency_ms:.4g} ms"
 
 
 def shown_bytes(number: float | None) -> str:

@@ -7,7 +7,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from autoprune.report.amounts import NORMAL_95, score_interval, shown_bytes, shown_interval, shown_time
+from autoprune.latencies import TimeUnit
+from autoprune.report.amounts import NORMAL_95, score_interval, shown_bytes, shown_interval
 from autoprune.report.fragments import missing, table
 from autoprune.report.front_plot import is_measured, model_key
 from autoprune.report.plots import DENSE, FRONT, INT8, OTHER, Plot
@@ -69,7 +70,7 @@ def card(run: RunView, number: int, kind: str, model: Mapping[str, Any]) -> tupl
 
 
 def _facts(run: RunView, model: Mapping[str, Any]) -> list[list[str]]:
-    dense, metric = run.document["dense"], run.document["metric"]
+    dense, metric, shown_time = run.document["dense"], run.document["metric"], run.unit.shown
     metrics = run.metrics.get(model["digest"], {})
     examples = run.document.get("score_examples", {})
     rows = [
@@ -90,7 +91,7 @@ def _facts(run: RunView, model: Mapping[str, Any]) -> list[list[str]]:
     rows += [
         *([["latency, predicted", predicted, ""]] if predicted else []),
         ["share of the dense latency", f"{ratio:.1%} ({1 / ratio:.2g} times as fast)", "100 %"],
-        *_samples(metrics),
+        *_samples(metrics, run.unit),
         ["weights", shown_bytes(model["bytes"]), shown_bytes(dense["bytes"])],
         ["peak of activations", *(shown_bytes(m.get("activation_bytes")) for m in (model, dense))],
         ["parameters", *(f"{m['params']:,}" for m in (model, dense))],
@@ -103,12 +104,12 @@ def _between(score: float, examples: int | None) -> str:
     return shown_interval(score_interval(score, examples))
 
 
-def _samples(metrics: Mapping[str, Any]) -> list[list[str]]:
+def _samples(metrics: Mapping[str, Any], unit: TimeUnit) -> list[list[str]]:
     """Return tenth to ninetieth percentile of single runs, where they were kept."""
     samples = metrics.get("samples", {})
     if not {"model", "dense"} <= samples.keys():
         return []
-    spans = [f"{shown_time(samples[of]['p10_ms'])} to {shown_time(samples[of]['p90_ms'])}" for of in ("model", "dense")]
+    spans = [f"{unit.shown(samples[of]['p10_ms'])} to {unit.shown(samples[of]['p90_ms'])}" for of in ("model", "dense")]
     return [["single runs, 10 % to 90 %", *spans]]
 
 
@@ -194,7 +195,7 @@ def time_plot(run: RunView, name: str, model: Mapping[str, Any]) -> Plot | None:
     if not dense or not own:
         return None
     dense, own = _largest(dense, own)
-    layers = list(dense)
+    layers, shown_time = list(dense), run.unit.shown
     total = sum(dense.values())
     traces = [
         {
@@ -240,9 +241,9 @@ def model_rows(run: RunView) -> list[list[str]]:
             m["budget"] or "",
             f"{m['score']:.4f}",
             f"{m['test_score']:.4f}",
-            shown_time(shown_ms(m)),
+            run.unit.shown(shown_ms(m)),
             f"{m['latency_ratio']:.1%}",
-            shown_time(m["latency_ms_predicted"]),
+            run.unit.shown(m["latency_ms_predicted"]),
             f"{m['params']:,}",
             f"{m['macs']:,}",
             shown_bytes(m["bytes"]),

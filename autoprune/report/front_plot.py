@@ -6,7 +6,7 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from autoprune.report.amounts import NORMAL_95, score_interval, shown_time
+from autoprune.report.amounts import NORMAL_95, score_interval
 from autoprune.report.plots import DENSE, FRONT, INT8, OTHER, RUN_COLORS, UNIFORM, Plot
 from autoprune.report.runview import RunView
 from autoprune.report.tables import shown_ms
@@ -37,10 +37,11 @@ def front_plot(runs: Sequence[RunView]) -> Plot:
     traces = [trace for number, run in enumerate(runs) for trace in _traces(run, number, several=len(runs) > 1)]
     how = "measured" if any(run.models for run in runs) and all(map(is_measured, runs)) else "predicted"
     metric = next((run.document["metric"] for run in runs if run.document), "score")
+    unit = runs[0].unit
     layout = {
         "height": 460, "margin": {"l": 64, "r": 16, "t": 16, "b": 56}, "hovermode": "closest",
         "legend": {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0},
-        "xaxis": {"title": {"text": f"{how} latency, ms"}},
+        "xaxis": {"title": {"text": f"{how} latency, {unit.name}"}},
         "yaxis": {"title": {"text": html.escape(metric)}},
     }  # fmt: skip
     label = f"{metric} against {how} latency of {_counted(runs)}. The table below holds the same numbers."
@@ -72,11 +73,11 @@ def _traces(run: RunView, number: int, *, several: bool) -> list[dict[str, Any]]
 def _models(
     run: RunView, kind: str, rows: Sequence[Mapping[str, Any]], look: Mapping[str, Any], before: str
 ) -> dict[str, Any]:
-    noise = NORMAL_95 * run.document["held_out"]["noise_percent"] / 100
+    noise, per_ms = NORMAL_95 * run.document["held_out"]["noise_percent"] / 100, run.unit.per_ms
     return {
         "type": "scatter", "name": before + look["name"], "mode": "lines+markers" if kind == "models" else "markers",
-        "x": [shown_ms(m) for m in rows], "y": [m["score"] for m in rows],
-        "error_x": _bars([noise * shown_ms(m) for m in rows]) if is_measured(run) else {},
+        "x": [per_ms * shown_ms(m) for m in rows], "y": [m["score"] for m in rows],
+        "error_x": _bars([noise * per_ms * shown_ms(m) for m in rows]) if is_measured(run) else {},
         "error_y": _score_bars(run, "validation", [m["score"] for m in rows]),
         "customdata": [model_key(run, m) for m in rows],
         "text": [_hover(run, m) for m in rows], "hovertemplate": "%{text}<extra></extra>",
@@ -94,13 +95,13 @@ _SCORES = {"validation": "score", "test": "test_score"}
 
 
 def _dense(run: RunView, look: Mapping[str, Any], before: str) -> dict[str, Any]:
-    dense = run.document["dense"]
+    dense, unit = run.document["dense"], run.unit
     text = f"<b>dense</b><br>validation {dense['score']:.4f}, test {dense['test_score']:.4f}"
     return {
         "type": "scatter", "name": before + look["name"], "mode": "markers",
-        "x": [dense["latency_ms_measured"]], "y": [dense["score"]], "error_x": {},
+        "x": [unit.per_ms * dense["latency_ms_measured"]], "y": [dense["score"]], "error_x": {},
         "error_y": _score_bars(run, "validation", [dense["score"]]),
-        "text": [f"{text}<br>{shown_time(dense['latency_ms_measured'])}"], "hovertemplate": "%{text}<extra></extra>",
+        "text": [f"{text}<br>{unit.shown(dense['latency_ms_measured'])}"], "hovertemplate": "%{text}<extra></extra>",
         "marker": {"size": look["size"], "symbol": look["symbol"], "color": look["color"]},
         "meta": {
             "share": _share(run), "y": {s: [dense[k]] for s, k in _SCORES.items()},
@@ -117,10 +118,10 @@ def _scored(run: RunView, color: str, before: str) -> dict[str, Any]:
     last = {t.digest: t for t in run.scored if t.measurement["latency_source"] != "none"}.values()
     return {
         "type": "scatter", "name": f"{before}scored policies", "mode": "markers",
-        "x": [t.measurement["latency_ms"] for t in last], "y": [t.measurement["score"] for t in last],
+        "x": [run.unit.per_ms * t.measurement["latency_ms"] for t in last], "y": [t.measurement["score"] for t in last],
         "text": [
             f"{html.escape(t.digest)}<br>{html.escape(t.fidelity)}: {t.measurement['score']:.4f}<br>predicted "
-            f"{shown_time(t.measurement['latency_ms'])}" for t in last
+            f"{run.unit.shown(t.measurement['latency_ms'])}" for t in last
         ],
         "hovertemplate": "%{text}<extra></extra>", "error_x": {}, "error_y": {},
         "customdata": [f"{run.name}/{t.digest}" for t in last],
@@ -130,8 +131,8 @@ def _scored(run: RunView, color: str, before: str) -> dict[str, Any]:
 
 
 def _share(run: RunView) -> float | None:
-    """Return the factor from milliseconds to shares of the dense latency; `None` before that is known."""
-    return 1 / run.dense_ms if run.dense_ms else None
+    """Return the factor from latencies in the unit of the run to shares of the dense one; `None` before it is known."""
+    return 1 / (run.unit.per_ms * run.dense_ms) if run.dense_ms else None
 
 
 def _hover(run: RunView, model: Mapping[str, Any]) -> str:
@@ -140,7 +141,7 @@ def _hover(run: RunView, model: Mapping[str, Any]) -> str:
         f"<b>{html.escape(model['digest'])}</b>",
         html.escape(f"{model['strategy']}{budget}"),
         f"validation {model['score']:.4f}, test {model['test_score']:.4f}",
-        f"{shown_time(shown_ms(model))}, {model['latency_ratio']:.1%} of dense",
+        f"{run.unit.shown(shown_ms(model))}, {model['latency_ratio']:.1%} of dense",
     ]
     return "<br>".join(lines)
 

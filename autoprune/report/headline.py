@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from autoprune.device.noise import MOST
-from autoprune.report.amounts import score_interval, shown_bytes, shown_time
+from autoprune.latencies import TimeUnit
+from autoprune.report.amounts import score_interval, shown_bytes
+from autoprune.report.tables import time_unit
 
 Document = Mapping[str, Any]
 
@@ -18,7 +20,7 @@ _SHARE_OF = re.compile(r"(\w+):([\d.]+)%")
 _PERCENT = re.compile(r"(?<=\d)%")
 
 
-def headlines(document: Document) -> list[str]:
+def headlines(document: Document, unit: TimeUnit | None = None) -> list[str]:
     """Return a sentence for every budget whose best searched model meets it: how fast, how good, against what.
 
     Budgets are those that the models were searched for, which are combinations of the ones that were given, or
@@ -26,6 +28,7 @@ def headlines(document: Document) -> list[str]:
 
     Args:
         document: content of `front.json`.
+        unit: of latencies; by default the one that fits those of the document.
     """
     searched = [
         m for m in (*document["models"], *document["others"]) if m["meets_budget"] and m["strategy"] != "uniform"
@@ -37,7 +40,7 @@ def headlines(document: Document) -> list[str]:
     for budget, models in by_budget.items():
         best = max(models, key=lambda model: (model["score"], -model["latency_ratio"]))
         start = f"At {_written(budget)}: " if budget else ""
-        lines.append(f"{start}{_facts(document, best)}{_uniform(document, budget)}; model {best['digest']}.")
+        lines.append(f"{start}{_facts(document, best, unit)}{_uniform(document, budget)}; model {best['digest']}.")
     return lines
 
 
@@ -58,9 +61,9 @@ def noise_lines(document: Document) -> list[str]:
     ]
 
 
-def headline_of(document: Document, model: Mapping[str, Any]) -> str:
+def headline_of(document: Document, model: Mapping[str, Any], unit: TimeUnit | None = None) -> str:
     """Return the sentence about one model, whatever its budget."""
-    return f"{_facts(document, model)}; model {model['digest']}."
+    return f"{_facts(document, model, unit)}; model {model['digest']}."
 
 
 def place_of_dense(document: Document, model: Mapping[str, Any]) -> str | None:
@@ -80,17 +83,17 @@ def _interval(document: Document, model: Mapping[str, Any]) -> tuple[float, floa
     return score_interval(model["test_score"], document.get("score_examples", {}).get("test"))
 
 
-def _facts(document: Document, model: Mapping[str, Any]) -> str:
-    return f"{', '.join(_costs(document, model))}, {_score(document, model)}"
+def _facts(document: Document, model: Mapping[str, Any], unit: TimeUnit | None) -> str:
+    return f"{', '.join(_costs(document, model, unit or time_unit(document)))}, {_score(document, model)}"
 
 
-def _costs(document: Document, model: Mapping[str, Any]) -> list[str]:
+def _costs(document: Document, model: Mapping[str, Any], unit: TimeUnit) -> list[str]:
     """Return the speed of a faster model, and the weights where it is no faster or a budget limits another cost."""
     dense, ratio = document["dense"], model["latency_ratio"]
     now, before = model["latency_ms_measured"], dense["latency_ms_measured"]
     texts = []
     if now and before and before > _FASTER * now:
-        times = f"{shown_time(now)} instead of {shown_time(before)}"
+        times = f"{unit.shown(now)} instead of {unit.shown(before)}"
         texts.append(f"{before / now:.2g} times as fast as the dense model ({times})")
     elif not now and _FASTER * ratio < 1:  # a table of another device: nothing was measured
         texts.append(f"predicted to be {1 / ratio:.2g} times as fast as the dense model")

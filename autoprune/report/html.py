@@ -11,7 +11,7 @@ from typing import Any
 
 from autoprune.budgets import ScoreBudget, parse_budget
 from autoprune.errors import BudgetError
-from autoprune.report.amounts import shown_bytes, shown_time
+from autoprune.report.amounts import shown_bytes
 from autoprune.report.cards import MODEL_HEADER, card, kind_text, model_rows
 from autoprune.report.comparison import comparison_section
 from autoprune.report.fragments import Section, missing, paragraphs, table
@@ -33,7 +33,7 @@ _CONTROLS = """<div id="controls" class="controls" role="group" aria-label="Choi
 <label>or a model <select id="model"></select></label>
 <label>Latency axis <select id="x-scale"><option value="linear">linear</option>
 <option value="log">logarithmic</option></select></label>
-<label>Latency in <select id="x-unit"><option value="ms">milliseconds</option>
+<label>Latency in <select id="x-unit"><option value="time">{unit}</option>
 <option value="share">shares of dense</option></select></label>
 <label>Score of <select id="score-of"><option value="validation">validation data</option>
 <option value="test">test data</option></select></label>
@@ -51,7 +51,7 @@ def write_report(runs: Sequence[RunView], path: Path) -> Path:
 
 def report_parts(runs: Sequence[RunView]) -> tuple[str, list[str], list[Section], list[dict[str, Any]]]:
     """Return the title, the introduction, the sections and the models of the page of some runs."""
-    several, runs = len(runs) > 1, named_apart(runs)
+    several, runs = len(runs) > 1, in_one_unit(named_apart(runs))
     sections = [_front_section(runs), _card_section(runs)]
     if several:
         sections.insert(1, comparison_section(runs))
@@ -82,16 +82,22 @@ def named_apart(runs: Sequence[RunView]) -> list[RunView]:
     return named
 
 
+def in_one_unit(runs: Sequence[RunView]) -> list[RunView]:
+    """Return runs whose latencies are all shown in the coarsest of their units."""
+    unit = min((run.unit for run in runs), key=lambda each: each.per_ms)
+    return [replace(run, page_unit=unit) for run in runs]
+
+
 def introduction(run: RunView) -> list[str]:
     """Return sentences about what a run reached: for each budget, or for its first model; or how far it is."""
     if not run.document:
         return [f"The run has no front yet: {len(run.scored)} scores of policies so far."]
     noise, model = noise_lines(run.document), first_model(run)
-    if lines := headlines(run.document):
+    if lines := headlines(run.document, run.unit):
         return [*noise, *lines]
     if model is None:
         return [*noise, "No fine-tuned model meets its budget."]
-    return [*noise, f"Only uniform widths meet a budget: {headline_of(run.document, model)}"]
+    return [*noise, f"Only uniform widths meet a budget: {headline_of(run.document, model, run.unit)}"]
 
 
 def first_model(run: RunView) -> Mapping[str, Any] | None:
@@ -113,8 +119,9 @@ def models_json(runs: Sequence[RunView]) -> list[dict[str, Any]]:
     return [
         {
             "key": model_key(run, model),
-            "label": (f"{run.name}, " if len(runs) > 1 else "") + _label(kind, model),
-            "latency_ms": shown_ms(model),
+            "label": (f"{run.name}, " if len(runs) > 1 else "") + _label(run, kind, model),
+            "latency": run.unit.per_ms * shown_ms(model),
+            "unit": run.unit.name,
             "share": model["latency_ratio"],
             "score": model["score"],
             "test_score": model["test_score"],
@@ -126,14 +133,14 @@ def models_json(runs: Sequence[RunView]) -> list[dict[str, Any]]:
     ]
 
 
-def _label(kind: str, model: Mapping[str, Any]) -> str:
-    size, time = shown_bytes(model["bytes"]), shown_time(shown_ms(model))
+def _label(run: RunView, kind: str, model: Mapping[str, Any]) -> str:
+    size, time = shown_bytes(model["bytes"]), run.unit.shown(shown_ms(model))
     return f"{model['digest']} ({kind_text(kind, model)}): {model['score']:.4f}, {time}, {size}"
 
 
 def _front_section(runs: Sequence[RunView]) -> Section:
     plot = front_plot(runs)
-    body = _CONTROLS.format(options=_budget_options(runs)) + plot.html()
+    body = _CONTROLS.format(options=_budget_options(runs), unit=runs[0].unit.name) + plot.html()
     for run in runs:
         if run.document:
             caption = "Models" + (f" of {run.name}" if len(runs) > 1 else "")

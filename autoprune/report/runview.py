@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.files import parsed_json
+from autoprune.latencies import TimeUnit
+from autoprune.report.tables import time_unit
 from autoprune.run_documents import read_front, read_metrics
 from autoprune.runfolder import RunFolder, read_json
 from autoprune.study.location import StudyLocation, is_empty
@@ -59,11 +61,18 @@ class RunView:
     limits: Sequence[Mapping[str, float]] = ()
     failures: Sequence[str] = ()
     title: str = ""
+    page_unit: TimeUnit | None = None
+    """Unit of latencies where the run is shown beside others; by default the one that fits its own."""
 
     @property
     def name(self) -> str:
         """Name of the run: its title, or that of its folder."""
         return self.title or self.path.resolve().name
+
+    @property
+    def unit(self) -> TimeUnit:
+        """Unit in which all latencies of the run are shown."""
+        return self.page_unit or (time_unit(self.document) if self.document else TimeUnit.of([self.dense_ms]))
 
     @property
     def models(self) -> list[tuple[str, Mapping[str, Any]]]:

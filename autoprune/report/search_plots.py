@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from autoprune.budgets import BUDGET_TOLERANCE
-from autoprune.report.amounts import shown_bytes, shown_time
+from autoprune.report.amounts import shown_bytes
 from autoprune.report.durations import duration_text
 from autoprune.report.fragments import Section, folded, missing, pair, paragraphs, table
 from autoprune.report.plots import RUN_COLORS, Plot
@@ -79,13 +79,13 @@ def progress_plot(run: RunView, prefix: str = "") -> Plot | None:
 def _limit_name(run: RunView, limit: Mapping[str, float]) -> str:
     if not limit:
         return "all policies"
-    return ", ".join(_maximum_text(cost, most, run.dense_ms) for cost, most in limit.items())
+    return ", ".join(_maximum_text(run, cost, most) for cost, most in limit.items())
 
 
-def _maximum_text(cost: str, most: float, dense_ms: float | None) -> str:
+def _maximum_text(run: RunView, cost: str, most: float) -> str:
     """Return the most of a cost: latencies as a share of the dense model's, numbers of bytes with their unit."""
     if cost == "latency_ms":
-        return f"{100 * most / dense_ms:.3g}% of dense" if dense_ms else shown_time(most)
+        return f"{100 * most / run.dense_ms:.3g}% of dense" if run.dense_ms else run.unit.shown(most)
     name = cost.replace("_", " ")
     return f"{name}: {shown_bytes(most)}" if cost.endswith("bytes") else f"{most:,.0f} {name}"
 

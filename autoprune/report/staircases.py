@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from autoprune.latencies import Staircase
+from autoprune.latencies import Staircase, TimeUnit
 from autoprune.report.fragments import Section
 from autoprune.report.page import page
 from autoprune.report.plots import DENSE, FRONT, UNIFORM, Plot
@@ -22,6 +22,7 @@ _COLUMNS = 3
 def staircase_table(stairs: Sequence[Staircase]) -> Table:
     """Cost of each unit's operators from its smallest to its full width, and the widths that no larger one beats."""
     table = Table(title="Cost of each unit's operators against its width", title_justify="left", title_style="bold")
+    unit = unit_of(stairs)
     table.add_column("unit", no_wrap=True)
     table.add_column("widths", justify="right", no_wrap=True)
     table.add_column("cost", justify="right", no_wrap=True)
@@ -31,11 +32,16 @@ def staircase_table(stairs: Sequence[Staircase]) -> Table:
         table.add_row(
             stair.unit,
             f"{stair.widths[0]}-{stair.widths[-1]}",
-            f"{stair.latency_ms[0] * 1e3:.1f}-{stair.latency_ms[-1] * 1e3:.1f} us",
+            f"{stair.latency_ms[0] * unit.per_ms:.3g}-{unit.shown(stair.latency_ms[-1])}",
             sparkline(stair.latency_ms),
             " ".join(map(str, stair.useful)),
         )
     return table
+
+
+def unit_of(stairs: Sequence[Staircase]) -> TimeUnit:
+    """Return the unit of some staircases that are shown beside each other."""
+    return TimeUnit.of(ms for stair in stairs for ms in stair.latency_ms)
 
 
 def sparkline(values: Sequence[float]) -> str:
@@ -54,14 +60,21 @@ def write_staircases(stairs: Sequence[Staircase], target: Mapping[str, Any], pat
     return path
 
 
-def staircase_plot(stairs: Sequence[Staircase], name: str, chosen: Mapping[str, Sequence[int]] | None = None) -> Plot:
+def staircase_plot(
+    stairs: Sequence[Staircase],
+    name: str,
+    chosen: Mapping[str, Sequence[int]] | None = None,
+    unit: TimeUnit | None = None,
+) -> Plot:
     """Latency of each unit's operators against its width, with two standard deviations.
 
     Args:
         stairs: of the units.
         name: of the plot in its page.
         chosen: widths that models have, by unit.
+        unit: of latencies; by default the one that fits the staircases.
     """
+    unit = unit or unit_of(stairs)
     rows = -(-len(stairs) // _COLUMNS)
     traces: list[dict[str, Any]] = []
     layout: dict[str, Any] = {
@@ -74,8 +87,8 @@ def staircase_plot(stairs: Sequence[Staircase], name: str, chosen: Mapping[str, 
     for number, stair in enumerate(stairs, start=1):
         axes = {"xaxis": f"x{number}", "yaxis": f"y{number}"} if number > 1 else {"xaxis": "x", "yaxis": "y"}
         own = (chosen or {}).get(stair.unit, ())
-        traces += [axes | trace for trace in _stair_traces(stair, own, in_legend=number == 1)]
-        for axis, label in zip(axes.values(), ("width", "us"), strict=True):
+        traces += [axes | trace for trace in _stair_traces(stair, own, unit, in_legend=number == 1)]
+        for axis, label in zip(axes.values(), ("width", unit.name), strict=True):
             layout[f"{axis[0]}axis{axis[1:]}"] = {"title": {"text": label}, "rangemode": "tozero"}
         layout["annotations"].append(
             {
@@ -84,27 +97,29 @@ def staircase_plot(stairs: Sequence[Staircase], name: str, chosen: Mapping[str, 
                 "yref": f"{axes['yaxis']} domain", "y": 1.0, "yanchor": "bottom",
             }
         )  # fmt: skip
-    told = "; ".join(f"{s.unit} {1e3 * s.latency_ms[0]:.3g} to {1e3 * s.latency_ms[-1]:.3g} us" for s in stairs)
+    ends = ((s.unit, unit.shown(s.latency_ms[0]), unit.shown(s.latency_ms[-1])) for s in stairs)
+    told = "; ".join(f"{name} {first} to {last}" for name, first, last in ends)
     caption = "Staircases: predicted cost of each unit's operators against its width, all partners full; bars are two "
     caption += "standard deviations. Useful widths are those that no larger width beats."
     return Plot(name=name, label=f"Staircases: {told}", traces=traces, layout=layout, caption=caption)
 
 
-def _stair_traces(stair: Staircase, chosen: Sequence[int], *, in_legend: bool) -> list[dict[str, Any]]:
-    us = dict(zip(stair.widths, (1e3 * ms for ms in stair.latency_ms), strict=True))
+def _stair_traces(stair: Staircase, chosen: Sequence[int], unit: TimeUnit, *, in_legend: bool) -> list[dict[str, Any]]:
+    costs = dict(zip(stair.widths, (unit.per_ms * ms for ms in stair.latency_ms), strict=True))
+    bars = [2 * unit.per_ms * ms for ms in stair.sd_ms]
     useful = [width for width in stair.widths if width in stair.useful]
-    chosen = [width for width in chosen if width in us]
+    chosen = [width for width in chosen if width in costs]
     marks = (("useful width", useful, FRONT, "circle", 8), ("chosen on the front", chosen, UNIFORM, "diamond-open", 14))
     return [
         {
-            "type": "scatter", "mode": "lines+markers", "x": stair.widths, "y": list(us.values()), "showlegend": False,
-            "marker": {"size": 4, "color": DENSE}, "line": {"width": 1, "color": DENSE},
-            "error_y": {"type": "data", "array": [2e3 * ms for ms in stair.sd_ms], "thickness": 0.7, "width": 0},
+            "type": "scatter", "mode": "lines+markers", "x": stair.widths, "y": list(costs.values()),
+            "showlegend": False, "marker": {"size": 4, "color": DENSE}, "line": {"width": 1, "color": DENSE},
+            "error_y": {"type": "data", "array": bars, "thickness": 0.7, "width": 0},
         },
         *(
             {
                 "type": "scatter", "mode": "markers", "name": name, "legendgroup": name, "showlegend": in_legend,
-                "x": widths, "y": [us[width] for width in widths],
+                "x": widths, "y": [costs[width] for width in widths],
                 "marker": {"size": size, "color": color, "symbol": symbol, "line": {"width": 2}},
             }
             for name, widths, color, symbol, size in marks

@@ -54,7 +54,7 @@ def stairs_plot(run: RunView, prefix: str = "") -> Plot | None:
     stairs = [Staircase.from_json(value) for value in run.parts.get("staircases", ())]
     stairs = sorted(stairs, key=lambda stair: min(stair.latency_ms) - max(stair.latency_ms))[:_MOST_STAIRS]
     chosen = {s.unit: sorted({m["policy"][s.unit] for m in run.document.get("models", ())}) for s in stairs}
-    return staircase_plot(stairs, f"{prefix}stairs", chosen) if stairs else None
+    return staircase_plot(stairs, f"{prefix}stairs", chosen, run.unit) if stairs else None
 
 
 def sensitivity_plot(run: RunView, prefix: str = "") -> Plot | None:
@@ -109,19 +109,21 @@ def error_plot(run: RunView, prefix: str = "") -> Plot | None:
     if not samples:
         return None
     traces: list[dict[str, Any]] = []
+    unit, per_ms = run.unit.name, run.unit.per_ms
+    hover = f"measured %{{x:.4g}} {unit}<br>predicted %{{y:.4g}} {unit} (%{{text}})<extra></extra>"
     for role, (name, color, opacity, size) in _ROLES.items():
         own = [s for s in samples if s["role"] == role]
         if own:
             traces.append(
                 {
                     "type": "scatter", "mode": "markers", "name": f"{name} ({len(own)})",
-                    "x": [s["measured_ms"] for s in own], "y": [s["predicted_ms"] for s in own],
+                    "x": [per_ms * s["measured_ms"] for s in own], "y": [per_ms * s["predicted_ms"] for s in own],
                     "text": [f"{s['predicted_ms'] / s['measured_ms'] - 1:+.1%}" for s in own],
-                    "hovertemplate": "measured %{x:.4g} ms<br>predicted %{y:.4g} ms (%{text})<extra></extra>",
+                    "hovertemplate": hover,
                     "marker": {"size": size, "color": color, "opacity": opacity},
                 }
             )  # fmt: skip
-    ends = [f(s["measured_ms"] for s in samples) for f in (min, max)]
+    ends = [per_ms * f(s["measured_ms"] for s in samples) for f in (min, max)]
     traces.append(
         {
             "type": "scatter", "mode": "lines", "name": "exact", "x": ends, "y": ends, "hoverinfo": "skip",
@@ -131,8 +133,8 @@ def error_plot(run: RunView, prefix: str = "") -> Plot | None:
     layout = {
         "height": 400, "margin": {"l": 64, "r": 12, "t": 12, "b": 48}, "hovermode": "closest",
         "legend": {"orientation": "h", "y": -0.25, "yanchor": "top", "x": 0},
-        "xaxis": {"title": {"text": "measured latency, ms"}, "type": "log"},
-        "yaxis": {"title": {"text": "predicted latency, ms"}, "type": "log"},
+        "xaxis": {"title": {"text": f"measured latency, {unit}"}, "type": "log"},
+        "yaxis": {"title": {"text": f"predicted latency, {unit}"}, "type": "log"},
     }  # fmt: skip
     held = run.table.get("held_out", {})
     told = f"Mean error on held-out policies {held['mape_percent']:.1f} %." if held else ""

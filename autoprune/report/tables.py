@@ -10,8 +10,9 @@ from typing import Any
 
 from rich.table import Table
 
+from autoprune.latencies import TimeUnit
 from autoprune.records import Unit
-from autoprune.report.amounts import score_interval, shown_time
+from autoprune.report.amounts import score_interval
 from autoprune.treatments import Layer
 from autoprune.trials import BASELINES
 
@@ -23,7 +24,7 @@ _SHARE = re.compile(r"sparse:[\d.]+%")
 
 def front_table(document: Document) -> Table:
     """The dense model, the front and, beside each model, the uniform baselines of the same budget."""
-    dense, metric = document["dense"], document["metric"]
+    dense, metric, unit = document["dense"], document["metric"], time_unit(document)
     table = Table(
         title="Pareto front, with the uniform baselines of each budget", title_justify="left", title_style="bold"
     )
@@ -34,12 +35,12 @@ def front_table(document: Document) -> Table:
     predicted = [] if "cost" in document else ["predicted"]
     for title in (f"{metric} val", "test", "measured", "of dense", *predicted, *treated, *shown.values()):
         table.add_column(title, justify="right", no_wrap=True)
-    full = [f"{dense['score']:.4f}", f"{dense['test_score']:.4f}", shown_time(dense["latency_ms_measured"]), "100.0 %"]
+    full = [f"{dense['score']:.4f}", f"{dense['test_score']:.4f}", unit.shown(dense["latency_ms_measured"]), "100.0 %"]
     full += [""] * len(predicted)
     dense_layers = ["fp32"] * len(treated)
     in_int8 = document.get("dense_in_int8")
     table.add_row("dense", "", "", *full, *dense_layers, *_sizes(dense, shown), style="dim", end_section=not in_int8)
-    row = partial(_row, shown=shown, layers=document.get("layers", 0), predicted=bool(predicted))
+    row = partial(_row, shown=shown, layers=document.get("layers", 0), predicted=bool(predicted), unit=unit)
     if in_int8:
         table.add_row(*row(in_int8, "dense in int8"), style="dim", end_section=True)
     everything = {m["digest"]: m for m in [*document["others"], *document["baselines"], *document["models"]]}
@@ -188,16 +189,18 @@ def _span(numbers: Sequence[int]) -> str:
     return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
 
 
-def _row(model: Mapping[str, Any], kind: str, shown: Mapping[str, str], layers: int, predicted: bool) -> list[str]:
+def _row(
+    model: Mapping[str, Any], kind: str, shown: Mapping[str, str], layers: int, predicted: bool, unit: TimeUnit
+) -> list[str]:
     return [
         model["digest"],
         kind,
         model["budget"] or "",
         f"{model['score']:.4f}",
         f"{model['test_score']:.4f}",
-        shown_time(model["latency_ms_measured"]),
+        unit.shown(model["latency_ms_measured"]),
         f"{100 * model['latency_ratio']:.1f} %",
-        *([shown_time(model["latency_ms_predicted"])] if predicted else []),
+        *([unit.shown(model["latency_ms_predicted"])] if predicted else []),
         *([treated_layers(model, layers)] if layers else []),
         *_sizes(model, shown),
     ]
@@ -286,6 +289,12 @@ def shown_ms(model: Mapping[str, Any]) -> float:
     """Latency of a model of `front.json`: measured, or predicted where nothing could be measured."""
     measured = model["latency_ms_measured"]
     return model["latency_ms_predicted"] if measured is None else measured
+
+
+def time_unit(document: Document) -> TimeUnit:
+    """Return the unit of all latencies of a `front.json`."""
+    models = [m for kind in ("models", "others", "baselines") for m in document[kind]]
+    return TimeUnit.of([document["dense"]["latency_ms_measured"], *map(shown_ms, models)])
 
 
 def _count(number: int, unit: str = "") -> str:

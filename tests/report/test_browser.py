@@ -71,16 +71,16 @@ def test_a_budget_picks_the_best_model_within_it(page: Page) -> None:
     assert shown_card(page) == next(m["key"] for m in known if m["is_first"])
     page.locator("#budget").focus()
     page.keyboard.press("Home")  # the least latency: the fastest model alone
-    assert shown_card(page) == min(known, key=lambda m: (m["latency_ms"], -m["score"]))["key"]
+    assert shown_card(page) == min(known, key=lambda m: (m["latency"], -m["score"]))["key"]
     assert "at most" in page.locator("#budget-text").text_content()
     assert page.locator("#budget").get_attribute("aria-valuetext").startswith("at most")
-    for unit, cost in (("share", "share"), ("ms", "latency_ms")):
+    for unit, cost in (("share", "share"), ("time", "latency")):
         page.select_option("#x-unit", unit)
         lines = page.evaluate("document.getElementById('front-plot').layout.shapes.map((each) => each.x0)")
         assert lines == [pytest.approx(min(m[cost] for m in known), rel=1e-4)]
     page.locator("#budget").focus()
     page.keyboard.press("End")
-    best = max(known, key=lambda m: (m["score"], -m["latency_ms"]))
+    best = max(known, key=lambda m: (m["score"], -m["latency"]))
     assert shown_card(page) == best["key"]
     page.select_option("#budget-by", "score")
     assert shown_card(page) == best["key"]
@@ -98,7 +98,7 @@ def test_a_point_tells_its_model_and_shows_its_card(page: Page) -> None:
             const box = plot.getBoundingClientRect();
             return [box.x + xaxis._offset + xaxis.c2p(x), box.y + yaxis._offset + yaxis.c2p(y)];
         }""",
-        [model["latency_ms"], model["score"]],
+        [model["latency"], model["score"]],
     )
     page.mouse.move(place[0] - 3, place[1] - 3)
     page.mouse.move(*place)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,30 @@ def test_parts_of_the_search_are_drawn(finished: autoprune.Run) -> None:
     digest = finished.models[0].digest
     assert names > {"front-plot", "progress", "fidelities", "stairs", "sensitivity", "error", f"card-0-{digest}-time"}
     assert {m["key"].split("/")[1] for m in models} >= {m.digest for m in finished.models}
+
+
+def in_ms(run: RunView, dense_ms: float) -> RunView:
+    """Return a run as if its dense model had another latency, and every other one the same share of it."""
+    document = json.loads(json.dumps(run.document))
+    factor = dense_ms / document["dense"]["latency_ms_measured"]
+    for entry in [document["dense"], *document["models"], *document["others"], *document["baselines"]]:
+        for key in ("latency_ms_measured", "latency_ms_predicted"):
+            entry[key] = factor * entry[key] if entry.get(key) else None
+    return replace(run, document=document)
+
+
+@pytest.mark.parametrize(("latencies_ms", "unit"), [((0.5,), "us"), ((1.5,), "ms"), ((0.5, 1.5), "ms")])
+def test_all_latencies_of_a_page_have_one_unit(
+    finished: autoprune.Run, latencies_ms: tuple[float, ...], unit: str
+) -> None:
+    _, lines, sections, models = report_parts([in_ms(view(finished), ms) for ms in latencies_ms])
+    plots = [plot for section in sections for plot in section.plots]
+    shown = [*lines, *(section.body for section in sections), *(plot.label for plot in plots)]
+    shown += [text for plot in plots for text in texts(plot.to_json())]
+    told = re.findall(r"[\d}] (us|ms)\b", " ".join([*shown, *(model["label"] for model in models)]))
+    axes = re.findall(r"latency, (us|ms)|>(us|ms)<", " ".join(shown))
+    assert len(told) > 20
+    assert {*told, *("".join(each) for each in axes), *(model["unit"] for model in models)} == {unit}
 
 
 @pytest.mark.parametrize("several", [False, True])

@@ -96,4 +96,4 @@ def test_the_packed_script_is_that_of_the_package() -> None:
     ],
 )  # fmt: skip
 def test_a_budget_in_a_legend_has_its_unit(cost: str, most: float, text: str) -> None:
-    assert _maximum_text(cost, most, 2.0) == text
+    assert _maximum_text(VIEW, cost, most) == text

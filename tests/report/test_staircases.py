@@ -16,7 +16,7 @@ def test_a_row_has_widths_costs_and_useful_widths() -> None:
     stream = io.StringIO()
     Console(file=stream, width=100).print(staircase_table([STEM]))
     row = next(line for line in stream.getvalue().splitlines() if "stem" in line)
-    assert [cell.strip() for cell in row.strip("│").split("│")] == ["stem", "2-8", "10.0-20.0 us", "▅▅█", "4 8"]
+    assert [cell.strip() for cell in row.strip("│").split("│")] == ["stem", "2-8", "10-20 us", "▅▅█", "4 8"]
 
 
 def test_a_sparkline_of_zeros_is_flat() -> None:

@@ -2,7 +2,7 @@
 // changes as they come.
 
 const FRONT = "front-plot";
-const COSTS = { latency: "latency_ms", bytes: "bytes" };
+const COSTS = { latency: "latency", bytes: "bytes" };
 const UNITS = [[1e9, "GB"], [1e6, "MB"], [1e3, "kB"], [1, "B"]];
 
 let state = JSON.parse(document.getElementById("state").textContent);
@@ -15,7 +15,7 @@ const say = (text) => { element("status").textContent = text; };
 
 function shown(by, value) {
   if (by === "score") return `at least ${value.toFixed(4)}`;
-  if (by === "latency") return `at most ${value < 1 ? `${(value * 1e3).toPrecision(3)} us` : `${value.toPrecision(4)} ms`}`;
+  if (by === "latency") return `at most ${value >= 100 ? value.toFixed(0) : value.toPrecision(3)} ${state.models[0].unit}`;
   const [size, unit] = UNITS.find(([each]) => value >= each) || UNITS[3];
   return `at most ${(value / size).toPrecision(3)} ${unit}`;
 }
@@ -31,8 +31,8 @@ function pickedBy({ by, value }) {
   const tolerance = 1e-9 * Math.abs(value);
   const fits = state.models.filter((model) =>
     by === "score" ? model.score >= value - tolerance : model[COSTS[by]] <= value + tolerance);
-  const better = (a, b) => b.score - a.score || a.latency_ms - b.latency_ms;
-  const faster = (a, b) => a.latency_ms - b.latency_ms || b.score - a.score;
+  const better = (a, b) => b.score - a.score || a.latency - b.latency;
+  const faster = (a, b) => a.latency - b.latency || b.score - a.score;
   return fits.sort(by === "score" ? faster : better)[0] || null;
 }
 
@@ -43,8 +43,8 @@ function frontPlot() {
     if (!trace.meta) continue;
     trace.y = trace.meta.y[score];
     if (unit === "share" && trace.meta.share) {
-      trace.x = trace.x.map((ms) => ms * trace.meta.share);
-      if (trace.error_x.array) trace.error_x.array = trace.error_x.array.map((ms) => ms * trace.meta.share);
+      trace.x = trace.x.map((x) => x * trace.meta.share);
+      if (trace.error_x.array) trace.error_x.array = trace.error_x.array.map((x) => x * trace.meta.share);
     }
     if (trace.meta.error_y) trace.error_y = trace.meta.error_y[score];
     trace.visible = trace.y.length > 0;
@@ -57,7 +57,7 @@ function frontPlot() {
   const model = state.models.find((each) => each.key === picked);
   if (model) {
     plot.traces.push({
-      type: "scatter", mode: "markers", name: "picked", x: [unit === "share" ? model.share : model.latency_ms], y: [model[score === "test" ? "test_score" : "score"]],
+      type: "scatter", mode: "markers", name: "picked", x: [unit === "share" ? model.share : model.latency], y: [model[score === "test" ? "test_score" : "score"]],
       hoverinfo: "skip", marker: { size: 22, symbol: "circle-open", color: color("text"), line: { width: 2 } },
     });
   }
