@@ -27,6 +27,7 @@ _ADVICE = "; `autoprune verify` without --check, or a search that goes on, makes
 def show(run_dir: Path) -> None:
     """Print the front of a run and how far it can be trusted."""
     from autoprune.report import (
+        asked_text,
         form_lines,
         front_table,
         headlines,
@@ -57,7 +58,7 @@ def show(run_dir: Path) -> None:
     ):
         say(line)
     for model in document["models"]:
-        say(f"{model['budget']}: {folder.path / model['onnx']}")
+        say(f"{asked_text(document.get('budgets', ()), model['budget'])}: {folder.path / model['onnx']}")
 
 
 def front(
@@ -103,15 +104,21 @@ def pick(
     """Pick a model off the front; prints its record as JSON."""
     from autoprune.pipeline.document import to_json
     from autoprune.pipeline.run import Run
+    from autoprune.report.asked import score_asked
 
-    candidate = Run.open(run_dir).pick(
+    run = Run.open(run_dir)
+    candidate = run.pick(
         max_latency=max_latency, max_params=max_params, max_macs=max_macs, max_bytes=max_bytes,
         max_activation_bytes=max_activation_bytes, min_score=min_score, max_drop=max_drop, knee=knee,
     )  # fmt: skip
     if digest:
         print(candidate.digest)
         return
-    show_json(to_json(candidate.record) | {"onnx": str(candidate.onnx_path)})
+    record = to_json(candidate.record)
+    asked = score_asked(run.document.get("budgets", ()), record["budget"])
+    if asked:  # the budget of the record is the latency that the search for a score chose
+        record["asked_budget"] = asked
+    show_json(record | {"onnx": str(candidate.onnx_path)})
 
 
 def finetune(

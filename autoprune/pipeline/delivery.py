@@ -20,6 +20,7 @@ from autoprune.front import latency_of
 from autoprune.manifest import Manifest
 from autoprune.pipeline.document import to_json
 from autoprune.pipeline.file_names import FileNames, Inputs
+from autoprune.report.asked import asked_text
 from autoprune.report.tables import treated_layers
 from autoprune.run_documents import read_metrics
 from autoprune.runfolder import read_json, write_atomic
@@ -241,7 +242,9 @@ def _page(
     device = _target(target, precision)
     facts = {
         "latency": f"{record.latency_ratio:.1%} of the dense model's, on {device}; this is the ONNX file's",
-        "budget": f"{record.budget}, {'met' if record.meets_budget else 'not met'}" if record.budget else "none",
+        "budget": f"{asked_text(run.config.budgets, record.budget)}, {'met' if record.meets_budget else 'not met'}"
+        if record.budget
+        else "none",
         "proof": f"{delivery}",
         "inputs": "; ".join(f"`{x['name']}` {x['dtype']} {tuple(x['shape'])}" for x in inputs)
         + ", the first dimension is the batch",

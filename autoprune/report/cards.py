@@ -13,7 +13,7 @@ from autoprune.report.fragments import missing, table
 from autoprune.report.front_plot import is_measured, model_key
 from autoprune.report.plots import DENSE, FRONT, INT8, OTHER, Plot
 from autoprune.report.runview import RunView
-from autoprune.report.tables import shown_ms
+from autoprune.report.tables import has_predictions, shown_ms
 
 _KIND_TEXTS = {
     "models": "front", "others": "not on the front", "baselines": "uniform", "dense_in_int8": "dense in int8",
@@ -52,7 +52,8 @@ def card(run: RunView, number: int, kind: str, model: Mapping[str, Any]) -> tupl
     place, key = html.escape(name), html.escape(model_key(run, model))
     plots = [kept_plot(run, name, model)]
     time = time_plot(run, name, model)
-    budget = f", budget {model['budget']}" if model["budget"] else ""
+    asked = run.asked(model)
+    budget = f", budget {asked}" if asked else ""
     title = html.escape(f"Model {model['digest']}: {kind_text(kind, model)}{budget}")
     parts = [
         f'<article class="card" id="{place}" data-key="{key}" aria-labelledby="{place}-title">',
@@ -238,12 +239,12 @@ def model_rows(run: RunView) -> list[list[str]]:
             f'<button type="button" class="pick" data-key="{html.escape(model_key(run, m))}">'
             f"{html.escape(m['digest'])}</button>",
             kind_text(kind, m),
-            m["budget"] or "",
+            run.asked(m),
             f"{m['score']:.4f}",
             f"{m['test_score']:.4f}",
             run.unit.shown(shown_ms(m)),
             f"{m['latency_ratio']:.1%}",
-            run.unit.shown(m["latency_ms_predicted"]),
+            *([run.unit.shown(m["latency_ms_predicted"])] if has_predictions(run.document) else []),
             f"{m['params']:,}",
             f"{m['macs']:,}",
             shown_bytes(m["bytes"]),
@@ -254,7 +255,10 @@ def model_rows(run: RunView) -> list[list[str]]:
     ]
 
 
-MODEL_HEADER = (
-    "model", "kind", "budget", "validation", "test", "latency", "of dense", "predicted", "params", "MACs", "weights",
-    "activations", "meets budget",
-)  # fmt: skip
+def model_header(run: RunView) -> list[str]:
+    """Return the titles of the columns of `model_rows`."""
+    return [
+        "model", "kind", "budget", "validation", "test", "latency", "of dense",
+        *(["predicted"] if has_predictions(run.document) else []),
+        "params", "MACs", "weights", "activations", "meets budget",
+    ]  # fmt: skip

@@ -136,7 +136,8 @@ def _share(run: RunView) -> float | None:
 
 
 def _hover(run: RunView, model: Mapping[str, Any]) -> str:
-    budget = f", budget {model['budget']}" if model["budget"] else ""
+    asked = run.asked(model)
+    budget = f", budget {asked}" if asked else ""
     lines = [
         f"<b>{html.escape(model['digest'])}</b>",
         html.escape(f"{model['strategy']}{budget}"),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from autoprune.device.noise import MOST
 from autoprune.latencies import TimeUnit
 from autoprune.report.amounts import score_interval, shown_bytes
+from autoprune.report.asked import score_asked
 from autoprune.report.tables import time_unit
 
 Document = Mapping[str, Any]
@@ -23,8 +24,8 @@ _PERCENT = re.compile(r"(?<=\d)%")
 def headlines(document: Document, unit: TimeUnit | None = None) -> list[str]:
     """Return a sentence for every budget whose best searched model meets it: how fast, how good, against what.
 
-    Budgets are those that the models were searched for, which are combinations of the ones that were given, or
-    latencies that a budget by score led to.
+    Budgets are those that the models were searched for, which are combinations of the ones that were given. A budget
+    by score has one sentence, about the fastest model that keeps the score: none for each latency that was searched.
 
     Args:
         document: content of `front.json`.
@@ -38,10 +39,29 @@ def headlines(document: Document, unit: TimeUnit | None = None) -> list[str]:
         by_budget.setdefault(model["budget"] or "", []).append(model)
     lines = []
     for budget, models in by_budget.items():
+        if score_asked(document.get("budgets", ()), budget):
+            continue
         best = max(models, key=lambda model: (model["score"], -model["latency_ratio"]))
         start = f"At {_written(budget)}: " if budget else ""
         lines.append(f"{start}{_facts(document, best, unit)}{_uniform(document, budget)}; model {best['digest']}.")
-    return lines
+    return [*lines, *_score_headlines(document, unit)]
+
+
+def _score_headlines(document: Document, unit: TimeUnit | None) -> Iterator[str]:
+    """Yield a sentence for every budget by score that a model keeps."""
+    models = {m["digest"]: m for kind in ("baselines", "others", "models") for m in document[kind]}
+    for entry in document.get("score_budgets", ()):
+        model = models.get(entry["digest"])
+        if model is None:
+            continue
+        asked = f"{entry['budget']} (at least {entry['least_score']:.4f} on validation data)"
+        beside = _uniform(document, model["budget"] or "")
+        if model["strategy"] == "uniform":
+            beside = "; its widths are uniform"
+        yield (
+            f"At {asked}, which led to {model['latency_ratio']:.1%} of the dense latency: "
+            f"{_facts(document, model, unit)}{beside}; model {model['digest']}."
+        )
 
 
 def _written(budget: str) -> str:

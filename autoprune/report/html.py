@@ -12,16 +12,17 @@ from typing import Any
 from autoprune.budgets import ScoreBudget, parse_budget
 from autoprune.errors import BudgetError
 from autoprune.report.amounts import shown_bytes
-from autoprune.report.cards import MODEL_HEADER, card, kind_text, model_rows
+from autoprune.report.cards import card, kind_text, model_header, model_rows
 from autoprune.report.comparison import comparison_section
 from autoprune.report.fragments import Section, missing, paragraphs, table
 from autoprune.report.front_plot import front_plot, is_measured, model_key
 from autoprune.report.headline import headline_of, headlines, noise_lines, place_of_dense
+from autoprune.report.lines import form_lines, layer_lines, score_budget_lines
 from autoprune.report.page import page
 from autoprune.report.runview import RunView
 from autoprune.report.search_plots import search_section, trouble_section
 from autoprune.report.table_plots import device_section
-from autoprune.report.tables import form_lines, layer_lines, score_budget_lines, shown_ms
+from autoprune.report.tables import shown_ms
 from autoprune.runfolder import write_atomic
 
 _LIMITED = {"latency": "latency", "score": "score", "bytes": "weight bytes"}
@@ -144,7 +145,9 @@ def _front_section(runs: Sequence[RunView]) -> Section:
     for run in runs:
         if run.document:
             caption = "Models" + (f" of {run.name}" if len(runs) > 1 else "")
-            body += table(f"{caption}: press a name to see its card", MODEL_HEADER, model_rows(run), raw_first=True)
+            body += table(
+                f"{caption}: press a name to see its card", model_header(run), model_rows(run), raw_first=True
+            )
             if "score_examples" not in run.document:
                 body += missing(
                     "Scores have no intervals: they are no shares of examples, or the run is older than their count."

@@ -11,6 +11,7 @@ from typing import Any
 
 from autoprune.files import parsed_json
 from autoprune.latencies import TimeUnit
+from autoprune.report.asked import asked_text
 from autoprune.report.tables import time_unit
 from autoprune.run_documents import read_front, read_metrics
 from autoprune.runfolder import RunFolder, read_json
@@ -73,6 +74,10 @@ class RunView:
     def unit(self) -> TimeUnit:
         """Unit in which all latencies of the run are shown."""
         return self.page_unit or (time_unit(self.document) if self.document else TimeUnit.of([self.dense_ms]))
+
+    def asked(self, model: Mapping[str, Any]) -> str:
+        """Return the budget of a model as it was asked for; empty for none."""
+        return asked_text(self.config.get("budgets") or (), model["budget"])
 
     @property
     def models(self) -> list[tuple[str, Mapping[str, Any]]]:

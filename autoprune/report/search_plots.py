@@ -12,9 +12,10 @@ from autoprune.budgets import BUDGET_TOLERANCE
 from autoprune.report.amounts import shown_bytes
 from autoprune.report.durations import duration_text
 from autoprune.report.fragments import Section, folded, missing, pair, paragraphs, table
+from autoprune.report.lines import trust_lines
 from autoprune.report.plots import RUN_COLORS, Plot
 from autoprune.report.runview import RunView, ShownTrial
-from autoprune.report.tables import all_rungs, trust_lines
+from autoprune.report.tables import all_rungs
 
 _SLOWEST, _FAILURES = 10, 20
 
@@ -33,7 +34,7 @@ def search_section(run: RunView, prefix: str, title: str) -> Section:
 
 
 def _rungs(run: RunView) -> str:
-    rows = [[r["budget"] or "", r["rung"], r["strategy"], f"{r['score']:.4f}"] for r in all_rungs(run.document)]
+    rows = [[run.asked(r), r["rung"], r["strategy"], f"{r['score']:.4f}"] for r in all_rungs(run.document)]
     header = ["budget", "fidelity", "policy", run.document["metric"] + ", validation"]
     return folded("Searched against uniform at every fidelity", table("Searched against uniform", header, rows))
 
@@ -79,7 +80,10 @@ def progress_plot(run: RunView, prefix: str = "") -> Plot | None:
 def _limit_name(run: RunView, limit: Mapping[str, float]) -> str:
     if not limit:
         return "all policies"
-    return ", ".join(_maximum_text(run, cost, most) for cost, most in limit.items())
+    told = ", ".join(_maximum_text(run, cost, most) for cost, most in limit.items())
+    scores = [text for text in run.config.get("budgets") or () if text.lstrip().startswith("score")]
+    others = len(run.config.get("budgets") or ()) > len(scores)
+    return f"{', '.join(scores)} ({told})" if scores and not others else told
 
 
 def _maximum_text(run: RunView, cost: str, most: float) -> str:

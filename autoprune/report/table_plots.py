@@ -9,10 +9,10 @@ from typing import Any
 
 from autoprune.latencies import Staircase
 from autoprune.report.fragments import Section, missing, pair, paragraphs
+from autoprune.report.lines import prediction_line
 from autoprune.report.plots import DENSE, FRONT, OTHER, UNIFORM, Plot
 from autoprune.report.runview import RunView
 from autoprune.report.staircases import staircase_plot
-from autoprune.report.tables import prediction_line
 
 _MOST_STAIRS = 36
 """Units whose staircase is drawn: those whose width changes the latency most."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from rich.table import Table
 
 from autoprune.latencies import TimeUnit
 from autoprune.records import Unit
-from autoprune.report.amounts import score_interval
+from autoprune.report.asked import asked_text
 from autoprune.treatments import Layer
 from autoprune.trials import BASELINES
 
@@ -32,7 +31,7 @@ def front_table(document: Document) -> Table:
     for title in ("model", "kind", "budget"):
         table.add_column(title, no_wrap=True)
     treated = ["layers"] if document.get("layers") else []
-    predicted = [] if "cost" in document else ["predicted"]
+    predicted = ["predicted"] if has_predictions(document) else []
     for title in (f"{metric} val", "test", "measured", "of dense", *predicted, *treated, *shown.values()):
         table.add_column(title, justify="right", no_wrap=True)
     full = [f"{dense['score']:.4f}", f"{dense['test_score']:.4f}", unit.shown(dense["latency_ms_measured"]), "100.0 %"]
@@ -40,7 +39,11 @@ def front_table(document: Document) -> Table:
     dense_layers = ["fp32"] * len(treated)
     in_int8 = document.get("dense_in_int8")
     table.add_row("dense", "", "", *full, *dense_layers, *_sizes(dense, shown), style="dim", end_section=not in_int8)
-    row = partial(_row, shown=shown, layers=document.get("layers", 0), predicted=bool(predicted), unit=unit)
+
+    def row(model: Mapping[str, Any], kind: str) -> list[str]:
+        asked, layers = asked_text(document.get("budgets", ()), model["budget"]), document.get("layers", 0)
+        return _row(model, kind, asked=asked, shown=shown, layers=layers, predicted=bool(predicted), unit=unit)
+
     if in_int8:
         table.add_row(*row(in_int8, "dense in int8"), style="dim", end_section=True)
     everything = {m["digest"]: m for m in [*document["others"], *document["baselines"], *document["models"]]}
@@ -82,11 +85,12 @@ def rung_table(document: Document) -> Table:
         for rung in dict.fromkeys(key[1] for key in cells):
             ours, base = cells.get((budget, rung, "searched")), cells.get((budget, rung, "uniform"))
             if ours and base:
+                told = asked_text(document.get("budgets", ()), budget)
                 score, uniform = ours["score"], base["score"]
                 losses = [
                     f"{row['divergence']:.4f}" if row.get("divergence") is not None else "" for row in (ours, base)
                 ]
-                table.add_row(budget, rung, f"{score:.4f}", f"{uniform:.4f}", f"{score - uniform:+.4f}", *losses)
+                table.add_row(told, rung, f"{score:.4f}", f"{uniform:.4f}", f"{score - uniform:+.4f}", *losses)
         table.add_section()
     return table
 
@@ -163,39 +167,30 @@ def all_rungs(document: Document) -> list[dict[str, Any]]:
 
 def treated_layers(model: Mapping[str, Any], layers: int) -> str:
     """Return how many of some layers have each treatment: `int8 in 12 of 21`, `rank in 2, w4 in 1 of 5`, `fp32`."""
-    counts = ", ".join(f"{treatment} in {count}" for treatment, count in _treatment_counts(model).items())
+    counts = ", ".join(f"{treatment} in {count}" for treatment, count in treatment_counts(model).items())
     return f"{counts} of {layers}" if counts else "fp32"
 
 
-def layer_lines(document: Document) -> list[str]:
-    """Return in how many layers the models of the front have each treatment, as a line; none for widths alone."""
-    layers, models = document.get("layers", 0), document["models"]
-    if not layers or not models:
-        return []
-    counts = [_treatment_counts(model) for model in models]
-    treatments = dict.fromkeys(treatment for of_model in counts for treatment in of_model)
-    spans = {treatment: sorted({of_model[treatment] for of_model in counts}) for treatment in treatments}
-    shares = [f"{treatment} in {_span(span)} of {layers} layers" for treatment, span in spans.items()]
-    return [f"Models of the front have {', '.join(shares) or 'all layers in fp32'}."]
-
-
-def _treatment_counts(model: Mapping[str, Any]) -> Counter[str]:
+def treatment_counts(model: Mapping[str, Any]) -> Counter[str]:
     """Return how many layers have each treatment; layers with different ranks, or shares of zeros, count together."""
     alike = (_SHARE.sub("sparse", _RANK.sub("rank", text)) for text in model.get("treatments", {}).values())
     return Counter(alike)
 
 
-def _span(numbers: Sequence[int]) -> str:
-    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
-
-
 def _row(
-    model: Mapping[str, Any], kind: str, shown: Mapping[str, str], layers: int, predicted: bool, unit: TimeUnit
+    model: Mapping[str, Any],
+    kind: str,
+    *,
+    asked: str,
+    shown: Mapping[str, str],
+    layers: int,
+    predicted: bool,
+    unit: TimeUnit,
 ) -> list[str]:
     return [
         model["digest"],
         kind,
-        model["budget"] or "",
+        asked,
         f"{model['score']:.4f}",
         f"{model['test_score']:.4f}",
         unit.shown(model["latency_ms_measured"]),
@@ -220,75 +215,16 @@ def _sizes(model: Mapping[str, Any], shown: Mapping[str, str]) -> list[str]:
     return ["" if model.get(name) is None else _count(model[name], unit.get(name, "")) for name in shown]
 
 
-def prediction_line(document: Document) -> str:
-    """How well the latency table predicts, and how far off it was for the models of this run."""
-    held = document["held_out"]
-    if not held["policies"]:
-        return (
-            f"No budget limits the latency, so none was predicted: models are compared by {document['cost']}, and the "
-            "latency of each was measured once."
-        )
-    everything = [*document["models"], *document["others"], *document["baselines"]]
-    measured = [m for m in everything if m["latency_ms_measured"] is not None]
-    errors = [abs(m["latency_ms_predicted"] / m["latency_ms_measured"] - 1) for m in measured]
-    own = f"; off by at most {max(errors):.1%} for the models of this run" if errors else "; no model was measured here"
-    return (
-        f"Latency table: on {held['policies']} held-out policies mean error {held['mape_percent']:.1f} %, largest "
-        f"{held['max_percent']:.1f} %, bias {held['bias_percent']:+.1f} %, Spearman {held['spearman']:.3f}, re-measure "
-        f"noise {held['noise_percent']:.1f} %{own}."
-    )
-
-
-def form_lines(document: Document) -> list[str]:
-    """The form of the run's PyTorch models and why; runs of earlier versions did not keep it."""
-    form = document.get("form")
-    if form is None:
-        return []
-    if form["name"] == "native":
-        line = "PyTorch models have your own classes: outputs and gradients are proven equal."
-    else:
-        line = f"PyTorch models are graph modules, because {form['reason'].rstrip('.')}."
-    return [line, *(f"{note[:1].upper()}{note[1:].rstrip('.')}." for note in form["notes"])]
-
-
-def score_budget_lines(document: Document) -> list[str]:
-    """Return the answer to every budget by score: the fastest model that keeps so much, with its interval."""
-    lines, examples = [], document.get("score_examples", {}).get("validation")
-    for entry in document.get("score_budgets", ()):
-        asked = f"{entry['budget']} (at least {entry['least_score']:.4f})"
-        if entry["digest"] is None:
-            lines.append(f"No model that is faster than the dense one keeps {asked}.")
-            continue
-        interval = score_interval(entry["score"], examples)
-        between = f" (95 % interval {interval[0]:.4f} to {interval[1]:.4f})" if interval else ""
-        lines.append(
-            f"{asked}: the fastest model is {entry['digest']}, {entry['latency_ratio']:.1%} of the dense latency, "
-            f"score {entry['score']:.4f}{between}."
-        )
-    return lines
-
-
-def trust_lines(document: Document) -> list[str]:
-    """How far cheap scores ranked policies as dearer ones did, budgets without a model, and what was not repaired."""
-    lines = [
-        f"Rank correlation of {c['cheap']} and {c['dear']} scores within budgets: {c['rho']:.2f} "
-        f"({c['low']:.2f} to {c['high']:.2f}, {c['pairs']} policies)."
-        for c in document.get("rank_correlations", ())
-    ]
-    lines += [f"No fine-tuned model meets {budget}." for budget in document.get("unmet_budgets", ())]
-    left = document.get("not_reconstructed", ())
-    if left:
-        lines.append(
-            "Not reconstructed by least squares, ranked by batch-norm scales (without any: by norms of weights): "
-            f"{', '.join(left)}."
-        )
-    return lines
-
-
 def shown_ms(model: Mapping[str, Any]) -> float:
     """Latency of a model of `front.json`: measured, or predicted where nothing could be measured."""
     measured = model["latency_ms_measured"]
     return model["latency_ms_predicted"] if measured is None else measured
+
+
+def has_predictions(document: Document) -> bool:
+    """Return whether a latency table predicted the latencies of the models of a run."""
+    models = [m for kind in ("models", "others", "baselines") for m in document[kind]]
+    return any(model.get("latency_ms_predicted") is not None for model in models)
 
 
 def time_unit(document: Document) -> TimeUnit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 import autoprune
 from autoprune.budgets import ScoreBudget
+from autoprune.cli import main as cli
 from autoprune.config import RunConfig
 from autoprune.pipeline import time_limit
 from autoprune.pipeline.score_budgets import MOST_LATENCIES, ScoreSearch, next_budgets
@@ -77,7 +79,7 @@ def test_other_budgets_are_searched_first_and_their_limits_hold_at_every_latency
 
 
 def test_a_run_answers_with_the_fastest_model_that_keeps_the_score(
-    finished: autoprune.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: autoprune.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(time_limit, "_FULL_SHARES", (0.5,))  # the first latency shortens the full fine-tunes of all
     known = {"table": str(finished.folder.table), "dense": str(finished.folder.dense)}
@@ -94,5 +96,11 @@ def test_a_run_answers_with_the_fastest_model_that_keeps_the_score(
     assert len({m["budget"] for m in verified}) > 1, "further latencies were searched"
     assert document["unmet_budgets"] == []
     assert entry["digest"] in score_budget_lines(document)[0]
+    capsys.readouterr()
+    cli.app(["pick", str(run.folder.path), "--max-drop", "30%"], standalone_mode=False)
+    picked = json.loads(capsys.readouterr().out)
+    assert (picked["asked_budget"], picked["budget"][-1]) == ("score:-30%", "%")
+    cli.app(["front", str(run.folder.path)], standalone_mode=False)
+    assert f"score:-30% ({picked['budget']}): " in capsys.readouterr().out
     again = autoprune.search(run_dir=run.folder.path, measurer=SimulatedMeasurer())
     assert read_json(again.folder.front)["score_budgets"] == [entry], "a run that is called again answers the same"

@@ -66,7 +66,6 @@ def test_a_model_that_was_not_measured_is_told_by_its_predicted_share() -> None:
             "bytes:50000,params:9000",
             "At bytes:50000 and params:9000: 4.2 times as fast as",
         ),
-        (["score:-1%"], "35.4%", "At 35.4 %: 4.2 times as fast as"),
     ],
 )
 def test_budgets_are_those_that_models_were_searched_for(given: list[str], searched: str, start: str) -> None:
@@ -75,6 +74,28 @@ def test_budgets_are_those_that_models_were_searched_for(given: list[str], searc
     assert line.startswith(start)
     assert (":" in searched) == ("42.1 kB of weights" in line)
     assert "; uniform widths" in line
+
+
+@pytest.mark.parametrize(
+    ("strategy", "beside"),
+    [("guided", "; uniform widths 0.9690; model"), ("uniform", "; its widths are uniform; model")],
+)
+def test_a_budget_by_score_is_told_as_it_was_asked_for(strategy: str, beside: str) -> None:
+    """One sentence, about the fastest model that keeps the score, and none for each latency that was searched."""
+    kept, lost = model(budget="24.5%", strategy=strategy), model(budget="12%", digest="b", score=0.9)
+    uniform = model(strategy="uniform", budget="24.5%", test_score=0.969, digest="c")
+    answer = {"budget": "score:-1%", "least_score": 0.97, "digest": kept["digest"], "score": 0.98}
+    (line,) = headlines(
+        document(kept, lost, budgets=["score:-1%"], baselines=[uniform], score_budgets=[answer]),
+    )
+    assert line.startswith(
+        "At score:-1% (at least 0.9700 on validation data), which led to 24.0% of the dense latency: 4.2 times as fast"
+    )
+    assert beside in line
+    asked = document(
+        kept, lost, budgets=["24.5%", "score:-1%"], baselines=[], score_budgets=[answer | {"digest": None}]
+    )
+    assert len(headlines(asked)) == (strategy != "uniform"), "a latency that was asked for is told as that"
 
 
 def test_latencies_that_were_measured_in_noise_are_marked() -> None:

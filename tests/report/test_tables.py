@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from autoprune.records import Member, Unit
-from autoprune.report import layer_table, unit_table
+from autoprune.report import RunView, front_table, layer_table, rung_table, unit_table
+from autoprune.report.cards import model_header, model_rows
 from autoprune.report.tables import _count, treated_layers
 from autoprune.treatments import Layer
 
@@ -56,3 +59,33 @@ def test_layers_of_one_module_are_told_apart() -> None:
     layers = [Layer(name=name, op="", nodes=(), precisions=("fp32", "int8-dynamic")) for name in names]
     table = layer_table(layers, {})
     assert [*table.columns[0].cells] == ["lstm.weight_ih_l0", "lstm.weight_ih_l1", "head"]
+
+
+DENSE = {"score": 0.99, "test_score": 0.98, "latency_ms_measured": 0.2, "bytes": 100, "params": 25}
+MODEL = DENSE | {"macs": 1,
+    "digest": "a1", "strategy": "guided", "budget": "35.4%", "meets_budget": True, "latency_ratio": 0.3,
+    "latency_ms_predicted": 0.07,
+}  # fmt: skip
+DOCUMENT = {"dense": DENSE, "metric": "accuracy", "models": [MODEL], "others": [], "baselines": []}
+
+
+def columns(table: Table) -> dict[str, list[str]]:
+    return {str(column.header): [str(cell) for cell in column.cells] for column in table.columns}
+
+
+def test_latencies_that_a_score_led_to_are_told_as_that_budget() -> None:
+    rungs = [{"rung": "proxy", "budget": "35.4%", "strategy": s, "score": 0.9} for s in ("searched", "uniform")]
+    document = DOCUMENT | {"budgets": ["50%", "score:-1%"], "rungs": rungs}
+    assert columns(front_table(document))["budget"] == ["", "score:-1% (35.4%)"]
+    assert columns(rung_table(document))["budget"] == ["score:-1% (35.4%)"]
+    assert columns(front_table(document | {"budgets": ["35.4%", "score:-1%"]}))["budget"] == ["", "35.4%"]
+
+
+def test_predictions_have_a_column_where_a_table_made_some() -> None:
+    assert columns(front_table(DOCUMENT))["predicted"] == ["", "70 us"]
+    unpredicted = DOCUMENT | {"models": [MODEL | {"latency_ms_predicted": None}]}
+    assert "predicted" not in columns(front_table(unpredicted))
+    for document, count in ((DOCUMENT, 1), (unpredicted, 0)):
+        run = RunView(path=Path("run"), config={}, document={"held_out": {"noise_percent": 1.0}, **document})
+        assert model_header(run).count("predicted") == count
+        assert len(model_rows(run)[0]) == len(model_header(run))
