@@ -73,6 +73,7 @@ def trained_dense(
     events.stage(DENSE)
     if config.dense is not None:
         dense = load_dense(task, Path(config.dense))
+        events.note(f"weights of {config.dense}, not trained")
     else:
         dense = train_dense(
             task,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from autoprune.config import RunConfig
 from autoprune.device.target import differences
 from autoprune.evaluation import DenseModel, Evaluator
+from autoprune.latencies import TimeUnit
 from autoprune.pipeline.channel_order import make_dense_model
 from autoprune.pipeline.cost_model import CostModel, reachable_costs
 from autoprune.pipeline.dense import trained_dense, untrained
@@ -83,8 +84,8 @@ def prepare(
     events.stage(ORDER)
     dense_model = make_dense_model(config, folder, task, module, structure, events)
     score = dense_model.score(module)
-    metric, dense_us = task.metric_name, costs.dense_ms * 1e3
-    events.note(f"dense: {metric} {score:.4f} on validation data, {dense_us:.0f} us measured")
+    latency = TimeUnit.of([costs.dense_ms]).shown(costs.dense_ms)
+    events.note(f"dense: {task.metric_name} {score:.4f} on validation data, {latency} measured")
     doubt_metric(dense_model, score, space, events)
     effort = planned_effort(events, derived_effort(config, task), folder)
     foreign = tuple(differences(measurer.target.fingerprint(), table.target))

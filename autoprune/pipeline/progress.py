@@ -49,7 +49,8 @@ class RungWatcher:
             f"{names[limit]} {score:.3f} (divergence {progress.best_loss[limit]:.2f})"
             for limit, score in progress.best_score.items()
         ]
-        _tell_trials(self._events, title, self._limits, progress, "best: " + ", ".join(best) if best else "")
+        detail = f"best of this rung: {', '.join(best)}" if best else ""
+        _tell_trials(self._events, title, self._limits, progress, detail)
 
     def _enter(self, rung: str) -> None:
         if rung != self._rung:

@@ -15,6 +15,9 @@ from autoprune.runfolder import RunFolder
 from autoprune.structure import Structure, form_at_half
 from autoprune.treatments import INT8, INT8_DYNAMIC, Treatment
 
+_MOST_WRITTEN = 1e9
+"""Larger numbers are written with an exponent."""
+
 
 def check_units(structure: Structure, space_file: SpaceFile, events: Events) -> None:
     """Prove that the smallest policy of the space computes what it should, and note what was found.
@@ -42,9 +45,16 @@ def decide_form(structure: Structure, folder: RunFolder, events: Events) -> None
         events.note(line)
 
 
+def _count(number: int) -> str:
+    """Return a whole number with three digits: `332,000`, `3.3e+14`, `1e400`."""
+    if number < _MOST_WRITTEN:
+        return f"{float(f'{number:.3g}'):,.0f}"
+    return f"{number:.2g}" if number < 1e300 else f"1e{len(str(number)) - 1}"
+
+
 def note_space(space: SearchSpace, name: str, events: Events) -> None:
     """Note how many policies a space holds, and that zeros save no time where it has patterns of them."""
-    size = f"{space.size:.3g}" if space.size < 1e300 else f"1e{len(str(space.size)) - 1}"
+    size = _count(space.size)
     layers = [name for name in space.searched if name in set(space.layer_names)]
     treated = f" and the treatments of {len(layers)} layers" if layers else ""
     units = len(space.searched) - len(layers)

@@ -150,7 +150,8 @@ class ProfileWork:
             widths = {name: every_other(levels) if len(levels) > 4 else levels for name, levels in widths.items()}
             rows = self._scan_rows(widths)
         if len(rows) > most:
-            self.notes.append(f"scanning took {len(rows)} models, more than the time allows")
+            fewest = f"{len(rows)} models are the fewest that tell every unit"
+            self.notes.append(f"scanning widths took longer than planned: {fewest}")
         self.space = SearchSpace(id=self.space.id, levels={**self.space.levels, **widths})
         nodes = int(np.clip(node_seconds / (build_s + 2 * LOAD_S + _NODE_RUNS * run_s), _LEAST_NODES, _MOST_NODES))
         self.profiled = random_rows(self.space, self.columns, nodes, self.rng)

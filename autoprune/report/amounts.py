@@ -33,7 +33,8 @@ def score_interval(score: float, examples: int | None) -> tuple[float, float] | 
     square = NORMAL_95**2
     middle = (score + square / (2 * examples)) / (1 + square / examples)
     half = NORMAL_95 / (1 + square / examples) * math.sqrt(score * (1 - score) / examples + square / (4 * examples**2))
-    return middle - half, middle + half
+    low, high = min(max(middle - half, 0.0), score), max(min(middle + half, 1.0), score)  # rounding would leave 0 and 1
+    return low, high
 
 
 def shown_interval(interval: tuple[float, float] | None) -> str:

@@ -10,7 +10,7 @@ from autoprune.device.noise import MOST
 from autoprune.latencies import TimeUnit
 from autoprune.report.amounts import score_interval, shown_bytes
 from autoprune.report.asked import score_asked
-from autoprune.report.tables import time_unit
+from autoprune.report.tables import shown_ms, time_unit
 
 Document = Mapping[str, Any]
 
@@ -43,7 +43,8 @@ def headlines(document: Document, unit: TimeUnit | None = None) -> list[str]:
             continue
         best = max(models, key=lambda model: (model["score"], -model["latency_ratio"]))
         start = f"At {_written(budget)}: " if budget else ""
-        lines.append(f"{start}{_facts(document, best, unit)}{_uniform(document, budget)}; model {best['digest']}.")
+        beside = _uniform(document, budget, best, unit)
+        lines.append(f"{start}{_facts(document, best, unit)}{beside}; model {best['digest']}.")
     return [*lines, *_score_headlines(document, unit)]
 
 
@@ -55,7 +56,7 @@ def _score_headlines(document: Document, unit: TimeUnit | None) -> Iterator[str]
         if model is None:
             continue
         asked = f"{entry['budget']} (at least {entry['least_score']:.4f} on validation data)"
-        beside = _uniform(document, model["budget"] or "")
+        beside = _uniform(document, model["budget"] or "", model, unit)
         if model["strategy"] == "uniform":
             beside = "; its widths are uniform"
         yield (
@@ -132,9 +133,14 @@ def _score(document: Document, model: Mapping[str, Any]) -> str:
     return f"{text} (the dense score lies {place} the 95 % interval of the model's, {low:.4f} to {high:.4f})"
 
 
-def _uniform(document: Document, budget: str) -> str:
+def _uniform(document: Document, budget: str, model: Mapping[str, Any], unit: TimeUnit | None) -> str:
+    """Return the scores of the baselines of a budget, and the latency of a uniform one that is no worse and faster."""
     of_budget = [m for m in document["baselines"] if (m["budget"] or "") == budget and m["meets_budget"]]
-    uniform = [m["test_score"] for m in of_budget if m["strategy"] == "uniform"]
+    uniform = [m for m in of_budget if m["strategy"] == "uniform"]
+    best = max(uniform, key=lambda m: (m["test_score"], -m["latency_ratio"]), default=None)
     others = {m["strategy"]: m["test_score"] for m in of_budget if m["strategy"] != "uniform"}
-    told = [f"uniform widths {max(uniform):.4f}" if uniform else "no uniform widths meet this budget"]
+    told = [f"uniform widths {best['test_score']:.4f}" if best else "no uniform widths meet this budget"]
+    if best and best["score"] >= model["score"] and _FASTER * best["latency_ratio"] < model["latency_ratio"]:
+        latency = (unit or time_unit(document)).shown(shown_ms(best))
+        told[0] += f", which are faster ({latency}, model {best['digest']})"
     return "; " + ", ".join([*told, *(f"{name} {score:.4f}" for name, score in others.items())])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from autoprune.budgets import BUDGET_TOLERANCE
@@ -66,7 +66,10 @@ def progress_plot(run: RunView, prefix: str = "") -> Plot | None:
         "grid": {"rows": 1, "columns": 2, "pattern": "independent"},
         "xaxis": {"title": {"text": "sample passes"}, "rangemode": "tozero"},
         "xaxis2": {"title": {"text": "minutes"}, "rangemode": "tozero"},
-        "yaxis": {"title": {"text": html.escape(f"best {run.document.get('metric', 'score')} so far")}},
+        "yaxis": {
+            "title": {"text": html.escape(f"best {run.document.get('metric', 'score')} so far")},
+            **_axis_range(y for trace in traces for y in trace["y"]),
+        },
         "yaxis2": {"matches": "y"},
     }  # fmt: skip
     return Plot(
@@ -75,6 +78,15 @@ def progress_plot(run: RunView, prefix: str = "") -> Plot | None:
         caption="Best validation score so far within each budget, at any fidelity, over the sample passes of the "
         "trials and over the minutes in which trials were worked on.",
     )  # fmt: skip
+
+
+def _axis_range(values: Iterable[float]) -> dict[str, Any]:
+    """Return the range of an axis whose values are all the same, where plotly.js would draw from 0 to twice as much."""
+    known = set(values)
+    if len(known) != 1:
+        return {}
+    (value,) = known
+    return {"range": [value - 0.01 * max(abs(value), 1e-3), value + 0.01 * max(abs(value), 1e-3)]}
 
 
 def _limit_name(run: RunView, limit: Mapping[str, float]) -> str:
@@ -143,8 +155,10 @@ def fidelity_plot(run: RunView, prefix: str = "") -> Plot | None:
     layout = {
         "height": 380, "margin": {"l": 56, "r": 12, "t": 12, "b": 48}, "hovermode": "closest",
         "legend": {"orientation": "h", "y": -0.25, "yanchor": "top", "x": 0},
-        "xaxis": {"title": {"text": html.escape(f"{cheapest} score")}},
-        "yaxis": {"title": {"text": "score after fine-tuning"}},
+        "xaxis": {
+            "title": {"text": html.escape(f"{cheapest} score")}, **_axis_range(x for t in traces for x in t["x"]),
+        },
+        "yaxis": {"title": {"text": "score after fine-tuning"}, **_axis_range(y for t in traces for y in t["y"])},
     }  # fmt: skip
     told = f"Rank correlation within budgets: {'; '.join(rhos)}." if rhos else "Its rank correlation is not known."
     return Plot(

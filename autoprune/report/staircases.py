@@ -81,7 +81,7 @@ def staircase_plot(
         "height": 240 * rows + 80,
         "margin": {"l": 48, "r": 8, "t": 32, "b": 40},
         "grid": {"rows": rows, "columns": _COLUMNS, "pattern": "independent", "xgap": 0.2, "ygap": 0.35},
-        "legend": {"orientation": "h", "y": -0.1, "yanchor": "top", "x": 0},
+        "legend": {"orientation": "h", "y": -0.3 / rows, "yanchor": "top", "x": 0},
         "annotations": [],
     }
     for number, stair in enumerate(stairs, start=1):

@@ -209,6 +209,6 @@ def _rounds(trials: int, limits: int, slots: int) -> tuple[int, int]:
 
 def _alarm(refinement: Refinement, losses: Losses) -> str:
     return (
-        f"{refinement.limit}: the solver's first answer loses {refinement.ratio(losses):.1f} times the sum of "
-        "its sensitivities: units act together, and the refinement matters"
+        f"within {refinement.limit}, units act together: the first answer of the solver loses "
+        f"{refinement.ratio(losses):.1f} times as much as its units lose one by one, so policies around it are tried"
     )

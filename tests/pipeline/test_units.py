@@ -7,7 +7,7 @@ import torch
 
 import autoprune
 from autoprune.errors import StructureError
-from autoprune.pipeline.units import decide_form
+from autoprune.pipeline.units import _count, decide_form
 from autoprune.report import form_lines
 from autoprune.runfolder import RunFolder, read_json
 from autoprune.structure import analyze
@@ -75,3 +75,10 @@ def test_the_form_and_its_reason_are_noted_kept_and_reported(model, tmp_path):
         assert line == "pruned models: own classes"
         assert reported.startswith("PyTorch models have your own classes")
     assert form_lines({}) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(12, "12"), (331_776, "332,000"), (1_234_567_890_123, "1.2e+12"), (10**400, "1e400")]
+)
+def test_policies_are_counted_as_people_write_numbers(number: int, text: str) -> None:
+    assert _count(number) == text

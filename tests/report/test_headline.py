@@ -41,6 +41,18 @@ def test_a_clear_loss_or_gain_is_said(score: float, place: str) -> None:
     assert "; no uniform widths meet this budget; model" in line
 
 
+def test_equal_scores_are_within_the_noise_at_the_end_of_the_scale() -> None:
+    (line,) = headlines(document(model(test_score=1.0), dense=DENSE | {"test_score": 1.0}, baselines=[]))
+    assert "(the dense score lies within the 95 % interval of the model's, " in line
+
+
+@pytest.mark.parametrize(("score", "ratio", "told"), [(0.98, 0.2, True), (0.97, 0.2, False), (0.99, 0.239, False)])
+def test_uniform_widths_that_are_no_worse_and_faster_are_named(score: float, ratio: float, told: bool) -> None:
+    uniform = model(strategy="uniform", score=score, latency_ratio=ratio, latency_ms_measured=0.036, digest="u")
+    (line,) = headlines(document(model(), baselines=[uniform]))
+    assert ("uniform widths 0.9840, which are faster (36 us, model u); model 158ebc9437ab." in line) == told
+
+
 def test_scores_that_are_no_shares_have_no_interval() -> None:
     (line,) = headlines(document(model(), score_examples={}))
     assert "on test data; uniform" in line

@@ -16,7 +16,7 @@ from autoprune.report import RunView, read_run
 from autoprune.report.front_plot import front_plot
 from autoprune.report.html import report_parts
 from autoprune.report.plots import packed_plotly, script_json
-from autoprune.report.search_plots import _maximum_text
+from autoprune.report.search_plots import _axis_range, _maximum_text
 from autoprune.report.staircases import staircase_plot
 
 MODEL = {
@@ -97,3 +97,8 @@ def test_the_packed_script_is_that_of_the_package() -> None:
 )  # fmt: skip
 def test_a_budget_in_a_legend_has_its_unit(cost: str, most: float, text: str) -> None:
     assert _maximum_text(VIEW, cost, most) == text
+
+
+def test_scores_that_are_all_the_same_are_drawn_close() -> None:
+    assert _axis_range([1.0, 1.0]) == {"range": [0.99, 1.01]}
+    assert _axis_range([0.9, 1.0]) == _axis_range([]) == {}
