@@ -150,8 +150,9 @@ def _built(config: RunConfig, task: Task) -> tuple[nn.Module, str]:
 
 def _analyzed(dense: nn.Module, task: Task) -> tuple[Structure, str]:
     structure = analyze(dense, task.example_inputs, task.outputs)
-    alone = f"; {len(structure.fixed)} dimensions keep their width (listed below)" if structure.fixed else ""
-    count = len(structure.units)
+    count, fixed = len(structure.units), len(structure.fixed)
+    kept = "1 dimension keeps its" if fixed == 1 else f"{fixed} dimensions keep their"
+    alone = f"; {kept} width (listed below)" if fixed else ""
     return structure, f"{count} unit{'s' if count > 1 else ''}{alone}"
 
 

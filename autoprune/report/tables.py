@@ -101,13 +101,14 @@ def unit_table(
     shares: Mapping[str, tuple[float, float]],
     latency: Mapping[str, float] | None = None,
 ) -> Table:
-    """Units with their width, whether width 0 removes a residual branch, their levels and the parameters they cut.
+    """Units with their kind and width, whether width 0 removes a residual branch, their levels, and what they cut.
 
     `shares` are those of the model's parameters and multiply-accumulates that go when one channel is left, `latency`
     those of the latency at the smallest width that a table knows.
     """
     table = Table(title="Units", title_justify="left", title_style="bold")
     table.add_column("unit")
+    table.add_column("kind")
     table.add_column("width", justify="right")
     table.add_column("removable")
     table.add_column("params", justify="right")
@@ -121,7 +122,7 @@ def unit_table(
         shown = ", ".join(cut[:4]) + (f" and {len(cut) - 4} more" if len(cut) > 4 else "")
         removable = "yes" if unit.removable else ""
         worth = [f"{share:.1%}" for share in (*shares[unit.name], *([latency[unit.name]] if latency else []))]
-        table.add_row(unit.name, str(unit.width), removable, *worth, " ".join(map(str, levels[unit.name])), shown)
+        table.add_row(unit.name, unit.kind, str(unit.width), removable, *worth, " ".join(map(str, levels[unit.name])), shown)
     return table
 
 

@@ -21,7 +21,7 @@ def test_units_show_what_may_be_removed() -> None:
     shares = {"stem": (0.5, 0.25), "inner": (0.125, 0.75)}
     Console(file=stream, width=100).print(unit_table(units, {"stem": (4, 8), "inner": (0, 4, 8)}, shares))
     rows = {line.split()[1]: line.split() for line in stream.getvalue().splitlines() if "a.weight" in line}
-    assert rows["inner"][5:14] == ["yes", "│", "12.5%", "│", "75.0%", "│", "0", "4", "8"]
+    assert rows["inner"][3:16] == ["channel", "│", "8", "│", "yes", "│", "12.5%", "│", "75.0%", "│", "0", "4", "8"]
     assert "yes" not in rows["stem"]
 
 
