@@ -47,6 +47,7 @@ class ConsoleEvents:
         self._title = self._detail = ""
         self._done = self._total = 0.0
         self._remaining: Remaining | None = None
+        self._has_told_basis = False
         self._begun = self._printed = self._estimated = clock()
 
     def __enter__(self) -> Self:
@@ -75,7 +76,7 @@ class ConsoleEvents:
 
     def stage(self, title: str) -> None:
         """Print the title of a stage, and begin its bar."""
-        self._title, self._done, self._total = title, 0.0, 0.0
+        self._title, self._done, self._total, self._has_told_basis = title, 0.0, 0.0, False
         self._begun = self._printed = self._clock()
         self._console.print(Text(printable(title), style="bold cyan"), soft_wrap=True)
 
@@ -84,13 +85,14 @@ class ConsoleEvents:
         self._console.print(Text(printable(f"  {text}")), soft_wrap=True)
 
     def advance(self, done: float, total: float, detail: str = "") -> None:
-        """Move the bar, or print a line now and then."""
+        """Move the bar, or print a line now and then; the first one of a stage says what its time left is from."""
         self._done, self._total = done, total
         self._detail = detail
         now = self._clock()
         if self._view is None and now - self._printed >= _PLAIN_SECONDS:
             self._printed = now
-            left = self._left(now)
+            left = self._left(now, basis=not self._has_told_basis)
+            self._has_told_basis = self._has_told_basis or bool(left)
             parts = [f"{done:,.10g} of {total:,.10g}", *([left] if left else []), *([detail] if detail else [])]
             self.note("; ".join(parts))
 
@@ -98,12 +100,12 @@ class ConsoleEvents:
         """Take how long the whole command will still take."""
         self._remaining, self._estimated = remaining, self._clock()
 
-    def _left(self, now: float) -> str:
+    def _left(self, now: float, *, basis: bool = True) -> str:
         """Return the time that is left in words, as it is some seconds after the estimate."""
         if self._remaining is None:
             return ""
         seconds = max(self._remaining.seconds - (now - self._estimated), 0.0)
-        return f"about {duration_text(seconds)} left in all ({self._remaining.basis})"
+        return f"about {duration_text(seconds)} left in all" + (f" ({self._remaining.basis})" if basis else "")
 
     def _render(self) -> RenderableType:
         if not self._title:

@@ -122,7 +122,9 @@ def unit_table(
         shown = ", ".join(cut[:4]) + (f" and {len(cut) - 4} more" if len(cut) > 4 else "")
         removable = "yes" if unit.removable else ""
         worth = [f"{share:.1%}" for share in (*shares[unit.name], *([latency[unit.name]] if latency else []))]
-        table.add_row(unit.name, unit.kind, str(unit.width), removable, *worth, " ".join(map(str, levels[unit.name])), shown)
+        table.add_row(
+            unit.name, unit.kind, str(unit.width), removable, *worth, " ".join(map(str, levels[unit.name])), shown
+        )
     return table
 
 

@@ -23,6 +23,8 @@ def shown(*, terminal: bool, seconds_per_look: float = 5.0) -> str:
         events.note("[x] a fact")
         events.advance(1, 4, "best 0.5")
         events.advance(4, 4, "best 0.25")
+        events.advance(4, 4, "best 0.2")
+        events.advance(4, 4, "best 0.2")
     return stream.getvalue()
 
 
@@ -32,6 +34,7 @@ def test_plain_lines_without_a_terminal() -> None:
         "Search",
         "  [x] a fact",
         "  4 of 4; about 3 min 20 s left in all (from 7 finished trials); best 0.25",
+        "  4 of 4; about 3 min 10 s left in all; best 0.2",
     ]
 
 
@@ -45,7 +48,7 @@ def test_a_bar_in_a_terminal() -> None:
     for shown_text in (
         "[x] a fact",
         "4/4",
-        "best 0.25",
+        "best 0.2",
         "7 trials, 1,234 sample passes",
         "left in all (from 7 finished",
     ):
