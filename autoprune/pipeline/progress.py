@@ -131,9 +131,11 @@ def note_outcome(outcome: Outcome, events: Events) -> None:
     for name, rung in outcome.results.items():
         failed = sum(result.status == "failed" for result in rung)
         passes = sum(result.sample_passes for result in rung)
-        text = f"{name}: {len(rung)} policies, {passes:,.0f} sample passes"
+        policies = "1 policy" if len(rung) == 1 else f"{len(rung)} policies"
+        text = f"{name}: {policies}, {passes:,.0f} sample passes"
         undone = sum(result.undone for result in rung)
         text += f", {failed} failed" if failed else ""
-        events.note(text + (f", {undone} fine-tunings undone, which lowered the score" if undone else ""))
+        tunings = "1 fine-tuning" if undone == 1 else f"{undone} fine-tunings"
+        events.note(text + (f", {tunings} undone, which lowered the score" if undone else ""))
     for line in (*outcome.notes, *map(str, outcome.correlations)):
         events.note(line)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from rich.table import Table
@@ -51,11 +51,7 @@ def front_table(document: Document) -> Table:
     front, of_baselines = ({m["digest"] for m in document[name]} for name in ("models", "baselines"))
     searched = [m for name, m in everything.items() if name in front or name not in baselines]
     searched.sort(key=lambda m: -(m[document["cost"]] if "cost" in document else shown_ms(m)))
-    digests = {m["digest"] for m in searched}
-    beside: dict[str, list[Mapping[str, Any]]] = {}
-    for baseline in document["baselines"]:
-        if baseline["digest"] not in digests:
-            beside.setdefault(baseline["budget"], []).append(baseline)
+    beside = _baselines_but(document, {m["digest"] for m in searched})
     beyond = "too large" if "cost" in document else "too slow"
     for model in searched:
         mark = "" if model["digest"] in front else "dominated" if model["meets_budget"] else beyond
@@ -66,6 +62,15 @@ def front_table(document: Document) -> Table:
     for own in beside.values():
         _add_baselines(table, [row(baseline, baseline["strategy"]) for baseline in own])
     return table
+
+
+def _baselines_but(document: Document, shown: Set[str]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the baselines that are not shown otherwise, by budget."""
+    beside: dict[str, list[Mapping[str, Any]]] = {}
+    for baseline in document["baselines"]:
+        if baseline["digest"] not in shown:
+            beside.setdefault(baseline["budget"], []).append(baseline)
+    return beside
 
 
 def _add_baselines(table: Table, rows: Sequence[Sequence[str]]) -> None:
