@@ -14,6 +14,7 @@ from autoprune.latency.predictor import GeometryIndex
 from autoprune.latency.prior import work_ms
 from autoprune.latency.sampling import covering_rows, random_rows
 from autoprune.latency.table import FIT, HELD_OUT
+from autoprune.profiling.duration import LOAD_S
 from autoprune.profiling.policy_timer import PolicyTimer, make_policy_timer
 from autoprune.records import SearchSpace
 from autoprune.structure import Structure
@@ -54,14 +55,17 @@ def stairs(step, overhead_ms=0.002):
 
 
 class AdditiveMachine:
-    """A model costs a remainder and `cost(geometry)` for every operator; a measured ratio has relative `noise`."""
+    """A model costs a remainder and `cost(geometry)` for every operator; a measured ratio has relative `noise`.
+
+    `now` are seconds that only pass when models are timed, `model_s` for each.
+    """
 
     def __init__(self, structure, cost=None, *, remainder_ms=0.05, noise=0.0, seed=0, layers=()):
         self.structure, self.cost = structure, cost or stairs(4)
         self.remainder_ms, self.noise = remainder_ms, noise
         self.rng = np.random.default_rng(seed)
         self.layers = tuple(layers)
-        self.repeats = []
+        self.repeats, self.now, self.model_s = [], 0.0, LOAD_S
         self.priced = PricedOperators.of(structure, self.layers).all
 
     def ms(self, rows):
@@ -76,6 +80,7 @@ class AdditiveMachine:
         return float(self.ms(self.structure.rows([self.structure.dense_policy()], self.layers))[0])
 
     def ratios(self, widths):
+        self.now += self.model_s * len(widths)
         noise = 1 + self.noise * self.rng.standard_normal(len(widths))
         return self.ms(widths) / self.dense_ms * noise
 
@@ -131,6 +136,7 @@ def simulated_timer(machine, target, *, on_progress=None, speed=1.0, seed=0):
         untreated=lambda policy: policy,
         on_progress=on_progress or (lambda stage, done, total: None),
         notes=(),
+        clock=lambda: machine.now,
         machine=machine,
         speed=speed,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from autoprune.device.timing import Protocol
 from autoprune.latency.sampling import whole_models
 from autoprune.onnxgraph.outputs import torch_outputs
 from autoprune.pipeline.events import Events
+from autoprune.profiling.journal import Journal
 from autoprune.profiling.policy_timer import PolicyTimer
 from autoprune.quantization.arithmetic import FP32_INPUTS, INT8_INPUTS, WEIGHT_ONLY, AccuracyLevels
 from autoprune.quantization.numbers import Quantization
@@ -29,7 +31,9 @@ _FASTER = 0.98
 """Inputs stay in fp32 where they take at most this much longer: a smaller gain is noise, and not worth an error."""
 
 
-def measured_accuracy_levels(space: SearchSpace, timer: PolicyTimer, events: Events) -> AccuracyLevels:
+def measured_accuracy_levels(
+    space: SearchSpace, timer: PolicyTimer, journal: Journal, events: Events
+) -> AccuracyLevels:
     """Return the accuracy level of every weight-only precision that a space offers, and note why.
 
     Inputs are in int8 where models are faster so, at their widths and at half of them together, and where that does not
@@ -38,6 +42,7 @@ def measured_accuracy_levels(space: SearchSpace, timer: PolicyTimer, events: Eve
     Args:
         space: of the latency table.
         timer: times models of the space.
+        journal: keeps the times for a table that is interrupted.
         events: are told the times.
 
     Raises:
@@ -50,7 +55,9 @@ def measured_accuracy_levels(space: SearchSpace, timer: PolicyTimer, events: Eve
         if not treated:
             continue
         rows = _rows(space, treated)
-        fp32_ratio, int8_ratio = (_ratio(timer, rows, precision, level) for level in (FP32_INPUTS, INT8_INPUTS))
+        fp32_ratio, int8_ratio = (
+            _ratio(timer, rows, precision, level, journal) for level in (FP32_INPUTS, INT8_INPUTS)
+        )
         error = relative_error(timer.structure, [*treated], precision)
         faster, close = int8_ratio < _FASTER * fp32_ratio, error <= _LARGEST_ERROR
         levels[precision] = INT8_INPUTS if faster and close else FP32_INPUTS
@@ -76,10 +83,11 @@ def _rows(space: SearchSpace, treated: Mapping[str, Treatment]) -> np.ndarray:
     return np.array([[*row, *codes] for row in widths])
 
 
-def _ratio(timer: PolicyTimer, rows: np.ndarray, precision: str, level: int) -> float:
+def _ratio(timer: PolicyTimer, rows: np.ndarray, precision: str, level: int, journal: Journal) -> float:
     """Return the mean latency of rows at a level, relative to the dense model."""
     at_level = replace(timer, accuracy_levels={precision: level})
-    return float(np.mean(at_level.time(rows, "comparing accuracy levels", Protocol()).ratios))
+    measure = partial(at_level.time, rows, "comparing accuracy levels", Protocol())
+    return float(np.mean(journal.timings(f"{precision} at accuracy level {level}", rows, measure).ratios))
 
 
 def relative_error(structure: Structure, layers: list[str], precision: str) -> float:

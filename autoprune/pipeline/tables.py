@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,9 @@ from autoprune.pipeline.measurer import Measurer
 from autoprune.pipeline.spaces import SpaceFile
 from autoprune.pipeline.time_watch import watch_space
 from autoprune.profiling.duration import MAX_SECONDS
+from autoprune.profiling.journal import Journal
 from autoprune.profiling.policy_timer import PolicyTimer
-from autoprune.profiling.profile import profile
+from autoprune.profiling.profile import open_journal, profile
 from autoprune.profiling.report import accuracy_lines
 from autoprune.quantization.arithmetic import NOT_CHOSEN
 from autoprune.quantization.calibration import calibrated, split_treatments
@@ -35,6 +37,7 @@ from autoprune.runfolder import RunFolder, samples_beside
 from autoprune.structure import Structure
 from autoprune.structure.layer_decisions import policy_of
 
+_COMPARING = "comparing precisions"
 _FASTER = 0.95
 """Treated models are faster when they take at most this share of the time: noise and conversions eat smaller gains."""
 
@@ -165,12 +168,11 @@ def profiled_table(
         seed=seed,
         on_progress=lambda stage, done, total: events.advance(done, total, stage),
     )
-    if space_file.spec.treat_if_faster and timer.layers and not _treatments_pay(space_file.profiled(), timer, events):
-        space_file = space_file.widths_alone()
-        timer = replace(timer, layers=())
-        watch_space(events, space_file.scanned())
-    levels = measured_accuracy_levels(space_file.profiled(), timer, events) if timer.layers else NOT_CHOSEN
-    timer = replace(timer, accuracy_levels=levels)
+    journal = open_journal(
+        samples_beside(destination), structure, space_file.profiled(), timer,
+        seed=seed, narrowed=space_file.efficient, on_note=events.note,
+    )  # fmt: skip
+    space_file, timer = _as_treated(space_file, timer, journal, events)
     try:
         table = profile(
             structure,
@@ -179,7 +181,7 @@ def profiled_table(
             timer=timer,
             narrow=(lambda useful: space_file.narrowed(useful).timed()) if space_file.efficient else None,
             seed=seed,
-            samples=samples_beside(destination),
+            journal=journal,
             on_note=events.note,
             max_seconds=max_seconds,
             allow_noise=allow_noise,
@@ -197,16 +199,32 @@ def profiled_table(
     return table
 
 
-def _treatments_pay(space: SearchSpace, timer: PolicyTimer, events: Events) -> bool:
+def _as_treated(
+    space_file: SpaceFile, timer: PolicyTimer, journal: Journal, events: Events
+) -> tuple[SpaceFile, PolicyTimer]:
+    """Return the space without treatments where they do not pay, and the timer with the accuracy levels that do."""
+    doubtful = space_file.spec.treat_if_faster and timer.layers
+    if doubtful and not _treatments_pay(space_file.profiled(), timer, journal, events):
+        space_file = space_file.widths_alone()
+        timer = replace(timer, layers=())
+        watch_space(events, space_file.scanned())
+    levels = measured_accuracy_levels(space_file.profiled(), timer, journal, events) if timer.layers else NOT_CHOSEN
+    return space_file, replace(timer, accuracy_levels=levels)
+
+
+def _treatments_pay(space: SearchSpace, timer: PolicyTimer, journal: Journal, events: Events) -> bool:
     """Measure the model with all layers treated, at its widths and at half of them, and note whether that is faster."""
     rows = whole_models(space)
     treated = policy_of(timer.columns, rows[1], timer.layers)
     try:
-        ratios = np.array(timer.time(rows, "comparing precisions", Protocol()).ratios).reshape(-1, 2)
+        timings = journal.timings(_COMPARING, rows, partial(timer.time, rows, _COMPARING, Protocol()))
+        ratios = np.array(timings.ratios).reshape(-1, 2)
         full, half = ratios[:, 1] / ratios[:, 0]
         pays = bool(min(full, half) <= _FASTER)
         if pays:
             _require_twin(timer.structure, treated)
+    except RunFolderError:
+        raise
     except AutopruneError as error:
         events.note(f"widths alone are searched, because the layers cannot be treated: {error}")
         return False

@@ -1,8 +1,9 @@
 """The journal of a profile: measurements are appended as they are made, so that an interruption loses one block.
 
 A JSON line for each measurement, after a line with the digest of everything that decides which policies are timed. The
-policies of a profile follow from that and from the measurements before, so the same profile asks the same questions in
-the same order: answers are read from the journal until it ends. A last line that was cut off is measured again.
+policies of a profile follow from that and from the lines before, so the same profile asks the same questions in the
+same order: answers are read from the journal until it ends. What is decided by the time that has passed is a line, too,
+because it would be decided otherwise the next time. A last line that was cut off is measured again.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from autoprune.records import digest_of
 
 Answer = TypeVar("Answer")
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(kw_only=True)
@@ -33,28 +34,36 @@ class Journal:
     """Measurements of one profile, in their order.
 
     `path` is the file (`None`: nothing is kept), `known` are the lines of an interrupted profile that are not answered
-    yet. `seconds` is what the answered ones took. `on_note` is told what becomes of a file that was there.
+    yet. `seconds` is what the answered ones took, by `clock`. `on_note` is told what becomes of a file that was there.
     """
 
     path: Path | None = None
     known: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     on_note: Callable[[str], None] = lambda text: None
+    clock: Callable[[], float] = time.monotonic
 
     @classmethod
-    def open(cls, path: Path, conditions: Mapping[str, Any], on_note: Callable[[str], None]) -> Journal:
+    def open(
+        cls,
+        path: Path,
+        conditions: Mapping[str, Any],
+        on_note: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> Journal:
         """Go on with the journal at `path`, or begin one.
 
         Args:
             path: the file.
             conditions: plain JSON value that decides which policies are timed, and on what.
             on_note: called with a line when there is a file at `path`.
+            clock: tells the seconds that pass.
 
         Raises:
             RunFolderError: the file cannot be read or written.
         """
         header = {"schema": SCHEMA, "digest": digest_of(dict(conditions), length=32)}
-        journal = cls(path=path, on_note=on_note)
+        journal = cls(path=path, on_note=on_note, clock=clock)
         try:
             lines, whole = _read(path)
             if lines[:1] == [header]:
@@ -98,6 +107,10 @@ class Journal:
         """Return the seconds of a run and of building a model: the known ones, or those that `measure` returns."""
         return self._answer({"kind": "cost"}, measure, list, lambda answer: (float(answer[0]), float(answer[1])))
 
+    def decided(self, what: str, decide: Callable[[], float]) -> float:
+        """Return a number that depends on how long things took: the known one, or that which `decide` returns."""
+        return self._answer({"kind": "decision", "of": what}, decide, float, float)
+
     def _answer(
         self,
         question: dict[str, Any],
@@ -116,9 +129,9 @@ class Journal:
             except (KeyError, TypeError, ValueError, IndexError):
                 pass
             self._forget([line, *self.known])
-        start = time.monotonic()
+        start = self.clock()
         answer = measure()
-        self._append(question | {"seconds": time.monotonic() - start, "answer": write(answer)})
+        self._append(question | {"seconds": self.clock() - start, "answer": write(answer)})
         return answer
 
     def _forget(self, lines: list[dict[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -43,7 +44,7 @@ class PolicyTimer:
     """Everything that stays the same while policies are measured. `notes` say what was out of the ordinary.
 
     `dense_onnx` is the dense export, `None` for targets that run PyTorch itself. `untreated` makes the model of a
-    policy's widths, `accuracy_levels` are those of layers in `w8` and `w4`.
+    policy's widths, `accuracy_levels` are those of layers in `w8` and `w4`, `clock` tells the seconds that pass.
     """
 
     structure: Structure
@@ -57,6 +58,7 @@ class PolicyTimer:
     notes: tuple[str, ...]
     layers: tuple[str, ...] = ()
     accuracy_levels: AccuracyLevels = field(default_factory=dict)
+    clock: Callable[[], float] = time.monotonic
 
     @property
     def columns(self) -> tuple[str, ...]:

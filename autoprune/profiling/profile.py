@@ -42,7 +42,7 @@ def profile(
     max_seconds: float = MAX_SECONDS,
     protocol: Protocol | None = None,
     timer: PolicyTimer | None = None,
-    samples: Path | None = None,
+    journal: Journal | None = None,
     on_note: Callable[[str], None] = lambda text: None,
     allow_noise: bool = False,
 ) -> LatencyTable:
@@ -64,24 +64,19 @@ def profile(
         max_seconds: After so long no further round is begun.
         protocol: How often every model is timed.
         timer: What times policies of `structure` on `target`, with its own seed and progress; default: the target's.
-        samples: File to which measurements are appended as they are made. An interrupted profile of the same structure,
-            space, target and seed goes on from it. Delete it when the table is written.
-        on_note: Called with a line about what was in `samples`, and about why it takes long.
+        journal: Keeps measurements as they are made (`open_journal`), and answers with those of an interrupted profile.
+        on_note: Called with a line about why it takes long.
         allow_noise: Go on where latencies vary too much to be used; the table says so.
 
     Raises:
         StructureError: The model cannot be exported.
         LatencyError: The exported models cannot be timed.
         NoiseError: Latencies vary by more than 15 % from one measurement to the next.
-        RunFolderError: `samples` cannot be written.
+        RunFolderError: The journal cannot be written.
     """
     protocol = protocol or Protocol()
-    journal = Journal(on_note=on_note)
-    if samples is not None:
-        conditions = {"structure": structure.digest(), "space": space.to_json(), "target": target.fingerprint()}
-        conditions |= {"seed": seed, "protocol": asdict(protocol), "narrowed": narrow is not None}
-        conditions |= {"accuracy_levels": dict(timer.accuracy_levels)} if timer and timer.accuracy_levels else {}
-        journal = Journal.open(samples, conditions, on_note)
+    journal = journal or Journal(on_note=on_note)
+    planned_s = journal.decided("limit", lambda: max_seconds)
     work = ProfileWork(
         timer=timer
         or make_policy_timer(structure, target, layers=space.layer_names, seed=seed, on_progress=on_progress),
@@ -91,9 +86,9 @@ def profile(
         journal=journal,
         rng=np.random.default_rng(seed),
         evidence=Evidence.none(len(space.levels)),
-        max_seconds=max_seconds,
+        max_seconds=min(max_seconds, planned_s),
     )
-    prior = work.scan(SCAN_SHARE * max_seconds, NODE_SHARE * max_seconds)
+    prior = work.scan(SCAN_SHARE * planned_s, NODE_SHARE * planned_s)
     work.judge_noise(on_note, allow=allow_noise)
     work.space = space if narrow is None else narrow(work.useful(prior))
     prior = work.prior()
@@ -112,3 +107,34 @@ def profile(
     )
     table.require_quiet(allow_noise=allow_noise)
     return replace(table, accuracy_levels=work.timer.accuracy_levels)
+
+
+def open_journal(
+    path: Path,
+    structure: Structure,
+    space: SearchSpace,
+    timer: PolicyTimer,
+    *,
+    seed: int,
+    narrowed: bool,
+    on_note: Callable[[str], None],
+    protocol: Protocol | None = None,
+) -> Journal:
+    """Go on with the journal of an interrupted profile of the same structure, space, target and seed, or begin one.
+
+    Args:
+        path: The file; delete it when the table is written.
+        structure: The structure that is profiled.
+        space: What is profiled at the most.
+        timer: What times policies of `structure`.
+        seed: Seed of the sampled policies.
+        narrowed: Whether the space is narrowed to useful widths.
+        on_note: Called with a line when there is a file at `path`.
+        protocol: How often every model is timed.
+
+    Raises:
+        RunFolderError: The file cannot be read or written.
+    """
+    conditions = {"structure": structure.digest(), "space": space.to_json(), "target": timer.target.fingerprint()}
+    conditions |= {"seed": seed, "protocol": asdict(protocol or Protocol()), "narrowed": narrowed}
+    return Journal.open(path, conditions, on_note, timer.clock)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -52,12 +51,15 @@ class ProfileWork:
     evidence: Evidence
     max_seconds: float
     journal: Journal = field(default_factory=Journal)
-    start: float = field(default_factory=time.monotonic)
     timings: list[Timings] = field(default_factory=list)
     profiled: np.ndarray = field(default_factory=lambda: np.empty((0, 0), dtype=np.int64))
     kernels: list[Kernels] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     host: HostState = field(default_factory=HostState.now)
+    start: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.start = self.timer.clock()
 
     @property
     def varying(self) -> tuple[PricedOperator, ...]:
@@ -81,7 +83,7 @@ class ProfileWork:
 
     def elapsed(self) -> float:
         """Seconds that the profile has taken, those before an interruption included."""
-        return time.monotonic() - self.start + self.journal.seconds
+        return self.timer.clock() - self.start + self.journal.seconds
 
     def conditions(self, again: np.ndarray, *, seed: int, seconds: float) -> Conditions:
         """How everything so far was timed; `again` `[A]` are second ratios of the first `A` held-out policies."""
@@ -154,7 +156,8 @@ class ProfileWork:
             self.notes.append(f"scanning widths took longer than planned: {fewest}")
         self.space = SearchSpace(id=self.space.id, levels={**self.space.levels, **widths})
         nodes = int(np.clip(node_seconds / (build_s + 2 * LOAD_S + _NODE_RUNS * run_s), _LEAST_NODES, _MOST_NODES))
-        self.profiled = random_rows(self.space, self.columns, nodes, self.rng)
+        # As many are drawn on every host: the policies that are drawn after them do not depend on its speed.
+        self.profiled = random_rows(self.space, self.columns, _MOST_NODES, self.rng)[:nodes]
         for timer, block in self._blocks(self.profiled):
             self.kernels += self.journal.kernels(block, partial(timer.kernels, block))
         self.time(rows, SCAN)
@@ -166,9 +169,9 @@ class ProfileWork:
     def _cost(self) -> tuple[float, float]:
         """Seconds of one run of the dense model, and of building and loading one policy."""
         smallest = np.array([[codes[0] for codes in self.space.codes.values()]])
-        start = time.monotonic()
+        start = self.timer.clock()
         timed = self.timer.time(smallest, "a first look", replace(self.protocol, repeats=3, retries=0))
-        took, run_s = time.monotonic() - start, timed.reference_ms / 1e3
+        took, run_s = self.timer.clock() - start, timed.reference_ms / 1e3
         if self.timer.target.address:
             return run_s, LOAD_S  # copying a kit takes long even if it holds one model
         sample_s = max(run_s, self.protocol.sample_ms / 1e3) + run_s
@@ -223,7 +226,8 @@ class ProfileWork:
                 errors.append(float(np.abs(predicted / measured - 1).mean()))
                 if len(errors) > 2 and min(errors[-2:]) > _GAIN * min(errors[:-2]):
                     break
-            if self.elapsed() + (self.elapsed() - start) * (1 + REMEASURED / ROUND) > self.max_seconds:
+            end_s = self.elapsed() + (self.elapsed() - start) * (1 + REMEASURED / ROUND)
+            if self.journal.decided("late", lambda end_s=end_s: end_s > self.max_seconds):
                 break
 
 

@@ -14,6 +14,7 @@ from autoprune.pipeline import tables
 from autoprune.pipeline.events import Silent
 from autoprune.pipeline.profiles import profile_table
 from autoprune.pipeline.spaces import SpaceFile
+from autoprune.profiling.journal import Journal
 from autoprune.runfolder import samples_beside
 from tests.measurers import SimulatedMeasurer
 
@@ -54,11 +55,23 @@ def test_a_table_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     assert not path.exists()
     again = Watching()
     table = profile_table(path, again, measurer=measurer, **TINY)
-    assert "80 models are timed already" in again.notes[1]  # the 16 of the block that was begun are not
+    assert "84 models are timed already" in again.notes[0]  # the 16 of the block that was begun are not
     assert not samples_beside(path).exists()
     assert LatencyTable.load(path) == table
     assert not table.layers
-    assert again.notes[0].endswith("widths alone are searched")
+    assert again.notes[1].endswith("widths alone are searched")
+
+
+def test_a_table_that_goes_on_keeps_what_was_decided_by_times(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    with pytest.raises(KeyboardInterrupt):
+        profile_table(path, Watching(most=100), measurer=SimulatedMeasurer(int8_is_faster=True), **TINY)
+    again = Watching()
+    table = profile_table(path, again, measurer=SimulatedMeasurer(int8_is_faster=False), **TINY)
+    assert "84 models are timed already" in again.notes[0]
+    assert again.notes[1].endswith("the precision of every layer is searched, too")
+    assert not any("discarded" in note for note in again.notes)
+    assert table.counts["scan"] > 80
 
 
 def test_measurements_for_another_seed_are_discarded(tmp_path: Path) -> None:
@@ -67,7 +80,7 @@ def test_measurements_for_another_seed_are_discarded(tmp_path: Path) -> None:
         profile_table(path, Watching(most=100), measurer=SimulatedMeasurer(), **TINY)
     events = Watching()
     profile_table(path, events, measurer=SimulatedMeasurer(), seed=1, **TINY)
-    assert "which are discarded" in events.notes[1]
+    assert "which are discarded" in events.notes[0]
     assert not samples_beside(path).exists()
 
 
@@ -80,5 +93,5 @@ def test_widths_alone_are_searched_where_no_twin_can_score_treated_layers(monkey
     structure = measurer.structure
     space = SpaceFile.read(RunConfig(task=TINY["task"]), structure).scanned()
     timer = measurer.policy_timer(structure, layers=space.layer_names, seed=0)
-    assert not tables._treatments_pay(space, timer, events)
+    assert not tables._treatments_pay(space, timer, Journal(), events)
     assert "cannot be treated: 'stem' runs several times" in events.notes[0]

@@ -9,7 +9,7 @@ from autoprune.device.address import Address
 from autoprune.device.timing import Kernels
 from autoprune.errors import RunFolderError
 from autoprune.profiling.journal import Journal
-from autoprune.profiling.profile import profile
+from autoprune.profiling.profile import open_journal, profile
 from tests.machines import AdditiveMachine, SimulatedTimer, simulated_timer, stairs
 
 KERNELS = Kernels(names=("conv", "add"), ms=np.array([[0.125, 0.5], [0.25, 0.5]]))
@@ -39,20 +39,25 @@ class MortalTimer(SimulatedTimer):
 @pytest.fixture
 def profiled(structure_of, space_of, target, tmp_path):
     """Profile a net on a machine without noise, until the timer's death."""
-    notes = []
+    notes, path = [], tmp_path / "t.samples.jsonl"
 
-    def run(name="residual", *, dies_at=10**9, seed=3, at=target, levels=None, **options):
+    def run(name="residual", *, dies_at=10**9, seed=3, at=target, levels=None, samples=path, model_s=0.0, **options):
         structure = structure_of(name)
-        timer = simulated_timer(AdditiveMachine(structure, stairs(4)), at, seed=seed)
-        timer = MortalTimer(**vars(timer), dies_at=dies_at)
+        machine = AdditiveMachine(structure, stairs(4))
+        machine.model_s = model_s
+        timer = MortalTimer(**vars(simulated_timer(machine, at, seed=seed)), dies_at=dies_at)
         space = space_of(name) if levels is None else space_of(name, levels)
-        options = {"samples": tmp_path / "t.samples.jsonl", "on_note": notes.append} | options
+        about = {"seed": seed, "narrowed": False, "on_note": notes.append}
+        journal = None if samples is None else open_journal(samples, structure, space, timer, **about)
         try:
-            return profile(structure, space, at, seed=seed, timer=timer, **options), timer.rows
+            table = profile(
+                structure, space, at, seed=seed, timer=timer, journal=journal, on_note=notes.append, **options
+            )
+            return table, timer.rows
         except Killed:
             return None, timer.rows
 
-    run.notes, run.path = notes, tmp_path / "t.samples.jsonl"
+    run.notes, run.path = notes, path
     return run
 
 
@@ -82,6 +87,24 @@ def test_a_profile_may_be_interrupted_often(profiled):
     assert lives > 3
     assert done == rows
     assert table.samples == whole.samples
+
+
+@pytest.mark.parametrize(("before_s", "after_s"), [(0.02, 10.0), (10.0, 0.02)])
+def test_however_fast_the_host_is_later_what_was_decided_by_time_stays(profiled, before_s, after_s):
+    whole, rows = profiled(samples=None, model_s=before_s, max_seconds=30.0)
+    profiled(dies_at=len(rows) - 1, model_s=before_s, max_seconds=30.0)
+    table, after = profiled(model_s=after_s, max_seconds=30.0)
+    assert after == rows[-1:]
+    assert table.samples == whole.samples
+    assert table.entries == whole.entries
+
+
+def test_a_shorter_limit_of_time_ends_the_rounds_that_are_left(profiled):
+    _, rows = profiled(samples=None, model_s=0.02, max_seconds=30.0)
+    profiled(dies_at=8, model_s=0.02, max_seconds=30.0)
+    _, after = profiled(model_s=0.02, max_seconds=1.0)
+    assert 8 + len(after) < len(rows)
+    assert not any("discarded" in note for note in profiled.notes)
 
 
 def test_a_line_that_was_cut_off_is_measured_again(profiled):
@@ -143,9 +166,10 @@ def test_progress_counts_all_models_of_a_stage(profiled, structure_of, space_of,
     profiled(dies_at=6)
     told = []
     structure = structure_of("residual")
-    machine = AdditiveMachine(structure, stairs(4))
+    machine, space = AdditiveMachine(structure, stairs(4)), space_of("residual")
     timer = simulated_timer(machine, target, on_progress=lambda *args: told.append(args), seed=3)
-    profile(structure, space_of("residual"), target, seed=3, timer=timer, samples=profiled.path)
+    journal = open_journal(profiled.path, structure, space, timer, seed=3, narrowed=False, on_note=print)
+    profile(structure, space, target, seed=3, timer=timer, journal=journal)
     assert ("timing held-out policies", 40, 40) in told
 
 

@@ -14,7 +14,7 @@ from autoprune.latencies import Geometry
 from autoprune.latency.geometries import PricedOperators, possible_geometries
 from autoprune.latency.table import FIT, HELD_OUT, SCAN, LatencyTable
 from autoprune.profiling import profile_work
-from autoprune.profiling.duration import MAX_SECONDS, ProfileSize
+from autoprune.profiling.duration import LOAD_S, MAX_SECONDS, ProfileSize
 from autoprune.profiling.profile import profile
 from autoprune.profiling.profile_work import as_prior, scanned_geometries
 from autoprune.records import SearchSpace
@@ -24,8 +24,9 @@ from tests.machines import QUICK, AdditiveMachine, recording_timer, simulated_ti
 class Simulated:
     """A profile of a net on a simulated machine, and what was told and asked while it was made."""
 
-    def __init__(self, structure, space, target, *, step=4, noise=0.003, **options):
+    def __init__(self, structure, space, target, *, step=4, noise=0.003, model_s=LOAD_S, **options):
         self.told, self.machine = [], AdditiveMachine(structure, stairs(step), noise=noise)
+        self.machine.model_s = model_s
         timer = simulated_timer(self.machine, target, on_progress=lambda *stage: self.told.append(stage), seed=3)
         self.table = profile(structure, space, target, seed=3, timer=timer, **options)
 
@@ -151,6 +152,13 @@ def test_rounds_end_when_their_error_no_longer_falls(simulated, monkeypatch):
 def test_rounds_end_when_the_time_is_over(simulated):
     """One is always made; its rows, and the ladder."""
     assert 40 < simulated(max_seconds=0.0).table.counts[FIT] <= 48
+
+
+def test_a_slow_host_times_the_same_policies(simulated):
+    fast, slow = (simulated(model_s=seconds, noise=0.0).table for seconds in (LOAD_S, 0.12))
+    assert slow.seconds > 10 * fast.seconds
+    assert slow.samples == fast.samples
+    assert slow.entries == fast.entries
 
 
 def test_in_noise_policies_are_timed_longer_and_it_is_said_why(simulated, verdict_on_noise):
