@@ -9,7 +9,7 @@ def main() -> None:
         from autoprune.cli.main import main as run
     except KeyboardInterrupt:
         sys.exit(130)
-    run()
+    run(own_process=True)
 
 
 if __name__ == "__main__":

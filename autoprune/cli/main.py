@@ -115,6 +115,7 @@ app.command()(check)
 
 @app.command()
 def search(
+    ctx: typer.Context,
     config: Annotated[Path | None, typer.Argument(help="YAML file with any of the options.")] = None,
     run_dir: Annotated[Path, typer.Option("--run-dir", help="Folder of the run; resumed when it holds one.")] = Path(
         "runs/default"
@@ -208,7 +209,8 @@ def search(
         measure_table=measure_table or None, allow_noise=allow_noise or None,
         max_minutes=minutes_of(max_time) if max_time is not None else None,
     )  # fmt: skip
-    with interruptible(partial(_say_stopped, run_dir)) as received:
+    own_process = bool(ctx.obj)
+    with interruptible(partial(_say_stopped, run_dir) if own_process else None) as received:
         try:
             with shown_events(quiet, log_file, to_stderr=as_json) as events:
                 from autoprune.pipeline import search as run_search  # takes seconds
@@ -219,7 +221,7 @@ def search(
                 raise
             _say_stopped(run_dir, error)
             code = 128 + (received or [signal.SIGINT])[0]
-            if received and "ray" in sys.modules:  # which takes its time, and has a process that ends its own
+            if own_process and received and "ray" in sys.modules:  # whose own processes another one ends
                 end_at_once(code)
             raise typer.Exit(code) from None
     front(run_dir, as_json=as_json)
@@ -257,12 +259,17 @@ app.command()(spaces)
 app.command()(targets)
 
 
-def main() -> None:
-    """Entry point: one message for every expected error, a traceback only with `--debug`; see `EXIT_CODES`."""
+def main(*, own_process: bool = False) -> None:
+    """Run the command line; one message for every expected error, a traceback only with `--debug`; see `EXIT_CODES`.
+
+    Args:
+        own_process: The process ends afterwards. A search that a signal stopped then ignores further ones, and ends the
+            process where a library keeps it; otherwise signals have their handlers again.
+    """
     debug = "--debug" in sys.argv[1:]
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     try:
-        app(args=arguments, prog_name="autoprune")
+        app(args=arguments, prog_name="autoprune", obj=own_process)
     except AutopruneError as error:
         if debug:
             traceback.print_exc()

@@ -88,7 +88,13 @@ def interruptible(last_words: Callable[[], None] | None = None) -> Iterator[list
     Args:
         last_words: given where the process is to end after a signal. Further signals are ignored then until it is gone,
             and a clean-up that takes too long is cut off after this was called; the next start does what is left of it.
+            Without it, signals have their handlers again afterwards.
+
+    In other threads than the main one, where Python handles no signals, nothing is done.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield []
+        return
     received: list[int] = []
     signals: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # which a handler may use, unlike other locks
     again = hasattr(signal, "setitimer")  # not on Windows

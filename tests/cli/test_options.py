@@ -4,10 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import types
+from pathlib import Path
 
 import pytest
 
+from autoprune.cli import main as cli
 from autoprune.cli import options as cli_options
 from autoprune.cli.options import interruptible, minutes_of
 
@@ -88,12 +92,79 @@ def test_a_process_that_goes_on_after_its_clean_up_is_not_ended(monkeypatch: pyt
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(1)
 
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     time.sleep(0.2)
     assert not ended
+
+
+def test_a_host_that_goes_on_after_a_stopped_search_has_its_signals_back(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where Ray was loaded, or the clean-up takes longer than that of a process of its own may."""
+    closed: list[bool] = []
+
+    def search(**_: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(0.2)
+            closed.append(True)
+
+    monkeypatch.setitem(sys.modules, "ray", types.ModuleType("ray"))
+    monkeypatch.setattr(cli_options, "_END_SECONDS", 0.05)
+    monkeypatch.setattr("autoprune.pipeline.search", search)
+    monkeypatch.setattr(sys, "argv", ["autoprune", "search", "--run-dir", str(tmp_path / "x")])
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)]
+    with pytest.raises(SystemExit, match="130"):
+        cli.main()
+    assert closed
+    assert capsys.readouterr().out == "Stopped. Nothing was begun.\n"
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)] == before
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+OWN_PROCESS = """
+import atexit, os, signal, sys, time
+import autoprune.pipeline
+from autoprune.__main__ import main
+
+def again():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.01)
+
+def search(**_):
+    again()
+
+autoprune.pipeline.search = search
+atexit.register(again)
+sys.argv = ["autoprune", "search", "--run-dir", "absent"]
+main()
+"""
+
+
+def test_the_command_ignores_further_signals_until_it_has_ended() -> None:
+    done = subprocess.run([sys.executable, "-c", OWN_PROCESS], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "Stopped. Nothing was begun.\n", "")
+
+
+def test_in_another_thread_signals_are_left_alone() -> None:
+    before, ran = signal.getsignal(signal.SIGINT), []
+
+    def work() -> None:
+        with interruptible(lambda: None) as received:
+            ran.append((list(received), signal.getsignal(signal.SIGINT)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert ran == [([], before)]
 
 
 @pytest.mark.parametrize("how", ["dropped", "hangs", "ends"])
