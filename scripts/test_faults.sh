@@ -10,4 +10,4 @@ if [ "${1:-}" = --kills ]; then
   exec python scripts/random_kills.py "$@"
 fi
 exec pytest -m "slow or not slow" --durations=10 tests/study/test_faults.py tests/executors/test_ray_faults.py \
-  tests/executors/test_ray_hosts.py tests/study/test_shared_storage.py tests/device/test_ssh.py "$@"
+  tests/executors/test_ray_hosts.py tests/study/test_shared_storage.py tests/device/test_ssh_server.py "$@"

@@ -1,6 +1,10 @@
 """An `ssh` that runs every command on this host, in a home of its own."""
 
 import os
+import sys
+
+PYTHON = f"?python={sys.executable}"
+CPU = "CPUExecutionProvider"
 
 ELSEWHERE = """#!/bin/sh
 # Notes its arguments, then runs the command here, in another home.
