@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import queue
 import re
 import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -96,29 +96,25 @@ def interruptible(last_words: Callable[[], None] | None = None) -> Iterator[list
         yield []
         return
     received: list[int] = []
-    signals: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # which a handler may use, unlike other locks
     again = hasattr(signal, "setitimer")  # not on Windows
 
     def stop(number: int, frame: object) -> None:
         if not again or number != signal.SIGALRM:
             received.append(number)
-            signals.put(number)
         if not _interrupted():
             if again:
                 signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
             raise KeyboardInterrupt
 
     numbers = (signal.SIGINT, signal.SIGTERM, *((signal.SIGALRM,) if again else ()))
-    if last_words:
-        threading.Thread(target=_cut_off, args=(signals, last_words), name="clean-up", daemon=True).start()
     before = {number: signal.signal(number, stop) for number in numbers}
     hook, sys.unraisablehook = sys.unraisablehook, _without_interrupts(sys.unraisablehook)
     try:
-        yield received
+        with _cut_off_after(last_words) if last_words else nullcontext():
+            yield received
     finally:
         if again:
             signal.setitimer(signal.ITIMER_REAL, 0)
-        signals.put(None)
         sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, signal.SIG_IGN if received and last_words else handler)
@@ -133,17 +129,59 @@ def end_at_once(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _cut_off(received: queue.SimpleQueue[int | None], last_words: Callable[[], None]) -> None:
-    """End the process some seconds after the first signal, unless `None` says before that the clean-up is over."""
-    first = number = received.get()
-    end_s = time.monotonic() + _END_SECONDS
-    while number is not None:
-        try:
-            number = received.get(timeout=max(end_s - time.monotonic(), 0))
-        except queue.Empty:
-            with suppress(Exception):
-                last_words()
-            end_at_once(128 + (first or 0))
+@contextmanager
+def _cut_off_after(last_words: Callable[[], None]) -> Iterator[None]:
+    """End the process some seconds after the first SIGINT or SIGTERM, unless the `with` block has ended before.
+
+    Python writes the numbers of signals to a socket as they come. Its handlers wait until the main thread runs Python
+    code again, which takes long where Ray starts on a busy host.
+    """
+    read, write = socket.socketpair()
+    write.setblocking(False)
+    before = signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
+    _told.append(write.fileno())
+    thread = threading.Thread(target=_cut_off, args=(read, last_words), name="clean-up", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        _told.pop()
+        signal.set_wakeup_fd(before)
+        write.close()
+
+
+_told: list[int] = []
+"""Sockets that signals of this process are written to."""
+
+
+def _tell_nobody() -> None:
+    """A forked process has the socket, too: signals that end a worker are none of its parent."""
+    if _told:
+        signal.set_wakeup_fd(-1)
+        _told.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_tell_nobody)
+
+
+def _cut_off(read: socket.socket, last_words: Callable[[], None]) -> None:
+    """End the process some seconds after the first signal, unless the other side is closed before that."""
+    with read:
+        first = None
+        while first is None:
+            if not (told := read.recv(64)):
+                return
+            first = next((number for number in told if number in (signal.SIGINT, signal.SIGTERM)), None)
+        end_s = time.monotonic() + _END_SECONDS
+        while (left_s := end_s - time.monotonic()) > 0:
+            read.settimeout(left_s)
+            with suppress(TimeoutError):
+                if not read.recv(64):
+                    return
+    with suppress(Exception):
+        last_words()
+    end_at_once(128 + first)
 
 
 def _without_interrupts(hook: Callable[[Any], object]) -> Callable[[Any], object]:

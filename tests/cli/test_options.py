@@ -130,6 +130,62 @@ def test_a_host_that_goes_on_after_a_stopped_search_has_its_signals_back(
         signal.raise_signal(signal.SIGINT)
 
 
+BUSY = """
+import ctypes, hashlib, os, signal, sys, time
+from autoprune.cli import options
+from autoprune.executors.base import interrupts_later
+options._END_SECONDS = 0.3
+
+with options.interruptible(lambda: print("stopped", flush=True)):
+    with interrupts_later():
+        print("begun", flush=True)
+        if sys.argv[1] == "library":
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # many minutes in which no Python code runs
+        time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "where"), [(signal.SIGINT, "start"), (signal.SIGINT, "library"), (signal.SIGTERM, "library")]
+)
+def test_a_signal_ends_what_does_not_listen_to_it(number: signal.Signals, where: str) -> None:
+    """Such as Ray while it starts: handlers of Python wait until a library returns, and Ctrl-C until it has started."""
+    with subprocess.Popen([sys.executable, "-c", BUSY, where], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "begun\n"
+        time.sleep(0.1)
+        process.send_signal(number)
+        try:
+            assert process.communicate(timeout=30)[0] == "stopped\n"
+        finally:
+            process.kill()
+        assert process.returncode == 128 + number
+
+
+FORKS = """
+import os, signal, sys, time
+from autoprune.cli import options
+options._END_SECONDS = 0.1
+
+with options.interruptible(lambda: print("stopped", flush=True)):
+    worker = os.fork()
+    if not worker:
+        try:
+            time.sleep(60)
+        finally:
+            os._exit(0)
+    time.sleep(0.2)
+    os.kill(worker, signal.SIGTERM)
+    os.waitpid(worker, 0)
+    time.sleep(0.5)
+"""
+
+
+def test_a_signal_to_a_forked_worker_is_none_of_this_process() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 OWN_PROCESS = """
 import atexit, os, signal, sys, time
 import autoprune.pipeline
