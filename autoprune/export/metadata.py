@@ -21,6 +21,8 @@ class _Input(BaseModel):
         "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool",
         "complex64", "complex128",
     ]  # fmt: skip
+    keyword: _Text | None = None
+    free: list[_Text] = []
 
     @field_validator("shape")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import keyword
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -97,19 +98,25 @@ def own_class(model: nn.Module) -> nn.Module:
     return original_model
 
 
+def _names_a_parameter(name: object) -> bool:
+    """Return whether a function written out may have a parameter of a name, beside those that the view needs."""
+    taken = ("self", "_by_keyword", "__debug__")  # Python allows no assignment to the last
+    return isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name) and name not in taken
+
+
 def _view_class(base: type[nn.Module], keywords: tuple[str, ...]) -> type[nn.Module]:
     """Derive the class of a view (see `adapted`)."""
 
     def by_keyword(self: nn.Module, **named: Tensor) -> Any:
         return base.forward(self, **named)
 
-    wrong = [name for name in keywords if not name.isidentifier()]
+    wrong = [name for name in keywords if not _names_a_parameter(name)]
     if wrong:
         raise TaskError(f"the keys of example_inputs are keywords of forward; {wrong[0]!r} cannot be one: rename it")
     # Written out, because the exporter names inputs after the signature.
-    scope: dict[str, Any] = {"call": by_keyword}
+    scope: dict[str, Any] = {"_by_keyword": by_keyword}
     pairs = ", ".join(f"{name}={name}" for name in keywords)
-    exec(f"def forward(self, {', '.join(keywords)}):\n    return call(self, {pairs})", scope)
+    exec(f"def forward(self, {', '.join(keywords)}):\n    return _by_keyword(self, {pairs})", scope)
     return type(
         base.__name__,
         (base,),

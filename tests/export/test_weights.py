@@ -120,6 +120,10 @@ def test_files_that_do_not_fit(small, tmp_path):
         (json.dumps({"schema": 1}), "metadata of .* is damaged"),
         (json.dumps({"schema": 1, "widths": {}, "kept": {}, "inputs": [{"dtype": "load"}]}), "is damaged"),
         (json.dumps({"schema": 1, "widths": {}, "kept": {}, "inputs": [wrong]}), "is damaged"),
+        (
+            json.dumps({"schema": 1, "widths": {}, "kept": {}, "inputs": [wrong | {"dtype": "int8", "keyword": 7}]}),
+            r"is damaged: inputs\.0\.keyword",
+        ),
     ):
         save_file(tensors, path, {"autoprune": text})
         with pytest.raises(UsageError, match=message):

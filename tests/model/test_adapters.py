@@ -274,9 +274,10 @@ def test_several_inputs():
         small(data.tensors[0], z=data.tensors[1])
 
 
-def test_keywords_must_be_names():
-    with pytest.raises(TaskError, match="'input ids' cannot be one"):
-        adapted(Encoder(), ("input ids",))
+@pytest.mark.parametrize("name", ["input ids", "class", "self", "__debug__", 3])
+def test_keywords_must_be_names_of_parameters(name):
+    with pytest.raises(TaskError, match=f"{name!r} cannot be one"):
+        adapted(Encoder(), (name,))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
