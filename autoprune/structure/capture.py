@@ -166,7 +166,7 @@ def _why_untraceable(error: Exception, model: nn.Module, inputs: tuple[torch.Ten
     advice = _advice(error)
     if advice is not None:
         return f"the model cannot be traced by torch.export{line}: {advice}"
-    if _runs(model, [x[:1] for x in inputs]) and not _runs(model, inputs):
+    if _runs(model, [x[:1] if x.dim() else x for x in inputs]) and not _runs(model, inputs):
         return (
             f"the model must run on any number of examples; its forward fixes the batch size{line}: it runs on one "
             f"example, and not on three ({reason}). Write `x.shape[0]` in the place of the number."

@@ -186,6 +186,11 @@ def test_a_grouped_convolution_with_a_computed_weight_is_left_alone() -> None:
         analyze(ComputedWeight().eval(), (torch.randn(2, 2, 8, 8),))
 
 
+def test_an_example_without_dimensions_is_refused() -> None:
+    with pytest.raises(StructureError, match=r"cannot be traced by torch\.export"):
+        analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval(), (torch.tensor(1.0),))
+
+
 def test_a_forward_that_fixes_the_batch_size_is_refused() -> None:
     class PerExample(nn.Module):
         def __init__(self) -> None:
