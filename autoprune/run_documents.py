@@ -39,7 +39,7 @@ class _Sizes(_Open):
 
 class _Dense(_Sizes):
     score: _Number
-    test_score: _Number | None = None
+    test_score: _Number
     latency_ms_measured: _Number
 
 
@@ -52,7 +52,7 @@ class _Model(BaseModel):
     policy: dict[_Text, _Count]
     treatments: dict[_Text, _Text] = {}
     score: _Number
-    test_score: _Number | None
+    test_score: _Number
     latency_ms_predicted: _Number | None
     latency_ms_measured: _Number | None
     latency_ratio: _Number
@@ -61,8 +61,8 @@ class _Model(BaseModel):
     bytes: _Count
     fidelity: _Text
     strategy: _Text
-    budget: _Text | None = None
-    meets_budget: bool | None = None
+    budget: _Text | None
+    meets_budget: bool | None
     onnx: _Text | None = None
     activation_bytes: _Count | None = None
 
@@ -110,7 +110,7 @@ class _Rung(_Open):
     budget: _Text
     strategy: _Text
     digest: _Digest | None = None
-    score: _Number | None = None
+    score: _Number
     divergence: _Number | None = None
     latency_ms_predicted: _Number | None = None
     sample_passes: _Number | None = None
@@ -138,14 +138,14 @@ class _Front(_Open):
     baselines: list[_Model]
     others: list[_Model]
     dense_in_int8: _Model | None = None
-    space_id: _Text = ""
+    space_id: _Text
     cost: _Text = "latency_ms"
     held_out: _HeldOut = _HeldOut()
     latency_table: _Table | None = None
     budgets: list[_Text] = []
     unmet_budgets: list[_Text] = []
     layers: _Count = 0
-    rungs: list[_Rung] = []
+    rungs: list[_Rung]
     rank_correlations: list[_Correlation] = []
     search_sample_passes: dict[_Text, _Number] = {}
     score_examples: dict[_Text, _Count] = {}

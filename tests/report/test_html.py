@@ -140,7 +140,7 @@ def test_a_run_that_has_just_begun_says_what_it_lacks(tmp_path: Path, front: boo
             "policies": 1, "mape_percent": 1.0, "max_percent": 1.0, "bias_percent": 0.0, "spearman": 1.0,
             "noise_percent": 0.5,
         }  # fmt: skip
-        empty = {"models": [], "others": [], "baselines": [], "rungs": []}
+        empty = {"space_id": "s", "models": [], "others": [], "baselines": [], "rungs": []}
         write_json(folder.front, {"metric": "r2", "dense": dense, "held_out": held, **empty})
     run = read_run(folder, config, folder.study)
     page = write_report([run], tmp_path / "r.html").read_text()
