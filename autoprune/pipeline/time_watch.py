@@ -28,7 +28,7 @@ from autoprune.pipeline.measurer import CANDIDATE_PROTOCOL
 from autoprune.pipeline.rehearsal import Rehearsed, rehearsed_times
 from autoprune.pipeline.time_limit import table_limit
 from autoprune.pipeline.timed_events import TimedEvents
-from autoprune.profiling.duration import LOAD_S, MAX_SECONDS, ProfileSize, seconds_each
+from autoprune.profiling.duration import LOAD_S, MAX_SECONDS, MOST_TIMES_AS_LONG, ProfileSize, seconds_each
 from autoprune.records import SearchSpace
 from autoprune.runfolder import RunFolder, read_json
 from autoprune.search.sensitivity import anchor_policies
@@ -73,13 +73,13 @@ def watch_time(
         half_cost=rehearsed.half_cost,
         load=events.load,
     )
-    effort = derived_effort(config, task)
+    effort, slower = derived_effort(config, task), min(events.load, MOST_TIMES_AS_LONG)
     events.expect(expected_work(config, task, structure, space, effort, timed, folder))
     if folder.table.exists() or config.table is not None:
         limit_s = table_limit(events, lambda most_s: 0.0)
     else:
-        limit_s = table_limit(events, lambda most_s: size.seconds(run_s, most_s))
-    events.profile.rounds, events.profile.max_seconds = size.rounds, limit_s
+        limit_s = table_limit(events, lambda most_s: slower * size.seconds(run_s, most_s))
+    events.profile.rounds, events.profile.max_seconds = size.rounds, slower * limit_s
     return limit_s
 
 

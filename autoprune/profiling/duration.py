@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from autoprune.device.measure import clock_of
+from autoprune.device.target import Target
 from autoprune.device.timing import Protocol
 from autoprune.latency.geometries import PricedOperators
 from autoprune.latency.sampling import every_other, scanned_rows
@@ -14,6 +17,8 @@ from autoprune.structure import Structure
 
 MAX_SECONDS = 60.0
 """After so long a profile measures no more than it must."""
+MOST_TIMES_AS_LONG = 3.0
+"""Beside other work a profile takes at most so many times as long as on an idle host."""
 
 HELD_OUT_POLICIES = 40
 """Policies that are timed and never fitted to."""
@@ -104,6 +109,19 @@ class ProfileProgress:
         more = ROUND * max(self.rounds - self._rounds_done - begun, 0)
         in_time = max(self.max_seconds - elapsed_s, 0.0) * self._timed / max(elapsed_s - self._begun_s, 1e-9)
         return self._timed, self._timed + max(certain, min(left + REMEASURED + more, in_time))
+
+
+def patient_clock(target: Target) -> Callable[[], float]:
+    """Return a clock for the time that a profile of a target may take, in seconds.
+
+    Where this process measures by its processor time, so does the clock, but at no less than a third of the pace of the
+    wall's: beside other work a profile has the processor for as long as on an idle host, and takes up to three times as
+    long. Everywhere else it is the clock on the wall.
+    """
+    if target.address or clock_of(target.provider, target.threads) is time.perf_counter:
+        return time.monotonic
+    begun_s, begun_cpu_s = time.monotonic(), time.process_time()
+    return lambda: max(time.process_time() - begun_cpu_s, (time.monotonic() - begun_s) / MOST_TIMES_AS_LONG)
 
 
 def _thinned(levels: Sequence[int], most: int) -> Sequence[int]:

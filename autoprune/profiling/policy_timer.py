@@ -27,7 +27,7 @@ from autoprune.onnxgraph.quantization import quantized
 from autoprune.onnxgraph.resizer import Resizer, unnamed_weights
 from autoprune.onnxgraph.sizes import LearnedSizes, learn_sizes, with_own_shapes
 from autoprune.onnxgraph.treated import treated
-from autoprune.profiling.duration import OPERATORS
+from autoprune.profiling.duration import OPERATORS, patient_clock
 from autoprune.quantization.arithmetic import AccuracyLevels
 from autoprune.records import Policy
 from autoprune.structure import Structure
@@ -44,7 +44,8 @@ class PolicyTimer:
     """Everything that stays the same while policies are measured. `notes` say what was out of the ordinary.
 
     `dense_onnx` is the dense export, `None` for targets that run PyTorch itself. `untreated` makes the model of a
-    policy's widths, `accuracy_levels` are those of layers in `w8` and `w4`, `clock` tells the seconds that pass.
+    policy's widths, `accuracy_levels` are those of layers in `w8` and `w4`, `clock` tells what a profile has taken, in
+    seconds (see `duration.patient_clock`).
     """
 
     structure: Structure
@@ -128,6 +129,7 @@ def make_policy_timer(
         "feeds": finite_feeds(structure, target.batch, seed),
         "on_progress": on_progress or (lambda stage, done, total: None),
         "layers": tuple(layers),
+        "clock": patient_clock(target),
     }
     if target.runtime == "torch":
         shrink = partial(_shrunk, structure)

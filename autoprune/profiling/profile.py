@@ -61,7 +61,7 @@ def profile(
         narrow: Makes the space whose policies are timed from the useful widths of every unit; default: `space` itself.
         seed: Seed of the sampled policies and of the order in which they are timed.
         on_progress: Called with every model that is built.
-        max_seconds: After so long no further round is begun.
+        max_seconds: After so long, by the timer's clock (`patient_clock`), no further round is begun.
         protocol: How often every model is timed.
         timer: What times policies of `structure` on `target`, with its own seed and progress; default: the target's.
         journal: Keeps measurements as they are made (`open_journal`), and answers with those of an interrupted profile.
