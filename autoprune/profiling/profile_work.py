@@ -147,13 +147,17 @@ class ProfileWork:
         run_s, build_s = self.journal.cost(self._cost)
         most = int(seconds / seconds_each(run_s, build_s, self.protocol))
         widths = {name: self.space.widths_of(name) for name in self.space.unit_names}
-        rows = self._scan_rows(widths)
+        count, rows = sum(map(len, widths.values())), self._scan_rows(widths)
         while len(rows) > most and max(len(levels) for levels in widths.values()) > 4:
             widths = {name: every_other(levels) if len(levels) > 4 else levels for name, levels in widths.items()}
             rows = self._scan_rows(widths)
-        if len(rows) > most:
-            fewest = f"{len(rows)} models are the fewest that tell every unit"
-            self.notes.append(f"scanning widths took longer than planned: {fewest}")
+        kept = sum(map(len, widths.values()))
+        if kept < count or len(rows) > most:
+            fewest = ", the fewest that tell every unit" if len(rows) > most else ""
+            self.notes.append(
+                f"{kept} of {count} widths are tried{fewest}: timing all would take too long here. Where other work "
+                "has the cores, a quieter machine finds better models"
+            )
         self.space = SearchSpace(id=self.space.id, levels={**self.space.levels, **widths})
         nodes = int(np.clip(node_seconds / (build_s + 2 * LOAD_S + _NODE_RUNS * run_s), _LEAST_NODES, _MOST_NODES))
         # As many are drawn on every host: the policies that are drawn after them do not depend on its speed.

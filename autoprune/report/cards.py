@@ -138,7 +138,8 @@ def kept_plot(run: RunView, name: str, model: Mapping[str, Any]) -> Plot:
     full = run.document.get("dense_in_int8", {}).get("policy") or _full_widths(run, model)
     for unit, width in model["policy"].items():
         layer = next((each for each in treatments if each in (unit, f"{unit}.weight")), None)
-        rows.append((unit, width / full[unit], f"{width} of {full[unit]}", treatments.pop(layer, "fp32")))
+        kept = f"{width} of {full[unit]}" if width else "removed"
+        rows.append((unit, width / full[unit], kept, treatments.pop(layer, "fp32")))
     rows += [(layer.removesuffix(".weight"), 1.0, "", each) for layer, each in treatments.items()]
     return Plot(
         name=f"{name}-kept",

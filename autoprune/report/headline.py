@@ -119,7 +119,8 @@ def _costs(document: Document, model: Mapping[str, Any], unit: TimeUnit) -> list
     elif not now and _FASTER * ratio < 1:  # a table of another device: nothing was measured
         texts.append(f"predicted to be {1 / ratio:.2g} times as fast as the dense model")
     if not texts or ":" in (model["budget"] or ""):
-        texts.append(f"{shown_bytes(model['bytes'])} of weights instead of {shown_bytes(dense['bytes'])}")
+        weights = f"{shown_bytes(model['bytes'])} of weights instead of {shown_bytes(dense['bytes'])}"
+        texts.insert(0 if "cost" in document else len(texts), weights)  # first what is limited
     return texts
 
 
@@ -133,6 +134,17 @@ def _score(document: Document, model: Mapping[str, Any]) -> str:
     return f"{text} (the dense score lies {place} the 95 % interval of the model's, {low:.4f} to {high:.4f})"
 
 
+def _better(document: Document, uniform: Mapping[str, Any], model: Mapping[str, Any], unit: TimeUnit) -> str:
+    """Return by what a uniform model is ahead of one that scores no more: faster, or less of what is limited."""
+    cost = document.get("cost", "latency_ratio")
+    if uniform[cost] * _FASTER >= model[cost]:
+        return ""
+    if cost == "latency_ratio":
+        return f", which are faster ({unit.shown(shown_ms(uniform))}, model {uniform['digest']})"
+    amount = shown_bytes(uniform[cost]) if cost.endswith("bytes") else f"{uniform[cost]:,} {cost}"
+    return f", which take less ({amount}, model {uniform['digest']})"
+
+
 def _uniform(document: Document, budget: str, model: Mapping[str, Any], unit: TimeUnit | None) -> str:
     """Return the scores of the baselines of a budget, and the latency of a uniform one that is no worse and faster."""
     of_budget = [m for m in document["baselines"] if (m["budget"] or "") == budget and m["meets_budget"]]
@@ -140,7 +152,6 @@ def _uniform(document: Document, budget: str, model: Mapping[str, Any], unit: Ti
     best = max(uniform, key=lambda m: (m["test_score"], -m["latency_ratio"]), default=None)
     others = {m["strategy"]: m["test_score"] for m in of_budget if m["strategy"] != "uniform"}
     told = [f"uniform widths {best['test_score']:.4f}" if best else "no uniform widths meet this budget"]
-    if best and best["score"] >= model["score"] and _FASTER * best["latency_ratio"] < model["latency_ratio"]:
-        latency = (unit or time_unit(document)).shown(shown_ms(best))
-        told[0] += f", which are faster ({latency}, model {best['digest']})"
+    if best and best["score"] >= model["score"]:
+        told[0] += _better(document, best, model, unit or time_unit(document))
     return "; " + ", ".join([*told, *(f"{name} {score:.4f}" for name, score in others.items())])

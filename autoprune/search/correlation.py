@@ -34,7 +34,7 @@ class RankCorrelation:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.cheap} and {self.dear} rank alike by {self.rho:.2f} ({self.low:.2f} to {self.high:.2f})"
+        return f"rank correlation of {self.cheap} and {self.dear}: {self.rho:.2f} ({self.low:.2f} to {self.high:.2f})"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON value."""

@@ -53,6 +53,13 @@ def test_uniform_widths_that_are_no_worse_and_faster_are_named(score: float, rat
     assert ("uniform widths 0.9840, which are faster (36 us, model u); model 158ebc9437ab." in line) == told
 
 
+def test_a_run_that_limits_bytes_is_told_by_bytes_first() -> None:
+    uniform = model(strategy="uniform", budget="bytes:50%", bytes=30_000, digest="u")
+    (line,) = headlines(document(model(budget="bytes:50%"), baselines=[uniform], cost="bytes"))
+    assert line.startswith("At 50 % of the bytes: 42.1 kB of weights instead of 314 kB, 4.2 times as fast")
+    assert "uniform widths 0.9840, which take less (30 kB, model u); model 158ebc9437ab." in line
+
+
 def test_scores_that_are_no_shares_have_no_interval() -> None:
     (line,) = headlines(document(model(), score_examples={}))
     assert "on test data; uniform" in line

@@ -13,6 +13,7 @@ import pytest
 import autoprune
 from autoprune.latencies import Staircase
 from autoprune.report import RunView, read_run
+from autoprune.report.cards import kept_plot
 from autoprune.report.front_plot import front_plot
 from autoprune.report.html import report_parts
 from autoprune.report.plots import packed_plotly, script_json
@@ -102,3 +103,8 @@ def test_a_budget_in_a_legend_has_its_unit(cost: str, most: float, text: str) ->
 def test_scores_that_are_all_the_same_are_drawn_close() -> None:
     assert _axis_range([1.0, 1.0]) == {"range": [0.99, 1.01]}
     assert _axis_range([0.9, 1.0]) == _axis_range([]) == {}
+
+
+def test_a_unit_without_channels_is_removed() -> None:
+    plot = kept_plot(VIEW, "card", MODEL | {"policy": {"stem": 8, "branch": 0}})
+    assert plot.traces[0]["text"] == ["8 of 8", "removed"]

@@ -36,7 +36,7 @@ def test_the_same_order_correlates_fully_and_the_reverse_not_at_all():
     assert (same.cheap, same.dear, same.pairs) == ("proxy", "brief", 12)
     assert same.low < same.rho
     assert reverse.high > reverse.rho
-    assert "rank alike by 1.00" in str(same)
+    assert "proxy and brief: 1.00" in str(same)
 
 
 def test_the_interval_covers_and_narrows_with_pairs():
