@@ -141,8 +141,11 @@ class GuidedProposals:
         return {policy: "refit" for refinement in self._refinements for policy in refinement.refit(tuned, losses)}
 
     def alarms(self, losses: Losses) -> list[str]:
-        """Return a sentence for every limit at which units act together more than the solver can know."""
-        return [_alarm(r, losses) for r in self._refinements if r.ratio(losses) > _ALARM]
+        """Return a sentence for every limit at which units act together more than the solver can know, or policies are
+        few.
+        """
+        together = [_alarm(r, losses) for r in self._refinements if r.ratio(losses) > _ALARM]
+        return [*together, *(_few(r.limit, r.choice) for r in self._refinements if r.choice is not None)]
 
     def _learn(self, losses: Losses) -> None:
         """Compute the sensitivities, and begin the refinement of every limit."""
@@ -211,4 +214,11 @@ def _alarm(refinement: Refinement, losses: Losses) -> str:
     return (
         f"within {refinement.limit}, units act together: the first answer of the solver loses "
         f"{refinement.ratio(losses):.1f} times as much as its units lose one by one, so policies around it are tried"
+    )
+
+
+def _few(limit: Limit, count: int) -> str:
+    return (
+        f"within {limit}, no more than {count} policies of this space were found, so there was little to choose from: "
+        "give a looser budget, or a space with more levels"
     )

@@ -65,6 +65,24 @@ def test_where_losses_add_up_the_solvers_answer_stays_and_the_search_ends_early(
     assert len(origins) < 30
 
 
+def test_a_limit_with_few_policies_says_how_many():
+    """All units but one have to be at their least, so that there are as many policies as the last one has levels."""
+    name, *others = SPACE.searched
+
+    def tight(policies):
+        wider = [any(policy.widths[other] > SPACE.levels[other][0] for other in others) for policy in policies]
+        return predict(policies) + np.where(wider, 1e3, 0.0)[:, None]
+
+    refinement = Refinement(allocator(predict=tight), LIMIT, seed=0, evaluations=40)
+    assert refinement.choice is None
+    losses = alone()
+    while proposals := refinement.propose(losses):
+        losses |= {policy: joint_loss(policy) for policy in proposals}
+    assert refinement.choice is not None
+    assert 1 <= refinement.choice <= len(SPACE.levels[name])
+    assert refined()[0].choice is None
+
+
 def test_the_same_losses_give_the_same_proposals():
     assert list(refined()[1]) == list(refined()[1])
     assert list(refined()[1]) != list(refined(seed=1)[1])
