@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
@@ -13,6 +14,11 @@ ANY_RANK = "rank:*"
 ANY_SHARE = "sparse:*"
 _SHARES = ("50%", "75%", "87.5%", "95%", "98%")
 """Shares of zeros that `sparse:*` stands for."""
+
+_FINE_SHARES = ("50%", "75%", "87.5%", "92%", "95%", "97%", "98%", "99%")
+_LARGE = 0.1
+"""Layers with this share of the weights or more, of which there are 10 at most, have finer steps: theirs are the large
+ones of the whole model."""
 
 _SOME_SHARE = "sparse:50%"
 """Stands for a threshold where a text is only checked."""
@@ -66,11 +72,13 @@ def layer_levels(
         _require_ranks(pattern, texts_of[pattern], layers, source)
         _require_divided(pattern, texts_of[pattern], layers, source)
     levels: dict[str, tuple[Level, ...]] = {}
+    large = _LARGE * sum(map(_numbers, layers))
     for layer in layers:
+        shares = _FINE_SHARES if _numbers(layer) >= large else _SHARES
         wanted: tuple[Treatment, ...] = ()
         for pattern, texts in texts_of.items():
             if _names(layer, pattern):
-                wanted = tuple(treatment for text in texts for treatment in _read(text, layer))
+                wanted = tuple(treatment for text in texts for treatment in _read(text, layer, shares))
         possible = dict.fromkeys(treatment for treatment in wanted if layer.allows(treatment))
         if len(possible) > 1:  # a layer none of whose treatments pays stays, with one level: a table has its column
             pays = None if useful is None else {*map(timed_code, useful.get(layer.name, ()))}
@@ -130,10 +138,14 @@ def _require_divided(pattern: str, texts: Iterable[str], layers: Sequence[Layer]
             )
 
 
-def _with_any_share(text: str) -> list[Treatment]:
+def _numbers(layer: Layer) -> int:
+    return sum(map(math.prod, layer.shapes))
+
+
+def _with_any_share(text: str, shares: Sequence[str] = _SHARES) -> list[Treatment]:
     """Return the treatments that a text without any rank stands for."""
     text = _without_thresholds(text, None)
-    texts = [text.replace(ANY_SHARE, f"sparse:{share}") for share in _SHARES] if ANY_SHARE in text else [text]
+    texts = [text.replace(ANY_SHARE, f"sparse:{share}") for share in shares] if ANY_SHARE in text else [text]
     return [Treatment.parse(each) for each in texts]
 
 
@@ -154,10 +166,10 @@ def _without_thresholds(text: str, layer: Layer | None) -> str:
     return "+".join(parts) or str(DENSE)
 
 
-def _read(text: str, layer: Layer) -> list[Treatment]:
+def _read(text: str, layer: Layer, shares: Sequence[str]) -> list[Treatment]:
     """Return the treatments that a text stands for: with any rank, those that are worth measuring for the layer."""
     texts = [text.replace(ANY_RANK, f"rank:{rank}") for rank in layer.ranks] if ANY_RANK in text else [text]
-    return [treatment for each in texts for treatment in _with_any_share(_without_thresholds(each, layer))]
+    return [treatment for each in texts for treatment in _with_any_share(_without_thresholds(each, layer), shares)]
 
 
 def _names(layer: Layer, pattern: str) -> bool:

@@ -14,7 +14,7 @@ overrides:                # per pattern, any of the six keys above; later patter
 treatments:               # levels of layers, by patterns of their names; later patterns win; without it all are dense
   "*": [fp32, int8]
   "blocks.*": [fp32, "rank:*", "int8+rank:24"] # two factors for a weight: a few ranks that fit each layer, or this one
-  "fc*": [fp32, "sparse:*", "2:4", "int8+sparse:80%"] # zeros among weights: 50, 75, 87.5, 95, 98 %; N:M; this share
+  "fc*": [fp32, "sparse:*", "2:4", "int8+sparse:80%"] # zeros among weights: a few shares; N:M; this share
   "head": [fp32]          # the name of a layer's module, or of its weight
 treat_if_faster: true     # all layers are dense where treated models are measured to be no faster; default false
 vocabulary: true          # rows of embeddings whose ids the training data never use go before all else; default false

@@ -38,8 +38,16 @@ def test_layers_are_offered_the_zeros_that_divide_them() -> None:
         "fc": ["int8+sparse:80%", "sparse:50%@8x1", "2:4", "fp32"],
         "lstm": ["int8+sparse:80%", "sparse:50%@8x1", "fp32"],
     }
-    shares = [f"sparse:{share}%" for share in ("98", "95", "87.5", "75", "50")]
-    assert levels(fc=["fp32", "sparse:*"]) == {"fc": [*shares, "fp32"]}
+
+
+def test_large_layers_have_finer_shares_of_zeros() -> None:
+    layers = [*LAYERS[:2], replace(LAYERS[2], shapes=((96, 100),))]  # 91 % of the weights
+    found = layer_levels({"*": ["fp32", "int8+sparse:*"]}, layers, "file", None)
+    shares = {name: [str(each).removeprefix("int8+sparse:") for each in of_layer] for name, of_layer in found.items()}
+    coarse, fine = ["98%", "95%", "87.5%", "75%", "50%"], ["99%", "98%", "97%", "95%", "92%", "87.5%", "75%", "50%"]
+    assert shares == {
+        "stem.weight": [*coarse, "fp32"], "fc.weight": [*coarse, "fp32"], "lstm.weight": [*fine, "fp32"],
+    }  # fmt: skip
 
 
 def test_a_threshold_is_the_share_that_it_makes_zero_in_each_layer() -> None:
