@@ -35,6 +35,7 @@ def is_measured(run: RunView) -> bool:
 def front_plot(runs: Sequence[RunView]) -> Plot:
     """Return score against latency. Scores are of validation data; `meta` of a trace holds those of test data."""
     traces = [trace for number, run in enumerate(runs) for trace in _traces(run, number, several=len(runs) > 1)]
+    scores = _shown_scores(traces)
     how = "measured" if any(run.models for run in runs) and all(map(is_measured, runs)) else "predicted"
     metric = next((run.document["metric"] for run in runs if run.document), "score")
     unit = runs[0].unit
@@ -42,10 +43,34 @@ def front_plot(runs: Sequence[RunView]) -> Plot:
         "height": 460, "margin": {"l": 64, "r": 16, "t": 16, "b": 56}, "hovermode": "closest",
         "legend": {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0},
         "xaxis": {"title": {"text": f"{how} latency, {unit.name}"}},
-        "yaxis": {"title": {"text": html.escape(metric)}},
+        "yaxis": {"title": {"text": html.escape(metric)}} | ({"range": scores} if scores else {}),
     }  # fmt: skip
     label = f"{metric} against {how} latency of {_counted(runs)}. The table below holds the same numbers."
     return Plot(name=NAME, label=label, traces=traces, layout=layout)
+
+
+def _shown_scores(traces: Sequence[dict[str, Any]]) -> list[float] | None:
+    """Return the range of scores that is drawn at first where it leaves scored policies out, whose name then says so.
+
+    It is that of the models with their intervals, and as much again: one policy of many that fails would otherwise
+    press all models into one line. A double click shows the rest.
+    """
+    edges = [
+        score + side * length
+        for trace in traces if trace["meta"].get("error_y") is not None
+        for of, values in trace["meta"]["y"].items()
+        for side, lengths in ((1, "array"), (-1, "arrayminus"))
+        for score, length in zip(values, trace["meta"]["error_y"][of].get(lengths, [0.0] * len(values)), strict=True)
+    ]  # fmt: skip
+    if not edges or max(edges) == min(edges):
+        return None
+    margin = max(edges) - min(edges)
+    low, high, is_narrow = min(edges) - margin, max(edges) + 0.1 * margin, False
+    for trace in (trace for trace in traces if trace["meta"].get("error_y") is None):
+        outside = sum(not low <= score <= high for score in trace["y"])
+        if outside:
+            trace["name"], is_narrow = f"{trace['name']} ({outside} more outside: double click)", True
+    return [low, high] if is_narrow else None
 
 
 def _counted(runs: Sequence[RunView]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -17,6 +18,7 @@ from autoprune.report.cards import kept_plot
 from autoprune.report.front_plot import front_plot
 from autoprune.report.html import report_parts
 from autoprune.report.plots import packed_plotly, script_json
+from autoprune.report.runview import ShownTrial
 from autoprune.report.search_plots import _axis_range, _maximum_text
 from autoprune.report.staircases import staircase_plot
 
@@ -59,6 +61,26 @@ def test_the_front_is_drawn_beside_dense_and_uniform() -> None:
     assert plot.traces[0]["error_x"]["array"] == [pytest.approx(0.0196)]
     narrow, wide = (plot.traces[0]["meta"]["error_y"][of]["array"][0] for of in ("test", "validation"))
     assert 0 < narrow < wide
+
+
+def test_scored_policies_that_failed_do_not_press_the_models_together() -> None:
+    def scored(*scores: float) -> RunView:
+        trials = [
+            ShownTrial(
+                study="rung-0", fidelity="proxy", number=number, digest=str(number), origin="surrogate", ended=None,
+                result={"measurement": {"score": score, "latency_ms": 1.0, "latency_source": "predicted"}},
+            ) for number, score in enumerate(scores)
+        ]  # fmt: skip
+        return replace(VIEW, trials=trials)
+
+    plot = front_plot([scored(0.85, 0.1, 0.2)])
+    assert plot.traces[0]["name"] == "scored policies (2 more outside: double click)"
+    low, high = plot.layout["yaxis"]["range"]
+    assert 0.4 < low < 0.7
+    assert 0.96 < high < 1.1
+    near = front_plot([scored(0.85, 0.9)])
+    assert near.traces[0]["name"] == "scored policies"
+    assert "range" not in near.layout["yaxis"]
 
 
 def test_runs_have_a_colour_each() -> None:
