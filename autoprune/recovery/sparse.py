@@ -3,7 +3,9 @@
 X `[rows, D]` are the input windows of a layer in the model whose earlier layers have zeros already, Y `[rows, O]` the
 outputs of the same layer in the whole model at the same positions, S = E[x x^T] and C = E[x y^T].
 
-1. The weights w are the ridge regression of Y on X, which pulls towards the layer's own weight.
+1. The weights w are the ridge regression of Y on X, which pulls towards the layer's own weight. Of D inputs and N rows,
+   S and C are seen for a share N / (N + D) only: for the rest inputs are taken to be independent, and each weight to be
+   right. A linear layer that reads each example once would else be fitted to the examples at hand.
 2. A weight that becomes zero costs w^2 / (S^-1)_jj when the other weights of its output make up for it. The cheapest
    ones go, as the pattern of the layer says, in two rounds where the pattern is a share: first down to the geometric
    mean of one and the density. The score of a block is the sum of the scores of its weights.
@@ -15,7 +17,8 @@ those of other kinds (LSTM) the smallest |w|; what is left of these stays as it 
 Source: optimal brain surgeon, Hassibi and Stork 1992
 (https://proceedings.neurips.cc/paper/1992/hash/303ed4c69846ab36c2904d3ba8573050-Abstract.html); layer by layer for
 zeros, OBC, Frantar and Alistarh 2022 (https://arxiv.org/abs/2208.11580) and SparseGPT 2023
-(https://arxiv.org/abs/2301.00774); norms of inputs, Wanda, Sun et al. 2023 (https://arxiv.org/abs/2306.11695).
+(https://arxiv.org/abs/2301.00774); moments of few rows, shrunk towards their diagonal, Ledoit and Wolf 2004
+(https://doi.org/10.1016/S0047-259X(03)00096-4); norms of inputs, Wanda, Sun et al. 2023 (https://arxiv.org/abs/2306.11695).
 """
 
 from __future__ import annotations
@@ -138,10 +141,13 @@ def _fitted(weight: Tensor, x: Tensor, y: Tensor, pattern: Zeros) -> Tensor:
     """Return the weight with zeros, `[O, I, ...]`, for inputs `[G, rows, D]` and outputs `[rows, O]`."""
     groups, count, columns = x.shape
     own = weight.double().reshape(groups, -1, columns)
-    second = x.mT @ x / count
-    ridge = (_RIDGE * second.diagonal(dim1=1, dim2=2).mean(1)).clamp(min=1e-12)[:, None, None]
-    cross = y.reshape(count, groups, -1).permute(1, 2, 0) @ x / count + ridge * own
-    system = _System(second=second + ridge * torch.eye(columns, dtype=second.dtype), cross=cross)
+    seen, unseen = count / (count + columns), columns / (count + columns)
+    moments = x.mT @ x / count
+    wanted = y.reshape(count, groups, -1).permute(1, 2, 0) @ x / count
+    alone = torch.diag_embed(moments.diagonal(dim1=1, dim2=2))
+    ridge = (_RIDGE * moments.diagonal(dim1=1, dim2=2).mean(1)).clamp(min=1e-12)[:, None, None]
+    alone, second = unseen * alone + ridge * torch.eye(columns, dtype=alone.dtype), seen * moments
+    system = _System(second=second + alone, cross=seen * wanted + own @ alone)
     kept = torch.ones_like(own, dtype=torch.bool)
     values, gains = system.solved(kept)
     for step in _rounds(pattern):

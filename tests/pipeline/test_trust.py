@@ -17,7 +17,7 @@ from autoprune.errors import RunFolderError
 from autoprune.manifest import Manifest, State
 from autoprune.pipeline.events import Silent
 from autoprune.pipeline.folder_check import check_folder
-from autoprune.runfolder import RunFolder
+from autoprune.runfolder import ModelFolder, RunFolder
 from tests.measurers import SimulatedMeasurer
 
 
@@ -46,9 +46,15 @@ def resumed(run: autoprune.Run, events: Notes | None = None) -> autoprune.Run:
     return autoprune.search(run_dir=run.folder.path, measurer=SimulatedMeasurer(), events=events)
 
 
+def three_models(run: autoprune.Run) -> list[ModelFolder]:
+    """Return the folders of three models of a run, on the front or not."""
+    digests = dict.fromkeys(model.digest for model in (*run.models, *run.others, *run.baselines))
+    return [run.folder.model(digest) for digest in digests][:3]
+
+
 def test_changed_files_are_made_again_and_the_front_is_the_same(copied: autoprune.Run) -> None:
     folder, before = copied.folder, copied.folder.front.read_bytes()
-    first, second, third = (folder.model(model.digest) for model in copied.models)
+    first, second, third = three_models(copied)
     weights, onnx = first.weights.read_bytes(), third.onnx.read_bytes()
     flip_a_bit(first.weights)
     first.policy.write_text("garbage")
@@ -75,7 +81,7 @@ def test_changed_files_are_made_again_and_the_front_is_the_same(copied: autoprun
 
 
 def test_files_of_a_version_without_a_manifest_are_checked_by_what_it_noted(copied: autoprune.Run) -> None:
-    folder, (first, second, _) = copied.folder, (copied.folder.model(model.digest) for model in copied.models)
+    folder, (first, second, _) = copied.folder, three_models(copied)
     before, weights = folder.front.read_bytes(), first.weights.read_bytes()
     folder.manifest.unlink()
     flip_a_bit(first.weights)

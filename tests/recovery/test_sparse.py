@@ -43,6 +43,16 @@ def test_outputs_change_less_than_by_the_smallest_weights(text, most_columns, mo
     assert lost[0] < (0.5 if most_columns == 2304 else 1.0) * lost[1]
 
 
+def test_few_rows_do_not_overrule_the_weights():
+    """With fewer rows than inputs a plain fit is right on the rows it saw, and worse than no fit on others."""
+    rows, unseen, weight = normal(24, 96, seed=1), normal(4000, 96, seed=2), normal(8, 96, seed=3)
+    noise = 0.5 * normal(24, 8, seed=4)  # of the inputs, which earlier layers changed
+    smallest, fitted = weight * pattern_mask(weight.abs(), pattern_of("sparse:50%")), weight.clone()
+    sparse_fit(fitted, rows, rows @ weight.mT + noise, pattern_of("sparse:50%"), centred=False)
+    error, of_smallest = (((unseen @ (each - weight).mT) ** 2).mean() for each in (fitted, smallest))
+    assert error < 1.25 * of_smallest
+
+
 def test_groups_of_a_convolution_and_a_bias_are_fitted():
     weight, rows, shift = normal(6, 3, 3, seed=2), normal(300, 18), torch.arange(6.0)
     by_group = [rows[:, 9 * g : 9 * g + 9] @ weight[3 * g : 3 * g + 3].flatten(1).mT for g in (0, 1)]
