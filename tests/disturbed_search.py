@@ -52,4 +52,4 @@ if __name__ == "__main__":
         autoprune.pipeline.search = search  # pyright: ignore[reportAttributeAccessIssue]
     task = f"{Path(killed_search.__file__).resolve()}:make_task"
     sys.argv[1:] = f"search --run-dir {FOLDER} --task {task} --budget 65% --trials 3 --executor inline".split()
-    main.main()
+    main.main(own_process=True)

@@ -110,6 +110,11 @@ class Deployment:
         feeds = finite_feeds(self.dense_model.structure, self.measurer.target.batch)
         return self.measurer.timings(models, self.dense(), feeds)
 
+    def measured_ratios(self) -> dict[str, float]:
+        """Return the latencies of candidates that were measured, as shares of the dense model's, by their digests."""
+        path = self.folder.measured
+        return dict(read_json(path, "ratios")["ratios"]) if path.exists() else {}
+
     def ratios(self, policies: Sequence[Policy], costs: CostModel) -> npt.NDArray[np.float64]:
         """Return latencies as shares of the dense model's `[P]`: measured together, or predicted for a foreign table.
 
@@ -122,8 +127,7 @@ class Deployment:
         """
         if self.foreign or not costs.knows_latency:
             return costs.predicted_ratios(policies)
-        path = self.folder.measured
-        known = dict(read_json(path, "ratios")["ratios"]) if path.exists() else {}
+        path, known = self.folder.measured, self.measured_ratios()
         new = [policy for policy in dict.fromkeys(policies) if policy.digest() not in known]
         if new:
             timer = self._timer

@@ -8,8 +8,8 @@ matrices without end. Printed are the standard deviation of a policy's ratio to 
 and largest over policies), the dense latency, how far ratios are from those of the quietest line by processor time,
 and the share of the time that other work had the core.
 
-With `--table SPACE` whole latency tables are made instead, one beside each number of busy processes, and their errors on
-40 held-out policies, noise, verdict and time are printed.
+With `--table SPACE` whole latency tables are made instead, one beside each number of busy processes, and their errors
+on 40 held-out policies, noise, verdict and time are printed.
 """
 
 from __future__ import annotations

@@ -11,8 +11,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
@@ -24,9 +22,6 @@ from autoprune.study.optuna_private import close_storage, study_id
 from autoprune.study.storage import open_storage
 from tests import fakes
 from tests.search.test_controller import ROOT, assert_gone
-
-
-FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 
 
 def scores(outcome):
@@ -81,11 +76,11 @@ SCRIPT = """
 """
 
 
-def started(folder, until, **variables):
-    """A search in a session of its own, with variables of the environment, once it has printed a line."""
+def started(folder, until):
+    """A search in a session of its own, once it has printed a line."""
     script = folder / "run.py"
     script.write_text(textwrap.dedent(SCRIPT))
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [sys.executable, script, folder],
         stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True,
@@ -154,25 +149,6 @@ def test_a_clock_that_jumps(tmp_path, undisturbed, monkeypatch, jump_s):
     monkeypatch.setattr(time, "time", lambda: real() + jump_s * (next(calls) % 2))
     with ProcessExecutor(fakes.shuffling, workers=2, timeout_s=30) as executor:
         assert scores(run_search(search(tmp_path), executor)) == undisturbed
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(FAKETIME is None, reason="libfaketime moves the clock (Debian's package faketime)")
-def test_a_clock_that_jumps_under_the_controller_and_its_workers(tmp_path, undisturbed):
-    clock = tmp_path / "clock"
-    clock.write_text("+0")
-    variables = {"FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1", "DONT_FAKE_MONOTONIC": "1"}
-    with started(tmp_path, "proxy 3", LD_PRELOAD=str(FAKETIME), **variables) as process:
-        for until, jump in (("proxy 6", "+1d"), ("proxy 9", "-1d")):
-            clock.write_text(jump)
-            assert until in (line.strip() for line in process.stdout)
-        process.communicate(timeout=120)
-        assert process.returncode == 0
-    storage = open_storage(tmp_path / "study.db")
-    ends = [t.datetime_complete for s in storage.get_all_studies() for t in storage.get_all_trials(study_id(s))]
-    close_storage(storage)
-    assert max(ends) - min(ends) > timedelta(hours=36)  # the jumps were seen
-    assert scores(run_search(search(tmp_path), InlineExecutor(fakes.plain))) == undisturbed
 
 
 def disturbed(folder, *words):
