@@ -244,7 +244,11 @@ class TimeEstimate:
         expected = self.parts[dearest].passes if dearest else None
         if dearest is None or not expected:
             return part
-        return replace(part, passes=part.passes * self.measured[dearest].passes / expected)
+        # What a rung takes beyond its expectation is calibration, which every trial has once, and models that cost
+        # more, in proportion to the passes: nothing tells how much of it is which, so the middle of both counts.
+        measured = self.measured[dearest].passes
+        added, scaled = part.passes + measured - expected, part.passes * measured / expected
+        return replace(part, passes=math.sqrt(max(added, 0.0) * scaled))
 
     def _basis(self) -> str:
         count = sum(trials.count for trials in self.measured.values())

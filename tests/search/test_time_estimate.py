@@ -50,6 +50,21 @@ def test_nothing_measured_is_the_sum_of_what_is_expected():
     assert estimate.remaining(0.0).basis == "from a guess"
 
 
+@pytest.mark.parametrize(("once", "share"), [(1000, 1.0), (0, 2.2)])
+def test_more_passes_than_expected_are_neither_all_of_every_trial_once_nor_all_in_proportion(once, share):
+    """Calibration is as long in every trial, a model that costs more takes longer in proportion."""
+    times = TrialTimes(fixed_s=0.0, tuned_fixed_s=0.0, pass_s=0.001, rehearsed=True)
+    estimate = TimeEstimate.of(PARTS, times, "a rehearsal")
+    estimate.begin("brief", 0.0)
+    for done in range(1, 9):
+        passes = once + share * 800
+        estimate.learn("brief", MeasuredTrials(count=done, seconds=0.001 * passes, passes=passes, tuned=True))
+        estimate.advance(done, 8, 0.001 * passes * (done + done % 2) / 2)
+    estimate.begin("full", 8.0)
+    truth = 2 * 0.001 * (once + share * 12_000)
+    assert 1 / 1.55 < estimate.remaining(8.0).seconds_by_part["full"] / truth < 1.55
+
+
 def test_earlier_parts_are_over_when_a_later_one_begins_and_ahead_again_when_one_comes_again():
     estimate = TimeEstimate.of(PARTS, PRIOR, "a guess")
     estimate.begin("brief", 0.0)
