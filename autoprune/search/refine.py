@@ -99,14 +99,14 @@ class Refinement:
         self._round = 0
         self._least_gain = _LEAST_GAIN
         self._asked: list[Policy] = []
-        self._exhausted = False
+        self._exhausted, self._found = False, 0
         self.solution: Policy | None = None
         """The solver's answer to the plain sensitivities."""
 
     @property
     def choice(self) -> int | None:
         """How many policies the limit left to choose from, where they ended before the search did; else `None`."""
-        return len(self._asked) if self._exhausted and len(self._asked) < _FEWEST else None
+        return self._found if self._exhausted and self._found < _FEWEST else None
 
     def ratio(self, losses: Losses) -> float:
         """Measured over summed loss at the solver's answer: how far units act together there; 1 while unknown."""
@@ -174,6 +174,7 @@ class Refinement:
         count = min(self._per_round, self._evaluations - len(self._asked))
         promising = self._most_promising(self._learned(losses), losses, waiting, count)
         self._exhausted = count > 0 and not promising
+        self._found = len(self._fitting(list(losses))) + len(waiting)
         if len(self._asked) < max(_FEWEST, 2 * self._per_round) or (promising and promising[0][1] >= self._least_gain):
             yield from ((policy, "surrogate") for policy, _ in promising)
 
