@@ -219,15 +219,29 @@ def _silent() -> Iterator[None]:
 
 def polished(policy: Policy, space: SearchSpace, predict: Predict, limit: Limit) -> Policy:
     """Raise single decisions by a level while the policy still fits: what costs nothing need not be given up."""
-    choices = policy.choices
-    while True:
-        raised = []
-        for name in space.searched:
-            levels = space.levels[name]
-            place = levels.index(choices.get(name, levels[-1]))
-            if place + 1 < len(levels):
-                raised.append(space.policy(choices | {name: levels[place + 1]}))
-        fitting = np.flatnonzero(fits(predict(raised), limit)) if raised else np.empty(0, dtype=np.int64)
-        if not fitting.size:
-            return space.policy(choices)
-        choices = raised[int(fitting[0])].choices
+    return polished_together([policy], space, predict, limit)[0]
+
+
+def polished_together(policies: Sequence[Policy], space: SearchSpace, predict: Predict, limit: Limit) -> list[Policy]:
+    """Return each policy as `polished` does, with one prediction for a step of all of them."""
+    current, rising = list(policies), list(range(len(policies)))
+    while rising:
+        raised = {place: _raised(current[place], space) for place in rising}
+        everyone = [policy for higher in raised.values() for policy in higher]
+        fitting = iter(fits(predict(everyone), limit)) if everyone else iter(())
+        inside = {place: [policy for policy in higher if next(fitting)] for place, higher in raised.items()}
+        rising = [place for place, found in inside.items() if found]
+        for place in rising:
+            current[place] = inside[place][0]
+    return current
+
+
+def _raised(policy: Policy, space: SearchSpace) -> list[Policy]:
+    """The policies with one decision a level up."""
+    choices, raised = policy.choices, []
+    for name in space.searched:
+        levels = space.levels[name]
+        place = levels.index(choices.get(name, levels[-1]))
+        if place + 1 < len(levels):
+            raised.append(space.policy(choices | {name: levels[place + 1]}))
+    return raised

@@ -8,12 +8,13 @@ down, over some generations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from autoprune.allocation.limit_fitting import fit_to_limit
 from autoprune.allocation.limits import excess, fits
-from autoprune.allocation.solver import polished
+from autoprune.allocation.solver import polished_together
 from autoprune.budgets import Limit
 from autoprune.records import Policy, SearchSpace, digest_of
 from autoprune.search.allocator import Allocator
@@ -40,6 +41,12 @@ _MOST_LEARNED = 300
 _GENERATIONS, _PARENTS, _CHILDREN = 8, 24, 6
 _MOST_STEPS = 4
 """Units that a child differs in from its parent, by a level each."""
+
+_CONSIDERED = 3
+"""Policies whose gains are compared, for each one that is proposed."""
+
+_DRAWN = 32
+"""Random policies that are tried before a limit counts as exhausted."""
 
 _FEWEST_TO_REFIT, _REFITTED = 4, 2
 """Fine-tuned policies that a refit needs, and new ones that it proposes for a limit."""
@@ -194,7 +201,6 @@ class Refinement:
 
         Neither in `losses` nor among the `waiting` ones, which are as good as measured, too.
         """
-        predict, space = self._allocator.predict, self._allocator.space
         scored = self._fitting(list(losses))
         parents = sorted(scored, key=lambda policy: losses[policy])[:_PARENTS] or self._asked
         if not parents or count < 1:
@@ -202,9 +208,8 @@ class Refinement:
         least = losses[parents[0]] if scored else np.exp(surrogate.mean(parents).min())
         best = float(np.log(max(least, SMALLEST_LOSS)))
         bred = self._bred(surrogate, best, parents)
-        wide = [polished(policy, space, predict, self.limit) for policy in bred[: 3 * count + 2 * len(waiting)]]
         old = {*losses, *waiting}
-        new = [policy for policy in dict.fromkeys(wide) if policy not in old]
+        new = self._widened(bred, old, _CONSIDERED * count) or self._widened(self._drawn(), old, _CONSIDERED * count)
         if not new:
             return []
         mean, covariance = surrogate.posterior([*waiting, *new])
@@ -229,6 +234,28 @@ class Refinement:
             children = self._fitting([policy for policy in born if policy not in gains])
             gains |= dict(zip(children, surrogate.gain(children, best), strict=True)) if children else {}
         return [p for p in sorted(gains, key=lambda policy: -gains[policy]) if p not in old]
+
+    def _widened(self, policies: Sequence[Policy], old: Collection[Policy], count: int) -> list[Policy]:
+        """The first `count` or more policies, with all that costs nothing given back, that are not among the old ones.
+
+        Many become the same one, most of all where treatments are searched and few policies are left within the limit.
+        """
+        found: dict[Policy, None] = {}
+        for first in range(0, len(policies), count):
+            part, allocator = policies[first : first + count], self._allocator
+            wide = polished_together(part, allocator.space, allocator.predict, self.limit)
+            found |= dict.fromkeys(policy for policy in wide if policy not in old)
+            if len(found) >= count:
+                break
+        return list(found)
+
+    def _drawn(self) -> list[Policy]:
+        """Random policies on the limit, for the case that no steps lead from the known ones to another one."""
+        allocator, space = self._allocator, self._allocator.space
+        rng = np.random.default_rng(int(digest_of([self._seed, self._round, "drawn"], length=12), 16))
+        drawn = [space.at([int(rng.integers(len(space.levels[n]))) for n in space.searched]) for _ in range(_DRAWN)]
+        fitted = [fit_to_limit(policy, space, allocator.predict, self.limit, rng) for policy in drawn]
+        return [policy for policy in fitted if policy is not None]
 
     def _fitting(self, policies: Sequence[Policy]) -> list[Policy]:
         if not policies:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoprune.allocation.additive import AdditiveCost, CostTable
-from autoprune.allocation.solver import Solver, polished
+from autoprune.allocation.solver import Solver, polished, polished_together
 from autoprune.budgets import Limit
 from autoprune.errors import TrialError, UsageError
 from autoprune.records import COSTS, SearchSpace
@@ -134,6 +134,18 @@ def test_what_is_free_is_widened():
 
     smallest = SPACE.policy({"a": 1, "b": 1, "c": 1})
     assert polished(smallest, SPACE, predict, limit_of(latency_ms=1.5)) == SPACE.policy({"a": 2, "b": 2, "c": 4})
+
+
+def test_policies_are_widened_together_as_they_are_one_by_one():
+    def predict(policies):
+        return np.array([[float(sum(p.widths.values())), 0, 0, 0, 0] for p in policies])
+
+    rng, limit = np.random.default_rng(0), limit_of(latency_ms=6)
+    policies = [SPACE.at([int(rng.integers(len(SPACE.levels[n]))) for n in SPACE.searched]) for _ in range(20)]
+    alone = [polished(policy, SPACE, predict, limit) for policy in policies]
+    assert polished_together(policies, SPACE, predict, limit) == alone
+    assert polished_together([], SPACE, predict, limit) == []
+    assert len(set(alone)) > 1
 
 
 def test_a_forbidden_level_is_not_taken():

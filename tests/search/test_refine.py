@@ -83,6 +83,27 @@ def test_a_limit_with_few_policies_says_how_many():
     assert refined()[0].choice is None
 
 
+def test_all_policies_of_a_limit_are_found_before_it_counts_as_exhausted():
+    """Most steps are widened into one of a few known policies, and no short way leads to the others."""
+    names = SPACE.searched
+    last = [len(SPACE.levels[name]) - 1 for name in names]
+    allowed = [[last[n] if n in (one, one + 1) else 0 for n in range(len(names))] for one in range(len(names) - 1)]
+
+    def stairs(policies):
+        inside = [any((np.array(SPACE.places(p)) <= top).all() for top in np.array(allowed)) for p in policies]
+        costs = predict(policies)
+        costs[:, 0] = np.where(inside, 0.1, 1e3) * LIMIT.most[0]
+        return costs
+
+    refinement, losses = Refinement(allocator(predict=stairs), LIMIT, seed=0, evaluations=40), alone()
+    refinement.go_on()
+    found = set()
+    while proposals := refinement.propose(losses):
+        losses |= {policy: joint_loss(policy) for policy in proposals}
+        found |= set(proposals)
+    assert found >= {SPACE.at(places) for places in allowed}
+
+
 def test_the_same_losses_give_the_same_proposals():
     assert list(refined()[1]) == list(refined()[1])
     assert list(refined()[1]) != list(refined(seed=1)[1])
