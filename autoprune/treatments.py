@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from autoprune.errors import PolicyError
+from autoprune.sparsity.densities import erk_densities
 from autoprune.sparsity.patterns import FORMS, Pattern
 
 PRECISIONS = ("fp32", "int8", "int8-dynamic", "w8", "w4")
@@ -183,6 +184,17 @@ class Layer:
         if pattern is None or (not pattern.of and pattern.block == (1, 1)):
             return True
         return bool(self.shapes) and all(pattern.divides(shape[0], shape[1]) for shape in self.shapes)
+
+    def pattern_of(self, weight: str, pattern: Pattern | None) -> Pattern | None:
+        """Return the pattern of one of the weights, where the layer has this one.
+
+        A share of zeros is that of all weights together. Of several ones the small ones keep more, by the Erdos-Renyi
+        rule: an LSTM has few weights for its inputs beside those for its states.
+        """
+        if pattern is None or pattern.of or len(self.weights) < 2:
+            return pattern
+        density = erk_densities(dict(zip(self.weights, self.shapes, strict=True)), pattern.density)[weight]
+        return pattern.with_density(density)
 
     @property
     def ranks(self) -> tuple[int, ...]:

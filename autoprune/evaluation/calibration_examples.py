@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from autoprune import memory_limits
@@ -20,6 +22,9 @@ RECONSTRUCTION_EXAMPLES = 256
 _FEWEST_EXAMPLES = 32
 CALIBRATION_EXAMPLES = 128
 """Training examples that ranges and rounding are taken from."""
+
+_LARGE, _MOST_EXAMPLES = 0.1, 1_024
+"""A layer with this share of the weights is large; more examples cost more than they are worth."""
 
 
 def reconstruction_of(task: Task, structure: Structure, seed: int) -> Reconstruction:
@@ -43,6 +48,23 @@ def calibration_inputs(task: Task, structure: Structure, reconstruction: Reconst
     if reconstruction is not None:
         return tuple(x[:CALIBRATION_EXAMPLES] for x in reconstruction.inputs)
     return reconstruction_inputs(task, structure, seed=0, most=CALIBRATION_EXAMPLES)
+
+
+def more_inputs(task: Task, structure: Structure, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the inputs that weights are fitted to: the given ones, or more where a large layer would have few rows.
+
+    A linear layer that reads an example once has a row for each. With fewer rows than inputs their second moments say
+    little about which weights can go, so there are as many examples as inputs, where 1,024 are enough for that.
+    """
+    nodes = {node.name: node for node in structure.captures[False].graph.nodes}
+    total = sum(math.prod(shape) for layer in structure.layers for shape in layer.shapes)
+    wanted = []
+    for layer in structure.layers:
+        if layer.op == "linear" and math.prod(layer.shapes[0]) >= _LARGE * total:
+            rows = math.prod(nodes[layer.nodes[0]].args[0].meta["val"].shape[1:-1])
+            wanted.append(math.ceil(layer.shapes[0][1] / rows))
+    most = max((count for count in wanted if count <= _MOST_EXAMPLES), default=0)
+    return given if most <= len(given[0]) else reconstruction_inputs(task, structure, seed=0, most=most)
 
 
 def arithmetic_of(folder: RunFolder) -> Arithmetic:

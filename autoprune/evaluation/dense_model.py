@@ -9,7 +9,7 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
-from autoprune.evaluation.calibration_examples import arithmetic_of, calibration_inputs, reconstruction_of
+from autoprune.evaluation.calibration_examples import arithmetic_of, calibration_inputs, more_inputs, reconstruction_of
 from autoprune.evaluation.costs import sizes
 from autoprune.evaluation.zeros import TrainedZeros, note_treatments, patterns_of
 from autoprune.pruning import Cut
@@ -112,9 +112,10 @@ class DenseModel:
             model = make_sparse(factorized(model, ranks, self._fitting_inputs), patterns, self._fitting_inputs)
         return note_treatments(model, policy, self.structure.layers)
 
-    @property
+    @cached_property
     def _fitting_inputs(self) -> tuple[Tensor, ...]:
-        return self.reconstruction.inputs if self.reconstruction else self._calibration_inputs
+        given = self.reconstruction.inputs if self.reconstruction else self._calibration_inputs
+        return more_inputs(self.task, self.structure, given)
 
     def round_coarse_layers(self, model: GraphModel, policy: Policy, passes: SamplePasses) -> None:
         """Round the weights of coarse layers of a repaired model, in place: deploying them changes nothing any more."""
@@ -203,10 +204,7 @@ class DenseModel:
     def as_deployed(
         self, model: GraphModel, policy: Policy, passes: SamplePasses | None = None, *, quick: bool = False
     ) -> GraphModel:
-        """Return what computes as the deployed model of a policy: the model itself, or its twin with int8 layers.
-
-        Arguments are those of `quantization`.
-        """
+        """Return what computes as a policy deployed: the model or its twin. Arguments: see `quantization`."""
         if not policy.is_rounded:
             return model
         return self.twin(model, self.quantization(model, policy, passes, quick=quick))

@@ -40,11 +40,11 @@ def patterns_of(policy: Policy, layers: Iterable[Layer], model: nn.Module) -> di
     """
     tensors = module_tensors(model)
     return {
-        name: treatment.pattern
+        name: pattern
         for layer in layers
-        if (treatment := policy.treatments.get(layer.name)) is not None and treatment.pattern is not None
+        if (treatment := policy.treatments.get(layer.name)) is not None
         for name in layer.weights or (layer.name,)
-        if name in tensors
+        if name in tensors and (pattern := layer.pattern_of(name, treatment.pattern)) is not None
     }
 
 
@@ -52,9 +52,9 @@ def note_treatments(model: GraphModel, policy: Policy, layers: Iterable[Layer]) 
     """Return the model of a policy after its `pruned_to` was told the treatments of whole weights, for `save`."""
     tensors, cut = module_tensors(model), model.pruned_to
     known = {
-        name: str(policy.treatments[layer.name])
+        name: str(replace(treatment, pattern=layer.pattern_of(name, treatment.pattern)))
         for layer in layers
-        if layer.name in policy.treatments and not policy.treatments[layer.name].rank
+        if (treatment := policy.treatments.get(layer.name)) is not None and not treatment.rank
         for name in layer.weights or (layer.name,)
         if name in tensors
     }

@@ -4,7 +4,8 @@ dense model with its layers in int8.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from torch import nn
@@ -19,7 +20,7 @@ from autoprune.pruning.rates import zero_shares
 from autoprune.records import Policy
 from autoprune.search.explore import Search
 from autoprune.training.dense import weights_to_bytes
-from autoprune.treatments import DENSE, INT8, INT8_DYNAMIC, Level, Treatment
+from autoprune.treatments import DENSE, INT8, INT8_DYNAMIC, Layer, Level, Treatment
 from autoprune.trials import FrontModel
 
 UNIFORM = "uniform"
@@ -59,13 +60,15 @@ def shared_out_zeros(plan: Search, costs: CostModel, dense: nn.Module) -> list[t
         dense: model with trained weights.
     """
     space, tensors = plan.space, dict(dense.named_parameters(remove_duplicate=False))
-    offered = {name: _zeros_by_precision(space.levels[name]) for name in space.layer_names if name in tensors}
-    scores = {name: tensors[name].detach().abs() for name, levels in offered.items() if levels}
+    every = {layer.name: layer for layer in costs.structure.layers if layer.name in space.layer_names}
+    offered = {name: levels for name in every if (levels := _zeros_by_precision(space.levels[name]))}
+    scores = {weight: tensors[weight].detach().abs() for name in offered for weight in every[name].weights}
     precisions = dict.fromkeys(precision for levels in offered.values() for precision in levels)
     chosen: dict[tuple[str, str], Policy] = {}
     for strategy, ranking in SHARED_OUT.items():
         for percent in _SHARES if scores else ():
-            shares = zero_shares(scores, percent / 100, ranking)
+            by_weight = zero_shares(scores, percent / 100, ranking)
+            shares = {name: _of_all(every[name], by_weight) for name in offered}
             policies = [
                 space.policy({n: _nearest(offered[n].get(precision, ()), share) for n, share in shares.items()})
                 for precision in precisions
@@ -74,6 +77,12 @@ def shared_out_zeros(plan: Search, costs: CostModel, dense: nn.Module) -> list[t
                 for budget in (budget for budget, limit in costs.limits.items() if fits(row, limit)):
                     chosen.setdefault((budget, strategy), policy)
     return [(budget, strategy, policy) for (budget, strategy), policy in chosen.items()]
+
+
+def _of_all(layer: Layer, shares: Mapping[str, float]) -> float:
+    """Return the share of zeros among all weights of a layer."""
+    numbers = [math.prod(shape) for shape in layer.shapes]
+    return sum(shares[name] * count for name, count in zip(layer.weights, numbers, strict=True)) / sum(numbers)
 
 
 def _zeros_by_precision(levels: Sequence[Level]) -> dict[str, list[Treatment]]:

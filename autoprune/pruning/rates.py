@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from autoprune.errors import UsageError, unknown_name
+from autoprune.sparsity.densities import erk_densities
 
 WEIGHT_RANKINGS = ("local", "global", "zscore", "lamp", "erk")
 """Ways to share out zeros:
@@ -82,23 +83,3 @@ def lamp(values: Tensor) -> Tensor:
     ordered, order = values.square().sort(stable=True)
     not_lower = ordered.flip(0).cumsum(0).flip(0)
     return torch.empty_like(ordered).scatter_(0, order, ordered / not_lower.clamp_min(1e-300))
-
-
-def erk_densities(shapes: Mapping[str, Sequence[int]], density: float) -> dict[str, float]:
-    """Return the share of numbers that each weight `[O, I, ...]` keeps, so that `density` of all are kept.
-
-    A weight keeps a share in proportion to the sum of its sizes over their product, at most all.
-
-    Source: Evci et al. 2020, https://arxiv.org/abs/1911.11134, section 3, after Mocanu et al. 2018.
-    """
-    numbers = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
-    raw = {name: sum(shape) / max(numbers[name], 1) for name, shape in shapes.items()}
-    full: set[str] = set()
-    while True:
-        budget = density * sum(numbers.values()) - sum(numbers[name] for name in full)
-        free = shapes.keys() - full
-        scale = budget / max(sum(raw[name] * numbers[name] for name in free), 1e-30)
-        over = {name for name in free if scale * raw[name] > 1}
-        if not over:
-            return {name: 1.0 if name in full else max(scale * raw[name], 1 / numbers[name]) for name in shapes}
-        full |= over

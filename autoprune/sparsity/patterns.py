@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
@@ -102,6 +102,10 @@ class Pattern:
     def density(self) -> float:
         """Share of the weights that are not zero."""
         return self.kept / self.of if self.of else (_UNITS - self.share) / _UNITS
+
+    def with_density(self, density: float) -> Pattern:
+        """Return the pattern with the share of zeros, in steps of 0.01 %, that leaves so much of the weights."""
+        return replace(self, share=min(max(round(_UNITS * (1 - density)), 1), _UNITS - 1))
 
     @property
     def code(self) -> int:

@@ -15,6 +15,7 @@ from autoprune.structure.capture import Capture
 from autoprune.structure.geometry import RECURRENT, Operator
 from autoprune.structure.low_rank import factor_names, splittable, weight_name
 from autoprune.structure.placement import Kind, Step
+from autoprune.structure.tensor_costs import TreatedWeight
 from autoprune.treatments import INT8, PRECISIONS, Layer, Treatment
 
 _PRECISIONS = {
@@ -80,10 +81,14 @@ def weights_of(operator: Operator, tensors: Mapping[str, torch.Tensor]) -> tuple
     return weights if known and len(weights) in counts else ()
 
 
-def weight_columns(layers: Sequence[Layer], treated: Sequence[str], first: int) -> dict[str, int]:
-    """Return the columns of rows, from the `first` on, that hold the treatments of weights, by their names."""
-    weights = {layer.name: layer.weights for layer in layers}
-    return {each: first + number for number, name in enumerate(treated) for each in weights.get(name, ())}
+def treated_weights(layers: Sequence[Layer], treated: Sequence[str], first: int) -> dict[str, TreatedWeight]:
+    """Return the weights of treated layers by their names; columns of rows, from the `first` on, hold treatments."""
+    by_name = {layer.name: layer for layer in layers}
+    return {
+        weight: TreatedWeight(name=weight, layer=by_name[name], column=first + number)
+        for number, name in enumerate(treated)
+        for weight in (by_name[name].weights if name in by_name else ())
+    }
 
 
 _MOVES = frozenset(

@@ -19,7 +19,7 @@ from autoprune.structure.capture import Capture, module_tensors
 from autoprune.structure.cut_proof import culprits, proven_difference
 from autoprune.structure.geometry import Dim, Operator
 from autoprune.structure.input_sizes import FixedSize, InputSizes
-from autoprune.structure.layer_decisions import layers_of, steps_of, treatment_codes, weight_columns
+from autoprune.structure.layer_decisions import layers_of, steps_of, treated_weights, treatment_codes
 from autoprune.structure.memory import Memory
 from autoprune.structure.module import GraphModel, Input, PrunedTo
 from autoprune.structure.placement import Placement
@@ -160,9 +160,9 @@ class Structure:
 
     def tensor_costs(self, layers: Sequence[str] = ()) -> Iterator[TensorCost]:
         """Yield the terms that `params`, `bytes` and `macs` sum (see `tensor_costs`)."""
-        columns = weight_columns(self.layers, layers, len(self.units))
-        yield from tensor_costs(self.tensors, self.canonical, self.dims, self.branches.tensors, columns, self.operators)
-        yield from mac_costs(self.operators, self.canonical, self.dims, columns)
+        treated = treated_weights(self.layers, layers, len(self.units))
+        yield from tensor_costs(self.tensors, self.canonical, self.dims, self.branches.tensors, treated, self.operators)
+        yield from mac_costs(self.operators, self.canonical, self.dims, treated)
 
     def macs(self, rows: Array, layers: Sequence[str] = ()) -> Array:
         """Return the multiply-accumulates for one example, int64 `[P]` (see `Operator.macs`); rows as in `bytes`."""

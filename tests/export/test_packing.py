@@ -13,7 +13,7 @@ from torch import nn
 
 import autoprune
 from autoprune.errors import UsageError
-from autoprune.evaluation.zeros import note_treatments
+from autoprune.evaluation.zeros import note_treatments, patterns_of
 from autoprune.export.packing import LayoutError, packed, unpacked
 from autoprune.export.rounded_steps import Steps
 from autoprune.quantization.grid import rounded_blocks
@@ -22,7 +22,7 @@ from autoprune.recovery.sparse import make_sparse
 from autoprune.sparsity.masks import pattern_mask
 from autoprune.sparsity.patterns import Pattern
 from autoprune.sparsity.storage import stored_bytes
-from autoprune.structure import analyze
+from autoprune.structure import analyze, module_tensors
 from autoprune.treatments import Treatment
 
 SHAPES = ((16, 32), (8, 16, 3, 3), (6, 5), (7, 3, 3))
@@ -131,6 +131,47 @@ def test_what_a_file_says_is_checked(text: str) -> None:
 def _net() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
+class _Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.lstm, self.head = nn.LSTM(4, 16, batch_first=True, bidirectional=True), nn.Linear(32, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+def test_weights_of_one_layer_share_its_zeros_and_small_ones_have_fewer(tmp_path) -> None:
+    x = torch.randn(8, 5, 4)
+    structure = analyze(_Recurrent().eval(), x[:1])
+    (recurrent, head) = structure.layers
+    policy = Policy(
+        space_id="",
+        widths=structure.full_widths,
+        treatments={recurrent.name: Treatment.parse("sparse:75%"), head.name: Treatment.parse("sparse:50%")},
+    )
+    model = structure.shrink(structure.dense_policy()).eval()
+    make_sparse(model, patterns_of(policy, structure.layers, model), [x])
+    note_treatments(model, policy, structure.layers)
+    weights = {name: module_tensors(model)[name] for name in recurrent.weights}
+    zeros = {name: float((weight == 0).float().mean()) for name, weight in weights.items()}
+    assert {name: round(share, 2) for name, share in zeros.items()} == {
+        name: 0.42 if "_ih" in name else 0.83 for name in recurrent.weights
+    }
+    numbers = sum(weight.numel() for weight in weights.values())
+    assert sum(int((weight == 0).sum()) for weight in weights.values()) == pytest.approx(0.75 * numbers, abs=4)
+    path, layers = autoprune.save(model, tmp_path / "small.safetensors"), tuple(policy.treatments)
+    stored = sum(tensor.nbytes for tensor in safetensors.torch.load_file(path).values())
+    rows = structure.rows([policy], layers)
+    assert stored == structure.bytes(rows, layers)[0]
+    left = sum(int((weight != 0).sum()) for weight in model.parameters())
+    assert left == pytest.approx(structure.params(rows, layers)[0], abs=4)
+    whole = structure.macs(structure.rows([structure.dense_policy()], ()))[0]
+    assert structure.macs(rows, layers)[0] == pytest.approx(5 * 0.25 * numbers + 0.5 * 128, abs=5 * 8)
+    assert whole == 5 * numbers + 128
+    assert torch.equal(autoprune.load(_Recurrent, path)(x), model(x))
 
 
 @pytest.mark.parametrize("last", ["2:4", "w8", "w4+2:4", "w8+sparse:90%"])

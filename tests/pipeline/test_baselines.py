@@ -11,7 +11,7 @@ from torch import nn
 from autoprune.budgets import Limit
 from autoprune.pipeline.baselines import SHARED_OUT, shared_out_zeros
 from autoprune.records import Policy, SearchSpace
-from autoprune.treatments import DENSE, INT8, Treatment
+from autoprune.treatments import DENSE, INT8, Layer, Treatment
 from autoprune.trials import BASELINES
 from tests.fakes import costs_of
 
@@ -28,7 +28,12 @@ def test_zeros_are_shared_out_by_weights_within_every_budget() -> None:
     dense = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
     dense[0].weight.data *= 10.0  # so that its weights stay, for the net-wide ranking of sizes alone
     space: Any = SearchSpace(id="s", levels={"0.weight": (*ZEROS, DENSE), "1.weight": (*ZEROS, DENSE)})
+    layers = [
+        Layer(name=name, op="linear", nodes=(), precisions=("fp32",), weights=(name,), shapes=((16, 16),))
+        for name in ("0.weight", "1.weight")
+    ]
     costs: Any = SimpleNamespace(
+        structure=SimpleNamespace(layers=layers),
         limits={"half": Limit.of(latency_ms=0.56), "tiny": Limit.of(latency_ms=0.01)},
         limited_costs=lambda policies: costs_of(_density, policies),
     )

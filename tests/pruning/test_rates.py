@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from autoprune.errors import UsageError
 from autoprune.pruning import WEIGHT_RANKINGS, zero_shares
-from autoprune.pruning.rates import erk_densities, lamp
+from autoprune.pruning.rates import lamp
 
 SHAPES = {"small": (4, 3), "large": (16, 8), "filters": (8, 4, 3, 3)}
 
@@ -47,14 +47,6 @@ def test_lamp_and_zscore_do_not_depend_on_the_scale_of_a_weight() -> None:
 def test_lamp_by_hand() -> None:
     values = lamp(torch.tensor([2.0, 1.0, 3.0], dtype=torch.float64))
     torch.testing.assert_close(values, torch.tensor([4 / 13, 1 / 14, 1.0], dtype=torch.float64))
-
-
-def test_densities_by_sizes_alone() -> None:
-    densities = erk_densities(SHAPES, 0.3)
-    kept = sum(densities[name] * torch.Size(shape).numel() for name, shape in SHAPES.items())
-    assert kept == pytest.approx(0.3 * sum(torch.Size(shape).numel() for shape in SHAPES.values()))
-    assert densities["small"] == 1.0
-    assert densities["large"] / densities["filters"] == pytest.approx((24 / 128) / (18 / 288))
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.5, 1.5, float("nan")])
