@@ -60,7 +60,8 @@ def shared_out_zeros(plan: Search, costs: CostModel, dense: nn.Module) -> list[t
         dense: model with trained weights.
     """
     space, tensors = plan.space, dict(dense.named_parameters(remove_duplicate=False))
-    every = {layer.name: layer for layer in costs.structure.layers if layer.name in space.layer_names}
+    known = [layer for layer in costs.structure.layers if tensors.keys() >= {*layer.weights}]
+    every = {layer.name: layer for layer in known if layer.name in space.layer_names}
     offered = {name: levels for name in every if (levels := _zeros_by_precision(space.levels[name]))}
     scores = {weight: tensors[weight].detach().abs() for name in offered for weight in every[name].weights}
     precisions = dict.fromkeys(precision for levels in offered.values() for precision in levels)
