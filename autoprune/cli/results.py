@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -124,19 +125,24 @@ def pick(
 def finetune(
     run_dir: RunDir,
     policy: Policy,
-    epochs: Annotated[float, typer.Option("--epochs", help="Epochs of fine-tuning, from the current weights.")],
+    epochs: Annotated[float, typer.Option("--epochs", help="Epochs of training, from the current weights.")],
+    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="A control: new weights, same run.")] = False,
     quiet: QuietOption = False,
     log_file: LogFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fine-tune a model of the run further, export it again and verify it."""
-    from autoprune.pipeline.commands import finetune_model
+    from autoprune.pipeline.commands import finetune_model, train_from_scratch
     from autoprune.pipeline.document import to_json
 
     with shown_events(quiet, log_file, to_stderr=as_json) as events:
-        candidate = finetune_model(run_dir, policy, epochs, events)
+        if from_scratch:
+            shown = asdict(train_from_scratch(run_dir, policy, epochs, events))
+        else:
+            candidate = finetune_model(run_dir, policy, epochs, events)
+            shown = to_json(candidate.record) | {"onnx": str(candidate.onnx_path)}
     if as_json:
-        show_json(to_json(candidate.record) | {"onnx": str(candidate.onnx_path)})
+        show_json(shown)
 
 
 def export(

@@ -17,7 +17,7 @@ from autoprune.pipeline.cost_model import CostModel
 from autoprune.pipeline.deployment import Deployment
 from autoprune.pipeline.verification import verify_model, whole
 from autoprune.pruning.rates import zero_shares
-from autoprune.records import Policy
+from autoprune.records import Policy, SearchSpace
 from autoprune.search.explore import Search
 from autoprune.training.dense import weights_to_bytes
 from autoprune.treatments import DENSE, INT8, INT8_DYNAMIC, Layer, Level, Treatment
@@ -48,18 +48,18 @@ def all_uniform_baselines(plan: Search, costs: CostModel) -> list[tuple[str, Pol
     return [(budget, policy) for budget, limit in costs.limits.items() for policy in of_limit(limit)]
 
 
-def shared_out_zeros(plan: Search, costs: CostModel, dense: nn.Module) -> list[tuple[str, str, Policy]]:
+def shared_out_zeros(space: SearchSpace, costs: CostModel, dense: nn.Module) -> list[tuple[str, str, Policy]]:
     """Return policies with zeros that are shared out by the dense weights: budget, strategy and policy of each.
 
     Every layer has the level whose share of zeros is nearest to the one that it gets. Of the policies within a budget
     the one with the fewest zeros is taken, with the precision that needs the fewest.
 
     Args:
-        plan: the search; a space without zeros has no such policies.
+        space: of the search; one without zeros has no such policies.
         costs: of policies, with the limits of the budgets.
         dense: model with trained weights.
     """
-    space, tensors = plan.space, dict(dense.named_parameters(remove_duplicate=False))
+    tensors = dict(dense.named_parameters(remove_duplicate=False))
     known = [layer for layer in costs.structure.layers if tensors.keys() >= {*layer.weights}]
     every = {layer.name: layer for layer in known if layer.name in space.layer_names}
     offered = {name: levels for name in every if (levels := _zeros_by_precision(space.levels[name]))}

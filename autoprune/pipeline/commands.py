@@ -1,13 +1,15 @@
-"""The smaller commands: list units, fine-tune a model further, verify again."""
+"""The smaller commands: list units, fine-tune a model further or train it from scratch, verify again."""
 
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autoprune.config import load_config
 from autoprune.errors import UsageError
+from autoprune.evaluation.zeros import TrainedZeros, patterns_of
 from autoprune.latency.table import LatencyTable
 from autoprune.manifest import Manifest
 from autoprune.pipeline.document import from_json, front_document, write_front
@@ -23,7 +25,8 @@ from autoprune.profiling.report import latency_shares
 from autoprune.run_documents import read_front, read_metrics
 from autoprune.structure import Structure
 from autoprune.task.batches import length
-from autoprune.training.dense import weights_to_bytes
+from autoprune.training.dense import draw_weights, weights_to_bytes
+from autoprune.training.finetune import finetune
 from autoprune.treatments import Level
 from autoprune.trials import FrontModel
 
@@ -76,14 +79,85 @@ def finetune_model(
     Raises:
         UsageError: when the number of epochs is not above 0, or absurd.
     """
-    if not 0 < epochs <= _MOST_EPOCHS:
-        raise UsageError(f"fine-tuning takes more than 0 epochs and at most {_MOST_EPOCHS:,}; got {epochs}")
+    _check_epochs(epochs)
     run = Run.open(run_dir)
     with run.folder.locked():
         candidate = run.candidate(digest)
         prepared = prepare(run.config, run.folder, run.open_task(), events, measurer)
         _finetune(run, prepared, candidate, epochs, events)
         return _reverify(run, prepared, candidate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScratchControl:
+    """Scores on validation data: of an architecture that was trained from new weights, and of the run's model."""
+
+    digest: str
+    epochs: float
+    score: float
+    score_of_run: float
+
+
+def train_from_scratch(run_dir: Path, digest: str, epochs: float, events: Events) -> ScratchControl:
+    """Train the architecture of a model of the run from new weights, by the recipe of the dense model.
+
+    A control of what its weights are worth: the same widths, factors, zeros and precisions, no teacher. The run stays
+    as it is.
+
+    Args:
+        run_dir: folder of the run.
+        digest: of the model, or its beginning.
+        epochs: above 0, over the training data.
+        events: receives progress.
+
+    Raises:
+        UsageError: when the number of epochs is not above 0, or absurd; when the task has no recipe for a dense model,
+            or no module of the model can draw new weights.
+
+    Source:
+        Liu et al. 2019, https://arxiv.org/abs/1810.05270
+    """
+    _check_epochs(epochs)
+    run = Run.open(run_dir)
+    candidate, task = run.candidate(digest), run.open_task()
+    if task.recipe is None:
+        raise UsageError(
+            "training from scratch takes the recipe of the dense model; the task has none, because its model comes "
+            "with trained weights. Give the task a recipe"
+        )
+    with run.folder.locked():
+        prepared = prepare(run.config, run.folder, task, Silent())
+    dense_model, policy, seed = prepared.dense_model, candidate.record.policy, run.config.seed
+    model = load_model(dense_model, run.folder, policy)
+    score_of_run = dense_model.score(dense_model.as_deployed(model, policy))
+    form = dense_model.trained_form(model)
+    zeros = TrainedZeros(model, form, patterns_of(policy, dense_model.structure.layers, model), "one-shot")
+    if not draw_weights(form, seed):
+        raise UsageError(
+            f"no module of the model {candidate.digest} can draw new weights: one does it by a method reset_parameters"
+        )
+    events.stage(f"Training {candidate.digest} from new weights")
+    finetune(
+        form,
+        task,
+        samples=max(1, round(epochs * length(task.train_set))),
+        seed=seed,
+        recipe=task.recipe,
+        terms=zeros.terms,
+        on_progress=lambda done, total, loss: events.advance(done, total, f"loss {loss:.3f}"),
+    )
+    zeros.take_trained()
+    score = dense_model.score(dense_model.as_deployed(model, policy))
+    events.note(
+        f"{task.metric_name} {score:.4f} on validation data from new weights; the model of the run has "
+        f"{score_of_run:.4f}. The run stays as it is"
+    )
+    return ScratchControl(digest=candidate.digest, epochs=epochs, score=score, score_of_run=score_of_run)
+
+
+def _check_epochs(epochs: float) -> None:
+    if not 0 < epochs <= _MOST_EPOCHS:
+        raise UsageError(f"fine-tuning takes more than 0 epochs and at most {_MOST_EPOCHS:,}; got {epochs}")
 
 
 def _finetune(run: Run, prepared: Prepared, candidate: Candidate, epochs: float, events: Events) -> None:

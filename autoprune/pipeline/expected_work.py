@@ -127,6 +127,7 @@ def expected_work(
         effort=effort,
         budgets=len(config.parsed_budgets()),
         baselines=baselines_of(space),
+        shared_out=shared_out_kinds(space),
         int8_alone=has_int8(space),
         treated=bool(space.layer_names),
         calibration=calibration_of(space),

@@ -13,6 +13,7 @@ from autoprune.config import RunConfig
 from autoprune.evaluation import DenseModel
 from autoprune.executors.base import Executor
 from autoprune.manifest import Manifest
+from autoprune.pipeline.baselines import shared_out_zeros
 from autoprune.pipeline.channel_order import importance
 from autoprune.pipeline.cost_model import CostModel
 from autoprune.pipeline.deployment import Deployment
@@ -67,6 +68,7 @@ def search_plan(
         sampler=config.sampler,
         additive=costs.additive(space),
         importance=importance(config, dense_model.structure, dense_model.task),
+        shared_out={policy: strategy for _, strategy, policy in shared_out_zeros(space, costs, dense_model.module)},
     )
 
 

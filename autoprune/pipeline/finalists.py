@@ -72,7 +72,7 @@ def finish(
     uniform = all_uniform_baselines(plan, costs)
     queues = _queues(plan, rung, costs, {policy for _, policy in uniform})
     batch = [Finalist(policy=policy, budget=budget, strategy=UNIFORM) for budget, policy in uniform]
-    shared_out = shared_out_zeros(plan, costs, deployment.dense_model.module)
+    shared_out = shared_out_zeros(plan.space, costs, deployment.dense_model.module)
     batch += [Finalist(policy=p, budget=b, strategy=s) for b, s, p in shared_out if (b, p) not in uniform]
     models: list[FrontModel] = []
     begun_s = time.monotonic()

@@ -22,7 +22,7 @@ from autoprune.pipeline.preparation import Prepared
 from autoprune.pipeline.preparation import prepare as prepare_search
 from autoprune.pipeline.recipe import with_recipe
 from autoprune.pipeline.run import Run
-from autoprune.search.explore import Explorer, Search
+from autoprune.search.explore import Explorer, Search, first_scored
 from autoprune.search.guided import GuidedProposals
 from autoprune.study.own_studies import PolicyObjective, ProblemSpec, scored_policies
 from autoprune.study.pricing import Pricing
@@ -129,20 +129,20 @@ class SearchProblem:
 
 
 def _scored(results: Sequence[TrialResult], explorer: Explorer) -> None:
-    """Take the policies of a study in place of a search, priced by today's table, beside the uniform ones."""
+    """Take the policies of a study in place of a search, priced by today's table, beside the baselines."""
     search = explorer.search
     pricing = Pricing(
         StudySpec(space=search.space, fidelity=search.effort.rungs[0], limits=search.limits, run_seed=search.run_seed),
         search.predict,
     )
     explorer.results |= {result.policy: pricing.priced(result) for result in results}
-    explorer.score({p: "uniform" for p in explorer.uniform.values() if p not in explorer.results})
+    explorer.score({p: origin for p, origin in explorer.baselines.items() if p not in explorer.results})
 
 
 class GuidedSampler(RoundSampler):
     """The guided search of autoprune as a sampler of Optuna, for studies of `SearchProblem.objective`.
 
-    It scores the uniform policy of every budget, measures the sensitivities, and then refines every budget beside the
+    It scores the baselines of every budget, measures the sensitivities, and then refines every budget beside the
     others; with one process it proposes what `autoprune.search` does. All that it knows is in the study: a
     study may be interrupted at any moment, and several processes may share one.
 
@@ -162,7 +162,9 @@ class GuidedSampler(RoundSampler):
     def __init__(self, problem: SearchProblem, seed: int | None = None) -> None:
         plan = problem.plan if seed is None else replace(problem.plan, run_seed=seed)
         uniform = baselines(plan.space, plan.dense_widths, plan.predict, plan.limits)
-        super().__init__(problem.spec, partial(GuidedProposals, plan, uniform, endless=True), plan.run_seed)
+        super().__init__(
+            problem.spec, partial(GuidedProposals, plan, first_scored(plan, uniform), endless=True), plan.run_seed
+        )
 
 
 def prepare(

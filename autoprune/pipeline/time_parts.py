@@ -34,6 +34,7 @@ class Work:
         effort: trials and fidelities.
         budgets: how many.
         baselines: mean number of models of a budget that are fine-tuned in full beside its finalists.
+        shared_out: policies of a budget whose zeros the dense weights share out, for the first rung with fine-tuning.
         int8_alone: whether the dense model in int8 is verified, too.
         share: cost of a policy on a budget, as a share of the dense model's.
         apart: policies that are scored for the sensitivities.
@@ -78,6 +79,7 @@ class Work:
     start_s: float
     uncounted: str = ""
     baselines: float = 1
+    shared_out: int = 0
     int8_alone: bool = False
     treated: bool = False
     calibration: float = 0.0
@@ -95,7 +97,8 @@ class Work:
             passes = fidelity_passes(proxy, self.val_examples)
             rungs.insert(0, replace(alone, name=rung_title(SENSITIVITY), passes=passes))
         rungs.append(Part(name=MEASURING, group=6, unit_s=_MEASURING_EXPORTS * self.export_s))
-        rungs += [self._trials(fidelity, count, group=7 + n) for n, (fidelity, count) in enumerate(later)]
+        beside = [self.budgets * self.shared_out if len(later) > 1 else 0, *[0] * (len(later) - 1)]
+        rungs += [self._trials(f, count + beside[n], group=7 + n) for n, (f, count) in enumerate(later)]
         models = round(self.budgets * (self.effort.finalists + self.baselines))
         verified_s = _VERIFICATION_EXPORTS * self.export_s
         rungs[-1] = replace(rungs[-1], units=models, announced=True)

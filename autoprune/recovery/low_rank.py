@@ -32,11 +32,11 @@ from torch import Tensor, fx
 
 from autoprune import memory_limits
 from autoprune.errors import TrialError
-from autoprune.recovery.layer_fitting import LayerFitter, OutputRecorder
+from autoprune.recovery.layer_fitting import LayerFitter, OutputRecorder, fitted_layers
 from autoprune.recovery.regression import regression
 from autoprune.recovery.windows import input_windows
 from autoprune.structure import GraphModel
-from autoprune.structure.low_rank import Factors, bias_names, with_factors
+from autoprune.structure.low_rank import Factors, with_factors
 
 _RIDGE = 0.03
 """Added to the diagonal of the second moments, as a share of its mean; with few examples less of it fits noise.
@@ -62,7 +62,8 @@ def factorized(model: GraphModel, ranks: Mapping[str, int], inputs: Sequence[Ten
         return model
     changed = copy.deepcopy(model)
     with torch.no_grad():
-        whole = OutputRecorder(model.evaluation_graph(), ranks, len(inputs[0]))
+        layers = fitted_layers(model.evaluation_graph().graph, ranks)
+        whole = OutputRecorder(model.evaluation_graph(), layers, len(inputs[0]))
         whole.run(*inputs)
         fitter = _Fitter(changed, ranks, whole)
         fitter.run(*inputs)
@@ -121,7 +122,7 @@ class _Fitter(LayerFitter):
 
     def __init__(self, model: GraphModel, ranks: Mapping[str, int], whole: OutputRecorder) -> None:
         super().__init__(model, ranks, whole)
-        self._ranks, self._biases = ranks, bias_names(model, ranks)
+        self._ranks = ranks
         self.factors: dict[str, Factors] = {}
 
     def fit(self, name: str, node: fx.Node, args: tuple[Any, ...]) -> None:

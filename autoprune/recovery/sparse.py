@@ -1,24 +1,20 @@
 """Zeros among the weights of layers: which ones go, and what the others become so that outputs change least.
 
-X `[rows, D]` are the input windows of a layer in the model whose earlier layers have zeros already, Y `[rows, O]` the
-outputs of the same layer in the whole model at the same positions, S = E[x x^T] and C = E[x y^T].
+Layer after layer, with the moments S and C of `layer_fitting`:
 
-1. The weights w are the ridge regression of Y on X, which pulls towards the layer's own weight. Of D inputs and N rows,
-   S and C are seen for a share N / (N + D) only: for the rest inputs are taken to be independent, and each weight to be
-   right. A linear layer that reads each example once would else be fitted to the examples at hand.
+1. The weights w of an output are S^-1 C, as if all stayed.
 2. A weight that becomes zero costs w^2 / (S^-1)_jj when the other weights of its output make up for it. The cheapest
    ones go, as the pattern of the layer says, in two rounds where the pattern is a share: first down to the geometric
    mean of one and the density. The score of a block is the sum of the scores of its weights.
 3. What is left of every output is fitted again, exactly: S_kk w_k = C_k for the places k that are left.
 
-Layers with more columns than `_MOST_COLUMNS` lose the weights with the smallest |w_j| times the norm of input j, and
+Layers with more columns than `MOST_COLUMNS` lose the weights with the smallest |w_j| times the norm of input j, and
 those of other kinds (LSTM) the smallest |w|; what is left of these stays as it is.
 
 Source: optimal brain surgeon, Hassibi and Stork 1992
 (https://proceedings.neurips.cc/paper/1992/hash/303ed4c69846ab36c2904d3ba8573050-Abstract.html); layer by layer for
 zeros, OBC, Frantar and Alistarh 2022 (https://arxiv.org/abs/2208.11580) and SparseGPT 2023
-(https://arxiv.org/abs/2301.00774); moments of few rows, shrunk towards their diagonal, Ledoit and Wolf 2004
-(https://doi.org/10.1016/S0047-259X(03)00096-4); norms of inputs, Wanda, Sun et al. 2023 (https://arxiv.org/abs/2306.11695).
+(https://arxiv.org/abs/2301.00774); norms of inputs, Wanda, Sun et al. 2023 (https://arxiv.org/abs/2306.11695).
 """
 
 from __future__ import annotations
@@ -26,28 +22,26 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from autoprune.errors import TrialError
-from autoprune.recovery.consumers import groups_of
-from autoprune.recovery.layer_fitting import LayerFitter, OutputRecorder
-from autoprune.recovery.windows import input_windows
+from autoprune.recovery.layer_fitting import (
+    MOST_COLUMNS,
+    LayerFitter,
+    OutputRecorder,
+    fitted_layers,
+    fitting_moments,
+)
 from autoprune.sparsity.masks import pattern_mask
 from autoprune.sparsity.patterns import Pattern
 from autoprune.structure import GraphModel, module_tensors
-from autoprune.structure.low_rank import bias_names, weight_name
+from autoprune.structure.low_rank import weight_name
 
 Zeros = Pattern | Tensor
 """A pattern, whose zeros are chosen by their cost, or the mask of the weights that stay, bool in the weight's shape."""
-
-_RIDGE = 0.03
-"""Added to the diagonal of second moments, as a share of its mean."""
-
-_MOST_COLUMNS = 2304
-"""A layer with more columns is not fitted: its inverse would take longer than a fine-tuning."""
 
 _MOST_NUMBERS = 1 << 23
 """Numbers of the systems of equations that are solved at once."""
@@ -69,11 +63,12 @@ def make_sparse(model: GraphModel, patterns: Mapping[str, Zeros], inputs: Sequen
         return model
     tensors = module_tensors(model)
     fitted = patterns.keys() & {weight_name(node) for node in model.captures[False].graph.nodes}
-    whole = OutputRecorder(copy.deepcopy(model).evaluation_graph(), fitted, len(inputs[0]))
+    layers = fitted_layers(model.evaluation_graph().graph, fitted)
+    whole = OutputRecorder(copy.deepcopy(model).evaluation_graph(), layers, len(inputs[0]))
     whole.run(*inputs)
     for name in patterns.keys() - fitted:
         tensors[name].mul_(_mask(tensors[name].abs(), patterns[name]))
-    _SparseFitter(model, {name: patterns[name] for name in fitted}, whole).run(*inputs)
+    _SparseFitter(model, patterns, whole).run(*inputs)
     return model
 
 
@@ -82,77 +77,36 @@ class _SparseFitter(LayerFitter):
 
     def __init__(self, model: GraphModel, patterns: Mapping[str, Zeros], whole: OutputRecorder) -> None:
         super().__init__(model, patterns, whole)
-        self._patterns, self._biases = patterns, bias_names(model, patterns)
+        self._patterns = patterns
         self._done = set[str]()
 
     def fit(self, name: str, node: fx.Node, args: tuple[Any, ...]) -> None:
         """Set weights of a layer to zero and fit the others."""
-        if name in self._done:
-            return
-        self._done.add(name)
-        weight, rows, target = args[1], self._whole.sample(input_windows(node, args), args[1]), self._whole.targets
-        own, added = self._biases[name], args[2] if len(args) > 2 else None
-        given = 0 if own or added is None else added
-        normed = any(user.target is torch.ops.aten.batch_norm.default for user in node.users)
-        bias = sparse_fit(
-            weight, rows, target[node.name] - given, self._patterns[name], groups_of(node, args),
-            centred=bool(own) or normed,
-        )  # fmt: skip
-        if own and added is not None:
-            added.copy_(bias)
+        if name not in self._done:
+            self._done.add(name)
+            self.fit_outputs(name, node, args, partial(sparse_weight, zeros=self._patterns[name]))
 
 
-def sparse_fit(
-    weight: Tensor, rows: Tensor, target: Tensor, pattern: Zeros, groups: int = 1, *, centred: bool
-) -> Tensor:
-    """Set weights to zero as a pattern says, in place, and fit the others to the outputs that are wanted.
+def sparse_weight(weight: Tensor, x: Tensor, y: Tensor, zeros: Zeros) -> Tensor:
+    """Return a weight with zeros, whose other numbers are fitted to the outputs that are wanted.
 
     Args:
         weight: `[O, I, ...]`.
-        rows: inputs `[rows, D]` of all groups.
-        target: wanted outputs `[rows, O]`.
-        pattern: of the zeros, or the mask of the weights that stay, bool `[O, I, ...]`.
-        groups: of a convolution.
-        centred: whether a bias or a batch norm takes up the means of the outputs.
-
-    Returns:
-        The bias `[O]` that takes up the means; it counts where `centred`.
-
-    Raises:
-        TrialError: rows or targets are not finite.
+        x: inputs `[G, rows, D]` of G groups.
+        y: wanted outputs `[rows, O]`.
+        zeros: pattern, or the mask of the weights that stay, bool `[O, I, ...]`.
     """
-    if not bool(torch.isfinite(rows).all() and torch.isfinite(target).all()):
-        raise TrialError("activations must be finite; those of a layer that becomes sparse are not")
-    x, y = rows.double(), target.double()
-    x_mean, y_mean = x.mean(0), y.mean(0)
-    if centred:
-        x, y = x - x_mean, y - y_mean
-    x = x.unflatten(1, (groups, -1)).transpose(0, 1)  # [G, rows, D]
-    if x.shape[2] > _MOST_COLUMNS:
+    groups, _, columns = x.shape
+    if columns > MOST_COLUMNS:
         norms = (x**2).mean(1).sqrt().repeat_interleave(len(weight) // groups, 0).reshape(weight.shape)
-        weight.mul_(_mask(weight.abs() * norms, pattern))
-    else:
-        weight.copy_(_fitted(weight, x, y, pattern))
-    by_group = weight.double().reshape(groups, -1, x.shape[2]) @ x_mean.reshape(groups, -1, 1)
-    return (y_mean - by_group.flatten()).to(weight.dtype)
-
-
-def _fitted(weight: Tensor, x: Tensor, y: Tensor, pattern: Zeros) -> Tensor:
-    """Return the weight with zeros, `[O, I, ...]`, for inputs `[G, rows, D]` and outputs `[rows, O]`."""
-    groups, count, columns = x.shape
-    own = weight.double().reshape(groups, -1, columns)
-    seen, unseen = count / (count + columns), columns / (count + columns)
-    moments = x.mT @ x / count
-    wanted = y.reshape(count, groups, -1).permute(1, 2, 0) @ x / count
-    alone = torch.diag_embed(moments.diagonal(dim1=1, dim2=2))
-    ridge = (_RIDGE * moments.diagonal(dim1=1, dim2=2).mean(1)).clamp(min=1e-12)[:, None, None]
-    alone, second = unseen * alone + ridge * torch.eye(columns, dtype=alone.dtype), seen * moments
-    system = _System(second=second + alone, cross=seen * wanted + own @ alone)
-    kept = torch.ones_like(own, dtype=torch.bool)
+        return weight * _mask(weight.abs() * norms, zeros)
+    second, cross = fitting_moments(weight, x, y)
+    system = _System(second=second, cross=cross)
+    kept = torch.ones_like(cross, dtype=torch.bool)
     values, gains = system.solved(kept)
-    for step in _rounds(pattern):
+    for step in _rounds(zeros):
         scores = torch.where(kept, values**2 / gains, -1.0)
-        kept = _mask(scores.reshape(weight.shape), step).reshape(own.shape)
+        kept = _mask(scores.reshape(weight.shape), step).reshape(cross.shape)
         values, gains = system.solved(kept)
     return values.reshape(weight.shape).to(weight.dtype)
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from autoprune.model.copying import copy_of
@@ -26,6 +25,7 @@ from autoprune.training.adaptive import Adaptive
 from autoprune.training.admm import Admm
 from autoprune.training.channel_plan import ChannelPlan
 from autoprune.training.checkpoint import Checkpoint
+from autoprune.training.dense import draw_weights
 from autoprune.training.drop_and_regrow import DropAndRegrow
 from autoprune.training.finetune import OnProgress, finetune
 from autoprune.training.gradual import Gradual
@@ -177,7 +177,7 @@ class SparseJob:
         if self.mode == "scratch":
             plan.begin(model, self.task)
             schedule = _Fixed(plan, plan.kept())
-            _reset(model, self.seed)
+            draw_weights(model, self.seed)
         self._train(model, schedule)
         return schedule.kept
 
@@ -243,13 +243,3 @@ class _Fixed(OneShot):
         del model, task
         self.kept = self._known
         self.finish()
-
-
-def _reset(model: nn.Module, seed: int) -> None:
-    """Draw new weights for every module that can."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for module in model.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if callable(reset):
-                reset()

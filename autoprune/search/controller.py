@@ -110,8 +110,9 @@ class _Rung:
     ) -> tuple[list[TrialResult], RankCorrelation | None]:
         """Score the best policies of the cheaper rung, and those that `refit` proposes.
 
-        First a third of `most` for every limit; then the proposals of `refit`; then as many more as the rank
-        correlation of the two rungs asks for, at most `most` for every limit.
+        First a third of `most` for every limit, and on the second rung the policies whose zeros the dense weights
+        share out, however they scored: of what fine-tuning makes of zeros a proxy sees little. Then the proposals of
+        `refit`; then as many more as the rank correlation of the two rungs asks for, at most `most` for every limit.
         """
         search, fidelity, limits = self.search, self.fidelity, self.search.limits
         study_spec = StudySpec(space=search.space, fidelity=fidelity, limits=limits, run_seed=search.run_seed)
@@ -120,7 +121,7 @@ class _Rung:
             closing(search.open_broker(study_spec, timeout_s=self.executor.timeout_s)) as broker,
         ):
             pilot = max(2, most // _PILOT)
-            wanted = self._promoted(cheap, pilot)
+            wanted = self._promoted(cheap, pilot) | self._shared_out(cheap)
             results = self._scored(broker, wanted)
             for _ in range(_REFITS if refit else 0):
                 wanted |= refit({r.policy: r.measurement.loss for r in results if r.measurement}) if refit else {}
@@ -135,6 +136,12 @@ class _Rung:
     def _promoted(self, cheap: Sequence[TrialResult], per_budget: int) -> dict[Policy, str]:
         meets = self.measured.meets if self.measured else None
         return promote(cheap, self.uniform, self.search.limits, per_budget, meets)
+
+    def _shared_out(self, cheap: Sequence[TrialResult]) -> dict[Policy, str]:
+        if self.fidelity is not self.search.effort.rungs[1]:
+            return {}
+        finished = {result.policy for result in cheap if result.status == "done"}
+        return {policy: origin for policy, origin in self.search.shared_out.items() if policy in finished}
 
     def _scored(self, broker: Broker, wanted: Mapping[Policy, str]) -> list[TrialResult]:
         """Return the results of the wanted policies alone; the study of a resumed search holds later ones, too."""

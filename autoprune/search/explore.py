@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,8 @@ class Search:
         strategy: a name of `strategies.STRATEGIES`.
         sampler: a name of `study.samplers.SAMPLERS`, for the strategy `direct`.
         importance: importance of the channels of each unit, `[width]`, for the strategies of `NEEDS_IMPORTANCE`.
+        shared_out: policies whose zeros the dense weights share out, within the limits, with their origins; they are
+            scored, and briefly fine-tuned, beside the uniform ones.
         fit: moves what a sampler proposes onto a limit.
         open_study: opens the study of a rung.
     """
@@ -73,10 +75,22 @@ class Search:
     fit: FitToLimit = fit_to_limit
     open_study: OpenStudy = open_study
     cautious: Predict | None = None
+    shared_out: Mapping[Policy, str] = field(default_factory=dict)
 
     def open_broker(self, study_spec: StudySpec, **options: Any) -> Broker:
         """Open the study of a rung; `options` are those of `Broker`."""
         return Broker(self.location, study_spec, self.predict, fit=self.fit, open_study=self.open_study, **options)
+
+
+def first_scored(search: Search, uniform: Mapping[Limit, Policy]) -> dict[Policy, str]:
+    """Return the baselines that every strategy scores, with their origins: uniform policies, and `search.shared_out`.
+
+    Args:
+        search: everything that determines the search.
+        uniform: the uniform policy of every limit that has one.
+    """
+    alike = dict.fromkeys(uniform.values(), "uniform")
+    return {**alike, **search.shared_out, **alike}
 
 
 class Explorer:
@@ -100,6 +114,11 @@ class Explorer:
         self.table: Mapping[str, npt.NDArray[np.float64]] | None = None
         self._executor = executor
         self._on_event = on_event
+
+    @property
+    def baselines(self) -> dict[Policy, str]:
+        """The policies that every strategy scores first, with their origins."""
+        return first_scored(self.search, self.uniform)
 
     @property
     def slots(self) -> int:

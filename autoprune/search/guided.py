@@ -59,13 +59,13 @@ class GuidedParts:
 
 
 class GuidedProposals:
-    """Rounds of policies: the uniform ones, those of the sensitivities, then policies of every limit that still gains.
+    """Rounds of policies: the baselines, those of the sensitivities, then policies of every limit that still gains.
 
     Deterministic: the same losses at every round give the same policies.
 
     Args:
         search: space, costs, limits, effort and seed.
-        uniform: the uniform policy of every limit that has one.
+        first: policies that are scored first, with their origins; see `explore.first_scored`.
         slots: how many trials run at the same time.
         parts: those of a variant of the strategy.
         endless: go on, with what is expected to gain most, when no limit is expected to gain much any more.
@@ -74,7 +74,7 @@ class GuidedProposals:
     def __init__(
         self,
         search: Search,
-        uniform: Mapping[Limit, Policy],
+        first: Mapping[Policy, str],
         *,
         slots: int = 1,
         parts: GuidedParts | None = None,
@@ -83,9 +83,8 @@ class GuidedProposals:
         self._search, self._parts, self._slots, self._endless = search, parts or GuidedParts(), slots, endless
         self.ahead = int(slots > _FEW_SLOTS)
         """Rounds that may be unfinished when the next one is proposed."""
-        first = dict.fromkeys(uniform.values(), "uniform")
         self._anchors = {} if self._parts.prior else dict(self._parts.anchors(search.space))
-        # By themselves the uniform policies would leave a cluster idle: there they are part of a later round.
+        # By themselves the baselines would leave a cluster idle: there they are part of a later round.
         apart = bool(self.ahead and self._anchors)
         self._opening = deque(policies for policies in ({} if apart else first, self._anchors) if policies)
         self._with_next = first if apart else {}
@@ -181,12 +180,12 @@ class GuidedProposals:
 
 
 def guided(explorer: Explorer, parts: GuidedParts | None = None) -> Refit:
-    """Score the uniform policies, measure the sensitivities, then refine all limits round by round.
+    """Score the baselines, measure the sensitivities, then refine all limits round by round.
 
     Returns:
         A function that proposes further policies from the losses of fine-tuned ones.
     """
-    proposals = GuidedProposals(explorer.search, explorer.uniform, slots=explorer.slots, parts=parts)
+    proposals = GuidedProposals(explorer.search, explorer.baselines, slots=explorer.slots, parts=parts)
     while proposals.opening:
         policies = proposals.propose(explorer.losses)
         if SENSITIVITY in policies.values():

@@ -13,7 +13,7 @@ from autoprune.search.baselines.fastnas import fastnas
 from autoprune.search.baselines.global_scores import global_threshold
 from autoprune.search.baselines.halp import halp
 from autoprune.search.baselines.netadapt import netadapt
-from autoprune.search.baselines.shared import score_uniform, uniform_policies
+from autoprune.search.baselines.shared import score_baselines
 from autoprune.search.explore import Explorer, Refit
 from autoprune.search.guided import guided
 
@@ -29,19 +29,19 @@ def find_strategy(name: str) -> Strategy:
 
 def direct(explorer: Explorer) -> None:
     """An Optuna sampler proposes levels, moved onto one of the limits (see `fit_to_limit`)."""
-    explorer.sample(uniform_policies(explorer), explorer.search.sampler)
+    explorer.sample(explorer.baselines, explorer.search.sampler)
 
 
 def random(explorer: Explorer) -> None:
     """Random levels, moved onto one of the limits."""
-    explorer.sample(uniform_policies(explorer), "random")
+    explorer.sample(explorer.baselines, "random")
 
 
 STRATEGIES: Mapping[str, Strategy] = {
     "guided": guided,
     "direct": direct,
     "random": random,
-    "uniform": score_uniform,
+    "uniform": score_baselines,
     "global-magnitude": global_threshold,
     "global-taylor": global_threshold,
     "fastnas": fastnas,

@@ -75,7 +75,7 @@ class Recipe:
     precision: Precision = "auto"
     """Number format of training: `fp32`, `bf16`, or `auto` for bf16 where the CPU has matrix units for it."""
     channels_last: bool = True
-    """Store filters channels last, which is faster on CPUs; models that cannot run that way run contiguous."""
+    """Store filters channels last, faster on CPUs; models that cannot run that way, or not safely, run contiguous."""
     terms: tuple[str, ...] = ()
     """Penalties and bounds with their strengths, which make weights zero or small: `l1:0.001`, `l2:0.001`,
     `growing:0.1` (L2 that grows), `clip:0.5`, `group-lasso:0.001` and `l0-units:0.001` (on channels), `l0:0.001`."""

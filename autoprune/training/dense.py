@@ -36,6 +36,15 @@ def build_dense(task: Task, *, seed: int = 0) -> nn.Module:
         return task.build_model().eval()
 
 
+def draw_weights(model: nn.Module, seed: int) -> bool:
+    """Draw new weights for every module that can, in place, and return whether any could."""
+    resets = [reset for module in model.modules() if callable(reset := getattr(module, "reset_parameters", None))]
+    with seeded(seed):
+        for reset in resets:
+            reset()
+    return bool(resets)
+
+
 def load_dense(task: Task, path: Path) -> nn.Module:
     """Build the task's model and load its weights from a safetensors file, with the maps of ids that it has.
 

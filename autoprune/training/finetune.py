@@ -17,6 +17,7 @@ from autoprune.task.base import Task
 from autoprune.task.recipe import Recipe
 from autoprune.training.checkpoint import Checkpoint
 from autoprune.training.held_out import HeldOut
+from autoprune.training.memory_layout import to_channels_last
 from autoprune.training.objective import Objective
 from autoprune.training.optimization import learning_rate, make_optimizer
 from autoprune.training.own_trainer import finetune_by_own_trainer
@@ -195,7 +196,7 @@ def _training(model: nn.Module, teacher: nn.Module | None, task: Task, recipe: R
         models = [model] if teacher is None else [model, teacher.eval()]
         for each in models:
             if recipe.channels_last:
-                _to_channels_last(each, task)
+                to_channels_last(each, task)
         model.train()
         try:
             device = task.compute_device
@@ -207,17 +208,3 @@ def _training(model: nn.Module, teacher: nn.Module | None, task: Task, recipe: R
             model.eval()
             for each in models:
                 each.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
-
-
-def _to_channels_last(model: nn.Module, task: Task) -> None:
-    """Store filters channels last where the model still runs that way.
-
-    A model that calls `view` on a map does not, and filters of three dimensions cannot be stored so.
-    """
-    model.eval()
-    try:
-        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        with torch.no_grad():
-            model(*task.example_inputs)
-    except RuntimeError:
-        model.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]

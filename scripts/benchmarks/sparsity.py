@@ -157,7 +157,7 @@ def policies(
             alike = uniform_policies(plan.space, plan.dense_widths, costs.limited_costs, limit)
             if alike:  # of several precisions the one with the most numbers left
                 yield UNIFORM, budgets[written], max(alike, key=lambda p: dense_model.sizes(p)["params"]), 0
-    for written, strategy, policy in shared_out_zeros(plan, costs, dense_model.module):
+    for written, strategy, policy in shared_out_zeros(plan.space, costs, dense_model.module):
         if strategy in given.methods:
             yield strategy, budgets[written], policy, 0
     searched = [method for method in (SEARCHED, EXCHANGED) if method in given.methods]

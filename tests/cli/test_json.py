@@ -25,6 +25,7 @@ DOCUMENTS = {
     "init TASK": {"written", "task"},
     "sparsify --task SPEC --dense DENSE --finetune none --out OUT": {"share_of_zeros", "test_score", "weights"},
     "sparsify --task SPEC --dense DENSE --epochs 0.1 --pattern none --term l1:1 --term clip:1 --out OUT": {"terms"},
+    "finetune RUN --policy DIGEST --epochs 0.1 --from-scratch": {"digest", "epochs", "score", "score_of_run"},
     "export RUN --policy DIGEST --out OUT": {"format", "model", "relative_difference"},
 }
 

@@ -37,11 +37,10 @@ def test_zeros_are_shared_out_by_weights_within_every_budget() -> None:
         limits={"half": Limit.of(latency_ms=0.56), "tiny": Limit.of(latency_ms=0.01)},
         limited_costs=lambda policies: costs_of(_density, policies),
     )
-    plan: Any = SimpleNamespace(space=space)
-    found = {(budget, strategy): policy for budget, strategy, policy in shared_out_zeros(plan, costs, dense)}
+    found = {(budget, strategy): policy for budget, strategy, policy in shared_out_zeros(space, costs, dense)}
     assert set(found) == {("half", strategy) for strategy in SHARED_OUT}
     assert {"uniform", *SHARED_OUT} == set(BASELINES)
     assert dict(found["half", "global magnitude"].treatments) == {"1.weight": ZEROS[0]}
     assert {str(t) for t in found["half", "ERK"].treatments.values()} == {"sparse:50%"}
     without = SearchSpace(id="s", levels={"0.weight": (INT8, DENSE)})
-    assert shared_out_zeros(SimpleNamespace(space=without), costs, dense) == []  # pyright: ignore[reportArgumentType]
+    assert shared_out_zeros(without, costs, dense) == []

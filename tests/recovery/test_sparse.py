@@ -1,6 +1,7 @@
 """Zeros among weights: chosen and made up for by the inputs that a layer sees."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from torch import nn
 from autoprune.errors import TrialError
 from autoprune.quantization.grid import rounded_blocks, weight_scales
 from autoprune.recovery import sparse
+from autoprune.recovery.layer_fitting import fit_in_place
 from autoprune.recovery.moments import Moments
 from autoprune.recovery.optimal_rounding import InputMoments, on_block_grids, rounded_by_moments
-from autoprune.recovery.sparse import make_sparse, sparse_fit
+from autoprune.recovery.sparse import make_sparse, sparse_weight
 from autoprune.sparsity.masks import pattern_mask
 from autoprune.sparsity.patterns import Pattern
 from autoprune.structure import analyze
@@ -31,10 +33,14 @@ def pattern_of(text: str) -> Pattern:
     return pattern
 
 
+def sparse_fit(weight, rows, target, pattern, groups=1, *, centred):
+    return fit_in_place(weight, rows, target, partial(sparse_weight, zeros=pattern), groups, centred=centred)
+
+
 @pytest.mark.parametrize("text", ["sparse:50%", "sparse:80%", "2:4", "1:4", "sparse:50%@4x1", "2:4@2x1"])
 @pytest.mark.parametrize("most_columns", [2304, 10])
 def test_outputs_change_less_than_by_the_smallest_weights(text, most_columns, monkeypatch):
-    monkeypatch.setattr(sparse, "_MOST_COLUMNS", most_columns)
+    monkeypatch.setattr(sparse, "MOST_COLUMNS", most_columns)
     weight, rows, pattern = normal(8, 16, seed=2), correlated(400, 16) * torch.linspace(0.1, 3, 16), pattern_of(text)
     smallest, fitted = weight * pattern_mask(weight.abs(), pattern), weight.clone()
     sparse_fit(fitted, rows, rows @ weight.mT, pattern, centred=False)

@@ -62,6 +62,13 @@ def test_a_search_fills_its_rungs_and_beats_the_baseline(tmp_path):
     assert (events[-1].rung, events[-1].done) == ("brief", events[-1].total)
 
 
+def test_policies_by_dense_weights_are_scored_and_briefly_fine_tuned_beside_the_uniform_ones(tmp_path):
+    worst = fakes.SPACE.smallest()
+    results = run_search(fakes.search(tmp_path, shared_out={worst: "LAMP"}), InlineExecutor(fakes.plain)).results
+    assert worst in {r.policy for r in results["proxy"][:3]}
+    assert worst in {r.policy for r in results["brief"]}
+
+
 class Odd:
     """A device on which policies with an odd first width take longer than predicted."""
 

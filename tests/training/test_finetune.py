@@ -176,19 +176,6 @@ def test_weights_stay_contiguous():
     assert all(p.is_contiguous() for p in model.parameters())
 
 
-def test_a_model_that_cannot_run_channels_last_runs_contiguous():
-    class Viewing(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(1, 3, 3)
-            self.fc = nn.Linear(48, 4)
-
-        def forward(self, x):
-            return self.fc(self.conv(x).view(-1, 48))
-
-    finetune(Viewing(), TASK, samples=16, seed=0)
-
-
 def test_bf16_learns_as_well():
     model = fresh()
     finetune(model, TASK, samples=600, seed=0, recipe=Recipe(batch_size=16, lr=0.1, precision="bf16"))

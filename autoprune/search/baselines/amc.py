@@ -21,7 +21,7 @@ from autoprune.allocation.limits import excess
 from autoprune.budgets import Limit
 from autoprune.records import Policy
 from autoprune.search.baselines.ddpg import Ddpg
-from autoprune.search.baselines.shared import Array, fitted, score_uniform
+from autoprune.search.baselines.shared import Array, fitted, score_baselines
 from autoprune.search.explore import Explorer, Search
 from autoprune.study.spec import SMALLEST_LOSS
 
@@ -36,7 +36,7 @@ _STATE_SIZE = 6
 
 def amc(explorer: Explorer) -> None:
     """Play the episodes of every limit, one limit after the other, and score each policy that they end with."""
-    score_uniform(explorer)
+    score_baselines(explorer)
     search = explorer.search
     episodes = max(1, min(_MOST_EPISODES, search.effort.trials) // len(search.limits))
     for place, limit in enumerate(search.limits):

@@ -17,14 +17,14 @@ import numpy as np
 
 from autoprune.errors import TrialError
 from autoprune.records import Policy, SearchSpace
-from autoprune.search.baselines.shared import Array, score_first_fitting, score_uniform
+from autoprune.search.baselines.shared import Array, score_baselines, score_first_fitting
 from autoprune.search.explore import Explorer
 from autoprune.search.sensitivity import sensitivities, single_unit_policies
 
 
 def fastnas(explorer: Explorer) -> None:
     """Score every level of every unit alone, then the policy of the lowest bound that fits each limit."""
-    score_uniform(explorer)
+    score_baselines(explorer)
     score_first_fitting(explorer, policies_by_bound(explorer.search.space, _degradations(explorer)))
 
 

@@ -15,14 +15,14 @@ from itertools import pairwise
 import numpy as np
 
 from autoprune.records import Policy, SearchSpace
-from autoprune.search.baselines.shared import Array, score_first_fitting, score_uniform, sorted_importance
+from autoprune.search.baselines.shared import Array, score_baselines, score_first_fitting, sorted_importance
 from autoprune.search.explore import Explorer
 
 
 def global_threshold(explorer: Explorer) -> None:
     """Score, for every limit, the largest policy that one threshold over `importance` gives within it."""
     importance = sorted_importance(explorer.search)
-    score_uniform(explorer)
+    score_baselines(explorer)
     score_first_fitting(explorer, policies_by_threshold(explorer.search.space, importance))
 
 

@@ -22,7 +22,7 @@ from autoprune.allocation.limits import fits
 from autoprune.allocation.solver import Solver
 from autoprune.budgets import Limit
 from autoprune.records import COSTS, Policy
-from autoprune.search.baselines.shared import Array, fitted, score_uniform, sorted_importance
+from autoprune.search.baselines.shared import Array, fitted, score_baselines, sorted_importance
 from autoprune.search.explore import Explorer, Search
 
 _STEPS = 8
@@ -32,7 +32,7 @@ def halp(explorer: Explorer) -> None:
     """Score the policy that the knapsacks end with, for every limit."""
     search = explorer.search
     lost = lost_importance(search)
-    score_uniform(explorer)
+    score_baselines(explorer)
     explorer.score({halp_policy(search, lost, limit): search.strategy for limit in search.limits})
 
 

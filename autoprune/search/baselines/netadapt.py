@@ -19,7 +19,7 @@ import numpy as np
 from autoprune.allocation.limits import excess, fits
 from autoprune.budgets import Limit
 from autoprune.records import Policy
-from autoprune.search.baselines.shared import score_uniform
+from autoprune.search.baselines.shared import score_baselines
 from autoprune.search.explore import Explorer, Search
 
 _STEPS = 25
@@ -29,7 +29,7 @@ _DECAY = 0.96
 def netadapt(explorer: Explorer) -> None:
     """Walk until every limit was met, and score the first policy that meets each."""
     search = explorer.search
-    score_uniform(explorer)
+    score_baselines(explorer)
     policy, unmet, step = search.space.largest(), search.limits, 0
     while unmet:
         (costs,) = search.predict([policy])

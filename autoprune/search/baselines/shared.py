@@ -17,14 +17,9 @@ from autoprune.search.explore import Explorer, Search
 Array = npt.NDArray[np.float64]
 
 
-def uniform_policies(explorer: Explorer) -> dict[Policy, str]:
-    """The uniform policy of every limit, with their origin."""
-    return dict.fromkeys(explorer.uniform.values(), "uniform")
-
-
-def score_uniform(explorer: Explorer) -> None:
-    """Score the uniform policy of every limit."""
-    explorer.score(uniform_policies(explorer))
+def score_baselines(explorer: Explorer) -> None:
+    """Score the uniform policy of every limit, and those whose zeros the dense weights share out."""
+    explorer.score(explorer.baselines)
 
 
 def score_first_fitting(explorer: Explorer, chain: Sequence[Policy]) -> None:
