@@ -18,6 +18,7 @@ from autoprune.executors.base import failed
 from autoprune.executors.inline import InlineExecutor
 from autoprune.records import SearchSpace
 from autoprune.search.controller import run_search
+from autoprune.search.explore import first_scored
 from autoprune.search.guided import GuidedProposals
 from autoprune.study.own_studies import PolicyObjective, ProblemSpec, scored_policies
 from autoprune.study.round_sampler import RoundSampler
@@ -42,7 +43,7 @@ OBJECTIVE = PolicyObjective(
 def guided():
     search = fakes.search(Path("nowhere"))
     uniform = baselines(search.space, search.dense_widths, search.predict, search.limits)
-    return RoundSampler(PROBLEM, partial(GuidedProposals, search, uniform, endless=True), seed=3)
+    return RoundSampler(PROBLEM, partial(GuidedProposals, search, first_scored(search, uniform), endless=True), seed=3)
 
 
 def new_study(sampler=None, **options):
