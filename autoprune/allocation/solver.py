@@ -30,6 +30,10 @@ Array = npt.NDArray[np.float64]
 Columns = npt.NDArray[np.int64]
 
 _MARGIN = 1e-9
+
+_FRONTS = 8
+"""Fronts that a solver keeps: all limits of a search ask for the same ones."""
+
 _INFEASIBLE = 2
 """Status of `scipy.optimize.milp` for a problem without any answer."""
 
@@ -62,6 +66,7 @@ class Solver:
         self._space = space
         self._costs = costs
         self._eliminations: dict[str, Elimination] = {}
+        self._fronts: dict[tuple[str, bytes], Points] = {}
         self._names = space.searched
         sizes = [len(space.levels[name]) for name in self._names]
         starts = np.concatenate([[0], np.cumsum(sizes)]).astype(int)
@@ -81,16 +86,23 @@ class Solver:
     ) -> Policy | None:
         """The policy of least summed sensitivity within the limit; `None` when there is none.
 
-        It differs from every one of `differ_from` in at least `by` units. Costs that are not additive are ignored; a
-        sensitivity of infinity forbids a level. Raises `TrialError` when the solver gives up.
+        It differs from every one of `differ_from` in at least `by` units. It is then the best one that no cheaper
+        policy beats, which takes no time once the front is known, and the best of all where none of those is apart.
+        Costs that are not additive are ignored; a sensitivity of infinity forbids a level. Raises `TrialError` when the
+        solver gives up.
         """
         limited = [name for name in limit.limited if name in self._costs]
-        if len(limited) == 1 and not differ_from and self._elimination(limited[0]).possible:
-            front = self.front(sensitivities, limited[0])
-            most = limit.most[COSTS.index(limited[0])]
-            place = int(np.searchsorted(front.cost, most * (1 + _MARGIN), side="right")) - 1
-            return None if place < 0 else self._elimination(limited[0]).policy(front.choices[place])
-        return self._solved(sensitivities, limit, differ_from, by)
+        if len(limited) != 1 or not self._elimination(limited[0]).possible:
+            return self._solved(sensitivities, limit, differ_from, by)
+        front = self.front(sensitivities, limited[0])
+        most = limit.most[COSTS.index(limited[0])]
+        inside = front.choices[: int(np.searchsorted(front.cost, most * (1 + _MARGIN), side="right"))]
+        apart = np.ones(len(inside), dtype=bool)
+        for policy in differ_from:
+            apart &= (inside != self._space.places(policy)).sum(axis=1) >= by
+        if apart.any():
+            return self._elimination(limited[0]).policy(inside[np.flatnonzero(apart)[-1]])
+        return self._solved(sensitivities, limit, differ_from, by) if differ_from else None
 
     def front(self, sensitivities: Sensitivities, cost: str = "latency_ms") -> Points:
         """Every allocation that no other beats in both this cost and summed sensitivity, the cheapest first.
@@ -100,7 +112,10 @@ class Solver:
         elimination = self._elimination(cost)
         if not elimination.possible:
             raise UsageError("too many units share operators for the whole front; solve limits one by one")
-        return elimination.front(sensitivities)
+        key = (cost, np.concatenate([sensitivities[name] for name in self._names]).tobytes())
+        if key not in self._fronts:
+            self._fronts = dict([*self._fronts.items()][1 - _FRONTS :]) | {key: elimination.front(sensitivities)}
+        return self._fronts[key]
 
     def _elimination(self, cost: str) -> Elimination:
         if cost not in self._eliminations:

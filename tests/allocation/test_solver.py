@@ -109,7 +109,23 @@ def test_too_many_units_together_are_solved_one_by_one(monkeypatch):
         solver.front(table)
 
 
-def test_answers_that_must_differ_are_the_next_best():
+def test_answers_that_must_differ_are_the_next_ones_that_no_cheaper_policy_beats():
+    rng = np.random.default_rng(3)
+    cost, table = random_cost(rng), losses(rng)
+    solver, limit = Solver(SPACE, {"latency_ms": cost}), limit_of(latency_ms=3.0)
+    points = solver.front(table)
+    front = [lost for spent, lost in zip(points.cost, points.loss, strict=True) if spent <= 3.0]
+    policies = []
+    for _ in range(4):
+        policies.append(solver.solve(table, limit, differ_from=policies, by=1))
+    found = [loss(table, policy) for policy in policies]
+    assert found[: len(front)] == pytest.approx(sorted(front)[:4])
+    assert len(set(policies)) == 4
+    assert all(price(cost, policy) <= 3.0 for policy in policies)
+
+
+def test_answers_that_must_differ_are_the_next_best_where_limits_are_solved_one_by_one(monkeypatch):
+    monkeypatch.setattr("autoprune.allocation.elimination._MOST_STATES", 1)
     rng = np.random.default_rng(3)
     cost, table = random_cost(rng), losses(rng)
     solver, limit = Solver(SPACE, {"latency_ms": cost}), limit_of(latency_ms=3.0)
