@@ -235,7 +235,7 @@ class Policy:
             if not isinstance(given, Mapping):
                 raise PolicyError(f"widths and treatments are mappings by names; got {given!r}")
         for name, width in self.widths.items():
-            if not isinstance(width, Integral) or isinstance(width, bool) or width < 0:
+            if (type(width) is not int and (not isinstance(width, Integral) or isinstance(width, bool))) or width < 0:
                 raise PolicyError(f"a width is a whole number, 0 or more; {name!r} has {width!r}")
         for name, treatment in self.treatments.items():
             if not isinstance(treatment, Treatment):
@@ -243,7 +243,11 @@ class Policy:
             if name in self.widths:
                 raise PolicyError(f"{name!r} names a unit and a layer; a policy needs distinct names")
         widths = {name: int(width) for name, width in self.widths.items()}
-        treatments = {name: treatment for name, treatment in self.treatments.items() if treatment != DENSE}
+        treatments = {
+            name: treatment
+            for name, treatment in self.treatments.items()
+            if treatment is not DENSE and treatment != DENSE
+        }
         object.__setattr__(self, "widths", MappingProxyType(widths))
         object.__setattr__(self, "treatments", MappingProxyType(treatments))
 

@@ -238,25 +238,45 @@ def polished(policy: Policy, space: SearchSpace, predict: Predict, limit: Limit)
 
 
 def polished_together(policies: Sequence[Policy], space: SearchSpace, predict: Predict, limit: Limit) -> list[Policy]:
-    """Return each policy as `polished` does, with one prediction for a step of all of them."""
-    current, rising = list(policies), list(range(len(policies)))
-    while rising:
-        raised = {place: _raised(current[place], space) for place in rising}
-        everyone = [policy for higher in raised.values() for policy in higher]
-        fitting = iter(fits(predict(everyone), limit)) if everyone else iter(())
-        inside = {place: [policy for policy in higher if next(fitting)] for place, higher in raised.items()}
-        rising = [place for place, found in inside.items() if found]
-        for place in rising:
-            current[place] = inside[place][0]
-    return current
+    """Return each policy as `polished` does, with one prediction for a step of all of them.
+
+    A decision that did not fit once seldom fits after others were raised, so it is tried again at the end alone.
+    """
+    rising = [_Rising(space, policy) for policy in policies]
+    while moving := [each for each in rising if each.open]:
+        candidates = [each.raised() for each in moving]
+        fitting = iter(fits(predict([policy for some in candidates for policy in some]), limit).tolist())
+        for each in moving:
+            each.take([place for place in each.open if next(fitting)])
+    return [space.at(each.places) for each in rising]
 
 
-def _raised(policy: Policy, space: SearchSpace) -> list[Policy]:
-    """The policies with one decision a level up."""
-    choices, raised = policy.choices, []
-    for name in space.searched:
-        levels = space.levels[name]
-        place = levels.index(choices.get(name, levels[-1]))
-        if place + 1 < len(levels):
-            raised.append(space.policy(choices | {name: levels[place + 1]}))
-    return raised
+class _Rising:
+    """A policy whose decisions are raised; `open` are the places in `space.searched` of those that may still fit."""
+
+    def __init__(self, space: SearchSpace, policy: Policy) -> None:
+        self._space = space
+        self._tops = [len(space.levels[name]) - 1 for name in space.searched]
+        self.places = space.places(policy)
+        self.open: list[int] = []
+        self._every = False
+        self._open_all()
+
+    def raised(self) -> list[Policy]:
+        """Return the policies with one open decision a level up."""
+        return [self._space.at([*self.places[:n], self.places[n] + 1, *self.places[n + 1 :]]) for n in self.open]
+
+    def take(self, fitting: Sequence[int]) -> None:
+        """Raise the first decision that fits; where none does, try all once more, and then end."""
+        if fitting:
+            self.places[fitting[0]] += 1
+            self.open = [place for place in fitting if self.places[place] < self._tops[place]]
+            self._every = False
+        else:
+            self.open = []
+        if not self.open and not self._every:
+            self._open_all()
+
+    def _open_all(self) -> None:
+        self.open = [n for n, top in enumerate(self._tops) if self.places[n] < top]
+        self._every = True

@@ -186,6 +186,7 @@ def test_a_solver_that_gives_up_is_no_infeasible_limit(monkeypatch):
     class Stopped:
         status, x, message = 1, None, "time limit"
 
+    monkeypatch.setattr("autoprune.allocation.elimination._MOST_STATES", 1)
     monkeypatch.setattr("autoprune.allocation.solver.optimize.milp", lambda *_, **__: Stopped)
     rng = np.random.default_rng(0)
     solver = Solver(SPACE, {"latency_ms": random_cost(rng)})
