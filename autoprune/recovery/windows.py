@@ -65,11 +65,12 @@ def sample_windows(windows: Tensor, count: int, generator: torch.Generator, kept
     """
     sizes = windows.shape[1 : 1 + position_dims(windows)]
     total = math.prod(sizes) if kept is None else len(kept)
-    positions = torch.rand((len(windows), total), generator=generator).argsort(1)[:, :count]
+    drawn = torch.rand((len(windows), total), generator=generator)
+    positions = drawn.topk(min(count, total), largest=False).indices
     examples = torch.arange(len(windows))[:, None].expand_as(positions)
     if kept is not None:
-        drawn = kept[positions]
-        examples, positions = examples[drawn], (kept.cumsum(0) - 1)[positions[drawn]]
+        left = kept[positions]
+        examples, positions = examples[left], (kept.cumsum(0) - 1)[positions[left]]
     return windows[(examples, *torch.unravel_index(positions, sizes))].reshape(examples.numel(), -1)
 
 
