@@ -243,11 +243,7 @@ class Policy:
             if name in self.widths:
                 raise PolicyError(f"{name!r} names a unit and a layer; a policy needs distinct names")
         widths = {name: int(width) for name, width in self.widths.items()}
-        treatments = {
-            name: treatment
-            for name, treatment in self.treatments.items()
-            if treatment is not DENSE and treatment != DENSE
-        }
+        treatments = {name: each for name, each in self.treatments.items() if each is not DENSE and each != DENSE}
         object.__setattr__(self, "widths", MappingProxyType(widths))
         object.__setattr__(self, "treatments", MappingProxyType(treatments))
 
