@@ -217,7 +217,8 @@ def _alarm(refinement: Refinement, losses: Losses) -> str:
 
 
 def _few(limit: Limit, count: int) -> str:
+    found = "a single policy of this space was" if count == 1 else f"no more than {count} policies of this space were"
     return (
-        f"within {limit}, no more than {count} policies of this space were found, so there was little to choose from: "
-        "give a looser budget, or a space with more levels"
+        f"within {limit}, {found} found, so there was little to choose from: give a looser budget, or a space with "
+        "more levels"
     )
