@@ -18,7 +18,7 @@ import numpy.typing as npt
 from autoprune.allocation.additive import Additive
 from autoprune.allocation.solver import Allocation, Solver, Widen, polished
 from autoprune.budgets import Limit
-from autoprune.records import Policy, SearchSpace, digest_of
+from autoprune.records import Policy, SearchSpace
 from autoprune.search.allocator import Allocator
 from autoprune.search.explore import SENSITIVITY, Explorer, Refit, Search
 from autoprune.search.refine import PER_ROUND, Losses, Refinement
@@ -32,9 +32,6 @@ _ALARM = 1.3
 
 _FEW_SLOTS = 4
 """With more slots a round is proposed while the one before it runs, so that no slot waits for the slowest trial."""
-
-_DRAWS = 8
-"""Random policies that are tried when nothing is left to refine."""
 
 Table = Mapping[str, npt.NDArray[np.float64]]
 
@@ -120,20 +117,8 @@ class GuidedProposals:
             for refinement in self._refinements:
                 refinement.go_on()
             self._active = self._refinements
-            proposed = self._refine(losses) or self._drawn(losses)
+            proposed = self._refine(losses)
         return proposed
-
-    def _drawn(self, losses: Losses) -> dict[Policy, str]:
-        """Return a random policy on a limit that is not scored yet, if one is drawn: no step leads to another one."""
-        search, space = self._search, self._search.space
-        for attempt in range(_DRAWS):
-            rng = np.random.default_rng(int(digest_of([search.run_seed, len(losses), attempt], length=12), 16))
-            drawn = space.at([int(rng.integers(len(space.levels[name]))) for name in space.searched])
-            limit = search.limits[attempt % len(search.limits)]
-            policy = search.fit(drawn, space, search.predict, limit, rng)
-            if policy is not None and policy not in losses:
-                return {policy: "random"}
-        return {}
 
     def refit(self, tuned: Losses, losses: Losses) -> dict[Policy, str]:
         """Return further policies from the losses of fine-tuned ones, with their origin."""
