@@ -63,10 +63,10 @@ def compare(name: str, space: SearchSpace, dense_model: DenseModel, count: int) 
     for _ in range(count):
         policy = drawn(space, draws)
         alone, fitted = (scored(dense_model, policy, layers) for layers in (changed_alone, layer_fitting.fitted_layers))
-        factors.append(fitted[0] / max(alone[0], 1e-6))
+        factors += [fitted[0] / alone[0]] if alone[0] > 1e-6 else []
         print(f"{name}: divergence {alone[0]:.4f} and {fitted[0]:.4f}, score {alone[1]:.3f} and {fitted[1]:.3f}",
               flush=True)  # fmt: skip
-    print(f"{name}: median factor on the divergence {median(factors):.2f}", flush=True)
+    print(f"{name}: median factor on the divergence {median(factors or [1.0]):.2f}", flush=True)
 
 
 def drawn(space: SearchSpace, draws: random.Random) -> Policy:
