@@ -25,7 +25,8 @@ def claim(folder: RunFolder, task: Task, structure: Structure) -> None:
         RunFolderError: when the folder holds the results of another task.
     """
     fingerprint = task_fingerprint(task, structure)
-    stored = {read_json(folder.environment).get("task") if folder.environment.exists() else None}
+    noted = read_json(folder.environment) if folder.environment.exists() else {}
+    stored = {noted.get("task")}
     manifest = Manifest(folder)
     stored.add(manifest.task)
     if stored - {None, fingerprint} and (folder.dense.exists() or folder.has_study):
@@ -34,7 +35,10 @@ def claim(folder: RunFolder, task: Task, structure: Structure) -> None:
             "was made by another version of autoprune. "
             "Choose another --run-dir."
         )
-    write_json(folder.environment, environment() | {"task": fingerprint})
+    workers = (
+        {"workers": noted["workers"]} if "workers" in noted else {}
+    )  # of the search, also while a model is verified
+    write_json(folder.environment, environment() | {"task": fingerprint} | workers)
     manifest.claim(fingerprint)
 
 

@@ -12,6 +12,7 @@ from autoprune.onnxgraph.export import plain_name
 from autoprune.onnxgraph.quantization import quantized
 from autoprune.onnxgraph.resizer import Resizer
 from autoprune.profiling.policy_timer import make_policy_timer
+from tests.hosts import adds_in_32_bits
 from tests.small_nets import NETS
 
 
@@ -33,6 +34,7 @@ def outputs(model, target, feeds):
     return session.run(None, named_feeds(session, feeds))[0]
 
 
+@adds_in_32_bits
 def test_an_int8_model_computes_about_the_same(net, int8_of, dense_of, target, feeds):
     quantized_outputs = outputs(int8_of(net).SerializeToString(), target, feeds)
     wanted = outputs(dense_of(net).SerializeToString(), target, feeds)

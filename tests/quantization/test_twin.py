@@ -15,7 +15,7 @@ from autoprune.device.timing import named_feeds, open_session
 from autoprune.errors import PolicyError, RunFolderError, StructureError, TaskError, TrialError
 from autoprune.onnxgraph.export import export_onnx
 from autoprune.onnxgraph.treated import treated
-from autoprune.quantization.arithmetic import DEFAULT_ARITHMETIC, FP32_INPUTS, INT8_INPUTS, WEIGHT_ONLY, Arithmetic
+from autoprune.quantization.arithmetic import FP32_INPUTS, INT8_INPUTS, WEIGHT_ONLY, Arithmetic
 from autoprune.quantization.calibration import calibrated, split_treatments
 from autoprune.quantization.grid import LARGEST_SATURATING_WEIGHT
 from autoprune.quantization.numbers import Quantization
@@ -24,6 +24,7 @@ from autoprune.records import Policy
 from autoprune.recovery.optimal_rounding import MomentRounding
 from autoprune.structure import analyze
 from autoprune.treatments import INT8, Treatment
+from tests.hosts import ARITHMETIC, adds_in_32_bits
 from tests.small_nets import MIXED, NETS
 
 
@@ -34,7 +35,7 @@ def inputs_of(structure, count=64):
     return strength * (1 + x)  # examples differ, so that outputs do
 
 
-def twin_and_file(structure, model, exported, layers, target, path, local=None, arithmetic=DEFAULT_ARITHMETIC):
+def twin_and_file(structure, model, exported, layers, target, path, local=None, arithmetic=ARITHMETIC):
     """The outputs of a model, its twin and its file."""
     placement, x = structure.placement_in(model.captures[False].graph), inputs_of(structure)
     local = local or {}
@@ -93,6 +94,7 @@ def test_weights_of_seven_bits_are_what_the_file_computes_with(structure_of, tar
 LOCAL = [Treatment.parse(text) for text in ("int8-dynamic", "w8", "w4")]
 
 
+@adds_in_32_bits
 @pytest.mark.parametrize("treatment", LOCAL, ids=str)
 @pytest.mark.parametrize("name", ["flat", "attention", "recurrent"])
 def test_linear_layers_that_are_treated_alone_agree_with_the_file(name, treatment, structure_of, target, tmp_path):
@@ -117,7 +119,7 @@ def test_inputs_in_fp32_agree_with_the_file_and_err_less(precision, structure_of
     exported, local = export_onnx(model, structure.example_inputs), {"head.weight": Treatment(precision=precision)}
     errors = []
     for level in (FP32_INPUTS, INT8_INPUTS):
-        arithmetic = Arithmetic(accuracy_levels={precision: level})
+        arithmetic = replace(ARITHMETIC, accuracy_levels={precision: level})
         fp32, twin, file = twin_and_file(structure, model, exported, [], target, path, local, arithmetic)
         assert np.abs(twin - file).max() < 1e-4 * np.abs(fp32).max()
         errors.append((file - fp32).std())
@@ -140,6 +142,7 @@ class Directions(nn.Module):
         return self.head(last[-1])
 
 
+@adds_in_32_bits
 def test_recurrent_layers_that_are_treated_alone_agree_with_the_file(target, tmp_path):
     torch.manual_seed(0)
     structure = analyze(Directions().eval(), (torch.randn(1, 4, 3),))
@@ -183,7 +186,9 @@ def test_the_twin_trains_through_its_rounding_and_leaves_the_model_alone(structu
     model = structure.shrink(structure.dense_policy()).eval()
     before, x = copy.deepcopy(model.state_dict()), inputs_of(structure)
     layers = [layer.name for layer in structure.layers]
-    twin = make_twin(model, structure.placement, calibrated(model, structure.placement, layers, (x,)))
+    twin = make_twin(
+        model, structure.placement, calibrated(model, structure.placement, layers, (x,), arithmetic=ARITHMETIC)
+    )
     loss = nn.functional.mse_loss(twin.train()(x), torch.zeros(64, 5))
     loss.backward()
     gradients = {name: p.grad for name, p in twin.named_parameters()}
