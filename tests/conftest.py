@@ -6,6 +6,7 @@ import gc
 import math
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,13 @@ SPEC = f"{Path(tiny.__file__)}:make_task"
 OPTIONS = {"budgets": ["80%", "65%"], "trials": 10, "executor": "inline"}
 QUICK = {"budgets": ["80%"], "trials": 2, "executor": "inline", "strategy": "uniform"}
 """A run through all stages, for tests that are not about the search."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """Take Ctrl-C also where a shell started the tests in the background, which makes processes ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -103,6 +103,17 @@ class Recurrent(nn.Module):
         return self.head(torch.relu(self.hidden(x[:, -1])))
 
 
+class LastOutput(nn.Module):
+    """An LSTM and a linear layer that reads its last output."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(inputs, hidden, batch_first=True), nn.Linear(hidden, outputs)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0][:, -1])
+
+
 class Attention(nn.Module):
     """Layer norm and attention whose widths stay, and a feed-forward part."""
 

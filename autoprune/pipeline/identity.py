@@ -35,9 +35,8 @@ def claim(folder: RunFolder, task: Task, structure: Structure) -> None:
             "was made by another version of autoprune. "
             "Choose another --run-dir."
         )
-    workers = (
-        {"workers": noted["workers"]} if "workers" in noted else {}
-    )  # of the search, also while a model is verified
+    # Who ran the trials of a search stays noted while one of its models is verified or trained on.
+    workers = {key: value for key, value in noted.items() if key == "workers"}
     write_json(folder.environment, environment() | {"task": fingerprint} | workers)
     manifest.claim(fingerprint)
 

@@ -31,9 +31,10 @@ Fit = Callable[[Tensor, Tensor, Tensor], Tensor]
 """The signature of `whole_weight`."""
 
 _POSITIONS, _FEWEST_POSITIONS = 64, 4
-"""Positions of one example that a layer is fitted at; fewer where its windows or outputs have many numbers."""
+"""Positions of one example that a layer is fitted at; fewer where its windows or outputs have more than `_NUMBERS`."""
 
 _NUMBERS = 1 << 24
+"""Numbers of the windows, and of the outputs, of all examples."""
 
 MOST_COLUMNS = 2304
 """A layer with more columns is not fitted: its inverse would take longer than a fine-tuning."""
@@ -164,12 +165,13 @@ class LayerFitter(fx.Interpreter):
 
     def fit_outputs(self, name: str, node: fx.Node, args: tuple[Any, ...], fit: Fit = whole_weight) -> None:
         """Fit a layer to what it wrote in the whole model, in place, with its bias; arguments: see `fit`."""
-        weight, rows, target = args[1], self._whole.sample(input_windows(node, args), args[1]), self._whole.targets
+        weight = args[1]
+        if fit is whole_weight and weight[0].numel() > MOST_COLUMNS:
+            return
+        rows, target = self._whole.sample(input_windows(node, args), weight), self._whole.targets
         own, added = self._biases[name], args[2] if len(args) > 2 else None
         given = 0 if own or added is None else added
         normed = any(user.target is torch.ops.aten.batch_norm.default for user in node.users)
-        if fit is whole_weight and weight[0].numel() > MOST_COLUMNS:
-            return
         bias = fit_in_place(
             weight, rows, target[node.name] - given, fit, groups_of(node, args), centred=bool(own) or normed
         )

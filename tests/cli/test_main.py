@@ -233,6 +233,23 @@ class TestFinished:
         assert again.score == metrics["score"]
         assert run(monkeypatch, "finetune", path, "--policy", model.digest, "--epochs", "0") == 2
 
+    def test_training_from_scratch_is_a_control_and_changes_no_file(
+        self, copied: autoprune.Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        folder, digest = copied.folder.path, copied.models[0].digest
+
+        def contents() -> dict[Path, bytes]:
+            return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and "lock" not in path.name}
+
+        before, command = contents(), ("finetune", str(folder), "--policy", digest, "--from-scratch", "--json")
+        assert run(monkeypatch, *command, "--epochs", "3") == 0
+        shown = json.loads(capsys.readouterr().out)
+        assert shown["score_of_run"] == pytest.approx(copied.models[0].score)
+        assert shown["score"] > 0.5  # it learned
+        changed = [path.name for path, content in contents().items() if before.get(path) != content]
+        assert changed == []
+        assert run(monkeypatch, *command, "--epochs", "0") == 2
+
 
 def test_an_import_that_a_signal_cut_off_is_a_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -11,6 +11,7 @@ from autoprune.pruning import SCORES, WEIGHT_SCORES, Calibration, prunable_weigh
 from autoprune.pruning.expressions import ranks
 from autoprune.structure import analyze
 from tests.nets import make_net
+from tests.small_nets import LastOutput
 
 NET, INPUTS = make_net("residual")
 STRUCTURE = analyze(NET, INPUTS)
@@ -134,16 +135,8 @@ def _derivatives(net: nn.Module, data: Calibration) -> tuple[list[torch.Tensor],
 
 @pytest.mark.parametrize("name", ["attention", "recurrent"])
 def test_second_derivatives_of_attention_and_recurrent_layers(name: str) -> None:
-    class Recurrent(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.lstm, self.head = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 2)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.head(self.lstm(x)[0][:, -1])
-
     torch.manual_seed(0)
-    net = Recurrent() if name == "recurrent" else nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    net = LastOutput(3, 4, 2) if name == "recurrent" else nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
     x = torch.randn(4, 5, 3 if name == "recurrent" else 4)
     data = Calibration(batches=[((x,), None)], loss=lambda out, _: out.square().mean())
     for values in score_weights(net, prunable_weights(net), "hvp", data).values():

@@ -8,21 +8,11 @@ from torch import nn
 from autoprune.recovery.sparse import make_sparse
 from autoprune.sparsity.patterns import Pattern
 from autoprune.structure import GraphModel, analyze
+from tests.small_nets import LastOutput
 
 
 def normal(*sizes: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*sizes, generator=torch.Generator().manual_seed(seed))
-
-
-class Reader(nn.Module):
-    """An LSTM and a linear layer that reads its last output."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lstm, self.head = nn.LSTM(8, 16, batch_first=True), nn.Linear(16, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.lstm(x)[0][:, -1])
 
 
 def dense_graph(net: nn.Module, example: torch.Tensor) -> GraphModel:
@@ -33,7 +23,7 @@ def dense_graph(net: nn.Module, example: torch.Tensor) -> GraphModel:
 def test_a_layer_without_zeros_makes_up_for_an_lstm_with_zeros() -> None:
     torch.manual_seed(0)
     inputs, unseen = normal(512, 6, 8), normal(512, 6, 8, seed=1)
-    dense = dense_graph(Reader(), inputs[:1])
+    dense = dense_graph(LastOutput(8, 16, 4), inputs[:1])
     made, pattern = copy.deepcopy(dense), Pattern(share=9_000)
     make_sparse(made, {"lstm.weight_ih_l0": pattern, "lstm.weight_hh_l0": pattern}, [inputs])
     plain = copy.deepcopy(dense)

@@ -17,6 +17,7 @@ from autoprune.recovery.sparse import make_sparse, sparse_weight
 from autoprune.sparsity.masks import pattern_mask
 from autoprune.sparsity.patterns import Pattern
 from autoprune.structure import analyze
+from tests.small_nets import LastOutput
 
 
 def normal(*sizes: int, seed: int = 0) -> torch.Tensor:
@@ -91,15 +92,7 @@ def test_layers_of_a_model_make_up_for_those_before_them():
 
 
 def test_weights_of_an_lstm_lose_the_smallest_ones():
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.lstm, self.head = nn.LSTM(4, 4, batch_first=True), nn.Linear(4, 2)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.head(self.lstm(x)[0][:, -1])
-
-    structure = analyze(Net().eval(), normal(1, 3, 4))
+    structure = analyze(LastOutput(4, 4, 2).eval(), normal(1, 3, 4))
     model = structure.shrink(structure.dense_policy()).eval()
     make_sparse(model, {"lstm.weight_ih_l0": pattern_of("2:4")}, [normal(8, 3, 4)])
     assert int((model.get_parameter("lstm.weight_ih_l0") != 0).sum()) == 32
