@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from autoprune.device.measure import host
 from autoprune.device.target import adds_in_16_bits
 from autoprune.quantization.arithmetic import Arithmetic
@@ -14,5 +12,3 @@ OVERFLOWS = adds_in_16_bits({"isa": host()[1]})
 
 ARITHMETIC = Arithmetic(largest_weight=LARGEST_SATURATING_WEIGHT if OVERFLOWS else LARGEST_WEIGHT)
 """The arithmetic of this host."""
-
-adds_in_32_bits = pytest.mark.skipif(OVERFLOWS, reason="int8 weights of 8 bits overflow on this CPU (no VNNI)")

@@ -257,7 +257,7 @@ class DenseModel:
         if not self._coarse(model, policy) or self.task.train_step is not None or self.task.finetune is not None:
             return None
         int8, local = split_treatments(self._treatments(model, policy))
-        return training_twin(model, self._placement(model), int8, local, self.arithmetic.accuracy_levels)
+        return training_twin(model, self._placement(model), int8, local, self.arithmetic)
 
     @cached_property
     def _form(self) -> ModelForm:

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from autoprune.quantization.arithmetic import NOT_CHOSEN, WEIGHT_ONLY, AccuracyLevels, level_of
+from autoprune.quantization.arithmetic import DEFAULT_ARITHMETIC, Arithmetic, level_of
 from autoprune.quantization.grid import BLOCK, rounded, rounded_blocks, weight_scales
 
 RUNTIME_DOMAIN = "com.microsoft"
@@ -37,7 +37,7 @@ def local_nodes(
     *,
     stored: str,
     bias: str = "",
-    accuracy_levels: AccuracyLevels = NOT_CHOSEN,
+    arithmetic: Arithmetic = DEFAULT_ARITHMETIC,
 ) -> LocalNodes:
     """Return what takes the place of a matrix product.
 
@@ -47,29 +47,26 @@ def local_nodes(
         weight: `[O, I]`.
         stored: name of the weight in the file; those of the constants begin with it, so that layers share them.
         bias: name of the bias that a Gemm adds, "" without one.
-        accuracy_levels: of `w8` and `w4`.
+        arithmetic: of the device.
     """
     product = onnx.NodeProto()
     product.CopyFrom(node)
     product.output[0] = f"{node.output[0]}_product" if bias else node.output[0]
-    written = WRITERS[precision](product, weight, stored)
-    if precision in WEIGHT_ONLY:
-        level = level_of(precision, accuracy_levels)
-        written.nodes[0].attribute.append(helper.make_attribute("accuracy_level", level))
+    written = WRITERS[precision](product, weight, stored, arithmetic)
     if not bias:
         return written
     addition = helper.make_node("Add", [product.output[0], bias], [node.output[0]], name=f"{node.name}_bias")
     return LocalNodes(nodes=(*written.nodes, addition), constants=written.constants)
 
 
-def int8_dynamic_lstm(node: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto]) -> LocalNodes:
+def int8_dynamic_lstm(node: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto], largest_weight: int) -> LocalNodes:
     """Return what takes the place of an LSTM whose weights `[directions, 4 H, C]` are `stored` in the file."""
     given, constants = [*node.input, *[""] * (8 - len(node.input))], {}
     grids = []
     for place in (1, 2):
         weight, name = numpy_helper.to_array(stored[node.input[place]]), node.input[place]
         rows = weight.reshape(-1, weight.shape[-1])
-        scales = weight_scales(rows, None, 1.0)
+        scales = weight_scales(rows, None, 1.0, largest_weight=largest_weight)
         steps = rounded(rows, scales).reshape(weight.shape).transpose(0, 2, 1)
         given[place], *of_grid = (f"{name}_{part}" for part in ("quantized", "scale", "zero_point"))
         scales = scales.reshape(weight.shape[:2])
@@ -90,8 +87,8 @@ def int8_dynamic_lstm(node: onnx.NodeProto, stored: Mapping[str, onnx.TensorProt
     return LocalNodes(nodes=(lstm,), constants=constants)
 
 
-def _int8_dynamic(node: onnx.NodeProto, weight: np.ndarray, stored: str) -> LocalNodes:
-    scales = weight_scales(weight, None, 1.0)
+def _int8_dynamic(node: onnx.NodeProto, weight: np.ndarray, stored: str, arithmetic: Arithmetic) -> LocalNodes:
+    scales = weight_scales(weight, None, 1.0, largest_weight=arithmetic.largest_weight)
     steps, scale, zero_point = (f"{stored}_{part}" for part in ("quantized", "scale", "zero_point"))
     # A layer that is called again writes other values.
     read, into = [f"{node.output[0]}_{part}" for part in ("input", "input_scale", "input_zero_point")], node.output[0]
@@ -112,20 +109,23 @@ def _int8_dynamic(node: onnx.NodeProto, weight: np.ndarray, stored: str) -> Loca
     return LocalNodes(nodes=nodes, constants=constants)
 
 
-def _weight_only(bits: int, node: onnx.NodeProto, weight: np.ndarray, stored: str) -> LocalNodes:
+def _weight_only(
+    precision: str, bits: int, node: onnx.NodeProto, weight: np.ndarray, stored: str, arithmetic: Arithmetic
+) -> LocalNodes:
     blocks = rounded_blocks(weight, bits)
     steps = blocks.steps if bits == 8 else blocks.steps[..., 0::2] | blocks.steps[..., 1::2] << 4
     names = [f"{stored}_quantized", f"{stored}_scale"]
     product = helper.make_node(
         "MatMulNBits", [node.input[0], *names], list(node.output), name=node.name, domain=RUNTIME_DOMAIN,
         N=len(weight), K=blocks.inputs, bits=bits, block_size=BLOCK,
+        accuracy_level=level_of(precision, arithmetic.accuracy_levels),
     )  # fmt: skip
     return LocalNodes(nodes=(product,), constants={names[0]: steps, names[1]: blocks.scales})
 
 
-WRITERS: Mapping[str, Callable[[onnx.NodeProto, np.ndarray, str], LocalNodes]] = {
+WRITERS: Mapping[str, Callable[[onnx.NodeProto, np.ndarray, str, Arithmetic], LocalNodes]] = {
     "int8-dynamic": _int8_dynamic,
-    "w8": partial(_weight_only, 8),
-    "w4": partial(_weight_only, 4),
+    "w8": partial(_weight_only, "w8", 8),
+    "w4": partial(_weight_only, "w4", 4),
 }
 """What writes the product of a linear layer, by the precision of its treatment."""

@@ -20,7 +20,7 @@ from autoprune.onnxgraph.export import plain_name
 from autoprune.onnxgraph.layer_steps import CLIPS, OnnxLayer, onnx_layers, recurrent_name, steps_of_onnx, weight_of
 from autoprune.onnxgraph.local_treatments import RUNTIME_DOMAIN, LocalNodes, int8_dynamic_lstm, local_nodes
 from autoprune.onnxgraph.low_rank import split_layers
-from autoprune.quantization.arithmetic import NOT_CHOSEN, AccuracyLevels
+from autoprune.quantization.arithmetic import DEFAULT_ARITHMETIC, Arithmetic
 from autoprune.quantization.grid import Range, RoundedWeight, nearest, rounded_bias
 from autoprune.structure.placement import Placement
 from autoprune.treatments import DENSE, INT8, INT8_DYNAMIC, Treatment
@@ -43,7 +43,7 @@ def treated(
     treatments: Mapping[str, Treatment],
     ranges: Mapping[str, Range] | None = None,
     weights: Mapping[str, RoundedWeight] | None = None,
-    accuracy_levels: AccuracyLevels = NOT_CHOSEN,
+    arithmetic: Arithmetic = DEFAULT_ARITHMETIC,
 ) -> onnx.ModelProto:
     """Return a copy of an exported model whose layers are treated.
 
@@ -54,7 +54,7 @@ def treated(
         ranges: of the int8 tensors by their keys (`Placement.keys`). Without them the file is valid and takes its
             time, but its numbers mean nothing.
         weights: rounded weights and their biases by the names of layers; others are rounded to the nearest step.
-        accuracy_levels: of layers in `w8` and `w4`.
+        arithmetic: of the device, for weights that are rounded here.
 
     Raises:
         StructureError: a weight is in the file, but no operator that can be treated so multiplies with it; a range is
@@ -64,7 +64,7 @@ def treated(
     copied.CopyFrom(onnx.load(str(model)) if isinstance(model, Path) else model)
     del copied.graph.value_info[:]  # types of values change
     split = split_layers(copied.graph, treatments)
-    _Writer(copied.graph, split, ranges, weights or {}, accuracy_levels).write()
+    _Writer(copied.graph, split, ranges, weights or {}, arithmetic).write()
     if any(node.domain == RUNTIME_DOMAIN for node in copied.graph.node):
         domains = {entry.domain for entry in copied.opset_import}
         copied.opset_import.extend([helper.make_opsetid(RUNTIME_DOMAIN, 1)] if RUNTIME_DOMAIN not in domains else [])
@@ -80,7 +80,7 @@ class _Writer:
         treatments: Mapping[str, Treatment],
         ranges: Mapping[str, Range] | None,
         weights: Mapping[str, RoundedWeight],
-        accuracy_levels: AccuracyLevels,
+        arithmetic: Arithmetic,
     ) -> None:
         self._graph = graph
         self._layers = onnx_layers(graph)
@@ -88,7 +88,7 @@ class _Writer:
         _require_layers(treatments, [*self._layers.values()], graph)
         self._int8 = {name for name, treatment in treatments.items() if treatment == INT8}
         self._local = {name: treatment for name, treatment in treatments.items() if treatment.is_local}
-        self._weights, self._accuracy_levels = dict(weights), accuracy_levels
+        self._weights, self._arithmetic = dict(weights), arithmetic
         self._placement = Placement(steps_of_onnx(graph))
         self._ranges = _ranges(self._placement, self._int8, ranges, graph)
         self._at = {value: tensor for tensor in self._ranges for value in self._placement.quantized_at(tensor)}
@@ -122,7 +122,7 @@ class _Writer:
             if layer is not None and layer.name in self._local:
                 self._treat_alone(layer, node)
             elif recurrent_name(node) in self._local:
-                self._take(int8_dynamic_lstm(node, self._stored))
+                self._take(int8_dynamic_lstm(node, self._stored, self._arithmetic.largest_weight))
             else:
                 self._nodes.append(node)
             for value, written in zip(values, node.output, strict=True):
@@ -200,7 +200,8 @@ class _Writer:
         input_scale = self._ranges[self._placement.tensor_of(read)].scale
         if layer.name not in self._weights:
             bias = numpy_helper.to_array(self._stored[layer.bias]) if layer.bias else None
-            self._weights[layer.name] = nearest(weight_of(layer, self._stored), bias, input_scale)
+            weight, largest = weight_of(layer, self._stored), self._arithmetic.largest_weight
+            self._weights[layer.name] = nearest(weight, bias, input_scale, largest_weight=largest)
         rounded = self._weights[layer.name]
         steps = rounded.steps if layer.axis == 0 else np.ascontiguousarray(rounded.steps.T)
         node.input[1] = self._dequantize(layer.stored, steps, rounded.scales, axis=layer.axis)
@@ -222,9 +223,7 @@ class _Writer:
         """Add the nodes that take the place of a layer's, which reads and writes fp32."""
         precision, weight = self._local[layer.name].precision, weight_of(layer, self._stored)
         self._take(
-            local_nodes(
-                node, precision, weight, stored=layer.stored, bias=layer.bias, accuracy_levels=self._accuracy_levels
-            )
+            local_nodes(node, precision, weight, stored=layer.stored, bias=layer.bias, arithmetic=self._arithmetic)
         )
 
     def _take(self, written: LocalNodes) -> None:

@@ -14,7 +14,7 @@ from autoprune.onnxgraph.outputs import torch_outputs
 from autoprune.pipeline.events import Events
 from autoprune.profiling.journal import Journal
 from autoprune.profiling.policy_timer import PolicyTimer
-from autoprune.quantization.arithmetic import FP32_INPUTS, INT8_INPUTS, WEIGHT_ONLY, AccuracyLevels
+from autoprune.quantization.arithmetic import FP32_INPUTS, INT8_INPUTS, WEIGHT_ONLY, AccuracyLevels, Arithmetic
 from autoprune.quantization.numbers import Quantization
 from autoprune.quantization.twin import make_twin
 from autoprune.records import SearchSpace
@@ -101,7 +101,8 @@ def relative_error(structure: Structure, layers: list[str], precision: str) -> f
     wanted = torch_outputs(model, inputs)
 
     def error(level: int) -> float:
-        numbers = Quantization(ranges={}, weights={}, local=local, accuracy_levels={precision: level})
+        arithmetic = Arithmetic(accuracy_levels={precision: level})
+        numbers = Quantization(ranges={}, weights={}, local=local, arithmetic=arithmetic)
         outputs = torch_outputs(make_twin(model, placement, numbers), inputs)
         # Masked outputs are the same infinity in both.
         differences = [a[a != b] - b[a != b] for a, b in zip(outputs, wanted, strict=True)]

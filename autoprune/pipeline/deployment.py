@@ -89,8 +89,8 @@ class Deployment:
             write_atomic(self.shipped(onnx), serialized(file))
         if treatments:
             ranges, weights = (numbers.ranges, numbers.weights) if numbers else (None, None)
-            levels = numbers.accuracy_levels if numbers else self.dense_model.arithmetic.accuracy_levels
-            file = treated(onnx, treatments, ranges, weights, levels)
+            arithmetic = numbers.arithmetic if numbers else self.dense_model.arithmetic
+            file = treated(onnx, treatments, ranges, weights, arithmetic)
             write_atomic(self.shipped(onnx, policy), serialized(file))
         return self.shipped(onnx, policy)
 

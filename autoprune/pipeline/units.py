@@ -69,10 +69,5 @@ def note_short_sums(space: SearchSpace, fingerprint: Mapping[str, Any], events: 
         return
     levels = [level for name in space.layer_names for level in space.levels[name]]
     precisions = {level.precision for level in levels if isinstance(level, Treatment)}
-    if INT8.precision in precisions:
+    if precisions & {INT8.precision, INT8_DYNAMIC.precision}:
         events.note("weights in int8 have 7 bits: without VNNI this CPU adds two products in 16 bits")
-    if INT8_DYNAMIC.precision in precisions:
-        events.note(
-            "int8-dynamic keeps 8 bits, and two products are added in 16 bits on this CPU (no VNNI): large sums may be "
-            "cut off, which the scores of the search do not show and those of the front do"
-        )

@@ -28,7 +28,7 @@ from autoprune.onnxgraph.resizer import Resizer, unnamed_weights
 from autoprune.onnxgraph.sizes import LearnedSizes, learn_sizes, with_own_shapes
 from autoprune.onnxgraph.treated import treated
 from autoprune.profiling.duration import OPERATORS, patient_clock
-from autoprune.quantization.arithmetic import AccuracyLevels
+from autoprune.quantization.arithmetic import AccuracyLevels, Arithmetic
 from autoprune.records import Policy
 from autoprune.structure import Structure
 from autoprune.structure.layer_decisions import policy_of
@@ -72,7 +72,7 @@ class PolicyTimer:
         if not treatments or not isinstance(model, bytes):
             return model
         graph = onnx.load_from_string(model)
-        return serialized(treated(graph, treatments, accuracy_levels=self.accuracy_levels))
+        return serialized(treated(graph, treatments, arithmetic=Arithmetic(accuracy_levels=self.accuracy_levels)))
 
     def models(self, rows: np.ndarray, stage: str) -> Iterator[Model]:
         """Models of rows `[P, U + L]`, one at a time."""

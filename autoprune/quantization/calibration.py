@@ -76,7 +76,7 @@ def calibrated(
     """
     layers = folded_layers(model, placement, int8)
     if not layers:
-        return Quantization(ranges={}, weights={}, local=local, accuracy_levels=arithmetic.accuracy_levels)
+        return Quantization(ranges={}, weights={}, local=local, arithmetic=arithmetic)
     if not inputs or not all(len(x) for x in inputs):
         raise TaskError("int8 layers take their ranges from one training example or more; got none. Add examples")
     ends = {layer.nodes[0]: layer.ends[0] for layer in layers.values() if len(layer.nodes) == 1}
@@ -86,9 +86,9 @@ def calibrated(
         ranges = observer.ranges()
         keys = placement.keys(layers.keys())
         scales = {name: _input_scale(layer, placement, keys, ranges) for name, layer in layers.items()}
-        largest, levels = arithmetic.largest_weight, arithmetic.accuracy_levels
+        largest = arithmetic.largest_weight
         weights = {name: _rounded(layer, scales[name], rounding, largest) for name, layer in layers.items()}
-        numbers = Quantization(ranges=ranges, weights=weights, local=local, accuracy_levels=levels)
+        numbers = Quantization(ranges=ranges, weights=weights, local=local, arithmetic=arithmetic)
         twin = make_twin(model, placement, numbers)
         _Corrector(twin, placement, observer.means).run(*inputs)
     corrected = biases_of(twin, {name: layer.nodes[0] for name, layer in layers.items()})

@@ -5,7 +5,7 @@ Gradients pass straight through all rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -18,7 +18,12 @@ from autoprune.quantization.rounding import straight_through
 
 
 def local_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, precision: str, accuracy_level: int = INT8_INPUTS
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    precision: str,
+    accuracy_level: int = INT8_INPUTS,
+    largest_weight: int = LARGEST_WEIGHT,
 ) -> Tensor:
     """Return the output `[..., O]` of a linear layer that is treated alone.
 
@@ -30,29 +35,34 @@ def local_linear(
             batch together. `w8`, `w4`: at accuracy level 4, its blocks are rounded to 8 bits with a scale each, as
             `MatMulNBits` of ONNX Runtime does; at other levels it stays in fp32.
         accuracy_level: of `w8` and `w4`.
+        largest_weight: the outermost step of weights in `int8-dynamic`.
     """
-    round_input, round_weight = _ROUNDING[precision]
-    if precision in WEIGHT_ONLY and accuracy_level != INT8_INPUTS:
+    if precision not in WEIGHT_ONLY:
+        on_grids = partial(_on_channel_grids, largest_weight)
+        return functional.linear(straight_through(x, on_own_grid), straight_through(weight, on_grids), bias)
+    round_input, round_weight = _inputs_on_block_grids, partial(_on_block_grids, 8 if precision == "w8" else 4)
+    if accuracy_level != INT8_INPUTS:
         return functional.linear(x, straight_through(weight, round_weight), bias)
     return functional.linear(straight_through(x, round_input), straight_through(weight, round_weight), bias)
 
 
 def int8_dynamic_lstm(
     x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], biased: bool, layers: int, dropout: float,
-    training: bool, bidirectional: bool, batch_first: bool,
+    training: bool, bidirectional: bool, batch_first: bool, largest_weight: int = LARGEST_WEIGHT,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return what `aten.lstm` does for one layer in `int8-dynamic`: outputs, last hidden and last cell states.
 
     The input has the range of all its steps, and every step's hidden states have theirs.
     """
+    on_grids = partial(_on_channel_grids, largest_weight)
     steps = straight_through(x.transpose(0, 1) if batch_first else x, on_own_grid)
     each, outputs = 4 if biased else 2, []
     for direction in range(2 if bidirectional else 1):
         of_inputs, of_states, *biases = weights[direction * each : (direction + 1) * each]
         gates = functional.linear(
-            steps, straight_through(of_inputs, _on_channel_grids), biases[0] + biases[1] if biased else None
+            steps, straight_through(of_inputs, on_grids), biases[0] + biases[1] if biased else None
         )
-        recurrent = straight_through(of_states, _on_channel_grids)
+        recurrent = straight_through(of_states, on_grids)
         outputs.append(_lstm_steps(gates, recurrent, *(state[direction] for state in states), reverse=direction == 1))
     hidden = torch.cat([of_steps for of_steps, _ in outputs], dim=-1)
     cells = torch.stack([cell for _, cell in outputs])
@@ -93,9 +103,9 @@ def on_own_grid(x: Tensor) -> Tensor:
     return ((x / scale).round() + zero_point).clamp_(0, LEVELS).sub_(zero_point).mul_(scale)
 
 
-def _on_channel_grids(weight: Tensor) -> Tensor:
+def _on_channel_grids(largest_weight: int, weight: Tensor) -> Tensor:
     numbers = weight.numpy()
-    scales = weight_scales(numbers, None, 1.0)
+    scales = weight_scales(numbers, None, 1.0, largest_weight=largest_weight)
     return torch.from_numpy(rounded(numbers, scales) * scales[:, None])
 
 
@@ -109,13 +119,3 @@ def _inputs_on_block_grids(x: Tensor) -> Tensor:
     scales = blocks.abs().amax(dim=-1, keepdim=True) / LARGEST_WEIGHT
     steps = (blocks * torch.where(scales > 0, 1 / scales, 0.0)).round_()
     return (steps * scales).flatten(-2)[..., :inputs]
-
-
-_Rounding = Callable[[Tensor], Tensor]
-
-_ROUNDING: Mapping[str, tuple[_Rounding, _Rounding]] = {
-    "int8-dynamic": (on_own_grid, _on_channel_grids),
-    "w8": (_inputs_on_block_grids, partial(_on_block_grids, 8)),
-    "w4": (_inputs_on_block_grids, partial(_on_block_grids, 4)),
-}
-"""Rounding of inputs and of weights by precision."""

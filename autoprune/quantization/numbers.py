@@ -13,8 +13,8 @@ from safetensors.numpy import save
 
 from autoprune.errors import RunFolderError
 from autoprune.files import parsed_json
-from autoprune.quantization.arithmetic import AccuracyLevels
-from autoprune.quantization.grid import Range, RoundedWeight
+from autoprune.quantization.arithmetic import DEFAULT_ARITHMETIC, Arithmetic
+from autoprune.quantization.grid import LARGEST_WEIGHT, Range, RoundedWeight
 from autoprune.runfolder import write_atomic
 from autoprune.treatments import Treatment
 
@@ -27,13 +27,13 @@ class Quantization:
 
     `ranges` are those of int8 tensors by their keys (`Placement.keys`), `weights` the rounded ones of int8 layers by
     their names. `local` holds the treatments of layers that are treated alone, whose numbers follow from their weights,
-    and `accuracy_levels` says how those in `w8` and `w4` compute.
+    and `arithmetic` says how the device computes them.
     """
 
     ranges: Mapping[str, Range]
     weights: Mapping[str, RoundedWeight]
     local: Mapping[str, Treatment] = field(default_factory=dict)
-    accuracy_levels: AccuracyLevels = field(default_factory=dict)
+    arithmetic: Arithmetic = DEFAULT_ARITHMETIC
 
     def save(self, path: Path) -> None:
         """Write the numbers to a file, atomically."""
@@ -44,7 +44,8 @@ class Quantization:
         ranges = {key: [of_tensor.low, of_tensor.high] for key, of_tensor in self.ranges.items()}
         contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
         local = {name: str(treatment) for name, treatment in self.local.items()}
-        metadata = {"ranges": ranges, "local": local, "accuracy_levels": dict(self.accuracy_levels)}
+        levels, largest = dict(self.arithmetic.accuracy_levels), self.arithmetic.largest_weight
+        metadata = {"ranges": ranges, "local": local, "accuracy_levels": levels, "largest_weight": largest}
         write_atomic(path, save(contiguous, {name: json.dumps(value) for name, value in metadata.items()}))
 
     @classmethod
@@ -55,6 +56,7 @@ class Quantization:
                 metadata = file.metadata()
                 ranges, local = parsed_json(metadata["ranges"]), parsed_json(metadata.get("local", "{}"))
                 levels = parsed_json(metadata.get("accuracy_levels", "{}"))
+                largest = parsed_json(metadata.get("largest_weight", str(LARGEST_WEIGHT)))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
             names = [name.removesuffix(_STEPS) for name in tensors if name.endswith(_STEPS)]
             weights = {
@@ -67,7 +69,7 @@ class Quantization:
                 ranges={key: Range(low=low, high=high) for key, (low, high) in ranges.items()},
                 weights=weights,
                 local={name: Treatment.parse(text) for name, text in local.items()},
-                accuracy_levels=levels,
+                arithmetic=Arithmetic(largest_weight=int(largest), accuracy_levels=levels),
             )
         except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
             raise RunFolderError(f"{path} is absent or damaged: {error}. `autoprune verify` makes it again") from error

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from autoprune.quantization.arithmetic import NOT_CHOSEN, AccuracyLevels, level_of
+from autoprune.quantization.arithmetic import DEFAULT_ARITHMETIC, Arithmetic, level_of
 from autoprune.quantization.grid import LARGEST_WEIGHT, LEVELS, SMALLEST_SCALE
 from autoprune.quantization.local_layers import local_linear
 from autoprune.structure import GraphModel, module_tensors
@@ -34,7 +34,7 @@ def training_twin(
     placement: Placement,
     int8: Collection[str],
     local: Mapping[str, Treatment],
-    accuracy_levels: AccuracyLevels = NOT_CHOSEN,
+    arithmetic: Arithmetic = DEFAULT_ARITHMETIC,
 ) -> GraphModel:
     """Return a twin that shares parameters and buffers with a model, in the mode of the model.
 
@@ -43,7 +43,7 @@ def training_twin(
         placement: of its evaluation graph; nodes of the training graph have the same names.
         int8: names of the int8 layers.
         local: treatments of the layers that are treated alone.
-        accuracy_levels: of those in `w8` and `w4`.
+        arithmetic: of the device.
     """
     kinds = {node.name: node.target for node in model.captures[False].graph.nodes}
     rounded = {step for tensor in placement.int8_tensors(int8) for step in placement.quantized_at(tensor)}
@@ -61,7 +61,8 @@ def training_twin(
             elif layer in local and node.target is aten.linear.default:
                 new[node].target = local_linear
                 precision = local[layer].precision
-                new[node].args = (*(*new[node].args, None)[:3], precision, level_of(precision, accuracy_levels))
+                level = level_of(precision, arithmetic.accuracy_levels)
+                new[node].args = (*(*new[node].args, None)[:3], precision, level, arithmetic.largest_weight)
             if node.name in rounded:
                 new[node] = copied.call_function(round_tensor, (new[node],))
         return replace(capture, graph=copied)

@@ -165,6 +165,7 @@ class _Builder:
         if node.target is aten.lstm.input:
             new = self.graph.node_copy(node, lambda n: self._new[n])
             new.target = int8_dynamic_lstm
+            new.kwargs = {"largest_weight": self._numbers.arithmetic.largest_weight}
             return new
         folded, treatment = self._local[layer], self._numbers.local[layer]
         weight, bias = (None if t is None else nn.Parameter(t.clone()) for t in (folded.weight, folded.bias))
@@ -173,7 +174,8 @@ class _Builder:
             self._attribute(f"{layer}_folded", weight),
             self._attribute(f"{layer}_bias", bias),
             treatment.precision,
-            level_of(treatment.precision, self._numbers.accuracy_levels),
+            level_of(treatment.precision, self._numbers.arithmetic.accuracy_levels),
+            self._numbers.arithmetic.largest_weight,
         )
         new = self.graph.create_node("call_function", local_linear, arguments, name=node.name)
         new.meta = dict(node.meta)

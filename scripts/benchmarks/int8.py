@@ -111,7 +111,9 @@ def _compared(dense_model: DenseModel, model: GraphModel, policy: Policy, roundi
     exported = export_onnx(model, task.example_inputs)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "int8.onnx"
-        path.write_bytes(serialized(treated(exported, policy.treatments, numbers.ranges, numbers.weights)))
+        path.write_bytes(
+            serialized(treated(exported, policy.treatments, numbers.ranges, numbers.weights, numbers.arithmetic))
+        )
         forms = {"fp32": model, "twin": twin, "file": OnnxModule(path, model)}
         outputs = {name: predict_outputs(form, task, task.val_set) for name, form in forms.items()}
     classes = {name: of_form.argmax(1) for name, of_form in outputs.items()}

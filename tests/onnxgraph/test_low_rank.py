@@ -15,7 +15,7 @@ from autoprune.recovery.low_rank import factorized
 from autoprune.structure import analyze
 from autoprune.structure.low_rank import treatments_of_factors
 from autoprune.treatments import Treatment
-from tests.hosts import adds_in_32_bits
+from tests.hosts import ARITHMETIC
 
 RANKS = {"conv.weight": 4, "tokens.weight": 5, "rows.weight": 6}
 
@@ -87,7 +87,6 @@ def test_a_layer_that_is_too_narrow_for_its_rank_is_written_whole(world):
     assert {"head.0.weight_quantized", "head.1.weight_quantized"} <= {i.name for i in split.graph.initializer}
 
 
-@adds_in_32_bits
 @pytest.mark.parametrize("precision", ["int8", "int8-dynamic", "w8"])
 def test_factors_have_precisions_and_a_twin(world, target, precision):
     structure, _, model = world
@@ -96,8 +95,10 @@ def test_factors_have_precisions_and_a_twin(world, target, precision):
     x, placement = random_inputs(), structure.placement_in(model.captures[False].graph)
     int8, local = split_treatments(treatments_of_factors(treatments, RANKS))
     assert len(int8) + len(local) == 2 * len(layers)
-    numbers = calibrated(model, placement, int8, (x,), local)
-    file = treated(export_onnx(model, structure.example_inputs), treatments, numbers.ranges, numbers.weights)
+    numbers = calibrated(model, placement, int8, (x,), local, arithmetic=ARITHMETIC)
+    file = treated(
+        export_onnx(model, structure.example_inputs), treatments, numbers.ranges, numbers.weights, ARITHMETIC
+    )
     with torch.no_grad():
         fp32, twin, written = (
             model(x).numpy(),

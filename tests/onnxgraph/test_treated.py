@@ -15,7 +15,7 @@ from autoprune.quantization.grid import Range, nearest
 from autoprune.records import Policy
 from autoprune.structure.placement import Placement
 from autoprune.treatments import INT8, Treatment
-from tests.hosts import adds_in_32_bits
+from tests.hosts import ARITHMETIC
 from tests.small_nets import MIXED, NETS
 
 RANGE = Range(low=-4.0, high=4.0)
@@ -72,7 +72,6 @@ def test_with_ranges_the_outputs_stay_about_the_same(name, structure_of, dense_o
     np.testing.assert_array_equal(run(treated(model, {}), target, feeds), wanted)
 
 
-@adds_in_32_bits
 @pytest.mark.parametrize(("kind", "groups"), [(nn.Conv2d, 1), (nn.Conv2d, 2), (nn.ConvTranspose2d, 1)])
 def test_the_runtime_rounds_no_weight_of_an_fp32_layer(kind, groups, target):
     """Left to itself, it rounds those between int8 values, with one scale for all: small filters are lost."""
@@ -88,18 +87,19 @@ def test_the_runtime_rounds_no_weight_of_an_fp32_layer(kind, groups, target):
     int8 = dict.fromkeys(["0.weight", "4.weight"], INT8)
     ranges = dict.fromkeys(placement_of(exported).keys(int8).values(), Range(low=0.0, high=4.0))
     ranges["0.weight.input"] = RANGE
-    outputs, wanted = (run(m, target, [x.numpy()]) for m in (treated(exported, int8, ranges), exported))
+    outputs, wanted = (
+        run(m, target, [x.numpy()]) for m in (treated(exported, int8, ranges, arithmetic=ARITHMETIC), exported)
+    )
     assert wanted.std() > 0.05
     assert np.corrcoef(outputs.ravel(), wanted.ravel())[0, 1] > 0.99
 
 
-@adds_in_32_bits
 @pytest.mark.parametrize("clip", [nn.ReLU(), nn.ReLU6(), nn.Hardtanh(-0.1, 0.2)], ids=str)
 def test_a_linear_layer_with_a_relu_that_is_read_in_fp32_stays_int8(clip, target, tmp_path):
     torch.manual_seed(0)
     net, x = nn.Sequential(nn.Linear(32, 32), clip, nn.Linear(32, 8)).eval(), torch.rand(4, 32)
     ranges = {"0.weight.input": Range(low=0.0, high=1.0)}
-    model = treated(export_onnx(net, (x,)), {"0.weight": INT8}, ranges)
+    model = treated(export_onnx(net, (x,)), {"0.weight": INT8}, ranges, arithmetic=ARITHMETIC)
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[target.provider])

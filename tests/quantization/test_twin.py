@@ -24,7 +24,7 @@ from autoprune.records import Policy
 from autoprune.recovery.optimal_rounding import MomentRounding
 from autoprune.structure import analyze
 from autoprune.treatments import INT8, Treatment
-from tests.hosts import ARITHMETIC, adds_in_32_bits
+from tests.hosts import ARITHMETIC
 from tests.small_nets import MIXED, NETS
 
 
@@ -41,7 +41,7 @@ def twin_and_file(structure, model, exported, layers, target, path, local=None, 
     local = local or {}
     calibrated(model, placement, layers, (x,), local, arithmetic=arithmetic).save(path)
     numbers, treatments = Quantization.load(path), {**dict.fromkeys(layers, INT8), **local}
-    file = treated(exported, treatments, numbers.ranges, numbers.weights, numbers.accuracy_levels)
+    file = treated(exported, treatments, numbers.ranges, numbers.weights, numbers.arithmetic)
     session = open_session(file.SerializeToString(), target)
     with torch.no_grad():
         twin = make_twin(model, placement, numbers)
@@ -94,7 +94,6 @@ def test_weights_of_seven_bits_are_what_the_file_computes_with(structure_of, tar
 LOCAL = [Treatment.parse(text) for text in ("int8-dynamic", "w8", "w4")]
 
 
-@adds_in_32_bits
 @pytest.mark.parametrize("treatment", LOCAL, ids=str)
 @pytest.mark.parametrize("name", ["flat", "attention", "recurrent"])
 def test_linear_layers_that_are_treated_alone_agree_with_the_file(name, treatment, structure_of, target, tmp_path):
@@ -142,7 +141,6 @@ class Directions(nn.Module):
         return self.head(last[-1])
 
 
-@adds_in_32_bits
 def test_recurrent_layers_that_are_treated_alone_agree_with_the_file(target, tmp_path):
     torch.manual_seed(0)
     structure = analyze(Directions().eval(), (torch.randn(1, 4, 3),))
