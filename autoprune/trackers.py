@@ -11,6 +11,7 @@ import importlib
 import json
 import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ class Tracker:
         """Let go of everything: the search is over, or has failed."""
 
 
-class _Numbers(Tracker):
+class _Numbers(Tracker, ABC):
     """Turns trials and the front into numbers with names, which the trackers below log."""
 
     def __init__(self) -> None:
@@ -80,8 +81,8 @@ class _Numbers(Tracker):
             known = {f"front/{key}": model.get(key) for key in _FRONT_KEYS}
             self._log({name: value for name, value in known.items() if value is not None}, step)
 
-    def _log(self, numbers: Mapping[str, float], step: int) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _log(self, numbers: Mapping[str, float], step: int) -> None: ...
 
 
 class TensorBoard(_Numbers):

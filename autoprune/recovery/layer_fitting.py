@@ -14,6 +14,7 @@ Source: moments of few rows, shrunk towards their diagonal, Ledoit and Wolf 2004
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Any
@@ -134,7 +135,7 @@ def fitted_layers(graph: fx.Graph, changed: Collection[str]) -> set[str]:
     return {name for node in graph.nodes if (name := weight_name(node)) and (name in changed or uses[name] == 1)}
 
 
-class LayerFitter(fx.Interpreter):
+class LayerFitter(fx.Interpreter, ABC):
     """Runs a model and fits layers, in place, before they are used; subclasses say how in `fit`.
 
     `weights` are the names of the weights that change, some of them maybe before the run, and `whole` has the outputs
@@ -178,6 +179,7 @@ class LayerFitter(fx.Interpreter):
         if own and added is not None:
             added.copy_(bias)
 
+    @abstractmethod
     def fit(self, name: str, node: fx.Node, args: tuple[Any, ...]) -> None:
         """Change the weight of a layer, in place.
 
@@ -186,4 +188,3 @@ class LayerFitter(fx.Interpreter):
             node: of the layer.
             args: arguments of the node: input, weight, bias and so on.
         """
-        raise NotImplementedError

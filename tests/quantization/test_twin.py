@@ -111,6 +111,21 @@ def test_linear_layers_that_are_treated_alone_agree_with_the_file(name, treatmen
         assert (file.argmax(1) == twin.argmax(1)).mean() > 0.98
 
 
+def test_dynamic_layers_have_seven_bits_where_the_arithmetic_says_so(structure_of, target, tmp_path):
+    structure, path = structure_of("recurrent"), tmp_path / "numbers.safetensors"
+    model = structure.shrink(structure.dense_policy(), prove=False).eval()
+    dynamic = [layer.name for layer in structure.layers if "int8-dynamic" in layer.precisions]
+    exported, local = export_onnx(model, structure.example_inputs), dict.fromkeys(dynamic, LOCAL[0])
+    seven = Arithmetic(largest_weight=LARGEST_SATURATING_WEIGHT)
+    _, twin, file = twin_and_file(structure, model, exported, [], target, path, local, seven)
+    assert Quantization.load(path).arithmetic == seven
+    assert (twin - file).std() < 0.01 * (file - file.mean(0)).std()
+    made = treated(exported, local, arithmetic=seven).graph.initializer
+    steps = [onnx.numpy_helper.to_array(each) for each in made if each.name.endswith("_quantized")]
+    assert len(steps) == 5  # three linear layers, and an LSTM of two weights
+    assert {int(np.abs(each.astype(int)).max()) for each in steps} == {LARGEST_SATURATING_WEIGHT}
+
+
 @pytest.mark.parametrize("precision", WEIGHT_ONLY)
 def test_inputs_in_fp32_agree_with_the_file_and_err_less(precision, structure_of, target, tmp_path):
     structure, path = structure_of("flat"), tmp_path / "numbers.safetensors"
