@@ -8,7 +8,7 @@ Source: REML (Patterson and Thompson, 1971); perturb and solve (Papandreou and Y
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -71,14 +71,9 @@ def likeliest_deviations(
     """
     entries = choices[0].design.shape[1]
     members = np.zeros((entries, 0)) if kinds is None else np.eye(kinds.max() + 1)[kinds]
-    shares = _SHARED_FACTORS if members.size else (0.0,)
-    problems = {
-        (share, number): replace(problem, design=np.hstack([problem.design, share * (problem.design @ members)]))
-        for share in shares
-        for number, problem in enumerate(choices)
-    }
-    (share, number), prior_sd, noise_sd = _likeliest(problems, noise)
-    problem = problems[share, number]
+    (share, number), prior_sd, noise_sd = _likeliest(choices, members, noise)
+    design = choices[number].design
+    problem = replace(choices[number], design=np.hstack([design, share * (design @ members)]))
     draws, remainder_draws = _draws(problem, prior_sd, noise_sd, rng)
     return number, Deviations(
         common=share * (members @ problem.mean(prior_sd, noise_sd)[entries:]),
@@ -102,27 +97,52 @@ def _draws(
     return entries - prior_sd**2 * (seen @ projector @ problem.design), -seen @ to_remainder
 
 
-def _likeliest(problems: Mapping[tuple[float, int], Problem], noise: float) -> tuple[tuple[float, int], float, float]:
-    """Which problem, and standard deviations of its prior and of the noise (at least `noise`), make the evidence
-    likeliest (REML).
+def _likeliest(
+    choices: Sequence[Problem], members: np.ndarray, noise: float
+) -> tuple[tuple[float, int], float, float]:
+    """Which share of kinds and problem, and which standard deviations of its prior and of the noise (at least `noise`),
+    make the evidence likeliest (REML).
 
     Leave-one-out error cannot tell them apart: a policy with an entry of its own is predicted by the prior alone.
     """
-    badness = {key: _badness(problem, noise) for key, problem in problems.items()}
-    return min(((key, *pair) for key, grid in badness.items() for pair in grid), key=lambda k: badness[k[0]][k[1:]])
+    shares = np.array(_SHARED_FACTORS if members.size else (0.0,))
+    noise_sds = noise * _NOISE_FACTORS
+    badness = np.stack([_badness(problem, members, shares, noise_sds) for problem in choices], axis=1)
+    share, number, i, j = np.unravel_index(badness.argmin(), badness.shape)
+    return (float(shares[share]), int(number)), float(_PRIOR_SDS[i]), float(noise_sds[j])
 
 
-def _badness(problem: Problem, noise: float) -> dict[tuple[float, float], float]:
-    """Twice the negative logarithm of the likelihood by standard deviations of prior and noise."""
+def _badness(problem: Problem, members: np.ndarray, shares: np.ndarray, noise_sds: np.ndarray) -> np.ndarray:
+    """Twice the negative logarithm of the likelihood: `[S, 13, N]` by shares of kinds, standard deviations of the prior
+    and `noise_sds`.
+
+    Few deviations are shared, so what they add to the covariance has a low rank (matrix determinant and inversion
+    lemmas, Woodbury 1950), and one decomposition serves all shares.
+    """
     design, target = problem.design, problem.target
     if problem.ones is not None:
-        basis = np.linalg.qr(np.column_stack([problem.ones, np.eye(len(target))[:, 1:]]))[0][:, 1:]
-        design, target = basis.T @ design, basis.T @ target
+        design, target = _without(problem.ones, design), _without(problem.ones, target)
     values, vectors = np.linalg.eigh(design @ design.T)
-    rotated = (vectors.T @ target) ** 2
-    badness = {}
-    for prior_sd in map(float, _PRIOR_SDS):
-        for noise_sd in map(float, noise * _NOISE_FACTORS):
-            variance = prior_sd**2 * np.maximum(values, 0) + noise_sd**2
-            badness[prior_sd, noise_sd] = float(np.sum(np.log(variance) + rotated / variance))
-    return badness
+    common, target = vectors.T @ (design @ members), vectors.T @ target
+    inverse = 1 / ((_PRIOR_SDS**2)[:, None, None] * np.maximum(values, 0) + (noise_sds**2)[:, None])
+    own = (target**2 * inverse - np.log(inverse)).sum(axis=-1)
+    gram = (inverse @ (common[:, :, None] * common[:, None]).reshape(len(common), -1)).reshape(
+        *own.shape, *[common.shape[1]] * 2
+    )
+    seen = (inverse * target) @ common
+    badness = []
+    for weight in np.multiply.outer(shares**2, _PRIOR_SDS**2):
+        kernel = np.eye(common.shape[1]) + weight[:, None, None, None] * gram
+        told = (seen * np.linalg.solve(kernel, seen[..., None])[..., 0]).sum(axis=-1)
+        badness.append(own + np.linalg.slogdet(kernel)[1] - weight[:, None] * told)
+    return np.array(badness)
+
+
+def _without(direction: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return `values` `[M, ...]` in an orthonormal basis of what is orthogonal to a direction `[M]`: `[M - 1, ...]`.
+
+    The basis is all but the first row of the reflection that turns the direction to the first axis.
+    """
+    mirror = direction.copy()
+    mirror[0] += np.copysign(np.linalg.norm(direction), direction[0])
+    return (values - np.multiply.outer(mirror, (2 / (mirror @ mirror)) * (mirror @ values)))[1:]

@@ -60,12 +60,16 @@ def monotone(values: np.ndarray, precision: np.ndarray, chains: Sequence[np.ndar
     As little as possible where no two chains share a position.
     """
     moved = values.copy()
+    if not chains:
+        return moved
+    lower, upper = (np.concatenate([chain[part] for chain in chains]) for part in (slice(-1), slice(1, None)))
+    owner = np.repeat(np.arange(len(chains)), [len(chain) - 1 for chain in chains])
     for _ in range(_SWEEPS):
+        falling = np.unique(owner[moved[upper] < moved[lower]])
         before = moved.copy()
-        for chain in chains:
-            part = moved[chain]
-            if (part[1:] < part[:-1]).any():
-                moved[chain] = isotonic_regression(part, weights=precision[chain]).x
+        for number in falling:
+            chain = chains[number]
+            moved[chain] = isotonic_regression(moved[chain], weights=precision[chain]).x
         if np.allclose(before, moved, rtol=1e-6):
             break
     return moved
