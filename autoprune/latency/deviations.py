@@ -97,9 +97,7 @@ def _draws(
     return entries - prior_sd**2 * (seen @ projector @ problem.design), -seen @ to_remainder
 
 
-def _likeliest(
-    choices: Sequence[Problem], members: np.ndarray, noise: float
-) -> tuple[tuple[float, int], float, float]:
+def _likeliest(choices: Sequence[Problem], members: np.ndarray, noise: float) -> tuple[tuple[float, int], float, float]:
     """Which share of kinds and problem, and which standard deviations of its prior and of the noise (at least `noise`),
     make the evidence likeliest (REML).
 

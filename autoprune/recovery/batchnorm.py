@@ -27,6 +27,17 @@ class _Statistic:
     momentum: Tensor
 
 
+def take_statistics(x: Tensor, mean: Tensor, variance: Tensor) -> None:
+    """Write the mean and the unbiased variance of every channel of `x` `[N, C, ...]` into two buffers `[C]`.
+
+    `torch.var_mean` gives the same in ten times the time: its single pass over several dimensions is not vectorized.
+    """
+    dims, shape = [0, *range(2, x.dim())], (-1, *[1] * (x.dim() - 2))
+    mean.copy_(x.mean(dims))
+    squares = (x - mean.reshape(shape)).square_().sum(dims)
+    variance.copy_(squares / (x.numel() // x.shape[1] - 1))
+
+
 def recalibrate(
     model: nn.Module,
     task: Task,

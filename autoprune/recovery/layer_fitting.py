@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, fx
 
 from autoprune.errors import TrialError
+from autoprune.recovery.batchnorm import take_statistics
 from autoprune.recovery.consumers import groups_of
 from autoprune.recovery.windows import by_example, input_windows, output_positions, sample_windows
 from autoprune.structure import GraphModel
@@ -157,9 +158,7 @@ class LayerFitter(fx.Interpreter, ABC):
             self.fit_outputs(name, n, self.fetch_args_kwargs_from_env(n)[0])
         elif moved and n.target is torch.ops.aten.batch_norm.default:
             args, _ = self.fetch_args_kwargs_from_env(n)
-            variance, mean = torch.var_mean(args[0], [0, *range(2, args[0].dim())])
-            args[3].copy_(mean)
-            args[4].copy_(variance)
+            take_statistics(args[0], args[3], args[4])
         if moved or name in self._weights or (n.op == "get_attr" and n.target in self._weights):
             self._moved.add(n)
         return super().run_node(n)

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from autoprune import memory_limits
 from autoprune.errors import TrialError
+from autoprune.recovery.batchnorm import take_statistics
 from autoprune.recovery.consumers import (
     MATRIX,
     Consumer,
@@ -181,10 +182,7 @@ class _Fitter(fx.Interpreter):
             elif n.name in self._reconstruction.recurrent:
                 self._fit_recurrent(n, args)
             elif n.name in self._reconstruction._norms:
-                x, dims = args[0], [0, *range(2, args[0].dim())]
-                variance, mean = torch.var_mean(x, dims)
-                args[3].copy_(mean)
-                args[4].copy_(variance)
+                take_statistics(args[0], args[3], args[4])
         return super().run_node(n)
 
     def _fit(self, consumer: Consumer, node: fx.Node, args: tuple[Any, ...]) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import fx, nn
 
-from autoprune.recovery.batchnorm import recalibrate
+from autoprune.recovery.batchnorm import recalibrate, take_statistics
 from autoprune.task.batches import sample_rows, take
 from autoprune.training.sample_passes import SamplePasses
 from tests.task.toys import toy_model, toy_task
@@ -157,3 +157,14 @@ def test_live_norms_behind_frozen_ones_get_the_statistics_of_their_input(frozen)
         torch.testing.assert_close(norm.running_mean, wanted.running_mean, rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(norm.running_var, wanted.running_var, rtol=1e-3, atol=1e-4)
     assert passes.total == pytest.approx((96 + 6) / 3)  # finding the frozen ones takes one pass more
+
+
+@pytest.mark.parametrize("shape", [(64, 3), (32, 3, 7), (16, 3, 5, 4), (8, 3, 2, 3, 4)])
+def test_statistics_are_those_of_a_batch_norm_in_training(shape):
+    x = 3 + 2 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    norm = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[len(shape)](3, momentum=1.0)
+    norm.train()(x)
+    mean, variance = torch.empty(3), torch.empty(3)
+    take_statistics(x, mean, variance)
+    torch.testing.assert_close(mean, norm.running_mean)
+    torch.testing.assert_close(variance, norm.running_var)
