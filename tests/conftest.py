@@ -44,9 +44,11 @@ def interruptible() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def collected_once() -> None:
-    """Keep the garbage collector off the millions of objects that imports have left: a tenth of the test time."""
+    """Keep the garbage collector off the millions of objects that imports have left, and let it run rarely: a tenth of
+    the test time each."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(100_000, 10, 10)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from autoprune.pruning.calibration import Calibration
-from autoprune.structure import analyze
+from autoprune.structure import EvaluationGraph, analyze
 
 aten = torch.ops.aten
 
@@ -49,7 +49,7 @@ def input_norms(model: nn.Module, weights: Mapping[str, Tensor], calibration: Ca
 class _Norms(fx.Interpreter):
     """An interpreter that sums squares of the inputs of weights."""
 
-    def __init__(self, module: fx.GraphModule, canonical: Mapping[str, str], weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, module: EvaluationGraph, canonical: Mapping[str, str], weights: Mapping[str, Tensor]) -> None:
         super().__init__(module)
         self._canonical, self._weights = canonical, weights
         self.squares: dict[str, Tensor] = {}

@@ -17,7 +17,7 @@ from autoprune.pruning.calibration import (
     mean_gradients,
     squared_gradients,
 )
-from autoprune.structure import Structure
+from autoprune.structure import EvaluationGraph, Structure
 
 aten = torch.ops.aten
 Array = np.ndarray
@@ -139,7 +139,7 @@ class Scorer:
 class _Recorder(fx.Interpreter):
     """An interpreter that sums means of activations over examples, along the given dimensions of nodes."""
 
-    def __init__(self, module: fx.GraphModule, dims: Sequence[tuple[str, int]]) -> None:
+    def __init__(self, module: EvaluationGraph, dims: Sequence[tuple[str, int]]) -> None:
         super().__init__(module)
         self._dims: dict[str, list[int]] = {}
         for node, dim in dims:

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from autoprune.errors import TrialError
 from autoprune.quantization.grid import Array, Range
 from autoprune.quantization.rounding import in_grid
+from autoprune.structure import EvaluationGraph
 from autoprune.structure.placement import Placement
 
 _VALUES = 1 << 13
@@ -62,7 +63,7 @@ class Observer(fx.Interpreter):
 
     def __init__(
         self,
-        module: fx.GraphModule,
+        module: EvaluationGraph,
         placement: Placement,
         int8: Collection[str],
         ends: Mapping[str, str],

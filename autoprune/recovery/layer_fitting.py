@@ -26,7 +26,7 @@ from autoprune.errors import TrialError
 from autoprune.recovery.batchnorm import take_statistics
 from autoprune.recovery.consumers import groups_of
 from autoprune.recovery.windows import by_example, input_windows, output_positions, sample_windows
-from autoprune.structure import GraphModel
+from autoprune.structure import EvaluationGraph, GraphModel
 from autoprune.structure.low_rank import bias_names, weight_name
 
 Fit = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -54,7 +54,7 @@ class OutputRecorder(fx.Interpreter):
     `weights` are the names of the layers' weights.
     """
 
-    def __init__(self, module: fx.GraphModule, weights: Collection[str], examples: int) -> None:
+    def __init__(self, module: EvaluationGraph, weights: Collection[str], examples: int) -> None:
         super().__init__(module)
         self.weights, self._examples = weights, examples
         self.targets: dict[str, Tensor] = {}

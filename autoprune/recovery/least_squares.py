@@ -46,7 +46,7 @@ from autoprune.recovery.recorder import DenseRecorder
 from autoprune.recovery.recurrent import Direction, find_directions, weights_of
 from autoprune.recovery.regression import regression
 from autoprune.recovery.windows import by_example, input_windows, kept_positions, sample_windows
-from autoprune.structure import GraphModel, Structure
+from autoprune.structure import EvaluationGraph, GraphModel, Structure
 
 Array = np.ndarray
 Masks = Mapping[tuple[str, str, int], Array]
@@ -164,7 +164,7 @@ class _Fitter(fx.Interpreter):
     """Runs the evaluation graph of a pruned model and repairs every touched layer before it is used."""
 
     def __init__(
-        self, module: fx.GraphModule, reconstruction: Reconstruction, masks: Masks, influenced: Influence
+        self, module: EvaluationGraph, reconstruction: Reconstruction, masks: Masks, influenced: Influence
     ) -> None:
         super().__init__(module)
         self._reconstruction = reconstruction

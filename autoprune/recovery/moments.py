@@ -15,7 +15,7 @@ from autoprune.errors import TaskError
 from autoprune.recovery.consumers import Consumer, find_consumers
 from autoprune.recovery.recurrent import Direction, find_directions, hidden_state
 from autoprune.recovery.windows import by_example, input_windows, position_dims, sample_windows
-from autoprune.structure import Structure
+from autoprune.structure import EvaluationGraph, Structure
 
 _POSITIONS = (64, 256)
 """Least and most positions of one example that are sampled, others for each: neighbours are much alike."""
@@ -63,7 +63,7 @@ def collect_moments(structure: Structure, batches: Iterable[tuple[Tensor, ...]])
 class _MomentReader(fx.Interpreter):
     def __init__(
         self,
-        module: fx.GraphModule,
+        module: EvaluationGraph,
         consumers: Mapping[str, Consumer],
         recurrent: Mapping[str, Sequence[Direction]],
     ) -> None:

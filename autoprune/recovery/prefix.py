@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from autoprune import memory_limits
-from autoprune.structure import GraphModel, Structure
+from autoprune.structure import EvaluationGraph, GraphModel, Structure
 from autoprune.structure.aliases import is_in_place, owners
 
 
@@ -81,7 +81,7 @@ class PrefixCache:
 
 
 class _Reader(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule, boundary: frozenset[str]) -> None:
+    def __init__(self, module: EvaluationGraph, boundary: frozenset[str]) -> None:
         super().__init__(module)
         self._boundary = boundary
         self.values: dict[str, Any] = {}

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from autoprune.recovery.consumers import Consumer
 from autoprune.recovery.recurrent import Direction, hidden_state
 from autoprune.recovery.windows import input_windows, output_positions
+from autoprune.structure import EvaluationGraph
 
 
 class DenseRecorder(fx.Interpreter):
@@ -22,7 +23,7 @@ class DenseRecorder(fx.Interpreter):
 
     def __init__(
         self,
-        module: fx.GraphModule,
+        module: EvaluationGraph,
         consumers: Mapping[str, Consumer],
         recurrent: Mapping[str, tuple[Direction, ...]],
         sample: Callable[[Tensor, str], Tensor],

@@ -16,11 +16,11 @@ A rule for a further operator goes to `rules`, whose first lines say how to add 
 from autoprune.structure.build import analyze
 from autoprune.structure.capture import module_tensors
 from autoprune.structure.geometry import Dim, Operator
-from autoprune.structure.module import GraphModel, Input, PrunedTo
+from autoprune.structure.module import EvaluationGraph, GraphModel, Input, PrunedTo
 from autoprune.structure.native import ModelForm, form_at_half, in_form, native, trained_form
 from autoprune.structure.structure import Fixed, Structure
 
 __all__ = [
-    "Dim", "Fixed", "GraphModel", "Input", "ModelForm", "Operator", "PrunedTo", "Structure", "analyze", "form_at_half",
-    "in_form", "module_tensors", "native", "trained_form",
+    "Dim", "EvaluationGraph", "Fixed", "GraphModel", "Input", "ModelForm", "Operator", "PrunedTo", "Structure",
+    "analyze", "form_at_half", "in_form", "module_tensors", "native", "trained_form",
 ]  # fmt: skip

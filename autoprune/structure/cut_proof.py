@@ -47,7 +47,8 @@ def difference(
     """Return the largest relative difference between a cut model and the dense one with the channels zeroed."""
     absent = {training: structure.branches.absent(c.mode, removed) for training, c in structure.captures.items()}
     inputs = inputs or structure.example_inputs
-    return largest_difference(structure.cut({}), shrunk, masks, structure.canonical, inputs, absent)
+    captures, tensors = structure.captures, structure.tensors
+    return largest_difference(captures, tensors, shrunk, masks, structure.canonical, inputs, absent)
 
 
 def culprits(structure: Structure, policy: Policy, keep: Mapping[str, Array] | None) -> list[str]:

@@ -74,7 +74,7 @@ class GraphModel(nn.Module):
             _register(self, name, tensor, name in persistent)
         self.captures = dict(captures)
         self.pruned_to: PrunedTo | None = None
-        self._forwards = {mode: compiled(capture.graph) for mode, capture in captures.items()}
+        self._forwards: dict[bool, Any] = {}
         self._known_shapes: set[Shapes] = set()
 
     @property
@@ -92,8 +92,20 @@ class GraphModel(nn.Module):
         if named:
             inputs = (*inputs, *self._in_order(named, self.input_names[len(inputs) :]))
         self._require_sizes(inputs)
-        outputs = self._forwards[self.training](self, *inputs)
+        outputs = self._compiled()(self, *inputs)
         return pytree.tree_unflatten(outputs, self.captures[self.training].out_spec)
+
+    def train(self, mode: bool = True) -> GraphModel:
+        """Choose the training or the evaluation graph; it is compiled now, since `torch.compile` could not do so."""
+        super().train(mode)
+        self._compiled()
+        return self
+
+    def _compiled(self) -> Any:
+        """Return the function of the current mode's graph; many models are cut for a proof and never run."""
+        if self.training not in self._forwards:
+            self._forwards[self.training] = compiled(self.captures[self.training].graph)
+        return self._forwards[self.training]
 
     @property
     def sizes(self) -> InputSizes:
@@ -128,9 +140,9 @@ class GraphModel(nn.Module):
         filled = [next(left) if isinstance(leaf, fx.Node) else leaf for leaf in leaves]  # type: ignore[union-attr]
         return pytree.tree_unflatten(filled, capture.out_spec)
 
-    def evaluation_graph(self) -> fx.GraphModule:
+    def evaluation_graph(self) -> EvaluationGraph:
         """Return the evaluation graph over the same parameters, for an `fx.Interpreter`; nodes keep their names."""
-        return fx.GraphModule(self, self.captures[False].graph)
+        return EvaluationGraph(self)
 
     def evaluate_from(self, known: dict[fx.Node, Any]) -> Any:
         """Return the outputs in evaluation mode, given the values of some nodes; these nodes are not run."""
@@ -152,7 +164,7 @@ class GraphModel(nn.Module):
         converted = {old: new for pair in pairs for old, new in pair if old != new}
         if converted:
             self.captures = {m: replace(c, graph=converted_graph(c.graph, converted)) for m, c in self.captures.items()}
-            self._forwards = {mode: compiled(capture.graph) for mode, capture in self.captures.items()}
+            self._forwards = {mode: compiled(self.captures[mode].graph) for mode in self._forwards}
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphModel:
@@ -163,6 +175,15 @@ class GraphModel(nn.Module):
         for key, value in self.__dict__.items():
             new.__dict__[key] = value if key in shared else copy.deepcopy(value, memo)
         return new
+
+
+class EvaluationGraph(nn.Module):
+    """The evaluation graph of a model on its tensors, to be interpreted: it has no code, which takes time to make."""
+
+    def __init__(self, model: GraphModel) -> None:
+        super().__init__()
+        self._modules, self._parameters, self._buffers = model._modules, model._parameters, model._buffers
+        self.graph = model.captures[False].graph
 
 
 @contextmanager

@@ -19,8 +19,10 @@ from collections.abc import Set as AbstractSet
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 
+from autoprune.structure.capture import Capture
 from autoprune.structure.module import GraphModel
 from autoprune.structure.references import Reference, steps
 from autoprune.structure.units import Site
@@ -33,7 +35,8 @@ TOLERANCE = 1e-6
 
 
 def largest_difference(
-    dense: GraphModel,
+    captures: Mapping[bool, Capture],
+    tensors: Mapping[str, torch.Tensor],
     shrunk: GraphModel,
     masks: Mapping[Site, np.ndarray],
     canonical: Mapping[str, str],
@@ -43,7 +46,8 @@ def largest_difference(
     """Return the largest relative difference of outputs over both modes.
 
     Args:
-        dense: the uncut model.
+        captures: of the dense model, training (True) and evaluation (False).
+        tensors: all that the dense model holds, by name; their values do not matter.
         shrunk: the model that was cut by `masks`.
         masks: which indices live, bool `[size]` for every labelled dimension.
         canonical: first name of every tensor.
@@ -54,7 +58,7 @@ def largest_difference(
         0 for equal outputs; `inf` when shapes differ or a model fails.
     """
     try:
-        compared = _Comparison(dense, shrunk, masks, canonical, example_inputs)
+        compared = _Comparison(captures, tensors, shrunk, masks, canonical, example_inputs)
         modes = absent.keys() if compared.modes_differ() or absent[False] != absent[True] else {False}
         return max(compared.difference(training, absent[training]) for training in modes)
     except (RuntimeError, LookupError, TypeError, ValueError):  # sizes do not fit, or a parameter is missing
@@ -66,13 +70,14 @@ class _Comparison:
 
     def __init__(
         self,
-        dense: GraphModel,
+        captures: Mapping[bool, Capture],
+        tensors: Mapping[str, torch.Tensor],
         shrunk: GraphModel,
         masks: Mapping[Site, np.ndarray],
         canonical: Mapping[str, str],
         example_inputs: Sequence[torch.Tensor],
     ) -> None:
-        self._dense, self._shrunk = dense, shrunk
+        self._captures, self._tensors, self._shrunk = captures, tensors, shrunk
         self._masks, self._canonical = masks, canonical
         generator = torch.Generator().manual_seed(0)
         batch = LARGE_BATCH if is_large(example_inputs) else PROOF_BATCH
@@ -80,7 +85,7 @@ class _Comparison:
         self._zeroed: dict[str, torch.Tensor] = {}
         self._sliced: dict[str, torch.Tensor] = {}
         cut = _tensors(shrunk)
-        for name, tensor in _tensors(dense).items():
+        for name, tensor in tensors.items():
             first = canonical[name]
             if first not in self._zeroed:
                 if tensor.is_floating_point():
@@ -97,15 +102,15 @@ class _Comparison:
             mode: {site[1:]: mask.tobytes() for site, mask in self._masks.items() if site[0] == mode}
             for mode in ("eval", "train")
         }
-        graphs = [model.captures for model in (self._dense, self._shrunk)]
         return cuts["eval"] != cuts["train"] or any(
-            steps(captures[False].graph) != steps(captures[True].graph) for captures in graphs
+            steps(captures[False].graph) != steps(captures[True].graph)
+            for captures in (self._captures, self._shrunk.captures)
         )
 
     def difference(self, training: bool, absent: AbstractSet[str]) -> float:
         """Return the largest relative difference of outputs in one mode."""
         zeroed, sliced = self._fresh(self._zeroed), self._fresh(self._sliced)
-        dense, small = self._dense.captures[training], self._shrunk.captures[training]
+        dense, small = self._captures[training], self._shrunk.captures[training]
         with torch.no_grad():
             reference = Reference(dense, zeroed, small.graph, self._masks, self._canonical, absent)
             expected = reference.outputs(*self._inputs)
@@ -115,9 +120,9 @@ class _Comparison:
 
     def _fresh(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return tensors by all their names; buffers are copied, because training changes them."""
-        buffers = {self._canonical[name] for name, _ in self._dense.named_buffers(remove_duplicate=False)}
+        buffers = {self._canonical[n] for n, tensor in self._tensors.items() if not isinstance(tensor, nn.Parameter)}
         own = {name: tensor.clone() if name in buffers else tensor for name, tensor in tensors.items()}
-        return {name: own[self._canonical[name]] for name in _tensors(self._dense)}
+        return {name: own[self._canonical[name]] for name in self._tensors}
 
 
 def _tensors(model: GraphModel) -> dict[str, torch.Tensor]:

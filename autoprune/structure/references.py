@@ -106,11 +106,12 @@ class Reference(fx.Interpreter):
         canonical: Mapping[str, str] | None = None,
         absent: AbstractSet[str] = frozenset(),
     ) -> None:
-        super().__init__(fx.GraphModule(torch.nn.Module(), fx.Graph()), graph=capture.graph)
+        super().__init__(torch.nn.Module(), graph=capture.graph)
         self._tensors = tensors
         self._mode = capture.mode
         self._small = {node.name: node for node in small.nodes} if small else {}
         self._masks = {site: mask for site, mask in (masks or {}).items() if not mask.all()}
+        self._cut_names = {site[:2] for site in self._masks}
         self._canonical = canonical or {}
         self._absent = absent
 
@@ -192,14 +193,18 @@ class Reference(fx.Interpreter):
         """Return whether any input of an operator was cut."""
         return node.op == "call_function" and any(self._living(m) for m in node.all_input_nodes)
 
+    def _place(self, node: fx.Node) -> tuple[str, str]:
+        """Return what the masks of a node's dimensions are listed under."""
+        if node.op == "get_attr":
+            return "parameter", self._canonical.get(str(node.target), "")
+        return self._mode, node.name
+
     def _living(self, node: fx.Node) -> dict[int, torch.Tensor]:
         """Return the living indices of every dimension of a node that was cut, except dimensions with the batch."""
         value = self.env.get(node)
-        if not isinstance(value, torch.Tensor):
+        kind, name = self._place(node)
+        if not isinstance(value, torch.Tensor) or (kind, name) not in self._cut_names:
             return {}
-        kind, name = self._mode, node.name
-        if node.op == "get_attr":
-            kind, name = "parameter", self._canonical.get(str(node.target), "")
         masks = {d: self._masks.get((kind, name, d)) for d in range(value.dim()) if d not in symbolic_dims(node)}
         return {d: torch.from_numpy(np.flatnonzero(mask)) for d, mask in masks.items() if mask is not None}
 

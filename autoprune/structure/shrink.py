@@ -74,14 +74,14 @@ def slice_tensors(
     for name in living:
         tensor, first = tensors[name], canonical[name]
         if first not in cut:
-            new = tensor.detach().clone()
+            new = tensor.detach()
             if lookups and (positions := masks.get(lookups.get(name, ("", "", 0)))) is not None:
                 new = renumbered(new, positions)
             for dim in range(tensor.dim()):
                 mask = masks.get(("parameter", first, dim))
                 if mask is not None:
                     new = new.index_select(dim, torch.from_numpy(np.flatnonzero(mask)).to(new.device))
-            new = new.contiguous()
+            new = new.clone() if new.data_ptr() == tensor.data_ptr() else new.contiguous()
             cut[first] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
         cut[name] = cut[first]
     return {name: cut[name] for name in living}

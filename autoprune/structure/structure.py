@@ -21,7 +21,7 @@ from autoprune.structure.geometry import Dim, Operator
 from autoprune.structure.input_sizes import FixedSize, InputSizes
 from autoprune.structure.layer_decisions import layers_of, steps_of, treated_weights, treatment_codes
 from autoprune.structure.memory import Memory
-from autoprune.structure.module import GraphModel, Input, PrunedTo
+from autoprune.structure.module import EvaluationGraph, GraphModel, Input, PrunedTo
 from autoprune.structure.placement import Placement
 from autoprune.structure.proof import TOLERANCE
 from autoprune.structure.shrink import channel_masks, living_masks, renumbered, rewrite, slice_tensors
@@ -282,7 +282,7 @@ class Structure:
             for keyword, x, free in zip(keywords, self.example_inputs, sizes.formulas, strict=True)
         )
 
-    def evaluation_graph(self) -> fx.GraphModule:
+    def evaluation_graph(self) -> EvaluationGraph:
         """Return the dense model's evaluation graph as a module; its nodes have the names of `channels`."""
         return self.cut({}).eval().evaluation_graph()
 
