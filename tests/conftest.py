@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import signal
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,12 +54,14 @@ def collected_once() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def parsed_once() -> Iterator[None]:
-    """Let the exporter read its 500 translations once: it does so for each model, which takes half a second."""
+    """Let the exporter read its 500 translations once: it does so for each model, which takes half a second; and look
+    up the types in its annotations, which it evaluates 10,000 times a model, where `typing` keeps them."""
     parsed: Any = values.TracedOnnxFunction.function_ir
     composites = functools.cache(torch._export.utils._collect_all_valid_cia_ops)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(values.TracedOnnxFunction, "function_ir", property(functools.cache(parsed.fget)))
         patch.setattr(_schemas, "op_signature_from_function", functools.cache(_schemas.op_signature_from_function))
+        patch.setattr(torch._ops, "Callable", typing.Callable)
         for module in (exported_program, decomp_utils):
             patch.setattr(module, "_collect_all_valid_cia_ops", composites)
         yield

@@ -43,12 +43,11 @@ def test_a_trial_that_raises_is_failed_and_the_others_go_on(executor):
     assert results[1].error == "TrialError: odd trials do not work"
 
 
-@pytest.fixture(scope="module", params=[("direct", 14), ("random", 10)])
-def inline_outcome(request, tmp_path_factory):
-    """A search and what it finds; TPE starts to model after ten trials, random proposals need no history."""
-    strategy, trials = request.param
-    effort = fakes.Effort(**vars(fakes.EFFORT) | {"trials": trials})
-    search = fakes.search(tmp_path_factory.mktemp("inline"), strategy=strategy, effort=effort)
+@pytest.fixture(scope="module")
+def inline_outcome(tmp_path_factory):
+    """A search and what it finds; TPE starts to model after ten trials."""
+    effort = fakes.Effort(**vars(fakes.EFFORT) | {"trials": 14})
+    search = fakes.search(tmp_path_factory.mktemp("inline"), strategy="direct", effort=effort)
     return search, run_search(search, InlineExecutor(fakes.plain))
 
 
