@@ -15,7 +15,10 @@ ANY_SHARE = "sparse:*"
 _SHARES = ("50%", "75%", "87.5%", "95%", "98%")
 """Shares of zeros that `sparse:*` stands for."""
 
-_FINE_SHARES = ("50%", "75%", "87.5%", "92%", "94%", "95%", "96%", "97%", "98%", "98.5%", "99%")
+_FINE_SHARES = (
+    "50%", "60%", "70%", "75%", "80%", "84%", "87.5%", "90%", "92%", "94%", "95%", "96%", "97%", "97.5%", "98%",
+    "98.5%", "99%",
+)  # fmt: skip
 _LARGE = 0.1
 """Layers with this share of the weights or more, of which there are 10 at most, have finer steps: theirs are the large
 ones of the whole model."""
