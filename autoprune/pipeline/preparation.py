@@ -65,6 +65,7 @@ def prepare(
     decide_form(structure, folder, events)
     measurer = measurer or DeviceMeasurer.of(config)
     space_file.require_target(measurer.target)
+    space_file.require_zeros(config.schedule)
     take_files(config, folder, task, structure, space_file, measurer.target, events)
     table_s = watch_time(events, config, task, structure, space_file.scanned(), module, folder)
     if config.needs_latency or folder.table.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,7 +14,7 @@ from autoprune.records import SearchSpace, Unit
 from autoprune.search.strategies import JOINT
 from autoprune.space import SpaceSpec, Useful, build_space, find_space, load_spec, needs_table, without_treatments
 from autoprune.structure import Structure
-from autoprune.treatments import Layer, level_code
+from autoprune.treatments import Layer, Treatment, level_code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +127,16 @@ class SpaceFile:
             return
         if any(len(self.profiled().levels[name]) > 1 for name in self.profiled().layer_names):
             target.require_treated_layers()
+
+    def require_zeros(self, schedule: str) -> None:
+        """Raise `ConfigError` for a schedule that exchanges zeros, where no level has any."""
+        levels = itertools.chain.from_iterable(self.scanned().levels.values())
+        if schedule == "one-shot" or any(isinstance(level, Treatment) and level.pattern for level in levels):
+            return
+        raise ConfigError(
+            f"the schedule {schedule} exchanges the zeros of a policy while it is fine-tuned, and the space {self.name} "
+            "has none. Leave out --schedule, or choose a space with zeros, such as unstructured"
+        )
 
     def widths_alone(self) -> SpaceFile:
         """Return the space in which all layers are dense."""

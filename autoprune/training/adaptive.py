@@ -5,6 +5,7 @@ Where the score is within what the user allows, more weights go; where it is not
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 from torch import Tensor, nn
@@ -63,6 +64,20 @@ class Adaptive(MaskSchedule):
         time, self._progress = min(progress, 1.0) - self._progress, min(progress, 1.0)
         self.share = min(self.share + _UP * time, 1.0) if good else max(self.share - _DOWN * time, 0.0)
         return self._plan.kept(self.share)
+
+    def complete(self) -> None:
+        """Take as many zeros as the score allows, where no step was seen whose score could say so."""
+        if self._scored or self._model is None:
+            return
+        trained = copy.deepcopy(self._model.state_dict())
+        for change in range(_CHANGES, -1, -1):
+            self._model.load_state_dict(trained)
+            self.share = change / _CHANGES
+            self.kept = self._plan.kept(self.share)
+            self.finish()
+            self._scored += 1
+            if self._score(self._model) >= self._least:
+                return
 
     def last(self, step: Step) -> list[Tensor]:
         """Stay at the share that the last score allowed."""

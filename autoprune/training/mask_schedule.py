@@ -72,6 +72,11 @@ class MaskSchedule(Term):
     def between(self, step: Step) -> None:
         """Change weights after a step, as long as the mask changes."""
 
+    def complete(self) -> None:
+        """Choose the last mask, unless it is chosen."""
+        if not self._ended:
+            self._ended, self.kept = True, self.last(Step(number=0, share=1.0, rate=0.0))
+
     def finish(self) -> None:
         """Set the groups to zero that are not kept."""
         for group, kept in zip(self._plan.groups, self.kept, strict=True):
@@ -90,3 +95,8 @@ class OneShot(MaskSchedule):
         del step
         self.finish()
         return False
+
+    def last(self, step: Step) -> list[Tensor]:
+        """Return the groups that stay."""
+        del step
+        return self.kept

@@ -57,6 +57,7 @@ def finetune_by_own_trainer(
                 f"{str(error).splitlines()[-1].strip()}"
             ) from error
     model.to("cpu").eval()
+    told.complete()
     told.finish()  # a trainer may have brought the weights of a copy
     for parameter in model.parameters():
         parameter.grad = None

@@ -43,6 +43,9 @@ class Term(Resumable):
         del step
         return False
 
+    def complete(self) -> None:
+        """Do now what the term has not come to, because not all steps were seen: a trainer may have trained a copy."""
+
     def finish(self) -> None:
         """Leave the weights as the term promises them, whatever happened to them after the last step."""
 
@@ -70,6 +73,11 @@ class Terms(Resumable):
         step = Step(number=self._steps, share=min(share, 1.0), rate=rate)
         outdated = [term.after_step(step) for term in self._terms]  # every term is told, whatever the others say
         return any(outdated)
+
+    def complete(self) -> None:
+        """Let all terms do now what they have not come to."""
+        for term in self._terms:
+            term.complete()
 
     def finish(self) -> None:
         """Let all terms leave the weights as they promise."""

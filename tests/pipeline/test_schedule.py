@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 import autoprune
-from autoprune.errors import RunFolderError
+from autoprune.errors import ConfigError, RunFolderError
 from autoprune.evaluation import Evaluator
 from autoprune.pipeline.expected_work import derived_effort
 from autoprune.trials import TrialSpec, trial_seed
@@ -37,3 +37,11 @@ def test_full_fine_tunes_of_workers_exchange_zeros(finished: autoprune.Run, tmp_
     assert not all(torch.equal(stored[name], weights["one-shot"][name]) for name in stored)
     with pytest.raises(RunFolderError, match="schedule was 'rigl' and is 'set'"):
         autoprune.search(run_dir=run.folder.path, measurer=SimulatedMeasurer(), schedule="set")
+
+
+def test_a_schedule_for_zeros_needs_a_space_with_zeros(finished: autoprune.Run, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the space widths has none"):
+        autoprune.search(
+            SPEC, run_dir=tmp_path / "r", measurer=SimulatedMeasurer(), dense=str(finished.folder.dense),
+            schedule="rigl", **QUICK | {"space": "widths"},
+        )  # fmt: skip

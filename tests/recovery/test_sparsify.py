@@ -19,7 +19,7 @@ from autoprune.task.recipe import Recipe
 from autoprune.training.finetune import finetune
 from autoprune.training.scoring import evaluate
 from tests.task.toys import toy_data, toy_model, toy_task
-from tests.training.test_own_trainer import loop
+from tests.training.test_own_trainer import elsewhere, loop
 
 RECIPE = Recipe(batch_size=16, lr=0.1, precision="fp32")
 TASK = toy_task(finetune_recipe=RECIPE)
@@ -66,9 +66,10 @@ def test_channels_are_cut_and_the_seed_decides(dense: nn.Module, schedule: str) 
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in one.state_dict().items())
 
 
-@pytest.mark.parametrize("schedule", ["gradual", "rigl", "admm", "adaptive"])
-def test_schedules_work_in_trainers_of_the_users_own(dense: nn.Module, schedule: str) -> None:
-    task = toy_task(finetune=loop)
+@pytest.mark.parametrize("trainer", [loop, elsewhere])
+@pytest.mark.parametrize("schedule", [*SCHEDULES])
+def test_schedules_work_in_trainers_of_the_users_own(dense: nn.Module, schedule: str, trainer) -> None:
+    task = toy_task(finetune=trainer)
     scores = "fisher" if schedule == "admm" else None
     sparse = autoprune.sparsify(
         dense, task, pattern="sparse:75%", schedule=schedule, scores=scores, epochs=4, allowed_drop=0.5
