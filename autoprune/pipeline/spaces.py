@@ -134,7 +134,7 @@ class SpaceFile:
         if schedule == "one-shot" or any(isinstance(level, Treatment) and level.pattern for level in levels):
             return
         raise ConfigError(
-            f"the schedule {schedule} exchanges the zeros of a policy while it is fine-tuned, and the space {self.name} "
+            f"the schedule {schedule} exchanges zeros while models are fine-tuned, and the space {self.name} "
             "has none. Leave out --schedule, or choose a space with zeros, such as unstructured"
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from autoprune.pipeline.events import Events
 from autoprune.pipeline.run import open_task
 from autoprune.pruning import zeros
 from autoprune.recovery.sparse_job import SparseTo
-from autoprune.recovery.sparsify import sparsify
+from autoprune.recovery.sparsify import plan_of, sparsify
+from autoprune.recovery.sparsify_arguments import read_terms, require_valid
 from autoprune.task.base import Task
 from autoprune.training.dense import load_dense, train_dense
 from autoprune.training.scoring import evaluate, predict_outputs
@@ -33,6 +35,7 @@ def write_sparse_copy(config: RunConfig, out: Path, events: Events, **options: A
         The file, the task's metric, scores of both models, and the zeros of each weight.
     """
     task = open_task(config)
+    _require_valid(task, **options)  # before a dense model is trained
     dense = _dense(task, config, events)
     events.stage(f"Sparse training ({options.get('schedule', 'one-shot')})")
     model = sparsify(
@@ -45,6 +48,17 @@ def write_sparse_copy(config: RunConfig, out: Path, events: Events, **options: A
     )
     save(model, out)
     return _document(task, dense, model, out)
+
+
+def _require_valid(
+    task: Task, *, pattern: str, schedule: str, finetune: str | None, scores: str | None, ranking: str | None,
+    terms: Sequence[str], epochs: float, allowed_drop: float,
+) -> None:  # fmt: skip
+    """Raise the errors of `sparsify` that need no model."""
+    mode = finetune or "full"
+    require_valid(schedule, mode, task, None, epochs, allowed_drop)
+    read_terms(terms, pattern, schedule, mode, scores, ranking)
+    plan_of(pattern, schedule, scores, ranking)
 
 
 def _dense(task: Task, config: RunConfig, events: Events) -> nn.Module:

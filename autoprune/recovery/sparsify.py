@@ -122,10 +122,9 @@ def sparsify(
     )
     said = {"pattern": pattern, "scores": scores, "ranking": ranking, "epochs": epochs, "terms": list(read)}
     job.checkpoint = None if checkpoint is None else _opened(Path(checkpoint), job, said, choose)
-    plan = _plan(pattern, scores, ranking, choose, calibration_of(task, scores or "", seed))
-    if schedule in ("set", "rigl") and isinstance(getattr(plan, "pattern", None), Threshold):
-        raise UsageError(f"{schedule} keeps the number of zeros, which {pattern} does not say; take sparse:80% or N:M")
-    made = job.run(plan, pattern)
+    made = job.run(
+        plan_of(pattern, schedule, scores, ranking, choose, calibration_of(task, scores or "", seed)), pattern
+    )
     if job.checkpoint is not None:
         job.checkpoint.remove()
     return made
@@ -148,20 +147,24 @@ def _opened(path: Path, job: SparseJob, said: Mapping[str, Any], choose: Callabl
     return Checkpoint(path, call)
 
 
-def _plan(
+def plan_of(
     pattern: str,
+    schedule: str,
     scores: str | None,
     ranking: str | None,
-    choose: Callable[[str], bool] | None,
-    calibration: Calibration,
+    choose: Callable[[str], bool] | None = None,
+    calibration: Calibration | None = None,
 ) -> WeightPlan | ChannelPlan | NoPlan:
+    """Return what goes in the end; `PolicyError` or `UsageError` for texts that cannot be read or contradict."""
     if pattern == NO_PATTERN:
         return NoPlan()
     share = channel_share(pattern)
-    given: Mapping[str, Any] = {"choose": choose, "calibration": calibration}
+    given: Mapping[str, Any] = {"choose": choose, "calibration": calibration or Calibration()}
     if share is not None:
         return ChannelPlan(share=share, scores=_or(scores, "l2"), ranking=_or(ranking, "local"), **given)
     parsed = parse_pattern(pattern)
+    if schedule in ("set", "rigl") and isinstance(parsed, Threshold):
+        raise UsageError(f"{schedule} keeps the number of zeros, which {pattern} does not say; take sparse:80% or N:M")
     usual = "lamp" if isinstance(parsed, Pattern) and parsed.share else "local"
     return WeightPlan(pattern=parsed, scores=_or(scores, "magnitude"), ranking=_or(ranking, usual), **given)
 

@@ -57,6 +57,7 @@ class ChannelPlan(Resumable):
     passes: float = 0.0
 
     def __post_init__(self) -> None:
+        parse_scores(self.scores, SCORES)
         if self.ranking not in RANKINGS:
             raise UsageError(f"channels are ranked {', '.join(RANKINGS)}; got {self.ranking!r}")
 

@@ -106,6 +106,7 @@ class WeightPlan(Resumable):
     passes: float = 0.0
 
     def __post_init__(self) -> None:
+        parse_scores(self.scores, WEIGHT_SCORES)
         if isinstance(self.pattern, Threshold) and self.ranking in ("local", "global"):
             return
         if self.ranking != "local" and not (isinstance(self.pattern, Pattern) and self.pattern.share):
