@@ -1,11 +1,12 @@
-"""Tables of `sparsity.py` as Markdown: test scores in percent, and how far one method is from each of the others.
+"""Tables of `sparsity.py` as Markdown: test scores, how far one method is from the others, and bytes used, in percent.
 
     python scripts/benchmarks/summarize_sparsity.py sparsity.csv [more.csv ...] [--passes 10000] [--against searched]
 
 A score of several seeds is their mean with a 95 % t interval; `-` where no policy of a method has so few bytes. The
 score in bold is the highest of its row. The second table has the difference from `--against` to every other method over
 the seeds that both have, with a 95 % t interval: `ahead` and `behind` only where the interval leaves out 0, `tie`
-otherwise, `?` with a single seed. Of rows for the same seed in several files the last one counts.
+otherwise, `?` with a single seed. The third has the mean share of the dense model's bytes. Of rows for the same seed in
+several files the last one counts.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ Scores = Mapping[tuple[str, str, str], Mapping[str, Mapping[int, float]]]
 """Test scores by model, space and budget; method; and seed."""
 
 
-def read_scores(rows: Iterable[Mapping[str, str]], passes: int) -> Scores:
-    """Return the test scores of the rows with so many passes of fine-tuning; later rows win."""
+def read_scores(rows: Iterable[Mapping[str, str]], passes: int, column: str = "test_score") -> Scores:
+    """Return the test scores, or another column, of the rows with so many passes of fine-tuning; later rows win."""
     scores: dict[tuple[str, str, str], dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         if int(row["passes"]) == passes:
             of_line = scores[row["model"], row["space"], row["budget"]]
-            of_line[row["method"]][int(row["seed"])] = float(row["test_score"])
+            of_line[row["method"]][int(row["seed"])] = float(row[column])
     return scores
 
 
@@ -57,6 +58,16 @@ def difference_table(scores: Scores, against: str) -> list[str]:
     for key, of_line in scores.items():
         own = of_line.get(against, {})
         lines.append(_line(*_of(key), *(verdict(own, of_line.get(method, {})) or "-" for method in present)))
+    return lines
+
+
+def bytes_table(shares: Scores) -> list[str]:
+    """Return the lines of the table of bytes used in percent of the dense model's."""
+    present = [method for method in METHODS if any(method in of_line for of_line in shares.values())]
+    lines = _head("model", "space", "bytes", *(METHODS[method] for method in present))
+    for key, of_line in shares.items():
+        used = (fmean(of_line[method].values()) if method in of_line else None for method in present)
+        lines.append(_line(*_of(key), *("-" if share is None else f"{100 * share:.1f}" for share in used)))
     return lines
 
 
@@ -94,7 +105,8 @@ def main() -> None:
         with path.open(newline="") as file:
             rows += csv.DictReader(file)
     scores = read_scores(rows, options.passes)
-    print("\n".join([*score_table(scores), "", *difference_table(scores, options.against)]))
+    used = bytes_table(read_scores(rows, options.passes, "bytes_share"))
+    print("\n".join([*score_table(scores), "", *difference_table(scores, options.against), "", *used]))
 
 
 if __name__ == "__main__":

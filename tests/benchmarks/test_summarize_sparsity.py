@@ -36,13 +36,14 @@ def test_files_give_means_with_intervals_and_who_is_ahead(
     files[1].write_text("\n".join([HEADER, *ROWS[5:]]) + "\n")  # the last row of a seed counts
     monkeypatch.setattr(sys, "argv", ["summarize_sparsity.py", *map(str, files)])
     summarize_sparsity.main()
-    titles, _, scores, empty, heads, _, differences = capsys.readouterr().out.splitlines()
+    titles, _, scores, empty, heads, _, differences, *_, used = capsys.readouterr().out.splitlines()
     assert cells(titles) == ["model", "space", "bytes", "searched", "uniform", "LAMP", "ERK"]
     # 4.303 times the standard deviation of three seeds, over the root of three.
     assert cells(scores) == ["`mlp`", "`nm`", "12 %", "**99.0** ± 2.5", "96.0 ± 2.5", "**99.0** ± 1.2", "90.0"]
     assert not empty
     assert cells(heads)[3:] == ["searched minus uniform", "searched minus LAMP", "searched minus ERK"]
     assert cells(differences)[3:] == ["+2.97 ± 0.14 ahead", "+0.00 ± 2.15 tie", "+8.00 ?"]
+    assert cells(used)[3:] == ["10.0", "10.0", "10.0", "10.0"]
 
 
 def test_methods_without_a_policy_have_a_dash() -> None:
