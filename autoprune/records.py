@@ -170,11 +170,11 @@ class SearchSpace:
         return self._of({n: choices.get(n, levels[-1]) for n, levels in self.levels.items()})
 
     def _of(self, choices: Mapping[str, Level]) -> Policy:
-        return Policy(
-            space_id=self.id,
-            widths={name: level for name, level in choices.items() if not isinstance(level, Treatment)},
-            treatments={name: level for name, level in choices.items() if isinstance(level, Treatment)},
-        )
+        policy = object.__new__(Policy)  # a search makes tens of thousands, and levels of a space need no checks
+        widths = {name: level for name, level in choices.items() if not isinstance(level, Treatment)}
+        treated = {name: level for name, level in choices.items() if isinstance(level, Treatment) and level != DENSE}
+        vars(policy).update(space_id=self.id, widths=MappingProxyType(widths), treatments=MappingProxyType(treated))
+        return policy
 
     def places(self, policy: Policy) -> list[int]:
         """Return the index of the level that each searched decision has in a policy: `[searched decisions]`."""

@@ -63,12 +63,13 @@ def _size(name: str, structure: Structure, rows: Array, layers: Sequence[str]) -
 def cost_matrix(
     structure: Structure,
     predictor: LatencyPredictor | MacsPredictor,
-    policies: Sequence[Policy],
+    policies: Sequence[Policy] | Array,
     wanted: Collection[str] = COSTS,
 ) -> npt.NDArray[np.float64]:
     """Return the costs of policies in the order of `records.COSTS`; those that are not `wanted` are 0.
 
-    A search asks thousands of times, and the peak of activations alone takes longer than the latency.
+    Policies may be given as rows (`structure.rows`). A search asks thousands of times, and the peak of activations
+    alone takes longer than the latency.
 
     Returns:
         float64 `[P, K]`: latency in milliseconds, bytes, counts.
@@ -78,7 +79,7 @@ def cost_matrix(
         PolicyError: for a policy of another model.
     """
     layers = predictor.layers
-    rows = structure.rows(policies, layers)
+    rows = policies if isinstance(policies, np.ndarray) else structure.rows(policies, layers)
     costs = np.zeros((len(rows), len(COSTS)))
     for column, name in enumerate(COSTS):
         if name in wanted:

@@ -68,14 +68,18 @@ class CostModel:
 
     def limited_costs(self, policies: Sequence[Policy]) -> npt.NDArray[np.float64]:
         """Return the costs that the limits are about and the predicted latency, `[P, K]`; all others are 0."""
-        limited = {name for limit in self.limits.values() for name in limit.limited}
-        return cost_matrix(self.structure, self.predictor, policies, {"latency_ms", *limited})
+        return cost_matrix(self.structure, self.predictor, policies, self._limited | {"latency_ms"})
+
+    @property
+    def _limited(self) -> set[str]:
+        return {name for limit in self.limits.values() for name in limit.limited}
 
     def cautious_costs(self, policies: Sequence[Policy]) -> npt.NDArray[np.float64]:
         """Return `limited_costs` with a latency that most policies do not exceed: a standard deviation is added."""
-        costs = self.limited_costs(policies)
         rows = self.structure.rows(policies, self.table.layers)
-        costs[:, _LATENCY] += _DEVIATIONS * self.predictor.predict_with_sd(rows).sd_ms
+        costs = cost_matrix(self.structure, self.predictor, rows, self._limited - {"latency_ms"})
+        predicted = self.predictor.predict_with_sd(rows)
+        costs[:, _LATENCY] = predicted.latency_ms + _DEVIATIONS * predicted.sd_ms
         return costs
 
     def predict_ms(self, policy: Policy) -> float:
