@@ -57,7 +57,7 @@ def training_twin(
                 continue
             layer = layers.get(node.name, "")
             if layer in int8:
-                _round_weight(new[node])
+                _round_weight(new[node], arithmetic.largest_weight)
             elif layer in local and node.target is aten.linear.default:
                 new[node].target = local_linear
                 precision = local[layer].precision
@@ -72,11 +72,11 @@ def training_twin(
     return GraphModel(captures, tensors, set(model.state_dict())).train(model.training)
 
 
-def _round_weight(layer: fx.Node) -> None:
+def _round_weight(layer: fx.Node, largest_weight: int) -> None:
     """Let the node of a layer read its weight in the int8 grid."""
     x, weight, *rest = layer.args
     with layer.graph.inserting_before(layer):
-        layer.args = (x, layer.graph.call_function(round_filters, (weight,)), *rest)
+        layer.args = (x, layer.graph.call_function(round_filters, (weight, largest_weight)), *rest)
 
 
 class _Rounding(torch.autograd.Function):
@@ -100,7 +100,7 @@ def round_tensor(values: Tensor) -> Tensor:
     return _Rounding.apply(values, scale.clamp(min=SMALLEST_SCALE))
 
 
-def round_filters(weight: Tensor) -> Tensor:
-    """Return a weight `[O, ...]` in the grid of its output channels."""
+def round_filters(weight: Tensor, largest_weight: int = LARGEST_WEIGHT) -> Tensor:
+    """Return a weight `[O, ...]` in the grid of its output channels, whose outermost step is `largest_weight`."""
     largest = weight.detach().abs().amax(tuple(range(1, weight.dim())), keepdim=True)
-    return _Rounding.apply(weight, (largest / LARGEST_WEIGHT).clamp(min=SMALLEST_SCALE))
+    return _Rounding.apply(weight, (largest / largest_weight).clamp(min=SMALLEST_SCALE))

@@ -1,9 +1,10 @@
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
+from autoprune.quantization.arithmetic import Arithmetic
 from autoprune.quantization.calibration import calibrated
-from autoprune.quantization.training_twin import training_twin
+from autoprune.quantization.training_twin import round_filters, training_twin
 from autoprune.quantization.twin import make_twin
 from autoprune.structure import analyze
 from autoprune.treatments import Treatment
@@ -59,3 +60,23 @@ def test_it_computes_nearly_what_the_deployed_twin_does_and_trains_the_weights_o
 def test_layers_in_fp32_leave_the_model_as_it_is(treated_model):
     model, placement, *_, x = treated_model
     assert torch.equal(training_twin(model, placement, [], {})(x), model(x))
+
+
+def test_weights_of_int8_layers_have_as_many_steps_as_the_device_can_sum(treated_model):
+    model, placement, int8, local, x = treated_model
+    twin = training_twin(model, placement, int8, local, Arithmetic(largest_weight=3)).eval()
+    seen = []
+
+    class Weights(fx.Interpreter):
+        def run_node(self, n):
+            value = super().run_node(n)
+            if n.target is round_filters:
+                seen.append(value.detach())
+            return value
+
+    Weights(twin.evaluation_graph()).run(x)
+    assert len(seen) == len(int8)
+    for weight in seen:
+        steps = weight.flatten(1) / weight.flatten(1).abs().amax(1, keepdim=True) * 3
+        torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-5)
+        assert len(steps.round().unique()) == 7
