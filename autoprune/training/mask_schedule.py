@@ -61,8 +61,12 @@ class MaskSchedule(Term):
         return [group.squares() >= 0 for group in self._plan.groups]
 
     def update(self, step: Step, progress: float) -> list[Tensor]:
-        """Return which groups stay from now on; `progress` is the share of the time for changes that is over."""
-        raise NotImplementedError
+        """Return which groups stay from now on, here those that stay already.
+
+        `progress` is the share of the time for changes that is over.
+        """
+        del step, progress
+        return self.kept
 
     def last(self, step: Step) -> list[Tensor]:
         """Return which groups stay for good."""
