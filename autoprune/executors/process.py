@@ -80,6 +80,7 @@ class ProcessExecutor(Executor):
                 elif self._overdue(worker):
                     worker.process.kill()
                     self._replace(worker, f"it took longer than the limit of {self.timeout_s:g} s (--trial-timeout)")
+        self._assign()  # a worker does not wait for what its result is used for
         return self._finished.popleft()
 
     def close(self) -> None:

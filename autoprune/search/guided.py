@@ -1,7 +1,8 @@
 """The guided strategy: sensitivities, the solver's answers, and a refinement of every limit beside its neighbours.
 
-`GuidedProposals` says which policies are scored next, given all losses so far. The strategy of the controller and the
-sampler for other studies (`autoprune.GuidedSampler`) both go by it, and so propose the same.
+`GuidedProposals` says which policies are scored next, given the losses so far. The strategy of the controller and the
+sampler for other studies (`autoprune.GuidedSampler`) both go by it, and so propose the same. The limits take turns: a
+round has the proposals of one, and is proposed while the round before it runs.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _ALARM = 1.3
 """Measured over summed loss of the solver's answer above which the report says so."""
 
 _FEW_SLOTS = 4
-"""With more slots a round is proposed while the one before it runs, so that no slot waits for the slowest trial."""
+"""With more slots two rounds of every limit run at the same time, so that no slot waits for the slowest trial."""
 
 Table = Mapping[str, npt.NDArray[np.float64]]
 
@@ -78,15 +79,17 @@ class GuidedProposals:
         endless: bool = False,
     ) -> None:
         self._search, self._parts, self._slots, self._endless = search, parts or GuidedParts(), slots, endless
-        self.ahead = int(slots > _FEW_SLOTS)
-        """Rounds that may be unfinished when the next one is proposed."""
+        self.ahead = 2 * len(search.limits) - 1 if slots > _FEW_SLOTS else 1
+        """Rounds that may be unfinished when the next one is proposed, which therefore does not know their losses."""
         self._anchors = {} if self._parts.prior else dict(self._parts.anchors(search.space))
         # By themselves the baselines would leave a cluster idle: there they are part of a later round.
-        apart = bool(self.ahead and self._anchors)
+        apart = bool(slots > _FEW_SLOTS and self._anchors)
         self._opening = deque(policies for policies in ({} if apart else first, self._anchors) if policies)
         self._with_next = first if apart else {}
         self._refinements: list[Refinement] = []
-        self._active: list[Refinement] = []
+        self._active = deque[Refinement]()
+        """The limits that still gain, the one whose turn is next first."""
+        self._running = deque[Mapping[Policy, str]](maxlen=self.ahead)
         self.table: Table | None = None
         """Sensitivities of every searched unit, `[levels]`, once they are measured."""
 
@@ -105,19 +108,23 @@ class GuidedProposals:
 
         Args:
             losses: of all policies that were scored, also such as were not proposed here. Policies of the rounds before
-                that are missing failed, or run.
+                that are missing failed, or run. Losses of the last `ahead` rounds change nothing, so that it does not
+                matter whether they are there yet.
         """
         if self._opening:
             return dict(self._opening.popleft())
-        losses = {policy: losses[policy] for policy in (*self._anchors, *losses) if policy in losses}
+        running = dict.fromkeys(policy for policies in self._running for policy in policies)
+        known = [p for p in dict.fromkeys((*self._anchors, *losses)) if p in losses and p not in running]
+        losses = {policy: losses[policy] for policy in known}
         if self.table is None:
             self._learn(losses)
-        proposed = self._refine(losses)
+        proposed = self._refine(losses, running)
         if not proposed and self._endless:
             for refinement in self._refinements:
                 refinement.go_on()
-            self._active = self._refinements
-            proposed = self._refine(losses)
+            self._active.extend(self._refinements)
+            proposed = self._refine(losses, running)
+        self._running.append(proposed)
         return proposed
 
     def refit(self, tuned: Losses, losses: Losses) -> dict[Policy, str]:
@@ -153,15 +160,17 @@ class GuidedProposals:
             parts.refinement(allocator, limit, seed=search.run_seed, evaluations=evaluations, per_round=per_round)
             for limit in search.limits
         ]
-        self._active = self._refinements
+        self._active.extend(self._refinements)
 
-    def _refine(self, losses: Losses) -> dict[Policy, str]:
-        """Return a round in which every limit that still gains proposes policies from all losses so far."""
-        proposals = [(refinement, refinement.propose(losses)) for refinement in self._active]
-        self._active = [refinement for refinement, policies in proposals if policies]
-        merged = {policy: origin for _, policies in proposals for policy, origin in policies.items()}
+    def _refine(self, losses: Losses, running: Collection[Policy]) -> dict[Policy, str]:
+        """Return what the next limit that still gains proposes from these losses, while other policies run."""
+        proposed: dict[Policy, str] = {}
+        while self._active and not proposed:
+            refinement = self._active.popleft()
+            proposed = refinement.propose(losses, running)
+            self._active.extend([refinement] if proposed else [])
         first, self._with_next = self._with_next, {}
-        return {**first, **merged, **first}
+        return {**first, **proposed, **first}
 
 
 def guided(explorer: Explorer, parts: GuidedParts | None = None) -> Refit:

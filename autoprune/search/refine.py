@@ -122,11 +122,16 @@ class Refinement:
         summed = float(self._allocator.additive([self.solution])[0])
         return losses[self.solution] / summed if summed > 0 else 1.0
 
-    def propose(self, losses: Losses) -> dict[Policy, str]:
-        """Return the next policies, none in `losses`, with their origins; none when no policy is worth a trial."""
+    def propose(self, losses: Losses, running: Collection[Policy] = ()) -> dict[Policy, str]:
+        """Return the next policies, none in `losses`, with their origins; none when no policy is worth a trial.
+
+        Args:
+            losses: of all policies that are known.
+            running: policies whose losses will be known soon, for any limit.
+        """
         origins: dict[Policy, str] = {}
         most = self._per_round if self._round else max(self._per_round, _SOLUTIONS)
-        for policy, origin in self._proposals(losses):
+        for policy, origin in self._proposals(losses, running):
             if len(origins) == most or len(self._asked) >= self._evaluations:
                 break
             if policy not in self._asked:
@@ -151,10 +156,10 @@ class Refinement:
         self._round += 1
         return [policy for policy, _ in promising]
 
-    def _proposals(self, losses: Losses) -> Iterator[tuple[Policy, str]]:
+    def _proposals(self, losses: Losses, running: Collection[Policy]) -> Iterator[tuple[Policy, str]]:
         if self._round == 0:
             yield from self._solutions()
-        yield from self._expected(losses)
+        yield from self._expected(losses, running)
 
     def _solutions(self) -> Iterator[tuple[Policy, str]]:
         """The solver's answer, those that remove fewer branches, and the next best, in two units at least apart.
@@ -175,13 +180,13 @@ class Refinement:
             apart.append(policy)
             yield policy, "solver"
 
-    def _expected(self, losses: Losses) -> Iterator[tuple[Policy, str]]:
+    def _expected(self, losses: Losses, running: Collection[Policy]) -> Iterator[tuple[Policy, str]]:
         """Policies of most expected gain, until the largest gain is too small."""
-        waiting = [policy for policy in self._asked if policy not in losses]
+        waiting = [policy for policy in dict.fromkeys((*self._asked, *running)) if policy not in losses]
         count = min(self._per_round, self._evaluations - len(self._asked))
         promising = self._most_promising(self._learned(losses), losses, waiting, count)
         self._exhausted = count > 0 and not promising
-        self._found = len(self._fitting(list(losses))) + len(waiting)
+        self._found = len(self._fitting([*losses, *waiting]))
         if len(self._asked) < max(_FEWEST, 2 * self._per_round) or (promising and promising[0][1] >= self._least_gain):
             yield from ((policy, "surrogate") for policy, _ in promising)
 

@@ -4,6 +4,7 @@ import functools
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,18 @@ def test_close_leaves_no_process(tmp_path):
     processes = [worker.process for worker in executor._workers]
     executor.close()
     assert not any(process.is_alive() for process in processes)
+
+
+def test_a_worker_begins_its_next_trial_before_its_result_is_used(tmp_path):
+    log = tmp_path / "log"
+    with ProcessExecutor(functools.partial(fakes.logging_to, log), workers=1) as executor:
+        for number in range(2):
+            executor.submit(fakes.spec(number))
+        executor.wait()
+        ends = time.monotonic() + 60
+        while len(log.read_text().splitlines()) < 2:
+            assert time.monotonic() < ends
+            time.sleep(0.01)
 
 
 def test_impossible_sizes_are_refused():

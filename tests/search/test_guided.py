@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from autoprune.allocation.additive import AdditiveCost, CostTable
 from autoprune.allocation.limits import fits
@@ -12,7 +13,8 @@ from autoprune.budgets import Limit
 from autoprune.executors.inline import InlineExecutor
 from autoprune.records import SearchSpace
 from autoprune.search.controller import run_search
-from autoprune.search.explore import SENSITIVITY
+from autoprune.search.explore import SENSITIVITY, first_scored
+from autoprune.search.guided import GuidedProposals
 from autoprune.search.sensitivity import anchor_policies
 from tests import fakes
 
@@ -84,6 +86,38 @@ def test_up_to_four_workers_find_the_same(tmp_path):
         search = fakes.search(tmp_path / workers.__name__, strategy="guided", limits=fakes.LIMITS[:1])
         policies.append([r.policy for r in run_search(search, workers(fakes.plain)).results["proxy"]])
     assert policies[0] == policies[1]
+
+
+@pytest.mark.parametrize(("limits", "slots"), [(2, 2), (2, 24), (1, 2)])
+def test_rounds_depend_on_no_loss_of_the_rounds_that_may_still_run(tmp_path, limits, slots):
+    search = fakes.search(tmp_path, limits=fakes.LIMITS[:limits])
+    first = first_scored(search, baselines(search.space, search.dense_widths, search.predict, search.limits))
+    waiting, ahead = (GuidedProposals(search, first, slots=slots) for _ in range(2))
+    assert ahead.ahead == {(2, 2): 1, (2, 24): 3, (1, 2): 1}[limits, slots]
+    losses = {}
+    while ahead.opening:
+        policies = waiting.propose(losses)
+        assert ahead.propose({}) == policies
+        losses |= {policy: fakes.loss_of(policy) for policy in policies}
+    rounds = []
+    while policies := waiting.propose(losses):
+        running = {policy for policies in rounds[len(rounds) - ahead.ahead :] for policy in policies}
+        assert ahead.propose({p: x for p, x in losses.items() if p not in running}) == policies
+        rounds.append(policies)
+        losses |= {policy: fakes.loss_of(policy) for policy in policies}
+    assert len(rounds) > 4
+
+
+def test_limits_take_turns(tmp_path):
+    search = fakes.search(tmp_path)
+    proposals = GuidedProposals(search, {})
+    losses = {policy: fakes.loss_of(policy) for policy in proposals.propose({})}
+    tight = []
+    for _ in range(4):
+        policies = proposals.propose(losses)
+        losses |= {policy: fakes.loss_of(policy) for policy in policies}
+        tight.append(all(fits(fakes.predict([policy])[0], fakes.LIMITS[1]) for policy in policies))
+    assert tight == [False, True, False, True]
 
 
 def test_sensitivities_are_measured_once_and_kept(tmp_path):
