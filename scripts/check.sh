@@ -7,7 +7,15 @@ export OMP_NUM_THREADS=1
 unset PYTHONDONTWRITEBYTECODE  # the processes that tests start need not compile everything again
 ruff format --check .
 ruff check .
-basedpyright --level error
 lint-imports --no-cache
-pytest -n 2 --durations=10
 if python -c 'import mkdocs' 2>/dev/null; then NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet; fi
+# Types take one core a minute, beside the tests.
+types=$(mktemp)
+trap 'rm -f "$types"; kill "$checker" 2>/dev/null || true' EXIT
+basedpyright --level error >"$types" 2>&1 &
+checker=$!
+failed=0
+pytest -n 2 --durations=10 || failed=$?
+wait "$checker" || { cat "$types"; exit 1; }
+cat "$types"
+exit $failed

@@ -55,7 +55,9 @@ def kinds(model):
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 1.0])
-@pytest.mark.parametrize("name", ["residual", "blocks", "resnet8", "resnet20", "mobilenet-tiny"])
+@pytest.mark.parametrize(
+    "name", ["residual", "blocks", "resnet8", "mobilenet-tiny", pytest.param("resnet20", marks=pytest.mark.slow)]
+)
 def test_a_resized_model_without_branches_is_what_the_shrunk_model_exports_to(
     name, share, structure_of, dense_of, target
 ):

@@ -42,9 +42,28 @@ def notes() -> Notes:
     return Notes()
 
 
+@pytest.fixture(scope="module")
+def scored() -> dict[object, TrialResult]:
+    """Trials of the tests before."""
+    return {}
+
+
 @pytest.fixture
-def searched(copied: autoprune.Run) -> autoprune.Run:
-    """A run whose search is over, and whose candidates were neither fine-tuned nor measured."""
+def searched(
+    copied: autoprune.Run, scored: dict[object, TrialResult], monkeypatch: pytest.MonkeyPatch
+) -> autoprune.Run:
+    """A run whose search is over, and whose candidates were neither fine-tuned nor measured; a trial is run once for
+    all tests.
+    """
+    run = Evaluator.__call__
+
+    def remembered(self: Evaluator, spec: TrialSpec) -> TrialResult:
+        key = spec.policy, spec.fidelity, spec.seed
+        if key not in scored:
+            scored[key] = run(self, spec)
+        return dataclasses.replace(scored[key], number=spec.number, attempt=spec.attempt)
+
+    monkeypatch.setattr(Evaluator, "__call__", remembered)
     shutil.rmtree(copied.folder.path / "models")
     copied.folder.measured.unlink()
     optuna.delete_study(study_name="rung-3", storage=f"sqlite:///{copied.folder.study}")

@@ -12,7 +12,7 @@ import autoprune
 from autoprune.budgets import ScoreBudget
 from autoprune.cli import main as cli
 from autoprune.config import RunConfig
-from autoprune.pipeline import time_limit
+from autoprune.pipeline import score_budgets, time_limit
 from autoprune.pipeline.score_budgets import MOST_LATENCIES, ScoreSearch, next_budgets
 from autoprune.records import Policy
 from autoprune.report import score_budget_lines
@@ -81,6 +81,7 @@ def test_other_budgets_are_searched_first_and_their_limits_hold_at_every_latency
 def test_a_run_answers_with_the_fastest_model_that_keeps_the_score(
     finished: autoprune.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(score_budgets, "MOST_LATENCIES", 2)
     monkeypatch.setattr(time_limit, "_FULL_SHARES", (0.5,))  # the first latency shortens the full fine-tunes of all
     known = {"table": str(finished.folder.table), "dense": str(finished.folder.dense)}
     options = QUICK | known | {"budgets": ["score:-30%"], "max_minutes": 10}

@@ -57,7 +57,10 @@ def test_nets_without_residuals_have_nothing_to_remove(name: str) -> None:
     assert not any(u.removable for u in analysed(name).units)
 
 
-@pytest.mark.parametrize("name", [*NETS, *BUILT_IN, "residual"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name == "resnet20")) for name in [*NETS, *BUILT_IN, "residual"]],
+)
 @settings(max_examples=10)
 @given(data=st.data())
 def test_every_cut_is_proven_and_its_sizes_are_exact(name: str, data: st.DataObject) -> None:
