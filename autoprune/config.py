@@ -35,6 +35,9 @@ FOUNDATION = (
 QUESTION = ("space", "strategy", "sampler", "effort", "trials", "schedule")
 """Fields that may change until the first trial. Budgets may change at any time: other budgets make new studies."""
 
+OBJECT_TASK = "(object)"
+"""Stands for a task that was given as a Python object and cannot be loaded by name."""
+
 _BY_ANY_COST = ("guided", "direct", "random", "uniform")
 """Strategies that go by whatever the budgets limit; the others go by latency."""
 

@@ -153,7 +153,7 @@ def export(
     ],
     format: Annotated[
         str | None,
-        typer.Option("--format", help="onnx, torchscript, pt2 or openvino; left out, what --out ends like, or onnx."),
+        typer.Option("--format", help="onnx, pt2, torchscript, openvino, safetensors; default: what --out ends like."),
     ] = None,
     input_names: Annotated[
         str, typer.Option("--input-names", help="Names of the file's inputs in their order, joined by commas.")

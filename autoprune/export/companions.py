@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from autoprune.export.formats import FORMATS, MARK
+from autoprune.export.formats import FORMATS, MARK, PACKED
 
 _ONNX = '''\
 """Runs {words} with ONNX Runtime: `python {script}`. {mark}."""
@@ -43,7 +43,7 @@ _TORCH = '''\
 from pathlib import Path
 
 import torch
-
+{build}
 model = {load}
 inputs = [{tensors}]  # put your data here; the first dimension is the batch
 with torch.no_grad():
@@ -53,16 +53,34 @@ for name, value in outputs.items() if isinstance(outputs, dict) else enumerate(o
     print(name, tuple(value.shape), value.dtype)
 '''
 
+_BUILD = """\
+import autoprune
+from autoprune.task.load import load_task
+
+# Or a function of yours that returns the dense model; its weights do not matter.
+build_model = {build}
+"""
+
+_TO_FILL_IN = "None  # the search was given a task in Python: put your function here"
+
 _LOADS = {
     "torchscript": "torch.jit.load(Path(__file__).with_name({path}))",
     "pt2": "torch.export.load(Path(__file__).with_name({path})).module(check_guards=False)",
+    PACKED: "autoprune.load(build_model, Path(__file__).with_name({path}))",
 }
 
 Inputs = Sequence[Mapping[str, Any]]
 """For each input of a model its `name`, `dtype` and `shape` at a batch of one."""
 
 
-def deploy_script(format: str, file: str, script: str, inputs: Inputs, provider: str = "CPUExecutionProvider") -> str:
+def deploy_script(
+    format: str,
+    file: str,
+    script: str,
+    inputs: Inputs,
+    provider: str = "CPUExecutionProvider",
+    build: str | None = None,
+) -> str:
     """Return a script of about ten lines that loads a model and runs it on ones.
 
     Args:
@@ -71,6 +89,7 @@ def deploy_script(format: str, file: str, script: str, inputs: Inputs, provider:
         script: name of the script.
         inputs: of the model.
         provider: of ONNX Runtime.
+        build: the function that returns the dense model, in Python, for packed weights; by default one to fill in.
     """
     template = {"onnx": _ONNX, "openvino": _OPENVINO}.get(format, _TORCH)
     arrays = ", ".join(f'{_quoted(x["name"])}: np.ones({tuple(x["shape"])}, "{x["dtype"]}")' for x in inputs)
@@ -78,7 +97,7 @@ def deploy_script(format: str, file: str, script: str, inputs: Inputs, provider:
     load = _LOADS.get(format, "").format(path=_quoted(file))
     return template.format(
         path=_quoted(file), words=_plain(file), script=_plain(script), mark=MARK, arrays=arrays, tensors=tensors,
-        load=load, provider=provider,
+        load=load, provider=provider, build=_BUILD.format(build=build or _TO_FILL_IN) if format == PACKED else "",
     )  # fmt: skip
 
 

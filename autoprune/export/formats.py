@@ -25,11 +25,15 @@ class Format:
     int8: bool
 
 
+PACKED = "safetensors"
+"""Format of the weights alone, packed as `autoprune.save` does; `autoprune.load` needs the dense model's class."""
+
 FORMATS = {
     "onnx": Format(suffix=".onnx", runs_on="onnxruntime and numpy", int8=True),
     "torchscript": Format(suffix=".pt", runs_on="torch", int8=False),
     "pt2": Format(suffix=".pt2", runs_on="torch", int8=False),
     "openvino": Format(suffix=".xml", runs_on="openvino and numpy", int8=True),
+    PACKED: Format(suffix=".safetensors", runs_on="autoprune, torch and the dense model's class", int8=True),
 }
 
 PARITY_LIMIT = 1e-4

@@ -152,7 +152,11 @@ def runner_of(format: str, path: Path) -> Runner:
         compiled = _openvino().Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         return lambda inputs: [np.asarray(value) for value in compiled([x.numpy() for x in inputs]).values()]
     with quiet():
-        module: Any = _LOADERS[format](path)
+        return runner_of_module(_LOADERS[format](path))
+
+
+def runner_of_module(module: Any) -> Runner:
+    """Return a function that runs a module of PyTorch and returns the numbers of its outputs."""
 
     def run(inputs: Sequence[torch.Tensor]) -> list[np.ndarray]:
         with torch.no_grad():

@@ -5,6 +5,7 @@ Weights with zeros, and rounded ones on request, are packed in their cheapest fo
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -82,6 +83,17 @@ def save(model: nn.Module, path: str | Path, *, rounded: bool = False) -> Path:
     about |= {"schema": _BLOCKS_SCHEMA if blocks else _PACKED_SCHEMA, "packed": layout} if layout else {}
     write_atomic(Path(path), to_bytes(tensors, {_KEY: json.dumps(about)}))
     return Path(path)
+
+
+def with_rounded_weights(model: nn.Module) -> nn.Module:
+    """Return a copy of a pruned model with the weights that its file has, where layers are rounded by their policy."""
+    cut, rounded = getattr(model, "pruned_to", None), copy.deepcopy(model)
+    weights = rounded.state_dict()
+    for name, treatment in (cut.treatments if isinstance(cut, PrunedTo) else {}).items():
+        steps = Steps.of(weights[name], Treatment.parse(treatment).precision) if name in weights else None
+        if steps is not None:
+            weights[name].copy_(steps.values)
+    return rounded
 
 
 def _packed(model: nn.Module, cut: PrunedTo, rounded: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:

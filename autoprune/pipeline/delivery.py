@@ -10,27 +10,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import ZIP_DEFLATED, ZipFile
 
-from autoprune.config import RunConfig
-from autoprune.errors import RunFolderError, StructureError, UsageError
+from autoprune.config import OBJECT_TASK, RunConfig
+from autoprune.errors import RunFolderError, UsageError
 from autoprune.export.companions import deploy_script, readme
-from autoprune.export.formats import FORMATS, INT8_LIMIT, PARITY_LIMIT, Places, places
+from autoprune.export.formats import FORMATS, INT8_LIMIT, PACKED, PARITY_LIMIT, Places, places
 from autoprune.export.vocabulary_note import described_vocabularies
 from autoprune.files import digest_of_file
 from autoprune.front import latency_of
 from autoprune.manifest import Manifest
+from autoprune.pipeline.conversion import convert
 from autoprune.pipeline.document import to_json
-from autoprune.pipeline.file_names import FileNames, Inputs
+from autoprune.pipeline.file_names import FileNames
 from autoprune.report.asked import asked_text
 from autoprune.report.tables import treated_layers
 from autoprune.run_documents import read_metrics
 from autoprune.runfolder import read_json, write_atomic
 from autoprune.temporary import TemporaryFolder
 
-if TYPE_CHECKING:  # a copy of an ONNX file takes no torch
-    from torch import nn
-
+if TYPE_CHECKING:
     from autoprune.pipeline.run import Candidate
-    from autoprune.structure.input_sizes import InputSizes
 
 _NO_OPTIONS = ("reconstruct", "run_id")
 """Fields of a configuration without an option on the command line."""
@@ -107,6 +105,8 @@ def deliver(
     _require_proven(candidate, metrics)
     inputs = metrics.get("inputs") or _inputs(candidate)
     names = FileNames.of(input_names, output_names)
+    if name == PACKED:
+        _require_packable(candidate, names)
     if sparse and name != "onnx":
         raise UsageError(f"sparse initializers are for ONNX files; got the format {name}. Leave out --sparse")
     if name == "onnx":
@@ -115,14 +115,37 @@ def deliver(
         known = metrics.get("int8_relative_difference", None if int8 else metrics["onnx_relative_difference"])
         delivery = Delivery(format=name, paths=paths, difference=known, limit=INT8_LIMIT if int8 else PARITY_LIMIT)
     else:
-        delivery = _converted(candidate, name, paths, int8, names, inputs)
+        limit = INT8_LIMIT if int8 and name != PACKED else PARITY_LIMIT
+        difference = convert(candidate, name, paths.model, names, inputs, int8=int8, limit=limit)
+        delivery = Delivery(format=name, paths=paths, difference=difference, limit=limit)
     inputs = names.described(inputs)
     target = candidate.run.document["latency_table"]["target"]
     provider = target.get("provider") or "CPUExecutionProvider"
-    script = deploy_script(name, paths.model.name, paths.script.name, inputs, provider)
+    script = deploy_script(name, paths.model.name, paths.script.name, inputs, provider, _build_model(candidate))
     write_atomic(paths.script, script.encode())
     write_atomic(paths.page, _page(candidate, delivery, inputs, names, shown_out or out, sparse).encode())
     return delivery
+
+
+def _require_packable(candidate: Candidate, names: FileNames) -> None:
+    """Raise `UsageError` for what a file of weights cannot hold."""
+    if candidate.run.config.precision == "int8" and not candidate.record.policy.is_rounded:
+        raise UsageError(
+            f"{candidate.digest} was quantized as a whole, and a {PACKED} file would hold its weights in fp32. Export "
+            "onnx, or search with a space that has int8, such as --space joint"
+        )
+    if names.options():
+        raise UsageError(f"a {PACKED} file holds weights alone: its inputs and outputs have no names. Leave them out")
+
+
+def _build_model(candidate: Candidate) -> str | None:
+    """Return, in Python, the function that returns the dense model of a run; `None` for a task of this process."""
+    config = candidate.run.config
+    if config.task == OBJECT_TASK:
+        return None
+    options = [f"model={config.model!r}"] if config.model else []
+    options += [f"data_dir=Path({config.data_dir!r})"] if config.data_dir else []
+    return f"load_task({', '.join([repr(config.task), *options])}).build_model"
 
 
 def _with_sparse_initializers(content: bytes) -> bytes:
@@ -153,59 +176,6 @@ def _require_proven(candidate: Candidate, metrics: dict[str, Any]) -> None:
     if known is not None and known != digest_of_file(path):
         raise RunFolderError(f"{path} is not the file that was proven; `autoprune verify` makes it again")
     Manifest(candidate.run.folder).require(path)
-
-
-def _converted(
-    candidate: Candidate, name: str, paths: Places, int8: bool, names: FileNames, described: Inputs
-) -> Delivery:
-    """Write a file of another format than ONNX, compare it with PyTorch, and only then move it into its place."""
-    from autoprune.export.programs import runner_of
-    from autoprune.export.verify import output_difference
-    from autoprune.pipeline.verification import real_inputs
-    from autoprune.structure.input_sizes import at_second
-
-    inputs, limit = real_inputs(candidate.run.open_task()), INT8_LIMIT if int8 else PARITY_LIMIT
-    with TemporaryFolder("delivery") as folder:
-        made = folder / paths.model.name
-        model, sizes = _written(candidate, name, made, int8, names, described)
-        second = None if sizes is None else at_second(sizes, [x[:2] for x in inputs])
-        run = runner_of(name, made)
-        difference = output_difference(model, run, inputs, source=paths.model.name, limit=limit, second=second)
-        for path in sorted(folder.iterdir()):  # weights before the file that names them
-            write_atomic(paths.model.with_name(path.name), path.read_bytes())
-    return Delivery(format=name, paths=paths, difference=difference, limit=limit)
-
-
-def _written(
-    candidate: Candidate, name: str, path: Path, int8: bool, names: FileNames, described: Inputs
-) -> tuple[nn.Module, InputSizes | None]:
-    """Write a file; return the model that it must equal, and the sizes besides the batch that the file leaves free."""
-    from autoprune.export.onnx_file import OnnxModule
-    from autoprune.export.programs import write_openvino, write_pt2, write_torchscript
-    from autoprune.structure import GraphModel
-
-    inputs, model = candidate.run.open_task().example_inputs, candidate.model(native=False)
-    assert isinstance(model, GraphModel)
-    if name == "openvino":
-        onnx = path.with_suffix(".onnx")
-        onnx.write_bytes(names.onnx_file(candidate.onnx_path, described))
-        write_openvino(onnx, path)
-        onnx.unlink()
-        if candidate.record.policy.is_rounded:
-            return candidate.model(quantized=True), None
-        # A model that is quantized as a whole has no equal in PyTorch.
-        return (OnnxModule(candidate.onnx_path, model) if int8 else model), None
-    named = names.in_pytorch(candidate.onnx_path, described)
-    if name == "pt2":
-        return model, write_pt2(model, inputs, path, **named)
-    try:
-        own = candidate.model(native=True)
-    except StructureError as error:
-        raise StructureError(
-            f"TorchScript is traced from a model of your own classes, and this one has none: {error} Export pt2"
-        ) from error
-    write_torchscript(own, inputs, path, **named)
-    return model, None
 
 
 def _inputs(candidate: Candidate) -> list[dict[str, Any]]:

@@ -171,7 +171,7 @@ def _sensitivity_record(
     space: SearchSpace, outcome: Outcome, divergence: Mapping[str, npt.NDArray]
 ) -> dict[str, dict[str, object]]:
     """Return the divergence by decision and level, and the levels that were measured; the others are estimated."""
-    alone = [result.policy for result in outcome.results[SENSITIVITY]]
+    alone = [result.policy for result in outcome.results.get(SENSITIVITY, ())]
     by_level, measured = {}, {}
     for name, values in divergence.items():
         levels = space.levels[name]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoprune.config import OBJECT_TASK
 from autoprune.errors import AutopruneError
 from autoprune.manifest import Manifest, State
 from autoprune.pipeline.events import Events
 from autoprune.pipeline.measurer import Measurer
-from autoprune.pipeline.run import OBJECT_TASK, Run
+from autoprune.pipeline.run import Run
 from autoprune.pipeline.studies import study_location
 from autoprune.run_documents import read_front, read_metrics
 from autoprune.runfolder import RunFolder

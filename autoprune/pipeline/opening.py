@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoprune.config import RunConfig, load_config
+from autoprune.config import OBJECT_TASK, RunConfig, load_config
 from autoprune.errors import UsageError, unknown_name
 from autoprune.memory import require_memory
 from autoprune.pipeline.configuration import check_cluster, check_names, resolve, with_absolute_paths
-from autoprune.pipeline.run import OBJECT_TASK, open_task
+from autoprune.pipeline.run import open_task
 from autoprune.pipeline.studies import study_location
 from autoprune.pipeline.warm_start import other_run
 from autoprune.runfolder import RunFolder

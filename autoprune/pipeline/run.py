@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoprune.budgets import Limit
-from autoprune.config import RunConfig, load_config
+from autoprune.config import OBJECT_TASK, RunConfig, load_config
 from autoprune.errors import RunFolderError, UsageError
 from autoprune.front import latency_of, pick
 from autoprune.manifest import Manifest
@@ -25,9 +25,6 @@ if TYPE_CHECKING:  # looking at a finished run takes neither torch nor pandas
 
     from autoprune.evaluation import DenseModel
     from autoprune.task.base import Task
-
-OBJECT_TASK = "(object)"
-"""Stands for a task that was given as a Python object and cannot be loaded by name."""
 
 _COLUMNS = (
     "digest", "strategy", "budget", "meets_budget", "score", "test_score", "latency_ms_predicted",
@@ -85,7 +82,8 @@ class Candidate:
         Args:
             path: a file such as `small.onnx`, beside which `small_deploy.py` and `small_README.md` are written; or a
                 folder, which gets `model.onnx`, `deploy.py` and `README.md`.
-            format: `onnx`, `torchscript`, `pt2` or `openvino` (extra `openvino`); by default what `path` ends like.
+            format: `onnx`, `torchscript`, `pt2`, `openvino` (extra `openvino`) or `safetensors` (packed weights, for
+                `autoprune.load`); by default what `path` ends like.
             input_names: of the file's inputs in their order; by default the arguments of the model's `forward`.
             output_names: of its outputs in their order; by default the keys of what the model returns.
             sparse: whether an ONNX file holds weights with many zeros as sparse initializers; that saves no time.

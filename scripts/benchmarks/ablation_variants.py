@@ -6,7 +6,7 @@ chosen policy cuts. What it does not name is that of the guided search.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -124,9 +124,9 @@ def by_linear_latency(space: SearchSpace, costs: Additive) -> Solver:
 class SolverAlone(Refinement):
     """A8: the answer to the plain sensitivities, and nothing else."""
 
-    def propose(self, losses: Losses) -> dict[Policy, str]:
+    def propose(self, losses: Losses, running: Collection[Policy] = ()) -> dict[Policy, str]:
         """The solver's answer, once."""
-        return dict(list(super().propose(losses).items())[:1]) if self.solution is None else {}
+        return dict(list(super().propose(losses, running).items())[:1]) if self.solution is None else {}
 
     def refit(self, tuned: Losses, losses: Losses) -> list[Policy]:
         """None."""

@@ -6,7 +6,7 @@ random policy of the table is a tenth better than what the search finds: the bou
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +41,8 @@ def within(counts: dict[float, float]) -> bool:
 class Unrefined(Refinement):
     """Stops after the solver's answers."""
 
-    def propose(self, losses: Losses) -> dict[Policy, str]:
-        return super().propose(losses) if self.solution is None else {}
+    def propose(self, losses: Losses, running: Collection[Policy] = ()) -> dict[Policy, str]:
+        return super().propose(losses, running) if self.solution is None else {}
 
 
 def test_the_guided_search_is_as_quick_as_it_was():

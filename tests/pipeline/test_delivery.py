@@ -18,13 +18,15 @@ from typer.testing import CliRunner
 import autoprune
 from autoprune.cli.main import app
 from autoprune.cli.options import minutes_of
-from autoprune.config import RunConfig
+from autoprune.config import OBJECT_TASK, RunConfig
 from autoprune.errors import RunFolderError, UsageError
 from autoprune.export.formats import FORMATS
-from autoprune.pipeline.delivery import _NO_OPTIONS, deliver, packed, search_command
+from autoprune.pipeline.delivery import _NO_OPTIONS, _build_model, deliver, packed, search_command
+from autoprune.pipeline.run import Candidate
 from autoprune.report import read_run
 from autoprune.report.server import ReportServer
 from autoprune.treatments import Treatment
+from tests.conftest import SPEC
 
 # Runs a script in a process of its own and says which libraries it loaded.
 RUN = "import runpy, sys; runpy.run_path(sys.argv[1]); print('LOADED', *sys.modules)"
@@ -32,7 +34,7 @@ RUN = "import runpy, sys; runpy.run_path(sys.argv[1]); print('LOADED', *sys.modu
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated")
 @pytest.mark.parametrize("format", FORMATS)
-def test_every_format_is_proven_and_runs_without_autoprune(
+def test_every_format_is_proven_and_its_script_runs(
     finished: autoprune.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], format: str
 ) -> None:
     if format == "openvino":
@@ -108,6 +110,33 @@ def test_int8_layers_never_become_fp32_in_silence(finished: autoprune.Run, tmp_p
     with pytest.raises(UsageError, match=f"has int8 layers, and a {format} file would compute them in fp32"):
         deliver(treated, tmp_path / "out", format)
     assert not (tmp_path / "out").exists()
+
+
+def opened_with(finished: autoprune.Run, monkeypatch: pytest.MonkeyPatch, **changes: object) -> Candidate:
+    """The first model of a run with other options."""
+    monkeypatch.setattr(autoprune.Run, "config", finished.config.model_copy(update=changes))
+    run = autoprune.Run.open(finished.folder.path)
+    return run.candidate(run.models[0].digest)
+
+
+def test_what_a_file_of_weights_cannot_hold_is_refused(
+    finished: autoprune.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    candidate = finished.candidate(finished.models[0].digest)
+    with pytest.raises(UsageError, match="its inputs and outputs have no names"):
+        deliver(candidate, tmp_path / "small.safetensors", input_names=["image"])
+    with pytest.raises(UsageError, match=r"was quantized as a whole.*Export onnx"):
+        deliver(opened_with(finished, monkeypatch, precision="int8"), tmp_path / "small.safetensors")
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_script_of_packed_weights_names_the_dense_model(
+    finished: autoprune.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _build_model(finished.candidate(finished.models[0].digest)) == f"load_task({SPEC!r}).build_model"
+    built_in = opened_with(finished, monkeypatch, task="digits", model="mlp", data_dir="data")
+    assert _build_model(built_in) == "load_task('digits', model='mlp', data_dir=Path('data')).build_model"
+    assert _build_model(opened_with(finished, monkeypatch, task=OBJECT_TASK)) is None
 
 
 def test_the_command_of_a_search_is_written_with_its_options() -> None:

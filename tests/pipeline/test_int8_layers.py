@@ -15,6 +15,7 @@ from autoprune.errors import UsageError
 from autoprune.evaluation import Evaluator
 from autoprune.export.formats import INT8_LIMIT
 from autoprune.export.onnx_file import OnnxModule
+from autoprune.export.rounded_steps import Steps
 from autoprune.latency.predictor import Prediction
 from autoprune.latency.table import LatencyTable
 from autoprune.pipeline.delivery import deliver
@@ -114,6 +115,17 @@ def test_what_is_scored_is_what_is_delivered(
     for format in ("onnx", *(["openvino"] if find_spec("openvino") else [])):
         delivery = deliver(Candidate(run=copied, record=record), tmp_path / format, format)
         assert 0 < (delivery.difference or 0) < delivery.limit == INT8_LIMIT
+    delivery = deliver(Candidate(run=copied, record=record), tmp_path / "small.safetensors")
+    assert delivery.difference == 0
+    loaded, name = autoprune.load(task.build_model, delivery.paths.model), "features.0.weight"
+    weight, steps = model.state_dict()[name], Steps.of(model.state_dict()[name])
+    assert steps is not None
+    assert torch.equal(loaded.state_dict()[name], steps.values)
+    assert not torch.equal(steps.values, weight)
+    assert float((predict_outputs(loaded, task, task.test_set) - outputs).abs().max()) < 0.2 * float(
+        outputs.abs().max()
+    )
+    assert record.bytes <= delivery.paths.model.stat().st_size < 1.5 * record.bytes + 4_000
 
 
 def test_a_policy_without_treatments_is_its_own_twin(finished: autoprune.Run) -> None:
