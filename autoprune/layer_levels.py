@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from autoprune.errors import ConfigError, PolicyError
 from autoprune.sparsity.thresholds import Threshold
-from autoprune.treatments import DENSE, PRECISIONS, Layer, Level, Treatment, sorted_treatments, timed_code
+from autoprune.treatments import DENSE, PRECISIONS, Layer, Level, Treatment, replaces, sorted_treatments, timed_code
 
 ANY_RANK = "rank:*"
 ANY_SHARE = "sparse:*"
@@ -118,7 +118,7 @@ def _require_precisions(pattern: str, texts: Iterable[str], layers: Sequence[Lay
 
 
 def _require_ranks(pattern: str, texts: Iterable[str], layers: Sequence[Layer], source: object) -> None:
-    """Raise `ConfigError` for a rank that is above the full one of every layer that a pattern names."""
+    """Raise `ConfigError` for a rank above the full one of every layer that a pattern names, or that shrinks none."""
     named = [layer for layer in layers if _names(layer, pattern)]
     full = max(min(layer.matrix) for layer in named)
     for text in texts:
@@ -126,6 +126,12 @@ def _require_ranks(pattern: str, texts: Iterable[str], layers: Sequence[Layer], 
         if rank > full:
             why = f"the largest full rank of these layers is {full}" if full else "none of these layers can be factors"
             raise ConfigError(f"{source}: treatments: {pattern!r}: {why}; got {text}. Write a lower rank, or rank:*")
+        if rank and not any(replaces(rank, *layer.matrix) for layer in named):
+            most = max(layer.largest_rank for layer in named)
+            raise ConfigError(
+                f"{source}: treatments: {pattern!r}: two factors of a rank above {most} have no fewer numbers than the "
+                f"weight of any of these layers; got {text}. Write a lower rank, or rank:*"
+            )
 
 
 def _require_divided(pattern: str, texts: Iterable[str], layers: Sequence[Layer], source: object) -> None:

@@ -197,10 +197,15 @@ class Layer:
         return pattern.with_density(density)
 
     @property
+    def largest_rank(self) -> int:
+        """The largest rank that makes the layer smaller; at most 0 where none does."""
+        outputs, inputs = self.matrix
+        return (outputs * inputs - 1) // max(outputs + inputs, 1)
+
+    @property
     def ranks(self) -> tuple[int, ...]:
         """Ranks that are worth measuring: multiples of 8 at shares of the largest one that makes the layer smaller."""
-        outputs, inputs = self.matrix
-        largest = (outputs * inputs - 1) // max(outputs + inputs, 1)
+        largest = self.largest_rank
         rounded = {round(share * largest / _RANK_STEP) * _RANK_STEP for share in _RANK_SHARES}
         return tuple(sorted(rank for rank in rounded if 0 < rank <= largest))
 

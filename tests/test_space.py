@@ -221,6 +221,17 @@ def test_layers_have_the_ranks_that_make_them_smaller() -> None:
     }
 
 
+def test_a_rank_that_makes_no_layer_smaller_is_refused() -> None:
+    layers = [layer_with("wide", 64, 256), layer_with("narrow", 64, 64)]
+    most = r"'n\*': two factors of a rank above 31 have no fewer numbers .*; got int8\+rank:32"
+    with pytest.raises(ConfigError, match=most):
+        build_space(
+            SpaceSpec.model_validate({"treatments": {"n*": ["fp32", "int8+rank:32"]}}), UNITS, "digest", layers=layers
+        )
+    both = SpaceSpec.model_validate({"treatments": {"*": ["fp32", "rank:32"]}})
+    assert len(build_space(both, UNITS, "digest", layers=layers).levels["wide.weight"]) == 2
+
+
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [("wi*", r"'wi\*': the largest full rank of these layers is 64; got rank:65"), ("tied", "none .* can be factors")],

@@ -12,6 +12,7 @@ from rich.table import Table
 from autoprune.latencies import TimeUnit
 from autoprune.records import Unit
 from autoprune.report.asked import asked_text
+from autoprune.sparsity.patterns import Pattern
 from autoprune.treatments import Layer
 from autoprune.trials import BASELINES
 
@@ -19,6 +20,7 @@ Document = Mapping[str, Any]
 
 _RANK = re.compile(r"rank:\d+")
 _SHARE = re.compile(r"sparse:[\d.]+%")
+_TWO_OF_FOUR = Pattern(kept=2, of=4)
 
 
 def front_table(document: Document) -> Table:
@@ -134,7 +136,7 @@ def unit_table(
 
 
 def layer_table(layers: Sequence[Layer], levels: Mapping[str, Sequence[object]]) -> Table:
-    """Layers with the precisions in which they can compute, and the treatments that the space offers.
+    """Layers with the precisions in which they can compute and what else they can have, and what the space offers.
 
     Layers of one module, as those of an LSTM with several, have the names of their weights.
     """
@@ -144,7 +146,9 @@ def layer_table(layers: Sequence[Layer], levels: Mapping[str, Sequence[object]])
         table.add_column(title)
     for layer in layers:
         offered = " ".join(map(str, levels.get(layer.name, ("fp32",))))
-        possible = [*layer.precisions, *(["rank"] if any(layer.matrix) else [])]
+        ranks = ["rank"] if any(layer.matrix) else []
+        zeros = ["sparse", *(["2:4"] if layer.divided_by(_TWO_OF_FOUR) else [])] if layer.shapes else []
+        possible = [*layer.precisions, *ranks, *zeros]
         shown = layer.module if of_module[layer.module] == 1 else layer.name
         table.add_row(shown, layer.op, " ".join(possible), offered)
     return table

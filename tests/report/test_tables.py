@@ -61,6 +61,12 @@ def test_layers_of_one_module_are_told_apart() -> None:
     assert [*table.columns[0].cells] == ["lstm.weight_ih_l0", "lstm.weight_ih_l1", "head"]
 
 
+def test_layers_name_all_that_they_can_have() -> None:
+    fc = Layer(name="fc.weight", op="linear", nodes=(), precisions=("fp32", "w4"), matrix=(8, 8), shapes=((8, 8),))
+    stem = Layer(name="stem.weight", op="conv2d", nodes=(), precisions=("fp32",), shapes=((8, 3, 3, 3),))
+    assert [*layer_table([fc, stem], {}).columns[2].cells] == ["fp32 w4 rank sparse 2:4", "fp32 sparse"]
+
+
 DENSE = {"score": 0.99, "test_score": 0.98, "latency_ms_measured": 0.2, "bytes": 100, "params": 25}
 MODEL = DENSE | {"macs": 1,
     "digest": "a1", "strategy": "guided", "budget": "35.4%", "meets_budget": True, "latency_ratio": 0.3,
