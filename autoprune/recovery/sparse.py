@@ -9,7 +9,8 @@ Layer after layer, with the moments S and C of `layer_fitting`:
 3. What is left of every output is fitted again, exactly: S_kk w_k = C_k for the places k that are left.
 
 Layers with more columns than `MOST_COLUMNS` lose the weights with the smallest |w_j| times the norm of input j, and
-those of other kinds (LSTM) the smallest |w|; what is left of these stays as it is.
+those of other kinds (recurrent ones, convolutions of three dimensions) the smallest |w|; what is left of these stays
+as it is.
 
 Source: optimal brain surgeon, Hassibi and Stork 1992
 (https://proceedings.neurips.cc/paper/1992/hash/303ed4c69846ab36c2904d3ba8573050-Abstract.html); layer by layer for

@@ -23,8 +23,9 @@ _PRECISIONS = {
     "conv2d": ("fp32", "int8"),
     "linear": PRECISIONS,
     "lstm": ("fp32", "int8-dynamic"),
+    **dict.fromkeys(("conv3d", "gru", "rnn_tanh", "rnn_relu"), ("fp32",)),
 }
-"""Precisions by operator."""
+"""Precisions by operator; those in fp32 alone can have zeros."""
 
 
 def layers_of(
@@ -70,12 +71,12 @@ def _magnitudes(weights: Sequence[torch.Tensor]) -> np.ndarray:
 def weights_of(operator: Operator, tensors: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
     """Return the names of the weights that an operator multiplies with; none for operators that are no layers.
 
-    An LSTM has two for each direction; those with projections have three, and cannot be treated.
+    A recurrent layer has two for each direction; LSTMs with projections have three, and cannot be treated.
     """
     if operator.op not in _PRECISIONS:
         return ()
     recurrent = operator.op in RECURRENT
-    dimensions, counts = ((2,), (2, 4)) if recurrent else ((2, 3, 4), (1,))
+    dimensions, counts = ((2,), (2, 4)) if recurrent else ((2, 3, 4, 5), (1,))
     weights = tuple(name for name in operator.parameters if tensors[name].dim() in dimensions)
     known = all(isinstance(tensors[name], torch.nn.Parameter) for name in weights)
     return weights if known and len(weights) in counts else ()

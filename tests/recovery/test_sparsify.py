@@ -15,6 +15,7 @@ import autoprune
 from autoprune.errors import AutopruneError, PolicyError, StructureError, UsageError
 from autoprune.pruning import prunable_weights
 from autoprune.recovery.sparsify_arguments import MODES, SCHEDULES
+from autoprune.structure import analyze
 from autoprune.task.recipe import Recipe
 from autoprune.training.finetune import finetune
 from autoprune.training.scoring import evaluate
@@ -53,6 +54,44 @@ def test_every_schedule_ends_in_the_pattern_and_its_score_is_that_of_the_stored_
     assert all(torch.equal(value, before[name]) for name, value in dense.state_dict().items())
     weight = sparse.get_parameter("5.weight")
     assert pattern != "2:4" or bool((weight.view(4, -1, 4).ne(0).sum(-1) == 2).all())
+
+
+class Recurrent(nn.Module):
+    """Reads rows of 4 numbers; its last output is classified."""
+
+    def __init__(self, kind: str, **options: object) -> None:
+        super().__init__()
+        self.layer = getattr(nn, kind)(4, 16, 2, batch_first=True, **options)
+        self.head = nn.Linear(32 if options.get("bidirectional") else 16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layer(x)[0][:, -1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("GRU", {"bidirectional": True}), ("RNN", {}), ("RNN", {"nonlinearity": "relu"}), ("LSTM", {})],
+)
+def test_recurrent_layers_have_zeros_and_come_back_from_a_file(kind: str, options: dict[str, object], tmp_path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 5, 4)
+    model = Recurrent(kind, **options).eval()
+    sparse = autoprune.sparsify(model, TensorDataset(x, torch.zeros(64, dtype=torch.int64)), pattern="sparse:75%")
+    weights = {name: value for name, value in sparse.state_dict().items() if value.dim() == 2}
+    zeros = {name: int((value == 0).sum()) for name, value in weights.items()}
+    assert all(zeros.values())
+    assert sum(zeros.values()) == round(0.75 * sum(value.numel() for value in weights.values()))
+    loaded = autoprune.load(lambda: Recurrent(kind, **options), autoprune.save(sparse, tmp_path / "small.safetensors"))
+    assert torch.equal(loaded(x), sparse(x))
+
+
+def test_convolutions_of_three_dimensions_have_zeros() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv3d(1, 4, 3), nn.ReLU(), nn.Conv3d(4, 4, 2), nn.Flatten(), nn.Linear(32, 2)).eval()
+    data = TensorDataset(torch.randn(32, 1, 5, 5, 5), torch.zeros(32, dtype=torch.int64))
+    sparse = autoprune.sparsify(model, data, pattern="sparse:50%", ranking="local")
+    assert float((sparse.get_parameter("2.weight") == 0).float().mean()) == 0.5
+    assert [layer.op for layer in analyze(model, data.tensors[0][:1]).layers] == ["conv3d", "conv3d", "linear"]
 
 
 @pytest.mark.parametrize("schedule", ["iterative", "rigl"])
