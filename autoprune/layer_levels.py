@@ -130,7 +130,8 @@ def _require_ranks(pattern: str, texts: Iterable[str], layers: Sequence[Layer], 
             most = max(layer.largest_rank for layer in named)
             raise ConfigError(
                 f"{source}: treatments: {pattern!r}: two factors of a rank above {most} have no fewer numbers than the "
-                f"weight of any of these layers; got {text}. Write a lower rank, or rank:*"
+                f"weight of any of these layers; got {text}. "
+                + ("Write a lower rank, or rank:*" if most > 0 else "Leave it out")
             )
 
 

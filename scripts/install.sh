@@ -12,7 +12,8 @@ python=${PYTHON:-python3}
 .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
 stamp=.venv/.installed-$extra
 if ! cmp -s <(cat pyproject.toml constraints.txt; pwd) "$stamp"; then
-  # Python compiles what is imported; compiling all of 2 GB takes as long as installing it.
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -e ".[$extra]" -c constraints.txt
+  # Python compiles what is imported, where it may; compiling all of 2 GB takes as long as installing it.
+  compile=$([ -n "${PYTHONDONTWRITEBYTECODE:-}" ] && echo --compile || echo --no-compile)
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check "$compile" -e ".[$extra]" -c constraints.txt
   (cat pyproject.toml constraints.txt; pwd) >"$stamp"
 fi

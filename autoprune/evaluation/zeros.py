@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from autoprune.records import Policy
 from autoprune.sparsity.patterns import Pattern
 from autoprune.structure import GraphModel, module_tensors
+from autoprune.structure.low_rank import factor_names
 from autoprune.training.drop_and_regrow import DropAndRegrow
 from autoprune.training.known_masks import KnownMasks
 from autoprune.training.mask_schedule import MaskSchedule
@@ -49,13 +50,17 @@ def patterns_of(policy: Policy, layers: Iterable[Layer], model: nn.Module) -> di
 
 
 def note_treatments(model: GraphModel, policy: Policy, layers: Iterable[Layer]) -> GraphModel:
-    """Return the model of a policy after its `pruned_to` was told the treatments of whole weights, for `save`."""
+    """Return the model of a policy after its `pruned_to` was told the treatments of its weights, for `save`.
+
+    Where two factors replace a weight, both have the treatment of its layer.
+    """
     tensors, cut = module_tensors(model), model.pruned_to
+    ranks = cut.ranks if cut is not None else {}
     known = {
-        name: str(replace(treatment, pattern=layer.pattern_of(name, treatment.pattern)))
+        name: str(replace(treatment.of_factors, pattern=layer.pattern_of(name, treatment.pattern)))
         for layer in layers
-        if (treatment := policy.treatments.get(layer.name)) is not None and not treatment.rank
-        for name in layer.weights or (layer.name,)
+        if (treatment := policy.treatments.get(layer.name)) is not None
+        for name in (factor_names(layer.name) if layer.name in ranks else layer.weights or (layer.name,))
         if name in tensors
     }
     if cut is not None and known:

@@ -70,18 +70,23 @@ class ProcessExecutor(Executor):
     def wait(self) -> TrialResult:
         """Block until a trial has finished. `AutopruneError` when a worker cannot start."""
         while not self._finished:
-            self._assign()
             busy = [w for w in self._workers if w.spec or not w.ready]
             assert busy, "wait() without a submitted trial"
-            ready = multiprocessing.connection.wait([worker.pipe for worker in busy], self._patience(busy))
-            for worker in busy:
-                if worker.pipe in ready:
-                    self._receive(worker)
-                elif self._overdue(worker):
-                    worker.process.kill()
-                    self._replace(worker, f"it took longer than the limit of {self.timeout_s:g} s (--trial-timeout)")
-        self._assign()  # a worker does not wait for what its result is used for
+            self._collect(busy, self._patience(busy))
+        # A worker that has ended does not wait for what results are used for.
+        self._collect([w for w in self._workers if w.spec or not w.ready], 0.0)
         return self._finished.popleft()
+
+    def _collect(self, busy: Sequence[_Worker], seconds: float | None) -> None:
+        """Take what workers have to say within some seconds, and give those that are idle their next trial."""
+        ready = multiprocessing.connection.wait([worker.pipe for worker in busy], seconds)
+        for worker in busy:
+            if worker.pipe in ready:
+                self._receive(worker)
+            elif self._overdue(worker):
+                worker.process.kill()
+                self._replace(worker, f"it took longer than the limit of {self.timeout_s:g} s (--trial-timeout)")
+        self._assign()
 
     def close(self) -> None:
         """Kill all workers: they write nothing, so there is nothing that they could leave half done."""

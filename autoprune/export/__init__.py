@@ -1,1 +1,1 @@
-"""Files that leave a search: models in ONNX, TorchScript, PT2 or OpenVINO, proven equal to PyTorch, with a script."""
+"""Files that leave a search: models in ONNX, TorchScript, PT2, OpenVINO or packed weights, proven, with a script."""

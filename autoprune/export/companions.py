@@ -43,7 +43,7 @@ _TORCH = '''\
 from pathlib import Path
 
 import torch
-{build}
+
 model = {load}
 inputs = [{tensors}]  # put your data here; the first dimension is the batch
 with torch.no_grad():
@@ -53,20 +53,28 @@ for name, value in outputs.items() if isinstance(outputs, dict) else enumerate(o
     print(name, tuple(value.shape), value.dtype)
 '''
 
-_BUILD = """\
+_PACKED = '''\
+"""Runs {words} with autoprune and PyTorch: `python {script}`. {mark}."""
+
+from pathlib import Path
+
 import autoprune
+import torch
 from autoprune.task.load import load_task
 
-# Or a function of yours that returns the dense model; its weights do not matter.
+# The task needs its data; or a function of yours that returns the dense model, whose weights do not matter.
 build_model = {build}
-"""
-
+model = autoprune.load(build_model, Path(__file__).with_name({path}))
+inputs = {tensors}  # put your data here; the first dimension is the batch
+with torch.no_grad():
+    outputs = model({stars}inputs)
+print(tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else outputs)
+'''
 _TO_FILL_IN = "None  # the search was given a task in Python: put your function here"
 
 _LOADS = {
     "torchscript": "torch.jit.load(Path(__file__).with_name({path}))",
     "pt2": "torch.export.load(Path(__file__).with_name({path})).module(check_guards=False)",
-    PACKED: "autoprune.load(build_model, Path(__file__).with_name({path}))",
 }
 
 Inputs = Sequence[Mapping[str, Any]]
@@ -80,6 +88,8 @@ def deploy_script(
     inputs: Inputs,
     provider: str = "CPUExecutionProvider",
     build: str | None = None,
+    *,
+    keywords: bool = False,
 ) -> str:
     """Return a script of about ten lines that loads a model and runs it on ones.
 
@@ -90,14 +100,19 @@ def deploy_script(
         inputs: of the model.
         provider: of ONNX Runtime.
         build: the function that returns the dense model, in Python, for packed weights; by default one to fill in.
+        keywords: whether the model takes its inputs by name, for packed weights.
     """
-    template = {"onnx": _ONNX, "openvino": _OPENVINO}.get(format, _TORCH)
+    template = {"onnx": _ONNX, "openvino": _OPENVINO, PACKED: _PACKED}.get(format, _TORCH)
     arrays = ", ".join(f'{_quoted(x["name"])}: np.ones({tuple(x["shape"])}, "{x["dtype"]}")' for x in inputs)
-    tensors = ", ".join(f"torch.ones({tuple(x['shape'])}, dtype=torch.{x['dtype']})" for x in inputs)
+    values = [f"torch.ones({tuple(x['shape'])}, dtype=torch.{x['dtype']})" for x in inputs]
+    tensors = ", ".join(values)
+    if format == PACKED:
+        named = ", ".join(f"{_quoted(x['name'])}: {value}" for x, value in zip(inputs, values, strict=True))
+        tensors = f"{{{named}}}" if keywords else f"[{tensors}]"
     load = _LOADS.get(format, "").format(path=_quoted(file))
     return template.format(
         path=_quoted(file), words=_plain(file), script=_plain(script), mark=MARK, arrays=arrays, tensors=tensors,
-        load=load, provider=provider, build=_BUILD.format(build=build or _TO_FILL_IN) if format == PACKED else "",
+        load=load, provider=provider, build=build or _TO_FILL_IN, stars="**" if keywords else "*",
     )  # fmt: skip
 
 

@@ -119,7 +119,7 @@ def _require_own(places: Places) -> None:
     if places.model.exists() and not any(map(_is_marked, (places.script, places.page))):
         foreign.append(places.model)
     if foreign:
-        raise UsageError(f"{foreign[0]} is not a file that autoprune wrote, and stays. Choose another --out")
+        raise UsageError(f"{foreign[0]} is not a file that `autoprune export` wrote, and stays. Choose another --out")
 
 
 def _runs_another(script: Path, model: Path) -> bool:

@@ -62,8 +62,7 @@ def _runner(candidate: Candidate, format: str, path: Path) -> Runner:
 
     if format != PACKED:
         return runner_of(format, path)
-    task = candidate.run.open_task()
-    return runner_of_module(load(task.build_model, path, task.example_inputs, outputs=task.outputs))
+    return runner_of_module(load(candidate.run.open_task().build_model, path))
 
 
 def _written(
@@ -75,11 +74,11 @@ def _written(
     from autoprune.export.weights import save, with_rounded_weights
     from autoprune.structure import GraphModel
 
+    if format == PACKED:
+        save(candidate.model(), path, rounded=True)
+        return with_rounded_weights(candidate.model()), None
     inputs, model = candidate.run.open_task().example_inputs, candidate.model(native=False)
     assert isinstance(model, GraphModel)
-    if format == PACKED:
-        save(model, path, rounded=True)
-        return with_rounded_weights(model), None
     if format == "openvino":
         onnx = path.with_suffix(".onnx")
         onnx.write_bytes(names.onnx_file(candidate.onnx_path, described))

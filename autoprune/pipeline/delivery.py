@@ -57,7 +57,8 @@ class Delivery:
     def __str__(self) -> str:
         if self.difference is None:
             return "the file that was scored and measured in the search, byte for byte"
-        return f"outputs differ from PyTorch's by at most {self.difference:.2g} of the largest, allowed {self.limit:g}"
+        whose = "those of the model with weights rounded alike" if self.format == PACKED else "PyTorch's"
+        return f"outputs differ from {whose} by at most {self.difference:.2g} of the largest, allowed {self.limit:g}"
 
 
 def deliver(
@@ -121,7 +122,10 @@ def deliver(
     inputs = names.described(inputs)
     target = candidate.run.document["latency_table"]["target"]
     provider = target.get("provider") or "CPUExecutionProvider"
-    script = deploy_script(name, paths.model.name, paths.script.name, inputs, provider, _build_model(candidate))
+    script = deploy_script(
+        name, paths.model.name, paths.script.name, inputs, provider, _build_model(candidate),
+        keywords=name == PACKED and _takes_keywords(candidate),
+    )  # fmt: skip
     write_atomic(paths.script, script.encode())
     write_atomic(paths.page, _page(candidate, delivery, inputs, names, shown_out or out, sparse).encode())
     return delivery
@@ -136,6 +140,11 @@ def _require_packable(candidate: Candidate, names: FileNames) -> None:
         )
     if names.options():
         raise UsageError(f"a {PACKED} file holds weights alone: its inputs and outputs have no names. Leave them out")
+
+
+def _takes_keywords(candidate: Candidate) -> bool:
+    """Return whether the model of a run is given its inputs by name."""
+    return any(taken.keyword is not None for taken in vars(candidate.model())["pruned_to"].inputs)
 
 
 def _build_model(candidate: Candidate) -> str | None:
@@ -222,6 +231,8 @@ def _page(
         "made by": f"`{search_command(run.config, run.folder.path)}`, then `{shlex.join(export)}`",
         "versions": _versions(run.folder.environment),
     }
+    if delivery.format == PACKED and record.policy.is_rounded:
+        facts["scores"] = "of the ONNX file, whose int8 layers also round what they read; those of this file do not"
     ids = described_vocabularies(run.folder.dense)
     facts |= {"ids": f"{ids}; the map is a part of the file"} if ids else {}
     task = Path(run.config.task).name if run.task is None else run.task.name

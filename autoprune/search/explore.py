@@ -140,8 +140,8 @@ class Explorer:
 
         Args:
             propose: returns the policies of the next round with their origins. It is called as soon as at most `ahead`
-                of the rounds before are unfinished, and `losses` then holds all finished rounds.
-            ahead: 0 proposes a round when all before it are finished; 1 keeps workers busy meanwhile.
+                of the rounds before are unfinished, and `losses` then holds all rounds before those.
+            ahead: 0 proposes a round when all before it are finished; more keep workers busy meanwhile.
         """
         unfinished: deque[Mapping[Policy, str]] = deque()
         ended = False

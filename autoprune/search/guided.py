@@ -2,7 +2,7 @@
 
 `GuidedProposals` says which policies are scored next, given the losses so far. The strategy of the controller and the
 sampler for other studies (`autoprune.GuidedSampler`) both go by it, and so propose the same. The limits take turns: a
-round has the proposals of one, and is proposed while the round before it runs.
+round has the proposals of one, and is proposed while the rounds right before it run (`GuidedProposals.ahead`).
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class GuidedParts:
 
 
 class GuidedProposals:
-    """Rounds of policies: the baselines, those of the sensitivities, then policies of every limit that still gains.
+    """Rounds of policies: the baselines, those of the sensitivities, then policies of one limit after the other, as
+    long as it gains.
 
     Deterministic: the same losses at every round give the same policies.
 

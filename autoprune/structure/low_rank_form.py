@@ -66,7 +66,7 @@ def with_sequences(structure: Structure, form: nn.Module, factored: GraphModel) 
         form.get_submodule(parent)._modules[child] = _sequence(module, name, tensors).train(form.training)
     _require_equal(structure, form, factored)
     if "pruned_to" in form.__dict__:
-        form.__dict__["pruned_to"] = replace(form.__dict__["pruned_to"], ranks=cut.ranks)
+        form.__dict__["pruned_to"] = replace(form.__dict__["pruned_to"], ranks=cut.ranks, treatments=cut.treatments)
     return form
 
 

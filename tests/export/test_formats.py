@@ -55,13 +55,13 @@ def test_formats_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 def test_files_of_others_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("mine")
-    with pytest.raises(UsageError, match=r"README.md is not a file that autoprune wrote"):
+    with pytest.raises(UsageError, match=r"README.md is not a file that `autoprune export` wrote"):
         places(tmp_path, None)
     assert places(tmp_path / "model.onnx", None)[1].page.name == "model_README.md"
     (tmp_path / "README.md").write_text(f"{MARK}.")
     assert places(tmp_path, None)[1].page == tmp_path / "README.md"
     (tmp_path / "theirs.onnx").write_text("a model")
-    with pytest.raises(UsageError, match=r"theirs.onnx is not a file that autoprune wrote"):
+    with pytest.raises(UsageError, match=r"theirs.onnx is not a file that `autoprune export` wrote"):
         places(tmp_path / "theirs.onnx", None)
     (tmp_path / "theirs_deploy.py").write_text(f"# {MARK}.")
     assert places(tmp_path / "theirs.onnx", None)[1].model.exists()
@@ -76,5 +76,7 @@ def test_scripts_are_short_python(format: str, stem: str) -> None:
     strings = [node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)]
     assert file in strings
     assert "torch" in FORMATS[format].runs_on or stem in strings
+    assert stem in [n.value for n in ast.walk(ast.parse(deploy_script(PACKED, file, "d.py", inputs, keywords=True)))
+                    if isinstance(n, ast.Constant)]  # fmt: skip
     assert sum(bool(line.strip()) for line in text.splitlines()) <= 14
     assert format == PACKED or "autoprune." not in text.replace(MARK, "")

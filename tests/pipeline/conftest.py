@@ -10,10 +10,11 @@ from torch import nn
 
 from autoprune.export import onnx_file
 from autoprune.runfolder import write_atomic
+from autoprune.structure import GraphModel
 from autoprune.training.dense import weights_to_bytes
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def exported_once() -> Iterator[None]:
     """Export a model once, however many tests come to the same weights: the exporter takes a second or more."""
     files: dict[object, bytes] = {}
@@ -21,7 +22,10 @@ def exported_once() -> Iterator[None]:
 
     def remembered(model: nn.Module, inputs: Any, path: Any = None, **options: Any) -> onnx.ModelProto:
         weights = hashlib.sha256(weights_to_bytes(model)).digest()
-        key = type(model), str(model), weights, *(tuple(x.shape) for x in inputs), str(options)
+        if not isinstance(model, GraphModel):  # a graph says what is computed, a class does not
+            return export(model, inputs, path, **options)
+        graph = str(model.captures[False].graph)
+        key = graph, str(model.input_names), weights, *((tuple(x.shape), x.dtype) for x in inputs), str(options)
         if key not in files:
             files[key] = export(model, inputs, **options).SerializeToString()
         write_atomic(path, files[key])

@@ -12,13 +12,14 @@ import autoprune
 from autoprune.errors import ConfigError, RunFolderError
 from autoprune.evaluation import Evaluator
 from autoprune.pipeline.expected_work import derived_effort
+from autoprune.training.sample_passes import SamplePasses
 from autoprune.trials import TrialSpec, trial_seed
 from tests.conftest import QUICK, SPEC
 from tests.measurers import SimulatedMeasurer
 
 
 def test_full_fine_tunes_of_workers_exchange_zeros(finished: autoprune.Run, tmp_path: Path) -> None:
-    options = QUICK | {"budgets": ["bytes:30%"], "space": "unstructured", "executor": "process", "workers": 1}
+    options = QUICK | {"budgets": ["bytes:20%"], "space": "unstructured", "executor": "process", "workers": 1}
     dense = str(finished.folder.dense)
     run = autoprune.search(
         SPEC, run_dir=tmp_path / "r", measurer=SimulatedMeasurer(), dense=dense, schedule="rigl", **options
@@ -31,6 +32,13 @@ def test_full_fine_tunes_of_workers_exchange_zeros(finished: autoprune.Run, tmp_
     assert result.weights is not None
     weights = safetensors.torch.load(result.weights)
     assert all(torch.equal(stored[name], weights[name]) for name in stored)
+    cut = run.dense_model.cut(model.policy)
+    start = cut.shrink()
+    run.dense_model.repair(start, cut, SamplePasses())
+    zeros = {name: tensor == 0 for name, tensor in run.dense_model.fitted(start, model.policy).state_dict().items()}
+    assert any(not torch.equal(zeros[name], stored[name] == 0) for name in model.policy.treatments), (
+        "none has moved: was the fine-tune undone?"
+    )
     with pytest.raises(RunFolderError, match="schedule was 'rigl' and is 'set'"):
         autoprune.search(run_dir=run.folder.path, measurer=SimulatedMeasurer(), schedule="set")
 
