@@ -75,8 +75,9 @@ def _written(
     from autoprune.structure import GraphModel
 
     if format == PACKED:
-        save(candidate.model(), path, rounded=True)
-        return with_rounded_weights(candidate.model()), None
+        saved = candidate.model()
+        save(saved, path, rounded=True)
+        return with_rounded_weights(saved), None
     inputs, model = candidate.run.open_task().example_inputs, candidate.model(native=False)
     assert isinstance(model, GraphModel)
     if format == "openvino":

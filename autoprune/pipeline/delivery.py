@@ -144,7 +144,10 @@ def _require_packable(candidate: Candidate, names: FileNames) -> None:
 
 def _takes_keywords(candidate: Candidate) -> bool:
     """Return whether the model of a run is given its inputs by name."""
-    return any(taken.keyword is not None for taken in vars(candidate.model())["pruned_to"].inputs)
+    from autoprune.pipeline.verification import load_model
+
+    cut = load_model(candidate.run.dense_model, candidate.run.folder, candidate.record.policy).pruned_to
+    return cut is not None and any(taken.keyword is not None for taken in cut.inputs)
 
 
 def _build_model(candidate: Candidate) -> str | None:
