@@ -16,7 +16,7 @@ from autoprune.pruning import Cut
 from autoprune.quantization.arithmetic import DEFAULT_ARITHMETIC, Arithmetic
 from autoprune.quantization.calibration import calibrated, calibration_passes, split_treatments
 from autoprune.quantization.numbers import Quantization
-from autoprune.quantization.training_twin import training_twin
+from autoprune.quantization.training_twin import coarse_bits, training_twin
 from autoprune.quantization.twin import make_twin
 from autoprune.records import Policy
 from autoprune.recovery.batchnorm import recalibrate
@@ -39,9 +39,6 @@ from autoprune.training.sample_passes import SamplePasses
 from autoprune.training.scoring import EVALUATION_BATCH, evaluate, predict_outputs
 from autoprune.training.teacher import TeacherMemory
 from autoprune.treatments import Treatment
-
-_COARSE = {"w4": 4}
-"""Bits of precisions that are rounded by moments at once and trained through; finer ones lose nothing by rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +125,7 @@ class DenseModel:
         return self.structure.placement_in(model.captures[False].graph)
 
     def _coarse(self, model: GraphModel, policy: Policy) -> dict[str, int]:
-        precisions = {name: treatment.precision for name, treatment in self._treatments(model, policy).items()}
-        return {name: _COARSE[precision] for name, precision in precisions.items() if precision in _COARSE}
+        return coarse_bits(self._treatments(model, policy))
 
     def with_empty_factors(self, model: GraphModel, policy: Policy) -> GraphModel:
         """Return the model of a policy, cut, whose layers with ranks have factors of zeros: weights are loaded later.
@@ -239,8 +235,7 @@ class DenseModel:
         and by a `schedule` other than `one-shot` change their places. Other arguments are those of
         `training.finetune.finetune`.
         """
-        form = self._through_rounding(model, policy) or self.trained_form(model)
-        zeros = TrainedZeros(model, form, patterns_of(policy, self.structure.layers, model), schedule)
+        form, zeros = self.to_train(model, policy, schedule)
         result = finetune(
             form, self.task, samples=samples, seed=seed, teacher=self.module, passes=passes, memory=memory,
             relative_cost=self.relative_cost(policy), held_out=self.held_out, terms=zeros.terms,
@@ -248,6 +243,11 @@ class DenseModel:
         )  # fmt: skip
         zeros.take_trained()
         return result
+
+    def to_train(self, model: GraphModel, policy: Policy, schedule: str) -> tuple[nn.Module, TrainedZeros]:
+        """Return what is trained of the model of a policy, and its zeros, whose `terms` belong to the training."""
+        form = self._through_rounding(model, policy) or self.trained_form(model)
+        return form, TrainedZeros(model, form, patterns_of(policy, self.structure.layers, model), schedule)
 
     def _through_rounding(self, model: GraphModel, policy: Policy) -> GraphModel | None:
         """Return a twin that trains the weights of a model through coarse rounding; `None` where there is none.

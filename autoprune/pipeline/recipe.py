@@ -44,13 +44,15 @@ def _tested(dense_model: DenseModel, plan: Search, costs: CostModel) -> RecipeCh
     cut, passes = dense_model.cut(policy), SamplePasses()
     model = cut.shrink()
     dense_model.repair(model, cut, passes)
+    form, zeros = dense_model.to_train(dense_model.fitted(model, policy, passes), policy, "one-shot")
     choice = find_recipe(
-        dense_model.trained_form(model),
+        form,
         dense_model.task,
         teacher=dense_model.module,
         held_out=dense_model.held_out,
         seed=plan.run_seed,
         relative_cost=dense_model.relative_cost(policy),
+        terms=zeros.terms,
     )
     return replace(choice, sample_passes=choice.sample_passes + passes.total)
 

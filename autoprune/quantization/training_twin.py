@@ -28,6 +28,15 @@ from autoprune.treatments import Treatment
 
 aten = torch.ops.aten
 
+_COARSE = {"w4": 4}
+"""Bits of precisions that are rounded by moments at once and trained through; finer ones lose nothing by rounding."""
+
+
+def coarse_bits(treatments: Mapping[str, Treatment]) -> dict[str, int]:
+    """Return the bits of the weights of layers whose steps are coarse, by their names."""
+    given = {name: _COARSE.get(treatment.precision) for name, treatment in treatments.items()}
+    return {name: bits for name, bits in given.items() if bits is not None}
+
 
 def training_twin(
     model: GraphModel,

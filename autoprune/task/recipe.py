@@ -53,7 +53,7 @@ class Recipe:
     optimizer: Optimizer = "sgd"
     """`sgd` with Nesterov momentum, or `adamw`."""
     lr: float = 0.05
-    """Peak learning rate."""
+    """Peak learning rate of a dense or narrow model; with zeros among the weights, times 1 / sqrt(density)."""
     schedule: Schedule = "cosine"
     """Learning rate over the training: `cosine` rises for 5 %, `one-cycle` for 25 %; both then fall to 0."""
     weight_decay: float = 5e-4

@@ -117,7 +117,8 @@ def finetune(
             if told:
                 guard.restart()  # the state before does not count: it may lack zeros
             for batch in resumption.left(objective.batches(drawn, seed, repeats)):
-                rate = learning_rate(recipe, progress.share_at_middle(batch.examples)) * guard.rate_scale
+                rate = learning_rate(recipe, progress.share_at_middle(batch.examples))
+                rate *= guard.rate_scale * told.rate_scale
                 loss = updates.take(objective.terms(model, batch), rate)
                 progress.after_step(batch.examples, loss)
                 if updates.stepped and told.after_step(share=progress.share, rate=rate):

@@ -37,6 +37,12 @@ class MaskSchedule(Term):
         """Sample passes of the plan's scores."""
         return self._plan.passes
 
+    @property
+    def held(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Single weights that are kept at zero now."""
+        pairs = zip(self._plan.groups, self.kept, strict=True)
+        return sum(int((~kept).sum()) for group, kept in pairs if group.single)
+
     def begin(self, model: nn.Module, task: Task) -> None:
         """Find the groups, and set those to zero that are zero from the beginning."""
         self._plan.begin(model, task)

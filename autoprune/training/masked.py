@@ -39,6 +39,7 @@ class MaskedWeights(Term):
                     f"a mask has the shape of its weight; that of {name!r} is {tuple(mask.shape)}, the weight is "
                     f"{tuple(self._weights[name].shape)}"
                 )
+        self.held = sum(int((~mask).sum()) for mask in self._masks.values())
         self.finish()
 
     def after_step(self, step: Step) -> bool:

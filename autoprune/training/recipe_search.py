@@ -24,6 +24,7 @@ from autoprune.training.finetune import finetune
 from autoprune.training.held_out import HeldOut
 from autoprune.training.sample_passes import SamplePasses
 from autoprune.training.teacher import TeacherMemory
+from autoprune.training.terms import Term
 from autoprune.trials import FORWARD_SHARE, HELD_OUT_EXAMPLES
 
 _CANDIDATES = (
@@ -96,6 +97,7 @@ def find_recipe(
     held_out: HeldOut,
     seed: int,
     relative_cost: float = 1.0,
+    terms: Sequence[Term] = (),
 ) -> RecipeChoice:
     """Return the recipe that lowers the held-out loss of a repaired model most in a short test.
 
@@ -106,8 +108,11 @@ def find_recipe(
         held_out: examples that the candidates are compared on.
         seed: decides the order of the data.
         relative_cost: MACs of `model` as a share of the dense model's.
+        terms: of every training, such as the mask of the model's zeros.
     """
-    test = _Test(model=model, task=task, teacher=teacher, held_out=held_out, seed=seed, relative_cost=relative_cost)
+    test = _Test(
+        model=model, task=task, teacher=teacher, held_out=held_out, seed=seed, relative_cost=relative_cost, terms=terms
+    )
     repaired_loss = test.held_out_loss(model, _CANDIDATES[0])
     recipes: Sequence[Recipe] = _CANDIDATES
     tests: list[RecipeTest] = []
@@ -131,6 +136,7 @@ class _Test:
     held_out: HeldOut
     seed: int
     relative_cost: float
+    terms: Sequence[Term]
     passes: SamplePasses = field(default_factory=SamplePasses)
     memory: TeacherMemory = field(default_factory=TeacherMemory)
 
@@ -147,6 +153,7 @@ class _Test:
                 passes=self.passes,
                 relative_cost=self.relative_cost,
                 memory=self.memory,
+                terms=self.terms,
             )
         except TrialError:
             return RecipeTest(recipe=recipe, samples=samples, held_out_loss=math.inf)

@@ -3,6 +3,13 @@
 A term is told when the training begins, after every step of the optimizer, and when it ends. Penalties, masks and
 schedules that make a network sparse are all terms; so the loop does not know one of them, and neither does a trainer of
 the user's own.
+
+A model whose weights are mostly zero needs longer steps. What a step changes in the output of a layer is a sum over the
+weights that are left, so that the same rate changes less, the fewer these are; the right rate grows as the density
+falls. Rates are those of a recipe times 1 / sqrt(density) (the decisions on repair and fine-tuning have the numbers).
+Narrow layers gain nothing by that.
+
+Source: rates that follow the density, Dey et al. 2024, https://arxiv.org/abs/2405.15743.
 """
 
 from __future__ import annotations
@@ -14,6 +21,9 @@ from torch import nn
 
 from autoprune.task.base import Task
 from autoprune.training.state import Resumable
+
+_LEAST_DENSITY = 0.01
+"""No rate is scaled for a lower one: policies of fewer weights were not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +40,9 @@ class Term(Resumable):
 
     passes = 0.0
     """Sample passes of the model that the term took beside those of the training."""
+
+    held = 0
+    """Single weights that the term keeps at zero now; channels do not count."""
 
     def begin(self, model: nn.Module, task: Task) -> None:
         """Take hold of the parameters of a model, before its first step."""
@@ -57,13 +70,14 @@ class Terms(Resumable):
 
     def __init__(self, terms: Sequence[Term]) -> None:
         self._terms = list(terms)
-        self._steps = 0
+        self._steps = self._weights = 0
 
     def __bool__(self) -> bool:
         return bool(self._terms)
 
     def begin(self, model: nn.Module, task: Task) -> None:
         """Begin all terms."""
+        self._weights = sum(parameter.numel() for parameter in model.parameters() if parameter.dim() > 1)
         for term in self._terms:
             term.begin(model, task)
 
@@ -83,6 +97,15 @@ class Terms(Resumable):
         """Let all terms leave the weights as they promise."""
         for term in self._terms:
             term.finish()
+
+    @property
+    def rate_scale(self) -> float:
+        """Factor of a recipe's learning rate for the zeros that there are: 1 / sqrt(density), at most 10.
+
+        The density is the share of all numbers of matrices and filters that no term keeps at zero.
+        """
+        held = max((term.held for term in self._terms), default=0)
+        return max(1 - held / max(self._weights, 1), _LEAST_DENSITY) ** -0.5
 
     @property
     def passes(self) -> float:

@@ -67,6 +67,11 @@ class Groups:
     width: int
     parts: tuple[Part | Elements, ...]
 
+    @property
+    def single(self) -> bool:
+        """Whether the groups are the entries of a weight."""
+        return isinstance(self.parts[0], Elements)
+
     def squares(self) -> Tensor:
         """Return the sum of squares of each group, `[width]`."""
         return torch.stack([part.per_group(part.parameter.detach() ** 2, self.width) for part in self.parts]).sum(0)

@@ -66,3 +66,11 @@ def test_a_resumed_run_and_its_workers_take_the_stored_recipe(searched: tuple[au
 def test_a_task_with_a_recipe_is_not_tested(finished: autoprune.Run) -> None:
     assert not finished.folder.recipe.exists()
     assert "recipe" not in finished.document["search_sample_passes"]
+
+
+def test_the_recipe_is_tested_on_a_model_with_the_zeros_of_a_policy(tmp_path: Path) -> None:
+    spec = f"{Path(__file__)}:without_recipe"
+    run = autoprune.search(spec, run_dir=tmp_path / "run", space="unstructured", **(QUICK | {"budgets": ["bytes:30%"]}))
+    model = run.dense_model.module
+    dense_loss = run.dense_model.held_out.loss(model, autoprune.Recipe())
+    assert read_json(run.folder.recipe)["repaired_loss"] > dense_loss + 0.01
