@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from autoprune.errors import ConfigError, PolicyError
 from autoprune.sparsity.thresholds import Threshold
-from autoprune.treatments import DENSE, PRECISIONS, Layer, Level, Treatment, replaces, sorted_treatments, timed_code
+from autoprune.treatments import (
+    DENSE,
+    INT8,
+    INT8_DYNAMIC,
+    PRECISIONS,
+    Layer,
+    Level,
+    Treatment,
+    replaces,
+    sorted_treatments,
+    timed_code,
+)
 
 ANY_RANK = "rank:*"
 ANY_SHARE = "sparse:*"
@@ -109,8 +121,8 @@ def _require_precisions(pattern: str, texts: Iterable[str], layers: Sequence[Lay
     named = [layer for layer in layers if _names(layer, pattern)]
     possible = [precision for precision in PRECISIONS if any(precision in layer.precisions for layer in named)]
     for text in texts if pattern != _ALL else ():
-        precision = _with_any_share(text.replace(ANY_RANK, "rank:1"))[0].precision
-        if precision not in possible:
+        treatment = _with_any_share(text.replace(ANY_RANK, "rank:1"))[0]
+        if not any(_in_own_int8(treatment, layer).precision in layer.precisions for layer in named):
             kinds = ", ".join([*dict.fromkeys(f"{layer.module} ({layer.op})" for layer in named)][:_SHOWN])
             raise ConfigError(
                 f"{source}: treatments: {pattern!r}: {kinds} can be {', '.join(possible)}; got {text}. Leave it out"
@@ -179,7 +191,16 @@ def _without_thresholds(text: str, layer: Layer | None) -> str:
 def _read(text: str, layer: Layer, shares: Sequence[str]) -> list[Treatment]:
     """Return the treatments that a text stands for: with any rank, those that are worth measuring for the layer."""
     texts = [text.replace(ANY_RANK, f"rank:{rank}") for rank in layer.ranks] if ANY_RANK in text else [text]
-    return [treatment for each in texts for treatment in _with_any_share(_without_thresholds(each, layer), shares)]
+    read = [treatment for each in texts for treatment in _with_any_share(_without_thresholds(each, layer), shares)]
+    return [_in_own_int8(treatment, layer) for treatment in read]
+
+
+def _in_own_int8(treatment: Treatment, layer: Layer) -> Treatment:
+    """Return a treatment with the form of int8 that the layer has: recurrent layers have the dynamic one alone."""
+    own = {INT8.precision, INT8_DYNAMIC.precision}.intersection(layer.precisions)
+    if treatment.precision == INT8.precision and own == {INT8_DYNAMIC.precision}:
+        return replace(treatment, precision=INT8_DYNAMIC.precision)
+    return treatment
 
 
 def _names(layer: Layer, pattern: str) -> bool:

@@ -95,6 +95,11 @@ class Treatment:
         return "+".join([*precision, *parts])
 
     @property
+    def weights_precision(self) -> str:
+        """Precision of the weights alone: both forms of int8 round them alike."""
+        return INT8.precision if self.precision == INT8_DYNAMIC.precision else self.precision
+
+    @property
     def is_local(self) -> bool:
         """Whether the layer alone changes: it reads and writes fp32 as the dense one does, without calibration."""
         return self.precision not in ("fp32", "int8") and not self.rank

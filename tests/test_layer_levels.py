@@ -40,6 +40,18 @@ def test_layers_are_offered_the_zeros_that_divide_them() -> None:
     }
 
 
+def test_int8_is_the_form_of_int8_that_a_layer_has() -> None:
+    layers = [*LAYERS[:2], replace(LAYERS[2], precisions=("fp32", "int8-dynamic"))]
+    for texts in ({"*": ["fp32", "int8", "int8+sparse:80%"]}, {"*": ["fp32"], "lstm": ["fp32", "int8"]}):
+        found = layer_levels(texts, layers, "file", None)
+        assert {*map(str, found["lstm.weight"])} == {
+            text.replace("int8", "int8-dynamic") for text in texts.get("lstm", texts["*"])
+        }
+    assert [*map(str, layer_levels({"*": ["fp32", "int8", "int8-dynamic"]}, layers, "file", None)["lstm.weight"])] == [
+        "int8-dynamic", "fp32",
+    ]  # fmt: skip
+
+
 def test_large_layers_have_finer_shares_of_zeros() -> None:
     layers = [*LAYERS[:2], replace(LAYERS[2], shapes=((96, 100),))]  # 91 % of the weights
     found = layer_levels({"*": ["fp32", "int8+sparse:*"]}, layers, "file", None)

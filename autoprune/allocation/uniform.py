@@ -9,6 +9,7 @@ import numpy as np
 from autoprune.allocation.limits import Predict, excess
 from autoprune.budgets import Limit
 from autoprune.records import COSTS, Policy, SearchSpace
+from autoprune.sparsity.patterns import Pattern
 from autoprune.treatments import DENSE, Level, Treatment, timed_levels
 
 _LATENCY = COSTS.index("latency_ms")
@@ -60,14 +61,13 @@ def _alike(space: SearchSpace) -> list[list[dict[str, Level]]]:
     cheapest: dict[str, Level] = {name: levels[0] for name, levels in timed.items()}
     treated = {name: level for name, level in cheapest.items() if level in space.levels[name] and level != DENSE}
     groups: list[list[dict[str, Level]]] = [[{}], *([[treated]] if treated else [])]
-    zeros: dict[str, dict[Level, None]] = {}
+    zeros: dict[str, dict[Pattern, dict[str, Level]]] = {}
     for name in space.layer_names:
         for level in space.levels[name]:
             if isinstance(level, Treatment) and level.pattern is not None:
-                zeros.setdefault(level.precision, {})[level] = None
-    for levels in zeros.values():
-        groups.append([{name: level for name in timed if level in space.levels[name]} for level in levels])
-    return groups
+                alike = zeros.setdefault(level.weights_precision, {}).setdefault(level.pattern, {})
+                alike.setdefault(name, level)
+    return [*groups, *([*patterns.values()] for patterns in zeros.values())]
 
 
 def _nearest_to(limit: Limit, predict: Predict, candidates: Sequence[Policy]) -> Policy | None:

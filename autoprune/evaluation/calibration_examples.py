@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
 from autoprune import memory_limits
 from autoprune.device.target import adds_in_16_bits
+from autoprune.latency.stand_in import StandInTable
 from autoprune.latency.table import LatencyTable
 from autoprune.model.randomness import seeded
 from autoprune.quantization.arithmetic import DEFAULT_ARITHMETIC, Arithmetic
@@ -68,9 +72,15 @@ def more_inputs(task: Task, structure: Structure, given: tuple[Tensor, ...]) -> 
 
 
 def arithmetic_of(folder: RunFolder) -> Arithmetic:
-    """Return the arithmetic of the device of a run's latency table."""
-    if not folder.table.exists():
-        return DEFAULT_ARITHMETIC
-    table = LatencyTable.load(folder.table)
-    largest = LARGEST_SATURATING_WEIGHT if adds_in_16_bits(table.target) else LARGEST_WEIGHT
-    return Arithmetic(largest_weight=largest, accuracy_levels=table.accuracy_levels)
+    """Return the arithmetic of the device of a run: of its latency table, or of its dense latency alone."""
+    if folder.table.exists():
+        table = LatencyTable.load(folder.table)
+        return replace(_of_target(table.target), accuracy_levels=table.accuracy_levels)
+    if folder.dense_latency.exists():
+        return _of_target(StandInTable.load(folder.dense_latency).target)
+    return DEFAULT_ARITHMETIC
+
+
+def _of_target(target: Mapping[str, Any]) -> Arithmetic:
+    largest = LARGEST_SATURATING_WEIGHT if adds_in_16_bits(target) else LARGEST_WEIGHT
+    return replace(DEFAULT_ARITHMETIC, largest_weight=largest)

@@ -87,10 +87,10 @@ def _of_all(layer: Layer, shares: Mapping[str, float]) -> float:
 
 
 def _zeros_by_precision(levels: Sequence[Level]) -> dict[str, list[Treatment]]:
-    """Return the treatments of a layer with zeros by precision, each with the same precision without zeros."""
+    """Return the treatments of a layer with zeros by the precision of weights, each with the same one without zeros."""
     treatments = [level for level in levels if isinstance(level, Treatment)]
-    precisions = dict.fromkeys(t.precision for t in treatments if t.pattern is not None)
-    return {p: [t for t in treatments if t.precision == p and not t.rank] for p in precisions}
+    precisions = dict.fromkeys(t.weights_precision for t in treatments if t.pattern is not None)
+    return {p: [t for t in treatments if t.weights_precision == p and not t.rank] for p in precisions}
 
 
 def _nearest(levels: Sequence[Treatment], share: float) -> Treatment:

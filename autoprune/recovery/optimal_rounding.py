@@ -95,9 +95,15 @@ class MomentRounding:
 
 
 def _moments(rows: Tensor) -> Moments:
-    """Return the moments of rows `[G, R, D]`."""
+    """Return the moments of rows `[G, R, D]`.
+
+    Products are those of rows without their means: where inputs hardly vary, the covariance would else be smaller than
+    the rounding errors of fp32, and could not be inverted.
+    """
     count = max(rows.shape[1], 1)
-    return Moments(mean=(rows.sum(1) / count).double(), raw=(rows.mT @ rows / count).double())
+    mean = rows.sum(1) / count
+    varying, mean = rows - mean[:, None], mean.double()
+    return Moments(mean=mean, raw=(varying.mT @ varying / count).double() + mean[:, :, None] * mean[:, None, :])
 
 
 def rounded_by_moments(

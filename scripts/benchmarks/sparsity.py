@@ -54,7 +54,7 @@ from autoprune.runfolder import RunFolder
 from autoprune.structure import GraphModel, module_tensors
 from autoprune.training.sample_passes import SamplePasses
 from autoprune.training.scoring import evaluate
-from autoprune.treatments import INT8
+from autoprune.treatments import INT8, INT8_DYNAMIC
 
 SEARCHED, EXCHANGED, UNIFORM = "searched", "searched+rigl", "uniform"
 SCHEDULES = ("one-shot+lamp", "gradual+lamp", "rigl+lamp", "admm+lamp", "l1+lamp")
@@ -200,8 +200,13 @@ def shown(row: Row) -> Row:
 def scheduled(prepared: Prepared, row: Row) -> Row:
     """Return a row with the test score of the dense net after it became sparse in a training of its passes."""
     start, dense_model = time.monotonic(), prepared.dense_model
-    offered = {name: INT8 in levels for name, levels in prepared.space.levels.items()}
-    in_int8 = prepared.space.policy({name: INT8 for name, is_offered in offered.items() if is_offered})
+    forms = {
+        n: [level for level in prepared.space.levels[n] if level in (INT8, INT8_DYNAMIC)]
+        for n in prepared.space.layer_names
+    }
+    in_int8 = prepared.space.policy({name: form[0] for name, form in forms.items() if form})
+    layers = dense_model.structure.layers
+    offered = {weight: True for layer in layers if forms.get(layer.name) for weight in layer.weights}
     dense_bytes = dense_model.sizes(dense_model.structure.dense_policy())["bytes"]
     limit = Bound.parse(f"bytes:{row.budget}").most(dense_bytes)
     shares = range(1, 1000)  # of zeros, in tenths of a percent

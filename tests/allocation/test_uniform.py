@@ -113,3 +113,16 @@ def test_uniform_zeros_are_the_fewest_that_fit_in_all_layers_alike():
     limit = Limit.of(latency_ms=1.9)
     (policy,) = uniform_policies(space, {}, predict_density, limit)
     assert dict(policy.treatments) == {"a": sparse[1], "b": sparse[1]}
+
+
+def test_both_forms_of_int8_count_as_one_precision():
+    zeros = ("sparse:95%", "sparse:50%")
+    static = [Treatment.parse(f"int8+{text}") for text in zeros]
+    dynamic = [Treatment.parse(f"int8-dynamic+{text}") for text in zeros]
+    space = SearchSpace(id="s", levels={"a": (*static, FP32), "b": (*dynamic, FP32)})
+
+    def predict_density(policies):
+        return costs_of(lambda p: sum(t.pattern.density - 1 for t in p.treatments.values()) + 2, policies)
+
+    (policy,) = uniform_policies(space, {}, predict_density, Limit.of(latency_ms=1))
+    assert dict(policy.treatments) == {"a": static[1], "b": dynamic[1]}

@@ -44,3 +44,23 @@ def test_zeros_are_shared_out_by_weights_within_every_budget() -> None:
     assert {str(t) for t in found["half", "ERK"].treatments.values()} == {"sparse:50%"}
     without = SearchSpace(id="s", levels={"0.weight": (INT8, DENSE)})
     assert shared_out_zeros(without, costs, dense) == []
+
+
+def test_layers_share_zeros_out_in_their_own_form_of_int8() -> None:
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+    static, dynamic = (
+        tuple(Treatment.parse(f"{form}+{zeros}") for zeros in ZEROS) for form in ("int8", "int8-dynamic")
+    )
+    space: Any = SearchSpace(id="s", levels={"0.weight": (*static, DENSE), "1.weight": (*dynamic, DENSE)})
+    layers = [
+        Layer(name=name, op="linear", nodes=(), precisions=("fp32",), weights=(name,), shapes=((16, 16),))
+        for name in ("0.weight", "1.weight")
+    ]
+    costs: Any = SimpleNamespace(
+        structure=SimpleNamespace(layers=layers),
+        limits={"half": Limit.of(latency_ms=0.51)},
+        limited_costs=lambda policies: costs_of(_density, policies),
+    )
+    found = {strategy: policy for _, strategy, policy in shared_out_zeros(space, costs, dense)}
+    assert dict(found["ERK"].treatments) == {"0.weight": static[2], "1.weight": dynamic[2]}

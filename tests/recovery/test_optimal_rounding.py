@@ -79,6 +79,16 @@ class Tokens(nn.Module):
         return self.out(x) + self.out.weight.mean()
 
 
+@pytest.mark.parametrize("varies_by", [1e-5, 3e-6, 1e-6, 1e-7])
+def test_inputs_that_hardly_vary_can_be_rounded_by(varies_by):
+    torch.manual_seed(0)
+    layer = nn.Linear(96, 10)
+    inputs = (torch.rand(96) + 0.5) * (1 + varies_by * torch.randn(256, 96))
+    weight = layer.weight.detach().numpy()
+    steps = rounded_by(layer, inputs, weight_scales(weight, None, 1.0))
+    assert np.abs(steps).max() <= LARGEST_WEIGHT
+
+
 def test_blocks_are_rounded_by_moments_and_deployed_as_they_are():
     torch.manual_seed(0)
     structure = analyze(Tokens().eval(), (torch.zeros(1, 6, 40),))
