@@ -19,7 +19,7 @@ from autoprune.files import write_atomic
 EVERY_SECONDS = 20.0
 """Least time between two states that are written."""
 
-_SCHEMA = 1
+_SCHEMA = 2
 
 
 class Checkpoint:
