@@ -12,7 +12,7 @@ removable: true           # also width 0 where that removes a residual branch (d
 overrides:                # per pattern, any of the six keys above; later patterns win
   "blocks.0.*": {min_keep: 0.5}
 treatments:               # levels of layers, by patterns of their names; later patterns win; without it all are dense
-  "*": [fp32, int8]
+  "*": [fp32, int8]       # for layers without static int8, such as LSTMs, int8 is int8-dynamic
   "blocks.*": [fp32, "rank:*", "int8+rank:24"] # two factors for a weight: a few ranks that fit each layer, or this one
   "fc*": [fp32, "sparse:*", "2:4", "int8+sparse:80%"] # zeros among weights: a few shares; N:M; this share
   "head": [fp32]          # the name of a layer's module, or of its weight

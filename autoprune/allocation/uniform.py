@@ -39,7 +39,7 @@ def uniform_policies(
     """The policies that `uniform_policy` chooses from.
 
     Those with all layers dense, with all of them treated in the cheapest way without zeros, and, for each precision
-    that the space offers with zeros, with the same zeros in all layers that can have them.
+    of weights that the space offers with zeros, with the same zeros in all layers that can have them.
     """
     nearest = [
         _nearest_to(limit, predict, [_snapped(space, dense_widths, float(ratio), chosen)

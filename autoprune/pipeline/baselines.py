@@ -12,9 +12,11 @@ from torch import nn
 
 from autoprune.allocation.limits import fits
 from autoprune.allocation.uniform import baselines, uniform_policies
+from autoprune.errors import StructureError, VerificationError
 from autoprune.manifest import Manifest
 from autoprune.pipeline.cost_model import CostModel
 from autoprune.pipeline.deployment import Deployment
+from autoprune.pipeline.events import Events
 from autoprune.pipeline.verification import verify_model, whole
 from autoprune.pruning.rates import zero_shares
 from autoprune.records import Policy, SearchSpace
@@ -51,7 +53,8 @@ def all_uniform_baselines(plan: Search, costs: CostModel) -> list[tuple[str, Pol
 def shared_out_zeros(space: SearchSpace, costs: CostModel, dense: nn.Module) -> list[tuple[str, str, Policy]]:
     """Return policies with zeros that are shared out by the dense weights: budget, strategy and policy of each.
 
-    Every layer has the level whose share of zeros is nearest to the one that it gets. Of the policies within a budget
+    Every layer has the level whose share of zeros is nearest to the one that it gets; of both forms of int8 the dynamic
+    one, which usually computes faster. Of the policies within a budget
     the one with the fewest zeros is taken, with the precision that needs the fewest.
 
     Args:
@@ -99,16 +102,13 @@ def _nearest(levels: Sequence[Treatment], share: float) -> Treatment:
     return min(zeros, key=lambda level: abs(zeros[level] - share), default=DENSE)
 
 
-def dense_in_int8(plan: Search, costs: CostModel, deployment: Deployment) -> FrontModel | None:
+def dense_in_int8(plan: Search, costs: CostModel, deployment: Deployment, events: Events) -> FrontModel | None:
     """Return the dense model with every layer in int8 that the space offers so, verified without any training.
 
     Where the space offers both forms of int8, a layer has the one that usually computes faster.
 
     Returns:
-        The model; `None` where the space offers int8 for no layer.
-
-    Raises:
-        StructureError, VerificationError: as `verify_model`.
+        The model; `None` where the space offers int8 for no layer, or, with a note, where the model is not proven.
     """
     space = plan.space
     offered = {name: [t for t in space.levels[name] if t in (INT8, INT8_DYNAMIC)] for name in space.layer_names}
@@ -119,4 +119,8 @@ def dense_in_int8(plan: Search, costs: CostModel, deployment: Deployment) -> Fro
     if not whole(weights):
         folder, small = deployment.folder, deployment.dense_model.cut(policy).shrink(prove=False)
         Manifest(folder).write(weights, weights_to_bytes(small), sources=[folder.dense, folder.order])
-    return verify_model(policy, None, INT8_ALONE, costs, deployment)
+    try:
+        return verify_model(policy, None, INT8_ALONE, costs, deployment)
+    except (StructureError, VerificationError) as error:
+        events.note(f"the dense model in int8 is left out: {error}")
+        return None

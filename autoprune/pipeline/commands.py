@@ -145,6 +145,7 @@ def train_from_scratch(run_dir: Path, digest: str, epochs: float, events: Events
         recipe=task.recipe,
         terms=zeros.terms,
         on_progress=lambda done, total, loss: events.advance(done, total, f"loss {loss:.3f}"),
+        from_scratch=True,
     )
     zeros.take_trained()
     score = dense_model.score(dense_model.as_deployed(model, policy))

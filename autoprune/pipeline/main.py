@@ -134,7 +134,7 @@ def search_prepared(
         costs, outcome = exploration.costs, exploration.outcome
         channels = scoring_passes(config, folder, dense_model.task)
         passes = search_passes(outcome, effort, dense_model.task, executor.slots, channels) | recipe_passes(folder)
-    in_int8 = dense_in_int8(plan, costs, deployment)
+    in_int8 = dense_in_int8(plan, costs, deployment, events)
     keep_latency_parts(folder, costs, [*models, *([in_int8] if in_int8 else [])])
     document = front_document(
         models,

@@ -77,7 +77,7 @@ def prepare(
     if config.strategy not in JOINT:
         space = space.with_dense_layers()
     note_space(space, space_file.name, events)
-    note_short_sums(space, measurer.target.fingerprint(), events)
+    note_short_sums(space, table.target, events)
     costs = reachable_costs(structure, table, space, config.parsed_budgets())
     watch_trials(events, config, task, structure, costs, space, module, folder)
     maps = maps_of(module.state_dict())

@@ -12,7 +12,7 @@ import torch
 
 from autoprune.config import RunConfig
 from autoprune.device.noise import NoiseError
-from autoprune.device.target import Target, differences
+from autoprune.device.target import Target, adds_in_16_bits, differences
 from autoprune.device.timing import Protocol
 from autoprune.errors import AutopruneError, ConfigError, LatencyError, RunFolderError
 from autoprune.latency.sampling import whole_models
@@ -114,7 +114,13 @@ def stand_in_table(
         made.save(folder.dense_latency)
         Manifest(folder).record(folder.dense_latency)
     events.note("no latency table is measured, because no budget limits the latency (--measure-table asks for one)")
-    return StandInTable.load(folder.dense_latency)
+    stored = StandInTable.load(folder.dense_latency)
+    if adds_in_16_bits(stored.target) != adds_in_16_bits(measurer.target.fingerprint()):
+        events.note(
+            f"int8 weights are rounded for the device that the run began on, {stored.target['cpu']}; this one "
+            f"({measurer.target.cpu}) computes with others"
+        )
+    return stored
 
 
 def require_fitting(table: LatencyTable, config: RunConfig, structure: Structure, target: Target) -> None:

@@ -64,10 +64,10 @@ def note_space(space: SearchSpace, name: str, events: Events) -> None:
 
 
 def note_short_sums(space: SearchSpace, fingerprint: Mapping[str, Any], events: Events) -> None:
-    """Note what follows where a CPU adds products of int8 layers in 16 bits."""
+    """Note what follows where the CPU of a table adds products of int8 layers in 16 bits."""
     if not adds_in_16_bits(fingerprint):
         return
     levels = [level for name in space.layer_names for level in space.levels[name]]
     precisions = {level.precision for level in levels if isinstance(level, Treatment)}
     if precisions & {INT8.precision, INT8_DYNAMIC.precision}:
-        events.note("weights in int8 have 7 bits: without VNNI this CPU adds two products in 16 bits")
+        events.note("weights in int8 have 7 bits: without VNNI the CPU adds two products in 16 bits")

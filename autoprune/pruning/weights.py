@@ -6,14 +6,18 @@ from collections.abc import Callable
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import fx, nn
 
 from autoprune.errors import StructureError, UsageError
 from autoprune.pruning.vocabulary import MappedEmbedding
+from autoprune.structure import GraphModel
 
 COLUMNS = ("name", "shape", "weights", "zeros", "share", "zero_filters", "zero_inputs")
 
 _TABLES = (nn.Embedding, nn.EmbeddingBag, MappedEmbedding)
+_LOOKS_UP = (
+    torch.ops.aten.embedding.default, torch.ops.aten.embedding_bag.default, torch.ops.aten.embedding_bag.padding_idx,
+)  # fmt: skip
 
 
 def prunable_weights(model: nn.Module, choose: Callable[[str], bool] | None = None) -> dict[str, nn.Parameter]:
@@ -29,9 +33,7 @@ def prunable_weights(model: nn.Module, choose: Callable[[str], bool] | None = No
         UsageError: nothing is left to prune.
     """
     require_floating(model)
-    tables = {
-        f"{name}.weight".removeprefix(".") for name, module in model.named_modules() if isinstance(module, _TABLES)
-    }
+    tables = lookup_tables(model)
     wide = {name: p for name, p in model.named_parameters() if p.dim() > 1}
     chosen = choose or (lambda name: "weight" in name.rpartition(".")[2] and name not in tables)
     weights = {name: p for name, p in wide.items() if chosen(name)}
@@ -41,6 +43,17 @@ def prunable_weights(model: nn.Module, choose: Callable[[str], bool] | None = No
             + (", ".join(list(wide)[:5]) or "none")
         )
     return weights
+
+
+def lookup_tables(model: nn.Module) -> set[str]:
+    """Return the names of the parameters whose rows a model looks up: they multiply nothing."""
+    tables = {
+        f"{name}.weight".removeprefix(".") for name, module in model.named_modules() if isinstance(module, _TABLES)
+    }
+    if isinstance(model, GraphModel):
+        looked_up = [node.args[0] for node in model.captures[False].graph.nodes if node.target in _LOOKS_UP]
+        tables |= {str(read.target) for read in looked_up if isinstance(read, fx.Node) and read.op == "get_attr"}
+    return tables
 
 
 def require_floating(model: nn.Module) -> None:

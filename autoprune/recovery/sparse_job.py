@@ -199,6 +199,7 @@ class SparseJob:
             terms=[*terms_named(self.terms), schedule],
             on_progress=self.on_progress,
             checkpoint=self.checkpoint,
+            from_scratch=self.mode == "scratch",
         )
 
     @property

@@ -62,6 +62,7 @@ def finetune(
     terms: Sequence[Term] = (),
     on_progress: OnProgress | None = None,
     checkpoint: Checkpoint | None = None,
+    from_scratch: bool = False,
 ) -> FinetuneResult:
     """Train `model` in place on `samples` examples of the training data and leave it in evaluation mode.
 
@@ -89,6 +90,8 @@ def finetune(
         on_progress: called after every step.
         checkpoint: keeps the state now and then; a training that finds one there goes on from it, and ends in the same
             weights, bit for bit, as one that was never interrupted. A trainer of the task's own begins again.
+        from_scratch: the weights are new ones. Zeros then do not raise the rate: the recipe of a dense model is as fast
+            as new weights bear.
 
     Raises:
         UsageError: there are no samples, nothing to learn from, or no parameter that can be trained.
@@ -118,7 +121,7 @@ def finetune(
                 guard.restart()  # the state before does not count: it may lack zeros
             for batch in resumption.left(objective.batches(drawn, seed, repeats)):
                 rate = learning_rate(recipe, progress.share_at_middle(batch.examples))
-                rate *= guard.rate_scale * told.rate_scale
+                rate *= guard.rate_scale * (1.0 if from_scratch else told.rate_scale)
                 loss = updates.take(objective.terms(model, batch), rate)
                 progress.after_step(batch.examples, loss)
                 if updates.stepped and told.after_step(share=progress.share, rate=rate):

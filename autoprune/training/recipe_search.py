@@ -78,7 +78,10 @@ class RecipeChoice:
 
 
 def expected_passes(task: Task, relative_cost: float) -> float:
-    """Return the sample passes of `find_recipe`, at most; 0 where the task says how pruned models are trained."""
+    """Return the sample passes of `find_recipe`, at most, without the repair of its model.
+
+    They are 0 where the task says how pruned models are trained.
+    """
     if task.finetune_recipe is not None or task.finetune is not None:
         return 0.0
     candidates, trained, asked, tests = len(_CANDIDATES), 0, 0, 0

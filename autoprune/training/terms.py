@@ -4,12 +4,13 @@ A term is told when the training begins, after every step of the optimizer, and 
 schedules that make a network sparse are all terms; so the loop does not know one of them, and neither does a trainer of
 the user's own.
 
-A model whose weights are mostly zero needs longer steps. What a step changes in the output of a layer is a sum over the
-weights that are left, so that the same rate changes less, the fewer these are; the right rate grows as the density
-falls. Rates are those of a recipe times 1 / sqrt(density) (the decisions on repair and fine-tuning have the numbers).
-Narrow layers gain nothing by that.
+A model whose weights are mostly zero needs longer steps. What a step changes in the output of a layer is a sum over
+the weights that are left, so that the same rate changes less, the fewer these are. Rates of fine-tunes are those of a
+recipe times 1 / sqrt(density), for all parameters (the decisions on repair and fine-tuning have the numbers). Narrow
+layers gain nothing by that.
 
-Source: rates that follow the density, Dey et al. 2024, https://arxiv.org/abs/2405.15743.
+Source: rates that rise as the density falls, there with 1 / density, Dey et al. 2024,
+https://arxiv.org/abs/2405.15743.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from autoprune.pruning.weights import lookup_tables
 from autoprune.task.base import Task
 from autoprune.training.state import Resumable
 
@@ -77,7 +79,9 @@ class Terms(Resumable):
 
     def begin(self, model: nn.Module, task: Task) -> None:
         """Begin all terms."""
-        self._weights = sum(parameter.numel() for parameter in model.parameters() if parameter.dim() > 1)
+        tables = lookup_tables(model)
+        wide = {name: parameter for name, parameter in model.named_parameters() if parameter.dim() > 1}
+        self._weights = sum(parameter.numel() for name, parameter in wide.items() if name not in tables)
         for term in self._terms:
             term.begin(model, task)
 
@@ -102,7 +106,8 @@ class Terms(Resumable):
     def rate_scale(self) -> float:
         """Factor of a recipe's learning rate for the zeros that there are: 1 / sqrt(density), at most 10.
 
-        The density is the share of all numbers of matrices and filters that no term keeps at zero.
+        The density is the share of all numbers of matrices and filters that no term keeps at zero. Embeddings do not
+        count: their rows are looked up, and no sum gets shorter.
         """
         held = max((term.held for term in self._terms), default=0)
         return max(1 - held / max(self._weights, 1), _LEAST_DENSITY) ** -0.5

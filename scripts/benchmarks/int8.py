@@ -24,13 +24,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from autoprune.device.measure import host
+from autoprune.device.target import adds_in_16_bits
 from autoprune.evaluation import DenseModel
 from autoprune.evaluation.calibration_examples import reconstruction_of
 from autoprune.export.onnx_file import OnnxModule
 from autoprune.onnxgraph.export import export_onnx, serialized
 from autoprune.onnxgraph.treated import treated
 from autoprune.pruning import channel_order, score_units
-from autoprune.quantization.grid import LEVELS, Range
+from autoprune.quantization.arithmetic import Arithmetic
+from autoprune.quantization.grid import LARGEST_SATURATING_WEIGHT, LARGEST_WEIGHT, LEVELS, Range
 from autoprune.quantization.rounding import in_grid
 from autoprune.records import Policy
 from autoprune.structure import GraphModel, analyze
@@ -93,6 +96,9 @@ def trained_dense_model(task_name: str, model: str | None, weights: Path | None,
         structure=structure,
         order=channel_order(score_units(structure, "l2")),
         reconstruction=reconstruction_of(task, structure, 0),
+        arithmetic=Arithmetic(
+            largest_weight=LARGEST_SATURATING_WEIGHT if adds_in_16_bits({"isa": host()[1]}) else LARGEST_WEIGHT
+        ),
     )
 
 

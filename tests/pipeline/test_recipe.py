@@ -8,8 +8,14 @@ from pathlib import Path
 import pytest
 
 import autoprune
+from autoprune.config import RunConfig
 from autoprune.evaluation.evaluator import EvaluatorFactory
-from autoprune.runfolder import read_json
+from autoprune.pipeline.exploration import search_plan
+from autoprune.pipeline.preparation import prepare
+from autoprune.pipeline.recipe import with_recipe
+from autoprune.pipeline.run import open_task
+from autoprune.pipeline.studies import study_location
+from autoprune.runfolder import RunFolder, read_json
 from tests.conftest import QUICK
 from tests.measurers import SimulatedMeasurer
 from tests.pipeline import tiny
@@ -68,9 +74,18 @@ def test_a_task_with_a_recipe_is_not_tested(finished: autoprune.Run) -> None:
     assert "recipe" not in finished.document["search_sample_passes"]
 
 
-def test_the_recipe_is_tested_on_a_model_with_the_zeros_of_a_policy(tmp_path: Path) -> None:
-    spec = f"{Path(__file__)}:without_recipe"
-    run = autoprune.search(spec, run_dir=tmp_path / "run", space="unstructured", **(QUICK | {"budgets": ["bytes:30%"]}))
-    model = run.dense_model.module
-    dense_loss = run.dense_model.held_out.loss(model, autoprune.Recipe())
-    assert read_json(run.folder.recipe)["repaired_loss"] > dense_loss + 0.01
+def test_the_recipe_is_tested_on_a_model_with_the_zeros_of_a_policy(finished: autoprune.Run, tmp_path: Path) -> None:
+    (tmp_path / "zeros.yaml").write_text("include: []\ntreatments:\n  '*': [fp32, 'sparse:95%']\n")
+    config = RunConfig(
+        task=f"{Path(__file__)}:without_recipe", dense=str(finished.folder.dense), space=str(tmp_path / "zeros.yaml"),
+        budgets=("bytes:30%",),
+    )  # fmt: skip
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    ready = prepare(config, folder, open_task(config), Notes(), SimulatedMeasurer())
+    plan = search_plan(
+        config, study_location(config, folder), ready.space, ready.dense_model, ready.costs, ready.effort
+    )
+    dense_model = with_recipe(ready.dense_model, plan, ready.costs, folder, Notes())
+    dense_loss = dense_model.held_out.loss(dense_model.module, autoprune.Recipe())
+    assert read_json(folder.recipe)["repaired_loss"] > dense_loss + 0.01

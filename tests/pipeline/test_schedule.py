@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,23 @@ from autoprune.training.sample_passes import SamplePasses
 from autoprune.trials import TrialSpec, trial_seed
 from tests.conftest import QUICK, SPEC
 from tests.measurers import SimulatedMeasurer
+from tests.pipeline import tiny
+
+
+def gentle() -> autoprune.Task:
+    """A task whose rate bears exchanges of zeros."""
+    return dataclasses.replace(tiny.make_task(), finetune_recipe=autoprune.Recipe(batch_size=32, lr=0.01))
 
 
 def test_full_fine_tunes_of_workers_exchange_zeros(finished: autoprune.Run, tmp_path: Path) -> None:
-    options = QUICK | {"budgets": ["bytes:20%"], "space": "unstructured", "executor": "process", "workers": 1}
+    space = tmp_path / "zeros.yaml"
+    space.write_text("include: []\ntreatments:\n  '*': [fp32, 'sparse:97%']\n")
+    options = QUICK | {"budgets": ["bytes:20%"], "space": str(space), "executor": "process", "workers": 1}
     dense = str(finished.folder.dense)
     run = autoprune.search(
-        SPEC, run_dir=tmp_path / "r", measurer=SimulatedMeasurer(), dense=dense, schedule="rigl", **options
-    )
+        f"{Path(__file__)}:gentle", run_dir=tmp_path / "r", measurer=SimulatedMeasurer(), dense=dense, schedule="rigl",
+        **options,
+    )  # fmt: skip
     model = run.models[0]
     stored = safetensors.torch.load_file(run.folder.model(model.digest).weights)
     full = derived_effort(run.config, run.open_task()).full

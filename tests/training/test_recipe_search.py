@@ -10,6 +10,7 @@ from autoprune.task.base import Task
 from autoprune.training.held_out import HeldOut
 from autoprune.training.recipe_search import expected_passes, find_recipe
 from autoprune.training.scoring import predict_outputs
+from autoprune.training.terms import Term
 
 
 class Encoder(nn.Module):
@@ -81,3 +82,21 @@ def test_a_candidate_that_diverges_loses_and_is_written_as_null():
     assert not choice.improves
     value = json.loads(json.dumps(choice.to_json(), allow_nan=False))
     assert {test["held_out_loss"] for test in value["tests"]} == {None}
+
+
+def test_every_candidate_is_trained_with_the_terms():
+    class Steps(Term):
+        begun, steps = 0, 0
+
+        def begin(self, model, task):
+            self.begun += 1
+
+        def after_step(self, step):
+            self.steps += 1
+            return False
+
+    task, dense, repaired = task_and_models()
+    held_out, told = HeldOut.of(task, predict_outputs(dense, task, task.val_set)), Steps()
+    choice = find_recipe(repaired, task, teacher=dense, held_out=held_out, seed=0, terms=[told])
+    assert told.begun == len(choice.tests)
+    assert told.steps == sum(test.samples // 32 for test in choice.tests)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from autoprune.sparsity.patterns import Pattern
+from autoprune.structure import analyze
 from autoprune.training.channel_plan import ChannelPlan
 from autoprune.training.finetune import finetune
 from autoprune.training.gradual import Gradual
@@ -78,13 +79,39 @@ def test_penalties_and_channels_leave_the_rate() -> None:
     assert told.rate_scale == 1
 
 
-def test_the_training_takes_the_scaled_rate() -> None:
+def test_embeddings_do_not_count() -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.head = nn.Embedding(1_000, 16), nn.Linear(16, 4)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.head(self.table(ids).mean(1))
+
+    torch.manual_seed(0)
+    own = Words().eval()
+    structure = analyze(own, (torch.zeros(2, 3, dtype=torch.long),))
+    mask = torch.arange(64).view(4, 16) % 4 == 0
+    for model in (own, structure.shrink(structure.dense_policy())):
+        assert begun(model, MaskedWeights({"head.weight": mask})).rate_scale == pytest.approx(2)
+
+
+def test_the_factor_has_a_largest_value() -> None:
+    model = nn.Linear(1_000, 10)
+    mask = torch.zeros(10, 1_000, dtype=torch.bool)
+    assert begun(model, MaskedWeights({"weight": mask})).rate_scale == pytest.approx(10)
+
+
+def test_the_training_takes_the_scaled_rate_but_not_from_scratch() -> None:
     task = tiny.make_task()
-    seen, masked = Rates(), Rates()
-    for told, rates in (([seen], seen), ([masked], masked)):
+    seen, masked, drawn = Rates(), Rates(), Rates()
+    for rates in (seen, masked, drawn):
         model = task.build_model()
         mask = {n: torch.arange(p.numel()).view(p.shape) % 4 == 0 for n, p in model.named_parameters() if p.dim() > 1}
-        terms = [MaskedWeights(mask), *told] if rates is masked else told
-        finetune(model, task, samples=64, seed=0, teacher=task.build_model(), terms=terms)
+        terms = [rates] if rates is seen else [MaskedWeights(mask), rates]
+        finetune(
+            model, task, samples=64, seed=0, teacher=task.build_model(), terms=terms, from_scratch=rates is drawn
+        )  # fmt: skip
     assert seen.rates[0] == pytest.approx(learning_rate(task.tuning_recipe, 0.5 * 32 / 64))
+    assert drawn.rates == seen.rates
     assert masked.rates == pytest.approx([2 * rate for rate in seen.rates], rel=0.05)
