@@ -8,11 +8,13 @@ unset PYTHONDONTWRITEBYTECODE  # what is imported is compiled once
 ruff format --check .
 ruff check .
 lint-imports --no-cache
-if python -c 'import mkdocs' 2>/dev/null; then NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet; fi
-# Types take one core a minute, beside the tests.
+# Types and the pages of the documents take one core a minute, beside the tests.
 types=$(mktemp)
 set -m  # a process group of its own, so that its processes end with it
-basedpyright --level error >"$types" 2>&1 &
+{
+  basedpyright --level error
+  if python -c 'import mkdocs' 2>/dev/null; then NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet; fi
+} >"$types" 2>&1 &
 checker=$!
 set +m
 trap 'kill -- "-$checker" 2>/dev/null || true; rm -f "$types"' EXIT

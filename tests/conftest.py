@@ -3,6 +3,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import gc
+import hashlib
 import math
 import os
 import shutil
@@ -12,15 +13,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch._export.utils
 from hypothesis import settings
 from onnxscript import values
+from torch import nn
 from torch.export import decomp_utils, exported_program
 from torch.onnx._internal.exporter import _schemas
 
 import autoprune
 from autoprune.device import noise
+from autoprune.export import onnx_file
+from autoprune.runfolder import write_atomic
+from autoprune.structure import GraphModel
+from autoprune.training.dense import weights_to_bytes
 from tests.measurers import SimulatedMeasurer
 from tests.pipeline import tiny
 
@@ -68,6 +75,38 @@ def parsed_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Export a model once for all processes that run tests, however many come to the same weights: the exporter takes
+    a second or more."""
+    folder = shared_folder(tmp_path_factory) / "exports"
+    folder.mkdir(exist_ok=True)
+    export = onnx_file.export_onnx
+
+    def remembered(model: nn.Module, inputs: Any, path: Any = None, **options: Any) -> onnx.ModelProto:
+        if path is None or not isinstance(model, GraphModel):  # a graph says what is computed, a class does not
+            return export(model, inputs, path, **options)
+        of_inputs = [(tuple(x.shape), x.dtype) for x in inputs]
+        known = (str(model.captures[False].graph), model.input_names, of_inputs, options)
+        key = hashlib.sha256(weights_to_bytes(model) + repr(known).encode()).hexdigest()
+        if (folder / key).exists():
+            write_atomic(path, (folder / key).read_bytes())
+            return onnx.load_model(path)
+        exported = export(model, inputs, path, **options)
+        write_atomic(folder / key, Path(path).read_bytes())
+        return exported
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_file, "export_onnx", remembered)
+        yield
+
+
+def shared_folder(factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of all processes that run tests together."""
+    own = factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session", autouse=True)
 def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep what the program remembers for its user out of the home folder of whoever runs the tests."""
     with pytest.MonkeyPatch.context() as patch:
@@ -100,8 +139,7 @@ def measurer() -> SimulatedMeasurer:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> autoprune.Run:
     """A finished run that tests may read but not change, searched once for all processes that run tests."""
-    own = tmp_path_factory.getbasetemp()
-    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "finished" / "tiny"
+    folder = shared_folder(tmp_path_factory) / "finished" / "tiny"
     folder.parent.mkdir(exist_ok=True)
     with (folder.parent / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

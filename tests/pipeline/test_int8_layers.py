@@ -73,7 +73,7 @@ def test_a_table_of_a_cpu_without_vnni_takes_a_bit_from_the_weights(copied: auto
     assert {int(np.abs(weight.steps.astype(int)).max()) for weight in numbers.weights.values()} == {63}
     notes, space = Notes(), SearchSpace(id="", levels={"head.weight": (INT8_DYNAMIC, INT8, DENSE)})
     note_short_sums(space, table.target, notes)
-    assert notes.texts == ["weights in int8 have 7 bits: without VNNI this CPU adds two products in 16 bits"]
+    assert notes.texts == ["weights in int8 have 7 bits: without VNNI the CPU adds two products in 16 bits"]
 
 
 def test_what_is_scored_is_what_is_delivered(
