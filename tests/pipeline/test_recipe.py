@@ -42,10 +42,11 @@ def without_recipe() -> autoprune.Task:
 
 
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[autoprune.Run, Notes]:
+def searched(finished: autoprune.Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[autoprune.Run, Notes]:
     folder, notes = tmp_path_factory.mktemp("run") / "tiny", Notes()
     spec = f"{Path(__file__)}:without_recipe"
-    return autoprune.search(spec, run_dir=folder, measurer=SimulatedMeasurer(), events=notes, **QUICK), notes
+    known = {"dense": str(finished.folder.dense), "table": str(finished.folder.table)}
+    return autoprune.search(spec, run_dir=folder, measurer=SimulatedMeasurer(), events=notes, **known, **QUICK), notes
 
 
 def test_the_recipe_is_found_once_reported_counted_and_used(searched: tuple[autoprune.Run, Notes]) -> None:
