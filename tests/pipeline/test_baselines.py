@@ -1,14 +1,18 @@
-"""Baselines with zeros that are shared out by the dense weights."""
+"""Baselines: zeros that are shared out by the dense weights, and the dense model in int8."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
+import autoprune
 from autoprune.budgets import Limit
+from autoprune.errors import VerificationError
+from autoprune.pipeline import baselines
 from autoprune.pipeline.baselines import SHARED_OUT, shared_out_zeros
 from autoprune.records import Policy, SearchSpace
 from autoprune.treatments import DENSE, INT8, Layer, Treatment
@@ -64,3 +68,20 @@ def test_layers_share_zeros_out_in_their_own_form_of_int8() -> None:
     )
     found = {strategy: policy for _, strategy, policy in shared_out_zeros(space, costs, dense)}
     assert dict(found["ERK"].treatments) == {"0.weight": static[2], "1.weight": dynamic[2]}
+
+
+def test_a_dense_model_in_int8_that_is_not_proven_is_left_out_with_a_note(
+    finished: autoprune.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unproven(*_: Any) -> None:
+        raise VerificationError("the file computes something else")
+
+    monkeypatch.setattr(baselines, "verify_model", unproven)
+    monkeypatch.setattr(baselines, "whole", lambda path: True)
+    notes: list[str] = []
+    plan: Any = SimpleNamespace(space=SearchSpace(id="s", levels={"0.weight": (INT8, DENSE)}))
+    deployment: Any = SimpleNamespace(folder=finished.folder)
+    events: Any = SimpleNamespace(note=notes.append)
+    costs: Any = None
+    assert baselines.dense_in_int8(plan, costs, deployment, events) is None
+    assert notes == ["the dense model in int8 is left out: the file computes something else"]

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 import autoprune
 from autoprune.config import RunConfig
 from autoprune.latency.stand_in import MacsPredictor, StandInTable
+from autoprune.pipeline.tables import stand_in_table
 from autoprune.report import front_table, prediction_line, write_report
 from autoprune.report.runview import read_run
-from autoprune.structure import Structure
+from autoprune.runfolder import RunFolder
+from autoprune.structure import Structure, analyze
 from autoprune.trials import FinishedTrial
 from tests.conftest import QUICK, SPEC
+from tests.hosts import OVERFLOWS
 from tests.measurers import SimulatedMeasurer
+from tests.pipeline import tiny
 
 
 @pytest.mark.parametrize(
@@ -35,6 +42,23 @@ from tests.measurers import SimulatedMeasurer
 )
 def test_when_a_search_needs_latencies(options: dict, needs: bool) -> None:
     assert RunConfig(**options).needs_latency == needs
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_run_that_goes_on_where_int8_computes_otherwise_says_so(alike: bool, tmp_path: Path) -> None:
+    structure, measurer, folder = (
+        analyze(tiny.Net(), (torch.zeros(1, 1, 8, 8),)),
+        SimulatedMeasurer(),
+        RunFolder(tmp_path),
+    )
+    isa = ["avx2"] if alike == OVERFLOWS else ["avx2", "avx_vnni"]
+    target = measurer.target.fingerprint() | {"isa": isa, "cpu": "first"}
+    StandInTable(target=target, created="", dense_ms=1.0, noise=0.0, layers=()).save(folder.dense_latency)
+    notes: list[str] = []
+    space: Any = None
+    events: Any = SimpleNamespace(note=notes.append)
+    stand_in_table(folder, structure, space, measurer, 0, events)
+    assert sum("the device that the run began on, first" in note for note in notes) == (not alike)
 
 
 def test_the_stand_in_orders_by_macs_and_sums_its_parts(finished: autoprune.Run, tmp_path: Path) -> None:
