@@ -7,7 +7,7 @@ the user's own.
 A model whose weights are mostly zero needs longer steps. What a step changes in the output of a layer is a sum over
 the weights that are left, so that the same rate changes less, the fewer these are. Rates of fine-tunes are those of a
 recipe times 1 / sqrt(density), for all parameters (the decisions on repair and fine-tuning have the numbers). Narrow
-layers gain nothing by that.
+layers gain by it in few cases, so channels do not count.
 
 Source: rates that rise as the density falls, there with 1 / density, Dey et al. 2024,
 https://arxiv.org/abs/2405.15743.
