@@ -41,7 +41,7 @@ class MaskSchedule(Term):
     def held(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Single weights that are kept at zero now."""
         pairs = zip(self._plan.groups, self.kept, strict=True)
-        return sum(int((~kept).sum()) for group, kept in pairs if group.single)
+        return sum(len(kept) - int(kept.count_nonzero()) for group, kept in pairs if group.single)
 
     def begin(self, model: nn.Module, task: Task) -> None:
         """Find the groups, and set those to zero that are zero from the beginning."""

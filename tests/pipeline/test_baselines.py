@@ -27,20 +27,25 @@ def _density(policy: Policy) -> float:
     return sum(1.0 if pattern is None else pattern.density for pattern in patterns) / 2
 
 
+def _densities(**limits: float) -> Any:
+    """Costs of two layers: their mean density, below limits by the names of budgets."""
+    layers = [
+        Layer(name=name, op="linear", nodes=(), precisions=("fp32",), weights=(name,), shapes=((16, 16),))
+        for name in ("0.weight", "1.weight")
+    ]
+    return SimpleNamespace(
+        structure=SimpleNamespace(layers=layers),
+        limits={budget: Limit.of(latency_ms=most) for budget, most in limits.items()},
+        limited_costs=lambda policies: costs_of(_density, policies),
+    )
+
+
 def test_zeros_are_shared_out_by_weights_within_every_budget() -> None:
     torch.manual_seed(0)
     dense = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
     dense[0].weight.data *= 10.0  # so that its weights stay, for the net-wide ranking of sizes alone
     space: Any = SearchSpace(id="s", levels={"0.weight": (*ZEROS, DENSE), "1.weight": (*ZEROS, DENSE)})
-    layers = [
-        Layer(name=name, op="linear", nodes=(), precisions=("fp32",), weights=(name,), shapes=((16, 16),))
-        for name in ("0.weight", "1.weight")
-    ]
-    costs: Any = SimpleNamespace(
-        structure=SimpleNamespace(layers=layers),
-        limits={"half": Limit.of(latency_ms=0.56), "tiny": Limit.of(latency_ms=0.01)},
-        limited_costs=lambda policies: costs_of(_density, policies),
-    )
+    costs = _densities(half=0.56, tiny=0.01)
     found = {(budget, strategy): policy for budget, strategy, policy in shared_out_zeros(space, costs, dense)}
     assert set(found) == {("half", strategy) for strategy in SHARED_OUT}
     assert {"uniform", *SHARED_OUT} == set(BASELINES)
@@ -57,15 +62,7 @@ def test_layers_share_zeros_out_in_their_own_form_of_int8() -> None:
         tuple(Treatment.parse(f"{form}+{zeros}") for zeros in ZEROS) for form in ("int8", "int8-dynamic")
     )
     space: Any = SearchSpace(id="s", levels={"0.weight": (*static, DENSE), "1.weight": (*dynamic, DENSE)})
-    layers = [
-        Layer(name=name, op="linear", nodes=(), precisions=("fp32",), weights=(name,), shapes=((16, 16),))
-        for name in ("0.weight", "1.weight")
-    ]
-    costs: Any = SimpleNamespace(
-        structure=SimpleNamespace(layers=layers),
-        limits={"half": Limit.of(latency_ms=0.51)},
-        limited_costs=lambda policies: costs_of(_density, policies),
-    )
+    costs = _densities(half=0.51)
     found = {strategy: policy for _, strategy, policy in shared_out_zeros(space, costs, dense)}
     assert dict(found["ERK"].treatments) == {"0.weight": static[2], "1.weight": dynamic[2]}
 
