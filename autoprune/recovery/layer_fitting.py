@@ -1,48 +1,33 @@
 """Fits layers one after the other: each to what it wrote in the whole model, for what it reads after those before it.
 
-X `[rows, D]` are the input windows of a layer, Y `[rows, O]` the outputs of the same layer in the whole model at the
-same positions, S = E[x x^T] and C = E[x y^T]. Of D inputs and N rows, S and C count for N / (N + D) only: for
-the rest inputs are taken to be independent, and each weight to be right. A linear layer that reads each example once
-would else be fitted to the examples at hand.
-
-A layer that keeps all its weights is fitted, too, where a layer before it changed. Batch norms behind a fitted layer
-take the statistics of the inputs.
-
-Source: moments of few rows, shrunk towards their diagonal, Ledoit and Wolf 2004
-(https://doi.org/10.1016/S0047-259X(03)00096-4).
+A layer that keeps all its weights is fitted, too, where a layer before it changed; so are recurrent layers. Batch norms
+behind a fitted layer take the statistics of the inputs. `weight_fitting` has the equations.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from autoprune.errors import TrialError
 from autoprune.recovery.batchnorm import take_statistics
 from autoprune.recovery.consumers import groups_of
+from autoprune.recovery.recurrent import Direction, directions_in, hidden_state, weights_of
+from autoprune.recovery.recurrent_fit import fit_direction
+from autoprune.recovery.weight_fitting import MOST_COLUMNS, Fit, Zeros, fit_in_place, whole_weight
 from autoprune.recovery.windows import by_example, input_windows, output_positions, sample_windows
 from autoprune.structure import EvaluationGraph, GraphModel
 from autoprune.structure.low_rank import bias_names, weight_name
-
-Fit = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""The signature of `whole_weight`."""
 
 _POSITIONS, _FEWEST_POSITIONS = 64, 4
 """Positions of one example that a layer is fitted at; fewer where its windows or outputs have more than `_NUMBERS`."""
 
 _NUMBERS = 1 << 24
 """Numbers of the windows, and of the outputs, of all examples."""
-
-MOST_COLUMNS = 2304
-"""A layer with more columns is not fitted: its inverse would take longer than a fine-tuning."""
-
-_RIDGE = 0.03
-"""Added to the diagonal of second moments, as a share of its mean."""
 
 FITTING_RUNS = 2
 """Times that the examples pass through a model: whole, and with layers that are fitted."""
@@ -51,13 +36,16 @@ FITTING_RUNS = 2
 class OutputRecorder(fx.Interpreter):
     """Runs the whole model and keeps outputs of linear layers and convolutions, `[rows, O]` by their nodes.
 
-    `weights` are the names of the layers' weights.
+    `weights` are the names of the layers' weights. Of the directions of recurrent layers it keeps what they read at
+    some steps, `[rows, C + H]`, and the sums of the gates.
     """
 
     def __init__(self, module: EvaluationGraph, weights: Collection[str], examples: int) -> None:
         super().__init__(module)
         self.weights, self._examples = weights, examples
         self.targets: dict[str, Tensor] = {}
+        self.directions = directions_in(module.graph)
+        self.steps: dict[str, list[tuple[Tensor, list[Tensor]]]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node; keep the outputs of a layer."""
@@ -65,69 +53,22 @@ class OutputRecorder(fx.Interpreter):
         if weight_name(n) in self.weights:
             args, _ = self.fetch_args_kwargs_from_env(n)
             self.targets[n.name] = self.sample(output_positions(n, output), args[1])
+        elif n.name in self.directions:
+            args, _ = self.fetch_args_kwargs_from_env(n)
+            self.steps[n.name] = [self._step(direction, args, output[0]) for direction in self.directions[n.name]]
         return output
+
+    def _step(self, direction: Direction, args: tuple[Any, ...], outputs: Tensor) -> tuple[Tensor, list[Tensor]]:
+        tensors = weights_of(direction, args)
+        windows = direction.columns(args[0], hidden_state(args), outputs)
+        columns = self.sample(windows, direction.matrix(tensors))
+        return columns, [direction.sums(part, columns, tensors) for part in direction.parts]
 
     def sample(self, windows: Tensor, weight: Tensor) -> Tensor:
         """Sample positions of a layer, the same ones of its inputs and of its outputs, `[rows, D]`."""
         affordable = _NUMBERS // (self._examples * max(weight[0].numel(), len(weight)))
         count = min(_POSITIONS, max(_FEWEST_POSITIONS, affordable))
         return sample_windows(by_example(windows, self._examples), count, torch.Generator().manual_seed(0))
-
-
-def fitting_moments(weight: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return second moments `[G, D, D]` of the inputs of a layer and cross moments `[G, O / G, D]` with its outputs.
-
-    Args:
-        weight: `[O, I, ...]`, towards which they pull.
-        x: inputs `[G, rows, D]` of G groups.
-        y: wanted outputs `[rows, O]`.
-    """
-    groups, count, columns = x.shape
-    own = weight.double().reshape(groups, -1, columns)
-    seen, unseen = count / (count + columns), columns / (count + columns)
-    moments = x.mT @ x / count
-    wanted = y.reshape(count, groups, -1).permute(1, 2, 0) @ x / count
-    alone = torch.diag_embed(moments.diagonal(dim1=1, dim2=2))
-    ridge = (_RIDGE * moments.diagonal(dim1=1, dim2=2).mean(1)).clamp(min=1e-12)[:, None, None]
-    alone, second = unseen * alone + ridge * torch.eye(columns, dtype=alone.dtype), seen * moments
-    return second + alone, seen * wanted + own @ alone
-
-
-def whole_weight(weight: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Return the weight without zeros that writes what is wanted; arguments: see `fitting_moments`."""
-    second, cross = fitting_moments(weight, x, y)
-    return torch.cholesky_solve(cross.mT, torch.linalg.cholesky(second)).mT.reshape(weight.shape).to(weight.dtype)
-
-
-def fit_in_place(
-    weight: Tensor, rows: Tensor, target: Tensor, fit: Fit = whole_weight, groups: int = 1, *, centred: bool
-) -> Tensor:
-    """Fit a weight to the outputs that are wanted, in place.
-
-    Args:
-        weight: `[O, I, ...]`.
-        rows: inputs `[rows, D]` of all groups.
-        target: wanted outputs `[rows, O]`.
-        fit: returns the new weight.
-        groups: of a convolution.
-        centred: whether a bias or a batch norm takes up the means of the outputs.
-
-    Returns:
-        The bias `[O]` that takes up the means; it counts where `centred`.
-
-    Raises:
-        TrialError: rows or targets are not finite.
-    """
-    if not bool(torch.isfinite(rows).all() and torch.isfinite(target).all()):
-        raise TrialError("activations must be finite; those of a layer that is fitted are not")
-    x, y = rows.double(), target.double()
-    x_mean, y_mean = x.mean(0), y.mean(0)
-    if centred:
-        x, y = x - x_mean, y - y_mean
-    x = x.unflatten(1, (groups, -1)).transpose(0, 1)  # [G, rows, D]
-    weight.copy_(fit(weight, x, y))
-    by_group = weight.double().reshape(groups, -1, x.shape[2]) @ x_mean.reshape(groups, -1, 1)
-    return (y_mean - by_group.flatten()).to(weight.dtype)
 
 
 def fitted_layers(graph: fx.Graph, changed: Collection[str]) -> set[str]:
@@ -156,6 +97,8 @@ class LayerFitter(fx.Interpreter, ABC):
             self.fit(name, n, self.fetch_args_kwargs_from_env(n)[0])
         elif moved and name in self._whole.weights:
             self.fit_outputs(name, n, self.fetch_args_kwargs_from_env(n)[0])
+        elif moved and n.name in self._whole.directions:
+            self._fit_recurrent(n, self.fetch_args_kwargs_from_env(n)[0])
         elif moved and n.target is torch.ops.aten.batch_norm.default:
             args, _ = self.fetch_args_kwargs_from_env(n)
             take_statistics(args[0], args[3], args[4])
@@ -177,6 +120,22 @@ class LayerFitter(fx.Interpreter, ABC):
         )
         if own and added is not None:
             added.copy_(bias)
+
+    def _fit_recurrent(self, node: fx.Node, args: tuple[Any, ...]) -> None:
+        """Fit a recurrent layer to the sums of its gates in the whole model, in place."""
+        for direction, (whole, sums) in zip(
+            self._whole.directions[node.name], self._whole.steps[node.name], strict=True
+        ):
+            tensors = weights_of(direction, args)
+            inputs = self._whole.sample(direction.inputs(args[0])[:, :, None], direction.matrix(tensors))
+            columns = torch.cat([inputs, whole[:, tensors[0].shape[1] :]], dim=1)
+            zeros = self.zeros_of(direction.weights[0]), self.zeros_of(direction.weights[1])
+            fit_direction(direction, tensors, columns, sums, zeros)
+
+    def zeros_of(self, name: str) -> Zeros | None:
+        """Return the zeros of a recurrent weight; `None` where it has none."""
+        del name
+        return None
 
     @abstractmethod
     def fit(self, name: str, node: fx.Node, args: tuple[Any, ...]) -> None:

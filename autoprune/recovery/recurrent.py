@@ -7,8 +7,8 @@ the input part, so the two parts are fitted separately.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ class Direction:
     reverse: bool
     batch_first: bool
     parts: tuple[Part, ...]
-    units: Mapping[int, np.ndarray]
+    units: Mapping[int, np.ndarray] = field(default_factory=dict)
 
     @property
     def centred(self) -> bool:
@@ -77,7 +77,7 @@ class Direction:
 
     def sums(self, part: Part, columns: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """Return the pre-activations `[R, rows]` of the gates of a part for `columns` `[R, C + H]`."""
-        rows = self._rows(part, tensors)
+        rows = self.rows(part, tensors)
         inputs = tensors[0].shape[1]
         total = torch.zeros(1)
         if part.reads_input:
@@ -93,7 +93,7 @@ class Direction:
 
     def assign(self, part: Part, weight: Tensor, intercept: Tensor, tensors: Sequence[Tensor]) -> None:
         """Write fitted weights of a part into the layer's own."""
-        rows, inputs = self._rows(part, tensors), tensors[0].shape[1] if part.reads_input else 0
+        rows, inputs = self.rows(part, tensors), tensors[0].shape[1] if part.reads_input else 0
         if part.reads_input:
             tensors[0][rows] = weight[:, :inputs]
         if part.reads_hidden:
@@ -104,39 +104,48 @@ class Direction:
             for other in biases[1:]:
                 other[rows] = 0
 
-    def _rows(self, part: Part, tensors: Sequence[Tensor]) -> slice:
+    def rows(self, part: Part, tensors: Sequence[Tensor]) -> slice:
+        """Return the rows of the weights that belong to the gates of a part."""
         hidden = tensors[1].shape[1]
         return slice(part.first * hidden, part.last * hidden)
 
 
 def find_directions(structure: Structure) -> dict[str, tuple[Direction, ...]]:
     """Return the directions of all recurrent layers that read prunable channels with weights of their own, by node."""
-    graph = structure.captures[False].graph
+    canonical, tensors = structure.canonical, structure.tensors
+    found = directions_in(structure.captures[False].graph, lambda name: canonical.get(name, ""))
+    directions_of = {}
+    for node, directions in found.items():
+        own = all(isinstance(tensors[name], nn.Parameter) for each in directions for name in each.weights)
+        read = tuple(replace(each, units=_units(structure, each)) for each in directions)
+        if own and any(each.units for each in read):
+            directions_of[node] = read
+    return directions_of
+
+
+def directions_in(graph: fx.Graph, name_of: Callable[[str], str] = str) -> dict[str, tuple[Direction, ...]]:
+    """Return the directions of the recurrent layers of a graph whose weights no other node reads, by node.
+
+    Their `units` are not known. `name_of` a node's target is the name of its tensor, "" where it has none.
+    """
     readers: dict[str, set[fx.Node]] = {}
     for node in graph.nodes:
         if node.op == "get_attr":
-            readers.setdefault(structure.canonical.get(str(node.target), ""), set()).update(node.users)
+            readers.setdefault(name_of(str(node.target)), set()).update(node.users)
     directions_of = {}
     for node in graph.nodes:
         if node.target not in GATES or is_projected(node):
             continue
-        names = [structure.canonical.get(str(w.target), "") if w.op == "get_attr" else "" for w in node.args[2]]
-        own = all(readers.get(n) == {node} and isinstance(structure.tensors[n], nn.Parameter) for n in names if n)
-        each = len(names) // (2 if node.args[7] else 1)
-        directions = [_direction(structure, node, names[k : k + each], k > 0) for k in range(0, len(names), each)]
-        if all(names) and len(set(names)) == len(names) and own and any(d.units for d in directions):
-            directions_of[node.name] = tuple(directions)
+        names = [name_of(str(weight.target)) if weight.op == "get_attr" else "" for weight in node.args[2]]
+        if all(names) and len(set(names)) == len(names) and all(readers[name] == {node} for name in names):
+            each = len(names) // (2 if node.args[7] else 1)
+            directions_of[node.name] = tuple(
+                _direction(node, names[first : first + each], first > 0) for first in range(0, len(names), each)
+            )
     return directions_of
 
 
-def _direction(structure: Structure, node: fx.Node, names: Sequence[str], reverse: bool) -> Direction:
-    sizes = [structure.tensors[name].shape[1] if name else 0 for name in names[:2]]
-    units: dict[int, np.ndarray] = {}
-    for name, start in zip(names[:2], (0, sizes[0]), strict=True):
-        sites = structure.channels.get(("parameter", name, 1))
-        for unit, channel in (sites.of_unit if sites else {}).items():
-            columns = units.setdefault(unit, np.full(sum(sizes), -1, dtype=np.int64))
-            columns[start : start + len(channel)] = channel
+def _direction(node: fx.Node, names: Sequence[str], reverse: bool) -> Direction:
     gates = GATES[node.target]
     parts = (Part(first=0, last=gates),)
     if node.target is aten.gru.input:
@@ -148,8 +157,19 @@ def _direction(structure: Structure, node: fx.Node, names: Sequence[str], revers
         reverse=reverse,
         batch_first=bool(node.args[8]),
         parts=parts,
-        units=units,
     )
+
+
+def _units(structure: Structure, direction: Direction) -> dict[int, np.ndarray]:
+    """Return the channel of every column of `[input, hidden]` by unit."""
+    sizes = [structure.tensors[name].shape[1] for name in direction.weights[:2]]
+    units: dict[int, np.ndarray] = {}
+    for name, start in zip(direction.weights[:2], (0, sizes[0]), strict=True):
+        sites = structure.channels.get(("parameter", name, 1))
+        for unit, channel in (sites.of_unit if sites else {}).items():
+            columns = units.setdefault(unit, np.full(sum(sizes), -1, dtype=np.int64))
+            columns[start : start + len(channel)] = channel
+    return units
 
 
 def hidden_state(args: Sequence[Any]) -> Tensor:

@@ -9,11 +9,11 @@ from torch import nn
 
 from autoprune.errors import TrialError
 from autoprune.quantization.grid import rounded_blocks, weight_scales
-from autoprune.recovery import sparse
-from autoprune.recovery.layer_fitting import fit_in_place
+from autoprune.recovery import weight_fitting
 from autoprune.recovery.moments import Moments
 from autoprune.recovery.optimal_rounding import InputMoments, on_block_grids, rounded_by_moments
-from autoprune.recovery.sparse import make_sparse, sparse_weight
+from autoprune.recovery.sparse import make_sparse
+from autoprune.recovery.weight_fitting import fit_in_place, sparse_weight
 from autoprune.sparsity.masks import pattern_mask
 from autoprune.sparsity.patterns import Pattern
 from autoprune.structure import analyze
@@ -41,7 +41,7 @@ def sparse_fit(weight, rows, target, pattern, groups=1, *, centred):
 @pytest.mark.parametrize("text", ["sparse:50%", "sparse:80%", "2:4", "1:4", "sparse:50%@4x1", "2:4@2x1"])
 @pytest.mark.parametrize("most_columns", [2304, 10])
 def test_outputs_change_less_than_by_the_smallest_weights(text, most_columns, monkeypatch):
-    monkeypatch.setattr(sparse, "MOST_COLUMNS", most_columns)
+    monkeypatch.setattr(weight_fitting, "MOST_COLUMNS", most_columns)
     weight, rows, pattern = normal(8, 16, seed=2), correlated(400, 16) * torch.linspace(0.1, 3, 16), pattern_of(text)
     smallest, fitted = weight * pattern_mask(weight.abs(), pattern), weight.clone()
     sparse_fit(fitted, rows, rows @ weight.mT, pattern, centred=False)
