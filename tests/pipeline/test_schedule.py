@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
+from typing import cast
 
 import pytest
 import safetensors.torch
@@ -11,9 +13,11 @@ import torch
 
 import autoprune
 from autoprune.errors import ConfigError, RunFolderError
-from autoprune.evaluation import Evaluator
+from autoprune.evaluation import Evaluator, EvaluatorFactory
+from autoprune.pipeline import executors
 from autoprune.pipeline.expected_work import derived_effort
 from autoprune.training.sample_passes import SamplePasses
+from autoprune.treatments import Treatment
 from autoprune.trials import TrialSpec, trial_seed
 from tests.conftest import QUICK, SPEC
 from tests.measurers import SimulatedMeasurer
@@ -25,32 +29,37 @@ def gentle() -> autoprune.Task:
     return dataclasses.replace(tiny.make_task(), finetune_recipe=autoprune.Recipe(batch_size=32, lr=0.01))
 
 
-def test_full_fine_tunes_of_workers_exchange_zeros(finished: autoprune.Run, tmp_path: Path) -> None:
-    space = tmp_path / "zeros.yaml"
-    space.write_text("include: []\ntreatments:\n  '*': [fp32, 'sparse:97%']\n")
-    options = QUICK | {"budgets": ["bytes:20%"], "space": str(space), "executor": "process", "workers": 1}
-    dense = str(finished.folder.dense)
-    run = autoprune.search(
-        f"{Path(__file__)}:gentle", run_dir=tmp_path / "r", measurer=SimulatedMeasurer(), dense=dense, schedule="rigl",
-        **options,
-    )  # fmt: skip
-    model = run.models[0]
-    stored = safetensors.torch.load_file(run.folder.model(model.digest).weights)
-    full = derived_effort(run.config, run.open_task()).full
-    again = TrialSpec(number=0, policy=model.policy, fidelity=full, seed=trial_seed(run.config.seed, full))
-    result = Evaluator(dense_model=run.dense_model, predict_ms=lambda _: 1.0, schedule="rigl")(again)
+def test_full_fine_tunes_of_workers_exchange_zeros(finished: autoprune.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = {"task": f"{Path(__file__)}:gentle", "executor": "process", "workers": 1, "schedule": "rigl"}
+    config = finished.config.model_copy(update=changed)
+    monkeypatch.setattr(executors, "ProcessExecutor", lambda factory, **options: nullcontext(factory))
+    with executors.executor_of(config, finished.folder, unused) as factory:
+        evaluator = cast(EvaluatorFactory, factory)()
+    evaluator = dataclasses.replace(evaluator, predict_ms=lambda _: 1.0)  # the table knows widths alone
+    layers = [layer.name for layer in evaluator.dense_model.structure.layers]
+    treatments = dict.fromkeys(layers[1:], Treatment.parse("sparse:97%"))
+    policy = dataclasses.replace(evaluator.dense_model.structure.dense_policy(), treatments=treatments)
+    full = derived_effort(config, evaluator.dense_model.task).full
+    result = evaluator(TrialSpec(number=0, policy=policy, fidelity=full, seed=trial_seed(config.seed, full)))
+    assert not result.undone
     assert result.weights is not None
-    weights = safetensors.torch.load(result.weights)
-    assert all(torch.equal(stored[name], weights[name]) for name in stored)
-    cut = run.dense_model.cut(model.policy)
+    stored = safetensors.torch.load(result.weights)
+    cut = evaluator.dense_model.cut(policy)
     start = cut.shrink()
-    run.dense_model.repair(start, cut, SamplePasses())
-    zeros = {name: tensor == 0 for name, tensor in run.dense_model.fitted(start, model.policy).state_dict().items()}
-    assert any(not torch.equal(zeros[name], stored[name] == 0) for name in model.policy.treatments), (
-        "none has moved: was the fine-tune undone?"
-    )
-    with pytest.raises(RunFolderError, match="schedule was 'rigl' and is 'set'"):
-        autoprune.search(run_dir=run.folder.path, measurer=SimulatedMeasurer(), schedule="set")
+    evaluator.dense_model.repair(start, cut, SamplePasses())
+    begun = evaluator.dense_model.fitted(start, policy).state_dict()
+    for name in treatments:
+        assert int((begun[name] == 0).sum()) == int((stored[name] == 0).sum())
+    assert any(not torch.equal(begun[name] == 0, stored[name] == 0) for name in treatments)
+
+
+def unused() -> Evaluator:
+    raise AssertionError("workers make their evaluators")
+
+
+def test_the_schedule_is_a_part_of_the_run(copied: autoprune.Run) -> None:
+    with pytest.raises(RunFolderError, match="schedule was 'one-shot' and is 'set'"):
+        autoprune.search(run_dir=copied.folder.path, measurer=SimulatedMeasurer(), schedule="set")
 
 
 def test_a_schedule_for_zeros_needs_a_space_with_zeros(finished: autoprune.Run, tmp_path: Path) -> None:
