@@ -66,6 +66,7 @@ def prepare(
     measurer = measurer or DeviceMeasurer.of(config)
     space_file.require_target(measurer.target)
     space_file.require_zeros(config.schedule)
+    space_file.require_widths(config.scores)
     take_files(config, folder, task, structure, space_file, measurer.target, events)
     table_s = watch_time(events, config, task, structure, space_file.scanned(), module, folder)
     if config.needs_latency or folder.table.exists():

@@ -10,6 +10,7 @@ from autoprune.config import RunConfig
 from autoprune.device.target import Target
 from autoprune.errors import ConfigError
 from autoprune.latency.table import LatencyTable
+from autoprune.pipeline.channel_order import OBS
 from autoprune.records import SearchSpace, Unit
 from autoprune.search.strategies import JOINT
 from autoprune.space import SpaceSpec, Useful, build_space, find_space, load_spec, needs_table, without_treatments
@@ -136,6 +137,16 @@ class SpaceFile:
         raise ConfigError(
             f"the schedule {schedule} exchanges zeros while models are fine-tuned, and the space {self.name} "
             "has none. Leave out --schedule, or choose a space with zeros, such as unstructured"
+        )
+
+    def require_widths(self, scores: str) -> None:
+        """Raise `ConfigError` for scores of channels, other than the default, where all widths stay."""
+        space = self.scanned()
+        if scores == OBS or any(len(space.levels[name]) > 1 for name in space.unit_names):
+            return
+        raise ConfigError(
+            f"scores rank the channels of units, and the space {self.name} keeps all widths; got --scores {scores}. "
+            "Leave it out, or choose a space with widths, such as widths"
         )
 
     def widths_alone(self) -> SpaceFile:

@@ -1,4 +1,4 @@
-"""Zeros without any training: optimal brain surgeon beside the smallest weights, in all linear layers that they divide.
+"""Zeros without any training, as searches make them beside the smallest weights, in all linear layers that they divide.
 
     python scripts/benchmarks/zeros_without_training.py --task digits --model vit --patterns 2:4 1:4 sparse:75%
 
@@ -53,7 +53,7 @@ def main() -> None:
         with torch.no_grad():
             for name in names:
                 weights[name].mul_(pattern_mask(weights[name].abs(), pattern))
-        for method, model in (("optimal brain surgeon", fitted), ("smallest weights", smallest)):
+        for method, model in (("as in searches", fitted), ("smallest weights", smallest)):
             lost = evaluate(model, task, task.test_set, dense_outputs=outputs)
             print(f"{text} in {len(names)} layers, {method}: {lost.score:.4f}, divergence {lost.divergence:.4f}")
 

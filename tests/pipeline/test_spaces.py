@@ -78,3 +78,10 @@ def test_targets_that_cannot_run_treated_layers_are_refused_before_anything_is_m
         joint.require_target(target)
     joint.require_target(make_target("ort-cpu"))
     space_file(structure).require_target(target)
+
+
+def test_scores_of_channels_need_a_space_with_widths(structure: Structure) -> None:
+    space_file(structure, space="widths").require_widths("taylor")
+    space_file(structure, "bytes:50%", space="unstructured").require_widths("obs")
+    with pytest.raises(ConfigError, match="the space unstructured keeps all widths; got --scores taylor"):
+        space_file(structure, "bytes:50%", space="unstructured").require_widths("taylor")
