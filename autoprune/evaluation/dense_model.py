@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from autoprune.evaluation.calibration_examples import arithmetic_of, calibration_inputs, more_inputs, reconstruction_of
 from autoprune.evaluation.costs import sizes
+from autoprune.evaluation.layer_pairs import paired_layers
 from autoprune.evaluation.zeros import TrainedZeros, note_treatments, patterns_of
 from autoprune.pruning import Cut
 from autoprune.quantization.arithmetic import DEFAULT_ARITHMETIC, Arithmetic
@@ -232,14 +233,14 @@ class DenseModel:
         """Fine-tune the model of a policy in place, with this model as teacher.
 
         It trains in its trained form, or, where steps of weights are coarse, through the rounding. Zeros stay as many,
-        and by a `schedule` other than `one-shot` change their places. Other arguments are those of
-        `training.finetune.finetune`.
+        and by a `schedule` other than `one-shot` change their places. Without a `memory`, layers are compared with this
+        model's. Other arguments are those of `training.finetune.finetune`.
         """
         form, zeros = self.to_train(model, policy, schedule)
         result = finetune(
             form, self.task, samples=samples, seed=seed, teacher=self.module, passes=passes, memory=memory,
             relative_cost=self.relative_cost(policy), held_out=self.held_out, terms=zeros.terms,
-            on_progress=on_progress,
+            layers=paired_layers(self.structure, self.cut(policy), self.module, form), on_progress=on_progress,
         )  # fmt: skip
         zeros.take_trained()
         return result

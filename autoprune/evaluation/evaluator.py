@@ -90,7 +90,7 @@ class Evaluator:
                 seed=spec.seed,
                 schedule=self.schedule if spec.fidelity.name == FULL else "one-shot",
                 passes=passes,
-                memory=self.dense_model.teacher,
+                memory=None if spec.fidelity.name == FULL else self.dense_model.teacher,
             )
             tuned = None if result.undone else self._measure(model, cut, spec, passes)
         except TrialError:

@@ -23,6 +23,7 @@ _RANGES = {
     "label_smoothing": (0.0, 0.9999),
     "distill_weight": (0.0, 1.0),
     "temperature": (0.01, math.inf),
+    "layer_weight": (0.0, math.inf),
     "accumulate": (1, math.inf),
     "ema": (0.0, 0.99999),
 }
@@ -68,6 +69,9 @@ class Recipe:
     """Share of the distillation loss, when there is a teacher; the task's loss has the rest."""
     temperature: float = 4.0
     """Temperature of the distillation loss for class logits."""
+    layer_weight: float = 5.0
+    """Weight of what convolutions and linear layers write, compared with the same layers of the dense model, in full
+    fine-tunes with a teacher; 0 compares outputs of the model alone."""
     accumulate: int = 1
     """Batches whose gradients make one step of the optimizer."""
     ema: float = 0.0

@@ -10,8 +10,8 @@ Source: "data echoing", Choi et al. 2019, https://arxiv.org/abs/1907.05550.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import repeat
 
 import torch
@@ -31,10 +31,11 @@ _WINDOW = 64
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """A batch `(inputs..., target)` and the teacher's outputs on it (`None`: no teacher was asked)."""
+    """A batch `(inputs..., target)` and the teacher's outputs on it (`None`: no teacher was asked), by layer, too."""
 
     tensors: tuple[Tensor, ...]
     teacher_outputs: Tensor | None = None
+    teacher_layers: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def examples(self) -> int:
@@ -44,7 +45,9 @@ class TrainingBatch:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors of the batch."""
-        return sum(tensor.nbytes for tensor in tensors_in((self.tensors, self.teacher_outputs)))
+        return sum(
+            tensor.nbytes for tensor in tensors_in((self.tensors, self.teacher_outputs, dict(self.teacher_layers)))
+        )
 
 
 def repeats_per_batch(relative_cost: float) -> int:

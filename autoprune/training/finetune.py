@@ -17,6 +17,7 @@ from autoprune.task.base import Task
 from autoprune.task.recipe import Recipe
 from autoprune.training.checkpoint import Checkpoint
 from autoprune.training.held_out import HeldOut
+from autoprune.training.layer_outputs import LayerOutputs
 from autoprune.training.memory_layout import to_channels_last
 from autoprune.training.objective import Objective
 from autoprune.training.optimization import learning_rate, make_optimizer
@@ -58,6 +59,7 @@ def finetune(
     passes: SamplePasses | None = None,
     relative_cost: float = 1.0,
     memory: TeacherMemory | None = None,
+    layers: LayerOutputs | None = None,
     held_out: HeldOut | None = None,
     terms: Sequence[Term] = (),
     on_progress: OnProgress | None = None,
@@ -83,6 +85,8 @@ def finetune(
         relative_cost: MACs of `model` as a share of the teacher's.
         memory: outputs of the teacher from earlier fine-tunings on the same batches. Whoever shares it counts the
             passes that fill it.
+        layers: of the model and the teacher whose outputs are compared as well, by the recipe's `layer_weight`; not
+            with a `memory`, which keeps no outputs of layers, and not in a step or trainer of the task's own.
         held_out: examples that decide at the end whether the model goes back to its best state, that before training
             included. Where the loss rises, training goes on from the best state at half the rate. Without them a loss
             that is not finite is an error.
@@ -107,7 +111,7 @@ def finetune(
     _require_lesson(task, teacher)
     recipe = recipe or task.tuning_recipe
     schedule = (seed, samples, recipe.batch_size, recipe.precision)  # all that the teacher's outputs depend on
-    objective = Objective(task=task, recipe=recipe, teacher=teacher, memory=memory, schedule=schedule)
+    objective = Objective(task=task, recipe=recipe, teacher=teacher, memory=memory, schedule=schedule, layers=layers)
     updates, rate = Updates(model, make_optimizer(model, recipe), recipe, sparse=bool(told)), 0.0
     repeats = objective.repeats(relative_cost)
     drawn = math.ceil(samples / repeats)

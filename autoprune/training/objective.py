@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +17,7 @@ from autoprune.task.base import Task
 from autoprune.task.recipe import Recipe
 from autoprune.training.batch_schedule import TrainingBatch, repeated, repeats_per_batch, shuffled
 from autoprune.training.distillation import distillation_loss
+from autoprune.training.layer_outputs import LayerOutputs
 from autoprune.training.optimization import autocast
 from autoprune.training.teacher import TeacherMemory
 
@@ -33,7 +35,8 @@ class Objective:
     """The loss terms of every step: the task's loss, the distance to the teacher, or both by the recipe's weight.
 
     `schedule` identifies the batches for the `memory`, which fine-tunings on the same batches share.
-    `teacher_examples` counts the examples that the teacher ran on for this fine-tuning alone.
+    `teacher_examples` counts the examples that the teacher ran on for this fine-tuning alone. `layers` are compared,
+    too, where the teacher is asked without a memory.
     """
 
     task: Task
@@ -41,6 +44,7 @@ class Objective:
     teacher: nn.Module | None
     memory: TeacherMemory | None
     schedule: object
+    layers: LayerOutputs | None = None
     teacher_examples: int = 0
 
     @property
@@ -56,7 +60,7 @@ class Objective:
     def batches(self, examples: int, seed: int, repeats: int) -> Iterator[TrainingBatch]:
         """Yield batches of `examples` drawn training examples, each batch `repeats` times."""
         drawn = shuffled(self.task, self.recipe.batch_size, examples, seed, plain_epochs=1 if self.distils else 0)
-        batches = (TrainingBatch(tensors, self._teacher_outputs(step, tensors)) for step, tensors in enumerate(drawn))
+        batches = (TrainingBatch(tensors, *self._teacher_outputs(step, tensors)) for step, tensors in enumerate(drawn))
         return repeated(batches, repeats, seed)
 
     def terms(self, model: nn.Module, batch: TrainingBatch) -> list[LossTerm]:
@@ -64,7 +68,7 @@ class Objective:
         if self.task.train_step is not None:
             return self._terms_of_own_step(model, batch)
         inputs, targets = self.task.split(moved(batch.tensors, self._device))
-        with autocast(self.recipe.precision, self._device):
+        with self._layers_of(model) as of_layers, autocast(self.recipe.precision, self._device):
             outputs = self.task.select(model(*inputs))
         if batch.teacher_outputs is None:
             return [LossTerm(weight=1.0, value=self._task_loss(outputs, targets))]
@@ -72,7 +76,14 @@ class Objective:
         terms = [LossTerm(weight=weight, value=self._distance(outputs, batch.teacher_outputs))]
         if weight < 1:
             terms.append(LossTerm(weight=1 - weight, value=self._task_loss(outputs, targets)))
+        distance = self._compared.distance(of_layers, batch.teacher_layers) if self._compared is not None else None
+        if distance is not None:
+            terms.append(LossTerm(weight=self.recipe.layer_weight, value=distance))
         return terms
+
+    def _layers_of(self, model: nn.Module) -> AbstractContextManager[dict[str, Tensor]]:
+        """Return what keeps the outputs of the layers that are compared, for a pass through a model."""
+        return nullcontext({}) if self._compared is None else self._compared.recorded(model)
 
     def _terms_of_own_step(self, model: nn.Module, batch: TrainingBatch) -> list[LossTerm]:
         """Compare every call of the model in the task's own training step with the teacher's outputs for that call."""
@@ -111,23 +122,30 @@ class Objective:
             return F.cross_entropy(outputs.float(), targets, label_smoothing=self.recipe.label_smoothing)
         return self.task.loss(outputs.float(), targets)
 
-    def _teacher_outputs(self, step: int, tensors: tuple[Tensor, ...]) -> Tensor | None:
-        """Return the teacher's outputs on a batch, from the shared memory where they are known."""
+    def _teacher_outputs(self, step: int, tensors: tuple[Tensor, ...]) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Return the teacher's outputs on a batch, from the shared memory where they are known, and by layer."""
         if not self.distils or self.task.train_step is not None:
-            return None
+            return None, {}
         inputs, _ = self.task.split(tensors)
         known = self.memory.recall(self.schedule, step, inputs) if self.memory is not None else None
         if known is not None:
-            return known
-        outputs = self._ask_teacher(inputs, {})
+            return known, {}
+        assert self.teacher is not None
+        with self._layers_of(self.teacher) as of_layers:
+            outputs = self._ask_teacher(inputs, {})
         if self.memory is None or not self.memory.keep(step, inputs, outputs):
             self.teacher_examples += len(tensors[0])
-        return outputs
+        return outputs, {} if self._compared is None else self._compared.of_kept(of_layers)
 
     def _ask_teacher(self, inputs: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> Tensor:
         assert self.teacher is not None
         with torch.no_grad(), autocast(self.recipe.precision, self._device):
             return moved(self.task.select(self.teacher(*inputs, **named)), CPU)
+
+    @cached_property
+    def _compared(self) -> LayerOutputs | None:
+        """The layers that are compared: none beside a memory, which keeps outputs of the teacher alone."""
+        return self.layers if self.memory is None and self.distils and self.recipe.layer_weight > 0 else None
 
     @cached_property
     def _device(self) -> torch.device:
