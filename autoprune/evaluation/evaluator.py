@@ -90,7 +90,7 @@ class Evaluator:
                 seed=spec.seed,
                 schedule=self.schedule if spec.fidelity.name == FULL else "one-shot",
                 passes=passes,
-                memory=None if spec.fidelity.name == FULL else self.dense_model.teacher,
+                memory=None if self._compares_layers(spec) else self.dense_model.teacher,
             )
             tuned = None if result.undone else self._measure(model, cut, spec, passes)
         except TrialError:
@@ -99,6 +99,9 @@ class Evaluator:
             return model, tuned, False
         model.load_state_dict(before)
         return model, repaired, True
+
+    def _compares_layers(self, spec: TrialSpec) -> bool:
+        return spec.fidelity.name == FULL and self.dense_model.task.tuning_recipe.layer_weight > 0
 
     def _repaired(self, cut: Cut, spec: TrialSpec, passes: SamplePasses) -> GraphModel:
         # Shrinking is proven for policies that are fine-tuned; the proxy would spend a fifth of its time on it.

@@ -126,7 +126,7 @@ def finetune(
             for batch in resumption.left(objective.batches(drawn, seed, repeats)):
                 rate = learning_rate(recipe, progress.share_at_middle(batch.examples))
                 rate *= guard.rate_scale * (1.0 if from_scratch else told.rate_scale)
-                loss = updates.take(objective.terms(model, batch), rate)
+                loss = updates.take(objective.terms(model, batch, progress.share), rate)
                 progress.after_step(batch.examples, loss)
                 if updates.stepped and told.after_step(share=progress.share, rate=rate):
                     guard.forget()

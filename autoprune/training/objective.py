@@ -63,8 +63,11 @@ class Objective:
         batches = (TrainingBatch(tensors, *self._teacher_outputs(step, tensors)) for step, tensors in enumerate(drawn))
         return repeated(batches, repeats, seed)
 
-    def terms(self, model: nn.Module, batch: TrainingBatch) -> list[LossTerm]:
-        """Run the model on a batch and return the terms of the loss, in float32."""
+    def terms(self, model: nn.Module, batch: TrainingBatch, share: float = 0.0) -> list[LossTerm]:
+        """Run the model on a batch and return the terms of the loss, in float32.
+
+        `share` of the training is over: layers count less and less.
+        """
         if self.task.train_step is not None:
             return self._terms_of_own_step(model, batch)
         inputs, targets = self.task.split(moved(batch.tensors, self._device))
@@ -78,7 +81,7 @@ class Objective:
             terms.append(LossTerm(weight=1 - weight, value=self._task_loss(outputs, targets)))
         distance = self._compared.distance(of_layers, batch.teacher_layers) if self._compared is not None else None
         if distance is not None:
-            terms.append(LossTerm(weight=self.recipe.layer_weight, value=distance))
+            terms.append(LossTerm(weight=self.recipe.layer_weight * (1 - share), value=distance))
         return terms
 
     def _layers_of(self, model: nn.Module) -> AbstractContextManager[dict[str, Tensor]]:
