@@ -100,9 +100,7 @@ class Direction:
             tensors[1][rows] = weight[:, inputs:]
         if self.centred:
             biases = [tensors[i] for i, reads in ((2, part.reads_input), (3, part.reads_hidden)) if reads]
-            biases[0][rows] = intercept
-            for other in biases[1:]:
-                other[rows] = 0
+            biases[0][rows] = intercept - sum(other[rows] for other in biases[1:])
 
     def rows(self, part: Part, tensors: Sequence[Tensor]) -> slice:
         """Return the rows of the weights that belong to the gates of a part."""

@@ -72,10 +72,10 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
     steps: list[tuple[Tensor, Tensor]] = []
     terms = Objective.terms
 
-    def spied(self: Objective, model: nn.Module, batch: TrainingBatch) -> list[LossTerm]:
+    def spied(self: Objective, model: nn.Module, batch: TrainingBatch, share: float) -> list[LossTerm]:
         assert batch.teacher_outputs is not None
         steps.append((batch.tensors[0], batch.teacher_outputs))
-        return terms(self, model, batch)
+        return terms(self, model, batch, share)
 
     monkeypatch.setattr(Objective, "terms", spied)
     return steps
