@@ -234,13 +234,14 @@ class DenseModel:
 
         It trains in its trained form, or, where steps of weights are coarse, through the rounding. Zeros stay as many,
         and by a `schedule` other than `one-shot` change their places. Without a `memory`, layers are compared with this
-        model's. Other arguments are those of `training.finetune.finetune`.
+        model's if the recipe says so. Other arguments are those of `training.finetune.finetune`.
         """
         form, zeros = self.to_train(model, policy, schedule)
+        layers = paired_layers(self.structure, self.cut(policy), self.module, form) if memory is None else None
         result = finetune(
             form, self.task, samples=samples, seed=seed, teacher=self.module, passes=passes, memory=memory,
             relative_cost=self.relative_cost(policy), held_out=self.held_out, terms=zeros.terms,
-            layers=paired_layers(self.structure, self.cut(policy), self.module, form), on_progress=on_progress,
+            layers=layers, on_progress=on_progress,
         )  # fmt: skip
         zeros.take_trained()
         return result

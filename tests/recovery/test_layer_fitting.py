@@ -8,11 +8,8 @@ from torch import nn
 from autoprune.recovery.sparse import make_sparse
 from autoprune.sparsity.patterns import Pattern
 from autoprune.structure import GraphModel, analyze
+from tests.recovery.zeros import normal
 from tests.small_nets import LastOutput
-
-
-def normal(*sizes: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*sizes, generator=torch.Generator().manual_seed(seed))
 
 
 def dense_graph(net: nn.Module, example: torch.Tensor) -> GraphModel:
