@@ -185,10 +185,17 @@ class Layer:
         return treatment.precision in self.precisions and of_rank and self.divided_by(treatment.pattern)
 
     def divided_by(self, pattern: Pattern | None) -> bool:
-        """Return whether the blocks and groups of a pattern divide all weights of the layer."""
+        """Return whether the blocks and groups of a pattern divide all weights of the layer.
+
+        Transposed convolutions have none: inputs are the rows of their weights.
+        """
         if pattern is None or (not pattern.of and pattern.block == (1, 1)):
             return True
-        return bool(self.shapes) and all(pattern.divides(shape[0], shape[1]) for shape in self.shapes)
+        return (
+            bool(self.shapes)
+            and not self.op.startswith("conv_transpose")
+            and all(pattern.divides(shape[0], shape[1]) for shape in self.shapes)
+        )
 
     def pattern_of(self, weight: str, pattern: Pattern | None) -> Pattern | None:
         """Return the pattern of one of the weights, where the layer has this one.

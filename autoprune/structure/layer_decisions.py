@@ -24,6 +24,7 @@ _PRECISIONS = {
     "linear": PRECISIONS,
     "lstm": ("fp32", "int8-dynamic"),
     **dict.fromkeys(("conv3d", "gru", "rnn_tanh", "rnn_relu"), ("fp32",)),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), ("fp32",)),
 }
 """Precisions by operator; those in fp32 alone can have zeros."""
 

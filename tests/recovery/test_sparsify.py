@@ -19,6 +19,7 @@ from autoprune.structure import analyze
 from autoprune.task.recipe import Recipe
 from autoprune.training.finetune import finetune
 from autoprune.training.scoring import evaluate
+from autoprune.treatments import Treatment
 from tests.task.toys import toy_data, toy_model, toy_task
 from tests.training.test_own_trainer import elsewhere, loop
 
@@ -92,6 +93,19 @@ def test_convolutions_of_three_dimensions_have_zeros() -> None:
     sparse = autoprune.sparsify(model, data, pattern="sparse:50%", ranking="local")
     assert float((sparse.get_parameter("2.weight") == 0).float().mean()) == 0.5
     assert [layer.op for layer in analyze(model, data.tensors[0][:1]).layers] == ["conv3d", "conv3d", "linear"]
+
+
+def test_transposed_convolutions_have_zeros_but_no_groups() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 8, 4, 2), nn.Flatten(), nn.LazyLinear(2))
+    data = TensorDataset(torch.randn(32, 1, 5, 5), torch.zeros(32, dtype=torch.int64))
+    model.eval()(data.tensors[0])
+    sparse = autoprune.sparsify(model, data, pattern="sparse:50%", ranking="local")
+    assert float((sparse.get_parameter("2.weight") == 0).float().mean()) == 0.5
+    layer = analyze(model, data.tensors[0][:1]).layers[1]
+    assert layer.op == "conv_transpose2d"
+    assert layer.allows(Treatment.parse("sparse:50%"))
+    assert not any(layer.allows(Treatment.parse(pattern)) for pattern in ("2:4", "sparse:50%@4x1", "int8", "rank:2"))
 
 
 @pytest.mark.parametrize("schedule", ["iterative", "rigl"])
