@@ -4,8 +4,10 @@ import fcntl
 import functools
 import gc
 import hashlib
+import inspect
 import math
 import os
+import pickle
 import shutil
 import signal
 import typing
@@ -25,6 +27,7 @@ from torch.onnx._internal.exporter import _schemas
 import autoprune
 from autoprune.device import noise
 from autoprune.export import onnx_file
+from autoprune.latency import evidence, fitting
 from autoprune.runfolder import write_atomic
 from autoprune.structure import GraphModel
 from autoprune.training.dense import weights_to_bytes
@@ -83,10 +86,11 @@ def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     export = onnx_file.export_onnx
 
     def remembered(model: nn.Module, inputs: Any, path: Any = None, **options: Any) -> onnx.ModelProto:
-        if path is None or not isinstance(model, GraphModel):  # a graph says what is computed, a class does not
+        computed = what_is_computed(model)
+        if path is None or computed is None:
             return export(model, inputs, path, **options)
         of_inputs = [(tuple(x.shape), x.dtype) for x in inputs]
-        known = (str(model.captures[False].graph), model.input_names, of_inputs, options)
+        known = (computed, of_inputs, options)
         key = hashlib.sha256(weights_to_bytes(model) + repr(known).encode()).hexdigest()
         if (folder / key).exists():
             write_atomic(path, (folder / key).read_bytes())
@@ -97,6 +101,33 @@ def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnx_file, "export_onnx", remembered)
+        yield
+
+
+def what_is_computed(model: nn.Module) -> object:
+    """Return what tells models of equal weights apart: their graph, or the sources of their classes; `None`: neither is
+    known."""
+    if isinstance(model, GraphModel):
+        return str(model.captures[False].graph), model.input_names
+    try:
+        return repr(model), [inspect.getsource(type(module)) for module in model.modules()]
+    except (OSError, TypeError):  # a class that was made while tests run
+        return None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fitted_once() -> Iterator[None]:
+    """Fit equal evidence once: searches of one model all profile the same simulated machine."""
+    fit, known = evidence.fit, dict[str, fitting.Fit]()
+
+    def remembered(*given: Any) -> fitting.Fit:
+        key = hashlib.sha256(pickle.dumps(given)).hexdigest()
+        if key not in known:
+            known[key] = fit(*given)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evidence, "fit", remembered)
         yield
 
 

@@ -46,7 +46,7 @@ def test_a_product_with_a_sum_is_told():
 def test_a_transformer_is_resized_with_equal_norms_and_without_branches(monkeypatch: pytest.MonkeyPatch):
     """Its proof, on random widths and without any branch, is part of making the timer."""
     torch.manual_seed(0)
-    net = ViT(1, 8, 3, dim=8, depth=2, heads=2, hidden=6).eval()
+    net = ViT(1, 8, 3, dim=8, depth=1, heads=2, hidden=6).eval()
     structure = analyze(net, (torch.zeros(1, 1, 8, 8),))
     assert {unit.kind for unit in structure.units} == {"channel", "head", "head_dim"}
     assert any(unit.removable for unit in structure.units)
