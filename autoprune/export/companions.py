@@ -68,7 +68,9 @@ model = autoprune.load(build_model, Path(__file__).with_name({path}))
 inputs = {tensors}  # put your data here; the first dimension is the batch
 with torch.no_grad():
     outputs = model({stars}inputs)
-print(tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else outputs)
+outputs = outputs if isinstance(outputs, (dict, tuple, list)) else vars(outputs) or [outputs]
+for name, value in outputs.items() if isinstance(outputs, dict) else enumerate(outputs):
+    print(name, tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__)
 '''
 _TO_FILL_IN = "None  # the search was given a task in Python: put your function here"
 

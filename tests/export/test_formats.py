@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from autoprune.errors import UsageError
 from autoprune.export.companions import deploy_script
@@ -78,5 +80,23 @@ def test_scripts_are_short_python(format: str, stem: str) -> None:
     assert "torch" in FORMATS[format].runs_on or stem in strings
     assert stem in [n.value for n in ast.walk(ast.parse(deploy_script(PACKED, file, "d.py", inputs, keywords=True)))
                     if isinstance(n, ast.Constant)]  # fmt: skip
-    assert sum(bool(line.strip()) for line in text.splitlines()) <= 13
+    assert sum(bool(line.strip()) for line in text.splitlines()) <= 15
     assert format == PACKED or "autoprune." not in text.replace(MARK, "")
+
+
+@pytest.mark.parametrize(
+    ("outputs", "printed"),
+    [
+        (torch.zeros(1, 4), "0 (1, 4)\n"),
+        ((torch.zeros(1, 4), None), "0 (1, 4)\n1 NoneType\n"),
+        ({"logits": torch.zeros(1, 4)}, "logits (1, 4)\n"),
+        (SimpleNamespace(logits=torch.zeros(1, 4), hidden=[]), "logits (1, 4)\nhidden list\n"),
+    ],
+)
+def test_the_script_of_packed_weights_prints_the_shapes_of_outputs(
+    outputs: object, printed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("autoprune.load", lambda build_model, path: lambda x: outputs)
+    inputs = [{"name": "x", "dtype": "float32", "shape": [1, 2]}]
+    exec(deploy_script(PACKED, "m.safetensors", "d.py", inputs), {"__file__": "d.py"})
+    assert capsys.readouterr().out == printed
