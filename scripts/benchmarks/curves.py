@@ -10,6 +10,7 @@ import csv
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -59,22 +60,24 @@ def curve(
     points: Sequence[int],
     seed: int,
     deployed: Callable[[nn.Module], nn.Module] = lambda tuned: tuned,
+    train: Callable[[nn.Module, int], object] | None = None,
 ) -> list[tuple[int, float]]:
     """Test score after every number of sample passes in `points`, each from the same start; (point, score) pairs.
 
     The start is `model` with its batch norms recalibrated, which is free for every method; point 0 is the start itself.
-    Fine-tuning is the task's, with `dense` as the teacher. `relative_cost` is the model's MACs relative to the dense
-    model's; `deployed` gives the model that is scored, such as the twin with int8 layers. Nothing is changed but the
-    memory layout of `dense`, which is put back.
+    Fine-tuning is the task's, with `dense` as the teacher, or `train(model, examples)`, in place. `relative_cost` is
+    the model's MACs relative to the dense model's; `deployed` gives the model that is scored, such as the twin with
+    int8 layers. Nothing is changed but the memory layout of `dense`, which is put back.
     """
+    plain = partial(finetune, task=task, seed=seed, teacher=dense, relative_cost=relative_cost)
     start = copy.deepcopy(model)
     recalibrate(start, task)
     scores = []
     for point in points:
         tuned = copy.deepcopy(start)
         if point > 0:
-            samples = samples_for(point, relative_cost, task.tuning_recipe.batch_size)
-            finetune(tuned, task, samples=samples, seed=seed, teacher=dense, relative_cost=relative_cost)
+            examples = samples_for(point, relative_cost, task.tuning_recipe.batch_size)
+            train(tuned, examples) if train is not None else plain(tuned, samples=examples)
         scores.append((point, score_on_test(deployed(tuned), task, dense)))
     return scores
 

@@ -4,11 +4,12 @@
         --budget 50% --budget 33% --points 0 2000 10000 50000 --seeds 0 --out results.csv
 
 Each tool gets an environment of its own, with this checkout of autoprune in it, so that task, export, timing and
-fine-tuning are the very same functions. The first run DOWNLOADS the tools and PyTorch into `--environments`; later
-ones use what is there. A peer prunes to a share of what it counts; the share with the least pruned whose *measured*
-latency (ONNX Runtime on the CPU, 1 thread, batch 1) fits the budget is taken. Its test score after every number of
-sample passes in `--points` is appended to a CSV file (`curves.Row` explains the columns). Run it again to go on: the
-shares that meet the budgets are in the folder beside that file.
+fine-tuning are the very same functions (without comparing layers: a peer does not say which channels it kept). The
+first run DOWNLOADS the tools and PyTorch into `--environments`; later ones use what is there. A peer prunes to a share
+of what it counts; the share with the least pruned whose *measured* latency (ONNX Runtime on the CPU, 1 thread, batch 1)
+fits the budget is taken. Its test score after every number of sample passes in `--points` is appended to a CSV file
+(`curves.Row` explains the columns). Run it again to go on: the shares that meet the budgets are in the folder beside
+that file.
 
 With `--int8`, ONNX Runtime's static quantization follows the pruning: files in int8 meet the budgets and are scored.
 

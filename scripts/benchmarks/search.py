@@ -7,9 +7,10 @@
 All strategies share the dense weights, the latency table (profiled once, beside the CSV file), the evaluator, the
 repair, the number of proxies, the rungs and the fine-tuning recipe. The policy of a budget is the best one of the last
 rung that meets it when measured, within 1 % as everywhere (`--by-prediction`: by the table alone, on a machine that is
-too busy to measure); it is then fine-tuned from its repaired start, once for each number of passes, with seeds that
-all strategies share. `search_passes` are those of the whole search divided by its budgets: everything that looked at
-data counts. Results are appended to a CSV file (`curves.Row` explains the columns); run it again to go on.
+too busy to measure); it is then fine-tuned from its repaired start as a run does it (on `fashion-mnist` layers are
+compared with the dense model's), once for each number of passes, with seeds that all strategies share.
+`search_passes` are those of the whole search divided by its budgets: everything that looked at data counts. Results
+are appended to a CSV file (`curves.Row` explains the columns); run it again to go on.
 `scripts/benchmarks/summarize_curves.py` compares them.
 """
 
@@ -239,6 +240,9 @@ def append_curve(
             ((_, score),) = curve(
                 model, dense_model.task, dense_model.module, relative_cost=cost, points=[point], seed=choice.seed,
                 deployed=lambda tuned: dense_model.as_deployed(cast(GraphModel, tuned), policy),
+                train=lambda tuned, examples: dense_model.finetune(
+                    cast(GraphModel, tuned), policy, samples=examples, seed=choice.seed
+                ),
             )  # fmt: skip
         row = Row(
             method=choice.method,
