@@ -191,11 +191,9 @@ class Layer:
         """
         if pattern is None or (not pattern.of and pattern.block == (1, 1)):
             return True
-        return (
-            bool(self.shapes)
-            and not self.op.startswith("conv_transpose")
-            and all(pattern.divides(shape[0], shape[1]) for shape in self.shapes)
-        )
+        if not self.shapes or self.op.startswith("conv_transpose"):
+            return False
+        return all(pattern.divides(shape[0], shape[1]) for shape in self.shapes)
 
     def pattern_of(self, weight: str, pattern: Pattern | None) -> Pattern | None:
         """Return the pattern of one of the weights, where the layer has this one.
