@@ -101,7 +101,13 @@ class Evaluator:
         return model, repaired, True
 
     def _compares_layers(self, spec: TrialSpec) -> bool:
-        return spec.fidelity.name == FULL and self.dense_model.task.tuning_recipe.layer_weight > 0
+        """Return whether a fine-tune asks for outputs of layers, which the shared memory of the teacher does not keep.
+
+        Models that are trained as graphs, and steps and trainers of the user's own, compare none.
+        """
+        task, form = self.dense_model.task, self.dense_model.form
+        own = task.train_step is not None or task.finetune is not None or (form is not None and form.name != "native")
+        return spec.fidelity.name == FULL and task.tuning_recipe.layer_weight > 0 and not own
 
     def _repaired(self, cut: Cut, spec: TrialSpec, passes: SamplePasses) -> GraphModel:
         # Shrinking is proven for policies that are fine-tuned; the proxy would spend a fifth of its time on it.

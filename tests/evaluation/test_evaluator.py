@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 
@@ -13,7 +14,8 @@ from autoprune.evaluation import DenseModel, Evaluator
 from autoprune.pruning import channel_order, score_units
 from autoprune.quantization.grid import rounded_blocks
 from autoprune.records import Policy
-from autoprune.structure import analyze
+from autoprune.structure import ModelForm, analyze
+from autoprune.task.recipe import Recipe
 from autoprune.training.dense import train_dense
 from autoprune.training.sample_passes import SamplePasses
 from autoprune.treatments import Treatment
@@ -195,3 +197,23 @@ def test_zeros_stay_in_fine_tuning_and_are_counted(dense_model: DenseModel, writ
     assert dense_model.sizes(policy)["bytes"] < dense["bytes"]
     assert dense_model.sizes(policy)["macs"] < dense["macs"]
     assert dense_model.relative_cost(policy) == dense_model.relative_cost(policy.timed)
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "shares"), [("full", "native", False), ("full", "graph", True), ("brief", "native", True)]
+)
+def test_the_teacher_is_asked_anew_where_layers_are_compared_alone(
+    dense_model: DenseModel, monkeypatch: pytest.MonkeyPatch, name: str, form: str, shares: bool
+) -> None:
+    given = []
+
+    def finetune(self: DenseModel, *args: object, memory: object, **options: object) -> None:
+        given.append(memory is not None)
+        raise TrialError("seen")
+
+    monkeypatch.setattr(DenseModel, "finetune", finetune)
+    task = dataclasses.replace(dense_model.task, finetune_recipe=Recipe(layer_weight=5.0))
+    comparing = dataclasses.replace(dense_model, task=task, form=ModelForm(name=form, reason="", notes=()))
+    with contextlib.suppress(TrialError):
+        evaluator(comparing)(spec(dense_model, dataclasses.replace(BRIEF, name=name)))
+    assert given == [shares]
